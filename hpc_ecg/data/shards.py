@@ -1,0 +1,145 @@
+"""The shard format, and nothing else: how a set of shards is written, described and found again.
+
+    dataset.json        what the signals mean, counts, digests, how the split was made
+    index.parquet       a row per record: where it lies, who, which split, labels, age, sex, flags
+    shard-000000.tar    WebDataset: `<key>.ecg.npy` (int16 [12, T], 1 µV a count), `<key>.json`
+    left_out.csv        rows of the table that are in no shard, each with its reason
+
+The key is the row of the input table, zero-padded: no dots (webdataset cuts there), no identifier.
+Shard k holds rows kS to (k+1)S - 1 less those left out, so any number of workers writes the same
+bytes. The index holds the byte offset of each array, so that records are read by mapping the tar.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
+
+FORMAT = "hpc_ecg-shards/1"
+LABEL_PREFIX = "label."
+ARRAY_ENDING = ".ecg.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSet:
+    """A set of shards as opened: its folder, description and index (a pandas table)."""
+
+    folder: Path
+    signal: SignalSpec
+    microvolts_per_count: float
+    label_names: list[str]
+    index: pd.DataFrame
+    index_sha256: str
+    description: dict[str, Any]
+
+    def shard_path(self, shard: int) -> Path:
+        return self.folder / self.description["shards"][shard]["name"]
+
+
+def key_of_row(row: int) -> str:
+    return f"{row:08d}"
+
+
+def shard_name(shard: int) -> str:
+    return f"shard-{shard:06d}.tar"
+
+
+class ShardWriter:
+    """Writes one shard through webdataset, byte for byte the same each time."""
+
+    def __init__(self, stream: BinaryIO, signal: SignalSpec, microvolts_per_count: float) -> None:
+        from webdataset import TarWriter  # imports torch, which most of this floor does without
+
+        self._tar = TarWriter(stream, encoder=False, mtime=0, user="", group="")
+        about = asdict(signal) | {"microvolts_per_count": microvolts_per_count}
+        self._about = json.dumps(about, sort_keys=True).encode()
+
+    def write(self, row: int, counts_LS: np.ndarray) -> None:
+        assert counts_LS.dtype == np.int16 and counts_LS.flags.c_contiguous
+        array = io.BytesIO()
+        np.lib.format.write_array(array, counts_LS, version=(1, 0))
+        self._tar.write(
+            {"__key__": key_of_row(row), "ecg.npy": array.getvalue(), "json": self._about}
+        )
+
+    def close(self) -> None:
+        self._tar.close()
+
+
+def find_arrays(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
+    """Key -> byte offset of the first count in the tar, from the tar's and the arrays' headers."""
+    offsets = {}
+    with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+        for member in tar:
+            if not member.name.endswith(ARRAY_ENDING):
+                continue
+            file.seek(member.offset_data)
+            version = np.lib.format.read_magic(file)
+            assert version == (1, 0)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            assert shape == (num_leads, num_samples) and dtype == np.int16 and not fortran
+            offsets[member.name.removesuffix(ARRAY_ENDING)] = file.tell()
+    return offsets
+
+
+def read_shard_set(folder: str | Path) -> ShardSet:
+    """Open a set of shards; ValueError for what is missing, cut off or not ours."""
+    folder = Path(folder)
+    description = _read_description(folder)
+    index_path = folder / "index.parquet"
+    if not index_path.is_file():
+        raise ValueError(f"{index_path} is missing; write the shards again")
+    digest = sha256_of(index_path)
+    if digest != description["index_sha256"]:
+        raise ValueError(f"{index_path} is not the one that dataset.json describes (its SHA-256)")
+    _check_sizes(folder, description["shards"])
+    return ShardSet(
+        folder=folder,
+        signal=spec_from_dict(description["signal"], f"{folder}/dataset.json"),
+        microvolts_per_count=float(description["microvolts_per_count"]),
+        label_names=list(description["labels"]),
+        index=pd.read_parquet(index_path),
+        index_sha256=digest,
+        description=description,
+    )
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    if not path.is_file():
+        what = "holds no shards" if folder.is_dir() else "does not exist"
+        raise ValueError(
+            f"data.shards={folder} {what} (no dataset.json); make them with tools/shard_ecgs.py"
+        )
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a description of {FORMAT}; write the shards again")
+    return description
+
+
+def _check_sizes(folder: Path, shards: list[dict[str, Any]]) -> None:
+    for shard in shards:
+        path = folder / shard["name"]
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; copy it again, or write the shards again")
+        if path.stat().st_size != shard["bytes"]:
+            raise ValueError(
+                f"{path} has {path.stat().st_size} bytes, dataset.json says {shard['bytes']}; "
+                "copy it again, or write the shards again"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

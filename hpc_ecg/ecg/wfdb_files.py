@@ -1,0 +1,126 @@
+"""WFDB records: a .hea, .dat or .mat in, a Recording in mV out. wfdb reads; this file guards it.
+
+wfdb takes some headers for something else than they mean, so a header is looked at as text first:
+- a record name with an ending (`E07500.mat 12 500`) is refused by wfdb; an odd date likewise;
+- `µV` is read as ASCII and becomes `V`, a million times too much;
+- a missing rate becomes 250 Hz and a missing gain 200 counts per mV: guesses, refused here.
+What can be said in plainer words is read from a corrected header beside links to the signal files.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import wfdb
+
+from hpc_ecg.ecg.recording import RecordError, Recording, millivolts_per
+
+# L leads, S samples
+
+MAX_SAMPLES = 5_000_000
+"""Per lead: longer ones (over an hour at 1000 Hz) are no resting ECGs, or the header is broken."""
+
+_PLAIN_NAME = re.compile(r"[-\w]+", re.ASCII)
+_ONE_A_FRAME = re.compile(
+    r"\d+(x1)?(:\d{0,5})?(\+\d{0,9})?"
+)  # FORMATxSAMPLES_PER_FRAME:SKEW+OFFSET
+_RATE = re.compile(r"\d*\.?\d+")
+_NO_GAIN = re.compile(r"[-+]?0*\.?0*(e[-+]?\d+)?([(/].*)?")
+_MICRO = str.maketrans("µμ", "uu")
+
+
+def read_wfdb(path: Path, _layout: object = None) -> Recording:
+    """Read a record of one segment and one rate, given its header or one of its signal files.
+
+    RecordError: "not found", "unreadable", "leads" (no signals), "rate", "amplitude" (no gain, no
+    voltage). Samples that WFDB marks as invalid become NaN, as in wfdb.
+    """
+    header_path = path if path.suffix == ".hea" else path.with_suffix(".hea")
+    if not header_path.is_file():
+        raise RecordError("not found", f"its header {header_path.name} is not beside it")
+    lines = _header_lines(header_path)
+    _check_record_line(lines)
+    for line in lines[1:]:
+        _check_signal_line(line, header_path.parent)
+    record = _read_record(header_path, lines)
+    scale_L = np.array([_scale(unit) for unit in record.units])
+    return Recording(
+        signal_LS=np.ascontiguousarray(record.p_signal.T) * scale_L[:, None],
+        leads=tuple(name or "" for name in record.sig_name),
+        sample_rate_hz=float(record.fs),
+    )
+
+
+def _header_lines(header_path: Path) -> list[str]:
+    """The record line and the signal lines; comments are not ours to read."""
+    content = header_path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _check_record_line(lines: list[str]) -> None:
+    if not lines:
+        raise RecordError("unreadable", "the header is empty")
+    name, *fields = lines[0].split()
+    if "/" in name:
+        raise RecordError(
+            "unreadable", "records of several segments are not read; save one segment"
+        )
+    if len(lines) == 1:
+        raise RecordError("leads", "the header lists no signals")
+    if not fields or fields[0] != str(len(lines) - 1):
+        announced = fields[0] if fields else "no number of"
+        raise RecordError(
+            "unreadable", f"the header announces {announced} signals and lists {len(lines) - 1}"
+        )
+    if len(fields) < 2 or not _RATE.match(fields[1]):
+        raise RecordError("rate", "the header states no sampling rate")
+    if len(fields) > 2 and fields[2].isdecimal() and int(fields[2][:18]) > MAX_SAMPLES:
+        raise RecordError(
+            "unreadable", f"{fields[2][:18]} samples a lead, at most {MAX_SAMPLES} are read"
+        )
+
+
+def _check_signal_line(line: str, folder: Path) -> None:
+    file_name, *fields = line.split()
+    if Path(file_name).name != file_name:
+        raise RecordError("unreadable", f"signal file {file_name!r} is not a plain file name")
+    if not (folder / file_name).is_file():
+        raise RecordError("not found", f"its signal file {file_name} is not beside it")
+    if not fields or not _ONE_A_FRAME.fullmatch(fields[0]):
+        got = fields[0] if fields else "nothing"
+        raise RecordError(
+            "unreadable", f"expected a format like 16 or 16+24, 1 sample a frame, got {got}"
+        )
+    if len(fields) < 2 or _NO_GAIN.fullmatch(fields[1]):
+        raise RecordError("amplitude", f"signal {fields[-1]!r} has no gain (it is not calibrated)")
+
+
+def _read_record(header_path: Path, lines: list[str]) -> wfdb.Record:
+    plain = _plain_lines(lines)
+    if plain == lines and "::" not in str(header_path):  # fsspec in wfdb takes :: for a chain
+        return wfdb.rdrecord(str(header_path.with_suffix("")))
+    with tempfile.TemporaryDirectory(prefix="hpc_ecg-") as folder:
+        (Path(folder) / "record.hea").write_text("\n".join(plain) + "\n", encoding="utf-8")
+        for name in {line.split()[0] for line in plain[1:]}:
+            (Path(folder) / name).symlink_to((header_path.parent / name).absolute())
+        return wfdb.rdrecord(str(Path(folder) / "record"))
+
+
+def _plain_lines(lines: list[str]) -> list[str]:
+    """The same header without what wfdb stumbles over: name, date, µ."""
+    name, *fields = lines[0].split()
+    name = name if _PLAIN_NAME.fullmatch(name) else "record"
+    return [" ".join([name, *fields[:3]]), *(line.translate(_MICRO) for line in lines[1:])]
+
+
+def _scale(unit: str | None) -> float:
+    millivolts = millivolts_per(unit or "mV")  # mV is what WFDB means by no unit
+    if millivolts is None:
+        raise RecordError("amplitude", f"unit must be one of mV, uV or V, got {unit!r}")
+    return millivolts

@@ -1,0 +1,129 @@
+"""The predictions file: parquet, one row per record, read and written only here.
+
+Columns: `record`, `patient` (text), and per label L: `L.label` (NaN: missing), `L.logit`,
+`L.probability`. For regression `L.logit` is the predicted value and there is no probability.
+"""
+
+# N records, K labels
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hpc_ecg.evaluation.metrics import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    record_N: NDArray
+    patient_N: NDArray
+    labels: list[str]
+    label_NK: FloatArray
+    logit_NK: FloatArray
+    probability_NK: FloatArray | None
+    """None for regression."""
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        _check_unique(self.record_N)
+
+    def __len__(self) -> int:
+        return len(self.record_N)
+
+    def sorted(self) -> "Predictions":
+        """The same rows in the order of their record names."""
+        order = np.argsort(self.record_N, kind="stable")
+        probability = self.probability_NK
+        return Predictions(
+            record_N=self.record_N[order],
+            patient_N=self.patient_N[order],
+            labels=self.labels,
+            label_NK=self.label_NK[order],
+            logit_NK=self.logit_NK[order],
+            probability_NK=None if probability is None else probability[order],
+        )
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Raises `ValueError` for missing columns, repeated records and records without patient."""
+    table = pd.read_parquet(path)
+    labels = [c.removesuffix(".label") for c in table.columns if c.endswith(".label")]
+    needed = ["record", "patient", *(f"{name}.logit" for name in labels)]
+    missing = [c for c in needed if c not in table.columns]
+    if missing or not labels:
+        absent, seen = ", ".join(missing) or "<name>.label", ", ".join(table.columns)
+        raise ValueError(f"{path}: no column {absent} among {seen}; use write_predictions")
+    without = table[["record", "patient"]].isna().any(axis=1)
+    if without.any():
+        raise ValueError(f"{path}: {int(without.sum())} rows have no record or no patient; "
+                         "intervals are by patient, so every row needs both")  # fmt: skip
+    try:
+        return Predictions(
+            record_N=table["record"].astype(str).to_numpy(dtype=object),
+            patient_N=table["patient"].astype(str).to_numpy(dtype=object),
+            labels=labels,
+            label_NK=_columns(table, labels, "label"),
+            logit_NK=_columns(table, labels, "logit"),
+            probability_NK=_probabilities(table, labels),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Written aside, flushed to disk, renamed: a reader sees the whole file or none."""
+    columns: dict[str, NDArray] = {
+        "record": predictions.record_N.astype(str).astype(object),
+        "patient": predictions.patient_N.astype(str).astype(object),
+    }
+    for k, name in enumerate(predictions.labels):
+        columns[f"{name}.label"] = predictions.label_NK[:, k]
+        columns[f"{name}.logit"] = predictions.logit_NK[:, k]
+        if predictions.probability_NK is not None:
+            columns[f"{name}.probability"] = predictions.probability_NK[:, k]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("wb") as file:
+        pd.DataFrame(columns).to_parquet(file, index=False)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _columns(table: pd.DataFrame, labels: list[str], kind: str) -> FloatArray:
+    return table[[f"{name}.{kind}" for name in labels]].to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _probabilities(table: pd.DataFrame, labels: list[str]) -> FloatArray | None:
+    found = [name for name in labels if f"{name}.probability" in table.columns]
+    if found and found != labels:
+        raise ValueError(f"probability columns for {', '.join(found)} only; all labels or none")
+    return _columns(table, labels, "probability") if found else None
+
+
+def _check_shapes(predictions: Predictions) -> None:
+    shape = (len(predictions.record_N), len(predictions.labels))
+    for name in ("label_NK", "logit_NK", "probability_NK"):
+        array = getattr(predictions, name)
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} must have shape {shape} (records, labels), got {array.shape}")
+    if len(predictions.patient_N) != shape[0]:
+        raise ValueError(
+            f"{len(predictions.patient_N)} patients for {shape[0]} records; give each one"
+        )
+    if not shape[0] or not shape[1]:
+        raise ValueError(f"needs records and labels, got {shape[0]} records and {shape[1]} labels")
+
+
+def _check_unique(record_N: NDArray) -> None:
+    names, counts = np.unique(record_N.astype(str), return_counts=True)
+    if (counts > 1).any():
+        twice = names[counts > 1]
+        raise ValueError(
+            f"{len(twice)} records come more than once, such as {str(twice[0])!r}; "
+            "each record must be predicted exactly once"
+        )

@@ -1,0 +1,55 @@
+"""What a run says while it works: log lines and a progress bar, from the first process only.
+
+On a terminal the bar is rich's; in a log file the log lines alone speak.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger("hpc_ecg")
+console = Console(stderr=True)
+
+
+class Advance(Protocol):
+    def __call__(self, steps: int = 1, note: str = "") -> None: ...
+
+
+def start_logging(rank: int = 0) -> None:
+    """Log to standard error; ranks other than the first only warn."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s", "%H:%M:%S"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+@contextmanager
+def progress_bar(what: str, total: int, done: int = 0, visible: bool = True) -> Iterator[Advance]:
+    """A bar on a terminal; nothing elsewhere. The yielded call advances it and sets its note."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    hidden = not (visible and console.is_terminal)
+    with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
+        task = progress.add_task(what, total=total, completed=done, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            progress.update(task, advance=steps, note=note)
+
+        yield advance

@@ -1,0 +1,182 @@
+"""The sizes of the model: what a user asks for, and what that resolves to.
+
+`ModelConfig` (the `model` section) may leave every size open; `Architecture` has none open. Between
+them stands the checkpoint: its sizes win, and an explicit wish for another size is an error.
+Names are those of the original's `cfg.model`, so that a size is called the same everywhere.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+ConvLayers = tuple[tuple[int, int, int], ...]
+
+LARGEST_SIZE = 2**20
+LONGEST_STEM = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    encoder_layers: int | None = None
+    """Transformer layers; unset = as in init.checkpoint, or the published 12 without one."""
+    encoder_embed_dim: int | None = None
+    """Width; unset = as in init.checkpoint, or 768."""
+    encoder_ffn_embed_dim: int | None = None
+    """Inner width of the feed-forward part; unset = as in init.checkpoint, or 3072."""
+    encoder_attention_heads: int | None = None
+    """Attention heads; unset = as in init.checkpoint, or 12."""
+    conv_feature_layers: str | None = None
+    """Conv stem as (channels, kernel, stride) per layer; unset = as in init.checkpoint, or
+    `[(256, 2, 2)] * 4`."""
+    conv_pos: int | None = None
+    """Kernel of the positional convolution in tokens; unset = as in init.checkpoint, or 128."""
+    conv_pos_groups: int | None = None
+    """Groups of the positional convolution; unset = as in init.checkpoint, or 16."""
+    in_d: int | None = None
+    """Leads; unset = as in init.checkpoint, or 12."""
+    dropout: float = 0.0
+    """Dropout after the positional step, after attention and after the feed-forward part."""
+    attention_dropout: float = 0.0
+    """Dropout on the attention weights."""
+    activation_dropout: float = 0.1
+    """Dropout inside the feed-forward part, after GELU."""
+    dropout_input: float = 0.0
+    """Dropout on the projected stem features."""
+    final_dropout: float = 0.0
+    """Dropout on the tokens before they are pooled."""
+    stem_gradient: float = 1.0
+    """Factor on the gradient of a trained conv stem (feature_grad_mult of the original, above 0);
+    a stem that must not train is train.freeze=stem."""
+    attention: str = "sdpa"
+    """sdpa = torch's fused kernels; math = the plain reference."""
+    pooling: str = "mean"
+    """mean = mean over valid tokens; nonzero = the original's count of exact non-zeros per channel
+    (differs only with final_dropout > 0 or a value that is exactly 0)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Resolved sizes; the defaults are the published ones (90,374,017 parameters, one label)."""
+
+    encoder_layers: int = 12
+    encoder_embed_dim: int = 768
+    encoder_ffn_embed_dim: int = 3072
+    encoder_attention_heads: int = 12
+    conv_feature_layers: ConvLayers = ((256, 2, 2),) * 4
+    conv_pos: int = 128
+    conv_pos_groups: int = 16
+    in_d: int = 12
+
+    def num_tokens(self, num_samples: int) -> int:
+        """Tokens that the conv stem makes of so many samples (2500 -> 156)."""
+        for _, kernel, stride in self.conv_feature_layers:
+            num_samples = max((num_samples - kernel) // stride + 1, 0)
+        return num_samples
+
+
+SIZE_NAMES = tuple(f.name for f in fields(Architecture))
+
+
+def resolve_architecture(config: ModelConfig, of_checkpoint: Architecture | None) -> Architecture:
+    """The sizes to build. ValueError: an explicit size that differs from the checkpoint's, or
+    sizes that do not divide."""
+    settings = architecture_to_settings(of_checkpoint or Architecture())
+    wishes = {name: getattr(config, name) for name in SIZE_NAMES}
+    settings |= {name: wish for name, wish in wishes.items() if wish is not None}
+    architecture = architecture_from_settings(settings, "model.")
+    for name in SIZE_NAMES:
+        if of_checkpoint and getattr(architecture, name) != getattr(of_checkpoint, name):
+            theirs = architecture_to_settings(of_checkpoint)[name]
+            raise ValueError(
+                f"model.{name}={wishes[name]}, but the weights of init.checkpoint have {theirs}; "
+                f"leave model.{name} unset to take theirs"
+            )
+    return architecture
+
+
+def architecture_to_settings(architecture: Architecture) -> dict[str, int | str]:
+    """The sizes under the original's names, `conv_feature_layers` as the original's string."""
+    settings = {name: getattr(architecture, name) for name in SIZE_NAMES}
+    return settings | {"conv_feature_layers": format_conv_layers(architecture.conv_feature_layers)}
+
+
+def architecture_from_settings(settings: Mapping[str, object], where: str) -> Architecture:
+    """An Architecture from values under the original's names (`cfg.model`, our metadata).
+
+    `where` is the prefix for error messages (`model.` or `base_ssl.pt: cfg.model.`).
+    """
+    missing = [name for name in SIZE_NAMES if name not in settings]
+    if missing:
+        raise ValueError(f"{where}{missing[0]} is missing; every size must be stated")
+    sizes = {name: settings[name] for name in SIZE_NAMES if name != "conv_feature_layers"}
+    for name, size in sizes.items():
+        if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
+            raise ValueError(
+                f"{where}{name} must be between 1 and {LARGEST_SIZE}, got {show_value(size)}"
+            )
+    text = settings["conv_feature_layers"]
+    layers = parse_conv_layers(text, f"{where}conv_feature_layers")
+    architecture = Architecture(conv_feature_layers=layers, **sizes)  # type: ignore[arg-type]
+    for name in ("encoder_attention_heads", "conv_pos_groups"):
+        if architecture.encoder_embed_dim % getattr(architecture, name):
+            raise ValueError(
+                f"{where}{name}={getattr(architecture, name)} must divide "
+                f"encoder_embed_dim={architecture.encoder_embed_dim}"
+            )
+    return architecture
+
+
+def format_conv_layers(layers: ConvLayers) -> str:
+    """`[(256, 2, 2)] * 4`, as the original writes it, or the plain list if the layers differ."""
+    if len(set(layers)) == 1:
+        return f"[{layers[0]}] * {len(layers)}"
+    return repr(list(layers))
+
+
+def parse_conv_layers(text: object, name: str) -> ConvLayers:
+    """(channels, kernel, stride) per layer from a Python list expression. Nothing is evaluated:
+    lists of three integers, `*` and `+` are read from the syntax tree, and the length is bounded.
+    """
+    try:
+        if not isinstance(text, str) or len(text) > 40 * LONGEST_STEM:
+            raise ValueError
+        layers = _layers_of(ast.parse(text.strip(), mode="eval").body)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError(
+            f"{name} must be a list of (channels, kernel, stride) such as '[(256, 2, 2)] * 4' "
+            f"with 1 to {LONGEST_STEM} layers, got {show_value(text)}"
+        ) from None
+    if not layers:
+        raise ValueError(f"{name} must have at least one layer, got {show_value(text)}")
+    return layers
+
+
+def _layers_of(node: ast.expr) -> ConvLayers:
+    match node:
+        case ast.List(elts=items):
+            layers = tuple(_layer_of(item) for item in items)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            layers = _layers_of(left) + _layers_of(right)
+        case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int(times))):
+            layers = _layers_of(left) * min(times, LONGEST_STEM + 1)
+        case _:
+            raise ValueError
+    if len(layers) > LONGEST_STEM:
+        raise ValueError
+    return layers
+
+
+def _layer_of(node: ast.expr) -> tuple[int, int, int]:
+    if not isinstance(node, ast.Tuple | ast.List):
+        raise ValueError
+    sizes = [item.value for item in node.elts if isinstance(item, ast.Constant)]
+    whole = [size for size in sizes if type(size) is int and 1 <= size <= LARGEST_SIZE]
+    if len(whole) != 3 or len(node.elts) != 3:
+        raise ValueError
+    return whole[0], whole[1], whole[2]
+
+
+def show_value(value: object) -> str:
+    """A value from a file may be anything: show short plain ones, else the type."""
+    plain = value is None or isinstance(value, int | float | str)
+    return repr(value)[:80] if plain else f"a {type(value).__name__}"

@@ -1,0 +1,119 @@
+"""The parts of the backbone: conv stem, positional convolution, encoder.
+
+Modules nest as in the original, so that parameter names agree with its checkpoints. GELU takes the
+input's own dtype: torch computes it in fp32 inside and rounds once, which is what the original's
+cast to fp32 and back gives (tested), without keeping fp32 activations.
+"""
+# B batch, C leads or channels, S samples, T tokens, D width
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.attention import SelfAttention
+
+
+class ConvStem(nn.Module):
+    """ECG [B, C, S] -> features [B, channels, T]: convolutions without bias, GELU after each;
+    after the first also one normalization per channel over time, padding included."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        channels_in = architecture.in_d
+        self.conv_layers = nn.ModuleList()
+        for channels, kernel, stride in architecture.conv_feature_layers:
+            layer = nn.ModuleDict(
+                {"0": nn.Conv1d(channels_in, channels, kernel, stride, bias=False)}
+            )
+            if not self.conv_layers:
+                layer["2"] = ChannelNorm(channels)
+            self.conv_layers.append(layer)
+            channels_in = channels
+
+    def forward(self, x_BCS: Tensor) -> Tensor:
+        for layer in self.conv_layers:
+            assert isinstance(layer, nn.ModuleDict)
+            for part in layer.values():
+                x_BCS = part(x_BCS)
+            x_BCS = F.gelu(x_BCS)
+        return x_BCS
+
+
+class ChannelNorm(nn.GroupNorm):
+    """GroupNorm with one channel per group, computed in fp32 whatever the input, and cast back."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, eps=1e-5)
+
+    def forward(self, x_BCT: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x_BCT.float(), self.num_groups, weight, bias, self.eps).to(x_BCT.dtype)
+
+
+class PositionalConv(nn.Module):
+    """Weight-normed grouped convolution over tokens, [B, T, D] -> [B, T, D], before GELU.
+
+    weight = g * v / ||v||, one norm per kernel tap; output t sees inputs t - k/2 to t + k/2 - 1
+    (the one that an even kernel has too many is dropped at the end).
+    """
+
+    def __init__(self, width: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.kernel, self.groups = kernel, groups
+        self.bias = nn.Parameter(torch.empty(width))
+        self.weight_g = nn.Parameter(torch.empty(1, 1, kernel))
+        self.weight_v = nn.Parameter(torch.empty(width, width // groups, kernel))
+
+    def weight(self) -> Tensor:
+        v = self.weight_v.float()
+        return self.weight_g.float() * v / torch.linalg.vector_norm(v, dim=(0, 1), keepdim=True)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BDT, weight = x_BTD.transpose(1, 2), self.weight().to(self.weight_v.dtype)
+        padding = self.kernel // 2
+        out_BDT = F.conv1d(x_BDT, weight, self.bias, padding=padding, groups=self.groups)
+        return out_BDT[..., : x_BTD.shape[1]].transpose(1, 2)
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm transformer layer, [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, architecture: Architecture, config: ModelConfig) -> None:
+        super().__init__()
+        width, inner = architecture.encoder_embed_dim, architecture.encoder_ffn_embed_dim
+        self.self_attn = SelfAttention(
+            width, architecture.encoder_attention_heads, config.attention_dropout, config.attention
+        )
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        attended_BTD = self.dropout(self.self_attn(x_BTD, mask_BT))
+        x_BTD = self.self_attn_layer_norm(x_BTD + attended_BTD)
+        inner = self.activation_dropout(F.gelu(self.fc1(x_BTD)))
+        return self.final_layer_norm(x_BTD + self.dropout(self.fc2(inner)))
+
+
+class Encoder(nn.Module):
+    """LayerNorm, then the layers (post-norm: there is no norm after the last one)."""
+
+    def __init__(self, architecture: Architecture, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(architecture, config) for _ in range(architecture.encoder_layers)
+        )
+        self.layer_norm = nn.LayerNorm(architecture.encoder_embed_dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        if mask_BT is not None:
+            x_BTD = x_BTD.masked_fill(mask_BT[..., None], 0.0)
+        x_BTD = self.dropout(self.layer_norm(x_BTD))
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, mask_BT)
+        return x_BTD

@@ -1,0 +1,208 @@
+"""The model: an ECG goes in, one logit per label comes out.
+
+`ECGTransformer` (the backbone) is DeepECG-SSL's wav2vec2-style encoder: conv stem -> LayerNorm ->
+Linear -> positional convolution -> LayerNorm -> post-norm encoder layers. `ECGClassifier` adds the
+mean over tokens and a linear head. Parameter names: `backbone.` + the name in base_ssl.pt, and
+`head.`. Numbers agree with the original within 1e-5 (tests/test_transformer.py).
+"""
+# B batch, C leads, S samples, T tokens, D width, K labels
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpc_ecg.model.architecture import Architecture, ModelConfig, resolve_architecture
+from hpc_ecg.model.attention import ATTENTION_KINDS
+from hpc_ecg.model.layers import ConvStem, Encoder, PositionalConv
+
+__all__ = [
+    "Architecture",
+    "ECGClassifier",
+    "ECGTransformer",
+    "ModelConfig",
+    "build_model",
+    "build_on_meta",
+    "randomize_backbone",
+    "randomize_head",
+    "resolve_architecture",
+]
+
+POOLINGS = ("mean", "nonzero")
+FREEZABLE = ("none", "stem", "backbone")
+
+
+class ECGTransformer(nn.Module):
+    """The backbone: ECG -> token features."""
+
+    def __init__(self, architecture: Architecture, config: ModelConfig) -> None:
+        super().__init__()
+        width, features = architecture.encoder_embed_dim, architecture.conv_feature_layers[-1][0]
+        self.architecture, self.stem_gradient = architecture, config.stem_gradient
+        self.encoder = Encoder(architecture, config)
+        self.feature_extractor = ConvStem(architecture)
+        # The original has no projection where the widths agree already.
+        self.post_extract_proj = nn.Linear(features, width) if features != width else nn.Identity()
+        conv_pos = PositionalConv(width, architecture.conv_pos, architecture.conv_pos_groups)
+        self.conv_pos = nn.ModuleDict({"pos_conv": nn.Sequential(conv_pos)})
+        self.layer_norm = nn.LayerNorm(features)
+        self.dropout_input = nn.Dropout(config.dropout_input)
+
+    def extract(
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token features [B, T, D] of ECGs in mV [B, C, S], and the token mask [B, T] (True =
+        padded) made of a padding mask [B, S] or [B, C, S]; None without one."""
+        x_BTD = self.embed(ecg_BCS)
+        mask_BT = None if padding_mask is None else self.token_mask(padding_mask, x_BTD.shape[1])
+        x_BTD = x_BTD + F.gelu(self.conv_pos["pos_conv"](x_BTD))
+        return self.encoder(x_BTD, mask_BT), mask_BT
+
+    forward = extract
+
+    def embed(self, ecg_BCS: Tensor) -> Tensor:
+        """Conv stem, LayerNorm and projection: [B, C, S] -> [B, T, D]."""
+        x_BCT = self.feature_extractor(ecg_BCS)
+        if self.stem_gradient != 1.0:  # forward unchanged to the bit: the difference is exactly 0
+            x_BCT = x_BCT.detach() + (x_BCT - x_BCT.detach()) * self.stem_gradient
+        return self.dropout_input(self.post_extract_proj(self.layer_norm(x_BCT.transpose(1, 2))))
+
+    def token_mask(self, padding_mask: Tensor, num_tokens: int) -> Tensor:
+        """[B, S] or [B, C, S] (the leads of a row must agree) -> [B, T], True = padded.
+
+        A row too short for one token gets no token masked, as in the original."""
+        if padding_mask.ndim == 3:
+            if not bool((padding_mask == padding_mask[:, :1]).all()):
+                raise ValueError("padding_mask [B, C, S] must agree over the leads of each record")
+            padding_mask = padding_mask[:, 0]
+        valid_B = (~padding_mask).sum(-1)
+        for _, kernel, stride in self.architecture.conv_feature_layers:
+            valid_B = ((valid_B - kernel) // stride + 1).clamp(min=0)
+        position_T = torch.arange(num_tokens, device=valid_B.device)
+        return (position_T >= valid_B[:, None]) & (valid_B > 0)[:, None]
+
+
+class ECGClassifier(nn.Module):
+    """Backbone, mean over tokens, linear head. Frozen parts stay in eval mode under `train()`."""
+
+    def __init__(self, architecture: Architecture, num_labels: int, config: ModelConfig) -> None:
+        super().__init__()
+        _check_config(config)
+        if num_labels < 1:
+            raise ValueError(f"the model needs at least one label, got {num_labels}")
+        self.backbone = ECGTransformer(architecture, config)
+        self.head = nn.Linear(architecture.encoder_embed_dim, num_labels)
+        self.final_dropout = nn.Dropout(config.final_dropout)
+        self.pooling = config.pooling
+
+    @property
+    def stem(self) -> ConvStem:
+        return self.backbone.feature_extractor
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.backbone.architecture
+
+    def forward(self, ecg_BCS: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Logits [B, K] of ECGs in mV [B, C, S]; padding_mask [B, S] or [B, C, S], True = padded.
+        An all-False mask costs time and changes nothing: give None."""
+        x_BTD, mask_BT = self.backbone(ecg_BCS, padding_mask)
+        return self.head(self.pool(x_BTD, mask_BT))
+
+    def pool(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """Mean over the tokens that count -> [B, D] (what model.pooling says)."""
+        x_BTD = self.final_dropout(x_BTD)
+        if mask_BT is not None:
+            x_BTD = x_BTD.masked_fill(mask_BT[..., None], 0.0)
+        if self.pooling == "nonzero":
+            return x_BTD.sum(1) / (x_BTD != 0).sum(1)
+        if mask_BT is None:
+            return x_BTD.mean(1)
+        return x_BTD.sum(1) / (~mask_BT).sum(1, keepdim=True)
+
+    def freeze(self, part: str) -> None:
+        """Freeze `none`, the conv `stem` or the whole `backbone`; everything else trains.
+
+        Frozen = no gradient, and eval mode from now on. Call it before the optimizer and any
+        distributed wrapper are made."""
+        if part not in FREEZABLE:
+            raise ValueError(f"a frozen part must be one of {', '.join(FREEZABLE)}, got {part!r}")
+        self.requires_grad_(True)
+        if part == "stem":
+            self.stem.requires_grad_(False)
+        elif part == "backbone":
+            self.backbone.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "ECGClassifier":
+        super().train(mode)
+        for part in (self.stem, self.backbone):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+
+def build_model(
+    architecture: Architecture, num_labels: int, config: ModelConfig, seed: int = 0
+) -> ECGClassifier:
+    """A model on the CPU with random weights that depend on `seed` alone."""
+    model = build_on_meta(architecture, num_labels, config).to_empty(device="cpu")
+    randomize_backbone(model.backbone, seed)
+    randomize_head(model.head, seed)
+    return model
+
+
+def build_on_meta(
+    architecture: Architecture, num_labels: int, config: ModelConfig | None = None
+) -> ECGClassifier:
+    """The same model without memory behind its parameters: names, shapes and counts."""
+    with torch.device("meta"):
+        return ECGClassifier(architecture, num_labels, config or ModelConfig())
+
+
+def randomize_head(head: nn.Linear, seed: int) -> None:
+    """The original's fresh head: xavier uniform weight, zero bias. Depends on seed and shape only,
+    never on the global state of torch nor on which checkpoint the backbone is from."""
+    nn.init.xavier_uniform_(head.weight, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(head.bias)
+
+
+def randomize_backbone(backbone: ECGTransformer, seed: int) -> None:
+    """Random weights by the convention of wav2vec 2.0 (fairseq: `init_bert_params`, after BERT's
+    normal(0, 0.02) for linears with zero bias; `ConvFeatureExtractionModel`: He normal;
+    `make_conv_pos`: normal with std sqrt(4 / (kernel * width)); norms 1 and 0)."""
+    generator = torch.Generator().manual_seed(seed + 2**32)  # not the stream of the head
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, PositionalConv):
+            std = math.sqrt(4 / (module.kernel * module.bias.numel()))
+            nn.init.normal_(module.weight_v, std=std, generator=generator)
+            nn.init.zeros_(module.bias)
+            norm = torch.linalg.vector_norm(module.weight_v.detach(), dim=(0, 1), keepdim=True)
+            module.weight_g.data.copy_(norm)
+
+
+def _check_config(config: ModelConfig) -> None:
+    for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input"):
+        if not 0.0 <= getattr(config, name) < 1.0:
+            raise ValueError(f"model.{name} must be in [0, 1), got {getattr(config, name)}")
+    if not 0.0 <= config.final_dropout < 1.0:
+        raise ValueError(f"model.final_dropout must be in [0, 1), got {config.final_dropout}")
+    if not 0.0 < config.stem_gradient <= 1.0:
+        raise ValueError(
+            f"model.stem_gradient must be in (0, 1], got {config.stem_gradient}; "
+            "for a stem that must not train use train.freeze=stem"
+        )
+    for name, allowed in (("attention", ATTENTION_KINDS), ("pooling", POOLINGS)):
+        if getattr(config, name) not in allowed:
+            raise ValueError(
+                f"model.{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}"
+            )

@@ -1,0 +1,131 @@
+"""Figures: plain numbers in, SVG text out (matplotlib without a display).
+
+Colours are those of Okabe & Ito, told apart with the common colour blindnesses; each goes with a
+line style of its own, so a grey print works too. Axes and text are drawn in `INK`, which a page
+replaces by its text colour. The same numbers give the same bytes.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK = "#1a1a1a"
+OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
+LINES: tuple[Any, ...] = (
+    "solid", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (9, 2)),
+    (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)),
+)  # fmt: skip
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "hpc_ecg", "svg.fonttype": "none", "font.family": "DejaVu Sans",
+    "font.size": 10, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "grid.color": INK,
+    "grid.alpha": 0.15, "grid.linewidth": 0.6, "axes.unicode_minus": True,
+}  # fmt: skip
+Line = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of a forest plot: a value with its interval, and the single values behind it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    points: Sequence[float] = ()
+    style: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Lines that belong together: `thin` ones of single runs, `bold` for all of them."""
+
+    name: str
+    thin: list[Line] = field(default_factory=list)
+    bold: Line | None = None
+
+
+def forest_plot(
+    rows: Sequence[Row], xlabel: str, *, name: str, reference: float | None = None
+) -> str:
+    """Values with intervals, one row each, the first on top; `reference` is a vertical line."""
+    with _figure(6.4, 0.9 + 0.36 * len(rows)) as (figure, axes):
+        for y, row in enumerate(rows):
+            color = _color(row.style)
+            axes.plot([row.low, row.high], [y, y], color=color, linewidth=2)
+            axes.plot(row.points, [y + 0.22] * len(row.points), "|", color=color, markersize=6)
+            axes.plot([row.value], [y], "o", color=color, markersize=7)
+        if reference is not None:
+            axes.axvline(reference, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        return _to_svg(figure, name)
+
+
+def line_plot(
+    groups: Sequence[Group],
+    *,
+    name: str,
+    xlabel: str,
+    ylabel: str,
+    unit_square: bool = False,
+    reference: Line | None = None,
+) -> str:
+    """Groups in one colour and line style each. `unit_square`: both axes from 0 to 1."""
+    with _figure(4.4, 3.9 if unit_square else 3.2) as (figure, axes):
+        if reference is not None:
+            axes.plot(*reference, color=INK, linewidth=1, alpha=0.5)
+        for style, group in enumerate(groups):
+            _draw_group(axes, group, style)
+        if unit_square:
+            axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.grid()
+        columns = 1 if max(len(g.name) for g in groups) > 22 else 2
+        axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.16), ncol=columns, frameon=False,
+                    handlelength=3, fontsize=9)  # fmt: skip
+        return _to_svg(figure, name)
+
+
+def _draw_group(axes: Axes, group: Group, style: int) -> None:
+    """Where there is a bold line, the thin ones stand back; else they carry the style."""
+    color, line = _color(style), LINES[(style + style // len(LINES)) % len(LINES)]
+    thin = {"linewidth": 0.7, "alpha": 0.4} if group.bold else {"linewidth": 1.3, "linestyle": line}
+    for x, y in group.thin:
+        axes.plot(x, y, color=color, **thin)
+    bold = group.bold if group.bold else ([], [])
+    axes.plot(*bold, color=color, linestyle=line, linewidth=2, label=group.name)
+
+
+def _color(style: int) -> str:
+    return OKABE_ITO[style % len(OKABE_ITO)]
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure in inches, with our style for as long as it is drawn; pyplot keeps no hold of it."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasSVG(figure)
+        yield figure, figure.add_subplot()
+
+
+def _to_svg(figure: Figure, name: str) -> str:
+    """SVG text without a date; identifiers start with `name`, so that one page can hold many."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight",
+                   metadata={"Date": None, "Creator": None})  # fmt: skip
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)

@@ -1,0 +1,177 @@
+"""One run's folder: the same on a laptop, under sbatch and in a sweep; it is how a run goes on.
+
+Every file is written aside, synced and renamed, so what has its final name is whole. A lock keeps
+two jobs out of one folder; `finished.json`, written last, says that nothing is left to do.
+"""
+
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from hpc_ecg import cluster
+
+PACKAGES = ("hpc-ecg", "torch", "accelerate", "webdataset", "submitit", "torchmetrics", "numpy")
+
+
+class RunFolder:
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
+        self.init_report = self.path / "init_report.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.predictions = self.path / "predictions"
+        self.evaluation = self.path / "evaluation.json"
+        self.finished = self.path / "finished.json"
+        self._lock: FileLock | None = None
+
+    def claim(self) -> None:
+        """Make the folder and lock it until this process ends; ValueError if it cannot be had."""
+        holder = self.path / "lock.holder"
+        self._lock = FileLock(self.path / "lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            who = holder.read_text().strip() if holder.exists() else "another process"
+            raise ValueError(
+                f"{self.path} is in use by {who}; wait, or give another run_dir"
+            ) from None
+        except OSError as error:
+            raise ValueError(f"run_dir={self.path} cannot be written: {error.strerror}") from None
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+
+    def release(self) -> None:
+        if self._lock is not None and self._lock.is_locked:
+            (self.path / "lock.holder").unlink(missing_ok=True)
+            self._lock.release()
+            (self.path / "lock").unlink(missing_ok=True)
+
+    def check_same_config(self, config_yaml: str, neutral: Sequence[str]) -> None:
+        """Refuse a folder of another configuration; keys below `neutral` may differ."""
+        if not self.config.exists():
+            foreign = [p.name for p in self.path.glob("*") if not p.name.startswith("lock")]
+            if foreign:
+                raise ValueError(
+                    f"run_dir={self.path} is not a run folder (no config.yaml) and not empty "
+                    f"({', '.join(sorted(foreign)[:3])}); give a new folder"
+                )
+            return
+        old, new = (_flat(yaml.safe_load(text)) for text in (self.config.read_text(), config_yaml))
+        differing = [
+            f"{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key, "absent") != new.get(key, "absent") and not _is_below(key, neutral)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.path} belongs to another configuration ({'; '.join(differing)}); "
+                "give another run_dir, or the settings of that run"
+            )
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Say that nothing is left to do, and what the run came to."""
+        write_json(self.finished, summary)
+
+    def append_event(self, event: str, **values: Any) -> None:
+        """One line in metrics.jsonl; after a crash a `resumed` line says which step counts."""
+        line = json.dumps({"event": event, **values, "time": now()})
+        with self.metrics.open("a") as file:
+            file.write(line + "\n")
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file or folder aside, sync it, and give it its final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    write(aside)
+    for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
+        _sync(file)
+    if path.is_dir():
+        shutil.rmtree(path)
+    aside.rename(path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, lambda aside: _dump(aside, value))
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda aside: aside.write_text(text) and None)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, machine and Slurm job, for environment.json."""
+    return {
+        "time": now(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "machine": {"host": socket.gethostname(), "cpu_count": os.cpu_count()},
+        "slurm": cluster.this_job(),
+        "command": sys.argv,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that this code runs from, read without running git."""
+    git = Path(__file__).parent.parent / ".git"
+    try:
+        head = (git / "HEAD").read_text().strip()
+        return (git / head[5:]).read_text().strip() if head.startswith("ref: ") else head
+    except OSError:
+        return None
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _is_below(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)

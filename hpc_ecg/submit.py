@@ -1,0 +1,84 @@
+"""Functions as jobs, through submitit: so many at a time, each with its own GPU and log.
+
+submitit's local executor has no "n at a time", a time limit of two minutes unless told, and hides
+the GPUs; all three are set here.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from hpc_ecg.cluster import without_ranks
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended; `error` is None for a success, else the text of what went wrong."""
+
+    name: str
+    error: str | None
+    log: Path
+
+
+def run_locally(
+    jobs: Sequence[Job], folder: Path, at_once: int, timeout_min: int, gpus: Sequence[int]
+) -> Iterator[Outcome]:
+    """Run the jobs as processes of this machine, `at_once` at a time; yields each as it ends.
+
+    A job gets one of `gpus` while it runs. When the caller stops early, the jobs are stopped too.
+    """
+    assert not gpus or len(gpus) >= at_once
+    waiting, free = list(jobs), list(range(at_once))
+    running: dict[int, tuple[Job, submitit.Job[Any]]] = {}
+    try:
+        while waiting or running:
+            while waiting and free:
+                slot, job = free.pop(0), waiting.pop(0)
+                gpu = [gpus[slot]] if gpus else []
+                running[slot] = job, _submit(job, folder, timeout_min, gpu)
+            for slot, (job, handle) in list(running.items()):
+                if handle.done():
+                    del running[slot]
+                    free.append(slot)
+                    yield Outcome(name=job.name, error=_error_of(handle), log=handle.paths.stderr)
+            time.sleep(POLL_SECONDS)
+    finally:
+        for _, handle in running.values():
+            handle.cancel(check=False)
+
+
+def _submit(job: Job, folder: Path, timeout_min: int, gpus: list[int]) -> Any:
+    executor = submitit.LocalExecutor(folder=folder / job.name.replace("/", "-"))
+    executor.update_parameters(
+        timeout_min=timeout_min, gpus_per_node=len(gpus), visible_gpus=tuple(gpus)
+    )
+    inherited = dict(os.environ)
+    try:  # a job is a run of its own, not a rank of the process that submits it
+        os.environ.clear()
+        os.environ.update(without_ranks(inherited))
+        return executor.submit(job.function, *job.arguments)
+    finally:
+        os.environ.clear()
+        os.environ.update(inherited)
+
+
+def _error_of(handle: Any) -> str | None:
+    try:
+        error = handle.exception()
+    except Exception as failure:  # submitit raises what it could not read
+        error = failure
+    return None if error is None else str(error).strip()

@@ -1,0 +1,96 @@
+"""Where a run stands, on disk: weights, optimizer moments, and a small Progress as JSON.
+
+`checkpoints/step-0001000/` holds model.safetensors, optimizer.safetensors (moments by parameter
+name), progress.json and, written last, COMPLETE. A folder without the mark does not count.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hpc_ecg.run_folder import read_json, write_json, write_whole
+
+MARK = "COMPLETE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """All that a run must remember. `evaluated_step`: the last step that was evaluated."""
+
+    step: int = 0
+    evaluated_step: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    evaluations_without_gain: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+) -> None:
+    """Write the checkpoint of progress.step, then drop all but the newest `keep`."""
+    final = folder / f"step-{progress.step:07d}"
+
+    def write(aside: Path) -> None:
+        aside.mkdir(parents=True)
+        save_file(_state_of(model), aside / "model.safetensors")
+        save_file(_moments_of(model, optimizer), aside / "optimizer.safetensors")
+        write_json(aside / "progress.json", asdict(progress))
+
+    write_whole(final, write)
+    (final / MARK).touch()
+    for old in complete_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def update_progress(folder: Path, progress: Progress) -> None:
+    """Note the outcome of an evaluation in the checkpoint that was saved before it."""
+    write_json(folder / f"step-{progress.step:07d}" / "progress.json", asdict(progress))
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(path.parent for path in folder.glob(f"step-*/{MARK}"))
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Progress | None:
+    """Restore the newest complete checkpoint into model and optimizer; None if there is none."""
+    found = complete_checkpoints(folder)
+    if not found:
+        return None
+    newest = found[-1]
+    model.load_state_dict(load_file(newest / "model.safetensors"), strict=True)
+    _restore_moments(model, optimizer, load_file(newest / "optimizer.safetensors"))
+    return Progress(**read_json(newest / "progress.json"))
+
+
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`<moment>/<parameter name>` -> tensor, so that no position in a list has to agree."""
+    return {
+        f"{moment}/{name}": value.detach().clone()
+        for name, parameter in model.named_parameters()
+        for moment, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _restore_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]
+) -> None:
+    parameters = dict(model.named_parameters())
+    for key, value in saved.items():
+        moment, _, name = key.partition("/")
+        parameter = parameters[name]
+        # AdamW keeps `step` on the CPU unless it is fused
+        fused = moment != "step" or optimizer.param_groups[0].get("fused")
+        place = parameter.device if fused else torch.device("cpu")
+        optimizer.state[parameter][moment] = value.to(place)

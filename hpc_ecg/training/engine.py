@@ -1,0 +1,212 @@
+"""One optimizer step on any number of processes, through Accelerate; nothing else imports it.
+
+The engine is handed this rank's micro-batches and what the whole global batch is divided by; it
+returns the loss and gradient norm of the global batch. Accelerate never sees a data loader: it
+would deal records its own way (DESIGN: the order is ours). The gradient of rank r is its local sum
+times W over the global count, so DDP's mean over W ranks is the mean over the global batch.
+"""
+
+# B batch, n records of a micro-batch, C leads, S samples, K labels, W ranks
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import Tensor, nn
+
+from hpc_ecg.cluster import join_world
+from hpc_ecg.data.batches import MicroBatch, Share
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    precision: str = "auto"
+    """Arithmetic: auto (bf16 on GPUs that have it, fp32 elsewhere), fp32, bf16 or fp16."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu or cuda."""
+    micro_batch_size: int | None = None
+    """Records of one forward on one process; null = its whole part of the batch at once."""
+    cpu_threads: int | None = None
+    """Threads of torch on a CPU; null = torch's own choice."""
+    timeout_min: int = 30
+    """Minutes after which a process that waits for the others gives up."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", *PRECISIONS):
+            allowed = ", ".join(("auto", *PRECISIONS))
+            raise ValueError(f"engine.precision must be one of {allowed}, got {self.precision!r}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"engine.device must be auto, cpu or cuda, got {self.device!r}")
+        for name in ("micro_batch_size", "cpu_threads", "timeout_min"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"engine.{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """Of the global batch; tensors, so that a GPU is not waited for until they are read."""
+
+    loss: Tensor
+    grad_norm: Tensor
+
+
+class Engine:
+    def __init__(self, config: EngineConfig) -> None:
+        """Join the other processes. ValueError if the wish cannot be met on this machine."""
+        on_cpu, precision = _choose_hardware(config)
+        ranks = join_world(os.environ)
+        _forget_earlier_engine()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+            self._accelerator = Accelerator(
+                cpu=on_cpu,
+                mixed_precision=PRECISIONS[precision],
+                kwargs_handlers=[
+                    InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_min))
+                ],
+            )
+        if config.cpu_threads:
+            torch.set_num_threads(config.cpu_threads)
+        self._check_world(ranks.world_size)
+        self.precision = precision
+        self.device = self._accelerator.device
+        self.rank, self.world_size = ranks.rank, ranks.world_size
+        self.is_first = ranks.rank == 0
+        self.share = Share(
+            rank=self.rank, world_size=self.world_size, micro_batch_size=config.micro_batch_size
+        )
+        self._model: nn.Module
+        self._optimizer: Any
+
+    def _check_world(self, world_size: int) -> None:
+        """Accelerate can fall back to single processes without a word; then it must not train."""
+        seen = self._accelerator.num_processes
+        single = self._accelerator.distributed_type == DistributedType.NO
+        if seen != world_size or single != (world_size == 1):
+            raise RuntimeError(
+                f"the launch promises {world_size} processes, but Accelerate runs with {seen} "
+                f"({self._accelerator.distributed_type})"
+            )
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Move the model to the device and tie it to the other ranks. The set of parameters that
+        train must be final: DDP does not synchronise what is unfrozen later."""
+        if optimizer is None:
+            self._model = model.to(self.device)
+            return
+        self._model, self._optimizer = self._accelerator.prepare(model, optimizer)
+
+    @property
+    def model(self) -> nn.Module:
+        """The plain module."""
+        return self._accelerator.unwrap_model(self._model)
+
+    @property
+    def device_name(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return "CPU"
+
+    def take_step(
+        self,
+        micro_batches: list[MicroBatch],
+        loss_sum: Callable[[Tensor, Tensor], Tensor],
+        divide_by: float,
+        lr: float,
+        clip_norm: float | None,
+        millivolts_per_count: float,
+    ) -> StepResult:
+        """Forward, backward, clip, update. `divide_by`: normalizer of the *global* batch."""
+        self._model.train()
+        loss = torch.zeros((), device=self.device)
+        for piece, micro in enumerate(micro_batches):
+            is_last = piece == len(micro_batches) - 1
+            hold = contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._model)
+            with hold:
+                logits_nK = self._forward(micro.counts_nCS, millivolts_per_count)
+                targets_nK = torch.from_numpy(micro.labels_nK).to(self.device)
+                local = loss_sum(logits_nK.float(), targets_nK) * (micro.weight / divide_by)
+                self._accelerator.backward(local * self.world_size)
+            loss += local.detach()
+        parameters = [p for p in self._model.parameters() if p.requires_grad]
+        grad_norm = self._accelerator.clip_grad_norm_(parameters, clip_norm or float("inf"))
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return StepResult(loss=self._accelerator.reduce(loss, "sum"), grad_norm=grad_norm)
+
+    @torch.inference_mode()
+    def infer(self, counts_nCS: np.ndarray, millivolts_per_count: float) -> Tensor:
+        """Logits [n, K] in eval mode, float32, on the CPU; no communication."""
+        model = self.model.eval()
+        with self._accelerator.autocast():
+            ecg = self._to_millivolts(counts_nCS, millivolts_per_count)
+            return model(ecg).float().cpu()
+
+    def _forward(self, counts_nCS: np.ndarray, millivolts_per_count: float) -> Tensor:
+        with self._accelerator.autocast():
+            return self._model(self._to_millivolts(counts_nCS, millivolts_per_count))
+
+    def _to_millivolts(self, counts_nCS: np.ndarray, millivolts_per_count: float) -> Tensor:
+        counts = torch.from_numpy(counts_nCS).to(self.device, non_blocking=True)
+        return counts.float() * millivolts_per_count
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of all ranks, in the order of the ranks; as many rows from each."""
+        return self._accelerator.gather(rows.to(self.device)).cpu()
+
+    def on_first(self, action: Callable[[], Any]) -> Any:
+        """Do it on the first process and give its result, or its ValueError, to all of them."""
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome = [action(), None]
+            except ValueError as error:
+                outcome = [None, str(error)]
+        if self.world_size > 1:
+            broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise ValueError(outcome[1])
+        return outcome[0]
+
+    def wait_for_all(self) -> None:
+        self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the process group, so that another engine can be made in this process."""
+        self._accelerator.free_memory()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        _forget_earlier_engine()
+
+
+def _choose_hardware(config: EngineConfig) -> tuple[bool, str]:
+    """(run on the CPU?, precision); an explicit wish that cannot be met is an error."""
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ValueError("engine.device=cuda, but torch sees no GPU here; use engine.device=cpu")
+    on_cpu = config.device == "cpu" or not has_gpu
+    if config.precision == "auto":
+        return on_cpu, "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "fp32"
+    if on_cpu and config.precision == "fp16":
+        raise ValueError("engine.precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
+    return on_cpu, config.precision
+
+
+def _forget_earlier_engine() -> None:
+    """Accelerate keeps its state in the classes; a second run in one process must start afresh."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -1,0 +1,95 @@
+"""`hpc-ecg evaluate RUN_DIR`: the best weights of a finished run on its test split."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hpc_ecg.config import load_config
+from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.ecg.signal import check_same_signal
+from hpc_ecg.evaluation.evaluate import evaluate_predictions
+from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
+from hpc_ecg.run_folder import RunFolder, read_json, write_json
+from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.finetune import FinetuneConfig
+from hpc_ecg.training.predict import as_predictions, predict
+from hpc_ecg.weights import load_model
+from hpc_ecg.weights.reading import read_checkpoint
+
+logger = logging.getLogger("hpc_ecg")
+
+SPLIT = "test"
+REPLICATES = 2000
+
+
+def evaluate(run_dir: str, words: list[str]) -> dict[str, Any]:
+    """Predict the test split once, score it, and write predictions/test.parquet and
+    evaluation.json; returns what evaluation.json holds.
+
+    `words`: settings laid over the run's own (`data.shards=…` where the shards have moved,
+    `engine.…`). Raises ValueError for an unfinished run and for predictions that cannot be scored.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.finished.exists():
+        what = "is not finished: start it again" if folder.config.exists() else "is no run folder"
+        raise ValueError(f"{run_dir} {what} (no finished.json)")
+    config = load_config(FinetuneConfig, [str(folder.config)], [f"run_dir={run_dir}", *words])
+    engine = Engine(config.engine)
+    try:
+        path = folder.predictions / f"{SPLIT}.parquet"
+        _predict_once(folder, config, engine, path)
+        return engine.on_first(lambda: _score(folder, config, path))
+    finally:
+        engine.close()
+
+
+def _predict_once(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Path) -> None:
+    shards, label_names = open_shards(config.data)
+    if shards.index_sha256 != read_json(folder.environment)["data_index_sha256"]:
+        raise ValueError(
+            f"data.shards={config.data.shards} is not the data that {folder.path} was trained on; "
+            "its test split could hold patients of the training split"
+        )
+    weights = folder.best / "model.safetensors"
+    signal = read_checkpoint(weights).signal
+    assert signal is not None, "our own weights always state their signal"
+    check_same_signal(shards.signal, signal, f"data.shards={config.data.shards}", str(weights))
+    test = open_split(shards, SPLIT, label_names)
+    engine.prepare(load_model(weights))
+    predictions = as_predictions(
+        test, predict(engine, test, config.data.batch_size), config.data.task
+    )
+    if engine.is_first:
+        write_predictions(path, predictions)
+
+
+def _score(folder: RunFolder, config: FinetuneConfig, path: Path) -> dict[str, Any]:
+    points = folder.best / "operating_point.json"
+    result = evaluate_predictions(
+        read_predictions(path),
+        config.data.task,
+        read_json(points) if points.exists() else None,
+        replicates=REPLICATES,
+    )
+    result = {"split": SPLIT, **result}
+    write_json(folder.evaluation, result)
+    return result
+
+
+def describe_evaluation(result: dict[str, Any]) -> list[str]:
+    """One line per label for a terminal."""
+    lines = []
+    for name, label in result["labels"].items():
+        parts = [f"{name}: {label['n']} ECGs of {label['n_patients']} patients"]
+        if "n_positive" in label:
+            parts.append(f"{label['n_positive']} positive")
+        for metric in ("auroc", "auprc", "rmse", "r2"):
+            if metric in label:
+                value = label[metric]
+                parts.append(
+                    f"{metric.upper()} {value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
+                )
+        lines.append(", ".join(parts))
+        lines += [f"  {label[m]['warning']}" for m in ("auroc",) if label.get(m, {}).get("warning")]
+    lines += [f"{name}: not scored: {why}" for name, why in result["not_scored"].items()]
+    return lines

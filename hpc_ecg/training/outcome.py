@@ -1,0 +1,121 @@
+"""What a run notes and decides: how it began, which weights are best, how it ended."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.evaluation.evaluate import fit_operating_points
+from hpc_ecg.evaluation.predictions import Predictions, write_predictions
+from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.model.losses import LossConfig, check_loss
+from hpc_ecg.run_folder import RunFolder, describe_environment, read_json, write_json, write_text
+from hpc_ecg.training.checkpoint import Progress
+from hpc_ecg.training.predict import score_validation
+from hpc_ecg.weights.export import save_model
+
+
+class Judge:
+    """Scores the validation split and says which weights are the best so far."""
+
+    def __init__(self, valid: Dataset, task: str, best_metric: str, loss: LossConfig) -> None:
+        """ValueError if loss, metric, task and validation labels do not fit together."""
+        wanted = "mse" if task == "regression" else "bce"
+        if loss.name != wanted:
+            raise ValueError(f"data.task={task} needs loss.name={wanted}, got {loss.name}")
+        check_loss(loss, len(valid.label_names))
+        if best_metric == "auto":
+            best_metric = "loss" if task == "regression" else "auroc"
+        elif task == "regression" and best_metric != "loss":
+            raise ValueError(f"train.best_metric={best_metric} needs classes; use loss")
+        self.valid, self.task, self.metric, self._loss = valid, task, best_metric, loss
+        if task != "regression":
+            self._check_two_classes()
+
+    def score(self, logits_NK: np.ndarray) -> dict[str, float]:
+        """Loss and metrics of the validation split; `score` is the one that chooses."""
+        scores = score_validation(self.valid, logits_NK, self.task, self._loss)
+        if not np.isfinite(logits_NK).all():
+            raise ValueError("the model predicts NaN or infinity on validation; lower optim.lr")
+        return scores | {"score": scores[self.metric]}
+
+    def decide(self, progress: Progress, scores: dict[str, float]) -> tuple[Progress, bool]:
+        """Progress after this evaluation, and whether these weights are strictly the best."""
+        score, best = scores["score"], progress.best_score
+        sign = -1 if self.metric == "loss" else 1
+        is_best = best is None or sign * score > sign * best
+        if is_best:
+            progress = replace(progress, best_step=progress.step, best_score=score)
+        misses = 0 if is_best else progress.evaluations_without_gain + 1
+        return (
+            replace(progress, evaluated_step=progress.step, evaluations_without_gain=misses),
+            is_best,
+        )
+
+    def describe(self, progress: Progress) -> str:
+        if progress.best_score is None:
+            return ""
+        return f"best {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
+
+    def _check_two_classes(self) -> None:
+        """A label with one class cannot be ranked; a single label must have both."""
+        positives = np.nansum(self.valid.labels_NK, axis=0)
+        known = np.sum(~np.isnan(self.valid.labels_NK), axis=0)
+        if not np.any((positives > 0) & (positives < known)):
+            raise ValueError(
+                f"no label of split valid has both classes ({int(positives.sum())} positive of "
+                f"{int(known.sum())} labels): the best weights cannot be chosen; split again with "
+                "another --split-seed or larger --fractions for valid"
+            )
+
+
+def open_run(
+    folder: RunFolder,
+    config_yaml: str,
+    neutral: tuple[str, ...],
+    notes: dict[str, Any],
+    init_report: dict[str, Any],
+) -> None:
+    """Claim the folder; on a second start, data and weights must be the ones of the first."""
+    folder.claim()
+    folder.check_same_config(config_yaml, neutral)
+    if folder.config.exists():
+        _check_same_sources(folder, notes, init_report)
+        return
+    write_json(folder.init_report, init_report)
+    write_json(folder.environment, describe_environment() | notes)
+    write_text(folder.config, config_yaml)
+
+
+def _check_same_sources(
+    folder: RunFolder, notes: dict[str, Any], init_report: dict[str, Any]
+) -> None:
+    before, key = read_json(folder.environment), "data_index_sha256"
+    if before[key] != notes[key]:
+        raise ValueError(
+            f"data.shards is not the data that {folder.path} was started on (index "
+            f"{notes[key][:12]}, was {before[key][:12]}); give another run_dir"
+        )
+    if read_json(folder.init_report).get("sha256") != init_report.get("sha256"):
+        raise ValueError(
+            f"init.checkpoint is not the file that {folder.path} was started from (its SHA-256 "
+            "differs); give another run_dir"
+        )
+
+
+def save_best(
+    folder: RunFolder, model: nn.Module, architecture: Architecture, valid: Dataset
+) -> None:
+    """best/model.safetensors, with sizes, labels and SignalSpec in it."""
+    folder.best.mkdir(exist_ok=True)
+    path = folder.best / "model.safetensors"
+    save_model(path, model, architecture, valid.label_names, valid.shards.signal)
+
+
+def write_valid(folder: RunFolder, predictions: Predictions) -> None:
+    """Predictions on validation, and the thresholds that are fitted there and nowhere else."""
+    write_predictions(folder.predictions / "valid.parquet", predictions)
+    if predictions.probability_NK is not None:
+        write_json(folder.best / "operating_point.json", fit_operating_points(predictions))

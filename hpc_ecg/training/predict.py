@@ -1,0 +1,72 @@
+"""The model over a whole split, each record exactly once, on any number of ranks."""
+
+# N records, K labels
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+from hpc_ecg.data import order
+from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.evaluation.predictions import Predictions
+from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
+from hpc_ecg.training.engine import Engine
+
+
+def predict(engine: Engine, dataset: Dataset, batch_size: int) -> np.ndarray:
+    """Logits of every record of the split, float32 [N, K], on every rank."""
+    mine = order.slice_of_rank(len(dataset), engine.rank, engine.world_size)
+    per_count = dataset.shards.microvolts_per_count / 1000
+    pieces = [
+        engine.infer(dataset.read(np.arange(start, min(start + batch_size, mine.stop))), per_count)
+        for start in range(mine.start, mine.stop, batch_size)
+    ]
+    local_nK = torch.cat(pieces) if pieces else torch.zeros(0, len(dataset.label_names))
+    if engine.world_size == 1:
+        return local_nK.numpy()
+    rows = -(-len(dataset) // engine.world_size)
+    gathered = engine.gather(F.pad(local_nK, (0, 0, 0, rows - len(local_nK))))
+    parts = []
+    for rank, part in enumerate(gathered.split(rows)):
+        share = order.slice_of_rank(len(dataset), rank, engine.world_size)
+        parts.append(part[: share.stop - share.start])
+    return torch.cat(parts).numpy()
+
+
+def as_predictions(dataset: Dataset, logits_NK: np.ndarray, task: str) -> Predictions:
+    """The table that is written to predictions/*.parquet."""
+    logits = torch.from_numpy(logits_NK.astype(np.float64))
+    return Predictions(
+        record_N=np.array(dataset.records, dtype=object),
+        patient_N=np.array(dataset.patients, dtype=object),
+        labels=dataset.label_names,
+        label_NK=dataset.labels_NK.astype(np.float64),
+        logit_NK=logits.numpy(),
+        probability_NK=None if task == "regression" else torch.sigmoid(logits).numpy(),
+    )
+
+
+def score_validation(
+    dataset: Dataset, logits_NK: np.ndarray, task: str, loss: LossConfig
+) -> dict[str, float]:
+    """Loss and, for classification, AUROC and AUPRC (means over the labels with both classes).
+
+    torchmetrics guesses from the values whether it sees logits or probabilities, so it is always
+    given float32 probabilities. Missing labels are left out.
+    """
+    logits, targets = torch.from_numpy(logits_NK), torch.from_numpy(dataset.labels_NK)
+    scores = {"loss": float(loss_sum(logits, targets, loss)) / normalizer(targets, loss)}
+    if task == "regression":
+        return scores
+    by_label = []
+    for k in range(logits.shape[1]):
+        known = ~torch.isnan(targets[:, k])
+        truth = targets[known, k].long()
+        if 0 < int(truth.sum()) < len(truth):
+            probability = torch.sigmoid(logits[known, k]).float()
+            by_label.append(
+                (binary_auroc(probability, truth), binary_average_precision(probability, truth))
+            )
+    auroc, auprc = torch.tensor(by_label, dtype=torch.float64).mean(0).tolist()
+    return scores | {"auroc": auroc, "auprc": auprc}

@@ -1,0 +1,227 @@
+"""The `init` section, and the story from a checkpoint (or nothing) to a model ready to train.
+
+Every parameter ends as loaded or fresh, trained or frozen, and every tensor of the file as loaded
+or ignored for a stated reason; the report says which. A fresh head depends on the seed and on the
+number of labels alone, so that strategies that differ only in their start are paired.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.model.architecture import (
+    Architecture,
+    ModelConfig,
+    architecture_to_settings,
+    resolve_architecture,
+)
+from hpc_ecg.model.transformer import (
+    ECGClassifier,
+    build_on_meta,
+    randomize_backbone,
+    randomize_head,
+)
+from hpc_ecg.weights.reading import Checkpoint, read_checkpoint, sha256_of
+
+FREEZE = ("auto", "none", "stem", "backbone")
+HEADS = ("auto", "keep", "new")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    checkpoint: str | None = None
+    """base_ssl.pt, a fine-tuned .pt, our model.safetensors or a run's best/; unset = random
+    weights."""
+    head: str = "auto"
+    """auto = keep the file's head if it has one, else a new one; keep; new (a `reset`)."""
+    signal: SignalSpec = field(default_factory=SignalSpec)
+    """What the weights of a foreign .pt saw; the file does not say, so this is recorded as
+    assumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initialized:
+    model: ECGClassifier
+    architecture: Architecture
+    signal: SignalSpec | None
+    """What the weights saw; None = random weights, which saw nothing."""
+    signal_assumed: bool
+    """True if the file did not say it and `init.signal` was taken."""
+    report: dict[str, Any]
+    """Plain data for init_report.json."""
+
+
+def initialize(
+    init: InitConfig,
+    model_config: ModelConfig,
+    num_labels: int,
+    labels: list[str],
+    freeze: str,
+    seed: int,
+) -> Initialized:
+    """A model on the CPU, in training mode, weights in place and frozen as asked. ValueError: the
+    file cannot be read or does not fit, or a setting contradicts it."""
+    assert len(labels) == num_labels
+    # 1. Decide everything before memory is taken.
+    checkpoint = read_checkpoint(init.checkpoint) if init.checkpoint else None
+    architecture = resolve_architecture(
+        model_config, checkpoint.architecture if checkpoint else None
+    )
+    head, head_reason = decide_head(init.head, checkpoint, labels)
+    frozen_part = decide_freeze(freeze, checkpoint is not None)
+    signal, signal_assumed = _signal_of(init, checkpoint, architecture)
+    # 2. Build, fill, freeze.
+    model = build_on_meta(architecture, num_labels, model_config).to_empty(device="cpu")
+    loaded = fill(model, checkpoint, keep_head=head == "keep", seed=seed)
+    model.freeze(frozen_part)
+    # 3. Say what happened.
+    report = {
+        "checkpoint": _facts_of(checkpoint),
+        "architecture": architecture_to_settings(architecture),
+        "seed": seed,
+        "head": {"asked": init.head, "taken": head, "reason": head_reason, "labels": labels},
+        "freeze": {"asked": freeze, "taken": frozen_part},
+        "signal": {"assumed": signal_assumed, "spec": signal and asdict(signal)},
+        **_account(model, checkpoint, loaded),
+    }
+    return Initialized(
+        model=model,
+        architecture=architecture,
+        signal=signal,
+        signal_assumed=signal_assumed,
+        report=report,
+    )
+
+
+def load_model(path: str | Path, num_labels: int | None = None, seed: int = 0) -> ECGClassifier:
+    """The model of a file, in eval mode: a fine-tuned `.pt`, our safetensors or a run's `best/`.
+
+    A pre-trained file (base_ssl.pt) has no head: say `num_labels`, and a fresh one is made from
+    `seed`. ValueError: unreadable, refused, no head, or another number of labels.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.num_labels is None and num_labels is None:
+        raise ValueError(
+            f"{checkpoint.path}: a pre-trained file without a head; "
+            "load_model(path, num_labels=1) makes a fresh one"
+        )
+    if num_labels and checkpoint.num_labels not in (None, num_labels):
+        raise ValueError(
+            f"{checkpoint.path}: its head has {checkpoint.num_labels} labels, not {num_labels}"
+        )
+    rows = checkpoint.num_labels or num_labels
+    assert rows
+    model = build_on_meta(checkpoint.architecture, rows).to_empty(device="cpu")
+    fill(model, checkpoint, keep_head=checkpoint.num_labels is not None, seed=seed)
+    return model.eval()
+
+
+def fill(
+    model: ECGClassifier, checkpoint: Checkpoint | None, *, keep_head: bool, seed: int
+) -> dict[str, str]:
+    """Give every parameter its values; returns our name -> file key for those that were loaded."""
+    tensors: dict[str, Tensor] = checkpoint.ours() if checkpoint else {}
+    if checkpoint is None:
+        randomize_backbone(model.backbone, seed)
+    if not keep_head:
+        randomize_head(model.head, seed)
+    loaded = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if checkpoint and (keep_head or not name.startswith("head.")):
+                parameter.copy_(tensors[name])
+                loaded[name] = checkpoint.names.ours[name]
+    return loaded
+
+
+def decide_head(asked: str, checkpoint: Checkpoint | None, labels: list[str]) -> tuple[str, str]:
+    """(`keep` or `new`, the reason). ValueError: a head that should be kept and cannot be."""
+    if asked not in HEADS:
+        raise ValueError(f"init.head must be one of {', '.join(HEADS)}, got {asked!r}")
+    if asked == "new":
+        return "new", "asked for"
+    if checkpoint is None or checkpoint.num_labels is None:
+        what = "random weights have" if checkpoint is None else f"{checkpoint.path} has"
+        if asked == "keep":
+            raise ValueError(f"init.head=keep, but {what} no head; use init.head=new or auto")
+        return "new", f"{what} no head"
+    if checkpoint.num_labels != len(labels):
+        raise ValueError(
+            f"init.head={asked}: the head of {checkpoint.path} has {checkpoint.num_labels} labels, "
+            f"this run has {len(labels)} ({', '.join(labels)}); use init.head=new"
+        )
+    if checkpoint.labels is not None and checkpoint.labels != labels:
+        raise ValueError(
+            f"init.head={asked}: the head of {checkpoint.path} predicts "
+            f"{', '.join(checkpoint.labels)}, this run has {', '.join(labels)}; use init.head=new"
+        )
+    return "keep", "asked for" if asked == "keep" else "the file has a head that fits"
+
+
+def decide_freeze(asked: str, weights_loaded: bool) -> str:
+    """none, stem or backbone; `auto` freezes the stem of loaded weights, as the original does, and
+    nothing of random ones (there it would stay random)."""
+    if asked not in FREEZE:
+        raise ValueError(f"train.freeze must be one of {', '.join(FREEZE)}, got {asked!r}")
+    if asked == "auto":
+        return "stem" if weights_loaded else "none"
+    return asked
+
+
+def _signal_of(
+    init: InitConfig, checkpoint: Checkpoint | None, architecture: Architecture
+) -> tuple[SignalSpec | None, bool]:
+    if checkpoint is None:
+        return None, False
+    signal = checkpoint.signal or init.signal
+    if len(signal.leads) != architecture.in_d:
+        raise ValueError(
+            f"init.signal.leads has {len(signal.leads)} leads, "
+            f"the weights of {checkpoint.path} take {architecture.in_d}"
+        )
+    return signal, checkpoint.signal is None
+
+
+def _facts_of(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    if checkpoint is None:
+        return None
+    return {
+        "path": checkpoint.path,
+        "sha256": sha256_of(checkpoint.path),
+        "kind": checkpoint.kind,
+        "num_labels": checkpoint.num_labels,
+        "labels": checkpoint.labels,
+        "num_tensors": len(checkpoint.tensors),
+    }
+
+
+def _account(
+    model: ECGClassifier, checkpoint: Checkpoint | None, loaded: dict[str, str]
+) -> dict[str, Any]:
+    """Each parameter of the model, each ignored tensor of the file, and the counts."""
+    parameters = {
+        name: {
+            "origin": "loaded" if name in loaded else "fresh",
+            "file_key": loaded.get(name),
+            "trained": parameter.requires_grad,
+            "shape": list(parameter.shape),
+        }
+        for name, parameter in model.named_parameters()
+    }
+    ignored = dict(checkpoint.names.ignored) if checkpoint else {}
+    for name, key in checkpoint.names.ours.items() if checkpoint else ():
+        if name not in loaded:
+            ignored[key] = "the head is new"
+    counts = {
+        "tensors_loaded": len(loaded),
+        "tensors_fresh": len(parameters) - len(loaded),
+        "tensors_ignored": len(ignored),
+        "tensors_frozen": sum(not p.requires_grad for p in model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+    return {"counts": counts, "parameters": parameters, "ignored": ignored}

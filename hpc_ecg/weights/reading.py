@@ -1,0 +1,176 @@
+"""A path -> Checkpoint: tensors under the file's keys, and all that is known about them.
+
+Takes the original's `.pt` (pre-trained `base_ssl`, fine-tuned `classifier`), our safetensors, and
+a folder that holds `model.safetensors` (a run's `best/`). A Checkpoint has been checked: its sizes
+are stated, its names and shapes fit them exactly, its values are finite.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
+from hpc_ecg.model.architecture import Architecture, architecture_from_settings, show_value
+from hpc_ecg.weights.archive import check_tensor, read_archive
+from hpc_ecg.weights.mapping import NameMap, check_fit, expected_shapes, kind_of_keys, map_names
+
+OUR_FILE = "model.safetensors"
+OUR_FORMAT = "hpc_ecg/1"
+
+# What this model computes, against what else a file of this family could have been trained with.
+FIXED = {
+    "layer_norm_first": (False, "its layers normalize first, this model normalizes last"),
+    "extractor_mode": ("default", "its conv stem normalizes every layer, this model the first"),
+    "conv_bias": (False, "its conv stem has biases"),
+    "normalize": (False, "it was trained on ECGs normalized per lead, this package feeds mV"),
+    "filter": (False, "it was trained on ECGs filtered by the original's code"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    path: str
+    """The file that was read (inside the folder, if a folder was given)."""
+    kind: str
+    """base_ssl | classifier | hpc_ecg."""
+    tensors: dict[str, Tensor]
+    """Under the file's keys, memory-mapped."""
+    names: NameMap
+    """Our parameter names -> the file's keys, and the keys left out on purpose."""
+    architecture: Architecture
+    num_labels: int | None
+    """Rows of the head; None = the file has no head."""
+    labels: list[str] | None
+    """Names of the labels; only our files carry them."""
+    signal: SignalSpec | None
+    """What the ECGs meant; only our files carry it."""
+
+    def ours(self) -> dict[str, Tensor]:
+        """The tensors that the model takes, under our parameter names."""
+        return {name: self.tensors[key] for name, key in self.names.ours.items()}
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and check a checkpoint. Nothing in the file is ever executed. ValueError, one line:
+    no such file, damaged, refused, or weights of another model."""
+    file = _file_of(Path(path))
+    return _read_ours(file) if file.suffix == ".safetensors" else _read_original(file)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file_of(path: Path) -> Path:
+    file = path / OUR_FILE if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        raise ValueError(f"{path}: a folder without {OUR_FILE}; give a file or a run's best/")
+    if not file.is_file():
+        raise ValueError(
+            f"{path}: no such file; a checkpoint is base_ssl.pt, a fine-tuned .pt, "
+            f"{OUR_FILE} or a run's best/"
+        )
+    return file
+
+
+def _read_original(path: Path) -> Checkpoint:
+    content = read_archive(path)
+    tensors, cfg = content.get("model"), content.get("cfg")
+    settings = cfg.get("model") if isinstance(cfg, dict) else None
+    if not isinstance(tensors, dict) or not isinstance(settings, dict):
+        raise ValueError(
+            f"{path}: expected the original's layout with `model` (tensors) and `cfg.model` "
+            f"(sizes), got {', '.join(key for key in content if isinstance(key, str))[:120]}"
+        )
+    kind = kind_of_keys(map(str, tensors), str(path))
+    return _checked(path, kind, tensors, _sizes_of(settings, tensors, path))
+
+
+def _sizes_of(settings: Mapping[str, Any], keys: Mapping[str, Any], path: Path) -> Architecture:
+    """Sizes as the file's cfg states them. The number of heads leaves no trace in the tensors;
+    the rest is held against them by `check_fit`."""
+    for name, (needed, reason) in FIXED.items():
+        value = settings.get(name, needed)
+        if value != needed:
+            raise ValueError(
+                f"{path}: cfg.model.{name} must be {needed!r}, got {show_value(value)}: {reason}"
+            )
+    architecture = architecture_from_settings(settings, f"{path}: cfg.model.")
+    found = len({key.rpartition("layers.")[2].split(".")[0] for key in keys if ".fc1." in str(key)})
+    if found != architecture.encoder_layers:
+        raise ValueError(
+            f"{path}: cfg.model.encoder_layers={architecture.encoder_layers}, but the weights "
+            f"do not fit: they have {found} layers"
+        )
+    return architecture
+
+
+def _read_ours(path: Path) -> Checkpoint:
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged safetensors file ({error}); copy it again") from None
+    if metadata.get("format") != OUR_FORMAT:
+        raise ValueError(
+            f"{path}: not written by hpc_ecg (its metadata says format="
+            f"{metadata.get('format')!r}, expected {OUR_FORMAT!r})"
+        )
+    facts = {
+        name: _from_json(metadata, name, path) for name in ("architecture", "labels", "signal")
+    }
+    architecture = architecture_from_settings(facts["architecture"], f"{path}: architecture.")
+    signal = spec_from_dict(facts["signal"], f"{path}: signal")
+    return _checked(path, "hpc_ecg", tensors, architecture, facts["labels"], signal)
+
+
+def _from_json(metadata: Mapping[str, str], name: str, path: Path) -> Any:
+    expected = list if name == "labels" else dict
+    try:
+        value = json.loads(metadata.get(name, "null"))
+    except ValueError:
+        value = None
+    if not isinstance(value, expected):
+        raise ValueError(f"{path}: metadata `{name}` must be a JSON {expected.__name__}")
+    return value
+
+
+def _checked(
+    path: Path,
+    kind: str,
+    tensors: Mapping[str, object],
+    architecture: Architecture,
+    labels: list[str] | None = None,
+    signal: SignalSpec | None = None,
+) -> Checkpoint:
+    dense = {str(key): check_tensor(t, f"{path}: {key}") for key, t in tensors.items()}
+    names = map_names(dense, kind)
+    ours = {name: dense[key] for name, key in names.ours.items()}
+    num_labels = None if kind == "base_ssl" else _rows_of(ours.get("head.weight"))
+    check_fit(ours, expected_shapes(architecture, num_labels), str(path))
+    if labels is not None and len(labels) != num_labels:
+        raise ValueError(f"{path}: {len(labels)} label names for a head of {num_labels} labels")
+    return Checkpoint(
+        path=str(path),
+        kind=kind,
+        tensors=dense,
+        names=names,
+        architecture=architecture,
+        num_labels=num_labels,
+        labels=labels,
+        signal=signal,
+    )
+
+
+def _rows_of(head: Tensor | None) -> int:
+    """Rows of a head's weight; 1 where there is none, so that `check_fit` names it as missing."""
+    return max(head.shape[0], 1) if head is not None and head.ndim else 1

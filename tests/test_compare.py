@@ -1,0 +1,214 @@
+"""A sweep's folder in, strategies side by side and a verdict out."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from hpc_ecg.evaluation.evaluate import evaluate_predictions
+from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
+from hpc_ecg.sweep.cells import read_cells, read_events
+from hpc_ecg.sweep.compare import compare
+from hpc_ecg.sweep.verdict import format_table, verdict
+
+REPLICATES = 200
+
+
+def make_test_set(num_patients=200, labels=("afib_5y",), seed=0, prevalence=0.3):
+    """Record names, patients, labels, and a signal that all strategies see in part."""
+    rng = np.random.default_rng(seed)
+    patients = np.repeat(np.arange(num_patients), rng.integers(1, 4, num_patients))
+    label_NK = (rng.random((num_patients, len(labels))) < prevalence).astype(float)[patients]
+    shared_NK = rng.normal(size=(num_patients, len(labels)))[patients] + 0.5 * rng.normal(
+        size=label_NK.shape
+    )
+    return patients, label_NK, shared_NK, list(labels)
+
+
+def make_cell(folder, test_set, quality, seed, task="binary", noise=0.4, order=None):
+    """A finished run's folder, as `finetune` leaves it."""
+    patients, label_NK, shared_NK, labels = test_set
+    rng = np.random.default_rng([seed, int(1000 * quality)])
+    logit_NK = quality * label_NK + shared_NK + noise * rng.normal(size=label_NK.shape)
+    truth_NK = 50 + 10 * shared_NK if task == "regression" else label_NK
+    predictions = Predictions(
+        record_N=np.array([f"rec{i:05d}" for i in range(len(patients))], dtype=object),
+        patient_N=np.array([f"pat{p:04d}" for p in patients], dtype=object),
+        labels=labels,
+        label_NK=truth_NK,
+        logit_NK=50 + 10 * logit_NK if task == "regression" else logit_NK,
+        probability_NK=None if task == "regression" else 1 / (1 + np.exp(-logit_NK)),
+    )
+    write_predictions(folder / "predictions" / "test.parquet", predictions)
+    evaluation = evaluate_predictions(predictions, task, None, 20) | {"split": "test"}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    write_training(folder, quality, seed)
+    return predictions
+
+
+def write_training(folder, quality, seed):
+    rng = np.random.default_rng(seed)
+    events = []
+    for step in range(1, 121):
+        loss = 0.3 + 0.4 * np.exp(-step / 30) + 0.02 * rng.normal()
+        events.append({"event": "step", "step": step, "epoch": step / 40, "loss": loss, "lr": 5e-5})
+        if step % 20 == 0:
+            score = 0.5 + 0.25 * quality * (1 - np.exp(-step / 40)) + 0.005 * rng.normal()
+            events.append({"event": "eval", "step": step, "auroc": score, "score": score})
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    (folder / "metrics.jsonl").write_text(text)
+    finished = {"steps": 120, "epochs": 3, "best_step": 100, "best_score": 0.7, "metric": "auroc",
+                "train_seconds": 1800.0 + 60 * seed, "processes": 2, "device": "NVIDIA H100",
+                "ecg_per_s": 4510.0, "stopped": "patience"}  # fmt: skip
+    (folder / "finished.json").write_text(json.dumps(finished))
+    report = {"checkpoint": "/weights/wcr_afib_5y.pt", "sha256": "0f" * 32, "head": "kept",
+              "counts": {"loaded": 207, "fresh": 2, "frozen": 14}}  # fmt: skip
+    (folder / "init_report.json").write_text(json.dumps(report))
+    environment = {"time": f"2026-01-0{seed + 1}", "python": "3.11", "packages": {"torch": "2.8"}}
+    (folder / "environment.json").write_text(json.dumps(environment))
+
+
+def make_sweep(sweep_dir, qualities, seeds=(0, 1, 2), test_set=None, **options):
+    """`qualities`: strategy → how well it tells the classes apart."""
+    test_set = test_set or make_test_set()
+    for strategy, quality in qualities.items():
+        for seed in seeds:
+            folder = sweep_dir / strategy / f"seed-{seed}"
+            make_cell(folder, test_set, quality, seed, **options)
+    plan = {"strategies": list(qualities), "seeds": list(seeds)}
+    (sweep_dir / "sweep.yaml").write_text(json.dumps(plan))  # JSON is YAML
+    return sweep_dir
+
+
+def test_values_are_means_over_seeds_of_scikit_learn_values(tmp_path):
+    comparison = compare(make_sweep(tmp_path, {"a": 1.5, "b": 0.5}), REPLICATES)
+    assert [s.name for s in comparison.strategies] == ["a", "b"]
+    values = []
+    for seed in range(3):
+        test = read_predictions(tmp_path / "a" / f"seed-{seed}" / "predictions" / "test.parquet")
+        values.append(roc_auc_score(test.label_NK[:, 0], test.logit_NK[:, 0]))
+    first = comparison.strategies[0]
+    assert first.per_seed["auroc"] == pytest.approx(dict(enumerate(values)))
+    assert first.estimates["auroc"].value == pytest.approx(np.mean(values))
+    assert first.estimates["auroc"].seed_sd == pytest.approx(np.std(values, ddof=1))
+    assert first.hours == {"GPU-hours": pytest.approx(2 * (1800 + 1860 + 1920) / 3600)}
+
+
+def test_a_clear_difference_is_called_best(tmp_path):
+    comparison = compare(make_sweep(tmp_path, {"b": 0.3, "a": 2.0, "c": 0.2}), REPLICATES)
+    text = verdict(comparison)
+    assert text.startswith("a is best (AUROC 0.") and "better than b (difference 0." in text
+    assert "cannot be told apart" not in text
+
+
+def test_two_alike_cannot_be_told_apart(tmp_path):
+    text = verdict(compare(make_sweep(tmp_path, {"a": 1.0, "b": 1.001}), REPLICATES))
+    assert "cannot be told apart (AUROC difference 0.00" in text and " to 0.0" in text
+    assert "best" not in text
+
+
+def test_the_best_may_beat_some_and_not_others(tmp_path):
+    text = verdict(compare(make_sweep(tmp_path, {"a": 2.0, "b": 1.999, "c": 0.2}), REPLICATES))
+    assert "has the highest AUROC" in text
+    assert "It is better than c" in text and "It cannot be told apart from" in text
+
+
+def test_one_seed_and_few_positive_patients_are_warned_about(tmp_path):
+    few = make_test_set(num_patients=60, prevalence=0.15)
+    comparison = compare(make_sweep(tmp_path, {"a": 2, "b": 1}, [0], few), REPLICATES)
+    positive = comparison.counts["afib_5y"]["n_positive_patients"]
+    assert positive < 20
+    text = verdict(comparison)
+    assert "One seed only for a and b" in text
+    assert f"afib_5y has only {positive} positive patients in the test set" in text
+
+
+def test_cells_that_failed_or_are_missing_are_listed_with_the_reason(tmp_path):
+    sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
+    for name in ("a/seed-1", "b/seed-0", "b/seed-2"):
+        (sweep_dir / name / "finished.json").unlink()
+    (sweep_dir / "a/seed-1/error.txt").write_text("Traceback\nCUDA out of memory\n")
+    (sweep_dir / "b/seed-2").rename(sweep_dir / "elsewhere")
+    comparison = compare(sweep_dir, REPLICATES)
+    reasons = {f"{p.strategy}/seed-{p.seed}": p.reason for p in comparison.problems}
+    assert reasons == {
+        "a/seed-1": "failed: CUDA out of memory",
+        "b/seed-0": "not finished: at step 120",
+        "b/seed-2": "not started",
+    }
+    assert "3 of 6 cells take no part" in verdict(comparison)
+    assert "shares no seed with b: not compared" in verdict(comparison)
+
+
+def test_a_cell_with_nan_or_constant_predictions_takes_no_part(tmp_path):
+    sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
+    for name, value in (("b/seed-0", np.nan), ("b/seed-1", 0.5)):
+        path = sweep_dir / name / "predictions" / "test.parquet"
+        whole = read_predictions(path)
+        logit_NK = np.full_like(whole.logit_NK, value)
+        write_predictions(path, replace(whole, logit_NK=logit_NK))
+    reasons = [p.reason for p in read_cells(sweep_dir)[1]]
+    assert "predictions are NaN or infinite" in reasons[0]
+    assert "predictions are 0.5; such a model tells nothing apart" in reasons[1]
+
+
+def test_different_test_sets_are_refused_by_name(tmp_path):
+    sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
+    make_cell(sweep_dir / "b" / "seed-1", make_test_set(num_patients=190), 1.0, 1)
+    with pytest.raises(ValueError, match="a/seed-0 and b/seed-1 were tested on different records"):
+        compare(sweep_dir, REPLICATES)
+    make_cell(sweep_dir / "b" / "seed-1", make_test_set(), 1.0, 1)
+    path = sweep_dir / "b/seed-1/predictions/test.parquet"
+    other = read_predictions(path)
+    write_predictions(path, replace(other, label_NK=1 - other.label_NK))
+    with pytest.raises(
+        ValueError, match="b/seed-1 have different labels for the same test records"
+    ):
+        compare(sweep_dir, REPLICATES)
+
+
+def test_an_empty_sweep_says_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="no finished cell to compare"):
+        compare(tmp_path)
+    with pytest.raises(ValueError, match="is not a folder"):
+        compare(tmp_path / "nowhere")
+
+
+def test_one_strategy_alone_gets_its_number_and_no_comparison(tmp_path):
+    comparison = compare(make_sweep(tmp_path, {"a": 1.5}), REPLICATES)
+    assert verdict(comparison).startswith("Only a is finished (AUROC 0.")
+
+
+def test_several_labels_are_compared_by_their_mean(tmp_path):
+    test_set = make_test_set(labels=("afib", "flutter", "svt"))
+    test_set[1][:, 2] = 0
+    comparison = compare(make_sweep(tmp_path, {"a": 2, "b": 0.3}, test_set=test_set,
+                                    task="multilabel"), REPLICATES)  # fmt: skip
+    assert comparison.labels == ["afib", "flutter"]
+    assert "svt is not scored: all" in verdict(comparison)
+    assert verdict(comparison).startswith("a is best (macro AUROC 0.")
+
+
+def test_regression_is_compared_by_r_squared(tmp_path):
+    sweep_dir = make_sweep(tmp_path, {"a": 0.0, "b": 2.0}, task="regression")
+    comparison = compare(sweep_dir, REPLICATES)
+    assert comparison.metrics == ["r2", "mae"]
+    assert verdict(comparison).startswith("a is best (R² 0.")
+
+
+def test_the_terminal_table_fits_eighty_columns(tmp_path):
+    names = {"ssl_probe_then_finetune": 2.0, "afib_recalibrate_only_with_a_long_name": 1.0}
+    text = format_table(compare(make_sweep(tmp_path, names), REPLICATES))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "ssl_probe_then_finet" in text and "GPU-hours" in text
+
+
+def test_steps_that_a_resumed_run_did_again_count_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"event": "step", "step": s, "loss": 1.0} for s in (1, 2, 3)]
+    lines += [{"event": "resumed", "step": 1}, {"event": "step", "step": 2, "loss": 0.5}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "st')
+    steps = [(e["step"], e["loss"]) for e in read_events(path) if e["event"] == "step"]
+    assert steps == [(1, 1.0), (2, 0.5)]

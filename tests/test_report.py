@@ -1,0 +1,129 @@
+"""The report's files: one self-contained page, tables, figures; the same bytes every time."""
+
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from test_compare import make_sweep, make_test_set
+
+from hpc_ecg.page import render_page
+from hpc_ecg.sweep.report import write_report
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and collects what the tests ask for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.figures, self.tags = [], [], 0, set()
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.figures += tag == "figure"
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def sweep_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweeps") / "afib"
+    make_sweep(folder, {"ssl_new_head": 1.0, "afib_keep_head": 1.6, "random": 0.3})
+    (folder / "random/seed-2/finished.json").unlink()
+    (folder / "random/seed-2/error.txt").write_text("loss is <NaN> & stays so")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paths(sweep_dir):
+    return write_report(sweep_dir, replicates=200)
+
+
+def test_the_page_is_one_well_formed_file_with_its_figures(paths):
+    text = paths.page.read_text()
+    page = Page(text)
+    assert page.figures == len(paths.figures) == 6
+    assert len(page.ids) == len(set(page.ids))
+    assert {"verdict", "strategies", "pairs", "cohort", "cards", "problems"} <= set(page.ids)
+
+
+def test_the_page_needs_no_network_and_no_script(paths):
+    text = paths.page.read_text()
+    assert "http" not in text and "<script" not in text and "<link" not in text
+    assert not re.search(r"url\((?!#)", text) and "@import" not in text
+
+
+def test_the_page_says_the_verdict_the_start_the_cost_and_what_failed(paths):
+    text = paths.page.read_text()
+    assert "afib_keep_head is best (AUROC 0." in text
+    assert "wcr_afib_5y.pt" in text and "GPU-hours" in text
+    assert "loss is &lt;NaN&gt; &amp; stays so" in text
+
+
+def test_figures_are_svg_files(paths):
+    names = {path.stem for path in paths.figures}
+    assert names == {"strategies", "differences", "roc", "precision_recall", "validation", "loss"}
+    for path in paths.figures:
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_tables_hold_the_numbers_of_the_page(paths):
+    table, pairs = pd.read_csv(paths.table), pd.read_csv(paths.pairs)
+    comparison = json.loads(paths.comparison.read_text())
+    assert table["strategy"].tolist() == ["afib_keep_head", "ssl_new_head", "random"]
+    assert table["auroc"][0] == comparison["strategies"][0]["estimates"]["auroc"]["value"]
+    assert f"{table['auroc'][0]:.3f}" in paths.page.read_text()
+    assert len(pairs) == 3 and (pairs["p_holm"] >= pairs["p_value"]).all()
+
+
+def test_the_report_is_the_same_every_time(paths, sweep_dir):
+    before = {p: p.read_bytes() for p in (sweep_dir / "report").rglob("*") if p.is_file()}
+    write_report(sweep_dir, replicates=200)
+    after = {p: p.read_bytes() for p in (sweep_dir / "report").rglob("*") if p.is_file()}
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "figures"),
+    [
+        ("regression", ("lvef",), {"strategies", "differences", "validation", "loss"}),
+        ("regression", ("lvef", "age"), {"strategies", "differences", "validation", "loss"}),
+        ("multilabel", ("a", "b"), {"strategies", "differences", "validation", "loss"}),
+    ],
+)
+def test_figures_without_sense_are_left_out(tmp_path, task, labels, figures):
+    test_set = make_test_set(num_patients=80, labels=labels)
+    make_sweep(tmp_path, {"x": 0.1, "y": 0.5}, (0, 1), test_set, task=task)
+    paths = write_report(tmp_path, replicates=50)
+    assert {path.stem for path in paths.figures} == figures
+    Page(paths.page.read_text())
+
+
+def test_a_bare_run_without_optional_files_is_reported(tmp_path):
+    make_sweep(tmp_path, {"only": 1.0}, (0,), make_test_set(num_patients=80))
+    for name in ("init_report.json", "environment.json", "metrics.jsonl", "evaluation.json"):
+        (tmp_path / "only/seed-0" / name).unlink()
+    (tmp_path / "only/seed-0/finished.json").write_text("{}")
+    (tmp_path / "sweep.yaml").unlink()
+    text = write_report(tmp_path, replicates=50).page.read_text()
+    assert "Only only is finished" in text and 'id="pairs"' not in text
+
+
+def test_a_value_that_the_template_lacks_is_an_error():
+    with pytest.raises(Exception, match="undefined"):
+        render_page("sweep_report.html.jinja", title="x")

@@ -1,0 +1,132 @@
+"""What we write can be read again, bit for bit, by us and by plain torch."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.model.transformer import Architecture, build_on_meta
+from hpc_ecg.weights import load_model
+from hpc_ecg.weights.export import _cfg, _pretraining_tensors, export_original, save_model
+from hpc_ecg.weights.mapping import file_key
+from hpc_ecg.weights.reading import read_checkpoint
+
+FIXTURES = Path(__file__).parent / "fixtures"
+AFIB = FIXTURES / "tiny_wcr_afib_5y.pt"
+
+
+@pytest.fixture
+def model():
+    return load_model(AFIB)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_our_file_round_trips_bit_for_bit_with_all_that_is_known(tmp_path, model):
+    signal = SignalSpec(sample_rate_hz=500)
+    save_model(tmp_path / "model.safetensors", model, model.architecture, ["af"], signal)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        checkpoint = read_checkpoint(path)
+        assert (checkpoint.kind, checkpoint.labels, checkpoint.signal) == (
+            "hpc_ecg",
+            ["af"],
+            signal,
+        )
+        assert checkpoint.architecture == model.architecture
+        assert same(load_model(path).state_dict(), model.state_dict())
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_state_dict_gathered_from_ranks_can_be_saved_as_well(tmp_path, model):
+    path = tmp_path / "m.safetensors"
+    save_model(path, model.state_dict(), model.architecture, ["af"], SignalSpec())
+    assert same(load_model(path).state_dict(), model.state_dict())
+    incomplete = model.state_dict()
+    del incomplete["head.bias"]
+    with pytest.raises(ValueError, match=r"1 not in the file: head.bias"):
+        save_model(path, incomplete, model.architecture, ["af"], SignalSpec())
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, model, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, model.architecture, ["af"], SignalSpec())
+    before = path.read_bytes()
+
+    def full_disk(tensors, aside, metadata):
+        aside.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("hpc_ecg.weights.export.save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_model(path, model, model.architecture, ["af"], SignalSpec())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("layout", "total"), [("classifier", 49), ("base_ssl", 55)])
+def test_the_originals_layouts_round_trip_bit_for_bit(tmp_path, model, layout, total):
+    path = tmp_path / "x.pt"
+    export_original(path, model, model.architecture, layout)
+    plain, original = (
+        torch.load(path, weights_only=True),
+        torch.load(
+            FIXTURES / ("tiny_base_ssl.pt" if layout == "base_ssl" else AFIB.name),
+            weights_only=True,
+        ),
+    )
+    assert list(plain) == list(original)[: len(plain)]
+    assert list(plain["model"]) == list(original["model"])
+    assert len(plain["model"]) == total
+    sizes = set(plain["cfg"]["model"]) & set(original["cfg"]["model"])
+    free = {"_name", "final_dim", "latent_vars"}
+    assert all(plain["cfg"]["model"][n] == original["cfg"]["model"][n] for n in sizes - free)
+    again = load_model(path, num_labels=1).state_dict()
+    heads = () if layout == "classifier" else ("head.weight", "head.bias")
+    state = {n: t for n, t in model.state_dict().items() if n not in heads}
+    assert same({n: again[n] for n in state}, state)
+
+
+def test_the_pretraining_tensors_have_the_published_shapes_and_are_seeded():
+    keys = json.loads((FIXTURES / "keys_base_ssl.json").read_text())
+    extra = _pretraining_tensors(Architecture(), 0)
+    assert {name: list(tensor.shape) for name, tensor in extra.items()} == {
+        name: shape for name, shape in keys.items() if name in extra
+    }
+    assert same(extra, _pretraining_tensors(Architecture(), 0))
+    backbone = [n for n in build_on_meta(Architecture(), 1).state_dict() if n[:5] != "head."]
+    assert len(backbone) + len(extra) == len(keys) == 215
+    assert {file_key(n, "base_ssl") for n in backbone} | extra.keys() == keys.keys()
+    assert _cfg(Architecture(), "base_ssl", 1)["model"]["final_dim"] == 256
+
+
+def test_an_unknown_layout_is_named(tmp_path, model):
+    with pytest.raises(ValueError, match="layout must be one of base_ssl, classifier, got 'onnx'"):
+        export_original(tmp_path / "x.pt", model, model.architecture, "onnx")
+
+
+def test_a_wrong_number_of_label_names_is_refused(tmp_path, model):
+    with pytest.raises(ValueError, match="2 label names for a head of 1"):
+        save_model(tmp_path / "x", model, model.architecture, ["a", "b"], SignalSpec())
+
+
+def test_a_damaged_or_foreign_safetensors_file_is_refused(tmp_path, model):
+    path = tmp_path / "x.safetensors"
+    save_model(path, model, model.architecture, ["af"], SignalSpec())
+    with safe_open(path, framework="pt") as file:
+        assert set(file.metadata()) == {"format", "architecture", "labels", "signal"}
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged safetensors file"):
+        read_checkpoint(path)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match="not written by hpc_ecg"):
+        read_checkpoint(path)
+    save_file({"a": torch.ones(1)}, path, {"format": "hpc_ecg/1", "architecture": "[]"})
+    with pytest.raises(ValueError, match="metadata `architecture` must be a JSON dict"):
+        read_checkpoint(path)

@@ -1,0 +1,329 @@
+"""Reading checkpoints: what is found in a good file, and one clear line for each bad one."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpc_ecg.weights import load_model
+from hpc_ecg.weights.archive import Inert, read_archive
+from hpc_ecg.weights.reading import read_checkpoint, sha256_of
+
+FIXTURES = Path(__file__).parent / "fixtures"
+BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"
+AUC = FIXTURES / "tiny_wcr_afib_5y_auc_numpy.pt"
+
+
+def content_of(path):
+    return torch.load(path, weights_only=True)
+
+
+def saved(content, path):
+    torch.save(content, path)
+    return path
+
+
+def refusal(path):
+    """The one line that reading this file ends with."""
+    with pytest.raises(ValueError) as error:
+        read_checkpoint(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+class Runs:
+    """Pickles as a call, as in an attack."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_both_kinds_of_file_are_recognized_with_sizes_and_labels():
+    base, afib = read_checkpoint(BASE), read_checkpoint(str(AFIB))
+    assert (base.kind, base.num_labels, len(base.tensors)) == ("base_ssl", None, 55)
+    assert (afib.kind, afib.num_labels, len(afib.tensors)) == ("classifier", 1, 49)
+    assert base.architecture == afib.architecture
+    assert base.architecture.encoder_attention_heads == 4
+    assert base.architecture.conv_feature_layers == ((16, 2, 2),) * 4
+    assert base.signal is None
+    assert base.labels is None
+
+
+def test_every_tensor_of_a_file_is_either_mapped_or_ignored_for_a_reason():
+    for path, ignored in ((BASE, 8), (AFIB, 0)):
+        checkpoint = read_checkpoint(path)
+        mapped = set(checkpoint.names.ours.values())
+        assert mapped | checkpoint.names.ignored.keys() == checkpoint.tensors.keys()
+        assert not mapped & checkpoint.names.ignored.keys()
+        assert len(checkpoint.names.ignored) == ignored
+        assert all(checkpoint.names.ignored.values())
+
+
+def test_the_two_norms_of_like_name_are_not_mixed_up():
+    base, afib = read_checkpoint(BASE).names.ours, read_checkpoint(AFIB).names.ours
+    assert base["backbone.layer_norm.weight"] == "layer_norm.weight"
+    assert base["backbone.encoder.layer_norm.weight"] == "encoder.layer_norm.weight"
+    assert afib["backbone.layer_norm.weight"] == "encoder.layer_norm.weight"
+    assert afib["backbone.encoder.layer_norm.weight"] == "encoder.encoder.layer_norm.weight"
+
+
+def leaves(value):
+    if isinstance(value, dict | list | tuple):
+        items = value.values() if isinstance(value, dict) else value
+        return {kind for item in items for kind in leaves(item)}
+    return {type(value)}
+
+
+def test_a_file_with_numpy_scores_loads_with_inert_objects_in_their_place():
+    with pytest.raises(pickle.UnpicklingError):
+        content_of(AUC)
+    kinds = leaves(read_archive(AUC)["extra_state"])
+    assert Inert in kinds
+    assert not any("numpy" in kind.__module__ for kind in kinds)
+    assert read_checkpoint(AUC).num_labels == 1
+
+
+def test_numpy_globals_registered_by_others_are_set_aside_and_put_back():
+    registered = [np.ndarray, np.dtype]
+    with torch.serialization.safe_globals(registered):
+        before = set(torch.serialization.get_safe_globals())
+        assert read_checkpoint(AUC).num_labels == 1
+        assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_weight_norm_under_its_newer_names_gives_the_same_model(tmp_path):
+    content, ecg_BCS = content_of(AFIB), torch.randn(2, 12, 500)
+    stem = "encoder.conv_pos.pos_conv.0."
+    for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+        content["model"][f"{stem}parametrizations.weight.{new}"] = content["model"].pop(stem + old)
+    renamed = saved(content, tmp_path / "new_torch.pt")
+    assert torch.equal(load_model(renamed)(ecg_BCS), load_model(AFIB)(ecg_BCS))
+    content["model"][stem + "weight_g"] = torch.ones(1, 1, 8)
+    message = refusal(saved(content, tmp_path / "both.pt"))
+    assert "1 not in the model" in message
+
+
+@pytest.mark.parametrize("where", ["top", "cfg", "model", "extra_state"])
+def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(tmp_path, where):
+    marker = tmp_path / "executed"
+    for call in (
+        Runs(os.system, f"touch {marker}"),
+        Runs(eval, f"open({str(marker)!r}, 'w')"),
+        Runs(exec, f"open({str(marker)!r}, 'w')"),
+        Runs(shutil.copy, str(AFIB), str(marker)),
+        Runs(Path.touch, marker),
+        Runs(np.ndarray.tofile, np.zeros(1), str(marker)),
+    ):
+        content = content_of(AFIB)
+        if where == "top":
+            content = call
+        else:
+            content[where]["x"] = call
+        message = refusal(saved(content, tmp_path / "hostile.pt"))
+        assert "refused, nothing of it was run" in message
+        assert not marker.exists()
+
+
+def test_the_refusal_names_what_the_pickle_asked_for(tmp_path):
+    content = content_of(AFIB) | {"args": Runs(os.system, "true")}
+    assert "posix.system" in refusal(saved(content, tmp_path / "hostile.pt"))
+
+
+def test_a_conv_string_that_is_code_is_refused_and_not_evaluated(tmp_path):
+    content, marker = content_of(AFIB), tmp_path / "executed"
+    content["cfg"]["model"]["conv_feature_layers"] = f"[open({str(marker)!r}, 'w')]"
+    message = refusal(saved(content, tmp_path / "code.pt"))
+    assert "cfg.model.conv_feature_layers" in message
+    assert not marker.exists()
+
+
+def test_a_cfg_that_grows_without_end_is_named_by_its_type(tmp_path):
+    content, nested = content_of(AFIB), []
+    for _ in range(60):
+        nested = [nested, nested]
+    content["cfg"]["model"]["encoder_layers"] = nested
+    assert "got a list" in refusal(saved(content, tmp_path / "nested.pt"))
+
+
+def test_a_cut_file_is_refused_wherever_it_was_cut(tmp_path):
+    whole = AFIB.read_bytes()
+    for kept in (10, 1000, len(whole) // 2, len(whole) - 1):
+        cut = tmp_path / "cut.pt"
+        cut.write_bytes(whole[:kept])
+        assert "cut short or damaged" in refusal(cut)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (
+            b"<!DOCTYPE html><html>404",
+            "not a torch file (no zip archive; it starts with b'<!DOCTYPE",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (pickle.dumps({"model": 1}), "an old torch file (before 1.6) or a bare pickle"),
+    ],
+)
+def test_a_file_that_is_no_torch_file_is_told_apart(tmp_path, content, words):
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    assert words in refusal(path)
+
+
+def test_a_missing_file_and_a_folder_without_model_are_told_apart(tmp_path):
+    assert "no such file" in refusal(tmp_path / "none.pt")
+    assert "a folder without model.safetensors" in refusal(tmp_path)
+
+
+def test_a_zip_without_torch_content_is_damaged(tmp_path):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "damaged torch file" in refusal(path)
+
+
+def repacked(path, compression):
+    with zipfile.ZipFile(AFIB) as old, zipfile.ZipFile(path, "w", compression) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    return path
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(200_000_000))
+    assert bomb.stat().st_size < 300_000
+    assert "is compressed" in refusal(bomb)
+    assert "is compressed" in refusal(repacked(tmp_path / "small.pt", zipfile.ZIP_DEFLATED))
+
+
+def test_an_archive_that_claims_more_than_it_has_is_refused(tmp_path):
+    path = tmp_path / "claims.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"x" * 100)
+        member = archive.infolist()[0]
+        member.file_size = member.compress_size = 10**12
+    assert "claim" in refusal(path)
+
+
+def test_a_tensor_larger_than_the_memory_behind_it_is_refused(tmp_path):
+    content = content_of(AFIB)
+    content["model"]["proj.weight"] = torch.zeros(1).expand(2**40, 48)
+    assert "claims shape (1099511627776, 48)" in refusal(saved(content, tmp_path / "huge.pt"))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.tensor([float("nan")]), "proj.bias holds NaN or infinite values"),
+        (torch.tensor([1]), "must be a dense float tensor, got torch.int64"),
+        (torch.ones(1).to_sparse(), "must be a dense float tensor"),
+        (torch.ones(1, device="meta"), "holds no values"),
+        ([1.0], "must be a tensor, got list"),
+    ],
+)
+def test_a_tensor_that_cannot_be_a_weight_is_named(tmp_path, value, words):
+    content = content_of(AFIB)
+    content["model"]["proj.bias"] = value
+    assert words in refusal(saved(content, tmp_path / "x.pt"))
+
+
+def test_missing_extra_and_misshapen_weights_are_all_listed(tmp_path):
+    content = content_of(BASE)
+    del content["model"]["encoder.layers.1.fc2.bias"]
+    content["model"]["encoder.layers.0.adapter.weight"] = torch.ones(3)
+    content["model"]["layer_norm.weight"] = torch.ones(17)
+    message = refusal(saved(content, tmp_path / "x.pt"))
+    assert "weights do not fit the model" in message
+    assert "1 not in the file: backbone.encoder.layers.1.fc2.bias" in message
+    assert "1 not in the model: backbone.encoder.layers.0.adapter.weight" in message
+    assert "backbone.layer_norm.weight (file (17,), model (16,))" in message
+
+
+def test_a_classifier_without_its_head_is_refused(tmp_path):
+    content = content_of(AFIB)
+    del content["model"]["proj.weight"], content["model"]["proj.bias"]
+    assert "2 not in the file: head.bias, head.weight" in refusal(saved(content, tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("layer_norm_first", True, "must be False, got True: its layers normalize first"),
+        ("extractor_mode", "layer_norm", "must be 'default', got 'layer_norm'"),
+        ("conv_bias", True, "its conv stem has biases"),
+        ("normalize", True, "normalized per lead"),
+        ("encoder_layers", 3, "encoder_layers=3, but the weights do not fit: they have 2 layers"),
+        ("encoder_embed_dim", 96, "of other shape"),
+        ("encoder_attention_heads", 5, "encoder_attention_heads=5 must divide"),
+        ("conv_pos", 0, "conv_pos must be between 1 and"),
+        ("encoder_ffn_embed_dim", 10**30, "encoder_ffn_embed_dim must be between 1 and"),
+    ],
+)
+def test_a_cfg_that_this_model_cannot_follow_is_refused_with_the_reason(
+    tmp_path, name, value, words
+):
+    content = content_of(BASE)
+    content["cfg"]["model"][name] = value
+    assert words in refusal(saved(content, tmp_path / "x.pt"))
+
+
+def test_heads_that_are_not_stated_are_not_guessed(tmp_path):
+    content = content_of(BASE)
+    del content["cfg"]["model"]["encoder_attention_heads"]
+    message = refusal(saved(content, tmp_path / "x.pt"))
+    assert "cfg.model.encoder_attention_heads is missing" in message
+
+
+def test_files_of_other_programs_are_refused_by_their_layout(tmp_path):
+    message = refusal(saved({"state_dict": {"conv1.weight": torch.ones(1)}}, tmp_path / "x.pt"))
+    assert "expected the original's layout" in message
+    message = refusal(saved([1, 2], tmp_path / "x.pt"))
+    assert "expected a dict at the top, got list" in message
+    content = content_of(BASE) | {"model": {"conv1.weight": torch.ones(1)}}
+    assert "weights of another model" in refusal(saved(content, tmp_path / "x.pt"))
+
+
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert sha256_of(path).startswith("ba7816bf")
+
+
+def test_load_model_says_that_a_pretrained_file_has_no_head():
+    with pytest.raises(ValueError, match="without a head; load_model"):
+        load_model(BASE)
+    with pytest.raises(ValueError, match="its head has 1 labels, not 3"):
+        load_model(AFIB, num_labels=3)
+    assert load_model(BASE, num_labels=3)(torch.randn(2, 12, 500)).shape == (2, 3)
+    assert not load_model(AFIB).training
+
+
+@pytest.mark.slow
+def test_full_size_files_load_and_fit(tmp_path, real_data):
+    import runpy
+    import sys
+
+    script = real_data / "reference" / "regen_full.py"
+    sys.argv, argv = [str(script), str(tmp_path)], sys.argv
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = argv
+    keys = json.loads((FIXTURES / "keys_base_ssl.json").read_text())
+    assert list(read_checkpoint(tmp_path / "base_ssl.pt").tensors) == list(keys)
+    model = load_model(tmp_path / "wcr_afib_5y.pt")
+    assert sum(p.numel() for p in model.parameters()) == 90_374_017
