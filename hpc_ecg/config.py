@@ -238,9 +238,9 @@ def _type_name(kind: Any) -> str:
 def _show_value(value: Any) -> str:
     if value == MISSING or value is dataclasses.MISSING:
         return "(must be given)"
-    return {None: "null", True: "true", False: "false"}.get(
-        value if isinstance(value, bool | None) else "", str(value)
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _first_line(error: BaseException) -> str:

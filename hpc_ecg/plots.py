@@ -20,15 +20,31 @@ from matplotlib.figure import Figure
 INK = "#1a1a1a"
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 LINES: tuple[Any, ...] = (
-    "solid", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (9, 2)),
-    (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)),
-)  # fmt: skip
+    "solid",
+    (0, (5, 1.5)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (1, 1)),
+    (0, (9, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (2, 2)),
+)
 STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "hpc_ecg", "svg.fonttype": "none", "font.family": "DejaVu Sans",
-    "font.size": 10, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
-    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "grid.color": INK,
-    "grid.alpha": 0.15, "grid.linewidth": 0.6, "axes.unicode_minus": True,
-}  # fmt: skip
+    "svg.hashsalt": "hpc_ecg",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "axes.unicode_minus": True,
+}
 Line = tuple[Sequence[float], Sequence[float]]
 
 
@@ -94,8 +110,14 @@ def line_plot(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid()
         columns = 1 if max(len(g.name) for g in groups) > 22 else 2
-        axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.16), ncol=columns, frameon=False,
-                    handlelength=3, fontsize=9)  # fmt: skip
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.45, -0.16),
+            ncol=columns,
+            frameon=False,
+            handlelength=3,
+            fontsize=9,
+        )
         return _to_svg(figure, name)
 
 
@@ -125,7 +147,12 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 def _to_svg(figure: Figure, name: str) -> str:
     """SVG text without a date; identifiers start with `name`, so that one page can hold many."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight",
-                   metadata={"Date": None, "Creator": None})  # fmt: skip
+    figure.savefig(
+        buffer,
+        format="svg",
+        transparent=True,
+        bbox_inches="tight",
+        metadata={"Date": None, "Creator": None},
+    )
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)

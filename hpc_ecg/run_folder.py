@@ -111,7 +111,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda aside: aside.write_text(text) and None)
+    def write(aside: Path) -> None:
+        aside.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
 
 
 def read_json(path: Path) -> Any:

@@ -59,12 +59,24 @@ def write_training(folder, quality, seed):
             events.append({"event": "eval", "step": step, "auroc": score, "score": score})
     text = "".join(json.dumps(event) + "\n" for event in events)
     (folder / "metrics.jsonl").write_text(text)
-    finished = {"steps": 120, "epochs": 3, "best_step": 100, "best_score": 0.7, "metric": "auroc",
-                "train_seconds": 1800.0 + 60 * seed, "processes": 2, "device": "NVIDIA H100",
-                "ecg_per_s": 4510.0, "stopped": "patience"}  # fmt: skip
+    finished = {
+        "steps": 120,
+        "epochs": 3,
+        "best_step": 100,
+        "best_score": 0.7,
+        "metric": "auroc",
+        "train_seconds": 1800.0 + 60 * seed,
+        "processes": 2,
+        "device": "NVIDIA H100",
+        "ecg_per_s": 4510.0,
+        "stopped": "patience",
+    }
     (folder / "finished.json").write_text(json.dumps(finished))
-    report = {"checkpoint": "/weights/wcr_afib_5y.pt", "sha256": "0f" * 32, "head": "kept",
-              "counts": {"loaded": 207, "fresh": 2, "frozen": 14}}  # fmt: skip
+    report = {
+        "checkpoint": {"path": "/weights/wcr_afib_5y.pt", "sha256": "0f" * 32},
+        "head": {"taken": "keep"},
+        "counts": {"tensors_loaded": 207, "tensors_fresh": 2, "tensors_frozen": 14},
+    }
     (folder / "init_report.json").write_text(json.dumps(report))
     environment = {"time": f"2026-01-0{seed + 1}", "python": "3.11", "packages": {"torch": "2.8"}}
     (folder / "environment.json").write_text(json.dumps(environment))
@@ -138,7 +150,7 @@ def test_cells_that_failed_or_are_missing_are_listed_with_the_reason(tmp_path):
         "b/seed-0": "not finished: at step 120",
         "b/seed-2": "not started",
     }
-    assert "3 of 6 cells take no part" in verdict(comparison)
+    assert "Left out (listed below): 3 of 6 cells." in verdict(comparison)
     assert "shares no seed with b: not compared" in verdict(comparison)
 
 
@@ -184,8 +196,9 @@ def test_one_strategy_alone_gets_its_number_and_no_comparison(tmp_path):
 def test_several_labels_are_compared_by_their_mean(tmp_path):
     test_set = make_test_set(labels=("afib", "flutter", "svt"))
     test_set[1][:, 2] = 0
-    comparison = compare(make_sweep(tmp_path, {"a": 2, "b": 0.3}, test_set=test_set,
-                                    task="multilabel"), REPLICATES)  # fmt: skip
+    comparison = compare(
+        make_sweep(tmp_path, {"a": 2, "b": 0.3}, test_set=test_set, task="multilabel"), REPLICATES
+    )
     assert comparison.labels == ["afib", "flutter"]
     assert "svt is not scored: all" in verdict(comparison)
     assert verdict(comparison).startswith("a is best (macro AUROC 0.")

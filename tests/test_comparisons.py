@@ -11,8 +11,9 @@ from hpc_ecg.evaluation.resampling import draw_resamples, ranked_replicates
 def constant_seeds(values, spread, num=4000, seed=0):
     """Scores whose replicates have the standard deviation `spread`, the same in every seed."""
     noise = np.random.default_rng(seed).normal(0, spread, num)
-    return SeedScores(value=dict(enumerate(values)),
-                      replicate_R={s: v + noise for s, v in enumerate(values)})  # fmt: skip
+    return SeedScores(
+        value=dict(enumerate(values)), replicate_R={s: v + noise for s, v in enumerate(values)}
+    )
 
 
 def test_holm_is_the_step_down_rule():
@@ -39,16 +40,21 @@ def test_one_seed_holds_sampling_error_only_and_says_so():
 
 def test_a_difference_that_seeds_share_is_found_and_is_paired():
     """Both strategies move together over seeds and patients; only pairing sees the 0.01."""
-    scores = {"a": constant_seeds([0.70, 0.80, 0.75], 0.03),
-              "b": constant_seeds([0.69, 0.79, 0.74], 0.03)}  # fmt: skip
+    scores = {
+        "a": constant_seeds([0.70, 0.80, 0.75], 0.03),
+        "b": constant_seeds([0.69, 0.79, 0.74], 0.03),
+    }
     (pair,) = compare_strategies(scores, num_patients=200)
     assert (pair.first, pair.second, pair.seeds) == ("a", "b", [0, 1, 2])
     assert pair.estimate.value == pytest.approx(0.01) and pair.p_holm < 1e-6
 
 
 def test_all_pairs_are_compared_with_the_higher_one_first_and_on_shared_seeds():
-    scores = {"a": constant_seeds([0.70, 0.71], 0.01), "b": constant_seeds([0.75], 0.02, seed=1),
-              "c": constant_seeds([0.72, 0.73], 0.01, seed=2)}  # fmt: skip
+    scores = {
+        "a": constant_seeds([0.70, 0.71], 0.01),
+        "b": constant_seeds([0.75], 0.02, seed=1),
+        "c": constant_seeds([0.72, 0.73], 0.01, seed=2),
+    }
     pairs = {(p.first, p.second): p.seeds for p in compare_strategies(scores, 200)}
     assert pairs == {("b", "a"): [0], ("c", "a"): [0, 1], ("b", "c"): [0]}
 

@@ -77,9 +77,16 @@ def test_a_georgia_header_that_wfdb_refuses_is_read_from_any_of_its_names(real_d
 
 def test_our_wfdb_records_are_what_wfdb_would_have_written(record, tmp_path):
     wfdb.wrsamp(
-        "theirs", 500, ["mV"] * 12, list(LEADS), d_signal=COUNTS_LS.T.astype(int),
-        fmt=["16"] * 12, adc_gain=[1000.0] * 12, baseline=[0] * 12, write_dir=str(tmp_path),
-    )  # fmt: skip
+        "theirs",
+        500,
+        ["mV"] * 12,
+        list(LEADS),
+        d_signal=COUNTS_LS.T.astype(int),
+        fmt=["16"] * 12,
+        adc_gain=[1000.0] * 12,
+        baseline=[0] * 12,
+        write_dir=str(tmp_path),
+    )
     assert record.with_suffix(".dat").read_bytes() == (tmp_path / "theirs.dat").read_bytes()
     ours, theirs = wfdb.rdheader(str(tmp_path / "rec")), wfdb.rdheader(str(tmp_path / "theirs"))
     for field in ("checksum", "init_value", "adc_gain", "baseline", "units", "sig_name", "fs"):
@@ -302,14 +309,34 @@ def test_an_error_survives_the_way_back_from_a_worker():
 @pytest.mark.parametrize(
     "spelling, lead",
     [
-        ("I", "I"), ("i", "I"), ("Lead I", "I"), ("LEAD_II", "II"), ("DIII", "III"), ("v1", "V1"),
-        ("AVR", "aVR"), ("avr", "aVR"), ("aV L", "aVL"), ("a_V_F", "aVF"),
-        ("MDC_ECG_LEAD_AVR", "aVR"), ("v6 ", "V6"),
-        ("ECG Lead V2", "V2"), ("Lead I (Einthoven)", "I"), ("aVR, augmented", "aVR"),
-        ("-aVR", None), ("Lead -aVR", None), ("aVR-", None), ("V3R", None), ("V7", None),
-        ("", None), ("V1-V2", None), ("PLETH", None), ("IV", None), ("V12", None), ("Lead", None),
+        ("I", "I"),
+        ("i", "I"),
+        ("Lead I", "I"),
+        ("LEAD_II", "II"),
+        ("DIII", "III"),
+        ("v1", "V1"),
+        ("AVR", "aVR"),
+        ("avr", "aVR"),
+        ("aV L", "aVL"),
+        ("a_V_F", "aVF"),
+        ("MDC_ECG_LEAD_AVR", "aVR"),
+        ("v6 ", "V6"),
+        ("ECG Lead V2", "V2"),
+        ("Lead I (Einthoven)", "I"),
+        ("aVR, augmented", "aVR"),
+        ("-aVR", None),
+        ("Lead -aVR", None),
+        ("aVR-", None),
+        ("V3R", None),
+        ("V7", None),
+        ("", None),
+        ("V1-V2", None),
+        ("PLETH", None),
+        ("IV", None),
+        ("V12", None),
+        ("Lead", None),
     ],
-)  # fmt: skip
+)
 def test_every_spelling_of_a_lead_has_one_meaning(spelling, lead):
     assert normalize_lead(spelling) == lead
 

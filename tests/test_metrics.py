@@ -88,8 +88,10 @@ def test_youden_threshold_is_the_best_of_all_thresholds():
     predictions = make_predictions()
     labels, probabilities = predictions.label_NK[:, 0], predictions.probability_NK[:, 0]
     point = fit_operating_point(labels, probabilities)
-    applied = [apply_operating_point(labels, probabilities, point | {"threshold": t})
-               for t in probabilities]  # fmt: skip
+    applied = [
+        apply_operating_point(labels, probabilities, point | {"threshold": t})
+        for t in probabilities
+    ]
     best = max(a["sensitivity"] + a["specificity"] for a in applied)
     assert point["sensitivity"] + point["specificity"] == pytest.approx(best)
     assert point["fitted_on"] == "valid"

@@ -257,11 +257,23 @@ def test_conv_layers_are_read_from_the_originals_string_and_written_back(text, l
 @pytest.mark.parametrize(
     "text",
     [
-        "__import__('os').system('true')", "[(1, 2, 2)] * 10**9", "[(1, 2, 2)] * 33", "[]",
-        "[(1, 2)]", "[(1, 2, 0)]", "[(1, 2, True)]", "[(1, 2, 2.0)]", "(" * 500, "",
-        "[(1,2,2)] * -1", None, 7, "[(1, 2, 2)] * 32 * 32", "[(x, 2, 2)]",
+        "__import__('os').system('true')",
+        "[(1, 2, 2)] * 10**9",
+        "[(1, 2, 2)] * 33",
+        "[]",
+        "[(1, 2)]",
+        "[(1, 2, 0)]",
+        "[(1, 2, True)]",
+        "[(1, 2, 2.0)]",
+        "(" * 500,
+        "",
+        "[(1,2,2)] * -1",
+        None,
+        7,
+        "[(1, 2, 2)] * 32 * 32",
+        "[(x, 2, 2)]",
     ],
-)  # fmt: skip
+)
 def test_any_other_conv_string_is_refused_and_never_evaluated(text):
     with pytest.raises(ValueError, match="conv_feature_layers"):
         parse_conv_layers(text, "model.conv_feature_layers")

@@ -51,9 +51,9 @@ def build_index(records: pd.DataFrame, cohort: Cohort, row_splits: list[str]) ->
     index["split"] = [row_splits[row] for row in rows]
     for k, name in enumerate(cohort.label_names):
         index[LABEL_PREFIX + name] = cohort.labels_NK[rows, k]
-    for name in cohort.extra:
-        values = cohort.extra[name].iloc[rows].reset_index(drop=True)
-        index[name] = pd.to_numeric(values, errors="coerce") if name == "age" else values
+    for extra in cohort.extra:
+        values = cohort.extra[extra].iloc[rows].reset_index(drop=True)
+        index[extra] = pd.to_numeric(values, errors="coerce") if extra == "age" else values
     index[["flags", "sha256"]] = records[["flags", "sha256"]]
     signals, of_signals = index["sha256"].tolist(), index["split"].tolist()
     splits.check_apart(signals, of_signals, rows, "an identical signal")

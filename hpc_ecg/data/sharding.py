@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,7 +114,7 @@ def _rows_of(
     cohort: Cohort, plan: ShardingPlan, rows: range
 ) -> list[tuple[int, str, bool, float | None]]:
     """(row, file, has a patient, declared rate) of the rows: all that a worker has to know."""
-    rates = cohort.rates_hz or [plan.rate_hz] * len(cohort)
+    rates: Sequence[float | None] = cohort.rates_hz or [plan.rate_hz] * len(cohort)
     return [
         (row, cohort.files[row], cohort.patients[row] != NO_PATIENT, rates[row]) for row in rows
     ]
@@ -128,7 +128,8 @@ def write_shard(
 ) -> WrittenShard:
     """Read, prepare and write the recordings of one shard; a pure function of its arguments."""
     path = folder / shard_name(shard)
-    records, left_out = [], []
+    records: list[dict[str, Any]] = []
+    left_out: list[LeftOut] = []
     with path.open("wb") as stream:
         writer = ShardWriter(stream, plan.signal, MICROVOLTS_PER_COUNT)
         for row, file, has_patient, rate in rows:

@@ -18,9 +18,9 @@ favours it. Every pair that one may end up looking at is in the family, so the c
 more.
 
 Measured under no difference (2000 simulated cohorts of 150 patients, level 0.05, tests/
-test_comparisons.py): AUROC 0.034 to 0.053 for 2, 3 and 5 seeds while the spread over seeds is below
-that over patients. Where seeds dominate by far, 0.10, 0.07 and 0.05: with two seeds their variance
-is hardly known. One seed errs at 0.04 without spread over seeds, but at 0.13 to 0.47 with it.
+test_comparisons.py): AUROC and AUPRC 0.034 to 0.053 for 2, 3 and 5 seeds while seeds spread less
+than patients do. Where seeds dominate by far, 0.10, 0.08 and 0.05: with two seeds their variance is
+hardly known. One seed errs at 0.04 without spread over seeds, but at 0.13 to 0.47 with it.
 """
 
 # S seeds, R replicates, M comparisons

@@ -127,8 +127,10 @@ def check_regression(labels_N: FloatArray, values_N: FloatArray, name: str) -> N
     check_aligned(labels_N, values_N, name)
     check_finite(values_N, name)
     if len(labels_N) < 2 or np.ptp(labels_N) == 0:
-        raise ValueError(f"{name}: needs two different labels, got {len(labels_N)} record(s) of "
-                         "one value; check the split, or leave this label out")  # fmt: skip
+        raise ValueError(
+            f"{name}: needs two different labels, got {len(labels_N)} record(s) of "
+            "one value; check the split, or leave this label out"
+        )
     check_not_constant(values_N, name)
 
 

@@ -59,8 +59,10 @@ def read_predictions(path: Path) -> Predictions:
         raise ValueError(f"{path}: no column {absent} among {seen}; use write_predictions")
     without = table[["record", "patient"]].isna().any(axis=1)
     if without.any():
-        raise ValueError(f"{path}: {int(without.sum())} rows have no record or no patient; "
-                         "intervals are by patient, so every row needs both")  # fmt: skip
+        raise ValueError(
+            f"{path}: {int(without.sum())} rows have no record or no patient; "
+            "intervals are by patient, so every row needs both"
+        )
     try:
         return Predictions(
             record_N=table["record"].astype(str).to_numpy(dtype=object),

@@ -61,8 +61,10 @@ def apply_operating_point(
 
 def check_operating_point(point: dict, name: str) -> None:
     if "threshold" not in point:
-        raise ValueError(f"{name}: operating point has no threshold, got {sorted(point)}; "
-                         "fit it with fit_operating_point")  # fmt: skip
+        raise ValueError(
+            f"{name}: operating point has no threshold, got {sorted(point)}; "
+            "fit it with fit_operating_point"
+        )
     if point.get("fitted_on") != "valid":
         raise ValueError(
             f"{name}: operating point was fitted on {point.get('fitted_on')!r}; "

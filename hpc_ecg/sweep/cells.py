@@ -103,8 +103,9 @@ def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> CellResult | Proble
     if reason is not None:
         return Problem(strategy=strategy, seed=seed, reason=reason)
     finished, evaluation = read_json(run.finished), read_optional(run.evaluation)
-    return CellResult(strategy=strategy, seed=seed, run=run, finished=finished,
-                evaluation=evaluation, test=test)  # fmt: skip
+    return CellResult(
+        strategy=strategy, seed=seed, run=run, finished=finished, evaluation=evaluation, test=test
+    )
 
 
 def _why_not_finished(run: RunFolder) -> str | None:

@@ -34,8 +34,12 @@ from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
 from hpc_ecg.sweep.cells import CellResult, Problem, read_cells
 
 METRIC_NAMES = {
-    "auroc": "AUROC", "auprc": "AUPRC", "r2": "R²", "mae": "MAE", "pearson": "Pearson's r",
-}  # fmt: skip
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "r2": "R²",
+    "mae": "MAE",
+    "pearson": "Pearson's r",
+}
 SHARES = ("auroc", "auprc")  # between 0 and 1
 
 
@@ -107,10 +111,20 @@ def compare(sweep_dir: Path, replicates: int = 2000, seed: int = 0) -> Compariso
     strategies.sort(key=lambda s: (-s.estimates[metrics[0]].value, s.name))
     pairs = compare_strategies({s.name: scores[metrics[0]][s.name] for s in strategies}, patients)
     comparison = Comparison(
-        task=task, metric=metrics[0], metrics=metrics, labels=list(counts), not_scored=not_scored,
-        counts=counts, strategies=strategies, pairs=pairs, problems=problems, warnings=[],
-        replicates=replicates, seed=seed, cells=cells,
-    )  # fmt: skip
+        task=task,
+        metric=metrics[0],
+        metrics=metrics,
+        labels=list(counts),
+        not_scored=not_scored,
+        counts=counts,
+        strategies=strategies,
+        pairs=pairs,
+        problems=problems,
+        warnings=[],
+        replicates=replicates,
+        seed=seed,
+        cells=cells,
+    )
     return replace(comparison, warnings=_warnings(comparison))
 
 
@@ -164,9 +178,12 @@ def _result(
             estimate = replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
         estimates[metric], per_seed[metric] = estimate, seeds.value
     return StrategyResult(
-        name=name, seeds=[c.seed for c in own], estimates=estimates, per_seed=per_seed,
+        name=name,
+        seeds=[c.seed for c in own],
+        estimates=estimates,
+        per_seed=per_seed,
         hours=_hours(own),
-    )  # fmt: skip
+    )
 
 
 def _hours(cells: list[CellResult]) -> dict[str, float]:
@@ -188,19 +205,25 @@ def _warnings(comparison: Comparison) -> list[str]:
                 number = counts[f"n_{kind}_patients"]
                 if number < FEW_PATIENTS:
                     noun = "patient" if number == 1 else "patients"
-                    texts.append(f"{label} has only {number} {kind} {noun} in the test set: "
-                                 "intervals and p-values are rough.")  # fmt: skip
+                    texts.append(
+                        f"{label} has only {number} {kind} {noun} in the test set: "
+                        "intervals and p-values are rough."
+                    )
     single = [s.name for s in comparison.strategies if len(s.seeds) == 1]
     if single:
-        texts.append(f"One seed only for {_list(single)}: these intervals hold the chance of the "
-                     "test patients, not that of training. Run more seeds.")  # fmt: skip
+        texts.append(
+            f"One seed only for {_list(single)}: these intervals hold the chance of the "
+            "test patients, not that of training. Run more seeds."
+        )
     double = [s.name for s in comparison.strategies if len(s.seeds) == 2]
     if double:
-        texts.append(f"Two seeds only for {_list(double)}: where training is noisy, such a test "
-                     "finds a difference that is none in up to 1 of 10 cases.")  # fmt: skip
+        texts.append(
+            f"Two seeds only for {_list(double)}: where training is noisy, such a test "
+            "finds a difference that is none in up to 1 of 10 cases."
+        )
     if comparison.problems:
         total = len(comparison.problems) + len(comparison.cells)
-        texts.append(f"{len(comparison.problems)} of {total} cells take no part (listed below).")
+        texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} cells.")
     if len({tuple(s.seeds) for s in comparison.strategies}) > 1:
         texts.append("Strategies have different seeds; a difference uses the seeds of both.")
     for label, reason in comparison.not_scored.items():

@@ -8,7 +8,7 @@ overrides, the seed and the folder laid over it.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -39,7 +39,7 @@ class SweepConfig:
         if not self.strategies:
             raise ValueError("strategies is empty; name at least one: strategies=[ssl_new_head]")
         for name, values in (("strategies", self.strategies), ("seeds", self.seeds)):
-            if len(set(values)) != len(values):  # type: ignore[arg-type]
+            if len(set(values)) != len(values):
                 raise ValueError(f"{name} has an entry twice: {values}")
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"seeds must be whole numbers from 0 on, got {self.seeds}")
@@ -88,10 +88,9 @@ def load_sweep(files: Sequence[str], words: Sequence[str]) -> Sweep:
         for strategy in config.strategies
         for seed in config.seeds
     ]
-    merged = OmegaConf.merge(*[source.values for source in shared]) if shared else {}
-    plain = OmegaConf.to_container(OmegaConf.create(merged), resolve=False)
-    assert isinstance(plain, dict)
-    return Sweep(config=config, shared={str(key): plain[key] for key in plain}, cells=cells)
+    merged = OmegaConf.merge({}, *[source.values for source in shared])
+    plain = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=False))
+    return Sweep(config=config, shared=plain, cells=cells)
 
 
 def _take_run(source: Source) -> DictConfig:

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from hpc_ecg.page import inline_svg, render_page
-from hpc_ecg.run_folder import write_json, write_whole
+from hpc_ecg.run_folder import read_json, write_json, write_text
 from hpc_ecg.sweep.cells import CellResult, read_optional
 from hpc_ecg.sweep.compare import Comparison, StrategyResult, compare
 from hpc_ecg.sweep.figures import draw_figures
@@ -59,11 +59,11 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
         figures=[folder / "figures" / f"{name}.svg" for name in figures],
     )
     for path, svg in zip(paths.figures, figures.values(), strict=True):
-        _write_text(path, svg)
+        write_text(path, svg)
     write_json(paths.comparison, comparison.to_dict())
-    _write_text(paths.table, pd.DataFrame(_table_rows(comparison)).to_csv(index=False))
-    _write_text(paths.pairs, pd.DataFrame(_pair_rows(comparison)).to_csv(index=False))
-    _write_text(paths.page, render_report(comparison, figures, sweep_dir.resolve().name))
+    write_text(paths.table, pd.DataFrame(_table_rows(comparison)).to_csv(index=False))
+    write_text(paths.pairs, pd.DataFrame(_pair_rows(comparison)).to_csv(index=False))
+    write_text(paths.page, render_report(comparison, figures, sweep_dir.resolve().name))
     return paths
 
 
@@ -102,42 +102,52 @@ def _table_rows(comparison: Comparison) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"strategy": strategy.name, "num_seeds": len(strategy.seeds)}
         row["seeds"] = " ".join(str(s) for s in strategy.seeds)
         for metric, e in strategy.estimates.items():
-            row |= {metric: e.value, f"{metric}_low": e.low, f"{metric}_high": e.high,
-                    f"{metric}_standard_error": e.standard_error,
-                    f"{metric}_seed_sd": e.seed_sd}  # fmt: skip
+            row |= {
+                metric: e.value,
+                f"{metric}_low": e.low,
+                f"{metric}_high": e.high,
+                f"{metric}_standard_error": e.standard_error,
+                f"{metric}_seed_sd": e.seed_sd,
+            }
         rows.append(row | {unit.replace(" ", "_"): h for unit, h in strategy.hours.items()})
     return rows
 
 
 def _pair_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return [
-        {"first": pair.first, "second": pair.second, "metric": comparison.metric,
-         "seeds": " ".join(str(s) for s in pair.seeds), "difference": pair.estimate.value,
-         "low": pair.estimate.low, "high": pair.estimate.high,
-         "standard_error": pair.estimate.standard_error,
-         "degrees_of_freedom": pair.estimate.degrees_of_freedom,
-         "p_value": pair.estimate.p_value, "p_holm": pair.p_holm}
+        {
+            "first": pair.first,
+            "second": pair.second,
+            "metric": comparison.metric,
+            "seeds": " ".join(str(s) for s in pair.seeds),
+            "difference": pair.estimate.value,
+            "low": pair.estimate.low,
+            "high": pair.estimate.high,
+            "standard_error": pair.estimate.standard_error,
+            "degrees_of_freedom": pair.estimate.degrees_of_freedom,
+            "p_value": pair.estimate.p_value,
+            "p_holm": pair.p_holm,
+        }
         for pair in comparison.pairs
-    ]  # fmt: skip
+    ]
 
 
 def _card(strategy: StrategyResult, cells: list[CellResult]) -> dict[str, Any]:
     """What a strategy started from (its first cell's init_report) and how its runs went."""
     own = [cell for cell in cells if cell.strategy == strategy.name]
-    report = read_optional(own[0].run.init_report)
-    counts, checkpoint = report.get("counts") or {}, report.get("checkpoint")
+    report = read_json(own[0].run.init_report)
+    counts, checkpoint = report["counts"], report["checkpoint"]
     speeds = [c.finished["ecg_per_s"] for c in own if c.finished.get("ecg_per_s")]
     return {
         "name": strategy.name,
-        "checkpoint": Path(checkpoint).name if checkpoint else "none (random weights)",
-        "sha256": str(report.get("sha256") or "")[:12],
-        "head": report.get("head", "–"),
-        "tensors": {kind: counts.get(kind, "–") for kind in ("loaded", "fresh", "frozen")},
+        "checkpoint": Path(checkpoint["path"]).name if checkpoint else "none (random weights)",
+        "sha256": checkpoint["sha256"][:12] if checkpoint else "",
+        "head": report["head"]["taken"],
+        "tensors": {kind: counts[f"tensors_{kind}"] for kind in ("loaded", "fresh", "frozen")},
         "steps": _each(own, "steps"),
         "best_step": _each(own, "best_step"),
         "stopped": _each(own, "stopped"),
         "speed": f"{sum(speeds) / len(speeds):.0f}" if speeds else "–",
-        "cost": show_hours(strategy),
     }
 
 
@@ -164,10 +174,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _write_text(path: Path, text: str) -> None:
-    def write(aside: Path) -> None:
-        aside.write_text(text, encoding="utf-8")
-
-    write_whole(path, write)

@@ -14,7 +14,7 @@ WIDTH = 80
 
 
 def verdict(comparison: Comparison) -> str:
-    """One to three sentences on the strategies, then the warnings."""
+    """A few sentences on the strategies, then the warnings."""
     return " ".join([*verdict_sentences(comparison), *comparison.warnings])
 
 
@@ -29,22 +29,30 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     apart = [n for n, p in pairs.items() if p is None]
     sentences = []
     if better and not alike:
-        sentences.append(f"{best.name} is best ({metric} {value}): better than "
-                         f"{_spell(better, pairs, best.name)}.")  # fmt: skip
+        sentences.append(
+            f"{best.name} is best ({metric} {value}): better than "
+            f"{_spell(better, pairs, best.name)}."
+        )
     elif better:
         sentences.append(f"{best.name} has the highest {metric} ({value}).")
-        sentences.append(f"It is better than {_spell(better, pairs, best.name)}.")
         sentences.append(f"It cannot be told apart from {_spell(alike, pairs, best.name)}.")
+        sentences.append(f"It is better than {_spell(better, pairs, best.name)}.")
     elif len(alike) == 1 and not apart:
         pair = pairs[alike[0]]
-        sentences.append(f"{best.name} and {alike[0]} cannot be told apart "
-                         f"({metric} {_difference(pair, best.name)}).")  # fmt: skip
+        sentences.append(
+            f"{best.name} and {alike[0]} cannot be told apart "
+            f"({metric} {_difference(pair, best.name)})."
+        )
     elif alike:
-        sentences.append(f"No strategy is clearly best: {best.name} has the highest {metric} "
-                         f"({value}) but cannot be told apart from "
-                         f"{_spell(alike, pairs, best.name)}.")  # fmt: skip
+        sentences.append(
+            f"No strategy is clearly best: {best.name} has the highest {metric} "
+            f"({value}) but cannot be told apart from "
+            f"{_spell(alike, pairs, best.name)}."
+        )
     if apart:
         sentences.append(f"{best.name} shares no seed with {', '.join(apart)}: not compared.")
+    if len(comparison.pairs) > 1:
+        sentences.append(f"(p: Holm's correction over {len(comparison.pairs)} comparisons.)")
     return sentences
 
 
@@ -69,24 +77,34 @@ def show_p(p: float) -> str:
 
 
 def show_hours(strategy: StrategyResult) -> str:
-    return ", ".join(f"{hours:.2g} {unit}" if hours < 10 else f"{hours:.0f} {unit}"
-                     for unit, hours in strategy.hours.items())  # fmt: skip
+    return ", ".join(
+        f"{hours:.2g} {unit}" if hours < 10 else f"{hours:.0f} {unit}"
+        for unit, hours in strategy.hours.items()
+    )
 
 
 def format_table(comparison: Comparison) -> str:
     """For a terminal: strategies, differences from the best, verdict; no line over 80 columns."""
     first, second = comparison.metrics
-    header = ["", "seeds", comparison.name_of(first), "95 % interval", "seed SD",
-              comparison.name_of(second), "hours"]  # fmt: skip
+    header = [
+        "",
+        "seeds",
+        comparison.name_of(first),
+        "95 % interval",
+        "seed SD",
+        comparison.name_of(second),
+        "hours",
+    ]
     rows = [header, *(_table_row(s, first, second) for s in comparison.strategies)]
     widths = [max(len(row[c]) for row in rows) for c in range(len(header))]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
     lines = [_line(row, widths) for row in rows]
     units = sorted({unit for s in comparison.strategies for unit in s.hours})
     lines += ["", f"hours: {' and '.join(units)}"] if units else []
-    sentences = [*verdict_sentences(comparison), *comparison.warnings]
-    for sentence in sentences:
-        lines += ["", *textwrap.wrap(sentence, WIDTH)]
+    lines += ["", *textwrap.wrap(" ".join(verdict_sentences(comparison)), WIDTH)]
+    lines += [""] if comparison.warnings else []
+    for warning in comparison.warnings:
+        lines += textwrap.wrap(warning, WIDTH, initial_indent="! ", subsequent_indent="  ")
     for problem in comparison.problems:
         text = f"{problem.strategy}/seed-{problem.seed}: {problem.reason}"
         lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
@@ -124,4 +142,4 @@ def _difference(pair: Difference | None, best: str) -> str:
     if pair.first != best:
         low, high, value = -high, -low, -value
     interval = f"95 % interval {number(low)} to {number(high)}"
-    return f"difference {number(value)}, {interval}, corrected p {show_p(pair.p_holm)}"
+    return f"difference {number(value)}, {interval}, p {show_p(pair.p_holm)}"

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from hpc_ecg.cluster import join_world
 from hpc_ecg.data.batches import MicroBatch, Share
+from hpc_ecg.model.transformer import ECGClassifier
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -109,7 +110,7 @@ class Engine:
         self._model, self._optimizer = self._accelerator.prepare(model, optimizer)
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> ECGClassifier:
         """The plain module."""
         return self._accelerator.unwrap_model(self._model)
 

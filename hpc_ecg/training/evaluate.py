@@ -86,9 +86,8 @@ def describe_evaluation(result: dict[str, Any]) -> list[str]:
         for metric in ("auroc", "auprc", "rmse", "r2"):
             if metric in label:
                 value = label[metric]
-                parts.append(
-                    f"{metric.upper()} {value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
-                )
+                between = f"{value['low']:.3f}–{value['high']:.3f}"
+                parts.append(f"{metric.upper()} {value['value']:.3f} ({between})")
         lines.append(", ".join(parts))
         lines += [f"  {label[m]['warning']}" for m in ("auroc",) if label.get(m, {}).get("warning")]
     lines += [f"{name}: not scored: {why}" for name, why in result["not_scored"].items()]

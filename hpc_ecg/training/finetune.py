@@ -94,7 +94,10 @@ def finetune(config: FinetuneConfig) -> RunFolder:
     # 3. The processes meet; the first one claims the folder and notes what starts from where.
     engine = Engine(config.engine)
     try:
-        notes = {"data_index_sha256": shards.index_sha256, "device": engine.device_name}
+        notes: dict[str, Any] = {
+            "data_index_sha256": shards.index_sha256,
+            "device": engine.device_name,
+        }
         notes |= {"processes": engine.world_size, "precision": engine.precision}
         engine.on_first(
             lambda: open_run(folder, to_yaml(config), RESULT_NEUTRAL, notes, start.report)

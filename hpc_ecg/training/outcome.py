@@ -4,13 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.evaluation.evaluate import fit_operating_points
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.losses import LossConfig, check_loss
+from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.run_folder import RunFolder, describe_environment, read_json, write_json, write_text
 from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.predict import score_validation
@@ -98,15 +98,20 @@ def _check_same_sources(
             f"data.shards is not the data that {folder.path} was started on (index "
             f"{notes[key][:12]}, was {before[key][:12]}); give another run_dir"
         )
-    if read_json(folder.init_report).get("sha256") != init_report.get("sha256"):
+    if _digest_of(read_json(folder.init_report)) != _digest_of(init_report):
         raise ValueError(
             f"init.checkpoint is not the file that {folder.path} was started from (its SHA-256 "
             "differs); give another run_dir"
         )
 
 
+def _digest_of(init_report: dict[str, Any]) -> str | None:
+    checkpoint = init_report["checkpoint"]
+    return checkpoint["sha256"] if checkpoint else None
+
+
 def save_best(
-    folder: RunFolder, model: nn.Module, architecture: Architecture, valid: Dataset
+    folder: RunFolder, model: ECGClassifier, architecture: Architecture, valid: Dataset
 ) -> None:
     """best/model.safetensors, with sizes, labels and SignalSpec in it."""
     folder.best.mkdir(exist_ok=True)

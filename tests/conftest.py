@@ -1,0 +1,76 @@
+"""Shared pieces: real recordings if there are any, a tiny cohort, a tiny model, a tiny run."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpc_ecg.data.cohort import Columns
+from hpc_ecg.data.sharding import ShardingPlan, shard_ecgs
+from hpc_ecg.ecg.synthetic import Population, write_cohort
+
+FIXTURES = Path(__file__).parent / "fixtures"
+# The sizes of the tiny reference checkpoints, for models that start from random weights.
+TINY_MODEL = [
+    "model.encoder_layers=2",
+    "model.encoder_embed_dim=48",
+    "model.encoder_ffn_embed_dim=96",
+    "model.encoder_attention_heads=4",
+    "model.conv_feature_layers=[(16, 2, 2)] * 4",
+    "model.conv_pos=8",
+    "model.conv_pos_groups=4",
+]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with `ecg/` (real recordings) and `reference/` (arrays of the original program)."""
+    folder = os.environ.get("HPC_ECG_TEST_DATA")
+    if not folder:
+        pytest.skip("HPC_ECG_TEST_DATA is not set: no real recordings here")
+    path = Path(folder)
+    assert (path / "ecg").is_dir(), f"HPC_ECG_TEST_DATA={folder} has no folder ecg/"
+    return path
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """A synthetic cohort on disk: 40 patients, about 90 ECGs, 5 broken ones; its table."""
+    folder = tmp_path_factory.mktemp("cohort")
+    population = Population(af_prevalence=0.4)
+    return write_cohort(folder, num_patients=40, seed=3, population=population, num_broken=5)
+
+
+@pytest.fixture(scope="session")
+def shards(cohort, tmp_path_factory) -> Path:
+    """The cohort as shards: two splits of use, several shards."""
+    out = tmp_path_factory.mktemp("shards") / "set"
+    shard_ecgs(plan_for(cohort, out))
+    return out
+
+
+def plan_for(table: Path, out: Path, **changes) -> ShardingPlan:
+    columns = Columns(labels=["af"], patient="patient_id")
+    plan = {"columns": columns, "fractions": (0.5, 0.25, 0.25), "records_per_shard": 30}
+    return ShardingPlan(table=table, signals=table.parent, out=out, **(plan | changes))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def words_for(shards: Path, run_dir: Path, *more: str) -> list[str]:
+    """The words of a run that takes seconds: tiny weights, small batches, one thread."""
+    return [
+        f"data.shards={shards}",
+        f"run_dir={run_dir}",
+        f"init.checkpoint={FIXTURES / 'tiny_base_ssl.pt'}",
+        "data.batch_size=12",
+        "optim.lr=0.002",
+        "train.max_epochs=2",
+        "train.log_every=1",
+        "engine.cpu_threads=1",
+        *more,
+    ]
