@@ -154,6 +154,11 @@ def _train(
                     checkpoint.update_progress(folder.checkpoints, progress)
                 epoch = progress.step / plan.epoch_steps
                 note("eval", step=progress.step, epoch=epoch, best=is_best, **scores)
+                logger.info(
+                    "step %d of %d: validation loss %.4f, %s %.4f%s",
+                    *(progress.step, plan.total_steps, scores["loss"], judge.metric),
+                    *(scores["score"], ", the best so far" if is_best else ""),
+                )
                 meter.restart()
             stop = plan.reason_to_stop(progress)
             if stop:

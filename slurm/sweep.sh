@@ -1,0 +1,20 @@
+#!/bin/bash
+# A whole sweep inside one job, on one node: runs_at_once runs side by side, one GPU each.
+#
+#   sbatch slurm/sweep.sh configs/sweep.yaml runs_at_once=4 sweep_dir=… run.data.shards=…
+#
+# Submitting again with the same sweep_dir runs what is not done yet.
+#SBATCH --job-name=hpc_ecg-sweep
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=slurm-%x-%j.log
+#SBATCH --open-mode=append
+set -euo pipefail
+
+site="${SLURM_SUBMIT_DIR:-.}/slurm/site.sh"
+if [ -f "$site" ]; then source "$site"; fi
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+
+srun --ntasks=1 "${HPC_ECG_PYTHON:-python}" -m hpc_ecg sweep "$@"

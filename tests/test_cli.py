@@ -1,0 +1,113 @@
+"""The command as a user meets it: quick help, one line for a mistake, exit code 2."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import FIXTURES, words_for
+
+from hpc_ecg.cli import main
+
+
+def test_help_imports_neither_torch_nor_numpy():
+    code = (
+        "import sys, hpc_ecg.cli as c; c.build_parser().format_help(); "
+        "print({'torch', 'numpy', 'pandas', 'rich'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "set()", result.stderr
+
+
+def test_the_module_is_the_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "hpc_ecg", "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "finetune" in result.stdout
+
+
+def test_config_prints_every_setting_of_runs_and_sweeps(capsys):
+    assert main(["config"]) == 0
+    printed = capsys.readouterr().out
+    for key in ("run_dir", "data.shards", "optim.lr", "init.signal.sample_rate_hz", "sweep_dir"):
+        assert f"\n{key}: " in printed
+    assert main(["config", "sweep"]) == 0
+    assert "optim.lr" not in capsys.readouterr().out
+
+
+def failure(capsys, *words) -> str:
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    line = captured.err.strip().splitlines()[-1]
+    assert line.startswith("hpc-ecg: ") and "Traceback" not in captured.err
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["optim.lrr=1"], "did you mean optim.lr?"),
+        (["optim.lr=fast"], "optim.lr"),
+        (["data.shards=nowhere"], "data.shards=nowhere does not exist"),
+        (["data.task=regression"], "data.task=regression needs loss.name=mse, got bce"),
+        (["data.labels=[sex]"], "data.labels: sex not in"),
+        (["init.checkpoint=none.pt"], "none.pt"),
+        (["init.head=keep"], "no head"),
+        (["model.encoder_layers=3"], "model.encoder_layers=3"),
+        (["init.signal.sample_rate_hz=500"], "sample_rate_hz: 250 in data.shards="),
+        (["train.freeze=head"], "train.freeze"),
+        (["loss.name=focal"], "needs loss.name=bce"),
+        (["loss.pos_weight=[1,2]"], "loss.pos_weight must have 1"),
+        (["engine.device=cuda"], "torch sees no GPU"),
+        (["engine.precision=fp16"], "engine.precision=fp16 needs a GPU"),
+        (["train.freze=stem"], "did you mean train.freeze?"),
+    ],
+)
+def test_a_mistake_in_a_run_gets_one_line_and_leaves_nothing(
+    capsys, tmp_path, shards, words, expected
+):
+    run_dir = tmp_path / "run"
+    assert expected in failure(capsys, "finetune", *words_for(shards, run_dir, *words))
+    assert not run_dir.exists()
+
+
+def test_a_foreign_folder_is_not_taken_for_a_run(capsys, tmp_path, shards):
+    (tmp_path / "notes.txt").write_text("mine")
+    line = failure(capsys, "finetune", *words_for(shards, tmp_path))
+    assert "is not a run folder" in line and "notes.txt" in line
+
+
+def test_a_file_that_is_no_checkpoint_is_named(capsys, tmp_path, shards):
+    fake = tmp_path / "weights.pt"
+    fake.write_text("hello")
+    words = words_for(shards, tmp_path / "run", f"init.checkpoint={fake}")
+    assert "weights.pt" in failure(capsys, "finetune", *words)
+
+
+def test_a_word_that_is_no_setting_is_named(capsys):
+    assert "'lr' is neither" in failure(capsys, "finetune", "lr")
+    assert "'lr' is neither" in failure(capsys, "sweep", "lr")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "strategies is empty"),
+        (["strategies=[none]"], "no none.yaml in"),
+        (["strategies=[ssl_new_head,ssl_new_head]"], "entry twice"),
+        (["strategies=[ssl_new_head]", "seeds=[]"], "seeds must be whole numbers"),
+        (["strategies=[ssl_new_head]", "run.optim.lrr=1"], "did you mean optim.lr?"),
+        (["strategies=[ssl_new_head]", "runs_at_once=0"], "runs_at_once must be at least 1"),
+        (["strategies=[ssl_new_head]", "sweeps=1"], "unknown setting sweeps"),
+        (["strategies=[ssl_new_head]"], "base_ssl"),
+    ],
+)
+def test_a_mistake_in_a_sweep_shows_before_the_first_run(capsys, tmp_path, words, expected):
+    base = [f"sweep_dir={tmp_path / 's'}", "strategy_dir=configs/strategies", "run.data.shards=d"]
+    assert expected in failure(capsys, "sweep", *base, *words)
+    assert not (tmp_path / "s").exists()
+
+
+def test_evaluate_and_report_name_a_folder_that_is_not_theirs(capsys, tmp_path):
+    assert "is no run folder" in failure(capsys, "evaluate", tmp_path)
+    assert str(tmp_path) in failure(capsys, "report", tmp_path)
+    assert FIXTURES.is_dir()
