@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import hpc_ecg
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from hpc_ecg.data.sharding import ShardingPlan
 
 SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg config` lists them"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, as the verbs do; argparse would print the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hpc-ecg",
         description="Fine-tune the DeepECG-SSL transformer and learn which start is best.",
     )
@@ -67,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_data(verbs: "argparse._SubParsersAction[Parser]") -> None:
     data = verbs.add_parser("data", help="make shards from a table and recordings")
     data_verbs = data.add_subparsers(required=True, metavar="VERB")
     shard = data_verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")

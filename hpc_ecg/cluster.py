@@ -101,7 +101,7 @@ def _first_host(env: Mapping[str, str]) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError):  # a container often has no scontrol
-        return re.sub(r"\[(\d+).*", r"\1", nodes)
+        return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).split(",")[0]
 
 
 def _port_of_job(env: Mapping[str, str]) -> int:

@@ -52,18 +52,20 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise ValueError(f"run_dir={self.path} cannot be written: {error.strerror}") from None
+        if self.config.exists():  # a run's folder, not somebody's home
+            _tidy(self.path)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def release(self) -> None:
         if self._lock is not None and self._lock.is_locked:
             (self.path / "lock.holder").unlink(missing_ok=True)
+            (self.path / "lock").unlink(missing_ok=True)  # while held: later it may be another's
             self._lock.release()
-            (self.path / "lock").unlink(missing_ok=True)
 
     def check_same_config(self, config_yaml: str, neutral: Sequence[str]) -> None:
         """Refuse a folder of another configuration; keys below `neutral` may differ."""
         if not self.config.exists():
-            foreign = [p.name for p in self.path.glob("*") if not p.name.startswith("lock")]
+            foreign = [p.name for p in self.path.iterdir() if not self._is_early(p)]
             if foreign:
                 raise ValueError(
                     f"run_dir={self.path} is not a run folder (no config.yaml) and not empty "
@@ -82,6 +84,11 @@ class RunFolder:
                 "give another run_dir, or the settings of that run"
             )
 
+    def _is_early(self, path: Path) -> bool:
+        """What a run that was killed at once may leave without a config.yaml, written last."""
+        early = (self.init_report, self.environment, self.path / "lock", self.path / "lock.holder")
+        return path in early or path.match(".*.[0-9]*.partial")
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Say that nothing is left to do, and what the run came to."""
         write_json(self.finished, summary)
@@ -97,12 +104,22 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file or folder aside, sync it, and give it its final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    write(aside)
+    _remove(aside)  # of a process that was killed: containers give the same number again
+    try:
+        write(aside)
+    except BaseException:
+        _remove(aside)
+        raise
     for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
         _sync(file)
-    if path.is_dir():
-        shutil.rmtree(path)
-    aside.rename(path)
+    if path.is_dir():  # deleted bit by bit, so not under its own name
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        _remove(old)
+        path.rename(old)
+        aside.rename(path)
+        _remove(old)
+    else:
+        aside.rename(path)
     _sync(path.parent)
 
 
@@ -157,6 +174,25 @@ def _commit() -> str | None:
 
 def _dump(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _tidy(folder: Path) -> None:
+    """Undo what a process that was killed while writing left: partial files, folders moved off."""
+    for stale in list(folder.rglob(".*.[0-9]*.partial")):
+        _remove(stale)
+    for old in list(folder.rglob(".*.[0-9]*.old")):
+        path = old.with_name(old.name[1:].rsplit(".", 2)[0])
+        if path.exists():
+            _remove(old)
+        else:
+            old.rename(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

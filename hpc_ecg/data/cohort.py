@@ -35,7 +35,8 @@ class Cohort:
     labels_NK: np.ndarray
     label_names: list[str]
     splits: list[str] | None
-    rates_hz: list[float] | None
+    rates_hz: list[float | None] | None
+    """None in an empty cell."""
     extra: pd.DataFrame
 
     def __len__(self) -> int:
@@ -45,29 +46,30 @@ class Cohort:
 def read_cohort(path: Path, columns: Columns) -> Cohort:
     """Read the table as text and take its columns apart.
 
-    Raises ValueError for a missing file or column, a label that is not a number, records listed
-    twice, or an empty table.
+    Raises ValueError for a missing file or column, a label that is not a number or is asked for
+    twice, records listed twice, or an empty table.
     """
+    if len(set(columns.labels)) < len(columns.labels):
+        raise ValueError(f"--label: {', '.join(columns.labels)} names a column twice")
     table = read_table(path)
-    file = columns.file or ("file" if "file" in table else "record")
-    record = columns.record or ("record" if "record" in table else file)
+    file = _or_else(columns.file, "file" if "file" in table else "record")
+    record = _or_else(columns.record, "record" if "record" in table else file)
     wanted = [file, record, *columns.labels]
-    wanted += [name for name in (columns.patient, columns.split, columns.rate) if name]
+    # '' is a column that is missing (`--patient "$UNSET"`), not a column that was not asked for
+    wanted += [n for n in (columns.patient, columns.split, columns.rate) if n is not None]
     check_columns(table, wanted, path)
     if len(table) == 0:
         raise ValueError(f"{path}: the table has no rows")
     _check_unique(table[record], path, record)
-    patients = table[columns.patient] if columns.patient else table[record]
+    patients = table[_or_else(columns.patient, record)]
     return Cohort(
         files=table[file].tolist(),
         records=table[record].tolist(),
         patients=patients.str.strip().tolist(),
         labels_NK=np.stack([_numbers(table[n], path, n) for n in columns.labels], axis=1),
         label_names=columns.labels,
-        splits=table[columns.split].tolist() if columns.split else None,
-        rates_hz=_numbers(table[columns.rate], path, columns.rate).tolist()
-        if columns.rate
-        else None,
+        splits=None if columns.split is None else table[columns.split].tolist(),
+        rates_hz=None if columns.rate is None else _rates(table[columns.rate], path, columns.rate),
         extra=table[[name for name in columns.extra if name in table]],
     )
 
@@ -78,10 +80,14 @@ def read_table(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: no such table; expected a .csv, .tsv or .parquet file")
     try:
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
+            # nullable: whole numbers with gaps stay whole (patient 17 must not become 17.0)
+            table = pd.read_parquet(path, dtype_backend="numpy_nullable")
             return table.astype(object).where(table.notna(), "").astype(str)
         separator = "\t" if path.suffix == ".tsv" else ","
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+        if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for an index
+            raise ValueError("its rows have more cells than its header")
+        return table
     except Exception as error:  # pandas and pyarrow raise many kinds for a broken file
         raise ValueError(
             f"{path}: cannot be read as a table: {str(error).splitlines()[0]}"
@@ -104,6 +110,14 @@ def _check_unique(records: pd.Series, path: Path, name: str) -> None:
             f"{path}: column {name}, row {twice[0] + 1}: this record is listed before "
             f"({len(twice)} such rows); each row must be a record of its own"
         )
+
+
+def _or_else(name: str | None, default: str) -> str:
+    return default if name is None else name
+
+
+def _rates(column: pd.Series, path: Path, name: str) -> list[float | None]:
+    return [None if np.isnan(rate) else rate for rate in _numbers(column, path, name).tolist()]
 
 
 def _numbers(column: pd.Series, path: Path, name: str) -> np.ndarray:

@@ -85,6 +85,8 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
             f"data.labels: {', '.join(unknown)} not in {config.shards}, "
             f"which has {', '.join(shards.label_names)}"
         )
+    if len(set(names)) < len(names):
+        raise ValueError(f"data.labels: {', '.join(names)} names a label twice")
     if config.task == "binary" and len(names) != 1:
         raise ValueError(
             f"data.task=binary needs one label, got {len(names)} ({', '.join(names)}); "

@@ -22,7 +22,7 @@ from hpc_ecg.data.cohort import NO_PATIENT, Cohort, Columns, read_cohort
 from hpc_ecg.data.index import LeftOut, WrittenShard, build_index, describe, write_beside_shards
 from hpc_ecg.data.shards import ShardWriter, find_arrays, key_of_row, sha256_of, shard_name
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
-from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, prepare
+from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MICROVOLTS_PER_COUNT, MIN_RATE_HZ, prepare
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.log import progress_bar
@@ -57,14 +57,18 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     _check_plan(plan)
     cohort = read_cohort(plan.table, plan.columns)
     row_splits = _split(cohort, plan)
-    partial = plan.out.with_name(f".{plan.out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
+    out = plan.out.resolve()  # where a link points to, so that the link may stay
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"--out {plan.out} cannot be written: {error.strerror}") from None
     try:
         shards = list(_write_shards(cohort, plan, partial))
         description = _describe(cohort, row_splits, shards, plan, partial)
-        if plan.out.exists():
-            plan.out.rmdir()
-        partial.rename(plan.out)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return description
@@ -78,6 +82,9 @@ def _check_plan(plan: ShardingPlan) -> None:
     for name, value in (("shard-size", plan.records_per_shard), ("workers", plan.workers)):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
+    if plan.rate_hz is not None and not MIN_RATE_HZ <= plan.rate_hz <= MAX_RATE_HZ:
+        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
+        raise ValueError(f"--rate must be {allowed}, or name a column, got {plan.rate_hz:g}")
 
 
 def _split(cohort: Cohort, plan: ShardingPlan) -> list[str]:
@@ -105,9 +112,13 @@ def _write_shards(cohort: Cohort, plan: ShardingPlan, folder: Path) -> Iterator[
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(plan.workers, len(jobs)), mp_context=context) as pool:
-            for future in [pool.submit(write_shard, *job) for job in jobs]:
-                yield future.result()
-                advance()
+            futures = [pool.submit(write_shard, *job) for job in jobs]
+            try:
+                for future in futures:
+                    yield future.result()
+                    advance()
+            finally:  # after an error or Ctrl-C, do not write what nobody will keep
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _rows_of(
@@ -161,7 +172,7 @@ def _prepare_row(file: str, has_patient: bool, rate_hz: float | None, plan: Shar
     recording = read_recording(find_recording(plan.signals, file), layout)
     stated = recording.sample_rate_hz
     if rate_hz is not None and not abs(stated - rate_hz) <= RATE_TOLERANCE * rate_hz:
-        raise RecordError("rate", f"the file says {stated:g} Hz, the table {rate_hz:g} Hz")
+        raise RecordError("rate", f"the file says {stated:g} Hz, declared are {rate_hz:g} Hz")
     return prepare(recording, plan.signal)
 
 

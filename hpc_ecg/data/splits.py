@@ -17,7 +17,7 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
         fractions = tuple(float(part) for part in text.split(","))
     except ValueError:
         fractions = ()
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         raise ValueError(
             f"--fractions: three numbers that sum to 1, for train, valid and test, got {text!r}"
         )

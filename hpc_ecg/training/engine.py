@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hpc_ecg.cluster import join_world
@@ -94,8 +94,7 @@ class Engine:
     def _check_world(self, world_size: int) -> None:
         """Accelerate can fall back to single processes without a word; then it must not train."""
         seen = self._accelerator.num_processes
-        single = self._accelerator.distributed_type == DistributedType.NO
-        if seen != world_size or single != (world_size == 1):
+        if seen != world_size:
             raise RuntimeError(
                 f"the launch promises {world_size} processes, but Accelerate runs with {seen} "
                 f"({self._accelerator.distributed_type})"

@@ -105,6 +105,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
         summary = _train(config, folder, engine, start, train, judge)
 
         # 6. The best weights predict the validation split: thresholds come from there, and stay.
+        engine.wait_for_all()  # the first process may still be writing them
         best = load_model(folder.best)
         engine.prepare(best)
         logits_NK = predict(engine, valid, config.data.batch_size)

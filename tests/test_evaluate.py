@@ -1,0 +1,79 @@
+"""`hpc-ecg evaluate`: the numbers are those of the predictions, and of the right data."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import plan_for, words_for
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from hpc_ecg.cli import main
+from hpc_ecg.config import load_config
+from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
+from hpc_ecg.data.sharding import shard_ecgs
+from hpc_ecg.run_folder import RunFolder, read_json
+from hpc_ecg.training.evaluate import evaluate
+from hpc_ecg.training.finetune import FinetuneConfig, finetune
+
+
+@pytest.fixture(scope="module")
+def finished(shards, tmp_path_factory) -> RunFolder:
+    words = words_for(shards, tmp_path_factory.mktemp("evaluate") / "run")
+    return finetune(load_config(FinetuneConfig, [], words))
+
+
+def test_the_numbers_are_those_of_the_predictions(finished, shards):
+    result = evaluate(str(finished.path), [])
+    assert result == read_json(finished.evaluation)
+    table = pd.read_parquet(finished.predictions / "test.parquet")
+    known = table[table["af.label"].notna()]
+    scores = result["labels"]["af"]
+    truth, logit = known["af.label"], known["af.logit"]
+    assert scores["auroc"]["value"] == pytest.approx(roc_auc_score(truth, logit), abs=1e-12)
+    assert scores["auprc"]["value"] == pytest.approx(average_precision_score(truth, logit))
+    assert scores["auroc"]["low"] < scores["auroc"]["value"] < scores["auroc"]["high"]
+    assert (scores["n"], scores["n_missing"]) == (len(known), len(table) - len(known))
+
+
+def test_every_test_record_is_predicted_once(finished, shards):
+    evaluate(str(finished.path), [])
+    table = pd.read_parquet(finished.predictions / "test.parquet")
+    opened, names = open_shards(DataConfig(shards=str(shards)))
+    test = open_split(opened, "test", names)
+    assert table["record"].tolist() == test.records
+    np.testing.assert_array_equal(table["af.label"], test.labels_NK[:, 0])
+
+
+def test_the_threshold_comes_from_validation(finished):
+    result = evaluate(str(finished.path), [])
+    point = read_json(finished.best / "operating_point.json")["af"]
+    at = result["labels"]["af"]["at_threshold"]
+    assert at["threshold"] == point["threshold"] and at["fitted_on"] == "valid"
+
+
+def test_a_second_evaluation_gives_the_same(finished):
+    assert evaluate(str(finished.path), []) == evaluate(str(finished.path), [])
+
+
+def test_shards_that_moved_are_taken_and_other_shards_refused(finished, shards, cohort, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(shards, moved)
+    assert evaluate(str(finished.path), [f"data.shards={moved}"])["split"] == "test"
+    other = tmp_path / "other"
+    shard_ecgs(plan_for(cohort, other, split_seed=9))
+    with pytest.raises(ValueError, match="is not the data that"):
+        evaluate(str(finished.path), [f"data.shards={other}"])
+
+
+def test_a_run_that_is_not_finished_is_named(finished, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(finished.path, half)
+    (half / "finished.json").unlink()
+    with pytest.raises(ValueError, match="is not finished: start it again"):
+        evaluate(str(half), [])
+
+
+def test_the_command_prints_the_interval(finished, capsys):
+    assert main(["evaluate", str(finished.path)]) == 0
+    assert "AUROC 0." in capsys.readouterr().out

@@ -1,0 +1,373 @@
+"""One run: same result however it was stopped or spread; each strategy changes what it should."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FIXTURES, TINY_MODEL, plan_for, words_for
+from ranks import run_on_ranks
+from safetensors.torch import load_file
+
+from hpc_ecg.config import load_config
+from hpc_ecg.data.cohort import Columns
+from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
+from hpc_ecg.data.sharding import shard_ecgs
+from hpc_ecg.run_folder import RunFolder, read_json
+from hpc_ecg.training import checkpoint, finetune as story
+from hpc_ecg.training.checkpoint import complete_checkpoints
+from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.outcome import Judge
+from hpc_ecg.weights import load_model
+
+GOLDEN = FIXTURES / "golden_curve.json"
+NO_DROPOUT = "model.activation_dropout=0"
+
+
+def run(words) -> RunFolder:
+    return finetune(load_config(FinetuneConfig, [], words))
+
+
+def events(folder: RunFolder | Path, kind: str) -> list[dict]:
+    path = folder.metrics if isinstance(folder, RunFolder) else folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def losses(folder) -> list[float]:
+    return [line["loss"] for line in events(folder, "step")]
+
+
+def same_tensors(a: Path, b: Path) -> bool:
+    left, right = load_file(a), load_file(b)
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory) -> RunFolder:
+    """An uninterrupted run, with dropout on."""
+    return run(words_for(shards, tmp_path_factory.mktemp("whole") / "run"))
+
+
+def test_ten_steps_follow_the_stored_curve(shards, tmp_path):
+    folder = run(words_for(shards, tmp_path / "run", "train.max_steps=10"))
+    curve = losses(folder)
+    if os.environ.get("HPC_ECG_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(curve) + "\n")
+    np.testing.assert_allclose(curve, json.loads(GOLDEN.read_text()), rtol=2e-4)
+
+
+def test_a_run_leaves_exactly_these_files(whole):
+    files = {str(p.relative_to(whole.path)) for p in whole.path.rglob("*") if p.is_file()}
+    steps = [path.name for path in complete_checkpoints(whole.checkpoints)]
+    assert len(steps) == 2
+    parts = ("COMPLETE", "model.safetensors", "optimizer.safetensors", "progress.json")
+    assert files == {  # and neither a lock nor anything half-written
+        *("config.yaml", "environment.json", "init_report.json", "metrics.jsonl", "finished.json"),
+        *("best/model.safetensors", "best/operating_point.json", "predictions/valid.parquet"),
+        *(f"checkpoints/{step}/{part}" for step in steps for part in parts),
+    }
+
+
+def test_the_loss_goes_down(whole):
+    curve = losses(whole)
+    assert np.mean(curve[-3:]) < np.mean(curve[:3])
+
+
+def test_a_finished_run_is_left_as_it_is(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.path.rglob("*")}
+    run(words_for(Path(_setting(whole, "data", "shards")), whole.path))
+    assert {p: p.stat().st_mtime_ns for p in whole.path.rglob("*")} == before
+
+
+def test_the_written_configuration_repeats_the_run(whole, tmp_path):
+    words = [f"run_dir={tmp_path / 'again'}"]
+    again = finetune(load_config(FinetuneConfig, [str(whole.config)], words))
+    assert same_tensors(whole.best / "model.safetensors", again.best / "model.safetensors")
+    assert losses(again) == losses(whole)
+
+
+def test_another_configuration_is_refused_but_not_what_does_not_change_the_result(whole, shards):
+    with pytest.raises(ValueError, match=r"optim.lr: 0.002 there, 0.003 now"):
+        run(words_for(shards, whole.path, "optim.lr=0.003"))
+    run(words_for(shards, whole.path, "train.save_every=3", "engine.cpu_threads=2"))
+
+
+class Stopped(Exception):
+    """Stands for the death of the process at a chosen place."""
+
+
+def stop_at_step(monkeypatch, step):
+    real, taken = Engine.take_step, []
+
+    def take_step(self, *arguments):
+        if len(taken) == step:
+            raise Stopped
+        taken.append(1)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Engine, "take_step", take_step)
+
+
+def stop_in_evaluation(monkeypatch, number):
+    real, seen = Judge.score, []
+
+    def score(self, logits_NK):
+        seen.append(1)
+        if len(seen) == number:
+            raise Stopped
+        return real(self, logits_NK)
+
+    monkeypatch.setattr(Judge, "score", score)
+
+
+def stop_while_saving(monkeypatch, number):
+    real, seen = checkpoint.write_json, []
+
+    def write_json(path, value):
+        if "partial" in str(path):
+            seen.append(1)
+            if len(seen) == number:
+                raise Stopped
+        real(path, value)
+
+    monkeypatch.setattr(checkpoint, "write_json", write_json)
+
+
+@pytest.mark.parametrize(
+    ("stop", "where", "resumes_at"),
+    [
+        (stop_at_step, 2, None),
+        (stop_at_step, 5, 4),
+        (stop_in_evaluation, 1, 4),
+        (stop_in_evaluation, 2, 8),
+        (stop_while_saving, 1, None),
+        (stop_while_saving, 2, 4),
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    whole, shards, tmp_path, monkeypatch, stop, where, resumes_at
+):
+    words = words_for(shards, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop(patch, where)
+        with pytest.raises(Stopped):
+            run(words)
+    folder = run(words)
+    resumed = events(folder, "resumed")
+    assert [line["step"] for line in resumed] == ([resumes_at] if resumes_at else [])
+    newest = complete_checkpoints(whole.checkpoints)[-1].name
+    for part in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (f.checkpoints / newest / part for f in (folder, whole))
+        assert same_tensors(ours, theirs)
+    assert same_tensors(folder.best / "model.safetensors", whole.best / "model.safetensors")
+    ours, theirs = read_json(folder.finished), read_json(whole.finished)
+    for key in ("best_score", "best_step", "steps", "stopped"):
+        assert ours[key] == theirs[key]
+
+
+@pytest.mark.slow
+def test_a_run_killed_without_warning_goes_on_to_the_same_bits(whole, shards, tmp_path):
+    words = words_for(shards, tmp_path / "run", "train.save_every=1")
+    command = [sys.executable, "-m", "hpc_ecg", "finetune", *words]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not complete_checkpoints(checkpoints) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    folder = run(words)
+    assert events(folder, "resumed")
+    assert same_tensors(folder.best / "model.safetensors", whole.best / "model.safetensors")
+
+
+def test_micro_batches_give_the_curve_of_the_whole_batch(shards, tmp_path):
+    whole = run(words_for(shards, tmp_path / "a", NO_DROPOUT))
+    pieces = run(words_for(shards, tmp_path / "b", NO_DROPOUT, "engine.micro_batch_size=5"))
+    np.testing.assert_allclose(losses(pieces), losses(whole), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_give_the_curve_and_predictions_of_one_process(shards, tmp_path, num_ranks):
+    # a batch of 13 is uneven over the ranks; a micro-batch of 2 makes dummies
+    more = (NO_DROPOUT, "data.batch_size=13", "engine.micro_batch_size=2")
+    one = run(words_for(shards, tmp_path / "one", *more))
+    run_on_ranks(num_ranks, ["finetune", *words_for(shards, tmp_path / "many", *more)])
+    many = RunFolder(tmp_path / "many")
+    np.testing.assert_allclose(losses(many), losses(one), rtol=1e-5)
+    run_on_ranks(num_ranks, ["evaluate", str(many.path)])
+    run_on_ranks(1, ["evaluate", str(one.path)])
+    for split in ("valid", "test"):
+        a, b = (pd.read_parquet(f.predictions / f"{split}.parquet") for f in (one, many))
+        assert a["record"].tolist() == b["record"].tolist()
+        np.testing.assert_allclose(a["af.logit"], b["af.logit"], rtol=1e-3, atol=1e-4)
+    assert read_json(many.finished)["processes"] == num_ranks
+
+
+def test_the_last_short_batch_is_a_mean_over_what_it_holds(shards, tmp_path):
+    names = open_shards(DataConfig(shards=str(shards)))
+    train = open_split(names[0], "train", names[1])
+    size = len(train) - 1  # the second batch of an epoch holds one record
+    more = (NO_DROPOUT, f"data.batch_size={size}", "train.max_epochs=1", "train.freeze=backbone")
+    folder = run(words_for(shards, tmp_path / "run", *more, "optim.lr=1e-12"))
+    assert len(losses(folder)) == 2
+    assert all(0.2 < loss < 3 for loss in losses(folder))
+
+
+CLASSIFIER = f"init.checkpoint={FIXTURES / 'tiny_wcr_afib_5y.pt'}"
+STEM = "backbone.feature_extractor."
+
+
+@pytest.mark.parametrize(
+    ("words", "trained"),
+    [
+        (["init.head=new"], "all but the stem"),
+        ([CLASSIFIER, "init.head=keep"], "all but the stem"),
+        ([CLASSIFIER, "init.head=new"], "all but the stem"),
+        (["init.head=new", "train.freeze=backbone"], "head"),
+        (["train.freeze=none"], "all"),
+    ],
+)
+def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, words, trained):
+    """Judged on the weights: what trained moved, what is frozen did not."""
+    words = words_for(shards, tmp_path / "run", *words, "train.max_steps=2", NO_DROPOUT)
+    folder = run(words)
+    after = load_file(complete_checkpoints(folder.checkpoints)[-1] / "model.safetensors")
+    config = load_config(FinetuneConfig, [], words)
+    start = story.initialize(config.init, config.model, 1, ["af"], config.train.freeze, config.seed)
+    before = start.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    expected = {
+        "all": set(before),
+        "all but the stem": {name for name in before if not name.startswith(STEM)},
+        "head": {"head.weight", "head.bias"},
+    }[trained]
+    biases_of_keys = {name for name in before if name.endswith("k_proj.bias")}  # true gradient 0
+    assert moved | biases_of_keys == expected | biases_of_keys
+    assert moved <= expected
+
+
+def test_a_kept_head_starts_from_the_file_and_a_reset_head_does_not(shards, tmp_path):
+    kept, reset = (
+        _first_logits(shards, tmp_path / head, CLASSIFIER, f"init.head={head}")
+        for head in ("keep", "new")
+    )
+    model = load_model(FIXTURES / "tiny_wcr_afib_5y.pt")
+    names = open_shards(DataConfig(shards=str(shards)))
+    valid = open_split(names[0], "valid", names[1])
+    with torch.inference_mode():
+        ecg = torch.from_numpy(valid.read(np.arange(len(valid)))).float() / 1000
+        expected = model(ecg).numpy()
+    np.testing.assert_allclose(kept, expected, atol=1e-4)
+    assert np.abs(reset - expected).max() > 0.01
+
+
+def _first_logits(shards, run_dir, *words):
+    """Validation logits before any training to speak of."""
+    folder = run(words_for(shards, run_dir, *words, "train.max_steps=1", "optim.lr=1e-12"))
+    return pd.read_parquet(folder.predictions / "valid.parquet")[["af.logit"]].to_numpy()
+
+
+def test_equal_seeds_pair_strategies_and_other_seeds_differ(shards, tmp_path):
+    heads = []
+    for name, words in {
+        "a": ["init.head=new"],
+        "b": [CLASSIFIER, "init.head=new"],
+        "c": ["init.head=new", "seed=1"],
+    }.items():
+        more = (*words, "train.max_steps=1", "optim.lr=1e-12")
+        folder = run(words_for(shards, tmp_path / name, *more))
+        heads.append(load_file(folder.best / "model.safetensors")["head.weight"])
+    assert torch.allclose(heads[0], heads[1], atol=1e-9)
+    assert not torch.allclose(heads[0], heads[2], atol=1e-3)
+
+
+def test_patience_stops_a_run_that_no_longer_gains(shards, tmp_path):
+    # with a learning rate of nothing no validation is strictly better than the first
+    more = ("train.patience=2", "train.eval_every=1", "train.max_epochs=9", "optim.lr=1e-30")
+    folder = run(words_for(shards, tmp_path / "run", *more))
+    finished = read_json(folder.finished)
+    assert (finished["stopped"], finished["steps"], finished["best_step"]) == ("patience", 3, 1)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_records(shards, tmp_path):
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d+; lower optim.lr"):
+        run(words_for(shards, tmp_path / "run", "optim.lr=1e30", "optim.clip_norm=null"))
+
+
+@pytest.fixture(scope="module")
+def three_labels(cohort, tmp_path_factory) -> Path:
+    """The cohort with two binary labels, one partly missing, and a number to regress on."""
+    table = pd.read_csv(cohort)
+    table["male"] = (table["sex"] == "male").astype(int)
+    table["years"] = table["age"] / 10
+    path = cohort.parent / "three.csv"
+    table.to_csv(path, index=False)
+    out = tmp_path_factory.mktemp("three") / "set"
+    columns = Columns(labels=["af", "male", "years"], patient="patient_id")
+    shard_ecgs(plan_for(path, out, columns=columns))
+    return out
+
+
+def test_several_labels_and_missing_ones_train_together(three_labels, tmp_path):
+    labels = ("data.task=multilabel", "data.labels=[af,male]")
+    folder = run(words_for(three_labels, tmp_path / "run", *labels, "train.max_epochs=1"))
+    predictions = pd.read_parquet(folder.predictions / "valid.parquet")
+    assert {"af.logit", "male.probability"} <= set(predictions.columns)
+    assert set(read_json(folder.best / "operating_point.json")) == {"af", "male"}
+    assert load_model(folder.best).head.weight.shape[0] == 2
+
+
+def test_a_number_can_be_regressed_on(three_labels, tmp_path):
+    labels = ("data.task=regression", "data.labels=[years]", "loss.name=mse")
+    folder = run(words_for(three_labels, tmp_path / "run", *labels, "train.max_epochs=4"))
+    curve = losses(folder)
+    assert np.mean(curve[-3:]) < 0.5 * np.mean(curve[:3])
+    assert "years.probability" not in pd.read_parquet(folder.predictions / "valid.parquet")
+
+
+def test_a_model_can_start_from_random_weights_and_trains_its_stem(shards, tmp_path):
+    words = [*TINY_MODEL, "init.checkpoint=null", "train.max_steps=1"]
+    folder = run(words_for(shards, tmp_path / "run", *words))
+    report = read_json(folder.init_report)
+    assert report["counts"]["tensors_loaded"] == report["counts"]["tensors_frozen"] == 0
+
+
+def test_other_data_or_other_weights_under_the_same_run_are_refused(
+    cohort, shards, tmp_path, monkeypatch
+):
+    words = words_for(shards, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 2)
+        with pytest.raises(Stopped):
+            run(words)
+    other = tmp_path / "other"
+    shard_ecgs(plan_for(cohort, other, split_seed=5))
+    with pytest.raises(ValueError, match="not the data that .* was started on"):
+        run(words_for(other, tmp_path / "run"))
+    with pytest.raises(ValueError, match="not the file that .* was started from"):
+        run(words_for(shards, tmp_path / "run", CLASSIFIER))
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(shards, tmp_path):
+    other = RunFolder(tmp_path / "run")
+    other.claim()
+    with pytest.raises(ValueError, match="is in use by process"):
+        run(words_for(shards, tmp_path / "run"))
+    other.release()
+    run(words_for(shards, tmp_path / "run", "train.max_steps=1"))
+
+
+def _setting(folder: RunFolder, section: str, key: str) -> str:
+    config = load_config(FinetuneConfig, [str(folder.config)], [])
+    return getattr(getattr(config, section), key)

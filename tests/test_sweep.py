@@ -1,0 +1,88 @@
+"""A sweep: all cells run through submitit, a failed one is named and runs again, then the report."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURES, words_for
+
+from hpc_ecg.cli import main
+from hpc_ecg.run_folder import read_json
+from hpc_ecg.sweep.grid import load_sweep
+
+STRATEGIES = Path(__file__).parent.parent / "configs" / "strategies"
+
+
+def words_of_sweep(shards: Path, folder: Path, *more: str) -> list[str]:
+    shared = [w for w in words_for(shards, folder) if not w.startswith(("run_dir", "init."))]
+    return [
+        f"sweep_dir={folder}",
+        f"strategy_dir={STRATEGIES}",
+        *[f"run.{word}" for word in (*shared, "train.max_epochs=1")],
+        f"run.files.base_ssl={FIXTURES / 'tiny_base_ssl.pt'}",
+        f"run.files.wcr_afib_5y={FIXTURES / 'tiny_wcr_afib_5y.pt'}",
+        *more,
+    ]
+
+
+def test_a_strategy_is_its_overrides_and_a_cell_adds_seed_and_folder(shards, tmp_path):
+    words = words_of_sweep(shards, tmp_path, "strategies=[ssl_linear_probe]", "seeds=[4]")
+    (cell,) = load_sweep([], words).cells
+    assert cell.run.train.freeze == "backbone" and cell.run.optim.lr == 0.001
+    assert cell.run.seed == 4 and cell.run.run_dir == f"{tmp_path}/ssl_linear_probe/seed-4"
+    assert cell.run.data.shards == str(shards) and cell.run.train.max_epochs == 1
+
+
+def test_equal_settings_but_for_the_strategy(shards, tmp_path):
+    names = "strategies=[afib_keep_head,afib_reset_head]"
+    keep, reset = load_sweep([], words_of_sweep(shards, tmp_path, names, "seeds=[0]")).cells
+    assert (keep.run.init.head, reset.run.init.head) == ("keep", "new")
+    assert keep.run.optim == reset.run.optim and keep.run.train == reset.run.train
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_fails_where_it_must_and_goes_on(shards, tmp_path, capfd):
+    folder = tmp_path / "sweep"
+    strategies = tmp_path / "strategies"
+    strategies.mkdir()
+    for name in ("ssl_new_head", "afib_keep_head"):
+        (strategies / f"{name}.yaml").write_text((STRATEGIES / f"{name}.yaml").read_text())
+    wrong = "init: {checkpoint: '${files.base_ssl}', head: keep}\n"  # base_ssl has no head
+    (strategies / "afib_keep_head.yaml").write_text(wrong)
+    words = words_of_sweep(
+        shards, folder, "strategies=[ssl_new_head,afib_keep_head]", "seeds=[0,1]"
+    )
+    words += [f"strategy_dir={strategies}", "runs_at_once=2"]
+
+    assert main(["sweep", *words]) == 1
+    printed = capfd.readouterr().out
+    assert printed.count("failed: afib_keep_head/seed-") == 2 and "no head" in printed
+    assert "no head" in (folder / "afib_keep_head" / "seed-0" / "error.txt").read_text()
+    done = folder / "ssl_new_head" / "seed-0" / "finished.json"
+    first = done.stat().st_mtime_ns
+
+    (strategies / "afib_keep_head.yaml").write_text(
+        (STRATEGIES / "afib_keep_head.yaml").read_text()
+    )
+    assert main(["sweep", *words]) == 0
+    assert done.stat().st_mtime_ns == first, "a finished cell ran again"
+    assert not (folder / "afib_keep_head" / "seed-0" / "error.txt").exists()
+
+    capfd.readouterr()
+    assert main(["report", str(folder)]) == 0
+    printed = capfd.readouterr().out
+    assert "ssl_new_head" in printed and max(map(len, printed.splitlines()[:-1])) <= 80
+    comparison = read_json(folder / "report" / "comparison.json")
+    assert {s["name"] for s in comparison["strategies"]} == {"ssl_new_head", "afib_keep_head"}
+    page = (folder / "report" / "index.html").read_text()
+    assert "<svg" in page and "afib_keep_head" in page
+    json.dumps(comparison, allow_nan=False)
+
+    with pytest.raises(ValueError, match=r"optim.lr: 0.002 there, 0.01 now"):
+        load_and_launch([*words, "run.optim.lr=0.01"])
+
+
+def load_and_launch(words):
+    from hpc_ecg.sweep.launch import launch
+
+    launch(load_sweep([], words))
