@@ -15,6 +15,11 @@ from hpc_ecg.data.order import (
     steps_per_epoch,
 )
 
+FIRST = [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7]
+SECOND_EPOCH = [5, 3, 7, 8, 11, 2, 4, 1, 10, 0, 6, 9]
+SECOND_SEED = [3, 5, 2, 9, 7, 10, 0, 8, 6, 11, 1, 4]
+DIGEST = "bed16978ae5ebca6f03bfa9e4a9258e89618fef68f605a64267cebabffd70156"
+
 num_records = st.integers(1, 200)
 batch_sizes = st.integers(1, 70)
 world_sizes = st.integers(1, 9)
