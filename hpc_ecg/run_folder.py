@@ -65,7 +65,8 @@ class RunFolder:
     def check_same_config(self, config_yaml: str, neutral: Sequence[str]) -> None:
         """Refuse a folder of another configuration; keys below `neutral` may differ."""
         if not self.config.exists():
-            foreign = [p.name for p in self.path.iterdir() if not self._is_early(p)]
+            inside = self.path.iterdir() if self.path.is_dir() else ()
+            foreign = [path.name for path in inside if not self._is_early(path)]
             if foreign:
                 raise ValueError(
                     f"run_dir={self.path} is not a run folder (no config.yaml) and not empty "
@@ -86,8 +87,8 @@ class RunFolder:
 
     def _is_early(self, path: Path) -> bool:
         """What a run that was killed at once may leave without a config.yaml, written last."""
-        early = (self.init_report, self.environment, self.path / "lock", self.path / "lock.holder")
-        return path in early or path.match(".*.[0-9]*.partial")
+        names = ("init_report.json", "environment.json", "lock", "lock.holder", "error.txt")
+        return path.name in names or path.match(".*.[0-9]*.partial")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Say that nothing is left to do, and what the run came to."""

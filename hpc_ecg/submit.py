@@ -81,4 +81,8 @@ def _error_of(handle: Any) -> str | None:
         error = handle.exception()
     except Exception as failure:  # submitit raises what it could not read
         error = failure
-    return None if error is None else str(error).strip()
+    if error is None:
+        return None
+    # submitit puts the job's own traceback between two rules, and advice behind them
+    parts = str(error).split("\n----------------------\n")
+    return (parts[1] if len(parts) > 2 else parts[0]).strip()

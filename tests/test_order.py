@@ -1,6 +1,7 @@
 """The sample order: a pure function of seed and epoch, whatever the number of processes."""
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_every_rank_has_as_many_pieces_and_none_is_larger_than_asked(
     assert len({len(of_rank) for of_rank in pieces}) == 1
     sizes = [piece.stop - piece.start for of_rank in pieces for piece in of_rank]
     assert sum(sizes) == num_items
-    assert 0 <= min(sizes) and max(sizes) <= (micro_batch_size or num_items)
+    assert min(sizes) >= 0 and max(sizes) <= (micro_batch_size or num_items)
     # no forward more than the busiest rank needs
     largest = -(-num_items // world_size)
     assert len(pieces[0]) == -(-largest // min(micro_batch_size or largest, largest))
@@ -77,7 +78,7 @@ def test_every_rank_has_as_many_pieces_and_none_is_larger_than_asked(
 def test_shares_of_ranks_are_contiguous_and_differ_by_one_at_most(num_items, world_size):
     slices = [slice_of_rank(num_items, rank, world_size) for rank in range(world_size)]
     assert slices[0].start == 0 and slices[-1].stop == num_items
-    assert all(a.stop == b.start for a, b in zip(slices, slices[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(slices))
     sizes = {s.stop - s.start for s in slices}
     assert sizes <= {num_items // world_size, -(-num_items // world_size)}
 

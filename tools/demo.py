@@ -31,7 +31,7 @@ SMALL = Architecture(
 )
 SOURCE = Population(af_prevalence=0.45, age=58)
 TARGET = Population(
-    af_prevalence=0.25, age=66, amplitude=0.7, fwave_mv=0.035, noise_mv=0.04, wander_mv=0.1
+    af_prevalence=0.25, age=66, amplitude=0.8, fwave_mv=0.05, noise_mv=0.025, wander_mv=0.1
 )
 
 

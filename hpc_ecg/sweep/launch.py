@@ -48,7 +48,7 @@ def launch(sweep: Sweep) -> list[str]:
                 logger.info("%s: %s", outcome.name, "; ".join(describe_evaluation(result)))
             else:
                 run_dir.mkdir(parents=True, exist_ok=True)
-                write_text(run_dir / "error.txt", f"{outcome.error}\nlog: {outcome.log}\n")
+                write_text(run_dir / "error.txt", f"log: {outcome.log}\n{outcome.error}\n")
                 failures.append(f"{outcome.name}: {_last_line(outcome.error)}; {outcome.log}")
                 logger.warning("%s", failures[-1])
             advance()
