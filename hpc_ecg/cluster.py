@@ -105,8 +105,9 @@ def _first_host(env: Mapping[str, str]) -> str:
 
 
 def _port_of_job(env: Mapping[str, str]) -> int:
-    """Below the ephemeral range (32768 and up), different for jobs that share a node."""
-    return 20000 + int(env["SLURM_JOB_ID"]) % 12000
+    """Below the ephemeral range (32768 and up), different for jobs and steps that share a node."""
+    step = int(env.get("SLURM_STEP_ID", "0"))
+    return 20000 + (int(env["SLURM_JOB_ID"]) + 1009 * step) % 12000
 
 
 def this_job() -> dict[str, str]:

@@ -122,7 +122,7 @@ def test_an_empty_split_is_refused_with_the_counts(doctored):
         index.loc[index["split"] == "valid", "split"] = "train"
 
     shards, names = open_shards(config(doctored(change)))
-    with pytest.raises(ValueError, match="split valid of .* is empty"):
+    with pytest.raises(ValueError, match=r"split valid of .* is empty"):
         open_split(shards, "valid", names)
 
 

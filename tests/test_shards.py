@@ -175,9 +175,9 @@ def test_a_set_is_opened_with_what_describes_it(shards):
     assert found.description["patients"] == {
         split: found.index[found.index["split"] == split]["patient"].nunique() for split in counts
     }
-    assert found.description["left_out"] == {
-        reason: 1 for reason in ("unreadable", "flat lead", "NaN", "leads", "not found")
-    }
+    assert found.description["left_out"] == dict.fromkeys(
+        ("unreadable", "flat lead", "NaN", "leads", "not found"), 1
+    )
 
 
 def refusal(folder):

@@ -72,9 +72,8 @@ def main() -> int:
     _say("4. Which start is best on the second population? Strategies x seeds")
     run("sweep configs/demo.yaml")
 
-    _say("5. The comparison")
+    _say(f"5. The comparison, after {(time.monotonic() - began) / 60:.1f} minutes")
     run(f"report {OUT}/sweep")
-    print(f"\nThe demo took {(time.monotonic() - began) / 60:.1f} minutes.")
     return 0
 
 

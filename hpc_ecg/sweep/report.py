@@ -162,7 +162,7 @@ def _environment(cells: list[CellResult]) -> list[tuple[str, str]]:
     seen: dict[str, dict[str, None]] = {}
     for cell in cells:
         for key, value in read_optional(cell.run.environment).items():
-            if key not in ("time", "command"):  # these differ by nature
+            if value and key not in ("time", "command"):  # these differ by nature
                 seen.setdefault(key, {})[_plain(value)] = None
     return [
         (key, " | ".join(list(values)[:3]) + (" | …" if len(values) > 3 else ""))

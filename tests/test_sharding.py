@@ -1,0 +1,388 @@
+"""From a table and recordings to shards: no row lost, no leak, no half output."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import plan_for
+
+from hpc_ecg.data import sharding
+from hpc_ecg.data.cohort import Columns
+from hpc_ecg.data.dataset import open_split
+from hpc_ecg.data.sharding import ShardingPlan, describe_outcome, shard_ecgs
+from hpc_ecg.data.shards import read_shard_set
+from hpc_ecg.ecg.files import ArrayLayout
+from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.ecg.synthetic import BROKEN, write_wfdb
+
+REASONS = ("unreadable", "flat lead", "NaN", "leads", "not found")  # of BROKEN, in its order
+EXPLICIT = Columns(labels=["af"], patient="patient", split="split")
+ALL_TRAIN = (1.0, 0.0, 0.0)
+
+
+def counts_of(seed, rate_hz=500):
+    """Noise that stands for 10 s of ECG: each seed another recording."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(-900, 900, (12, 10 * rate_hz)).astype(np.int16)
+
+
+def write_recordings(folder, rows):
+    """A WFDB record and a line of the table for each row (record, seed of the signal, more)."""
+    folder.mkdir(exist_ok=True)
+    for row in rows:
+        write_wfdb(folder / row["record"], counts_of(row.pop("seed")), LEADS, 500)
+    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv"
+
+
+def row(record, patient, split, seed, af=1):
+    return {"record": record, "patient": patient, "split": split, "seed": seed, "af": af}
+
+
+SOUND = [
+    ("a1", "anna", "train", 1),
+    ("a2", "anna", "train", 2),
+    ("b1", "ben", "valid", 3),
+    ("c1", "cem", "test", 4),
+]
+
+
+@pytest.fixture
+def table(tmp_path):
+    return write_recordings(tmp_path / "in", [row(*values) for values in SOUND])
+
+
+def plan(table, out, **changes):
+    return plan_for(table, out, **({"columns": EXPLICIT} | changes))
+
+
+def left_out_of(out):
+    with (out / "left_out.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def refusal(given, folder=None):
+    """The one line of a refused plan, which leaves neither the output nor a part of it."""
+    folder = folder or given.out.parent
+    before = sorted(folder.rglob("*")) if folder.exists() else []
+    with pytest.raises(ValueError) as caught:
+        shard_ecgs(given)
+    assert (sorted(folder.rglob("*")) if folder.exists() else []) == before
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Nothing is lost
+
+
+def test_every_row_is_in_a_shard_or_left_out_with_its_reason(shards, cohort):
+    table = pd.read_csv(cohort)
+    index, left_out = pd.read_parquet(shards / "index.parquet"), left_out_of(shards)
+    taken = index["key"].astype(int).tolist()
+    assert sorted(taken + [int(item["row"]) - 1 for item in left_out]) == list(range(len(table)))
+    assert [item["reason"] for item in left_out] == list(REASONS)
+    assert len(BROKEN) == len(REASONS)
+    for item in left_out:
+        assert item["record"] == table["record"][int(item["row"]) - 1]
+        assert item["message"]
+
+
+def test_the_outcome_says_what_was_taken_and_what_was_not(shards):
+    lines = describe_outcome(read_shard_set(shards).description, shards)
+    index = pd.read_parquet(shards / "index.parquet")
+    train = index[index["split"] == "train"]
+    assert lines[0] == f"train: {len(train)} records of {train['patient'].nunique()} patients"
+    assert lines[3].startswith("left out: 5 (") and "1 flat lead" in lines[3]
+    assert lines[4] == f"written: 4 shards in {shards}"
+
+
+def test_a_record_without_patient_is_left_out(tmp_path):
+    rows = [*SOUND, ("x1", "", "train", 5), ("x2", "  ", "test", 6)]
+    table = write_recordings(tmp_path / "in", [row(*values) for values in rows])
+    description = shard_ecgs(plan(table, tmp_path / "out"))
+    assert description["records"] == {"train": 2, "valid": 1, "test": 1}
+    assert description["left_out"] == {"no patient": 2}
+    assert [item["record"] for item in left_out_of(tmp_path / "out")] == ["x1", "x2"]
+
+
+def test_if_no_record_has_a_patient_the_way_out_is_named(tmp_path):
+    table = write_recordings(tmp_path / "in", [row("a", "", "train", 1), row("b", "", "test", 2)])
+    message = refusal(plan(table, tmp_path / "out"))
+    assert message.startswith("no record could be used: 2 no patient")
+    assert "--one-patient-per-record" in message
+
+
+def test_one_patient_per_record_is_recorded_as_such(tmp_path, table):
+    columns = Columns(labels=["af"], patient=None, split="split")
+    description = shard_ecgs(plan(table, tmp_path / "out", columns=columns))
+    assert description["patient"] == "none: each record taken for a patient of its own"
+    assert read_shard_set(tmp_path / "out").index["patient"].nunique() == 4
+
+
+def test_where_a_split_comes_from_is_recorded(tmp_path, table, shards):
+    assert shard_ecgs(plan(table, tmp_path / "out"))["split"] == {"column": "split"}
+    assert read_shard_set(shards).description["split"] == {
+        "hash_of": "patient",
+        "fractions": [0.5, 0.25, 0.25],
+        "seed": 0,
+    }
+
+
+# Declared sampling rates
+
+
+def test_a_rate_that_the_file_contradicts_leaves_the_record_out(tmp_path):
+    rates = ["500", "400", "", "501"]  # 501 is within half a percent
+    rows = [row(*v) | {"hz": hz} for v, hz in zip(SOUND, rates, strict=True)]
+    table = write_recordings(tmp_path / "in", rows)
+    columns = Columns(labels=["af"], patient="patient", split="split", rate="hz")
+    shard_ecgs(plan(table, tmp_path / "out", columns=columns))
+    (left_out,) = left_out_of(tmp_path / "out")
+    assert (left_out["record"], left_out["reason"]) == ("a2", "rate")
+    assert left_out["message"] == "the file says 500 Hz, declared are 400 Hz"
+
+
+def test_one_rate_for_all_that_no_file_has_is_refused(tmp_path, table):
+    message = refusal(plan(table, tmp_path / "out", rate_hz=250.0))
+    assert "4 rate; first: the file says 500 Hz, declared are 250 Hz" in message
+
+
+@pytest.mark.parametrize("rate_hz", [0.0, -500.0, float("nan"), float("inf"), 1e6])
+def test_a_rate_at_which_no_ecg_is_recorded_is_refused(tmp_path, table, rate_hz):
+    assert "--rate must be 50 to 10000 Hz" in refusal(
+        plan(table, tmp_path / "out", rate_hz=rate_hz)
+    )
+
+
+# Bare arrays
+
+
+@pytest.mark.parametrize(
+    ("layout", "store"),
+    [
+        (ArrayLayout(sample_rate_hz=500), lambda mv_LS: mv_LS),
+        (ArrayLayout(sample_rate_hz=500, axes="samples,leads"), lambda mv_LS: mv_LS.T),
+        (ArrayLayout(sample_rate_hz=500, unit="uV"), lambda mv_LS: mv_LS * 1000),
+        (ArrayLayout(sample_rate_hz=500, leads=LEADS[::-1]), lambda mv_LS: mv_LS[::-1]),
+    ],
+)
+def test_arrays_become_the_same_shards_as_wfdb_records(tmp_path, table, layout, store):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    shutil.copy(table, folder)
+    for record, _, _, seed in SOUND:
+        np.save(folder / f"{record}.npy", store(counts_of(seed) / 1000.0))
+    shard_ecgs(plan(table, tmp_path / "wfdb"))
+    shard_ecgs(plan(folder / "table.csv", tmp_path / "npy", layout=layout, rate_hz=500.0))
+    names = ("shard-000000.tar", "index.parquet")
+    for name in names:
+        assert (tmp_path / "npy" / name).read_bytes() == (tmp_path / "wfdb" / name).read_bytes()
+
+
+def test_arrays_take_their_rates_from_the_column_of_rates(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    np.save(folder / "fast.npy", counts_of(1, 1000) / 1000.0)
+    np.save(folder / "slow.npy", counts_of(2, 250) / 1000.0)
+    np.save(folder / "none.npy", counts_of(3, 500) / 1000.0)
+    (folder / "table.csv").write_text(
+        "record,af,patient,split,hz\nfast,1,a,train,1000\nslow,0,b,test,250\nnone,0,c,test,\n"
+    )
+    columns = Columns(labels=["af"], patient="patient", split="split", rate="hz")
+    shard_ecgs(plan(folder / "table.csv", tmp_path / "out", columns=columns))
+    shards = read_shard_set(tmp_path / "out")
+    slow_CS = open_split(shards, "test", ["af"]).read(np.array([0]))[0]
+    np.testing.assert_array_equal(slow_CS, counts_of(2, 250))
+    (left_out,) = left_out_of(tmp_path / "out")
+    assert (left_out["record"], left_out["reason"]) == ("none", "rate")
+
+
+def test_arrays_stored_the_other_way_round_are_told_how(tmp_path, table):
+    for record, _, _, seed in SOUND:
+        (table.parent / f"{record}.hea").unlink()
+        np.save(table.parent / f"{record}.npy", counts_of(seed).T / 1000.0)
+    layout = ArrayLayout(sample_rate_hz=500)
+    message = refusal(plan(table, tmp_path / "out", layout=layout, rate_hz=500.0))
+    assert "4 leads" in message and "--axes samples,leads" in message
+
+
+# Nothing leaks
+
+
+def test_a_patient_in_two_given_splits_stops(tmp_path):
+    rows = [*SOUND, ("a3", "anna", "test", 9)]
+    table = write_recordings(tmp_path / "in", [row(*values) for values in rows])
+    assert refusal(plan(table, tmp_path / "out")) == (
+        "one patient in two splits: row 1 is train, row 5 is test (1 such rows); "
+        "put all of one patient in one split"
+    )
+
+
+def test_a_patient_is_the_same_with_blanks_around_the_name(tmp_path):
+    rows = [*SOUND, ("a3", " anna ", "test", 9)]
+    table = write_recordings(tmp_path / "in", [row(*values) for values in rows])
+    assert "one patient in two splits" in refusal(plan(table, tmp_path / "out"))
+
+
+def test_rows_without_patient_are_not_taken_for_one_patient(tmp_path):
+    rows = [*SOUND, ("x1", "", "train", 5), ("x2", "", "test", 6)]
+    table = write_recordings(tmp_path / "in", [row(*values) for values in rows])
+    assert shard_ecgs(plan(table, tmp_path / "out"))["left_out"] == {"no patient": 2}
+
+
+def test_an_identical_signal_in_two_splits_stops(tmp_path):
+    rows = [*SOUND, ("d1", "dora", "test", 2)]  # the recording of a2 under another name and patient
+    table = write_recordings(tmp_path / "in", [row(*values) for values in rows])
+    assert refusal(plan(table, tmp_path / "out")) == (
+        "an identical signal in two splits: row 2 is train, row 5 is test (1 such rows); "
+        "put all of one signal in one split"
+    )
+
+
+def test_an_identical_signal_in_one_split_is_kept(tmp_path):
+    rows = [*SOUND, ("d1", "dora", "train", 2)]
+    table = write_recordings(tmp_path / "in", [row(*values) for values in rows])
+    assert shard_ecgs(plan(table, tmp_path / "out"))["records"]["train"] == 3
+
+
+def test_a_given_split_that_is_none_is_named(tmp_path):
+    table = write_recordings(tmp_path / "in", [row("a", "anna", "dev", 1)])
+    assert "column split, row 1: split 'dev'" in refusal(plan(table, tmp_path / "out"))
+
+
+def test_an_empty_split_stops(tmp_path, table):
+    columns = Columns(labels=["af"], patient="patient")
+    given = plan(table, tmp_path / "out", columns=columns, fractions=(0.9999, 0.0001, 0.0))
+    message = refusal(given)
+    assert message.startswith("split valid would be empty (4 records") and "--split-seed" in message
+
+
+# The output folder
+
+
+def test_an_output_folder_that_is_not_empty_stops_before_any_work(tmp_path, table, monkeypatch):
+    monkeypatch.setattr(sharding, "read_cohort", None)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("do not touch")
+    assert "exists and is not an empty folder" in refusal(plan(table, out))
+    assert (out / "mine.txt").read_text() == "do not touch"
+    assert "exists and is not an empty folder" in refusal(plan(table, out / "mine.txt"))
+
+
+def test_an_empty_output_folder_is_filled(tmp_path, table):
+    (tmp_path / "out").mkdir()
+    shard_ecgs(plan(table, tmp_path / "out"))
+    assert read_shard_set(tmp_path / "out").label_names == ["af"]
+
+
+def test_a_link_to_an_empty_folder_stays_a_link(tmp_path, table):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "scratch")
+    shard_ecgs(plan(table, tmp_path / "out"))
+    assert (tmp_path / "out").is_symlink() and read_shard_set(tmp_path / "scratch")
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path, table):
+    assert "cannot be written" in refusal(plan(table, table / "below_a_file"), tmp_path)
+
+
+def test_the_set_appears_only_when_it_is_whole(tmp_path, table):
+    shard_ecgs(plan(table, tmp_path / "out", records_per_shard=3))
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    shards = ["shard-000000.tar", "shard-000001.tar"]
+    assert names == ["dataset.json", "index.parquet", "left_out.csv", *shards]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize("place", ["write_shard", "build_index", "write_beside_shards"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failure_leaves_no_folder_and_no_part_of_one(tmp_path, table, monkeypatch, place, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(sharding, place, fail)
+    with pytest.raises(type(error)):
+        shard_ecgs(plan(table, tmp_path / "out", records_per_shard=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.slow
+def test_a_failure_with_workers_does_not_write_the_other_shards_first(tmp_path, table, monkeypatch):
+    """The first shard fails; those of the 400 that still wait must not be written."""
+    (tmp_path / "log").mkdir()
+    rows = [f"r{i},p{i},train,1,{tmp_path / 'log' / str(i)}" for i in range(400)]
+    (table.parent / "many.csv").write_text(
+        "\n".join(["record,patient,split,af,file", *rows]) + "\n"
+    )
+    monkeypatch.setattr(sharding, "write_shard", note_and_fail)
+    given = plan(table.parent / "many.csv", tmp_path / "out", records_per_shard=1, workers=2)
+    with pytest.raises(OSError, match="disk full"):
+        shard_ecgs(given)
+    assert 1 <= len(list((tmp_path / "log").iterdir())) < 50
+    assert not (tmp_path / "out").exists()
+
+
+def note_and_fail(_shard, rows, _plan, _folder):
+    """Stands for write_shard in a worker."""
+    Path(rows[0][1]).touch()
+    raise OSError("disk full")
+
+
+# Other arguments
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"records_per_shard": 0}, "--shard-size must be at least 1, got 0"),
+        ({"workers": 0}, "--workers must be at least 1, got 0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(tmp_path, table, changes, expected):
+    assert refusal(plan(table, tmp_path / "out", **changes)) == expected
+
+
+def test_a_missing_folder_of_signals_is_named(tmp_path, table):
+    given = ShardingPlan(
+        table=table, signals=tmp_path / "none", out=tmp_path / "out", columns=EXPLICIT
+    )
+    assert refusal(given) == f"--signals {tmp_path / 'none'}: no such folder"
+
+
+# Real recordings
+
+
+def test_all_of_ptbxl_is_taken(real_data, tmp_path):
+    folder = real_data / "ecg" / "ptbxl"
+    columns = Columns(labels=["af"], patient="patient_id")
+    given = ShardingPlan(
+        table=folder / "table.csv", signals=folder, out=tmp_path / "out", columns=columns
+    )
+    description = shard_ecgs(given)
+    assert sum(description["records"].values()) == 220 and description["left_out"] == {}
+    index, table = read_shard_set(tmp_path / "out").index, pd.read_csv(folder / "table.csv")
+    assert index["record"].tolist() == table["record"].tolist()
+    assert index["patient"].nunique() == table["patient_id"].nunique()
+
+
+def test_georgia_has_no_patients_and_is_taken_only_as_one_patient_a_record(real_data, tmp_path):
+    folder = real_data / "ecg" / "georgia"
+
+    def given(patient):
+        columns = Columns(labels=["af"], patient=patient)
+        return ShardingPlan(
+            table=folder / "table.csv",
+            signals=folder,
+            out=tmp_path / "out",
+            columns=columns,
+            fractions=ALL_TRAIN,
+        )
+
+    assert "--one-patient-per-record" in refusal(given("patient_id"))
+    description = shard_ecgs(given(None))
+    assert description["records"] == {"train": 30, "valid": 0, "test": 0}
