@@ -195,7 +195,7 @@ def _sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
         ),
         layout=ArrayLayout(
             axes=options.axes,
-            leads=tuple(options.leads.split(",")) if options.leads else LEADS,
+            leads=LEADS if options.leads is None else tuple(options.leads.split(",")),
             unit=options.unit,
             sample_rate_hz=rate_hz,
         ),

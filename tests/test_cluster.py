@@ -182,6 +182,6 @@ def test_a_child_without_ranks_is_a_run_of_its_own(parent, no_scontrol):
 
 
 def test_what_slurm_says_of_a_job_is_recorded(monkeypatch):
-    for name in BATCH_SHELL:
-        monkeypatch.setenv(name, BATCH_SHELL[name])
+    for name, value in BATCH_SHELL.items():
+        monkeypatch.setenv(name, value)
     assert this_job() == {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "gpu[04-05,09]"}

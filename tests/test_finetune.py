@@ -21,7 +21,8 @@ from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.run_folder import RunFolder, read_json
-from hpc_ecg.training import checkpoint, finetune as story
+from hpc_ecg.training import checkpoint
+from hpc_ecg.training import finetune as story
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
@@ -353,9 +354,9 @@ def test_other_data_or_other_weights_under_the_same_run_are_refused(
             run(words)
     other = tmp_path / "other"
     shard_ecgs(plan_for(cohort, other, split_seed=5))
-    with pytest.raises(ValueError, match="not the data that .* was started on"):
+    with pytest.raises(ValueError, match=r"not the data that .* was started on"):
         run(words_for(other, tmp_path / "run"))
-    with pytest.raises(ValueError, match="not the file that .* was started from"):
+    with pytest.raises(ValueError, match=r"not the file that .* was started from"):
         run(words_for(shards, tmp_path / "run", CLASSIFIER))
 
 

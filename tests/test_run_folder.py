@@ -131,7 +131,8 @@ def test_everything_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
 HOLD = """
 import sys
 from hpc_ecg.run_folder import RunFolder
-RunFolder(sys.argv[1]).claim()
+folder = RunFolder(sys.argv[1])
+folder.claim()
 print("claimed", flush=True)
 sys.stdin.read()
 """
@@ -202,7 +203,7 @@ def test_the_lock_file_goes_before_the_lock_does(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="run_dir=.* cannot be written"):
+    with pytest.raises(ValueError, match=r"run_dir=.* cannot be written"):
         RunFolder(tmp_path / "file" / "run").claim()
 
 

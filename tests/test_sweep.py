@@ -1,4 +1,4 @@
-"""A sweep: all cells run through submitit, a failed one is named and runs again, then the report."""
+"""A sweep: every cell runs through submitit, a failed one is named and runs again; the report."""
 
 import json
 from pathlib import Path

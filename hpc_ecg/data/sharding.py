@@ -22,6 +22,7 @@ from hpc_ecg.data.cohort import NO_PATIENT, Cohort, Columns, read_cohort
 from hpc_ecg.data.index import LeftOut, WrittenShard, build_index, describe, write_beside_shards
 from hpc_ecg.data.shards import ShardWriter, find_arrays, key_of_row, sha256_of, shard_name
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
+from hpc_ecg.ecg.leads import order_rows
 from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MICROVOLTS_PER_COUNT, MIN_RATE_HZ, prepare
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.ecg.signal import SignalSpec
@@ -77,7 +78,11 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
 def _check_plan(plan: ShardingPlan) -> None:
     if not plan.signals.is_dir():
         raise ValueError(f"--signals {plan.signals}: no such folder")
-    if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
+    try:
+        is_free = not plan.out.exists() or (plan.out.is_dir() and not any(plan.out.iterdir()))
+    except OSError as error:
+        raise ValueError(f"--out {plan.out} cannot be written: {error.strerror}") from None
+    if not is_free:
         raise ValueError(f"--out {plan.out} exists and is not an empty folder; give a new one")
     for name, value in (("shard-size", plan.records_per_shard), ("workers", plan.workers)):
         if value < 1:
@@ -85,6 +90,10 @@ def _check_plan(plan: ShardingPlan) -> None:
     if plan.rate_hz is not None and not MIN_RATE_HZ <= plan.rate_hz <= MAX_RATE_HZ:
         allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
         raise ValueError(f"--rate must be {allowed}, or name a column, got {plan.rate_hz:g}")
+    try:
+        order_rows(plan.layout.leads, plan.signal.leads)
+    except RecordError as error:
+        raise ValueError(f"--leads: {error}") from None
 
 
 def _split(cohort: Cohort, plan: ShardingPlan) -> list[str]:

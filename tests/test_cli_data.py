@@ -1,0 +1,248 @@
+"""`hpc-ecg data shard`: each mistake in each argument is one line, exit code 2 and no output."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hpc_ecg.cli import main
+from hpc_ecg.data.shards import read_shard_set
+from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.ecg.synthetic import write_wfdb
+
+TOOL = Path(__file__).parent.parent / "tools" / "shard_ecgs.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eight records of eight patients as WFDB in wfdb/, as arrays (samples, leads) in npy/."""
+    folder = tmp_path_factory.mktemp("in")
+    (folder / "wfdb").mkdir()
+    (folder / "npy").mkdir()
+    rng, rows = np.random.default_rng(0), []
+    for number in range(8):
+        counts_LS = rng.integers(-900, 900, (12, 5000)).astype(np.int16)
+        write_wfdb(folder / "wfdb" / f"r{number}", counts_LS, LEADS, 500)
+        np.save(folder / "npy" / f"r{number}.npy", counts_LS.T)
+        rows.append(
+            {
+                "record": f"r{number}",
+                "who": f"p{number}",
+                "af": number % 2,
+                "text": "yes",
+                "fold": ["train", "valid", "test"][number % 3],
+                "hz": 500,
+                "same": "x",
+                "nobody": "",
+            }
+        )
+    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    (folder / "notes.txt").write_text("not a table")
+    return folder
+
+
+def words_of(folder, out, changes=None):
+    """A command without mistakes, but for `changes`: flag -> value, None drops the flag."""
+    flags = {
+        "--signals": folder / "wfdb",
+        "--out": out,
+        "--label": "af",
+        "--patient": "who",
+        "--split": "fold",
+        "--workers": "1",
+    } | (changes or {})
+    table = flags.pop("TABLE", folder / "table.csv")
+    words = ["data", "shard", *([] if table is None else [str(table)])]
+    for flag, value in flags.items():
+        if value is not None:
+            words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def exit_code_of(words):
+    try:
+        return main(words)
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_the_command_without_mistakes_says_what_it_wrote(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert exit_code_of(words_of(folder, out)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 3 records of 3 patients",
+        "valid: 3 records of 3 patients",
+        "test: 2 records of 2 patients",
+        f"written: 1 shards in {out}",
+    ]
+    assert read_shard_set(out).label_names == ["af"]
+
+
+def test_every_flag_reaches_the_plan(folder, tmp_path):
+    out = tmp_path / "out"
+    changes = {
+        "--signals": folder / "npy",
+        "--patient": None,
+        "--one-patient-per-record": True,
+        "--split": None,
+        "--file": "record",
+        "--record": "who",
+        "--fractions": "0.5,0.25,0.25",
+        "--split-seed": 4,
+        "--rate": 500,
+        "--axes": "samples,leads",
+        "--leads": ",".join(LEADS[::-1]),
+        "--unit": "uV",
+        "--shard-size": 3,
+        "--workers": 1,
+    }
+    assert exit_code_of([*words_of(folder, out, changes), "--label", "hz"]) == 0
+    found = read_shard_set(out)
+    assert found.label_names == ["af", "hz"]
+    assert found.index["record"].tolist() == [f"p{i}" for i in range(8)]
+    assert [shard["records"] for shard in found.description["shards"]] == [3, 3, 2]
+    assert found.description["split"] == {
+        "hash_of": "patient",
+        "fractions": [0.5, 0.25, 0.25],
+        "seed": 4,
+    }
+    assert found.description["patient"].startswith("none")
+
+
+def test_the_rate_may_be_a_column(folder, tmp_path):
+    changes = {"--signals": folder / "npy", "--axes": "samples,leads", "--unit": "uV"}
+    assert exit_code_of(words_of(folder, tmp_path / "a", changes | {"--rate": "hz"})) == 0
+    assert exit_code_of(words_of(folder, tmp_path / "b", changes | {"--rate": "af"})) == 2
+
+
+MISTAKES = [
+    ({"TABLE": None}, "TABLE"),
+    ({"TABLE": "nowhere.csv"}, "nowhere.csv: no such table"),
+    ({"TABLE": "FOLDER"}, "no such table"),
+    ({"TABLE": "FOLDER/notes.txt"}, "no column"),
+    ({"TABLE": "FOLDER/npy/r0.npy"}, "r0.npy"),
+    ({"TABLE": ""}, "no such table"),
+    ({"--signals": None}, "--signals"),
+    ({"--signals": "nowhere"}, "--signals nowhere: no such folder"),
+    ({"--signals": "FOLDER/table.csv"}, "no such folder"),
+    ({"--signals": "FOLDER"}, "8 not found"),
+    ({"--out": None}, "--out"),
+    ({"--out": "FOLDER"}, "exists and is not an empty folder"),
+    ({"--out": "FOLDER/table.csv"}, "exists and is not an empty folder"),
+    ({"--out": "FOLDER/table.csv/x"}, "cannot be written"),
+    ({"--out": "/proc/x/y"}, "cannot be written"),
+    ({"--out": "x" * 300}, "cannot be written"),
+    ({"--label": None}, "--label"),
+    ({"--label": "none"}, "no column 'none'"),
+    ({"--label": ""}, "no column ''"),
+    ({"--label": "text"}, "column text, row 1: 'yes' is not a number"),
+    ({"--patient": None}, "--patient --one-patient-per-record"),
+    ({"--patient": "none"}, "no column 'none'"),
+    ({"--patient": ""}, "no column ''"),
+    ({"--patient": "same"}, "one patient in two splits: row 1 is train, row 2 is valid"),
+    ({"--patient": "nobody"}, "--one-patient-per-record"),
+    ({"--one-patient-per-record": True}, "not allowed with"),
+    ({"--file": "none"}, "no column 'none'"),
+    ({"--file": ""}, "no column ''"),
+    ({"--file": "who"}, "8 not found"),
+    ({"--record": "none"}, "no column 'none'"),
+    ({"--record": ""}, "no column ''"),
+    ({"--record": "same"}, "column same, row 2: this record is listed before"),
+    ({"--split": "none"}, "no column 'none'"),
+    ({"--split": ""}, "no column ''"),
+    ({"--split": "who"}, "split 'p0'; allowed are train, valid, test"),
+    ({"--split": None, "--fractions": "0.7,0.3"}, "--fractions"),
+    ({"--split": None, "--fractions": "0.7,0.2,0.2"}, "--fractions"),
+    ({"--split": None, "--fractions": "nan,0.5,0.5"}, "--fractions"),
+    ({"--split": None, "--fractions": ""}, "--fractions"),
+    ({"--split": None, "--fractions": "0.98,0.01,0.01"}, "would be empty"),
+    ({"--split-seed": "x"}, "--split-seed: invalid int value: 'x'"),
+    ({"--rate": "none"}, "no column 'none'"),
+    ({"--rate": ""}, "no column ''"),
+    ({"--rate": "text"}, "column text, row 1: 'yes' is not a number"),
+    ({"--rate": "0"}, "--rate must be 50 to 10000 Hz"),
+    ({"--rate": "-500"}, "--rate must be 50 to 10000 Hz"),
+    ({"--rate": "nan"}, "--rate must be 50 to 10000 Hz"),
+    ({"--rate": "250"}, "the file says 500 Hz, declared are 250 Hz"),
+    ({"--rate": "500", "--signals": "FOLDER/npy"}, "need --axes samples,leads"),
+    ({"--signals": "FOLDER/npy"}, "states no sampling rate"),
+    ({"--axes": "channels,time"}, "axes must be one of leads,samples or samples,leads"),
+    ({"--axes": ""}, "axes must be one of"),
+    ({"--unit": "mmHg"}, "unit must be one of mV, uV or V, got 'mmHg'"),
+    ({"--unit": ""}, "unit must be one of"),
+    ({"--leads": "I,II"}, "--leads: missing III, aVR"),
+    ({"--leads": ",".join([*LEADS, "V6"])}, "--leads: "),
+    (
+        {"--signals": "FOLDER/npy", "--rate": "500", "--axes": "samples,leads", "--unit": "V"},
+        "8 amplitude",
+    ),
+    ({"--leads": ""}, "--leads"),
+    ({"--shard-size": "0"}, "--shard-size must be at least 1, got 0"),
+    ({"--shard-size": "many"}, "--shard-size: invalid int value: 'many'"),
+    ({"--workers": "0"}, "--workers must be at least 1, got 0"),
+    ({"--workers": "-2"}, "--workers must be at least 1, got -2"),
+    ({"--workers": "1.5"}, "--workers: invalid int value: '1.5'"),
+    ({"--labels": "af"}, "--labels"),
+    ({"--unknown": "1"}, "--unknown"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    MISTAKES,
+    ids=[" ".join(f"{k}={str(v)[:20]}" for k, v in changes.items()) for changes, _ in MISTAKES],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
+    folder, tmp_path, capsys, monkeypatch, changes, expected
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(folder.rglob("*"))
+    changes = {
+        flag: value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
+        for flag, value in changes.items()
+    }
+    assert exit_code_of(words_of(folder, tmp_path / "out", changes)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("hpc-ecg") and expected in line
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_label_asked_for_twice_is_a_mistake(folder, tmp_path, capsys):
+    words = [*words_of(folder, tmp_path / "out"), "--label", "af"]
+    assert exit_code_of(words) == 2
+    assert "--label: af, af names a column twice" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def run_tool(*words):
+    return subprocess.run([sys.executable, TOOL, *words], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_tool_is_the_same_command(folder, tmp_path, capsys):
+    result = run_tool(*words_of(folder, tmp_path / "tool")[2:])
+    assert (result.returncode, result.stderr) == (0, "")
+    assert exit_code_of(words_of(folder, tmp_path / "verb")) == 0
+    said = capsys.readouterr().out
+    assert result.stdout == said.replace(str(tmp_path / "verb"), str(tmp_path / "tool"))
+    for path in (tmp_path / "verb").iterdir():
+        assert path.read_bytes() == (tmp_path / "tool" / path.name).read_bytes()
+
+
+def test_the_tool_answers_a_mistake_with_one_line_too(folder, tmp_path):
+    result = run_tool(*words_of(folder, tmp_path / "out", {"--label": "none"})[2:])
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1 and "no column 'none'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tool_can_be_executed_and_explains_itself():
+    assert TOOL.stat().st_mode & 0o111
+    result = run_tool("--help")
+    assert result.returncode == 0 and "--one-patient-per-record" in result.stdout

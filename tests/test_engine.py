@@ -1,0 +1,73 @@
+"""The engine: what it promises about processes, precision and devices."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import words_for
+
+from hpc_ecg.config import load_config
+from hpc_ecg.training.engine import Engine, EngineConfig
+from hpc_ecg.training.finetune import FinetuneConfig, finetune
+
+NO_DROPOUT = "model.activation_dropout=0"
+
+
+def curve(shards, run_dir, *more) -> list[float]:
+    folder = finetune(
+        load_config(FinetuneConfig, [], words_for(shards, run_dir, NO_DROPOUT, *more))
+    )
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "step"]
+
+
+@pytest.fixture
+def engine():
+    engine = Engine(EngineConfig(device="cpu"))
+    yield engine
+    engine.close()
+
+
+def test_bf16_stays_close_to_fp32(shards, tmp_path):
+    full = curve(shards, tmp_path / "fp32", "optim.lr=0.0002")
+    half = curve(shards, tmp_path / "bf16", "optim.lr=0.0002", "engine.precision=bf16")
+    assert full != half
+    np.testing.assert_allclose(half, full, rtol=0.05, atol=0.02)
+
+
+def test_both_kinds_of_attention_give_the_same_curve(shards, tmp_path):
+    fused = curve(shards, tmp_path / "sdpa")
+    plain = curve(shards, tmp_path / "math", "model.attention=math")
+    np.testing.assert_allclose(plain, fused, rtol=1e-4)
+
+
+def test_what_the_first_process_finds_wrong_is_wrong_for_all(engine):
+    def refuse():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="^no$"):
+        engine.on_first(refuse)
+    assert engine.on_first(lambda: 3) == 3
+
+
+def test_a_launch_of_more_processes_than_accelerate_sees_is_an_error(monkeypatch, engine):
+    with pytest.raises(RuntimeError, match="promises 2 processes, but Accelerate runs with 1"):
+        engine._check_world(2)
+
+
+def test_half_a_launch_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="RANK and LOCAL_RANK not set"):
+        Engine(EngineConfig(device="cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_gives_the_curve_of_the_cpu(shards, tmp_path, precision):
+    on_cpu = curve(shards, tmp_path / "cpu", "engine.device=cpu", "optim.lr=0.0002")
+    words = ("engine.device=cuda", f"engine.precision={precision}", "optim.lr=0.0002")
+    on_gpu = curve(shards, tmp_path / "gpu", *words)
+    tolerance = 1e-3 if precision == "fp32" else 0.05
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=tolerance, atol=0.02)
