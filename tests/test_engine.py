@@ -46,7 +46,7 @@ def test_what_the_first_process_finds_wrong_is_wrong_for_all(engine):
     def refuse():
         raise ValueError("no")
 
-    with pytest.raises(ValueError, match="^no$"):
+    with pytest.raises(ValueError, match=r"^no$"):
         engine.on_first(refuse)
     assert engine.on_first(lambda: 3) == 3
 

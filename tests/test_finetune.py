@@ -102,7 +102,7 @@ def test_another_configuration_is_refused_but_not_what_does_not_change_the_resul
     run(words_for(shards, whole.path, "train.save_every=3", "engine.cpu_threads=2"))
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for the death of the process at a chosen place."""
 
 
@@ -111,7 +111,7 @@ def stop_at_step(monkeypatch, step):
 
     def take_step(self, *arguments):
         if len(taken) == step:
-            raise Stopped
+            raise StoppedError
         taken.append(1)
         return real(self, *arguments)
 
@@ -124,7 +124,7 @@ def stop_in_evaluation(monkeypatch, number):
     def score(self, logits_NK):
         seen.append(1)
         if len(seen) == number:
-            raise Stopped
+            raise StoppedError
         return real(self, logits_NK)
 
     monkeypatch.setattr(Judge, "score", score)
@@ -137,7 +137,7 @@ def stop_while_saving(monkeypatch, number):
         if "partial" in str(path):
             seen.append(1)
             if len(seen) == number:
-                raise Stopped
+                raise StoppedError
         real(path, value)
 
     monkeypatch.setattr(checkpoint, "write_json", write_json)
@@ -160,7 +160,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     words = words_for(shards, tmp_path / "run")
     with monkeypatch.context() as patch:
         stop(patch, where)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run(words)
     folder = run(words)
     resumed = events(folder, "resumed")
@@ -350,7 +350,7 @@ def test_other_data_or_other_weights_under_the_same_run_are_refused(
     words = words_for(shards, tmp_path / "run")
     with monkeypatch.context() as patch:
         stop_at_step(patch, 2)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run(words)
     other = tmp_path / "other"
     shard_ecgs(plan_for(cohort, other, split_seed=5))

@@ -54,7 +54,7 @@ def test_no_more_jobs_run_at_once_than_asked_each_with_a_gpu_of_its_own(tmp_path
     monkeypatch.setenv("KEPT", "yes")
     before = dict(os.environ)
     names = ["a", "b", "c"]
-    outcomes = run([job(tmp_path, name, 1.0) for name in names], tmp_path, 2, gpus=[5, 7])
+    outcomes = run([job(tmp_path, name, 2.0) for name in names], tmp_path, 2, gpus=[5, 7])
     assert sorted(o.name for o in outcomes) == names
     assert {o.error for o in outcomes} == {None}
     assert dict(os.environ) == before, "the caller's environment is as it was"
