@@ -89,8 +89,9 @@ def _add_data(verbs: "argparse._SubParsersAction[Parser]") -> None:
     patient.add_argument("--one-patient-per-record", action="store_true", help="recorded as such")
     shard.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
     shard.add_argument("--record", metavar="COLUMN", help="name of the record (default: record)")
-    shard.add_argument("--split", metavar="COLUMN", help="holds train, valid or test")
-    shard.add_argument(
+    split = shard.add_mutually_exclusive_group()
+    split.add_argument("--split", metavar="COLUMN", help="holds train, valid or test")
+    split.add_argument(
         "--fractions", default="0.7,0.1,0.2", help="train,valid,test by hash (default %(default)s)"
     )
     shard.add_argument("--split-seed", type=int, default=0)

@@ -310,4 +310,4 @@ def test_the_environment_names_versions_machine_and_commit(monkeypatch):
         said = subprocess.run(
             ["git", "-C", git.parent, "rev-parse", "HEAD"], capture_output=True, text=True
         )
-        assert found["commit"] == said.stdout.strip()
+        assert found["commit"].removesuffix("-dirty") == said.stdout.strip()

@@ -25,6 +25,7 @@ from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 
 FORMAT = "hpc_ecg-shards/1"
 LABEL_PREFIX = "label."
+NEEDED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")
 ARRAY_ENDING = ".ecg.npy"
 
 
@@ -125,6 +126,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path}: not a description of {FORMAT}; write the shards again")
+    missing = [name for name in NEEDED if name not in description]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} missing; write the shards again")
     return description
 
 

@@ -6,7 +6,6 @@ Columns: `record`, `patient` (text), and per label L: `L.label` (NaN: missing), 
 
 # N records, K labels
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.run_folder import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +87,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         columns[f"{name}.logit"] = predictions.logit_NK[:, k]
         if predictions.probability_NK is not None:
             columns[f"{name}.probability"] = predictions.probability_NK[:, k]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("wb") as file:
-        pd.DataFrame(columns).to_parquet(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    table = pd.DataFrame(columns)
+    write_whole(path, lambda aside: table.to_parquet(aside, index=False))
 
 
 def _columns(table: pd.DataFrame, labels: list[str], kind: str) -> FloatArray:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpc_ecg.run_folder import read_json, write_json, write_whole
+from hpc_ecg.run_folder import read_json, write_json, write_text, write_whole
 
 MARK = "COMPLETE"
 
@@ -42,7 +42,7 @@ def save_checkpoint(
         write_json(aside / "progress.json", asdict(progress))
 
     write_whole(final, write)
-    (final / MARK).touch()
+    write_text(final / MARK, "")
     for old in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 

@@ -6,8 +6,7 @@ is written aside, synced and renamed: a reader sees the old one or the new one, 
 """
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.model.transformer import ECGClassifier
+from hpc_ecg.run_folder import write_whole
 from hpc_ecg.weights.mapping import check_fit, expected_shapes, file_key
 from hpc_ecg.weights.reading import FIXED, OUR_FORMAT
 
@@ -49,7 +49,7 @@ def save_model(
         "labels": json.dumps(labels),
         "signal": json.dumps(asdict(signal)),
     }
-    _write_aside(Path(path), lambda aside: save_file(tensors, aside, metadata))
+    write_whole(Path(path), lambda aside: save_file(tensors, aside, metadata))
 
 
 def export_original(
@@ -80,7 +80,7 @@ def export_original(
         "task_state": {},
         "extra_state": {},
     }
-    _write_aside(Path(path), lambda aside: torch.save(content, aside))
+    write_whole(Path(path), lambda aside: torch.save(content, aside))
 
 
 def _plain_tensors(model: Weights, architecture: Architecture, source: str) -> dict[str, Tensor]:
@@ -124,22 +124,3 @@ def _pretraining_tensors(architecture: Architecture, seed: int) -> dict[str, Ten
     }
     generator = torch.Generator().manual_seed(seed)
     return {n: torch.randn(shape, generator=generator) * 0.02 for n, shape in shapes.items()}
-
-
-def _write_aside(path: Path, write: Callable[[Path], None]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(aside)
-        _sync(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
