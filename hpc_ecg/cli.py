@@ -7,6 +7,7 @@ ValueError: one line on standard error and exit code 2.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return options.verb(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("HPC_ECG_DEBUG"):
             raise
-        print(f"hpc-ecg: {error}", file=sys.stderr)  # noqa: T201
+        rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
+        who = "hpc-ecg" if rank == "0" else f"hpc-ecg, process {rank}"
+        print(f"{who}: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("hpc-ecg: interrupted; start it again to go on", file=sys.stderr)  # noqa: T201
@@ -117,10 +120,10 @@ def _finetune(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from hpc_ecg.training.evaluate import describe_evaluation, evaluate
+    from hpc_ecg.training.evaluate import describe_evaluation, evaluate, load_run
 
     rank = _start_logging()
-    result = evaluate(options.run_dir, options.settings)
+    result = evaluate(load_run(options.run_dir, options.settings))
     if rank == 0:
         _say(*describe_evaluation(result), f"written: {options.run_dir}/evaluation.json")
     return 0
@@ -132,6 +135,8 @@ def _sweep(options: argparse.Namespace) -> int:
     from hpc_ecg.sweep.launch import launch
 
     _start_logging()
+    # as Ctrl-C: the runs are stopped, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sweep = load_sweep(*_files_and_words(options.settings))
     failures = launch(sweep)
     for failure in failures:
@@ -151,7 +156,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from hpc_ecg.config import explain
+    from hpc_ecg.explain import explain
     from hpc_ecg.sweep.grid import SweepConfig
     from hpc_ecg.training.finetune import FinetuneConfig
 

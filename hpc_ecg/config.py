@@ -5,19 +5,20 @@ The schema is the dataclass itself; its field types decide how a word is read: t
 verbatim (a YAML parser would turn `010` into 8 and `12:00:00` into 43200).
 """
 
-import ast
 import dataclasses
 import difflib
-import inspect
-import textwrap
+import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from hpc_ecg.explain import explain
 
 Schema = TypeVar("Schema")
 COMMAND_LINE = "command line"
@@ -78,8 +79,11 @@ def read_yaml(file: str) -> Source:
         raise ValueError(f"{file}: no such configuration file; settings are given as key=value")
     try:
         loaded = OmegaConf.load(path)
-    except Exception as error:  # PyYAML and OmegaConf raise many kinds
-        raise ValueError(f"{file}: not YAML: {_first_line(error)}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ValueError(f"{file}, line {line}: not YAML: {error.problem}") from None
+    except Exception as error:  # OmegaConf and the file system raise many kinds
+        raise ValueError(f"{file}: cannot be read: {_first_line(error)}") from None
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"{file}: expected `key: value` lines, got something else")
     return Source(loaded, file)
@@ -114,6 +118,9 @@ def _to_dataclass(merged: DictConfig) -> Any:
         return OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} must be given: {error.full_key}=…") from None
+    except InterpolationKeyError as error:
+        name = re.findall(r"'([^']*)'", str(error))[0]
+        raise ValueError(f"{error.full_key} uses ${{{name}}}: give {name}=…") from None
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key or 'settings'}: {_first_line(error)}") from None
 
@@ -121,49 +128,6 @@ def _to_dataclass(merged: DictConfig) -> Any:
 def to_yaml(config: Any) -> str:
     """The whole configuration as YAML; reading it again gives the same configuration."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def flatten(config: Any) -> dict[str, Any]:
-    """Dotted key -> value, for comparing two configurations."""
-
-    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            yield prefix, value
-
-    return dict(walk("", dataclasses.asdict(config)))
-
-
-def explain(schema: type) -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, documentation) of every setting, in the order of the schema."""
-    yield from _explain(schema, "")
-
-
-def _explain(schema: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    hints, docs = typing.get_type_hints(schema), _field_docs(schema)
-    for item in dataclasses.fields(schema):
-        key, kind = prefix + item.name, hints[item.name]
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _explain(kind, key + ".")
-            continue
-        default = item.default
-        if item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
-        yield key, _type_name(kind), _show_value(default), docs.get(item.name, "")
-
-
-def _field_docs(schema: type) -> dict[str, str]:
-    """The string literal under each field of a dataclass, as one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            text = ast.literal_eval(below.value)
-            docs[ast.unparse(field.target)] = " ".join(text.split())
-    return docs
 
 
 def _split_list(key: str, value: str) -> list[str]:
@@ -174,9 +138,9 @@ def _split_list(key: str, value: str) -> list[str]:
 
 
 def _merge(base: DictConfig, source: Source, schema: type) -> DictConfig:
-    values = OmegaConf.to_container(source.values, resolve=False)
-    _check_keys_and_text(values, schema, "", source.name)
     try:
+        values = OmegaConf.to_container(source.values, resolve=False)
+        _check_keys_and_text(values, schema, "", source.name)
         return typing.cast(DictConfig, OmegaConf.merge(base, source.values))
     except OmegaConfBaseException as error:
         where = error.full_key or ", ".join(str(key) for key in source.values)
@@ -191,10 +155,19 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
             if not isinstance(value, dict):
                 raise ValueError(f"{key} is a section, got {value!r} ({source})")
             _check_keys_and_text(value, kind, f"{key}.", source)
-        elif kind is str and not isinstance(value, str) and not (value is None and is_optional):
-            raise ValueError(f"{key} is text: write it in quotes, got {value!r} ({source})")
         elif kind is int and isinstance(value, bool):
             raise ValueError(f"{key} is a whole number, got {value!r} ({source})")
+        else:
+            _check_text(value, kind, is_optional, key, source)
+
+
+def _check_text(value: Any, kind: Any, is_optional: bool, key: str, source: str) -> None:
+    """OmegaConf would turn a number into text without a word; a leading zero is lost by then."""
+    if kind is str and not isinstance(value, str) and not (value is None and is_optional):
+        raise ValueError(f"{key} is text: write it in quotes, got {value!r} ({source})")
+    if typing.get_args(kind)[-1:] == (str,) and isinstance(value, list | dict):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_text(item, str, False, f"{key}.{name}", source)
 
 
 def _type_of(schema: type, key: str, source: str, root_prefix: str = "") -> Any:
@@ -217,7 +190,7 @@ def _type_of(schema: type, key: str, source: str, root_prefix: str = "") -> Any:
 def _unknown_key(key: str, schema: type, root_prefix: str, source: str) -> str:
     if key in RENAMED:
         return f"{key} is not a setting here; it is said as {RENAMED[key]} ({source})"
-    known = [root_prefix + name for name, *_ in _explain(schema, "")]
+    known = [root_prefix + name for name, *_ in explain(schema)]
     sections = {name.rpartition(".")[0] for name in known}
     near = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "`hpc-ecg config` lists all settings"
@@ -229,18 +202,6 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
         inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
         return inner[0], True
     return kind, False
-
-
-def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-
-
-def _show_value(value: Any) -> str:
-    if value == MISSING or value is dataclasses.MISSING:
-        return "(must be given)"
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _first_line(error: BaseException) -> str:

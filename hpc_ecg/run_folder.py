@@ -5,23 +5,30 @@ two jobs out of one folder; `finished.json`, written last, says that nothing is 
 """
 
 import json
+import math
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from filelock import FileLock, Timeout
 
 from hpc_ecg import cluster
+from hpc_ecg.writing import read_json, tidy, write_json
 
+# What may differ when a run goes on: where things lie and how often, not what is computed.
+NEUTRAL = (
+    *("run_dir", "files", "data.shards", "init.checkpoint", "train.save_every"),
+    *("train.keep_checkpoints", "train.log_every", "engine.device", "engine.micro_batch_size"),
+    *("engine.cpu_threads", "engine.timeout_min", "model.attention"),
+)
+NEUTRAL_PREFIXES = tuple(f"{key}." for key in NEUTRAL)
 PACKAGES = ("hpc-ecg", "torch", "accelerate", "webdataset", "submitit", "torchmetrics", "numpy")
 
 
@@ -49,12 +56,12 @@ class RunFolder:
         except Timeout:
             who = holder.read_text().strip() if holder.exists() else "another process"
             raise ValueError(
-                f"{self.path} is in use by {who}; wait, or give another run_dir"
+                f"{self.path} is in use by {who}; wait, or give another folder"
             ) from None
         except OSError as error:
-            raise ValueError(f"run_dir={self.path} cannot be written: {error.strerror}") from None
+            raise ValueError(f"{self.path} cannot be written: {error.strerror}") from None
         if self.config.exists():  # a run's folder, not somebody's home
-            _tidy(self.path)
+            tidy(self.path)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def release(self) -> None:
@@ -63,8 +70,8 @@ class RunFolder:
             (self.path / "lock").unlink(missing_ok=True)  # while held: later it may be another's
             self._lock.release()
 
-    def check_same_config(self, config_yaml: str, neutral: Sequence[str]) -> None:
-        """Refuse a folder of another configuration; keys below `neutral` may differ."""
+    def check_same_config(self, config_yaml: str) -> None:
+        """Refuse a folder of another configuration; what is NEUTRAL may differ."""
         if not self.config.exists():
             inside = self.path.iterdir() if self.path.is_dir() else ()
             foreign = [path.name for path in inside if not self._is_early(path)]
@@ -74,17 +81,29 @@ class RunFolder:
                     f"({', '.join(sorted(foreign)[:3])}); give a new folder"
                 )
             return
-        old, new = (_flat(yaml.safe_load(text)) for text in (self.config.read_text(), config_yaml))
+        old, new = self.read_settings(), flatten(yaml.safe_load(config_yaml))
         differing = [
             f"{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, "absent") != new.get(key, "absent") and not _is_below(key, neutral)
+            for key in differing_keys(old, new)
         ]
         if differing:
             raise ValueError(
                 f"{self.path} belongs to another configuration ({'; '.join(differing)}); "
                 "give another run_dir, or the settings of that run"
             )
+
+    def read_settings(self) -> dict[str, Any]:
+        """The settings of config.yaml by dotted key."""
+        values = yaml.safe_load(self.config.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"{self.config} is damaged: it holds no settings; give another run_dir"
+            )
+        return flatten(values)
+
+    def is_finished(self) -> bool:
+        """ValueError if finished.json is there but damaged."""
+        return self.finished.exists() and bool(read_json(self.finished))
 
     def _is_early(self, path: Path) -> bool:
         """What a run that was killed at once may leave without a config.yaml, written last."""
@@ -96,48 +115,16 @@ class RunFolder:
         write_json(self.finished, summary)
 
     def append_event(self, event: str, **values: Any) -> None:
-        """One line in metrics.jsonl; after a crash a `resumed` line says which step counts."""
-        line = json.dumps({"event": event, **values, "time": now()})
-        with self.metrics.open("a") as file:
-            file.write(line + "\n")
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file or folder aside, sync it, and give it its final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(aside)  # of a process that was killed: containers give the same number again
-    try:
-        write(aside)
-    except BaseException:
-        _remove(aside)
-        raise
-    for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
-        _sync(file)
-    if path.is_dir():  # deleted bit by bit, so not under its own name
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        _remove(old)
-        path.rename(old)
-        aside.rename(path)
-        _remove(old)
-    else:
-        aside.rename(path)
-    _sync(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_whole(path, lambda aside: _dump(aside, value))
-
-
-def write_text(path: Path, text: str) -> None:
-    def write(aside: Path) -> None:
-        aside.write_text(text, encoding="utf-8")
-
-    write_whole(path, write)
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+        """One line in metrics.jsonl; what is not finite becomes null. After a crash, a `started` or
+        `resumed` line says which step counts from there."""
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        with self.metrics.open("a+b") as file:
+            torn = file.seek(0, os.SEEK_END) and _last_byte(file) != b"\n"
+            line = json.dumps({"event": event, **plain, "time": now()}, allow_nan=False)
+            file.write(b"\n" * torn + line.encode() + b"\n")
 
 
 def now() -> str:
@@ -176,45 +163,25 @@ def _commit() -> str | None:
         return None
 
 
-def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Dotted keys in which two configurations differ, but for what is NEUTRAL."""
+    return [
+        key
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key) and not (key + ".").startswith(NEUTRAL_PREFIXES)
+    ]
 
 
-def _tidy(folder: Path) -> None:
-    """Undo what a process that was killed while writing left: partial files, folders moved off."""
-    for stale in list(folder.rglob(".*.[0-9]*.partial")):
-        _remove(stale)
-    for old in list(folder.rglob(".*.[0-9]*.old")):
-        path = old.with_name(old.name[1:].rsplit(".", 2)[0])
-        if path.exists():
-            _remove(old)
-        else:
-            old.rename(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 
-def _is_below(key: str, prefixes: Sequence[str]) -> bool:
-    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)

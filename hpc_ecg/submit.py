@@ -5,6 +5,7 @@ the GPUs; all three are set here.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ def _submit(job: Job, folder: Path, timeout_min: int, gpus: list[int]) -> Any:
         timeout_min=timeout_min, gpus_per_node=len(gpus), visible_gpus=tuple(gpus)
     )
     inherited = dict(os.environ)
+    # Ctrl-C reaches the whole process group: jobs ignore it, and are stopped by run_locally
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:  # a job is a run of its own, not a rank of the process that submits it
         os.environ.clear()
         os.environ.update(without_ranks(inherited))
@@ -74,6 +77,7 @@ def _submit(job: Job, folder: Path, timeout_min: int, gpus: list[int]) -> Any:
     finally:
         os.environ.clear()
         os.environ.update(inherited)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _error_of(handle: Any) -> str | None:

@@ -66,6 +66,7 @@ def write_training(folder, quality, seed):
         "best_score": 0.7,
         "metric": "auroc",
         "train_seconds": 1800.0 + 60 * seed,
+        "process_seconds": 2 * (1800.0 + 60 * seed),
         "processes": 2,
         "device": "NVIDIA H100",
         "ecg_per_s": 4510.0,
@@ -78,7 +79,14 @@ def write_training(folder, quality, seed):
         "counts": {"tensors_loaded": 207, "tensors_fresh": 2, "tensors_frozen": 14},
     }
     (folder / "init_report.json").write_text(json.dumps(report))
-    environment = {"time": f"2026-01-0{seed + 1}", "python": "3.11", "packages": {"torch": "2.8"}}
+    settings = {"seed": seed, "optim": {"lr": 5e-5}, "data": {"batch_size": 128, "shards": "s"}}
+    (folder / "config.yaml").write_text(json.dumps(settings))
+    environment = {
+        "data_index_sha256": "ab" * 32,
+        "time": f"2026-01-0{seed + 1}",
+        "python": "3.11",
+        "packages": {"torch": "2.8"},
+    }
     (folder / "environment.json").write_text(json.dumps(environment))
 
 

@@ -90,6 +90,7 @@ def simulated_p(rng, num_seeds, seed_sd, num_patients=150):
     return compare_strategies(scores, smaller_class)[0].estimate.p_value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_seeds", [2, 3, 5])
 def test_strategies_that_do_not_differ_are_told_apart_about_one_time_in_twenty(num_seeds):
     rng = np.random.default_rng(11)

@@ -1,10 +1,13 @@
 """Settings: what is taken, how words are read, and that each mistake gets one line."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from hpc_ecg.config import RENAMED, explain, flatten, load_config, to_yaml
+from hpc_ecg.config import RENAMED, load_config, to_yaml
+from hpc_ecg.explain import explain
+from hpc_ecg.run_folder import flatten
 from hpc_ecg.sweep.grid import SweepConfig, load_sweep
 from hpc_ecg.training.finetune import FinetuneConfig
 
@@ -49,18 +52,29 @@ def test_every_setting_is_documented(schema):
     assert undocumented == []
 
 
-def test_every_setting_can_be_reached_by_its_dotted_key():
-    defaults = flatten(load())
-    for key, kind, _, _ in explain(FinetuneConfig):
-        value = defaults.get(key, {})
-        if key in ("run_dir", "data.shards", "files"):
-            continue
-        word = f"{key}={'null' if value is None else str(value).replace(' ', '')}"
-        if kind == "str":
-            word = f"{key}={value}"
-        elif isinstance(value, tuple):
-            word = f"{key}={list(value)}"
-        assert flatten(load(word)).get(key, {}) == value, word
+# A value other than the default, where the type alone does not give one.
+OTHER = {
+    "data.task": "multilabel",
+    "optim.schedule": "constant",
+    "optim.betas": "[0.5,0.6]",
+    "train.best_metric": "loss",
+    "engine.precision": "bf16",
+    "engine.device": "cpu",
+    "files": None,
+}
+BY_TYPE = {"int": "3", "float": "0.25", "str": "text", "list[str]": "[a,b]", "list[float]": "[2.5]"}
+
+
+@pytest.mark.parametrize(("key", "kind"), [row[:2] for row in explain(FinetuneConfig)])
+def test_every_setting_can_be_reached_by_its_dotted_key(key, kind):
+    value = OTHER.get(key, BY_TYPE.get(kind.removesuffix(" | None"), "?"))
+    if value is None:
+        return
+    before, after = flatten(asdict(load())), flatten(asdict(load(f"{key}={value}")))
+    assert {name for name in before if before[name] != after[name]} == {key}
+    assert str(after[key]).replace(" ", "").strip("()[]") in value.replace(".0", "") or isinstance(
+        after[key], list
+    )
 
 
 @pytest.mark.parametrize("text", ["010", "12:00:00", "1.10", "no", "{000..099}.tar", "a=b", ""])

@@ -29,6 +29,7 @@ def engine():
     engine.close()
 
 
+@pytest.mark.slow
 def test_bf16_stays_close_to_fp32(shards, tmp_path):
     full = curve(shards, tmp_path / "fp32", "optim.lr=0.0002")
     half = curve(shards, tmp_path / "bf16", "optim.lr=0.0002", "engine.precision=bf16")
@@ -36,6 +37,7 @@ def test_bf16_stays_close_to_fp32(shards, tmp_path):
     np.testing.assert_allclose(half, full, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.slow
 def test_both_kinds_of_attention_give_the_same_curve(shards, tmp_path):
     fused = curve(shards, tmp_path / "sdpa")
     plain = curve(shards, tmp_path / "math", "model.attention=math")

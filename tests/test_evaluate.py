@@ -12,9 +12,10 @@ from hpc_ecg.cli import main
 from hpc_ecg.config import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.sharding import shard_ecgs
-from hpc_ecg.run_folder import RunFolder, read_json
-from hpc_ecg.training.evaluate import evaluate
+from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.training.evaluate import evaluate, load_run
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.writing import read_json
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def finished(shards, tmp_path_factory) -> RunFolder:
 
 
 def test_the_numbers_are_those_of_the_predictions(finished, shards):
-    result = evaluate(str(finished.path), [])
+    result = evaluate(load_run(str(finished.path), []))
     assert result == read_json(finished.evaluation)
     table = pd.read_parquet(finished.predictions / "test.parquet")
     known = table[table["af.label"].notna()]
@@ -37,7 +38,7 @@ def test_the_numbers_are_those_of_the_predictions(finished, shards):
 
 
 def test_every_test_record_is_predicted_once(finished, shards):
-    evaluate(str(finished.path), [])
+    evaluate(load_run(str(finished.path), []))
     table = pd.read_parquet(finished.predictions / "test.parquet")
     opened, names = open_shards(DataConfig(shards=str(shards)))
     test = open_split(opened, "test", names)
@@ -46,24 +47,33 @@ def test_every_test_record_is_predicted_once(finished, shards):
 
 
 def test_the_threshold_comes_from_validation(finished):
-    result = evaluate(str(finished.path), [])
+    result = evaluate(load_run(str(finished.path), []))
     point = read_json(finished.best / "operating_point.json")["af"]
     at = result["labels"]["af"]["at_threshold"]
     assert at["threshold"] == point["threshold"] and at["fitted_on"] == "valid"
 
 
 def test_a_second_evaluation_gives_the_same(finished):
-    assert evaluate(str(finished.path), []) == evaluate(str(finished.path), [])
+    config = load_run(str(finished.path), [])
+    assert evaluate(config) == evaluate(config)
 
 
 def test_shards_that_moved_are_taken_and_other_shards_refused(finished, shards, cohort, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(shards, moved)
-    assert evaluate(str(finished.path), [f"data.shards={moved}"])["split"] == "test"
+    assert evaluate(load_run(str(finished.path), [f"data.shards={moved}"]))["split"] == "test"
     other = tmp_path / "other"
     shard_ecgs(plan_for(cohort, other, split_seed=9))
     with pytest.raises(ValueError, match="is not the data that"):
-        evaluate(str(finished.path), [f"data.shards={other}"])
+        evaluate(load_run(str(finished.path), [f"data.shards={other}"]))
+
+
+@pytest.mark.parametrize("word", ["data.labels=[male]", "seed=7", "data.batch_size=5"])
+def test_other_settings_than_the_runs_are_refused(finished, word):
+    before = finished.evaluation.read_bytes()
+    with pytest.raises(ValueError, match="belongs to another configuration"):
+        evaluate(load_run(str(finished.path), [word]))
+    assert finished.evaluation.read_bytes() == before
 
 
 def test_a_run_that_is_not_finished_is_named(finished, tmp_path):
@@ -71,7 +81,7 @@ def test_a_run_that_is_not_finished_is_named(finished, tmp_path):
     shutil.copytree(finished.path, half)
     (half / "finished.json").unlink()
     with pytest.raises(ValueError, match="is not finished: start it again"):
-        evaluate(str(half), [])
+        evaluate(load_run(str(half), []))
 
 
 def test_the_command_prints_the_interval(finished, capsys):

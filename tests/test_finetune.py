@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from hpc_ecg.config import load_config
 from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.sharding import shard_ecgs
-from hpc_ecg.run_folder import RunFolder, read_json
+from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training import checkpoint
 from hpc_ecg.training import finetune as story
 from hpc_ecg.training.checkpoint import complete_checkpoints
@@ -28,6 +29,7 @@ from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
 from hpc_ecg.training.outcome import Judge
 from hpc_ecg.weights import load_model
+from hpc_ecg.writing import read_json
 
 GOLDEN = FIXTURES / "golden_curve.json"
 NO_DROPOUT = "model.activation_dropout=0"
@@ -226,25 +228,36 @@ def test_the_last_short_batch_is_a_mean_over_what_it_holds(shards, tmp_path):
 
 
 CLASSIFIER = f"init.checkpoint={FIXTURES / 'tiny_wcr_afib_5y.pt'}"
+FILES = ("files.base_ssl", "files.wcr_afib_5y")
 STEM = "backbone.feature_extractor."
 
 
-@pytest.mark.parametrize(
-    ("words", "trained"),
-    [
-        (["init.head=new"], "all but the stem"),
-        ([CLASSIFIER, "init.head=keep"], "all but the stem"),
-        ([CLASSIFIER, "init.head=new"], "all but the stem"),
-        (["init.head=new", "train.freeze=backbone"], "head"),
-        (["train.freeze=none"], "all"),
-    ],
-)
-def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, words, trained):
-    """Judged on the weights: what trained moved, what is frozen did not."""
-    words = words_for(shards, tmp_path / "run", *words, "train.max_steps=2", NO_DROPOUT)
-    folder = run(words)
+STRATEGIES = {
+    "ssl_new_head": "all but the stem",
+    "afib_keep_head": "all but the stem",
+    "afib_reset_head": "all but the stem",
+    "ssl_linear_probe": "head",
+}
+
+
+def test_every_strategy_is_judged_below():
+    folder = Path(__file__).parent.parent / "configs" / "strategies"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(STRATEGIES)
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, None])
+def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, strategy):
+    """Judged on the weights: what trained moved, what is frozen did not. None: all trains."""
+    files = (f"{name}={FIXTURES / f'tiny_{name[6:]}.pt'}" for name in FILES)
+    words = words_for(shards, tmp_path / "run", *files, "train.max_steps=2", NO_DROPOUT)
+    if strategy is None:
+        words, yamls = [*words, "train.freeze=none"], []
+    else:  # the strategy's own file says what is loaded
+        words = [word for word in words if not word.startswith("init.")]
+        yamls = [f"configs/strategies/{strategy}.yaml"]
+    config = load_config(FinetuneConfig, yamls, words)
+    folder = finetune(config)
     after = load_file(complete_checkpoints(folder.checkpoints)[-1] / "model.safetensors")
-    config = load_config(FinetuneConfig, [], words)
     start = story.initialize(config.init, config.model, 1, ["af"], config.train.freeze, config.seed)
     before = start.model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -252,7 +265,7 @@ def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, words, train
         "all": set(before),
         "all but the stem": {name for name in before if not name.startswith(STEM)},
         "head": {"head.weight", "head.bias"},
-    }[trained]
+    }[STRATEGIES.get(strategy, "all")]
     biases_of_keys = {name for name in before if name.endswith("k_proj.bias")}  # true gradient 0
     assert moved | biases_of_keys == expected | biases_of_keys
     assert moved <= expected
@@ -279,6 +292,7 @@ def _first_logits(shards, run_dir, *words):
     return pd.read_parquet(folder.predictions / "valid.parquet")[["af.logit"]].to_numpy()
 
 
+@pytest.mark.slow
 def test_equal_seeds_pair_strategies_and_other_seeds_differ(shards, tmp_path):
     heads = []
     for name, words in {
@@ -302,7 +316,7 @@ def test_patience_stops_a_run_that_no_longer_gains(shards, tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_records(shards, tmp_path):
-    with pytest.raises(ValueError, match=r"the loss is nan at step \d+; lower optim.lr"):
+    with pytest.raises(ValueError, match=r"not finite at step \d+; lower optim.lr"):
         run(words_for(shards, tmp_path / "run", "optim.lr=1e30", "optim.clip_norm=null"))
 
 
@@ -344,6 +358,7 @@ def test_a_model_can_start_from_random_weights_and_trains_its_stem(shards, tmp_p
     assert report["counts"]["tensors_loaded"] == report["counts"]["tensors_frozen"] == 0
 
 
+@pytest.mark.slow
 def test_other_data_or_other_weights_under_the_same_run_are_refused(
     cohort, shards, tmp_path, monkeypatch
 ):
@@ -358,6 +373,45 @@ def test_other_data_or_other_weights_under_the_same_run_are_refused(
         run(words_for(other, tmp_path / "run"))
     with pytest.raises(ValueError, match=r"not the file that .* was started from"):
         run(words_for(shards, tmp_path / "run", CLASSIFIER))
+
+
+def test_a_damaged_record_is_never_trained_on(shards, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    opened, _ = open_shards(DataConfig(shards=str(broken)))
+    first = opened.index[opened.index["split"] == "train"].iloc[0]
+    file = opened.shard_path(int(first["shard"]))
+    content = bytearray(file.read_bytes())
+    content[int(first["offset"]) + 1000] ^= 1  # one bit
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+        run(words_for(broken, tmp_path / "run"))
+
+
+def test_a_run_does_not_go_on_in_another_precision(shards, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 2)
+        with pytest.raises(StoppedError):
+            run(words_for(shards, tmp_path / "run"))
+    environment = RunFolder(tmp_path / "run").environment
+    environment.write_text(environment.read_text().replace('"fp32"', '"bf16"'))
+    with pytest.raises(ValueError, match="was started in bf16 and would go on in fp32"):
+        run(words_for(shards, tmp_path / "run"))
+
+
+def test_best_weights_are_written_again_if_the_run_died_before_they_were(
+    whole, shards, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(story, "save_best", _die)
+        with pytest.raises(StoppedError):
+            run(words_for(shards, tmp_path / "run"))
+    folder = run(words_for(shards, tmp_path / "run"))
+    assert same_tensors(folder.best / "model.safetensors", whole.best / "model.safetensors")
+
+
+def _die(*_):
+    raise StoppedError
 
 
 def test_two_runs_at_once_in_one_folder_are_refused(shards, tmp_path):

@@ -116,9 +116,8 @@ def test_figures_without_sense_are_left_out(tmp_path, task, labels, figures):
 
 def test_a_bare_run_without_optional_files_is_reported(tmp_path):
     make_sweep(tmp_path, {"only": 1.0}, (0,), make_test_set(num_patients=80))
-    for name in ("environment.json", "metrics.jsonl", "evaluation.json"):
+    for name in ("metrics.jsonl", "evaluation.json"):
         (tmp_path / "only/seed-0" / name).unlink()
-    (tmp_path / "only/seed-0/finished.json").write_text("{}")
     (tmp_path / "sweep.yaml").unlink()
     text = write_report(tmp_path, replicates=50).page.read_text()
     assert "Only only is finished" in text and 'id="pairs"' not in text

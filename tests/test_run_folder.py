@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc_ecg import run_folder
-from hpc_ecg.run_folder import RunFolder, describe_environment, read_json, write_json, write_whole
+from hpc_ecg import writing
+from hpc_ecg.run_folder import RunFolder, describe_environment, differing_keys
+from hpc_ecg.writing import read_json, write_json, write_whole
 
 CONFIG = "seed: 0\noptim:\n  lr: 0.001\nengine:\n  device: cpu\ntrain:\n  stages: {}\n"
 
@@ -24,7 +25,7 @@ def killed_at(code, folder):
     """Run Python code in another process, which kills itself where the code says `die()`."""
     start = (
         "import os, shutil, signal, sys\nfrom pathlib import Path\n"
-        "from hpc_ecg import run_folder\nfrom hpc_ecg.run_folder import *\n"
+        "from hpc_ecg import writing\nfrom hpc_ecg.writing import *\n"
         "folder = Path(sys.argv[1])\n"
         "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -84,7 +85,7 @@ def test_a_kill_while_writing_a_file_leaves_the_old(tmp_path):
 @pytest.mark.parametrize(
     "place",
     [
-        "run_folder._sync = die",  # written, not yet flushed
+        "writing._sync = die",  # written, not yet flushed
         "shutil.rmtree = die",  # about to delete what is replaced
         "n = []\nreal = Path.rename\n"
         "def rename(*args):\n n.append(1)\n return die() if len(n) == 2 else real(*args)\n"
@@ -118,7 +119,7 @@ def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path):
 
 def test_everything_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
     flushed, path = [], tmp_path / "best"
-    monkeypatch.setattr(run_folder, "_sync", lambda p: flushed.append((p.name, path.exists())))
+    monkeypatch.setattr(writing, "_sync", lambda p: flushed.append((p.name, path.exists())))
     write_whole(path, make_folder("a", "b"))
     aside = f".best.{os.getpid()}.partial"
     assert sorted(flushed[:3]) == [(aside, False), ("a", False), ("b", False)]
@@ -155,7 +156,7 @@ def holder(tmp_path):
 
 def test_a_second_process_is_kept_out_and_told_by_whom(tmp_path, holder):
     with pytest.raises(
-        ValueError, match=f"is in use by process {holder.pid} on .*run_dir"
+        ValueError, match=f"is in use by process {holder.pid} on .*another folder"
     ) as caught:
         RunFolder(tmp_path / "run").claim()
     assert "\n" not in str(caught.value)
@@ -203,7 +204,7 @@ def test_the_lock_file_goes_before_the_lock_does(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"run_dir=.* cannot be written"):
+    with pytest.raises(ValueError, match=r"run cannot be written"):
         RunFolder(tmp_path / "file" / "run").claim()
 
 
@@ -219,8 +220,8 @@ def test_claiming_a_folder_that_is_no_run_deletes_nothing(tmp_path):
 # The configuration
 
 
-def check(folder, text, neutral=("engine",)):
-    RunFolder(folder).check_same_config(text, neutral)
+def check(folder, text):
+    RunFolder(folder).check_same_config(text)
 
 
 @pytest.fixture
@@ -252,18 +253,19 @@ def test_another_configuration_is_refused_with_the_key_and_both_values(run, old,
     assert "\n" not in message
 
 
-def test_neutral_settings_may_differ(run):
-    other = CONFIG.replace("device: cpu", "device: cuda\n  precision: bf16")
-    check(run, other)
-    with pytest.raises(ValueError, match=r"engine.device: cpu there, cuda now; engine.precision"):
-        check(run, other, neutral=("engin", "engine.dev"))
-    check(run, other, neutral=("engine.device", "engine.precision"))
+def test_neutral_settings_may_differ_and_no_others(run):
+    check(run, CONFIG.replace("device: cpu", "device: cuda\n  cpu_threads: 2"))
+    with pytest.raises(ValueError, match=r"\(engine.precision: absent there, bf16 now\)"):
+        check(run, CONFIG.replace("device: cpu", "device: cuda\n  precision: bf16"))
+    assert differing_keys({"files": 1}, {"files": 2}) == []
+    assert differing_keys({"files.a": 1}, {"files.a": 2}) == []
+    assert differing_keys({"filesystem": 1}, {"filesystem": 2}) == ["filesystem"]
 
 
 def test_a_new_or_an_empty_folder_is_accepted(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim()
-    folder.check_same_config(CONFIG, ())
+    folder.check_same_config(CONFIG)
     folder.release()
 
 
@@ -290,6 +292,29 @@ def test_events_are_lines_that_are_only_added(tmp_path):
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert [line.pop("time")[:2] for line in lines] == ["20", "20"]
     assert lines == [{"event": "step", "step": 1, "loss": 0.5}, {"event": "valid", "auroc": None}]
+
+
+def test_what_is_not_finite_is_null_and_a_torn_line_does_not_swallow_the_next(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text('{"event": "st')
+    folder.append_event("step", grad_norm=float("inf"))
+    last = folder.metrics.read_text().splitlines()[-1]
+    assert json.loads(last)["grad_norm"] is None
+
+
+@pytest.mark.parametrize("text", ["", "- a\n"])
+def test_a_damaged_config_is_named(run, text):
+    (run / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config.yaml is damaged: it holds no settings"):
+        check(run, CONFIG)
+
+
+def test_a_half_written_finished_is_not_taken_for_whole(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert not folder.is_finished()
+    folder.finished.write_text("{")
+    with pytest.raises(ValueError, match=r"finished.json is damaged"):
+        folder.is_finished()
 
 
 def test_a_finished_run_says_so(tmp_path):

@@ -95,9 +95,12 @@ def test_the_outcome_says_what_was_taken_and_what_was_not(shards):
     lines = describe_outcome(read_shard_set(shards).description, shards)
     index = pd.read_parquet(shards / "index.parquet")
     train = index[index["split"] == "train"]
-    assert lines[0] == f"train: {len(train)} records of {train['patient'].nunique()} patients"
+    said = f"train: {len(train)} records of {train['patient'].nunique()} patients; af: "
+    assert lines[0].startswith(said)
+    positive, missing = (train["label.af"] == 1).sum(), train["label.af"].isna().sum()
+    assert lines[0].endswith(f"{positive} positive, {missing} missing")
     assert lines[3].startswith("left out: 5 (") and "1 flat lead" in lines[3]
-    assert lines[4] == f"written: 4 shards in {shards}"
+    assert lines[4] == f"written: {shards}, number of shards: 4"
 
 
 def test_a_record_without_patient_is_left_out(tmp_path):
@@ -136,7 +139,7 @@ def test_where_a_split_comes_from_is_recorded(tmp_path, table, shards):
 
 
 def test_a_rate_that_the_file_contradicts_leaves_the_record_out(tmp_path):
-    rates = ["500", "400", "", "501"]  # 501 is within half a percent
+    rates = ["500", "400", "", "500.2"]  # 500.2 is within half a thousandth
     rows = [row(*v) | {"hz": hz} for v, hz in zip(SOUND, rates, strict=True)]
     table = write_recordings(tmp_path / "in", rows)
     columns = Columns(labels=["af"], patient="patient", split="split", rate="hz")

@@ -236,6 +236,7 @@ def test_random_weights_depend_on_the_seed_and_leave_torchs_own_state_alone():
     assert all(torch.isfinite(tensor).all() for tensor in first.values())
 
 
+@pytest.mark.slow
 def test_torch_compile_finds_one_graph_in_the_unmasked_path(classifier):
     explanation = torch._dynamo.explain(classifier)(torch.randn(1, 12, 500))
     assert explanation.graph_break_count == 0

@@ -6,6 +6,7 @@ byte offsets of the index.
 
 # N records of the split, K labels, C leads, S samples
 
+import hashlib
 import mmap
 from dataclasses import dataclass, field
 
@@ -51,6 +52,8 @@ class Dataset:
         self.patients: list[str] = index["patient"].tolist()
         self._shard_N = index["shard"].to_numpy()
         self._offset_N = index["offset"].to_numpy()
+        self._sha256_N = index["sha256"].tolist()
+        self._verified_N = np.zeros(len(index), bool)
         self._maps: dict[int, mmap.mmap] = {}
 
     def __len__(self) -> int:
@@ -65,8 +68,20 @@ class Dataset:
             data = self._map(int(self._shard_N[position]))
             start = int(self._offset_N[position])
             array = np.frombuffer(data, np.int16, count=shape[0] * shape[1], offset=start)
+            if not self._verified_N[position]:
+                self._verify(array, int(position))
             out_NCS[row] = array.reshape(shape)
         return out_NCS
+
+    def _verify(self, array: np.ndarray, position: int) -> None:
+        """Once per record and process: what is read must be what was written."""
+        if hashlib.sha256(array.tobytes()).hexdigest() != self._sha256_N[position]:
+            path = self.shards.shard_path(int(self._shard_N[position]))
+            raise ValueError(
+                f"{path} is damaged: a record in it is not the one that was written (its SHA-256); "
+                "copy the shard again, or write the shards again"
+            )
+        self._verified_N[position] = True
 
     def _map(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:

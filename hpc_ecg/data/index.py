@@ -14,7 +14,7 @@ from hpc_ecg.data.cohort import Cohort
 from hpc_ecg.data.shards import FORMAT, LABEL_PREFIX, key_of_row, sha256_of
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.run_folder import write_json
+from hpc_ecg.writing import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,6 @@ def describe(
 ) -> dict[str, Any]:
     """What dataset.json holds, but for the index's digest."""
     left_out = Counter(item.reason for shard in shards for item in shard.left_out)
-    by_split = index.groupby("split")
     return {
         "format": FORMAT,
         "tool": f"hpc_ecg {hpc_ecg.__version__}",
@@ -77,13 +76,26 @@ def describe(
         "microvolts_per_count": MICROVOLTS_PER_COUNT,
         "labels": label_names,
         "records": {name: int((index["split"] == name).sum()) for name in splits.SPLITS},
-        "patients": {name: int(count) for name, count in by_split["patient"].nunique().items()},
+        "patients": {
+            name: int(index[index["split"] == name]["patient"].nunique()) for name in splits.SPLITS
+        },
+        "label_counts": {name: _count_label(index, name) for name in label_names},
         "left_out": dict(left_out.most_common()),
         **provenance,
         "shards": [
             {"name": s.name, "records": len(s.records), "bytes": s.num_bytes, "sha256": s.sha256}
             for s in shards
         ],
+    }
+
+
+def _count_label(index: pd.DataFrame, name: str) -> dict[str, dict[str, int]]:
+    """By split: how many records are 1, and how many have no label."""
+    column = index[LABEL_PREFIX + name]
+    return {
+        split: {"positive": int((part == 1).sum()), "missing": int(part.isna().sum())}
+        for split in splits.SPLITS
+        for part in [column[index["split"] == split]]
     }
 
 

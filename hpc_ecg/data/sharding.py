@@ -6,8 +6,6 @@ The folder gets its name only when all of it is written.
 
 import hashlib
 import multiprocessing
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,8 +25,9 @@ from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MICROVOLTS_PER_COUNT, MIN_RATE_H
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.log import progress_bar
+from hpc_ecg.writing import write_whole
 
-RATE_TOLERANCE = 0.005
+RATE_TOLERANCE = 0.0005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +57,20 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     _check_plan(plan)
     cohort = read_cohort(plan.table, plan.columns)
     row_splits = _split(cohort, plan)
+    descriptions: list[dict[str, Any]] = []
+
+    def write(partial: Path) -> None:
+        partial.mkdir()
+        shards = list(_write_shards(cohort, plan, partial))
+        descriptions.append(_describe(cohort, row_splits, shards, plan, partial))
+
     out = plan.out.resolve()  # where a link points to, so that the link may stay
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {plan.out} cannot be written: {error.strerror}") from None
-    try:
-        shards = list(_write_shards(cohort, plan, partial))
-        description = _describe(cohort, row_splits, shards, plan, partial)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return description
+    write_whole(out, write)
+    return descriptions[0]
 
 
 def _check_plan(plan: ShardingPlan) -> None:
@@ -226,12 +224,16 @@ def _check_no_empty_split(counts: dict[str, int], plan: ShardingPlan) -> None:
 
 def describe_outcome(description: dict[str, Any], out: Path) -> list[str]:
     """What was taken, what was left out and why, for a terminal."""
-    records, patients = description["records"], description["patients"]
     left_out = description["left_out"]
     lines = [
-        f"{name}: {records[name]} records of {patients.get(name, 0)} patients" for name in records
+        f"{split}: {description['records'][split]} records of {patients} patients"
+        + "".join(
+            f"; {name}: {counts[split]['positive']} positive, {counts[split]['missing']} missing"
+            for name, counts in description["label_counts"].items()
+        )
+        for split, patients in description["patients"].items()
     ]
     if left_out:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         lines.append(f"left out: {sum(left_out.values())} ({reasons}); see {out}/left_out.csv")
-    return [*lines, f"written: {len(description['shards'])} shards in {out}"]
+    return [*lines, f"written: {out}, number of shards: {len(description['shards'])}"]

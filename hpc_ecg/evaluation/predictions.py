@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hpc_ecg.evaluation.metrics import FloatArray
-from hpc_ecg.run_folder import write_whole
+from hpc_ecg.writing import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)

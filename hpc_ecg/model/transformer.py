@@ -108,7 +108,10 @@ class ECGClassifier(nn.Module):
         """Logits [B, K] of ECGs in mV [B, C, S]; padding_mask [B, S] or [B, C, S], True = padded.
         An all-False mask costs time and changes nothing: give None."""
         x_BTD, mask_BT = self.backbone(ecg_BCS, padding_mask)
-        return self.head(self.pool(x_BTD, mask_BT))
+        # In float32 whatever the autocast: logits in bf16 would tie one ECG in a hundred.
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            pooled_BD = self.pool(x_BTD.float(), mask_BT)
+            return F.linear(pooled_BD, self.head.weight.float(), self.head.bias.float())
 
     def pool(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """Mean over the tokens that count -> [B, D] (what model.pooling says)."""

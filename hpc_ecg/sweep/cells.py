@@ -14,7 +14,9 @@ import yaml
 
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
-from hpc_ecg.run_folder import RunFolder, read_json
+from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.sweep.settings import check_alike
+from hpc_ecg.writing import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,8 @@ class CellResult:
     seed: int
     run: RunFolder
     finished: dict[str, Any]
-    evaluation: dict[str, Any]
+    settings: dict[str, Any]
+    """By dotted key, with the digest of the data's index."""
     test: Predictions
     """Sorted by record."""
 
@@ -53,19 +56,21 @@ def read_cells(sweep_dir: Path) -> tuple[list[CellResult], list[Problem]]:
             problems.append(outcome)
         else:
             cells.append(_on_the_same_records(outcome, cells))
+    if cells:
+        check_alike([(cell.name, cell.strategy, cell.settings) for cell in cells])
     return cells, problems
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that count: after `resumed` at a step, later steps are dropped,
-    because the run did them again. A line that a crash tore is left out."""
+    """The lines of metrics.jsonl that count: `started` or `resumed` at a step drops later steps,
+    which the run did again. A line that a crash tore is left out."""
     events: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             event = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if event.get("event") == "resumed":
+        if event.get("event") in ("started", "resumed"):
             events = [e for e in events if e.get("step", 0) <= event["step"]]
         events.append(event)
     return events
@@ -77,8 +82,7 @@ def read_optional(path: Path) -> dict[str, Any]:
 
 def _expected(sweep_dir: Path) -> list[tuple[str, int]]:
     """Cells of sweep.yaml first, then cells that lie in the folder and that it does not name."""
-    path = sweep_dir / "sweep.yaml"
-    config = yaml.safe_load(path.read_text()) if path.exists() else {}
+    config = _read_sweep(sweep_dir)
     seeds = config.get("seeds") or []
     planned = [(str(s), int(n)) for s in config.get("strategies") or [] for n in seeds]
     found = [
@@ -87,6 +91,16 @@ def _expected(sweep_dir: Path) -> list[tuple[str, int]]:
         if folder.name.removeprefix("seed-").isdigit()
     ]
     return planned + sorted(set(found) - set(planned))
+
+
+def read_note(sweep_dir: Path) -> str | None:
+    """The sweep's own `note`, for the top of the report."""
+    return _read_sweep(sweep_dir).get("note")
+
+
+def _read_sweep(sweep_dir: Path) -> dict[str, Any]:
+    path = sweep_dir / "sweep.yaml"
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
 
 
 def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> CellResult | Problem:
@@ -102,16 +116,22 @@ def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> CellResult | Proble
             reason = f"test predictions cannot be used: {error}"
     if reason is not None:
         return Problem(strategy=strategy, seed=seed, reason=reason)
-    finished, evaluation = read_json(run.finished), read_optional(run.evaluation)
+    settings = run.read_settings()
+    settings["data_index_sha256"] = read_json(run.environment)["data_index_sha256"]
     return CellResult(
-        strategy=strategy, seed=seed, run=run, finished=finished, evaluation=evaluation, test=test
+        strategy=strategy,
+        seed=seed,
+        run=run,
+        finished=read_json(run.finished),
+        settings=settings,
+        test=test,
     )
 
 
 def _why_not_finished(run: RunFolder) -> str | None:
-    if run.finished.exists():
-        return None
     error = run.path / "error.txt"
+    if run.finished.exists() and not error.exists():
+        return None
     if error.exists():
         lines = error.read_text().strip().splitlines()
         return f"failed: {lines[-1] if lines else 'error.txt is empty'}"

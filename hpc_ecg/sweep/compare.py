@@ -31,7 +31,7 @@ from hpc_ecg.evaluation.intervals import FEW_PATIENTS
 from hpc_ecg.evaluation.metrics import count_label
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
-from hpc_ecg.sweep.cells import CellResult, Problem, read_cells
+from hpc_ecg.sweep.cells import CellResult, Problem, read_cells, read_note
 
 METRIC_NAMES = {
     "auroc": "AUROC",
@@ -125,7 +125,8 @@ def compare(sweep_dir: Path, replicates: int = 2000, seed: int = 0) -> Compariso
         seed=seed,
         cells=cells,
     )
-    return replace(comparison, warnings=_warnings(comparison))
+    note = [text] if (text := read_note(Path(sweep_dir))) else []
+    return replace(comparison, warnings=note + _warnings(comparison))
 
 
 def count_label_or_value(test: Predictions, k: int, task: str) -> dict[str, Any]:
@@ -189,10 +190,9 @@ def _result(
 def _hours(cells: list[CellResult]) -> dict[str, float]:
     hours: dict[str, float] = {}
     for cell in cells:
-        device = str(cell.finished.get("device", "cpu")).lower()
+        device = cell.finished["device"].lower()
         unit = "CPU process-hours" if device.startswith("cpu") else "GPU-hours"
-        seconds = cell.finished.get("processes", 1) * cell.finished.get("train_seconds", 0.0)
-        hours[unit] = hours.get(unit, 0.0) + seconds / 3600
+        hours[unit] = hours.get(unit, 0.0) + cell.finished["process_seconds"] / 3600
     return hours
 
 

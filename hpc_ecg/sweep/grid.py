@@ -30,6 +30,8 @@ class SweepConfig:
     """Where the strategies' files lie; null = strategies/ beside the sweep's own file."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each strategy runs once with each of these; equal seeds are compared in pairs."""
+    note: str | None = None
+    """Text at the top of the report: what a reader must know about this sweep."""
     runs_at_once: int = 1
     """Runs side by side on this machine, one GPU each where there are GPUs."""
     run_timeout_min: int = 60 * 24
@@ -68,8 +70,8 @@ class Sweep:
 
 
 def load_sweep(files: Sequence[str], words: Sequence[str]) -> Sweep:
-    """Read a sweep's files and words and build every cell, so that each mistake shows before the
-    first run starts. ValueError in one line, as for a run's settings."""
+    """Read a sweep's files and words and build every cell's settings. ValueError in one line, as
+    for a run's settings."""
     own, shared = [], []
     for file in files:
         source = read_yaml(file)
@@ -80,6 +82,10 @@ def load_sweep(files: Sequence[str], words: Sequence[str]) -> Sweep:
             shared.append(parse_word(word.removeprefix(f"{RUN}."), FinetuneConfig))
         else:
             own.append(parse_word(word, SweepConfig))
+    for source in shared:
+        for key in ("seed", "run_dir"):
+            if key in source.values:
+                raise ValueError(f"{RUN}.{key} is set by the sweep for each run ({source.name})")
     config = merge_sources(SweepConfig, own)
     folder = Path(config.strategy_dir or Path(files[0] if files else ".").parent / "strategies")
     config = replace(config, strategy_dir=str(folder))
@@ -103,6 +109,8 @@ def _take_run(source: Source) -> DictConfig:
 
 def _read_strategy(folder: Path, name: str) -> Source:
     path = folder / f"{name}.yaml"
+    if not folder.is_dir():
+        raise ValueError(f"strategy_dir={folder}: no such folder")
     if not path.is_file():
         known = ", ".join(sorted(item.stem for item in folder.glob("*.yaml"))) or "none"
         raise ValueError(f"strategies: no {name}.yaml in {folder}; there are: {known}")

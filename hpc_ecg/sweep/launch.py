@@ -13,26 +13,43 @@ import torch
 import yaml
 
 from hpc_ecg.config import to_yaml
+from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.data.splits import SPLITS
 from hpc_ecg.log import progress_bar, start_logging
-from hpc_ecg.run_folder import RunFolder, read_json, write_text
+from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.submit import Job, run_locally
 from hpc_ecg.sweep.grid import Cell, Sweep, SweepConfig
 from hpc_ecg.training.evaluate import describe_evaluation, evaluate
-from hpc_ecg.training.finetune import RESULT_NEUTRAL, FinetuneConfig, finetune
+from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.writing import read_json, write_text
 
 logger = logging.getLogger("hpc_ecg")
 
 
 def launch(sweep: Sweep) -> list[str]:
-    """Run what is not done; returns one line for each cell that failed."""
+    """Run what is not done; returns one line for each cell that failed.
+
+    Raises ValueError before the first run starts: data, weights or folder do not fit, or another
+    sweep is at work in the same folder.
+    """
     config, folder = sweep.config, Path(sweep.config.sweep_dir)
     gpus = _visible_gpus()
     if gpus and config.runs_at_once > len(gpus):
         raise ValueError(f"runs_at_once={config.runs_at_once}, but there are {len(gpus)} GPUs")
-    for cell in sweep.cells:
-        RunFolder(cell.run.run_dir).check_same_config(to_yaml(cell.run), RESULT_NEUTRAL)
+    _check_folder(folder)
+    _check_cells(sweep)
+    lock = RunFolder(folder)
+    lock.claim()
+    try:
+        _write_sweep(folder, sweep)
+        return _run_cells(sweep, folder, gpus)
+    finally:
+        lock.release()
+
+
+def _run_cells(sweep: Sweep, folder: Path, gpus: list[int]) -> list[str]:
+    config = sweep.config
     todo = [cell for cell in sweep.cells if not _is_done(cell)]
-    _write_sweep(folder, sweep)
     logger.info("%d cells, %d done before", len(sweep.cells), len(sweep.cells) - len(todo))
     jobs = [
         Job(name=cell.name, function=run_cell, arguments=(_with_threads(cell.run, config, gpus),))
@@ -45,7 +62,7 @@ def launch(sweep: Sweep) -> list[str]:
             run_dir = folder / outcome.name
             if outcome.error is None:
                 result = read_json(RunFolder(run_dir).evaluation)
-                logger.info("%s: %s", outcome.name, "; ".join(describe_evaluation(result)))
+                logger.info("%s: %s", outcome.name, describe_evaluation(result)[0])
             else:
                 run_dir.mkdir(parents=True, exist_ok=True)
                 write_text(run_dir / "error.txt", f"log: {outcome.log}\n{outcome.error}\n")
@@ -59,17 +76,36 @@ def run_cell(config: FinetuneConfig) -> None:
     """One cell, in a process of its own."""
     start_logging()
     folder = finetune(config)
-    evaluate(str(folder.path), [])
+    evaluate(config)
     (folder.path / "error.txt").unlink(missing_ok=True)
 
 
 def _is_done(cell: Cell) -> bool:
     folder = RunFolder(cell.run.run_dir)
-    return folder.finished.exists() and folder.evaluation.exists()
+    return folder.is_finished() and folder.evaluation.exists()
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "sweep.yaml").exists():
+        raise ValueError(f"sweep_dir={folder} is not empty and not a sweep's; give a new folder")
+
+
+def _check_cells(sweep: Sweep) -> None:
+    """What would fail in every cell must fail here, once."""
+    checked: set[str] = set()
+    for cell in sweep.cells:
+        RunFolder(cell.run.run_dir).check_same_config(to_yaml(cell.run))
+        if repr(cell.run.data) not in checked:
+            checked.add(repr(cell.run.data))
+            shards, labels = open_shards(cell.run.data)
+            for split in SPLITS:
+                open_split(shards, split, labels)
+        weights = cell.run.init.checkpoint
+        if weights and not Path(weights).exists():
+            raise ValueError(f"{cell.strategy}: init.checkpoint={weights}: no such file")
 
 
 def _write_sweep(folder: Path, sweep: Sweep) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     shared = yaml.safe_dump({"run": sweep.shared}, sort_keys=False)
     write_text(folder / "sweep.yaml", to_yaml(sweep.config) + shared)
 
@@ -85,9 +121,14 @@ def _with_threads(run: FinetuneConfig, config: SweepConfig, gpus: list[int]) -> 
 
 def _visible_gpus() -> list[int]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named:
-        return [int(part) for part in named.split(",") if part.strip().isdigit()]
-    return list(range(torch.cuda.device_count()))
+    if named is None:
+        return list(range(torch.cuda.device_count()))
+    parts = [part.strip() for part in named.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES={named}: a sweep deals GPUs by number; give numbers, as in 0,1"
+        )
+    return [int(part) for part in parts]
 
 
 def _last_line(text: str) -> str:

@@ -16,10 +16,10 @@ from typing import Any
 import pandas as pd
 
 from hpc_ecg.page import inline_svg, render_page
-from hpc_ecg.run_folder import read_json, write_json, write_text
 from hpc_ecg.sweep.cells import CellResult, read_optional
 from hpc_ecg.sweep.compare import Comparison, StrategyResult, compare
 from hpc_ecg.sweep.figures import draw_figures
+from hpc_ecg.sweep.settings import tell_apart
 from hpc_ecg.sweep.verdict import (
     format_table,
     number,
@@ -28,6 +28,7 @@ from hpc_ecg.sweep.verdict import (
     show_p,
     verdict_sentences,
 )
+from hpc_ecg.writing import read_json, write_json, write_text
 
 __all__ = ["ReportPaths", "format_table", "write_report"]
 
@@ -68,6 +69,8 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
 
 
 def render_report(comparison: Comparison, figures: dict[str, str], title: str) -> str:
+    by_strategy = {cell.strategy: cell.settings for cell in comparison.cells}
+    settings, shared = tell_apart({s.name: by_strategy[s.name] for s in comparison.strategies})
     return render_page(
         "sweep_report.html.jinja",
         title=title,
@@ -76,6 +79,8 @@ def render_report(comparison: Comparison, figures: dict[str, str], title: str) -
         figures={n: inline_svg(svg, _describe(n, comparison)) for n, svg in figures.items()},
         cards=[_card(strategy, comparison.cells) for strategy in comparison.strategies],
         environment=_environment(comparison.cells),
+        settings=settings,
+        shared_settings=shared,
         number=number,
         show_interval=show_interval,
         show_p=show_p,

@@ -24,11 +24,19 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     if not others:
         return [f"Only {best.name} is finished ({metric} {value}): nothing to compare it with."]
     pairs = {other.name: _pair(comparison, best.name, other.name) for other in others}
-    better = [n for n, p in pairs.items() if p and p.first == best.name and p.p_holm < ALPHA]
-    alike = [n for n, p in pairs.items() if p and n not in better]
+    ahead = [n for n, p in pairs.items() if p and p.first == best.name and p.p_holm < ALPHA]
+    better = [n for n in ahead if _has_seeds(pairs[n])]
+    unsure = [n for n in ahead if n not in better]
+    alike = [n for n, p in pairs.items() if p and n not in ahead]
     apart = [n for n, p in pairs.items() if p is None]
     sentences = []
-    if better and not alike:
+    if unsure:
+        sentences.append(f"{best.name} has the highest {metric} ({value}) on these patients.")
+        sentences.append(
+            f"Whether it is better than {_spell(unsure, pairs, best.name)} cannot be said from one "
+            "seed: how much training itself varies is unknown."
+        )
+    elif better and not alike:
         sentences.append(
             f"{best.name} is best ({metric} {value}): better than "
             f"{_spell(better, pairs, best.name)}."
@@ -124,6 +132,10 @@ def _line(cells: list[str], widths: list[int]) -> str:
     name = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 1] + "…"
     numbers = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
     return "  ".join([name.ljust(widths[0]), *numbers]).rstrip()
+
+
+def _has_seeds(pair: Difference | None) -> bool:
+    return pair is not None and pair.estimate.includes_seeds
 
 
 def _pair(comparison: Comparison, a: str, b: str) -> Difference | None:

@@ -4,15 +4,22 @@
 name), progress.json and, written last, COMPLETE. A folder without the mark does not count.
 """
 
+import logging
 import shutil
+import socket
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpc_ecg.run_folder import read_json, write_json, write_text, write_whole
+from hpc_ecg.writing import read_json, write_json, write_text, write_whole
+
+logger = logging.getLogger("hpc_ecg")
 
 MARK = "COMPLETE"
 
@@ -27,6 +34,9 @@ class Progress:
     best_score: float | None = None
     evaluations_without_gain: int = 0
     seconds: float = 0.0
+    process_seconds: float = 0.0
+    """Seconds times processes: the cost, also when a run went on with another number of them."""
+    scaler: dict[str, Any] | None = None
 
 
 def save_checkpoint(
@@ -57,17 +67,34 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{MARK}"))
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest one that can be read; a damaged one is passed over, and said so."""
+    for path in reversed(complete_checkpoints(folder)):
+        try:
+            for name in ("model.safetensors", "optimizer.safetensors"):
+                with safe_open(path / name, framework="pt"):
+                    pass
+            Progress(**read_json(path / "progress.json"))
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            logger.warning("%s is damaged (%s): going on from the one before", path, error)
+        else:
+            return path
+    return None
+
+
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress | None:
-    """Restore the newest complete checkpoint into model and optimizer; None if there is none."""
-    found = complete_checkpoints(folder)
-    if not found:
-        return None
-    newest = found[-1]
-    model.load_state_dict(load_file(newest / "model.safetensors"), strict=True)
-    _restore_moments(model, optimizer, load_file(newest / "optimizer.safetensors"))
-    return Progress(**read_json(newest / "progress.json"))
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, patience_s: float = 60
+) -> Progress:
+    """Restore a checkpoint into model and optimizer. Which one is the first process's choice:
+    another node may see it a little later (shared file systems cache), and waits for it."""
+    deadline = time.monotonic() + patience_s
+    while not (path / MARK).exists():
+        if time.monotonic() > deadline:
+            raise ValueError(f"{path} is not seen from {socket.gethostname()}; is it shared?")
+        time.sleep(0.1)
+    model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
+    _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
+    return Progress(**read_json(path / "progress.json"))
 
 
 def _state_of(model: nn.Module) -> dict[str, Tensor]:

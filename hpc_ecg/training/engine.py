@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hpc_ecg.cluster import join_world
-from hpc_ecg.data.batches import MicroBatch, Share
+from hpc_ecg.data.batches import Share, StepBatch
 from hpc_ecg.model.transformer import ECGClassifier
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -88,6 +88,7 @@ class Engine:
         self.share = Share(
             rank=self.rank, world_size=self.world_size, micro_batch_size=config.micro_batch_size
         )
+        self._first_bad = torch.tensor(-1, device=self.device)
         self._model: nn.Module
         self._optimizer: Any
 
@@ -121,7 +122,7 @@ class Engine:
 
     def take_step(
         self,
-        micro_batches: list[MicroBatch],
+        batch: StepBatch,
         loss_sum: Callable[[Tensor, Tensor], Tensor],
         divide_by: float,
         lr: float,
@@ -131,8 +132,8 @@ class Engine:
         """Forward, backward, clip, update. `divide_by`: normalizer of the *global* batch."""
         self._model.train()
         loss = torch.zeros((), device=self.device)
-        for piece, micro in enumerate(micro_batches):
-            is_last = piece == len(micro_batches) - 1
+        for piece, micro in enumerate(batch.micro_batches):
+            is_last = piece == len(batch.micro_batches) - 1
             hold = contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._model)
             with hold:
                 logits_nK = self._forward(micro.counts_nCS, millivolts_per_count)
@@ -146,7 +147,33 @@ class Engine:
             group["lr"] = lr
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return StepResult(loss=self._accelerator.reduce(loss, "sum"), grad_norm=grad_norm)
+        loss = self._accelerator.reduce(loss, "sum")
+        self._watch(batch.step, loss, grad_norm)
+        return StepResult(loss=loss, grad_norm=grad_norm)
+
+    def _watch(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
+        """Remember the first step that was not finite, on the device: nothing waits for it.
+        Under fp16 an infinite gradient is no failure: that step is skipped."""
+        fine = loss.isfinite()
+        if self.precision != "fp16":
+            fine = fine & grad_norm.isfinite()
+        self._first_bad = torch.where(fine | (self._first_bad >= 0), self._first_bad, step)
+
+    def first_bad_step(self) -> int | None:
+        """The first step whose loss or gradient was not finite, counted from 0."""
+        step = int(self._first_bad)
+        return None if step < 0 else step
+
+    @property
+    def scaler(self) -> dict[str, Any] | None:
+        """State of fp16's loss scale, plain numbers; None in other precisions."""
+        scaler = self._accelerator.scaler
+        return scaler.state_dict() if scaler else None
+
+    @scaler.setter
+    def scaler(self, state: dict[str, Any] | None) -> None:
+        if state and self._accelerator.scaler:
+            self._accelerator.scaler.load_state_dict(state)
 
     @torch.inference_mode()
     def infer(self, counts_nCS: np.ndarray, millivolts_per_count: float) -> Tensor:

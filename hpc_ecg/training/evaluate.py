@@ -4,17 +4,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.config import load_config
+from hpc_ecg.config import load_config, to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.ecg.signal import check_same_signal
 from hpc_ecg.evaluation.evaluate import evaluate_predictions
 from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
-from hpc_ecg.run_folder import RunFolder, read_json, write_json
+from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import FinetuneConfig
 from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.weights import load_model
-from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.writing import read_json, write_json
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -22,40 +21,44 @@ SPLIT = "test"
 REPLICATES = 2000
 
 
-def evaluate(run_dir: str, words: list[str]) -> dict[str, Any]:
-    """Predict the test split once, score it, and write predictions/test.parquet and
-    evaluation.json; returns what evaluation.json holds.
+def evaluate(config: FinetuneConfig) -> dict[str, Any]:
+    """Predict the test split of the run in `config.run_dir`, score it, and write
+    predictions/test.parquet and evaluation.json; returns what evaluation.json holds.
 
-    `words`: settings laid over the run's own (`data.shards=…` where the shards have moved,
-    `engine.…`). Raises ValueError for an unfinished run and for predictions that cannot be scored.
+    Raises ValueError for an unfinished run, settings other than the run's (but for where things
+    lie, and the engine's), and predictions that cannot be scored.
     """
-    folder = RunFolder(run_dir)
-    if not folder.finished.exists():
+    folder = RunFolder(config.run_dir)
+    if not folder.is_finished():
         what = "is not finished: start it again" if folder.config.exists() else "is no run folder"
-        raise ValueError(f"{run_dir} {what} (no finished.json)")
-    config = load_config(FinetuneConfig, [str(folder.config)], [f"run_dir={run_dir}", *words])
+        raise ValueError(f"{folder.path} {what} (no finished.json)")
+    folder.check_same_config(to_yaml(config))
     engine = Engine(config.engine)
     try:
         path = folder.predictions / f"{SPLIT}.parquet"
-        _predict_once(folder, config, engine, path)
+        _predict(folder, config, engine, path)
         return engine.on_first(lambda: _score(folder, config, path))
     finally:
         engine.close()
 
 
-def _predict_once(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Path) -> None:
-    shards, label_names = open_shards(config.data)
+def load_run(run_dir: str, words: list[str]) -> FinetuneConfig:
+    """The configuration of a run folder, with words laid over it (where the shards are now, …)."""
+    file = RunFolder(run_dir).config
+    if not file.exists():
+        raise ValueError(f"{run_dir} is no run folder (no config.yaml)")
+    return load_config(FinetuneConfig, [str(file)], [f"run_dir={run_dir}", *words])
+
+
+def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Path) -> None:
+    shards, labels = open_shards(config.data)
     if shards.index_sha256 != read_json(folder.environment)["data_index_sha256"]:
         raise ValueError(
             f"data.shards={config.data.shards} is not the data that {folder.path} was trained on; "
             "its test split could hold patients of the training split"
         )
-    weights = folder.best / "model.safetensors"
-    signal = read_checkpoint(weights).signal
-    assert signal is not None, "our own weights always state their signal"
-    check_same_signal(shards.signal, signal, f"data.shards={config.data.shards}", str(weights))
-    test = open_split(shards, SPLIT, label_names)
-    engine.prepare(load_model(weights))
+    test = open_split(shards, SPLIT, labels)
+    engine.prepare(load_model(folder.best, model_config=config.model))
     predictions = as_predictions(
         test, predict(engine, test, config.data.batch_size), config.data.task
     )

@@ -5,7 +5,7 @@ Every process runs this same function; what must happen once happens on the firs
 """
 
 import logging
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,20 +14,25 @@ import numpy as np
 import torch
 from omegaconf import MISSING
 
+from hpc_ecg.cluster import this_job
 from hpc_ecg.config import to_yaml
-from hpc_ecg.data.batches import StepBatch, read_ahead
+from hpc_ecg.data.batches import read_ahead
 from hpc_ecg.data.dataset import DataConfig, Dataset, open_shards, open_split
-from hpc_ecg.data.order import steps_per_epoch
-from hpc_ecg.ecg.signal import check_same_signal
+from hpc_ecg.data.order import batch_of_step, steps_per_epoch
 from hpc_ecg.log import progress_bar
 from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
 from hpc_ecg.model.transformer import ModelConfig
 from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.training import checkpoint
-from hpc_ecg.training.checkpoint import Progress
+from hpc_ecg.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    update_progress,
+)
 from hpc_ecg.training.engine import Engine, EngineConfig
 from hpc_ecg.training.optimizer import OptimConfig, build_optimizer, lr_at
-from hpc_ecg.training.outcome import Judge, open_run, save_best, write_valid
+from hpc_ecg.training.outcome import Judge, check_start, open_run, save_best, write_valid
 from hpc_ecg.training.plan import Meter, Plan, TrainConfig
 from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.weights import load_model
@@ -59,14 +64,6 @@ class FinetuneConfig:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
 
-# What may differ when a run goes on: where things lie, and how fast or often, not what is computed.
-RESULT_NEUTRAL = (
-    *("run_dir", "files", "data.shards", "init.checkpoint", "train.save_every"),
-    *("train.keep_checkpoints", "train.log_every", "engine.device", "engine.micro_batch_size"),
-    *("engine.cpu_threads", "engine.timeout_min", "model.attention"),
-)
-
-
 def finetune(config: FinetuneConfig) -> RunFolder:
     """Start, or go on with, one run; returns its folder.
 
@@ -75,39 +72,32 @@ def finetune(config: FinetuneConfig) -> RunFolder:
     folder = RunFolder(config.run_dir)
 
     # 1. A finished run is left as it is; a folder of another configuration is refused.
-    folder.check_same_config(to_yaml(config), RESULT_NEUTRAL)
-    if folder.finished.exists():
+    folder.check_same_config(to_yaml(config))
+    if folder.is_finished():
         logger.info("%s is finished: nothing to do", folder.path)
         return folder
 
     # 2. Data and weights: whatever does not fit fails here.
-    shards, label_names = open_shards(config.data)
-    train, valid = (open_split(shards, split, label_names) for split in ("train", "valid"))
+    shards, labels = open_shards(config.data)
+    train, valid = (open_split(shards, split, labels) for split in ("train", "valid"))
     judge = Judge(valid, config.data.task, config.train.best_metric, config.loss)
     start = initialize(
-        config.init, config.model, len(label_names), label_names, config.train.freeze, config.seed
+        config.init, config.model, len(labels), labels, config.train.freeze, config.seed
     )
-    if start.signal is not None:
-        names = f"data.shards={config.data.shards}", f"init.checkpoint={config.init.checkpoint}"
-        check_same_signal(shards.signal, start.signal, *names)
+    check_start(start, shards, config.init.checkpoint)
 
     # 3. The processes meet; the first one claims the folder and notes what starts from where.
     engine = Engine(config.engine)
     try:
-        notes: dict[str, Any] = {
-            "data_index_sha256": shards.index_sha256,
-            "device": engine.device_name,
-        }
-        notes |= {"processes": engine.world_size, "precision": engine.precision}
-        engine.on_first(
-            lambda: open_run(folder, to_yaml(config), RESULT_NEUTRAL, notes, start.report)
-        )
-        summary = _train(config, folder, engine, start, train, judge)
+        place = {"processes": engine.world_size, "device": engine.device_name}
+        place |= {"precision": engine.precision, "slurm": this_job()}
+        notes = place | {"data_index_sha256": shards.index_sha256}
+        engine.on_first(lambda: open_run(folder, to_yaml(config), notes, start.report))
+        summary = _train(config, folder, engine, start, train, judge, place)
 
         # 6. The best weights predict the validation split: thresholds come from there, and stay.
         engine.wait_for_all()  # the first process may still be writing them
-        best = load_model(folder.best)
-        engine.prepare(best)
+        engine.prepare(load_model(folder.best, model_config=config.model))
         logits_NK = predict(engine, valid, config.data.batch_size)
         if engine.is_first:
             write_valid(folder, as_predictions(valid, logits_NK, config.data.task))
@@ -126,16 +116,23 @@ def _train(
     start: Initialized,
     train: Dataset,
     judge: Judge,
+    place: dict[str, Any],
 ) -> dict[str, Any]:
     # 4. Model and optimizer on their device; then back to the newest checkpoint, if there is one.
     model = start.model.to(engine.device)
     optimizer = build_optimizer(model, config.optim, engine.device)
-    progress = checkpoint.load_checkpoint(folder.checkpoints, model, optimizer) or Progress()
+    newest = engine.on_first(lambda: newest_checkpoint(folder.checkpoints))
+    progress = load_checkpoint(newest, model, optimizer) if newest else Progress()
     engine.prepare(model, optimizer)
+    engine.scaler = progress.scaler
     plan = Plan.of(config.train, steps_per_epoch(len(train), config.data.batch_size))
-    meter = Meter(progress.seconds)
+    meter = Meter(progress, engine.world_size)
     note = folder.append_event if engine.is_first else _say_nothing
-    note("resumed" if progress.step else "started", step=progress.step, of=plan.total_steps)
+    if newest:
+        logger.info("%s: going on from step %d", folder.path, progress.step)
+    note("resumed" if newest else "started", step=progress.step, of=plan.total_steps, **place)
+    if engine.is_first and newest and progress.best_step == progress.step:
+        save_best(folder, model, judge.valid)  # the run may have died just before it did
 
     # 5. The loop. A step is saved before it is evaluated, so an evaluation that fails costs no
     #    training; one that was due when the run died is done again.
@@ -146,20 +143,7 @@ def _train(
     with progress_bar("steps", plan.total_steps, progress.step, engine.is_first) as advance:
         while True:
             if plan.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
-                logits_NK = predict(engine, judge.valid, config.data.batch_size)
-                scores = engine.on_first(partial(judge.score, logits_NK))
-                progress, is_best = judge.decide(progress, scores)
-                if engine.is_first:
-                    if is_best:
-                        save_best(folder, engine.model, start.architecture, judge.valid)
-                    checkpoint.update_progress(folder.checkpoints, progress)
-                epoch = progress.step / plan.epoch_steps
-                note("eval", step=progress.step, epoch=epoch, best=is_best, **scores)
-                logger.info(
-                    "step %d of %d: validation loss %.4f, %s %.4f%s",
-                    *(progress.step, plan.total_steps, scores["loss"], judge.metric),
-                    *(scores["score"], ", the best so far" if is_best else ""),
-                )
+                progress = _evaluate(config, folder, engine, judge, progress, plan, note)
                 meter.restart()
             stop = plan.reason_to_stop(progress)
             if stop:
@@ -167,32 +151,33 @@ def _train(
             batch = next(batches)
             torch.manual_seed(_seed_of_step(config.seed, batch.step, engine.rank))
             lr = lr_at(batch.step, plan.total_steps, config.optim)
+            divide_by = normalizer(torch.from_numpy(batch.global_labels_BK), config.loss)
             result = engine.take_step(
-                batch.micro_batches,
-                loss_of,
-                normalizer(torch.from_numpy(batch.global_labels_BK), config.loss),
-                lr,
-                config.optim.clip_norm,
-                per_count,
+                batch, loss_of, divide_by, lr, config.optim.clip_norm, per_count
             )
             meter.count(len(batch.positions))
-            progress = replace(progress, step=batch.step + 1, seconds=meter.seconds)
-            if progress.step % config.train.log_every == 0 or progress.step == plan.total_steps:
-                loss, grad_norm = float(result.loss), float(result.grad_norm)
-                _check_finite(loss, batch, train)
-                rates = {"lr": lr, "ecg_per_s": meter.rate(), "seconds": progress.seconds}
+            progress = meter.at_step(batch.step + 1, progress)
+            if plan.logs_at(progress.step):
+                _check_finite(engine, train, config)
+                values = {
+                    "loss": float(result.loss),
+                    "grad_norm": float(result.grad_norm),
+                    "lr": lr,
+                }
+                values |= {"ecg_per_s": meter.rate(), "seconds": progress.seconds}
                 epoch = progress.step / plan.epoch_steps
-                note(
-                    "step", step=progress.step, epoch=epoch, loss=loss, grad_norm=grad_norm, **rates
-                )
+                note("step", step=progress.step, epoch=epoch, **values)
             if plan.saves_at(progress.step):
+                _check_finite(engine, train, config)
+                progress = replace(progress, scaler=engine.scaler)
                 if engine.is_first:
-                    checkpoint.save_checkpoint(
+                    save_checkpoint(
                         folder.checkpoints, progress, engine.model, optimizer, plan.keep_checkpoints
                     )
                 engine.wait_for_all()
             advance(note=judge.describe(progress))
     logger.info("%s: %s, stopped by %s", folder.path, judge.describe(progress), stop)
+    progress = meter.at_step(progress.step, progress)
     return {
         "stopped": stop,
         "steps": progress.step,
@@ -200,11 +185,39 @@ def _train(
         "metric": judge.metric,
         "best_step": progress.best_step,
         "best_score": progress.best_score,
-        "train_seconds": meter.seconds,
+        "train_seconds": progress.seconds,
+        "process_seconds": progress.process_seconds,
         "ecg_per_s": meter.mean(),
         "processes": engine.world_size,
         "device": engine.device_name,
     }
+
+
+def _evaluate(
+    config: FinetuneConfig,
+    folder: RunFolder,
+    engine: Engine,
+    judge: Judge,
+    progress: Progress,
+    plan: Plan,
+    note: Callable[..., None],
+) -> Progress:
+    """Score the validation split, note the outcome, and keep these weights if they are the best."""
+    logits_NK = predict(engine, judge.valid, config.data.batch_size)
+    scores = engine.on_first(partial(judge.score, logits_NK))
+    progress, is_best = judge.decide(progress, scores)
+    if engine.is_first:
+        update_progress(folder.checkpoints, progress)
+        if is_best:
+            save_best(folder, engine.model, judge.valid)
+    epoch = progress.step / plan.epoch_steps
+    note("eval", step=progress.step, epoch=epoch, best=is_best, **scores)
+    logger.info(
+        "step %d of %d: validation loss %.4f, %s %.4f%s",
+        *(progress.step, plan.total_steps, scores["loss"], judge.metric),
+        *(scores["score"], ", the best so far" if is_best else ""),
+    )
+    return progress
 
 
 def _seed_of_step(seed: int, step: int, rank: int) -> int:
@@ -212,12 +225,15 @@ def _seed_of_step(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
-def _check_finite(loss: float, batch: StepBatch, train: Dataset) -> None:
-    if not math.isfinite(loss):
-        first = ", ".join(train.records[position] for position in batch.positions[:5])
+def _check_finite(engine: Engine, train: Dataset, config: FinetuneConfig) -> None:
+    """Before anything is noted or saved: weights that diverged must not replace good ones."""
+    step = engine.first_bad_step()
+    if step is not None:
+        positions = batch_of_step(step, len(train), config.data.batch_size, config.seed)
+        first = ", ".join(train.records[position] for position in positions[:5])
         raise ValueError(
-            f"the loss is {loss} at step {batch.step + 1}; lower optim.lr, or look at the "
-            f"{len(batch.positions)} records of this batch ({first} …)"
+            f"loss or gradient is not finite at step {step + 1}; lower optim.lr, or look at the "
+            f"{len(positions)} records of its batch ({first} …)"
         )
 
 

@@ -14,7 +14,7 @@ class OptimConfig:
     lr: float = 5e-5
     """Peak learning rate."""
     schedule: str = "cosine"
-    """After the warm-up: cosine (down to 0 at the last step) or constant."""
+    """After the warm-up: cosine (towards 0 at the end) or constant."""
     warmup_fraction: float = 0.05
     """Share of all steps over which the rate rises linearly."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -50,10 +50,15 @@ def build_optimizer(
     model: nn.Module, config: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
     """AdamW over the parameters that train; fused into one kernel on a GPU."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim > 1 and not name.endswith("weight_g")  # that is a gain
+            (matrices if is_matrix else others).append(parameter)
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

@@ -1,20 +1,26 @@
 """What a run notes and decides: how it began, which weights are best, how it ended."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.data.shards import ShardSet
+from hpc_ecg.ecg.signal import check_same_signal
 from hpc_ecg.evaluation.evaluate import fit_operating_points
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
-from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.losses import LossConfig, check_loss
 from hpc_ecg.model.transformer import ECGClassifier
-from hpc_ecg.run_folder import RunFolder, describe_environment, read_json, write_json, write_text
+from hpc_ecg.run_folder import RunFolder, describe_environment
 from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.predict import score_validation
 from hpc_ecg.weights.export import save_model
+from hpc_ecg.weights.initialize import Initialized
+from hpc_ecg.writing import read_json, write_json, write_text
+
+logger = logging.getLogger("hpc_ecg")
 
 
 class Judge:
@@ -74,13 +80,12 @@ class Judge:
 def open_run(
     folder: RunFolder,
     config_yaml: str,
-    neutral: tuple[str, ...],
     notes: dict[str, Any],
     init_report: dict[str, Any],
 ) -> None:
     """Claim the folder; on a second start, data and weights must be the ones of the first."""
     folder.claim()
-    folder.check_same_config(config_yaml, neutral)
+    folder.check_same_config(config_yaml)
     if folder.config.exists():
         _check_same_sources(folder, notes, init_report)
         return
@@ -98,6 +103,11 @@ def _check_same_sources(
             f"data.shards is not the data that {folder.path} was started on (index "
             f"{notes[key][:12]}, was {before[key][:12]}); give another run_dir"
         )
+    if before["precision"] != notes["precision"]:
+        raise ValueError(
+            f"{folder.path} was started in {before['precision']} and would go on in "
+            f"{notes['precision']}; set engine.precision={before['precision']} on such a machine"
+        )
     if _digest_of(read_json(folder.init_report)) != _digest_of(init_report):
         raise ValueError(
             f"init.checkpoint is not the file that {folder.path} was started from (its SHA-256 "
@@ -110,13 +120,27 @@ def _digest_of(init_report: dict[str, Any]) -> str | None:
     return checkpoint["sha256"] if checkpoint else None
 
 
-def save_best(
-    folder: RunFolder, model: ECGClassifier, architecture: Architecture, valid: Dataset
-) -> None:
+def check_start(start: Initialized, shards: ShardSet, checkpoint: str | None) -> None:
+    """The weights must have seen what these shards hold; says what was loaded."""
+    names = f"data.shards={shards.folder}", f"init.checkpoint={checkpoint}"
+    if start.signal is not None:
+        check_same_signal(shards.signal, start.signal, *names)
+    leads, in_d = len(shards.signal.leads), start.architecture.in_d
+    if leads != in_d:
+        raise ValueError(f"model.in_d={in_d}, but {names[0]} has {leads} leads")
+    counts, head = start.report["counts"], start.report["head"]
+    logger.info(
+        "weights: %d tensors from %s, %d new, %d ignored, %d frozen; head: %s (%s)",
+        *(counts["tensors_loaded"], checkpoint or "nothing", counts["tensors_fresh"]),
+        *(counts["tensors_ignored"], counts["tensors_frozen"], head["taken"], head["reason"]),
+    )
+
+
+def save_best(folder: RunFolder, model: ECGClassifier, valid: Dataset) -> None:
     """best/model.safetensors, with sizes, labels and SignalSpec in it."""
     folder.best.mkdir(exist_ok=True)
     path = folder.best / "model.safetensors"
-    save_model(path, model, architecture, valid.label_names, valid.shards.signal)
+    save_model(path, model, model.architecture, valid.label_names, valid.shards.signal)
 
 
 def write_valid(folder: RunFolder, predictions: Predictions) -> None:

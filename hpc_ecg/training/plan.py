@@ -1,7 +1,7 @@
 """When a run evaluates, saves and stops: pure functions of its settings and its progress."""
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from hpc_ecg.training.checkpoint import Progress
 
@@ -49,6 +49,7 @@ class Plan:
     total_steps: int
     eval_every: int
     save_every: int | None
+    log_every: int
     patience: int | None
     keep_checkpoints: int
     last_stop: str
@@ -60,6 +61,7 @@ class Plan:
             total_steps=config.max_steps or config.max_epochs * epoch_steps,
             eval_every=config.eval_every or epoch_steps,
             save_every=config.save_every,
+            log_every=config.log_every,
             patience=config.patience,
             keep_checkpoints=config.keep_checkpoints,
             last_stop="max_steps" if config.max_steps else "max_epochs",
@@ -72,6 +74,9 @@ class Plan:
         """Before every evaluation, and on the way as often as asked for."""
         return self.evaluates_at(step) or bool(self.save_every and step % self.save_every == 0)
 
+    def logs_at(self, step: int) -> bool:
+        return step % self.log_every == 0 or step == self.total_steps
+
     def reason_to_stop(self, progress: Progress) -> str | None:
         if self.patience and progress.evaluations_without_gain >= self.patience:
             return "patience"
@@ -79,16 +84,22 @@ class Plan:
 
 
 class Meter:
-    """Wall time of the run over all its starts, and ECGs per second between two log lines."""
+    """Time of the run over all its starts, and ECGs per second between two log lines."""
 
-    def __init__(self, seconds_before: float) -> None:
-        self._began = time.monotonic() - seconds_before
+    def __init__(self, before: Progress, processes: int) -> None:
+        self._began, self._before, self._processes = time.monotonic(), before, processes
         self._stepping, self._ecgs = 0.0, 0
         self.restart()
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
+    def at_step(self, step: int, progress: Progress) -> Progress:
+        """The progress with this step and the time that it took."""
+        seconds = time.monotonic() - self._began
+        return replace(
+            progress,
+            step=step,
+            seconds=self._before.seconds + seconds,
+            process_seconds=self._before.process_seconds + seconds * self._processes,
+        )
 
     def restart(self) -> None:
         """Begin a new interval: what came before (an evaluation) is not part of the rate."""

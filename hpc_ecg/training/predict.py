@@ -53,7 +53,7 @@ def score_validation(
     """Loss and, for classification, AUROC and AUPRC (means over the labels with both classes).
 
     torchmetrics guesses from the values whether it sees logits or probabilities, so it is always
-    given float32 probabilities. Missing labels are left out.
+    given probabilities, in float64: in float32 they would tie near 1. Missing labels are left out.
     """
     logits, targets = torch.from_numpy(logits_NK), torch.from_numpy(dataset.labels_NK)
     scores = {"loss": float(loss_sum(logits, targets, loss)) / normalizer(targets, loss)}
@@ -64,7 +64,7 @@ def score_validation(
         known = ~torch.isnan(targets[:, k])
         truth = targets[known, k].long()
         if 0 < int(truth.sum()) < len(truth):
-            probability = torch.sigmoid(logits[known, k]).float()
+            probability = torch.sigmoid(logits[known, k].double())
             by_label.append(
                 (binary_auroc(probability, truth), binary_average_precision(probability, truth))
             )

@@ -18,9 +18,9 @@ from torch import Tensor
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.model.transformer import ECGClassifier
-from hpc_ecg.run_folder import write_whole
 from hpc_ecg.weights.mapping import check_fit, expected_shapes, file_key
 from hpc_ecg.weights.reading import FIXED, OUR_FORMAT
+from hpc_ecg.writing import write_whole
 
 Weights = ECGClassifier | Mapping[str, Tensor]
 LAYOUTS = {

@@ -97,11 +97,17 @@ def initialize(
     )
 
 
-def load_model(path: str | Path, num_labels: int | None = None, seed: int = 0) -> ECGClassifier:
+def load_model(
+    path: str | Path,
+    num_labels: int | None = None,
+    seed: int = 0,
+    model_config: ModelConfig | None = None,
+) -> ECGClassifier:
     """The model of a file, in eval mode: a fine-tuned `.pt`, our safetensors or a run's `best/`.
 
     A pre-trained file (base_ssl.pt) has no head: say `num_labels`, and a fresh one is made from
-    `seed`. ValueError: unreadable, refused, no head, or another number of labels.
+    `seed`. `model_config`: its attention and pooling count here. ValueError: unreadable, refused,
+    no head, or another number of labels.
     """
     checkpoint = read_checkpoint(path)
     if checkpoint.num_labels is None and num_labels is None:
@@ -115,7 +121,7 @@ def load_model(path: str | Path, num_labels: int | None = None, seed: int = 0) -
         )
     rows = checkpoint.num_labels or num_labels
     assert rows
-    model = build_on_meta(checkpoint.architecture, rows).to_empty(device="cpu")
+    model = build_on_meta(checkpoint.architecture, rows, model_config).to_empty(device="cpu")
     fill(model, checkpoint, keep_head=checkpoint.num_labels is not None, seed=seed)
     return model.eval()
 
@@ -178,6 +184,10 @@ def _signal_of(
     if checkpoint is None:
         return None, False
     signal = checkpoint.signal or init.signal
+    if init.signal not in (signal, SignalSpec()):
+        raise ValueError(
+            f"init.signal contradicts {checkpoint.path}, which states its own signal; leave it out"
+        )
     if len(signal.leads) != architecture.in_d:
         raise ValueError(
             f"init.signal.leads has {len(signal.leads)} leads, "

@@ -1,0 +1,83 @@
+"""Files that are whole or not there: written aside, synced, and renamed."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file or folder aside, sync it, and give it its final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(aside)  # of a process that was killed: containers give the same number again
+    try:
+        write(aside)
+    except BaseException:
+        _remove(aside)
+        raise
+    for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
+        _sync(file)
+    if path.is_dir():  # deleted bit by bit, so not under its own name
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        _remove(old)
+        path.rename(old)
+        aside.rename(path)
+        _remove(old)
+    else:
+        aside.rename(path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, lambda aside: _dump(aside, value))
+
+
+def write_text(path: Path, text: str) -> None:
+    def write(aside: Path) -> None:
+        aside.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
+
+
+def read_json(path: Path) -> Any:
+    """ValueError names a file that is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it and start the run again"
+        ) from None
+
+
+def tidy(folder: Path) -> None:
+    """Undo what a process that was killed while writing left: partial files, folders moved off."""
+    for stale in list(folder.rglob(".*.[0-9]*.partial")):
+        _remove(stale)
+    for old in list(folder.rglob(".*.[0-9]*.old")):
+        path = old.with_name(old.name[1:].rsplit(".", 2)[0])
+        if path.exists():
+            _remove(old)
+        else:
+            old.rename(path)
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
