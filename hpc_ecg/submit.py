@@ -5,7 +5,6 @@ the GPUs; all three are set here.
 """
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,17 +66,19 @@ def _submit(job: Job, folder: Path, timeout_min: int, gpus: list[int]) -> Any:
     executor.update_parameters(
         timeout_min=timeout_min, gpus_per_node=len(gpus), visible_gpus=tuple(gpus)
     )
-    inherited = dict(os.environ)
-    # Ctrl-C reaches the whole process group: jobs ignore it, and are stopped by run_locally
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    inherited, terminal = dict(os.environ), os.dup(2)
     try:  # a job is a run of its own, not a rank of the process that submits it
         os.environ.clear()
         os.environ.update(without_ranks(inherited))
+        # Ctrl-C reaches submitit's watcher of the job too, whose traceback is not for the user
+        with folder.with_suffix(".log").open("ab") as log:
+            os.dup2(log.fileno(), 2)
         return executor.submit(job.function, *job.arguments)
     finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
         os.environ.clear()
         os.environ.update(inherited)
-        signal.signal(signal.SIGINT, interrupt)
 
 
 def _error_of(handle: Any) -> str | None:
