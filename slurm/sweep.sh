@@ -1,8 +1,10 @@
 #!/bin/bash
 # A whole sweep inside one job, on one node: runs_at_once runs side by side, one GPU each.
 #
-#   sbatch slurm/sweep.sh configs/sweep.yaml runs_at_once=4 sweep_dir=… run.data.shards=…
+#   sbatch --gpus-per-task=4 --cpus-per-task=32 slurm/sweep.sh configs/sweep.yaml runs_at_once=4 \
+#       sweep_dir=… run.data.shards=…
 #
+# The one task gets all the GPUs, and the sweep deals them out, one to a run.
 # Submitting again with the same sweep_dir runs what is not done yet.
 #SBATCH --job-name=hpc_ecg-sweep
 #SBATCH --nodes=1

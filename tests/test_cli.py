@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import FIXTURES, words_for
+from conftest import FIXTURES, TINY_MODEL, words_for
 
 from hpc_ecg.cli import main
 
@@ -55,6 +55,7 @@ def failure(capsys, *words) -> str:
         (["model.encoder_layers=3"], "model.encoder_layers=3"),
         (["init.signal.sample_rate_hz=500"], "sample_rate_hz: 250 in data.shards="),
         (["train.freeze=head"], "train.freeze"),
+        ([*TINY_MODEL, "init.checkpoint=null", "model.in_d=8"], "model.in_d=8, but data.shards="),
         (["loss.name=focal"], "needs loss.name=bce"),
         (["loss.pos_weight=[1,2]"], "loss.pos_weight must have 1"),
         (["engine.device=cuda"], "torch sees no GPU"),

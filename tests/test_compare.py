@@ -135,6 +135,20 @@ def test_the_best_may_beat_some_and_not_others(tmp_path):
     assert "It is better than c" in text and "It cannot be told apart from" in text
 
 
+def test_with_one_seed_nothing_is_called_better(tmp_path):
+    make_sweep(tmp_path, {"good": 3.0, "poor": 0.2}, (0,))
+    text = verdict(compare(tmp_path, replicates=200))
+    assert "good has the highest AUROC" in text and "on these patients" in text
+    assert "cannot be said from one seed" in text and "is better than poor:" not in text
+
+
+def test_a_note_of_the_sweep_comes_before_all_warnings(tmp_path):
+    make_sweep(tmp_path, {"a": 1.0, "b": 1.0}, (0,))
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"note": "synthetic"}))
+    assert compare(tmp_path, replicates=50).warnings[0] == "synthetic"
+
+
 def test_one_seed_and_few_positive_patients_are_warned_about(tmp_path):
     few = make_test_set(num_patients=60, prevalence=0.15)
     comparison = compare(make_sweep(tmp_path, {"a": 2, "b": 1}, [0], few), REPLICATES)

@@ -7,6 +7,7 @@ import pytest
 from conftest import FIXTURES, words_for
 
 from hpc_ecg.cli import main
+from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.writing import read_json
 
@@ -86,3 +87,44 @@ def load_and_launch(words):
     from hpc_ecg.sweep.launch import launch
 
     launch(load_sweep([], words))
+
+
+@pytest.fixture
+def words(shards, tmp_path):
+    return words_of_sweep(shards, tmp_path / "sweep", "strategies=[ssl_new_head]", "seeds=[0]")
+
+
+def test_what_would_fail_in_every_cell_fails_before_the_first(words, tmp_path):
+    for word, expected in {
+        "run.data.shards=nope": "data.shards=nope does not exist",
+        "run.files.base_ssl=nope.pt": "ssl_new_head: init.checkpoint=nope.pt: no such file",
+    }.items():
+        with pytest.raises(ValueError, match=expected):
+            load_and_launch([*words, word])
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_folder_of_something_else_and_a_sweep_at_work_are_left_alone(words, tmp_path):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and not a sweep's"):
+        load_and_launch(words)
+    (folder / "notes.txt").rename(folder / "sweep.yaml")
+    other = RunFolder(folder)
+    other.claim()
+    with pytest.raises(ValueError, match="is in use by process"):
+        load_and_launch(words)
+    other.release()
+    assert (folder / "sweep.yaml").read_text() == "mine"
+
+
+def test_what_the_sweep_sets_for_each_run_cannot_be_set_for_all(words):
+    with pytest.raises(ValueError, match=r"run.seed is set by the sweep"):
+        load_sweep([], [*words, "run.seed=3"])
+
+
+def test_gpus_that_are_named_otherwise_than_by_number_are_refused(words, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f3a")
+    with pytest.raises(ValueError, match="a sweep deals GPUs by number"):
+        load_and_launch(words)

@@ -329,3 +329,13 @@ def test_equal_widths_need_no_projection_as_in_the_original():
     model = build_model(same, 1, ModelConfig())
     assert not any("post_extract_proj" in name for name in model.state_dict())
     assert model(torch.randn(2, 12, 500)).shape == (2, 1)
+
+
+def test_logits_stay_float32_under_autocast():
+    """In bf16 they would have 8 bits: many ECGs would tie."""
+    model = build_model(TINY, 1, ModelConfig()).eval()
+    ecg = torch.randn(64, 12, 500)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(ecg)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16().float()).any()

@@ -10,6 +10,7 @@ from typing import Any
 from hpc_ecg.run_folder import differing_keys
 
 PER_RUN = ("seed",)
+DATA = ("data_index_sha256", "data.task", "data.labels")
 SHOWN = ("data.", "loss.", "model.", "optim.", "train.", "init.", "engine.precision")
 
 
@@ -27,7 +28,7 @@ def check_alike(cells: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:
             )
     (any_name, reference), *others = first_of.values()
     for name, settings in others:
-        keys = [key for key in _differing(reference, settings) if key.startswith("data")]
+        keys = [key for key in _differing(reference, settings) if key in DATA]
         if keys:
             raise ValueError(
                 f"{any_name} and {name} were trained on other data: "
