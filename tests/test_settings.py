@@ -20,7 +20,8 @@ def cell(strategy, seed, **changes):
 
 
 def test_seeds_and_neutral_settings_may_differ():
-    check_alike([cell("a", 0), cell("a", 1, engine__cpu_threads=3), cell("b", 0, data__batch_size=9)])
+    others = cell("a", 1, engine__cpu_threads=3), cell("b", 0, data__batch_size=9)
+    check_alike([cell("a", 0), *others])
 
 
 def test_a_strategy_of_two_configurations_is_refused_with_both_names():

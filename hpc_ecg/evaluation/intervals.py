@@ -5,38 +5,14 @@ In: a value, its values in the replicates (evaluation/resampling.py). Out: a sma
 class only are left out and the count of those used is reported.
 """
 
-# N records, P patients, R replicates
+# R replicates
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, count_label, present
-from hpc_ecg.evaluation.metrics import auprc as auprc_value
-from hpc_ecg.evaluation.metrics import auroc as auroc_value
-from hpc_ecg.evaluation.resampling import draw_resamples, ranked_replicates
+from hpc_ecg.evaluation.metrics import FloatArray
 
 FEW_PATIENTS = 20
 LEVEL = 0.95
-
-
-def patient_intervals(
-    labels_N: FloatArray,
-    scores_N: FloatArray,
-    patients_N: NDArray,
-    *,
-    name: str,
-    replicates: int = 2000,
-    seed: int = 0,
-) -> dict[str, dict]:
-    """AUROC and AUPRC of one label with patient intervals; missing labels are left out."""
-    keep_N = present(labels_N)
-    labels, scores, patients = labels_N[keep_N], scores_N[keep_N], patients_N[keep_N]
-    check_scorable(labels, scores, name)
-    draws = draw_resamples(patients, replicates, seed)
-    values = ranked_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
-    warning = few_patients_warning(count_label(labels, patients))
-    points = {"auroc": auroc_value(labels, scores), "auprc": auprc_value(labels, scores)}
-    return {m: percentile_interval(points[m], values[m], warning) for m in points}
 
 
 def percentile_interval(value: float, value_R: FloatArray, warning: str | None = None) -> dict:

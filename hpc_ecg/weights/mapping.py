@@ -18,8 +18,6 @@ from torch import Tensor
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.transformer import build_on_meta
 
-KINDS = ("base_ssl", "classifier", "hpc_ecg")
-
 # Newer torch names the two tensors of weight norm otherwise.
 RENAMED = {
     "conv_pos.pos_conv.0.parametrizations.weight.original0": "conv_pos.pos_conv.0.weight_g",
