@@ -17,7 +17,9 @@ from hpc_ecg.training.checkpoint import (
 
 
 def load_newest(folder, model, optimizer):
-    return load_checkpoint(newest_checkpoint(folder), model, optimizer)
+    path, progress = newest_checkpoint(folder)
+    load_checkpoint(path, model, optimizer)
+    return progress
 
 
 def trained(steps: int, seed: int = 0):

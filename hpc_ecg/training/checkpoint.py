@@ -67,26 +67,27 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{MARK}"))
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
     """The newest one that can be read; a damaged one is passed over, and said so."""
     for path in reversed(complete_checkpoints(folder)):
         try:
             for name in ("model.safetensors", "optimizer.safetensors"):
                 with safe_open(path / name, framework="pt"):
                     pass
-            Progress(**read_json(path / "progress.json"))
+            progress = Progress(**read_json(path / "progress.json"))
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             logger.warning("%s is damaged (%s): going on from the one before", path, error)
         else:
-            return path
+            return path, progress
     return None
 
 
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, patience_s: float = 60
-) -> Progress:
-    """Restore a checkpoint into model and optimizer. Which one is the first process's choice:
-    another node may see it a little later (shared file systems cache), and waits for it."""
+) -> None:
+    """Restore a checkpoint into model and optimizer. Which one, and the progress, is for the first
+    process to say: another node may see files a little later (shared file systems cache), and
+    waits for them."""
     deadline = time.monotonic() + patience_s
     while not (path / MARK).exists():
         if time.monotonic() > deadline:
@@ -94,7 +95,6 @@ def load_checkpoint(
         time.sleep(0.1)
     model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
     _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
-    return Progress(**read_json(path / "progress.json"))
 
 
 def _state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -122,14 +122,16 @@ def _train(
     model = start.model.to(engine.device)
     optimizer = build_optimizer(model, config.optim, engine.device)
     newest = engine.on_first(lambda: newest_checkpoint(folder.checkpoints))
-    progress = load_checkpoint(newest, model, optimizer) if newest else Progress()
+    progress = Progress()
+    if newest:
+        path, progress = newest
+        load_checkpoint(path, model, optimizer)
+        logger.info("%s: going on from step %d", folder.path, progress.step)
     engine.prepare(model, optimizer)
     engine.scaler = progress.scaler
     plan = Plan.of(config.train, steps_per_epoch(len(train), config.data.batch_size))
     meter = Meter(progress, engine.world_size)
     note = folder.append_event if engine.is_first else _say_nothing
-    if newest:
-        logger.info("%s: going on from step %d", folder.path, progress.step)
     note("resumed" if newest else "started", step=progress.step, of=plan.total_steps, **place)
     if engine.is_first and newest and progress.best_step == progress.step:
         save_best(folder, model, judge.valid)  # the run may have died just before it did
