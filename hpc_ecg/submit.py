@@ -5,6 +5,7 @@ the GPUs; all three are set here.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,9 @@ def _submit(job: Job, folder: Path, timeout_min: int, gpus: list[int]) -> Any:
         timeout_min=timeout_min, gpus_per_node=len(gpus), visible_gpus=tuple(gpus)
     )
     inherited, terminal = dict(os.environ), os.dup(2)
+    # submitit stops a job by SIGINT, which a process in the background (nohup, &) ignores, and so
+    # would its children
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:  # a job is a run of its own, not a rank of the process that submits it
         os.environ.clear()
         os.environ.update(without_ranks(inherited))
@@ -77,6 +81,7 @@ def _submit(job: Job, folder: Path, timeout_min: int, gpus: list[int]) -> Any:
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
+        signal.signal(signal.SIGINT, interrupt)
         os.environ.clear()
         os.environ.update(inherited)
 

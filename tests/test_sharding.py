@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +334,8 @@ def test_a_failure_with_workers_does_not_write_the_other_shards_first(tmp_path, 
 def note_and_fail(_shard, rows, _plan, _folder):
     """Stands for write_shard in a worker."""
     Path(rows[0][1]).touch()
+    if rows[0][0] > 0:
+        time.sleep(0.05)  # as a shard would take: time for the first one's failure to be seen
     raise OSError("disk full")
 
 
