@@ -126,7 +126,8 @@ def test_gradients_for_a_frozen_a_damped_and_a_trained_stem_are_the_originals(cl
         # 2e-5: the original keeps tokens before records in memory, so that norms add up the same
         # gradients in another order (seen: 1.2e-5 in one norm's bias, below 1e-5 in all others).
         scale = 1.0 if "k_proj.bias" in key else reference[key].abs().max()
-        assert (gradients[key] - reference[key]).abs().max() <= 2e-5 * scale, key
+        error = (gradients[key] - reference[key]).abs().max()
+        assert error <= TOLERANCE and error <= 2e-5 * scale, key
 
 
 def test_the_published_model_has_90_374_017_parameters():
