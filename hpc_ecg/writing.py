@@ -1,5 +1,6 @@
 """Files that are whole or not there: written aside, synced, and renamed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -50,6 +51,12 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} is damaged ({error}); delete it and start the run again"
         ) from None
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tidy(folder: Path) -> None:

@@ -60,16 +60,15 @@ OTHER = {
     "train.best_metric": "loss",
     "engine.precision": "bf16",
     "engine.device": "cpu",
-    "files": None,
 }
 BY_TYPE = {"int": "3", "float": "0.25", "str": "text", "list[str]": "[a,b]", "list[float]": "[2.5]"}
 
 
-@pytest.mark.parametrize(("key", "kind"), [row[:2] for row in explain(FinetuneConfig)])
+@pytest.mark.parametrize(
+    ("key", "kind"), [row[:2] for row in explain(FinetuneConfig) if row[0] != "files"]
+)
 def test_every_setting_can_be_reached_by_its_dotted_key(key, kind):
-    value = OTHER.get(key, BY_TYPE.get(kind.removesuffix(" | None"), "?"))
-    if value is None:
-        return
+    value = OTHER.get(key) or BY_TYPE[kind.removesuffix(" | None")]
     before, after = flatten(asdict(load())), flatten(asdict(load(f"{key}={value}")))
     assert {name for name in before if before[name] != after[name]} == {key}
     assert str(after[key]).replace(" ", "").strip("()[]") in value.replace(".0", "") or isinstance(

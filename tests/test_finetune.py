@@ -315,6 +315,15 @@ def test_patience_stops_a_run_that_no_longer_gains(shards, tmp_path):
     assert (finished["stopped"], finished["steps"], finished["best_step"]) == ("patience", 3, 1)
 
 
+def test_a_prediction_that_is_not_a_number_fails_the_validation(shards):
+    opened, names = open_shards(DataConfig(shards=str(shards)))
+    judge = Judge(open_split(opened, "valid", names), "binary", "auto", story.LossConfig())
+    logits_NK = np.zeros((len(judge.valid), 1), np.float32)
+    logits_NK[3] = np.nan
+    with pytest.raises(ValueError, match="predicts NaN or infinity on validation"):
+        judge.score(logits_NK)
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_records(shards, tmp_path):
     with pytest.raises(ValueError, match=r"not finite at step \d+; lower optim.lr"):
         run(words_for(shards, tmp_path / "run", "optim.lr=1e30", "optim.clip_norm=null"))

@@ -12,7 +12,8 @@ from hpc_ecg.model.transformer import ModelConfig
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import InitConfig, initialize
-from hpc_ecg.weights.reading import read_checkpoint, sha256_of
+from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.writing import sha256_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BASE, AFIB = str(FIXTURES / "tiny_base_ssl.pt"), str(FIXTURES / "tiny_wcr_afib_5y.pt")
@@ -153,9 +154,9 @@ def test_the_report_accounts_for_every_tensor_on_both_sides():
 def test_the_signal_of_a_foreign_file_is_assumed_and_random_weights_saw_none():
     foreign, random = start(BASE), start()
     assert foreign.signal == SignalSpec()
-    assert foreign.signal_assumed
+    assert foreign.report["signal"]["assumed"]
     assert random.signal is None
-    assert not random.signal_assumed
+    assert not random.report["signal"]["assumed"]
 
 
 def test_a_signal_with_another_number_of_leads_does_not_fit():
@@ -171,7 +172,7 @@ def test_our_own_file_brings_its_signal_and_its_label_names(tmp_path):
     save_model(tmp_path / "model.safetensors", first.model, first.architecture, ["af"], signal)
     again = start(str(tmp_path))  # a run's best/
     assert again.signal == signal
-    assert not again.signal_assumed
+    assert not again.report["signal"]["assumed"]
     assert again.report["head"]["taken"] == "keep"
     assert again.report["checkpoint"]["kind"] == "hpc_ecg"
     with pytest.raises(ValueError, match=r"predicts af, this run has acs; use init.head=new"):

@@ -13,7 +13,8 @@ import torch
 
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.archive import Inert, read_archive
-from hpc_ecg.weights.reading import read_checkpoint, sha256_of
+from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.writing import sha256_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"

@@ -11,10 +11,10 @@ import pandas as pd
 import hpc_ecg
 from hpc_ecg.data import splits
 from hpc_ecg.data.cohort import Cohort
-from hpc_ecg.data.shards import FORMAT, LABEL_PREFIX, key_of_row, sha256_of
+from hpc_ecg.data.shards import FORMAT, LABEL_PREFIX, key_of_row
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.writing import write_json
+from hpc_ecg.writing import sha256_of, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,14 @@ import pandas as pd
 from hpc_ecg.data import splits
 from hpc_ecg.data.cohort import NO_PATIENT, Cohort, Columns, read_cohort
 from hpc_ecg.data.index import LeftOut, WrittenShard, build_index, describe, write_beside_shards
-from hpc_ecg.data.shards import ShardWriter, find_arrays, key_of_row, sha256_of, shard_name
+from hpc_ecg.data.shards import ShardWriter, find_arrays, key_of_row, shard_name
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.leads import order_rows
 from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MICROVOLTS_PER_COUNT, MIN_RATE_HZ, prepare
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.log import progress_bar
-from hpc_ecg.writing import write_whole
+from hpc_ecg.writing import sha256_of, write_whole
 
 RATE_TOLERANCE = 0.0005
 

@@ -10,7 +10,6 @@ Shard k holds rows kS to (k+1)S - 1 less those left out, so any number of worker
 bytes. The index holds the byte offset of each array, so that records are read by mapping the tar.
 """
 
-import hashlib
 import io
 import json
 import tarfile
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
+from hpc_ecg.writing import sha256_of
 
 FORMAT = "hpc_ecg-shards/1"
 LABEL_PREFIX = "label."
@@ -142,8 +142,3 @@ def _check_sizes(folder: Path, shards: list[dict[str, Any]]) -> None:
                 f"{path} has {path.stat().st_size} bytes, dataset.json says {shard['bytes']}; "
                 "copy it again, or write the shards again"
             )
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -67,12 +67,6 @@ class Architecture:
     conv_pos_groups: int = 16
     in_d: int = 12
 
-    def num_tokens(self, num_samples: int) -> int:
-        """Tokens that the conv stem makes of so many samples (2500 -> 156)."""
-        for _, kernel, stride in self.conv_feature_layers:
-            num_samples = max((num_samples - kernel) // stride + 1, 0)
-        return num_samples
-
 
 SIZE_NAMES = tuple(f.name for f in fields(Architecture))
 

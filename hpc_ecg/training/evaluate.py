@@ -25,8 +25,8 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     """Predict the test split of the run in `config.run_dir`, score it, and write
     predictions/test.parquet and evaluation.json; returns what evaluation.json holds.
 
-    Raises ValueError for an unfinished run, settings other than the run's (but for where things
-    lie, and the engine's), and predictions that cannot be scored.
+    Raises ValueError for an unfinished run, settings other than the run's (but for what does
+    not change the result), and predictions that cannot be scored.
     """
     folder = RunFolder(config.run_dir)
     if not folder.is_finished():
@@ -92,6 +92,7 @@ def describe_evaluation(result: dict[str, Any]) -> list[str]:
                 between = f"{value['low']:.3f}–{value['high']:.3f}"
                 parts.append(f"{metric.upper()} {value['value']:.3f} ({between})")
         lines.append(", ".join(parts))
-        lines += [f"  {label[m]['warning']}" for m in ("auroc",) if label.get(m, {}).get("warning")]
+        warning = label.get("auroc", {}).get("warning")
+        lines += [f"  {warning}"] if warning else []
     lines += [f"{name}: not scored: {why}" for name, why in result["not_scored"].items()]
     return lines

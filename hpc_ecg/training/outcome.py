@@ -42,9 +42,9 @@ class Judge:
 
     def score(self, logits_NK: np.ndarray) -> dict[str, float]:
         """Loss and metrics of the validation split; `score` is the one that chooses."""
-        scores = score_validation(self.valid, logits_NK, self.task, self._loss)
         if not np.isfinite(logits_NK).all():
             raise ValueError("the model predicts NaN or infinity on validation; lower optim.lr")
+        scores = score_validation(self.valid, logits_NK, self.task, self._loss)
         return scores | {"score": scores[self.metric]}
 
     def decide(self, progress: Progress, scores: dict[str, float]) -> tuple[Progress, bool]:

@@ -25,7 +25,8 @@ from hpc_ecg.model.transformer import (
     randomize_backbone,
     randomize_head,
 )
-from hpc_ecg.weights.reading import Checkpoint, read_checkpoint, sha256_of
+from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
+from hpc_ecg.writing import sha256_of
 
 FREEZE = ("auto", "none", "stem", "backbone")
 HEADS = ("auto", "keep", "new")
@@ -49,8 +50,6 @@ class Initialized:
     architecture: Architecture
     signal: SignalSpec | None
     """What the weights saw; None = random weights, which saw nothing."""
-    signal_assumed: bool
-    """True if the file did not say it and `init.signal` was taken."""
     report: dict[str, Any]
     """Plain data for init_report.json."""
 
@@ -92,7 +91,6 @@ def initialize(
         model=model,
         architecture=architecture,
         signal=signal,
-        signal_assumed=signal_assumed,
         report=report,
     )
 

@@ -5,7 +5,6 @@ a folder that holds `model.safetensors` (a run's `best/`). A Checkpoint has been
 are stated, its names and shapes fit them exactly, its values are finite.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,12 +60,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     no such file, damaged, refused, or weights of another model."""
     file = _file_of(Path(path))
     return _read_ours(file) if file.suffix == ".safetensors" else _read_original(file)
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _file_of(path: Path) -> Path:
