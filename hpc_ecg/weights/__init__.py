@@ -1,5 +1,7 @@
 """Foreign checkpoints and ours: read safely, fit by name, initialize, export.
 
+stored      tensors where they lie in a file that is mapped (no torch up to `reading`)
+pickles     the pickle inside a `.pt`, read as data
 archive     opens a `.pt` without running anything in it
 mapping     the file's keys <-> our parameter names; every tensor is accounted for
 reading     a path -> Checkpoint
@@ -7,6 +9,18 @@ initialize  the `init` section: a Checkpoint or nothing -> a model that is ready
 export      our safetensors, and the original's `.pt` layouts
 """
 
-from hpc_ecg.weights.initialize import load_model
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpc_ecg.weights.initialize import load_model
 
 __all__ = ["load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load_model` on demand: it needs torch, and looking into a file does not."""
+    if name != "load_model":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hpc_ecg.weights.initialize import load_model
+
+    return load_model

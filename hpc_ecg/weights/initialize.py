@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import (
     Architecture,
@@ -128,17 +125,17 @@ def fill(
     model: ECGClassifier, checkpoint: Checkpoint | None, *, keep_head: bool, seed: int
 ) -> dict[str, str]:
     """Give every parameter its values; returns our name -> file key for those that were loaded."""
-    tensors: dict[str, Tensor] = checkpoint.ours() if checkpoint else {}
+    tensors = checkpoint.ours() if checkpoint else {}
     if checkpoint is None:
         randomize_backbone(model.backbone, seed)
     if not keep_head:
         randomize_head(model.head, seed)
     loaded = {}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if checkpoint and (keep_head or not name.startswith("head.")):
-                parameter.copy_(tensors[name])
-                loaded[name] = checkpoint.names.ours[name]
+    for name, parameter in model.named_parameters():
+        if checkpoint and (keep_head or not name.startswith("head.")):
+            parameter.detach().numpy()[...] = tensors[name].array()
+            tensors[name].block.file.drop()  # in memory once: here
+            loaded[name] = checkpoint.names.ours[name]
     return loaded
 
 

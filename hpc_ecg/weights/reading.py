@@ -12,15 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 from hpc_ecg.model.architecture import Architecture, architecture_from_settings, show_value
-from hpc_ecg.weights.archive import check_tensor, read_archive
+from hpc_ecg.weights.archive import read_archive
 from hpc_ecg.weights.mapping import NameMap, check_fit, expected_shapes, kind_of_keys, map_names
+from hpc_ecg.weights.stored import (
+    Block,
+    MappedFile,
+    StoredTensor,
+    check_apart,
+    check_weight,
+    contiguous,
+)
 
 OUR_FILE = "model.safetensors"
 OUR_FORMAT = "hpc_ecg/1"
+FACTS = {"architecture": dict, "labels": list, "signal": dict, "provenance": list}
+SAFETENSORS = {
+    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
+    **{"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"},
+}
 
 # What this model computes, against what else a file of this family could have been trained with.
 FIXED = {
@@ -38,19 +50,21 @@ class Checkpoint:
     """The file that was read (inside the folder, if a folder was given)."""
     kind: str
     """base_ssl | classifier | hpc_ecg."""
-    tensors: dict[str, Tensor]
-    """Under the file's keys, memory-mapped."""
+    tensors: dict[str, StoredTensor]
+    """Under the file's keys, where they lie in it."""
     names: NameMap
     """Our parameter names -> the file's keys, and the keys left out on purpose."""
     architecture: Architecture
     num_labels: int | None
     """Rows of the head; None = the file has no head."""
     labels: list[str] | None
-    """Names of the labels; only our files carry them."""
+    """Names of the labels; only our files carry them, and not all."""
     signal: SignalSpec | None
-    """What the ECGs meant; only our files carry it."""
+    """What the ECGs meant; only our files carry it, and not all."""
+    provenance: list[dict[str, Any]]
+    """What this package did to make the file, oldest first; empty where it says nothing."""
 
-    def ours(self) -> dict[str, Tensor]:
+    def ours(self) -> dict[str, StoredTensor]:
         """The tensors that the model takes, under our parameter names."""
         return {name: self.tensors[key] for name, key in self.names.ours.items()}
 
@@ -107,32 +121,63 @@ def _sizes_of(settings: Mapping[str, Any], keys: Mapping[str, Any], path: Path) 
 
 
 def _read_ours(path: Path) -> Checkpoint:
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged safetensors file ({error}); copy it again") from None
+    metadata, tensors = read_safetensors(path)
     if metadata.get("format") != OUR_FORMAT:
         raise ValueError(
             f"{path}: not written by hpc_ecg (its metadata says format="
             f"{metadata.get('format')!r}, expected {OUR_FORMAT!r})"
         )
-    facts = {
-        name: _from_json(metadata, name, path) for name in ("architecture", "labels", "signal")
-    }
+    facts = {name: _from_json(metadata, name, path) for name in FACTS}
     architecture = architecture_from_settings(facts["architecture"], f"{path}: architecture.")
-    signal = spec_from_dict(facts["signal"], f"{path}: signal")
-    return _checked(path, "hpc_ecg", tensors, architecture, facts["labels"], signal)
+    signal = facts["signal"] and spec_from_dict(facts["signal"], f"{path}: signal")
+    return _checked(
+        path, "hpc_ecg", tensors, architecture, facts["labels"], signal, facts["provenance"] or []
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
+    """Metadata and tensors of a safetensors file, mapped. The library checks the header (tensors
+    lie within the file, side by side); the offsets are then taken from it."""
+    try:
+        with safe_open(str(path), framework="numpy") as library:
+            metadata = library.metadata() or {}
+        file = MappedFile(path)
+        length = int.from_bytes(file.bytes[:8], "little")
+        header = json.loads(file.bytes[8 : 8 + length], object_pairs_hook=_without_repeats)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged safetensors file ({error}); copy it again") from None
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return metadata, {key: _stored(file, start, about, path) for key, about in header.items()}
+
+
+def _stored(file: MappedFile, start: int, about: Mapping[str, Any], path: Path) -> StoredTensor:
+    begin, end = (start + offset for offset in about["data_offsets"])
+    dtype, shape = SAFETENSORS.get(about["dtype"]), tuple(about["shape"])
+    if dtype is None:
+        raise ValueError(f"{path}: tensors of type {about['dtype']} are not weights of this model")
+    return StoredTensor(
+        block=Block(file=file, start=begin, end=end),
+        dtype=dtype,
+        shape=shape,
+        strides=contiguous(shape),
+        offset=begin,
+    )
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("its header names a tensor twice")
+    return dict(pairs)
 
 
 def _from_json(metadata: Mapping[str, str], name: str, path: Path) -> Any:
-    expected = list if name == "labels" else dict
+    expected = FACTS[name]
     try:
         value = json.loads(metadata.get(name, "null"))
     except ValueError:
-        value = None
-    if not isinstance(value, expected):
+        value = "damaged"
+    if not isinstance(value, expected) and not (value is None and name != "architecture"):
         raise ValueError(f"{path}: metadata `{name}` must be a JSON {expected.__name__}")
     return value
 
@@ -140,30 +185,39 @@ def _from_json(metadata: Mapping[str, str], name: str, path: Path) -> Any:
 def _checked(
     path: Path,
     kind: str,
-    tensors: Mapping[str, object],
+    tensors: Mapping[Any, object],
     architecture: Architecture,
     labels: list[str] | None = None,
     signal: SignalSpec | None = None,
+    provenance: list[dict[str, Any]] | None = None,
 ) -> Checkpoint:
-    dense = {str(key): check_tensor(t, f"{path}: {key}") for key, t in tensors.items()}
-    names = map_names(dense, kind)
-    ours = {name: dense[key] for name, key in names.ours.items()}
-    num_labels = None if kind == "base_ssl" else _rows_of(ours.get("head.weight"))
+    stored = {str(key): check_weight(t, f"{path}: {key}") for key, t in tensors.items()}
+    check_apart(stored, str(path))
+    names = map_names(stored, kind)
+    ours = {name: stored[key] for name, key in names.ours.items()}
+    num_labels = None if has_no_head(kind, ours) else _rows_of(ours.get("head.weight"))
     check_fit(ours, expected_shapes(architecture, num_labels), str(path))
     if labels is not None and len(labels) != num_labels:
         raise ValueError(f"{path}: {len(labels)} label names for a head of {num_labels} labels")
     return Checkpoint(
         path=str(path),
         kind=kind,
-        tensors=dense,
+        tensors=stored,
         names=names,
         architecture=architecture,
         num_labels=num_labels,
         labels=labels,
         signal=signal,
+        provenance=provenance or [],
     )
 
 
-def _rows_of(head: Tensor | None) -> int:
+def has_no_head(kind: str, ours: Mapping[str, StoredTensor]) -> bool:
+    """base_ssl never has one; one of our files may do without (made of a base_ssl)."""
+    no_head = not any(name.startswith("head.") for name in ours)
+    return kind == "base_ssl" or (kind == "hpc_ecg" and no_head)
+
+
+def _rows_of(head: StoredTensor | None) -> int:
     """Rows of a head's weight; 1 where there is none, so that `check_fit` names it as missing."""
-    return max(head.shape[0], 1) if head is not None and head.ndim else 1
+    return max(head.shape[0], 1) if head is not None and head.shape else 1

@@ -1,0 +1,219 @@
+"""The pickle inside a `.pt`, read as data: the few opcodes that torch.save writes, interpreted.
+
+Nothing is imported or called. A name in the pickle is looked up in a table of what a checkpoint of
+this family may hold, and stands for one of our own actions; every other name or opcode is refused.
+(`torch.load(weights_only=True)` could be made to run code before torch 2.6, CVE-2025-32434, and
+still lets a file ask for memory without end.) Opcodes are split by the standard library's
+`pickletools`; torch.save writes protocol 2.
+"""
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpc_ecg.weights.stored import StoredTensor
+
+STORAGES = {
+    f"torch {name}Storage": dtype
+    for name, dtype in {
+        **{"Half": "float16", "BFloat16": "bfloat16", "Float": "float32", "Double": "float64"},
+        **{"Char": "int8", "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64"},
+        "Bool": "bool",
+    }.items()
+}
+NUMPY = {
+    *(
+        f"numpy.{core}.multiarray {n}"
+        for core in ("core", "_core")
+        for n in ("_reconstruct", "scalar")
+    ),
+    *("numpy ndarray", "numpy dtype", "_codecs encode"),
+    *(f"numpy.dtypes {name}DType" for name in ("Float16", "Float32", "Float64", "Int64", "Bool")),
+}
+REBUILD, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
+DICT, SIZE = "collections OrderedDict", "torch Size"
+KNOWN = {*STORAGES, *NUMPY, REBUILD, PARAMETER, DICT, SIZE}
+VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
+TEXTS = ("BINUNICODE", "SHORT_BINSTRING", "BINSTRING")
+KEYS = (str, int, float, type(None))
+END = object()
+
+
+class RefusedError(ValueError):
+    """The pickle asks for what no checkpoint needs."""
+
+
+@dataclass
+class Inert:
+    """Stands in for every numpy object: keeps what it is called, and an array's shape."""
+
+    name: str
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Name:
+    """A global of the pickle, looked up and not imported."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes of the archive as torch.save wrote them: `tensor` makes a view of them."""
+
+    dtype: str
+    numel: int
+    tensor: Callable[[int, tuple[int, ...], tuple[int, ...]], StoredTensor] = field(repr=False)
+
+
+OpenStorage = Callable[[str, str, int], Storage]
+
+
+def read_pickle(data: bytes, open_storage: OpenStorage) -> Any:
+    """The object of a pickle: dicts, lists, tuples, text, numbers, StoredTensor and Inert.
+
+    `open_storage(dtype, key, numel)` finds the bytes behind a tensor. RefusedError: the pickle
+    asks for more; ValueError and others: it is damaged.
+    """
+    machine = _Machine(open_storage)
+    for opcode, argument, position in pickletools.genops(data):
+        try:
+            machine.step(opcode.name, argument)
+        except RefusedError as error:
+            raise RefusedError(f"{error}, byte {position} of its pickle") from None
+    return machine.result()
+
+
+class _Machine:
+    """The stack of a pickle; a mark is an END on it."""
+
+    def __init__(self, open_storage: OpenStorage) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.open_storage = open_storage
+
+    def result(self) -> Any:
+        (value,) = self.stack
+        return value
+
+    def step(self, opcode: str, argument: Any) -> None:  # noqa: PLR0912 - a table of opcodes
+        stack = self.stack
+        match opcode:
+            case "PROTO" | "STOP":
+                pass
+            case "MARK":
+                stack.append(END)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append(VALUES[opcode])
+            case _ if opcode in NUMBERS or opcode in TEXTS:
+                stack.append(argument)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = [self.pop() for _ in range(int(opcode[-1]))]
+                stack.append(tuple(reversed(items)))
+            case "TUPLE":
+                stack.append(tuple(self.pop_to_mark()))
+            case "APPEND":
+                self.extend([self.pop()])
+            case "APPENDS":
+                self.extend(self.pop_to_mark())
+            case "SETITEM":
+                value, key = self.pop(), self.pop()
+                self.set_items([key, value])
+            case "SETITEMS":
+                self.set_items(self.pop_to_mark())
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "GLOBAL":
+                if argument not in KNOWN:
+                    raise RefusedError(f"it asks for {argument.replace(' ', '.')}")
+                stack.append(Name(argument))
+            case "BINPERSID":
+                stack.append(self.storage(self.pop()))
+            case "REDUCE" | "NEWOBJ":
+                arguments, function = self.pop(), self.pop()
+                stack.append(_call(function, arguments))
+            case "BUILD":
+                state = self.pop()
+                _build(stack[-1], state)
+            case _:
+                raise RefusedError(f"it uses {opcode}, which torch.save never writes")
+
+    def pop(self) -> Any:
+        value = self.stack.pop()
+        if value is END:
+            raise ValueError("a mark where a value should be")
+        return value
+
+    def pop_to_mark(self) -> list[Any]:
+        start = (
+            len(self.stack) - 1 - next(i for i, v in enumerate(reversed(self.stack)) if v is END)
+        )
+        items = self.stack[start + 1 :]
+        del self.stack[start:]
+        return items
+
+    def extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise RefusedError(f"it appends to {_kind(self.stack[-1])}")
+        self.stack[-1].extend(items)
+
+    def set_items(self, flat: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict:
+            raise RefusedError(f"it sets items of {_kind(target)}")
+        for key, value in zip(flat[::2], flat[1::2], strict=True):
+            if not isinstance(key, KEYS):  # hashing a nested tuple could take for ever
+                raise RefusedError(f"it has a key that is {_kind(key)}")
+            if key in target:
+                raise RefusedError(f"it holds the key {str(key)[:80]!r} twice")
+            target[key] = value
+
+    def storage(self, reference: Any) -> Storage:
+        match reference:
+            case ("storage", Name(kind), str(key), str(), int(numel)) if kind in STORAGES:
+                return self.open_storage(STORAGES[kind], key, numel)
+        raise RefusedError("it refers to something else than a storage of torch")
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if not isinstance(function, Name) or type(arguments) is not tuple:
+        raise RefusedError(f"it calls {_kind(function)}")
+    match function.name, arguments:
+        case (name, (Storage() as storage, int(start), tuple(shape), tuple(strides), *_)) if (
+            name == REBUILD
+        ):
+            return storage.tensor(start, shape, strides)
+        case (name, (StoredTensor() as tensor, *_)) if name == PARAMETER:
+            return tensor
+        case (name, (tuple(sizes),)) if name == SIZE:
+            return sizes
+        case (name, ()) if name == DICT:
+            return {}
+        case (name, _) if name in NUMPY:
+            return Inert(name)
+    raise RefusedError(f"it calls {function.name.replace(' ', '.')} in a way torch.save never does")
+
+
+def _build(target: Any, state: Any) -> None:
+    """State of numpy arrays: of it the shape is kept. Attributes of a dict are left out."""
+    if isinstance(target, Inert):
+        match state:
+            case (int(), tuple(shape), *_) if all(type(size) is int for size in shape):
+                target.shape = shape
+    elif type(target) is not dict:
+        raise RefusedError(f"it sets the state of {_kind(target)}")
+
+
+def _kind(value: Any) -> str:
+    return value.name.replace(" ", ".") if isinstance(value, Name) else f"a {type(value).__name__}"

@@ -1,0 +1,159 @@
+"""Tensors where they lie: in a file that is mapped, read when they are asked for.
+
+No torch here, so that a file can be looked at in a moment. Nothing of the file is held twice: who
+copies a tensor out may `drop` its pages again.
+"""
+
+import mmap
+import zlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# numpy has no bfloat16: its bits are read as whole numbers and widened.
+DTYPES = {
+    **{name: np.dtype(name) for name in ("float16", "float32", "float64")},
+    **{name: np.dtype(name) for name in ("int8", "uint8", "int16", "int32", "int64", "bool")},
+    "bfloat16": np.dtype("uint16"),
+}
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+CHUNK = 1 << 22
+CHANGED = "not what was written (its checksum, CRC-32, differs); copy the file again"
+
+
+class MappedFile:
+    """A file's bytes, mapped read-only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    def drop(self) -> None:
+        """Give the pages that were read back to the system; they are read again when needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.bytes.madvise(mmap.MADV_DONTNEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A run of bytes of a file, with the checksum that the file states for it, if it does."""
+
+    file: MappedFile
+    start: int
+    end: int
+    crc32: int | None = None
+
+    def is_intact(self) -> bool:
+        if self.crc32 is None:
+            return True
+        with memoryview(self.file.bytes) as whole, whole[self.start : self.end] as view:
+            return zlib.crc32(view) == self.crc32
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    block: Block = field(repr=False)
+    """The bytes that it may lie in."""
+    dtype: str
+    """torch's name of it: float32, bfloat16 …"""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In elements."""
+    offset: int
+    """Of the first element, in bytes from the start of the file."""
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @cached_property
+    def end(self) -> int:
+        """Where its last element ends in the file."""
+        last = sum(
+            (size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)
+        )
+        return self.offset + (last + 1) * DTYPES[self.dtype].itemsize if self.numel else self.offset
+
+    def overlaps_itself(self) -> bool:
+        """Whether two of its elements are one and the same place (a stride that is too small)."""
+        reach = 1  # places from the first element to the last, over the axes seen so far
+        for stride, size in sorted(zip(self.strides, self.shape, strict=True)):
+            if size > 1 and stride < reach:
+                return True
+            reach += (size - 1) * stride
+        return False
+
+    def array(self) -> NDArray[Any]:
+        """Its values without a copy, read-only (bfloat16: widened to float32, a copy)."""
+        raw = self._raw()
+        if self.dtype != "bfloat16":
+            return raw
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+
+    def to_torch(self) -> "Tensor":
+        """A tensor in memory of its own, in the file's dtype."""
+        import torch
+
+        tensor = torch.from_numpy(np.array(self._raw(), order="C"))
+        return tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor
+
+    def _raw(self) -> NDArray[Any]:
+        dtype = DTYPES[self.dtype]
+        strides = tuple(stride * dtype.itemsize for stride in self.strides)
+        return np.ndarray(self.shape, dtype, self.block.file.bytes, self.offset, strides)
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of a dense array in C order."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def check_weight(tensor: object, name: str) -> StoredTensor:
+    """ValueError unless it is a float tensor that lies apart, whole and finite in its file."""
+    if not isinstance(tensor, StoredTensor):
+        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name} must be a float tensor, got {tensor.dtype}")
+    if tensor.overlaps_itself():
+        raise ValueError(
+            f"{name} claims shape {tensor.shape} by counting places twice "
+            f"(strides {tensor.strides}); refused"
+        )
+    if not tensor.block.is_intact():
+        raise ValueError(f"{name} is {CHANGED}")
+    if not is_finite(tensor.array()):
+        raise ValueError(f"{name} holds NaN or infinite values; the run that wrote it diverged")
+    tensor.block.file.drop()
+    return tensor
+
+
+def check_apart(tensors: dict[str, StoredTensor], source: str) -> None:
+    """ValueError if two tensors lie on the same bytes."""
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].end))
+    for (name, tensor), (other, after) in pairwise(ordered):
+        if after.offset < tensor.end and after.numel:
+            raise ValueError(f"{source}: {name} and {other} lie on the same bytes; refused")
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    flat = array.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, flat.size, CHUNK):
+            chunk = flat[start : start + CHUNK]
+            # a finite sum has only finite terms, and is much faster than looking at each
+            if not np.isfinite(chunk.sum()) and not np.isfinite(chunk).all():
+                return False
+    return True
