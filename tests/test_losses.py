@@ -7,19 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_ecg.model.losses import LossConfig, check_loss, loss_sum, normalizer
+from hpc_ecg.model.losses import LOSSES, LossConfig, check_loss, loss_sum, normalizer
 
 FIXTURE = np.load(Path(__file__).parent / "fixtures" / "losses.npz")
+POSITIVES = {"reduction": "positives"}
 CONFIGS = {
-    "bce": LossConfig(reduction="positives"),
-    "bce[pos_weight=[3.0]]": LossConfig(reduction="positives", pos_weight=[3.0]),
-    "mse": LossConfig(name="mse", reduction="positives"),
+    "bce": LossConfig(**POSITIVES),
+    "bce[pos_weight=[3.0]]": LossConfig(**POSITIVES, pos_weight=[3.0]),
+    "as": LossConfig(**POSITIVES, name="as"),
+    "as[gamma_neg=2.0,gamma_pos=1.0,clip=0.0]": LossConfig(
+        **POSITIVES, name="as", gamma_neg=2.0, gamma_pos=1.0, clip=0.0
+    ),
+    "bf": LossConfig(**POSITIVES, name="bf"),
+    "bf[alpha=0.75,gamma=1.0]": LossConfig(**POSITIVES, name="bf", alpha=0.75, gamma=1.0),
+    "mlsml": LossConfig(**POSITIVES, name="mlsml"),
+    "mse": LossConfig(**POSITIVES, name="mse"),
+    "mse2": LossConfig(**POSITIVES, name="mse2"),
 }
-CASES = sorted(
-    key.removesuffix("/loss")
-    for key in FIXTURE.files
-    if key.endswith("/loss") and key.rsplit("/", 2)[0] in CONFIGS
-)
+CASES = sorted(key.removesuffix("/loss") for key in FIXTURE.files if key.endswith("/loss"))
 NAN = float("nan")
 
 
@@ -39,17 +44,19 @@ def test_value_gradient_and_divisor_are_those_of_the_original(case):
 
 
 def test_all_cases_of_the_fixture_are_covered():
-    assert len(CASES) == 11
+    assert len(CASES) == 37
+    assert {case.rpartition("/")[0] for case in CASES} == set(CONFIGS)
 
 
-@pytest.mark.parametrize("name", ["bce", "mse"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_missing_label_gives_no_loss_and_no_gradient_even_under_a_broken_logit(name):
     config = LossConfig(name=name)
     logits = torch.tensor([[0.3, NAN], [float("inf"), -1.0]], requires_grad=True)
     loss = loss_sum(logits, torch.tensor([[1.0, NAN], [NAN, 0.0]]), config)
     loss.backward()
     kept = loss_sum(torch.tensor([[0.3], [-1.0]]), torch.tensor([[1.0], [0.0]]), config)
-    assert loss.item() == kept.item()
+    times = 2 if name == "mlsml" else 1  # the mean over two labels, not one
+    assert loss.item() * times == pytest.approx(kept.item(), rel=1e-6)
     assert logits.grad[0, 1] == 0
     assert logits.grad[1, 0] == 0
     assert logits.grad[0, 0] != 0
@@ -67,6 +74,9 @@ def test_mean_counts_labels_present_and_positives_counts_ones():
     assert normalizer(targets, LossConfig()) == 5
     assert normalizer(targets, LossConfig(reduction="positives")) == 2
     assert normalizer(targets, LossConfig(name="mse", reduction="positives")) == 5
+    assert normalizer(targets, LossConfig(name="mlsml")) == 2.5
+    fractions = torch.tensor([[1.7, -0.4], [2.2, NAN]])
+    assert normalizer(fractions, LossConfig(name="mse2", reduction="positives")) == 3
 
 
 def test_sums_over_slices_of_a_batch_add_up_to_the_sum_of_the_batch():
@@ -85,8 +95,13 @@ def test_half_precision_logits_give_a_float32_loss():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (LossConfig(name="focal"), "loss.name must be bce or mse, got 'focal'"),
+        (
+            LossConfig(name="focal"),
+            "loss.name must be one of bce, as, bf, mlsml, mse, mse2, got 'focal'",
+        ),
         (LossConfig(reduction="sum"), "loss.reduction must be"),
+        (LossConfig(name="as", gamma_neg=-1.0), "loss.gamma_neg must not be negative, got -1.0"),
+        (LossConfig(name="bf", alpha=1.5), "loss.alpha must be in [0, 1], got 1.5"),
         (LossConfig(pos_weight=[1.0, 2.0]), "loss.pos_weight must have 1 or 3 values, got 2"),
         (LossConfig(pos_weight=[-1.0]), "loss.pos_weight must be positive"),
         (LossConfig(name="mse", pos_weight=[1.0]), "belongs to loss.name=bce"),
