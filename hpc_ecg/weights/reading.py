@@ -72,11 +72,11 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check a checkpoint. Nothing in the file is ever executed. ValueError, one line:
     no such file, damaged, refused, or weights of another model."""
-    file = _file_of(Path(path))
+    file = file_of(Path(path))
     return _read_ours(file) if file.suffix == ".safetensors" else _read_original(file)
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
     file = path / OUR_FILE if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         raise ValueError(f"{path}: a folder without {OUR_FILE}; give a file or a run's best/")
@@ -98,7 +98,21 @@ def _read_original(path: Path) -> Checkpoint:
             f"(sizes), got {', '.join(key for key in content if isinstance(key, str))[:120]}"
         )
     kind = kind_of_keys(map(str, tensors), str(path))
-    return _checked(path, kind, tensors, _sizes_of(settings, tensors, path))
+    facts = _facts_of(content, path)
+    return _checked(path, kind, tensors, _sizes_of(settings, tensors, path), *facts)
+
+
+def _facts_of(
+    content: Mapping[str, Any], path: Path
+) -> tuple[list[str] | None, SignalSpec | None, list[dict[str, Any]]]:
+    """Labels, signal and provenance that this package wrote into a `.pt`, as texts like those in
+    our own files; a foreign one has none."""
+    state = content.get("extra_state")
+    texts = state.get("hpc_ecg") if isinstance(state, dict) else None
+    known = texts if isinstance(texts, dict) else {}
+    texts = {name: text for name, text in known.items() if isinstance(text, str)}
+    labels, signal, provenance = (_from_json(texts, name, path) for name in list(FACTS)[1:])
+    return labels, signal and spec_from_dict(signal, f"{path}: signal"), provenance or []
 
 
 def _sizes_of(settings: Mapping[str, Any], keys: Mapping[str, Any], path: Path) -> Architecture:
