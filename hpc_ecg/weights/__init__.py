@@ -1,8 +1,11 @@
 """Foreign checkpoints and ours: read safely, fit by name, initialize, export.
 
 stored      tensors where they lie in a file that is mapped (no torch up to `reading`)
-pickles     the pickle inside a `.pt`, read as data
+zipped      the zip around a `.pt`: its directory, held against the file
+opcodes     the pickle inside a `.pt` split into opcodes, within bounds
+pickles     … and read as data
 archive     opens a `.pt` without running anything in it
+safetensors_file  metadata and tensors of a safetensors file
 mapping     the file's keys <-> our parameter names; every tensor is accounted for
 reading     a path -> Checkpoint
 initialize  the `init` section: a Checkpoint or nothing -> a model that is ready to train

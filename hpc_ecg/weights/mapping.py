@@ -65,8 +65,8 @@ def kind_of_keys(keys: Iterable[str], source: str) -> str:
 
 
 def map_names(keys: Iterable[str], kind: str) -> NameMap:
-    """Our name for each key of a file. A key of no known pattern keeps its own name, so that
-    `check_fit` reports it as unexpected."""
+    """Our name for each key of a file. A key of no known pattern, or a second one for the same
+    name, gets a name that no model has, so that `check_fit` reports it."""
     ours: dict[str, str] = {}
     ignored: dict[str, str] = {}
     for key in keys:
@@ -78,12 +78,14 @@ def map_names(keys: Iterable[str], kind: str) -> NameMap:
         if kind == "hpc_ecg" and key.removeprefix(KEPT) in PRETRAINING and key.startswith(KEPT):
             ignored[key] = PRETRAINING[key.removeprefix(KEPT)]
             continue
-        target = key
+        target = f"{key} (the file's)"
         if of_backbone:
             target = "backbone." + RENAMED.get(name, name)
         elif kind == "classifier" and key in ("proj.weight", "proj.bias"):
             target = "head." + key.removeprefix("proj.")
-        ours[target if target not in ours else key] = key  # a second key for one name: unexpected
+        elif kind == "hpc_ecg":
+            target = key
+        ours[target if target not in ours else f"{key} (a second)"] = key
     return NameMap(ours=ours, ignored=ignored)
 
 
@@ -94,6 +96,12 @@ def file_key(name: str, kind: str) -> str:
     if name.startswith("head."):
         return "proj." + name.removeprefix("head.")
     return ("encoder." if kind == "classifier" else "") + name.removeprefix("backbone.")
+
+
+def all_names(names: NameMap) -> dict[str, str]:
+    """Our name -> the file's key of every tensor, with what is ignored as `pretraining.<name>`."""
+    kept = {KEPT + key.removeprefix(KEPT).removeprefix("encoder."): key for key in names.ignored}
+    return names.ours | kept
 
 
 def expected_shapes(
@@ -174,7 +182,10 @@ def check_fit(
         if tuple(tensors[name].shape) != shapes[name]
     }
     found = {"not in the file": missing, "not in the model": unexpected, "of other shape": other}
-    problems = [f"{len(names)} {what}: {_some(names, 6)}" for what, names in found.items() if names]
+    few = 6 if sum(map(bool, found.values())) == 1 else 2
+    problems = [
+        f"{len(names)} {what}: {_some(names, few)}" for what, names in found.items() if names
+    ]
     if problems:
         raise ValueError(f"{source}: weights do not fit the model: " + "; ".join(problems))
 

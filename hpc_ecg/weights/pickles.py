@@ -3,15 +3,15 @@
 Nothing is imported or called. A name in the pickle is looked up in a table of what a checkpoint of
 this family may hold, and stands for one of our own actions; every other name or opcode is refused.
 (`torch.load(weights_only=True)` could be made to run code before torch 2.6, CVE-2025-32434, and
-still lets a file ask for memory without end.) Opcodes are split by the standard library's
-`pickletools`; torch.save writes protocol 2.
+still lets a file ask for memory without end.) torch.save writes protocol 2; what is read here is
+bounded: so many opcodes, and texts that are as long as only packed arrays are stay where they lie.
 """
 
-import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpc_ecg.weights.opcodes import NUMBERS, TEXTS, Inert, RefusedError, opcodes
 from hpc_ecg.weights.stored import StoredTensor
 
 STORAGES = {
@@ -35,22 +35,8 @@ REBUILD, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_p
 DICT, SIZE = "collections OrderedDict", "torch Size"
 KNOWN = {*STORAGES, *NUMPY, REBUILD, PARAMETER, DICT, SIZE}
 VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
-TEXTS = ("BINUNICODE", "SHORT_BINSTRING", "BINSTRING")
-KEYS = (str, int, float, type(None))
+LARGEST_KEY = 1 << 31  # whole numbers beyond can be chosen so that a dict of them never ends
 END = object()
-
-
-class RefusedError(ValueError):
-    """The pickle asks for what no checkpoint needs."""
-
-
-@dataclass
-class Inert:
-    """Stands in for every numpy object: keeps what it is called, and an array's shape."""
-
-    name: str
-    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,16 +58,17 @@ class Storage:
 OpenStorage = Callable[[str, str, int], Storage]
 
 
-def read_pickle(data: bytes, open_storage: OpenStorage) -> Any:
-    """The object of a pickle: dicts, lists, tuples, text, numbers, StoredTensor and Inert.
+def read_pickle(data: memoryview, open_storage: OpenStorage) -> Any:
+    """The object of a pickle: dicts, lists, tuples, text, numbers, StoredTensor and Inert. One
+    container may lie in several others, or in itself.
 
     `open_storage(dtype, key, numel)` finds the bytes behind a tensor. RefusedError: the pickle
     asks for more; ValueError and others: it is damaged.
     """
     machine = _Machine(open_storage)
-    for opcode, argument, position in pickletools.genops(data):
+    for opcode, argument, position in opcodes(data):
         try:
-            machine.step(opcode.name, argument)
+            machine.step(opcode, argument)
         except RefusedError as error:
             raise RefusedError(f"{error}, byte {position} of its pickle") from None
     return machine.result()
@@ -133,6 +120,8 @@ class _Machine:
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
+                if argument not in self.memo:
+                    raise ValueError("its pickle recalls what it never stored")
                 stack.append(self.memo[argument])
             case "GLOBAL":
                 if argument not in KNOWN:
@@ -173,8 +162,9 @@ class _Machine:
         if type(target) is not dict:
             raise RefusedError(f"it sets items of {_kind(target)}")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            if not isinstance(key, KEYS):  # hashing a nested tuple could take for ever
-                raise RefusedError(f"it has a key that is {_kind(key)}")
+            small = type(key) is int and abs(key) < LARGEST_KEY
+            if not small and type(key) not in (str, float, bool, type(None)):
+                raise RefusedError(f"it has a key that is {_kind(key)}")  # a tuple may be endless
             if key in target:
                 raise RefusedError(f"it holds the key {str(key)[:80]!r} twice")
             target[key] = value
@@ -182,7 +172,8 @@ class _Machine:
     def storage(self, reference: Any) -> Storage:
         match reference:
             case ("storage", Name(kind), str(key), str(), int(numel)) if kind in STORAGES:
-                return self.open_storage(STORAGES[kind], key, numel)
+                if type(numel) is int and type(reference) is tuple:
+                    return self.open_storage(STORAGES[kind], key, numel)
         raise RefusedError("it refers to something else than a storage of torch")
 
 

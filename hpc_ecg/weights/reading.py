@@ -5,33 +5,31 @@ a folder that holds `model.safetensors` (a run's `best/`). A Checkpoint has been
 are stated, its names and shapes fit them exactly, its values are finite.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 from hpc_ecg.model.architecture import Architecture, architecture_from_settings, show_value
 from hpc_ecg.weights.archive import read_archive
 from hpc_ecg.weights.mapping import NameMap, check_fit, expected_shapes, kind_of_keys, map_names
+from hpc_ecg.weights.safetensors_file import from_json, read_safetensors
 from hpc_ecg.weights.stored import (
-    Block,
-    MappedFile,
     StoredTensor,
     check_apart,
+    check_values,
     check_weight,
-    contiguous,
+    refusing,
 )
 
 OUR_FILE = "model.safetensors"
 OUR_FORMAT = "hpc_ecg/1"
-FACTS = {"architecture": dict, "labels": list, "signal": dict, "provenance": list}
-SAFETENSORS = {
-    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
-    **{"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"},
+FACTS: dict[str, tuple[type, type]] = {
+    "architecture": (dict, str),
+    "labels": (list, str),
+    "signal": (dict, str),
+    "provenance": (list, dict),
 }
 
 # What this model computes, against what else a file of this family could have been trained with.
@@ -72,8 +70,10 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check a checkpoint. Nothing in the file is ever executed. ValueError, one line:
     no such file, damaged, refused, or weights of another model."""
-    file = file_of(Path(path))
-    return _read_ours(file) if file.suffix == ".safetensors" else _read_original(file)
+    with refusing(Path(path)):
+        file = file_of(Path(path))
+    with refusing(file):
+        return _read_ours(file) if file.suffix == ".safetensors" else _read_original(file)
 
 
 def file_of(path: Path) -> Path:
@@ -97,9 +97,12 @@ def _read_original(path: Path) -> Checkpoint:
             f"{path}: expected the original's layout with `model` (tensors) and `cfg.model` "
             f"(sizes), got {', '.join(key for key in content if isinstance(key, str))[:120]}"
         )
-    kind = kind_of_keys(map(str, tensors), str(path))
+    odd = {type(key).__name__ for key in tensors if not isinstance(key, str)}
+    if odd:
+        raise ValueError(f"{path}: `model` has a key that is {odd.pop()}, not a name; refused")
+    kind = kind_of_keys(tensors, str(path))
     facts = _facts_of(content, path)
-    return _checked(path, kind, tensors, _sizes_of(settings, tensors, path), *facts)
+    return _checked(path, kind, tensors, _sizes_of(settings, path), *facts)
 
 
 def _facts_of(
@@ -112,10 +115,10 @@ def _facts_of(
     known = texts if isinstance(texts, dict) else {}
     texts = {name: text for name, text in known.items() if isinstance(text, str)}
     labels, signal, provenance = (_from_json(texts, name, path) for name in list(FACTS)[1:])
-    return labels, signal and spec_from_dict(signal, f"{path}: signal"), provenance or []
+    return labels, _signal_of(signal, path), provenance or []
 
 
-def _sizes_of(settings: Mapping[str, Any], keys: Mapping[str, Any], path: Path) -> Architecture:
+def _sizes_of(settings: Mapping[str, Any], path: Path) -> Architecture:
     """Sizes as the file's cfg states them. The number of heads leaves no trace in the tensors;
     the rest is held against them by `check_fit`."""
     for name, (needed, reason) in FIXED.items():
@@ -124,14 +127,7 @@ def _sizes_of(settings: Mapping[str, Any], keys: Mapping[str, Any], path: Path) 
             raise ValueError(
                 f"{path}: cfg.model.{name} must be {needed!r}, got {show_value(value)}: {reason}"
             )
-    architecture = architecture_from_settings(settings, f"{path}: cfg.model.")
-    found = len({key.rpartition("layers.")[2].split(".")[0] for key in keys if ".fc1." in str(key)})
-    if found != architecture.encoder_layers:
-        raise ValueError(
-            f"{path}: cfg.model.encoder_layers={architecture.encoder_layers}, but the weights "
-            f"do not fit: they have {found} layers"
-        )
-    return architecture
+    return architecture_from_settings(settings, f"{path}: cfg.model.")
 
 
 def _read_ours(path: Path) -> Checkpoint:
@@ -143,76 +139,63 @@ def _read_ours(path: Path) -> Checkpoint:
         )
     facts = {name: _from_json(metadata, name, path) for name in FACTS}
     architecture = architecture_from_settings(facts["architecture"], f"{path}: architecture.")
-    signal = facts["signal"] and spec_from_dict(facts["signal"], f"{path}: signal")
-    return _checked(
-        path, "hpc_ecg", tensors, architecture, facts["labels"], signal, facts["provenance"] or []
-    )
+    signal, provenance = _signal_of(facts["signal"], path), facts["provenance"] or []
+    return _checked(path, "hpc_ecg", tensors, architecture, facts["labels"], signal, provenance)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
-    """Metadata and tensors of a safetensors file, mapped. The library checks the header (tensors
-    lie within the file, side by side); the offsets are then taken from it."""
-    try:
-        with safe_open(str(path), framework="numpy") as library:
-            metadata = library.metadata() or {}
-        file = MappedFile(path)
-        length = int.from_bytes(file.bytes[:8], "little")
-        header = json.loads(file.bytes[8 : 8 + length], object_pairs_hook=_without_repeats)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged safetensors file ({error}); copy it again") from None
-    header.pop("__metadata__", None)
-    start = 8 + length
-    return metadata, {key: _stored(file, start, about, path) for key, about in header.items()}
-
-
-def _stored(file: MappedFile, start: int, about: Mapping[str, Any], path: Path) -> StoredTensor:
-    begin, end = (start + offset for offset in about["data_offsets"])
-    dtype, shape = SAFETENSORS.get(about["dtype"]), tuple(about["shape"])
-    if dtype is None:
-        raise ValueError(f"{path}: tensors of type {about['dtype']} are not weights of this model")
-    return StoredTensor(
-        block=Block(file=file, start=begin, end=end),
-        dtype=dtype,
-        shape=shape,
-        strides=contiguous(shape),
-        offset=begin,
-    )
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("its header names a tensor twice")
-    return dict(pairs)
+def _signal_of(values: dict[str, Any] | None, path: Path) -> SignalSpec | None:
+    if values is None:
+        return None
+    signal, usual = spec_from_dict(values, f"{path}: signal"), SignalSpec()
+    for name, value in values.items():
+        if type(value) is not type(getattr(usual, name)):
+            raise ValueError(f"{path}: signal.{name} cannot be {show_value(value)}")
+    if not all(isinstance(lead, str) for lead in signal.leads):
+        raise ValueError(f"{path}: signal.leads must be names")
+    return signal
 
 
 def _from_json(metadata: Mapping[str, str], name: str, path: Path) -> Any:
-    expected = FACTS[name]
+    expected, inner = FACTS[name]
     try:
-        value = json.loads(metadata.get(name, "null"))
+        value = from_json(metadata.get(name, "null"))
     except ValueError:
         value = "damaged"
-    if not isinstance(value, expected) and not (value is None and name != "architecture"):
-        raise ValueError(f"{path}: metadata `{name}` must be a JSON {expected.__name__}")
+    fits = isinstance(value, expected) and all(isinstance(item, inner) for item in value)
+    if not fits and not (value is None and name != "architecture"):
+        raise ValueError(
+            f"{path}: metadata `{name}` must be a JSON {expected.__name__} of {inner.__name__}"
+        )
     return value
 
 
 def _checked(
     path: Path,
     kind: str,
-    tensors: Mapping[Any, object],
+    tensors: Mapping[str, object],
     architecture: Architecture,
     labels: list[str] | None = None,
     signal: SignalSpec | None = None,
     provenance: list[dict[str, Any]] | None = None,
 ) -> Checkpoint:
-    stored = {str(key): check_weight(t, f"{path}: {key}") for key, t in tensors.items()}
+    # First all that needs no look at the values; then each value, once.
+    stored = {key: check_weight(tensor, f"{path}: {key}") for key, tensor in tensors.items()}
     check_apart(stored, str(path))
     names = map_names(stored, kind)
     ours = {name: stored[key] for name, key in names.ours.items()}
+    layers = [name.split(".")[3] for name in ours if name.startswith("backbone.encoder.layers.")]
+    found = len(set(layers))
+    if found != architecture.encoder_layers:
+        raise ValueError(
+            f"{path}: encoder_layers={architecture.encoder_layers}, but the weights do not fit: "
+            f"they have {found} layers"
+        )
     num_labels = None if has_no_head(kind, ours) else _rows_of(ours.get("head.weight"))
     check_fit(ours, expected_shapes(architecture, num_labels), str(path))
     if labels is not None and len(labels) != num_labels:
         raise ValueError(f"{path}: {len(labels)} label names for a head of {num_labels} labels")
+    for key, tensor in stored.items():
+        check_values(tensor, f"{path}: {key}")
     return Checkpoint(
         path=str(path),
         kind=kind,

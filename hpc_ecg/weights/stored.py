@@ -6,6 +6,8 @@ copies a tensor out may `drop` its pages again.
 
 import mmap
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -26,7 +28,9 @@ DTYPES = {
     "bfloat16": np.dtype("uint16"),
 }
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-CHUNK = 1 << 22
+CHUNK = 1 << 20
+LONGEST_AXES = 8
+LONGEST_MESSAGE = 300
 CHANGED = "not what was written (its checksum, CRC-32, differs); copy the file again"
 
 
@@ -57,6 +61,10 @@ class Block:
     crc32: int | None = None
 
     def is_intact(self) -> bool:
+        return self._agrees
+
+    @cached_property  # many tensors may lie in one block
+    def _agrees(self) -> bool:
         if self.crc32 is None:
             return True
         with memoryview(self.file.bytes) as whole, whole[self.start : self.end] as view:
@@ -99,9 +107,7 @@ class StoredTensor:
     def array(self) -> NDArray[Any]:
         """Its values without a copy, read-only (bfloat16: widened to float32, a copy)."""
         raw = self._raw()
-        if self.dtype != "bfloat16":
-            return raw
-        return (raw.astype(np.uint32) << 16).view(np.float32)
+        return _widened(raw) if self.dtype == "bfloat16" else raw
 
     def to_torch(self) -> "Tensor":
         """A tensor in memory of its own, in the file's dtype."""
@@ -110,9 +116,27 @@ class StoredTensor:
         tensor = torch.from_numpy(np.array(self._raw(), order="C"))
         return tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor
 
+    def is_finite(self) -> bool:
+        """Whether float32 can hold all its values: none is NaN or infinite, or too large for it."""
+        flat = self._raw().reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, flat.size, CHUNK):
+                chunk = flat[start : start + CHUNK]
+                if self.dtype in ("bfloat16", "float64"):
+                    wide = self.dtype == "float64"
+                    chunk = chunk.astype(np.float32) if wide else _widened(chunk)
+                # a finite sum has only finite terms, and is much faster than looking at each
+                if not np.isfinite(chunk.sum()) and not np.isfinite(chunk).all():
+                    return False
+        return True
+
     def _raw(self) -> NDArray[Any]:
         dtype = DTYPES[self.dtype]
-        strides = tuple(stride * dtype.itemsize for stride in self.strides)
+        # the stride of an axis of size 1 says nothing, and may be larger than numpy can hold
+        strides = [
+            dtype.itemsize * (stride if size > 1 else 1)
+            for stride, size in zip(self.strides, self.shape, strict=True)
+        ]
         return np.ndarray(self.shape, dtype, self.block.file.bytes, self.offset, strides)
 
 
@@ -121,23 +145,36 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
+def _widened(bits: NDArray[Any]) -> NDArray[Any]:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def check_weight(tensor: object, name: str) -> StoredTensor:
-    """ValueError unless it is a float tensor that lies apart, whole and finite in its file."""
+    """ValueError unless it is a float tensor each of whose elements has a place of its own. Its
+    values are not looked at."""
     if not isinstance(tensor, StoredTensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATS:
         raise ValueError(f"{name} must be a float tensor, got {tensor.dtype}")
+    if not tensor.numel:
+        raise ValueError(f"{name} holds no values (shape {tensor.shape})")
     if tensor.overlaps_itself():
         raise ValueError(
             f"{name} claims shape {tensor.shape} by counting places twice "
             f"(strides {tensor.strides}); refused"
         )
+    return tensor
+
+
+def check_values(tensor: StoredTensor, name: str) -> None:
+    """ValueError unless its bytes are those that were written, and its values finite."""
     if not tensor.block.is_intact():
         raise ValueError(f"{name} is {CHANGED}")
-    if not is_finite(tensor.array()):
-        raise ValueError(f"{name} holds NaN or infinite values; the run that wrote it diverged")
+    if not tensor.is_finite():
+        raise ValueError(
+            f"{name} holds NaN or infinite values (in float32); the run that wrote it diverged"
+        )
     tensor.block.file.drop()
-    return tensor
 
 
 def check_apart(tensors: dict[str, StoredTensor], source: str) -> None:
@@ -148,12 +185,19 @@ def check_apart(tensors: dict[str, StoredTensor], source: str) -> None:
             raise ValueError(f"{source}: {name} and {other} lie on the same bytes; refused")
 
 
-def is_finite(array: NDArray[Any]) -> bool:
-    flat = array.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, flat.size, CHUNK):
-            chunk = flat[start : start + CHUNK]
-            # a finite sum has only finite terms, and is much faster than looking at each
-            if not np.isfinite(chunk.sum()) and not np.isfinite(chunk).all():
-                return False
-    return True
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """What is wrong with a file becomes a ValueError of one short line that starts with its path,
+    however long or odd what the file says is."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        what = error.strerror or "" if isinstance(error, OSError) else str(error)
+        line = _printable(what.removeprefix(f"{path}: ")[: LONGEST_MESSAGE + 1])
+        if len(line) > LONGEST_MESSAGE:
+            line = line[: LONGEST_MESSAGE - 2] + " …"
+        raise ValueError(f"{_printable(str(path))}: {line}") from None
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
