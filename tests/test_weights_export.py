@@ -10,8 +10,9 @@ from safetensors import safe_open
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.transformer import Architecture, build_on_meta
 from hpc_ecg.weights import load_model
-from hpc_ecg.weights.export import _cfg, _pretraining_tensors, export_original, save_model
-from hpc_ecg.weights.mapping import file_key
+from hpc_ecg.weights.export import _pretraining_tensors, export_original, save_model
+from hpc_ecg.weights.mapping import KEPT, file_key
+from hpc_ecg.weights.original import fresh_cfg
 from hpc_ecg.weights.reading import read_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -82,9 +83,18 @@ def test_the_originals_layouts_round_trip_bit_for_bit(tmp_path, model, layout, t
     assert list(plain) == list(original)[: len(plain)]
     assert list(plain["model"]) == list(original["model"])
     assert len(plain["model"]) == total
-    sizes = set(plain["cfg"]["model"]) & set(original["cfg"]["model"])
-    free = {"_name", "final_dim", "latent_vars"}
-    assert all(plain["cfg"]["model"][n] == original["cfg"]["model"][n] for n in sizes - free)
+    for part in ("cfg", "extra_state"):
+        assert list(plain[part]) == [key for key in original[part] if key != "best"]
+    assert list(plain["optimizer_history"][-1]) == list(original["optimizer_history"][-1])
+    other = set()
+    for section, settings in original["cfg"].items():
+        assert type(plain["cfg"][section]) is type(settings)
+        if isinstance(settings, dict):
+            assert list(plain["cfg"][section]) == list(settings)
+            other |= {n for n, value in settings.items() if plain["cfg"][section][n] != value}
+    of_the_run = {"batch_size", "batch_size_valid", "max_epoch", "max_update", "latent_vars"}
+    of_the_run |= {"no_epoch_checkpoints", "no_save_optimizer_state", "final_dim"}
+    assert other - of_the_run <= {"save_dir", "data", "model_path"}
     again = load_model(path, num_labels=1).state_dict()
     heads = () if layout == "classifier" else ("head.weight", "head.bias")
     state = {n: t for n, t in model.state_dict().items() if n not in heads}
@@ -93,15 +103,17 @@ def test_the_originals_layouts_round_trip_bit_for_bit(tmp_path, model, layout, t
 
 def test_the_pretraining_tensors_have_the_published_shapes_and_are_seeded():
     keys = json.loads((FIXTURES / "keys_base_ssl.json").read_text())
-    extra = _pretraining_tensors(Architecture(), 0)
+    seeded = _pretraining_tensors(Architecture(), 0)
+    extra = {name.removeprefix(KEPT): tensor for name, tensor in seeded.items()}
     assert {name: list(tensor.shape) for name, tensor in extra.items()} == {
         name: shape for name, shape in keys.items() if name in extra
     }
-    assert same(extra, _pretraining_tensors(Architecture(), 0))
+    assert same(seeded, _pretraining_tensors(Architecture(), 0))
     backbone = [n for n in build_on_meta(Architecture(), 1).state_dict() if n[:5] != "head."]
     assert len(backbone) + len(extra) == len(keys) == 215
     assert {file_key(n, "base_ssl") for n in backbone} | extra.keys() == keys.keys()
-    assert _cfg(Architecture(), "base_ssl", 1)["model"]["final_dim"] == 256
+    cfg = fresh_cfg("base_ssl", extra, Architecture(), None)["model"]
+    assert (cfg["final_dim"], cfg["latent_vars"], cfg["latent_groups"]) == (256, 320, 2)
 
 
 def test_an_unknown_layout_is_named(tmp_path, model):

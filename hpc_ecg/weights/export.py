@@ -1,13 +1,14 @@
 """Write weights: our safetensors, and the original's two `.pt` layouts.
 
-Ours carries what a shape cannot say (signal, labels, sizes) as JSON metadata. The original's
-layouts hold its top-level keys in its order, so that its tools find what they look for. Every file
+Tensors come in under our names (`backbone.`, `head.`, and `pretraining.` for what only a
+base_ssl.pt holds), in any float type, and are written as they are. `Facts` is what a shape cannot
+say: JSON texts in the metadata of our files, and in `extra_state["hpc_ecg"]` of a `.pt`. Every file
 is written aside, synced and renamed: a reader sees the old one or the new one, never half.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,33 @@ from torch import Tensor
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.model.transformer import ECGClassifier
-from hpc_ecg.weights.mapping import check_fit, expected_shapes, file_key
-from hpc_ecg.weights.reading import FIXED, OUR_FORMAT
+from hpc_ecg.weights import original
+from hpc_ecg.weights.mapping import KEPT, PRETRAINING, check_fit, expected_shapes, file_key
+from hpc_ecg.weights.reading import OUR_FORMAT
 from hpc_ecg.writing import write_whole
 
 Weights = ECGClassifier | Mapping[str, Tensor]
-LAYOUTS = {
-    "base_ssl": ("wav2vec2_cmsc", "ecg_pretraining"),
-    "classifier": ("ecg_transformer_classifier", "ecg_classification"),
-}
 LATENT_VARS, LATENT_GROUPS = 320, 2  # the published codebook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    architecture: Architecture
+    labels: list[str] | None = None
+    """One name per row of the head; None = not known, or no head."""
+    signal: SignalSpec | None = None
+    """What the weights saw; None = not known."""
+    provenance: list[dict[str, Any]] = field(default_factory=list)
+    """What this package did to make the file, oldest first."""
+
+    def texts(self) -> dict[str, str]:
+        """What is known beside the sizes, as JSON."""
+        known = {
+            "labels": self.labels,
+            "signal": self.signal and asdict(self.signal),
+            "provenance": self.provenance,
+        }
+        return {name: json.dumps(value) for name, value in known.items() if value}
 
 
 def save_model(
@@ -36,20 +54,57 @@ def save_model(
     architecture: Architecture,
     labels: list[str],
     signal: SignalSpec,
+    provenance: list[dict[str, Any]] | None = None,
 ) -> None:
-    """Write `model` (the module, or a full state dict gathered from ranks) as our safetensors."""
-    tensors = _plain_tensors(model, architecture, str(path))
-    if tensors["head.weight"].shape[0] != len(labels):
-        raise ValueError(
-            f"{path}: {len(labels)} label names for a head of {tensors['head.weight'].shape[0]}"
-        )
-    metadata = {
-        "format": OUR_FORMAT,
-        "architecture": json.dumps(architecture_to_settings(architecture)),
-        "labels": json.dumps(labels),
-        "signal": json.dumps(asdict(signal)),
-    }
-    write_whole(Path(path), lambda aside: save_file(tensors, aside, metadata))
+    """Write `model` (the module, or a full state dict gathered from ranks) as our safetensors in
+    float32. ValueError: tensors or label names that do not fit."""
+    facts = Facts(
+        architecture=architecture, labels=labels, signal=signal, provenance=provenance or []
+    )
+    write_safetensors(path, _plain_tensors(model), facts)
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    """Our file, with or without a head. ValueError: tensors or label names that do not fit."""
+    check_tensors(tensors, facts, str(path))
+    sizes = json.dumps(architecture_to_settings(facts.architecture))
+    metadata = {"format": OUR_FORMAT, "architecture": sizes, **facts.texts()}
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_whole(Path(path), lambda aside: save_file(whole, aside, metadata))
+
+
+def write_original(path: str | Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    """A fresh `.pt` of the original: `classifier` (209 tensors at full size), or without a head
+    `base_ssl` (215). ValueError: tensors or label names that do not fit."""
+    num_labels = check_tensors(tensors, facts, str(path))
+    layout = "classifier" if num_labels else "base_ssl"
+    names = list(expected_shapes(facts.architecture, num_labels))
+    if layout == "base_ssl":
+        mask, *others = (KEPT + name for name in PRETRAINING)
+        names = [mask, *names, *others]
+        missing = [name for name in names if name not in tensors]
+        if missing:
+            raise ValueError(
+                f"{path}: the layout of base_ssl needs the {len(PRETRAINING)} tensors of "
+                f"pre-training, these weights lack {missing[0]}; write a .safetensors"
+            )
+    model = {file_key(name, layout): tensors[name] for name in names}
+    content = original.fresh(layout, model, facts.architecture, num_labels)
+    save_original(path, content, facts)
+
+
+def save_original(path: str | Path, content: dict[str, Any], facts: Facts) -> None:
+    """Write the content of a `.pt`, and the facts with it."""
+    if facts.texts():
+        state = content.get("extra_state")
+        ours = {original.OURS: {"format": OUR_FORMAT, **facts.texts()}}
+        content["extra_state"] = (state if isinstance(state, dict) else {}) | ours
+    write_whole(Path(path), lambda aside: _save(content, aside))
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # given a path, torch notes its name inside
+        torch.save(content, file)
 
 
 def export_original(
@@ -59,59 +114,40 @@ def export_original(
     layout: str = "classifier",
     seed: int = 0,
 ) -> None:
-    """Write the original's `.pt`: `classifier` (209 tensors at full size) or `base_ssl` (215: no
-    head, and the 8 tensors that only pre-training uses filled at random from `seed`)."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    tensors = _plain_tensors(model, architecture, str(path))
-    num_labels = tensors["head.weight"].shape[0]
+    """Write a model as the original's `.pt`; for `base_ssl` without the head, and the 8 tensors
+    that only pre-training uses are filled at random from `seed`."""
+    if layout not in original.LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(original.LAYOUTS)}, got {layout!r}")
+    tensors = _plain_tensors(model)
+    check_tensors(tensors, Facts(architecture=architecture), str(path))
     if layout == "base_ssl":
         tensors = {name: t for name, t in tensors.items() if not name.startswith("head.")}
-    named = {file_key(name, layout): tensor for name, tensor in tensors.items()}
-    if layout == "base_ssl":
-        extra = _pretraining_tensors(architecture, seed)
-        named = {"mask_emb": extra.pop("mask_emb")} | named | extra
-    content: dict[str, Any] = {
-        "args": None,
-        "cfg": _cfg(architecture, layout, num_labels),
-        "model": named,
-        "criterion": None,
-        "optimizer_history": [],
-        "task_state": {},
-        "extra_state": {},
-    }
-    write_whole(Path(path), lambda aside: torch.save(content, aside))
+        tensors |= _pretraining_tensors(architecture, seed)
+    write_original(path, tensors, Facts(architecture=architecture))
 
 
-def _plain_tensors(model: Weights, architecture: Architecture, source: str) -> dict[str, Tensor]:
+def check_tensors(tensors: Mapping[str, Tensor], facts: Facts, source: str) -> int | None:
+    """Number of labels, None without a head. ValueError unless names, shapes and labels fit."""
+    head = tensors.get("head.weight")
+    num_labels = None if head is None else head.shape[0]
+    model = {name: tensor for name, tensor in tensors.items() if not name.startswith(KEPT)}
+    check_fit(model, expected_shapes(facts.architecture, num_labels), source)
+    if facts.labels is not None and len(facts.labels) != num_labels:
+        what = f"a head of {num_labels}" if num_labels else "weights without a head"
+        raise ValueError(f"{source}: {len(facts.labels)} label names for {what}")
+    return num_labels
+
+
+def _plain_tensors(model: Weights) -> dict[str, Tensor]:
     state = model.state_dict() if isinstance(model, ECGClassifier) else model
-    tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in state.items()}
-    num_labels = tensors["head.weight"].shape[0] if "head.weight" in tensors else 1
-    check_fit(tensors, expected_shapes(architecture, num_labels), source)
-    return tensors
-
-
-def _cfg(architecture: Architecture, layout: str, num_labels: int) -> dict[str, Any]:
-    model_name, task_name = LAYOUTS[layout]
-    fixed = {name: value for name, (value, _) in FIXED.items()}
-    model = {"_name": model_name, **architecture_to_settings(architecture), **fixed}
-    if layout == "base_ssl":
-        sizes = {"latent_vars": LATENT_VARS, "latent_groups": LATENT_GROUPS, "latent_dim": 0}
-        model |= {**sizes, "final_dim": _final_dim(architecture), "quantize_targets": True}
-    else:
-        model |= {"num_labels": num_labels, "feature_grad_mult": 0.0, "apply_mask": False}
-    task = {"_name": task_name, "normalize": False, "filter": False, "enable_padding": True}
-    return {"_name": None, "model": model, "task": task}
-
-
-def _final_dim(architecture: Architecture) -> int:
-    """A third of the width, as published (256 of 768), and divisible by the groups."""
-    return max(architecture.encoder_embed_dim // (3 * LATENT_GROUPS), 1) * LATENT_GROUPS
+    return {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in state.items()}
 
 
 def _pretraining_tensors(architecture: Architecture, seed: int) -> dict[str, Tensor]:
-    final, codes = _final_dim(architecture), LATENT_VARS * LATENT_GROUPS
+    """As published: final_dim is a third of the width, and divisible by the groups."""
     width, features = architecture.encoder_embed_dim, architecture.conv_feature_layers[-1][0]
+    final = max(width // (3 * LATENT_GROUPS), 1) * LATENT_GROUPS
+    codes = LATENT_VARS * LATENT_GROUPS
     shapes = {
         "mask_emb": (width,),
         "quantizer.vars": (1, codes, final // LATENT_GROUPS),
@@ -123,4 +159,7 @@ def _pretraining_tensors(architecture: Architecture, seed: int) -> dict[str, Ten
         "final_proj.bias": (final,),
     }
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(shape, generator=generator) * 0.02 for n, shape in shapes.items()}
+    return {
+        KEPT + name: torch.randn(shape, generator=generator) * 0.02
+        for name, shape in shapes.items()
+    }
