@@ -23,6 +23,9 @@ def explain(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str, str
         if item.default_factory is not dataclasses.MISSING:
             default = item.default_factory()
         yield key, _type_name(kind), _show_value(default), docs.get(item.name, "")
+        of_each = typing.get_args(kind)[-1] if typing.get_origin(kind) is dict else None
+        if dataclasses.is_dataclass(of_each) and isinstance(of_each, type):
+            yield from explain(of_each, f"{key}.NAME.")
 
 
 def _field_docs(schema: type) -> dict[str, str]:

@@ -25,7 +25,13 @@ from hpc_ecg.writing import read_json, tidy, write_json
 # What may differ when a run goes on: where things lie and how often, not what is computed.
 NEUTRAL = (
     *("run_dir", "files", "data.shards", "init.checkpoint", "train.save_every"),
-    *("train.keep_checkpoints", "train.log_every", "engine.device", "engine.micro_batch_size"),
+    *(
+        "train.keep_checkpoints",
+        "train.log_every",
+        "train.feature_cache",
+        "engine.device",
+        "engine.micro_batch_size",
+    ),
     *("engine.cpu_threads", "engine.timeout_min", "model.attention"),
 )
 NEUTRAL_PREFIXES = tuple(f"{key}." for key in NEUTRAL)

@@ -14,16 +14,18 @@ import pandas as pd
 import pytest
 import torch
 from conftest import FIXTURES, TINY_MODEL, plan_for, words_for
+from omegaconf import OmegaConf
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
-from hpc_ecg.config import load_config
+from hpc_ecg.config import Source, load_config, merge_sources, parse_word, read_yaml, to_yaml
 from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training import checkpoint
 from hpc_ecg.training import finetune as story
+from hpc_ecg.training import loop
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
@@ -232,43 +234,92 @@ FILES = ("files.base_ssl", "files.wcr_afib_5y")
 STEM = "backbone.feature_extractor."
 
 
+ALL_BUT_STEM = "all but the stem"
 STRATEGIES = {
-    "ssl_new_head": "all but the stem",
-    "afib_keep_head": "all but the stem",
-    "afib_reset_head": "all but the stem",
+    "ssl_new_head": ALL_BUT_STEM,
+    "afib_keep_head": ALL_BUT_STEM,
+    "afib_reset_head": ALL_BUT_STEM,
     "ssl_linear_probe": "head",
+    "afib_linear_probe": "head",
+    "ssl_probe_then_finetune": ALL_BUT_STEM,
+    "afib_recalibrate_only": "head",  # slope and offset
+    "random": "all",
+    "random_frozen_stem": ALL_BUT_STEM,
 }
+OPTIONS = ("ema", "frozen_half", "gradual_unfreezing", "layer_decay", "swa")
+FOLDER = Path(__file__).parent.parent / "configs" / "strategies"
 
 
-def test_every_strategy_is_judged_below():
-    folder = Path(__file__).parent.parent / "configs" / "strategies"
-    assert {path.stem for path in folder.glob("*.yaml")} == set(STRATEGIES)
+def test_every_strategy_and_option_is_judged_below():
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(STRATEGIES)
+    assert {path.stem for path in (FOLDER / "with").glob("*.yaml")} == set(OPTIONS)
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES, None])
-def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, strategy):
-    """Judged on the weights: what trained moved, what is frozen did not. None: all trains."""
+def run_strategy(shards, run_dir, strategy, *more):
+    """One run by the strategy's own file, which says what is loaded; its settings."""
     files = (f"{name}={FIXTURES / f'tiny_{name[6:]}.pt'}" for name in FILES)
-    words = words_for(shards, tmp_path / "run", *files, "train.max_steps=2", NO_DROPOUT)
-    if strategy is None:
-        words, yamls = [*words, "train.freeze=none"], []
-    else:  # the strategy's own file says what is loaded
-        words = [word for word in words if not word.startswith("init.")]
-        yamls = [f"configs/strategies/{strategy}.yaml"]
-    config = load_config(FinetuneConfig, yamls, words)
-    folder = finetune(config)
-    after = load_file(complete_checkpoints(folder.checkpoints)[-1] / "model.safetensors")
-    start = story.initialize(config.init, config.model, 1, ["af"], config.train.freeze, config.seed)
+    words = words_for(shards, run_dir, *files, NO_DROPOUT, "train.max_epochs=1", *more)
+    words = [word for word in words if not word.startswith("init.")]
+    if strategy.startswith("random"):
+        words += TINY_MODEL
+    parts = strategy.split("+")
+    yamls = [FOLDER / f"{parts[0]}.yaml", *(FOLDER / "with" / f"{part}.yaml" for part in parts[1:])]
+    config = load_config(FinetuneConfig, [], words)
+    own = [read_yaml(str(path)) for path in yamls]
+    words_again = [parse_word(word, FinetuneConfig) for word in more]
+    config = merge_sources(FinetuneConfig, [config_source(config), *own, *words_again])
+    return finetune(config), config
+
+
+def config_source(config) -> Source:
+    return Source(OmegaConf.create(to_yaml(config)), "test")
+
+
+def moved_tensors(folder, config) -> tuple[set[str], set[str]]:
+    """Names that differ between the best weights and the start, and all names."""
+    after = load_file(folder.best / "model.safetensors")
+    start = story.initialize(config.init, config.model, 1, ["af"], "none", config.seed)
     before = start.model.state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    expected = {
-        "all": set(before),
-        "all but the stem": {name for name in before if not name.startswith(STEM)},
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}, set(before)
+
+
+def expected_of(kind, names):
+    return {
+        "all": names,
+        ALL_BUT_STEM: {name for name in names if not name.startswith(STEM)},
         "head": {"head.weight", "head.bias"},
-    }[STRATEGIES.get(strategy, "all")]
-    biases_of_keys = {name for name in before if name.endswith("k_proj.bias")}  # true gradient 0
+    }[kind]
+
+
+def check_moved(folder, config, kind):
+    moved, names = moved_tensors(folder, config)
+    biases_of_keys = {name for name in names if name.endswith("k_proj.bias")}  # true gradient 0
+    expected = expected_of(kind, names)
     assert moved | biases_of_keys == expected | biases_of_keys
     assert moved <= expected
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, strategy):
+    """Judged on the weights: what trained moved, what is frozen did not."""
+    more = ["optim.lr=0.002"]
+    if strategy == "afib_recalibrate_only":
+        more.append(
+            "train.calibration=temperature"
+        )  # platt would see that these weights are random
+    folder, config = run_strategy(shards, tmp_path / "run", strategy, *more)
+    check_moved(folder, config, STRATEGIES[strategy])
+    report = read_json(folder.init_report)
+    said = {name for name, about in report["parameters"].items() if about["trained"]}
+    if strategy != "afib_recalibrate_only":  # nothing trains there
+        assert said == expected_of(STRATEGIES[strategy], set(report["parameters"]))
+
+
+def test_without_any_freezing_all_of_it_trains(shards, tmp_path):
+    more = ("train.freeze=none", "optim.lr=0.002")
+    folder, config = run_strategy(shards, tmp_path / "run", "ssl_new_head", *more)
+    check_moved(folder, config, "all")
 
 
 def test_a_kept_head_starts_from_the_file_and_a_reset_head_does_not(shards, tmp_path):
@@ -412,7 +463,7 @@ def test_best_weights_are_written_again_if_the_run_died_before_they_were(
     whole, shards, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(story, "save_best", _die)
+        patch.setattr(loop, "save_best", _die)
         with pytest.raises(StoppedError):
             run(words_for(shards, tmp_path / "run"))
     folder = run(words_for(shards, tmp_path / "run"))

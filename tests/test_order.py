@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from conftest import FIXTURES
 
 from hpc_ecg.data.order import (
     batch_of_step,
@@ -114,3 +115,20 @@ def test_a_record_comes_at_every_place_of_an_epoch_about_as_often():
 def test_no_caller_can_change_the_order_of_the_others():
     with pytest.raises(ValueError, match="read-only"):
         batch_of_step(0, 10, 4, 0)[0] = 3
+
+
+def test_fixed_batches_are_the_ones_that_the_original_program_saw():
+    seen = np.load(FIXTURES / "traj_bce_lr5e-5.npz")["ids"]  # its log: 5 epochs of 4 batches of 8
+    ours = [batch_of_step(step, 32, 8, seed=1, kind="fixed_batches") for step in range(20)]
+    assert np.array_equal(ours, seen)
+
+
+def test_fixed_batches_keep_their_members_and_cover_each_record_once():
+    epochs = [
+        [batch_of_step(4 * epoch + k, 14, 4, 7, "fixed_batches").tolist() for k in range(4)]
+        for epoch in range(6)
+    ]
+    members = [sorted(map(tuple, epoch)) for epoch in epochs]
+    assert all(epoch == members[0] for epoch in members)
+    assert sorted(record for batch in epochs[0] for record in batch) == list(range(14))
+    assert len({tuple(map(tuple, epoch)) for epoch in epochs}) > 1

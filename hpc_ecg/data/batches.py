@@ -20,6 +20,7 @@ class MicroBatch:
     """One forward's worth. An empty piece holds one dummy record with weight 0."""
 
     counts_nCS: np.ndarray
+    """Or features [n, D], where the backbone is frozen and they are cached."""
     labels_nK: np.ndarray
     weight: float
 
@@ -43,9 +44,11 @@ class Share:
     micro_batch_size: int | None = None
 
 
-def read_step(dataset: Dataset, step: int, batch_size: int, seed: int, share: Share) -> StepBatch:
-    """The batch of one step for this rank."""
-    positions = order.batch_of_step(step, len(dataset), batch_size, seed)
+def read_step(
+    dataset: Dataset, step: int, batch_size: int, seed: int, share: Share, kind: str = "shuffled"
+) -> StepBatch:
+    """The batch of one step for this rank; `kind` is data.order."""
+    positions = order.batch_of_step(step, len(dataset), batch_size, seed, kind)
     pieces = order.micro_batches(
         len(positions), share.rank, share.world_size, share.micro_batch_size
     )
@@ -58,13 +61,18 @@ def read_step(dataset: Dataset, step: int, batch_size: int, seed: int, share: Sh
 
 
 def read_ahead(
-    dataset: Dataset, steps: Iterable[int], batch_size: int, seed: int, share: Share
+    dataset: Dataset,
+    steps: Iterable[int],
+    batch_size: int,
+    seed: int,
+    share: Share,
+    kind: str = "shuffled",
 ) -> Iterator[StepBatch]:
     """The batches of `steps`, in order, each read while the one before it is worked on."""
     with ThreadPoolExecutor(1) as reader:
         ahead = None
         for step in steps:
-            following = reader.submit(read_step, dataset, step, batch_size, seed, share)
+            following = reader.submit(read_step, dataset, step, batch_size, seed, share, kind)
             if ahead is not None:
                 yield ahead.result()
             ahead = following

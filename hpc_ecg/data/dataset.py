@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import MISSING
 
-from hpc_ecg.data import splits
+from hpc_ecg.data import order, splits
 from hpc_ecg.data.shards import LABEL_PREFIX, ShardSet, read_shard_set
 
 TASKS = ("binary", "multilabel", "regression")
@@ -30,10 +30,15 @@ class DataConfig:
     """Labels to train on, in the head's order; [] = all labels of the shards."""
     batch_size: int = 128
     """Records of one optimizer step, over all processes together."""
+    order: str = "shuffled"
+    """shuffled = anew each epoch; fixed_batches = as the reference: batches are cut once and only
+    their order changes (its own batches with seed=1)."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"data.task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        if self.order not in order.KINDS:
+            raise ValueError(f"data.order must be {' or '.join(order.KINDS)}, got {self.order!r}")
         if self.batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {self.batch_size}")
 
@@ -58,6 +63,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def millivolts_per_count(self) -> float:
+        """What makes the model's input of what `read` gives."""
+        return self.shards.microvolts_per_count / 1000
 
     def read(self, positions: np.ndarray) -> np.ndarray:
         """The signals at these positions, int16 counts [n, C, S]."""

@@ -2,7 +2,8 @@
 
 An epoch has ceil(N/B) global batches of B, the last one short. A batch is cut into contiguous
 slices for the ranks, and a slice into micro-batches; every rank runs the same number of forwards.
-The position in the data is the step number and nothing else, so resume is exact.
+The position in the data is the step number and nothing else, so resume is exact. `fixed_batches`
+is the order of the reference: the same records always meet in a batch.
 """
 
 # N records of the split, B records of a global batch
@@ -10,6 +11,8 @@ The position in the data is the step number and nothing else, so resume is exact
 from functools import lru_cache
 
 import numpy as np
+
+KINDS = ("shuffled", "fixed_batches")
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:
@@ -29,11 +32,28 @@ def epoch_order(num_records: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def batch_of_step(step: int, num_records: int, batch_size: int, seed: int) -> np.ndarray:
+def batch_of_step(
+    step: int, num_records: int, batch_size: int, seed: int, kind: str = "shuffled"
+) -> np.ndarray:
     """Records of global batch `step`, counted from 0 over all epochs, int64 [<= B]."""
     epoch, index = divmod(step, steps_per_epoch(num_records, batch_size))
+    if kind == "fixed_batches":
+        return fixed_batches(num_records, batch_size, seed, epoch)[index]
     order = epoch_order(num_records, seed, epoch)
     return order[index * batch_size : (index + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def fixed_batches(num_records: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of an epoch as fairseq-signals makes them: cut once, for all epochs, of the
+    records sorted downwards by the values of one permutation; an epoch shuffles whole batches. It
+    counts epochs from 1. With its seed (1) these are its batches, held against its own runs."""
+    values = np.random.RandomState(seed).permutation(num_records)  # this stream is frozen for ever
+    order = np.argsort(values)[::-1]
+    order.flags.writeable = False
+    batches = [order[start : start + batch_size] for start in range(0, num_records, batch_size)]
+    np.random.RandomState(seed + epoch + 1).shuffle(batches)
+    return batches
 
 
 def slice_of_rank(num_items: int, rank: int, world_size: int) -> slice:

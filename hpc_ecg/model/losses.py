@@ -76,9 +76,9 @@ def loss_sum(logits_BK: Tensor, targets_BK: Tensor, config: LossConfig) -> Tenso
 
 
 def normalizer(targets_BK: Tensor, config: LossConfig) -> float:
-    """What the sum over the *global* batch is divided by: its labels present (for mlsml: over K) or,
-    with `positives`, its positive labels; at least 1. Give it the targets of all ranks together: the
-    at-least-1 makes the values of single ranks impossible to add."""
+    """What the sum over the *global* batch is divided by: its labels present (for mlsml: over K)
+    or, with `positives`, its positive labels; at least 1. Give it the targets of all ranks
+    together: the at-least-1 makes the values of single ranks impossible to add."""
     present = int((~torch.isnan(targets_BK)).sum().item())
     if config.reduction == "positives" and config.name != "mse":
         return float(max(torch.nansum(targets_BK.double().trunc()).item(), 1))

@@ -68,6 +68,14 @@ class ECGTransformer(nn.Module):
             x_BCT = x_BCT.detach() + (x_BCT - x_BCT.detach()) * self.stem_gradient
         return self.dropout_input(self.post_extract_proj(self.layer_norm(x_BCT.transpose(1, 2))))
 
+    def before_layers(self) -> list[nn.Module]:
+        """All that a record passes before the first encoder layer."""
+        inner = [self.encoder.layer_norm, self.encoder.dropout]
+        return [
+            *(self.feature_extractor, self.layer_norm, self.post_extract_proj, self.dropout_input),
+            *(self.conv_pos, *inner),
+        ]
+
     def token_mask(self, padding_mask: Tensor, num_tokens: int) -> Tensor:
         """[B, S] or [B, C, S] (the leads of a row must agree) -> [B, T], True = padded.
 
@@ -95,6 +103,7 @@ class ECGClassifier(nn.Module):
         self.head = nn.Linear(architecture.encoder_embed_dim, num_labels)
         self.final_dropout = nn.Dropout(config.final_dropout)
         self.pooling = config.pooling
+        self.frozen: list[nn.Module] = []
 
     @property
     def stem(self) -> ConvStem:
@@ -107,10 +116,18 @@ class ECGClassifier(nn.Module):
     def forward(self, ecg_BCS: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Logits [B, K] of ECGs in mV [B, C, S]; padding_mask [B, S] or [B, C, S], True = padded.
         An all-False mask costs time and changes nothing: give None."""
+        return self.classify(self.features(ecg_BCS, padding_mask))
+
+    def features(self, ecg_BCS: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """What the head sees: pooled tokens [B, D], in float32."""
         x_BTD, mask_BT = self.backbone(ecg_BCS, padding_mask)
-        # In float32 whatever the autocast: logits in bf16 would tie one ECG in a hundred.
         with torch.autocast(x_BTD.device.type, enabled=False):
-            pooled_BD = self.pool(x_BTD.float(), mask_BT)
+            return self.pool(x_BTD.float(), mask_BT)
+
+    def classify(self, pooled_BD: Tensor) -> Tensor:
+        """Logits [B, K] in float32 whatever the autocast: in bf16 one ECG in a hundred would tie
+        with another."""
+        with torch.autocast(pooled_BD.device.type, enabled=False):
             return F.linear(pooled_BD, self.head.weight.float(), self.head.bias.float())
 
     def pool(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
@@ -124,25 +141,36 @@ class ECGClassifier(nn.Module):
             return x_BTD.mean(1)
         return x_BTD.sum(1) / (~mask_BT).sum(1, keepdim=True)
 
-    def freeze(self, part: str) -> None:
-        """Freeze `none`, the conv `stem` or the whole `backbone`; everything else trains.
+    def freeze(self, part: str, num_layers: int = 0) -> None:
+        """Freeze `none`, the conv `stem` or the whole `backbone`, and also the first `num_layers`
+        encoder layers with all that lies before them; everything else trains.
 
         Frozen = no gradient, and eval mode from now on. Call it before the optimizer and any
         distributed wrapper are made."""
         if part not in FREEZABLE:
             raise ValueError(f"a frozen part must be one of {', '.join(FREEZABLE)}, got {part!r}")
+        layers = self.backbone.encoder.layers
+        if not 0 <= num_layers <= len(layers):
+            raise ValueError(
+                f"train.freeze_layers must be from 0 to {len(layers)}, got {num_layers}"
+            )
+        parts: dict[str, list[nn.Module]] = {
+            "none": [],
+            "stem": [self.stem],
+            "backbone": [self.backbone],
+        }
+        self.frozen = parts[part]
+        if num_layers:
+            self.frozen += [*self.backbone.before_layers(), *layers[:num_layers]]
         self.requires_grad_(True)
-        if part == "stem":
-            self.stem.requires_grad_(False)
-        elif part == "backbone":
-            self.backbone.requires_grad_(False)
+        for module in self.frozen:
+            module.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "ECGClassifier":
         super().train(mode)
-        for part in (self.stem, self.backbone):
-            if not any(parameter.requires_grad for parameter in part.parameters()):
-                part.eval()
+        for module in self.frozen:
+            module.eval()
         return self
 
 

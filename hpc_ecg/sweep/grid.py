@@ -1,6 +1,7 @@
 """A sweep's settings and its cells: strategies x seeds, each a run of its own.
 
-A strategy is a YAML file with a name: the overrides that make it, nothing more. A cell is what all
+A strategy is a YAML file with a name: the overrides that make it, nothing more; `a+b` is strategy
+a with what with/b.yaml adds. A cell is what all
 runs share (`run` in the sweep's file, `run.key=value` on the command line), with the strategy's
 overrides, the seed and the folder laid over it.
 """
@@ -25,7 +26,8 @@ class SweepConfig:
     sweep_dir: str = MISSING
     """Folder of the sweep; each run's folder is sweep_dir/<strategy>/seed-<n>."""
     strategies: list[str] = field(default_factory=list)
-    """Names of strategies: files <name>.yaml in strategy_dir."""
+    """Names of strategies: files <name>.yaml in strategy_dir; name+option lays with/<option>.yaml
+    over it."""
     strategy_dir: str | None = None
     """Where the strategies' files lie; null = strategies/ beside the sweep's own file."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -107,10 +109,15 @@ def _take_run(source: Source) -> DictConfig:
     return OmegaConf.create({}) if section is None else section
 
 
-def _read_strategy(folder: Path, name: str) -> Source:
-    path = folder / f"{name}.yaml"
+def _read_strategy(folder: Path, name: str) -> list[Source]:
     if not folder.is_dir():
         raise ValueError(f"strategy_dir={folder}: no such folder")
+    first, *options = name.split("+")
+    return [_read_part(folder, first)] + [_read_part(folder / "with", part) for part in options]
+
+
+def _read_part(folder: Path, name: str) -> Source:
+    path = folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(item.stem for item in folder.glob("*.yaml"))) or "none"
         raise ValueError(f"strategies: no {name}.yaml in {folder}; there are: {known}")
@@ -118,9 +125,9 @@ def _read_strategy(folder: Path, name: str) -> Source:
 
 
 def _build_cell(
-    config: SweepConfig, shared: list[Source], strategy: Source, name: str, seed: int
+    config: SweepConfig, shared: list[Source], strategy: list[Source], name: str, seed: int
 ) -> Cell:
     run_dir = f"{config.sweep_dir}/{name}/seed-{seed}"
     cell = Source(OmegaConf.create({"seed": seed, "run_dir": run_dir}), "sweep")
-    run = merge_sources(FinetuneConfig, [*shared, strategy, cell])
+    run = merge_sources(FinetuneConfig, [*shared, *strategy, cell])
     return Cell(strategy=name, seed=seed, run=run)

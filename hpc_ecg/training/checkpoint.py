@@ -8,6 +8,7 @@ import logging
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hpc_ecg.writing import read_json, write_json, write_text, write_whole
 
 logger = logging.getLogger("hpc_ecg")
 
-MARK = "COMPLETE"
+MARK, AVERAGE = "COMPLETE", "average.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,10 @@ class Progress:
     """All that a run must remember. `evaluated_step`: the last step that was evaluated."""
 
     step: int = 0
-    evaluated_step: int = 0
+    stage: str = ""
+    """Name of the stage that the run stands in, and the step at which it began."""
+    stage_began: int = 0
+    evaluated_step: int = -1
     best_step: int | None = None
     best_score: float | None = None
     evaluations_without_gain: int = 0
@@ -40,15 +44,23 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+    folder: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+    average: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the checkpoint of progress.step, then drop all but the newest `keep`."""
+    """Write the checkpoint of progress.step, then drop all but the newest `keep`. `average`: the
+    state of a mean of weights beside the model."""
     final = folder / f"step-{progress.step:07d}"
 
     def write(aside: Path) -> None:
         aside.mkdir(parents=True)
         save_file(_state_of(model), aside / "model.safetensors")
         save_file(_moments_of(model, optimizer), aside / "optimizer.safetensors")
+        if average:
+            save_file(dict(average), aside / AVERAGE)
         write_json(aside / "progress.json", asdict(progress))
 
     write_whole(final, write)
@@ -58,8 +70,10 @@ def save_checkpoint(
 
 
 def update_progress(folder: Path, progress: Progress) -> None:
-    """Note the outcome of an evaluation in the checkpoint that was saved before it."""
-    write_json(folder / f"step-{progress.step:07d}" / "progress.json", asdict(progress))
+    """Note the outcome of an evaluation in the checkpoint that was saved before it, if one was."""
+    checkpoint = folder / f"step-{progress.step:07d}"
+    if checkpoint.exists():
+        write_json(checkpoint / "progress.json", asdict(progress))
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -83,18 +97,23 @@ def newest_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, patience_s: float = 60
-) -> None:
-    """Restore a checkpoint into model and optimizer. Which one, and the progress, is for the first
-    process to say: another node may see files a little later (shared file systems cache), and
-    waits for them."""
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    patience_s: float = 60,
+) -> dict[str, Tensor]:
+    """Restore a checkpoint into model and optimizer (None: the weights alone); returns the state of
+    the average. Which checkpoint, and the progress, is for the first process to say: another node
+    may see files a little later (shared file systems cache), and waits for them."""
     deadline = time.monotonic() + patience_s
     while not (path / MARK).exists():
         if time.monotonic() > deadline:
             raise ValueError(f"{path} is not seen from {socket.gethostname()}; is it shared?")
         time.sleep(0.1)
     model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
-    _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
+    if optimizer is not None:
+        _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
+    return load_file(path / AVERAGE) if (path / AVERAGE).exists() else {}
 
 
 def _state_of(model: nn.Module) -> dict[str, Tensor]:

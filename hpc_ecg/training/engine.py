@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from hpc_ecg.cluster import join_world
 from hpc_ecg.data.batches import Share, StepBatch
-from hpc_ecg.model.transformer import ECGClassifier
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -89,8 +88,8 @@ class Engine:
             rank=self.rank, world_size=self.world_size, micro_batch_size=config.micro_batch_size
         )
         self._first_bad = torch.tensor(-1, device=self.device)
-        self._model: nn.Module
-        self._optimizer: Any
+        self._model: Any = None
+        self._optimizer: Any = None
 
     def _check_world(self, world_size: int) -> None:
         """Accelerate can fall back to single processes without a word; then it must not train."""
@@ -102,17 +101,21 @@ class Engine:
             )
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Move the model to the device and tie it to the other ranks. The set of parameters that
-        train must be final: DDP does not synchronise what is unfrozen later."""
+        """Move the model to the device and, with an optimizer, tie it to the other ranks; what was
+        tied before is let go. The set of parameters that train must be final: DDP does not
+        synchronise what is unfrozen later."""
+        self._release()
         if optimizer is None:
             self._model = model.to(self.device)
             return
         self._model, self._optimizer = self._accelerator.prepare(model, optimizer)
 
-    @property
-    def model(self) -> ECGClassifier:
-        """The plain module."""
-        return self._accelerator.unwrap_model(self._model)
+    def _release(self) -> None:
+        """Undo what Accelerate did to the module of before (wrapper, autocast)."""
+        if self._model is not None:
+            self._accelerator.unwrap_model(self._model, keep_fp32_wrapper=False)
+        self._accelerator.free_memory()
+        self._model = self._optimizer = None
 
     @property
     def device_name(self) -> str:
@@ -125,11 +128,11 @@ class Engine:
         batch: StepBatch,
         loss_sum: Callable[[Tensor, Tensor], Tensor],
         divide_by: float,
-        lr: float,
         clip_norm: float | None,
         millivolts_per_count: float,
     ) -> StepResult:
-        """Forward, backward, clip, update. `divide_by`: normalizer of the *global* batch."""
+        """Forward, backward, clip, update. `divide_by`: normalizer of the *global* batch. The
+        learning rate is what the optimizer's groups say."""
         self._model.train()
         loss = torch.zeros((), device=self.device)
         for piece, micro in enumerate(batch.micro_batches):
@@ -143,8 +146,6 @@ class Engine:
             loss += local.detach()
         parameters = [p for p in self._model.parameters() if p.requires_grad]
         grad_norm = self._accelerator.clip_grad_norm_(parameters, clip_norm or float("inf"))
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
         self._optimizer.step()
         self._optimizer.zero_grad()
         loss = self._accelerator.reduce(loss, "sum")
@@ -178,7 +179,7 @@ class Engine:
     @torch.inference_mode()
     def infer(self, counts_nCS: np.ndarray, millivolts_per_count: float) -> Tensor:
         """Logits [n, K] in eval mode, float32, on the CPU; no communication."""
-        model = self.model.eval()
+        model = self._accelerator.unwrap_model(self._model).eval()
         with self._accelerator.autocast():
             ecg = self._to_millivolts(counts_nCS, millivolts_per_count)
             return model(ecg).float().cpu()
@@ -214,7 +215,7 @@ class Engine:
 
     def close(self) -> None:
         """Leave the process group, so that another engine can be made in this process."""
-        self._accelerator.free_memory()
+        self._release()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         _forget_earlier_engine()

@@ -10,8 +10,10 @@ from hpc_ecg.evaluation.evaluate import evaluate_predictions
 from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.features import FeatureCache, view_of
 from hpc_ecg.training.finetune import FinetuneConfig
 from hpc_ecg.training.predict import as_predictions, predict
+from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
 from hpc_ecg.writing import read_json, write_json
 
@@ -58,10 +60,18 @@ def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Pa
             "its test split could hold patients of the training split"
         )
     test = open_split(shards, SPLIT, labels)
-    engine.prepare(load_model(folder.best, model_config=config.model))
-    predictions = as_predictions(
-        test, predict(engine, test, config.data.batch_size), config.data.task
+    model = load_model(folder.best, model_config=config.model).to(engine.device)
+    stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
+    cache = FeatureCache(
+        engine=engine,
+        setting=config.train.feature_cache,
+        batch_size=config.data.batch_size,
+        run_dir=folder.path,
     )
+    view = view_of(cache, model, test, test, trains_head_only(stages), trains=False)
+    engine.prepare(view.module)
+    logits_NK = predict(engine, view.valid, config.data.batch_size)
+    predictions = as_predictions(test, logits_NK, config.data.task)
     if engine.is_first:
         write_predictions(path, predictions)
 

@@ -1,6 +1,7 @@
 """What a run notes and decides: how it began, which weights are best, how it ended."""
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,14 +10,10 @@ import numpy as np
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.shards import ShardSet
 from hpc_ecg.ecg.signal import check_same_signal
-from hpc_ecg.evaluation.evaluate import fit_operating_points
-from hpc_ecg.evaluation.predictions import Predictions, write_predictions
-from hpc_ecg.model.losses import LossConfig, check_loss
-from hpc_ecg.model.transformer import ECGClassifier
+from hpc_ecg.model.losses import LOSSES, REGRESSION, LossConfig, check_loss
 from hpc_ecg.run_folder import RunFolder, describe_environment
 from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.predict import score_validation
-from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import Initialized
 from hpc_ecg.writing import read_json, write_json, write_text
 
@@ -26,17 +23,27 @@ logger = logging.getLogger("hpc_ecg")
 class Judge:
     """Scores the validation split and says which weights are the best so far."""
 
-    def __init__(self, valid: Dataset, task: str, best_metric: str, loss: LossConfig) -> None:
+    def __init__(
+        self,
+        valid: Dataset,
+        task: str,
+        best_metric: str,
+        loss: LossConfig,
+        decimals: int | None = None,
+    ) -> None:
         """ValueError if loss, metric, task and validation labels do not fit together."""
-        wanted = "mse" if task == "regression" else "bce"
-        if loss.name != wanted:
-            raise ValueError(f"data.task={task} needs loss.name={wanted}, got {loss.name}")
         check_loss(loss, len(valid.label_names))
+        fitting = [name for name in LOSSES if (name in REGRESSION) == (task == "regression")]
+        if loss.name not in fitting:
+            raise ValueError(
+                f"data.task={task} needs loss.name={' or '.join(fitting)}, got {loss.name}"
+            )
         if best_metric == "auto":
             best_metric = "loss" if task == "regression" else "auroc"
         elif task == "regression" and best_metric != "loss":
             raise ValueError(f"train.best_metric={best_metric} needs classes; use loss")
         self.valid, self.task, self.metric, self._loss = valid, task, best_metric, loss
+        self._decimals = decimals
         if task != "regression":
             self._check_two_classes()
 
@@ -48,17 +55,24 @@ class Judge:
         return scores | {"score": scores[self.metric]}
 
     def decide(self, progress: Progress, scores: dict[str, float]) -> tuple[Progress, bool]:
-        """Progress after this evaluation, and whether these weights are strictly the best."""
+        """Progress after this evaluation, and whether these weights are the best: strictly, or as
+        good as the best where scores are rounded. Patience wants a strictly better score."""
         score, best = scores["score"], progress.best_score
-        sign = -1 if self.metric == "loss" else 1
-        is_best = best is None or sign * score > sign * best
+        gain = 1.0 if best is None else self._rounded(score) - self._rounded(best)
+        gain = -gain if best is not None and self.metric == "loss" else gain
+        is_best = gain > 0 or (gain == 0 and self._decimals is not None)
         if is_best:
             progress = replace(progress, best_step=progress.step, best_score=score)
-        misses = 0 if is_best else progress.evaluations_without_gain + 1
+        misses = 0 if gain > 0 else progress.evaluations_without_gain + 1
         return (
             replace(progress, evaluated_step=progress.step, evaluations_without_gain=misses),
             is_best,
         )
+
+    def _rounded(self, score: float) -> float:
+        if self._decimals is None:
+            return score
+        return round(score / math.log(2) if self.metric == "loss" else score, self._decimals)
 
     def describe(self, progress: Progress) -> str:
         if progress.best_score is None:
@@ -134,17 +148,3 @@ def check_start(start: Initialized, shards: ShardSet, checkpoint: str | None) ->
         *(counts["tensors_loaded"], checkpoint or "nothing", counts["tensors_fresh"]),
         *(counts["tensors_ignored"], counts["tensors_frozen"], head["taken"], head["reason"]),
     )
-
-
-def save_best(folder: RunFolder, model: ECGClassifier, valid: Dataset) -> None:
-    """best/model.safetensors, with sizes, labels and SignalSpec in it."""
-    folder.best.mkdir(exist_ok=True)
-    path = folder.best / "model.safetensors"
-    save_model(path, model, model.architecture, valid.label_names, valid.shards.signal)
-
-
-def write_valid(folder: RunFolder, predictions: Predictions) -> None:
-    """Predictions on validation, and the thresholds that are fitted there and nowhere else."""
-    write_predictions(folder.predictions / "valid.parquet", predictions)
-    if predictions.probability_NK is not None:
-        write_json(folder.best / "operating_point.json", fit_operating_points(predictions))

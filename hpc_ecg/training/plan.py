@@ -1,11 +1,30 @@
 """When a run evaluates, saves and stops: pure functions of its settings and its progress."""
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
+from hpc_ecg.training import averaging
 from hpc_ecg.training.checkpoint import Progress
 
 METRICS = ("auroc", "auprc", "loss")
+CALIBRATIONS = ("none", "temperature", "platt")
+MAY_BE_ZERO = ("max_epochs", "freeze_layers", "best_decimals")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What one stage changes of `train` and `optim`; null = as there."""
+
+    freeze: str | None = None
+    """What does not train in this stage."""
+    freeze_layers: int | None = None
+    """Encoder layers that do not train in this stage."""
+    max_epochs: int | None = None
+    """Passes over the training split in this stage."""
+    patience: int | None = None
+    """Validations without a better score after which the next stage begins."""
+    lr: float | None = None
+    """Peak learning rate of this stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,16 +32,39 @@ class TrainConfig:
     freeze: str = "auto"
     """What does not train: none, stem, backbone (a linear probe), or auto (the stem when weights
     are loaded, as in the reference; none from random weights)."""
+    freeze_layers: int = 0
+    """The first n encoder layers, and all that lies before them, do not train either."""
     max_epochs: int = 30
-    """Passes over the training split."""
+    """Passes over the training split; 0 = no training: the start is judged as it is."""
     max_steps: int | None = None
     """Optimizer steps; null = as many as max_epochs takes."""
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    """Stages by name, one after the other in one run, each with its own freeze, freeze_layers,
+    max_epochs, patience and lr (train.stages.probe.lr=…); {} = a single one. Every stage has a
+    schedule and optimizer moments of its own; the best weights are chosen over all of them."""
     eval_every: int | None = None
     """Steps between validations; null = once per epoch."""
     patience: int | None = 10
-    """Validations without a better score after which the run stops; null = never."""
+    """Validations without a better score after which the run (or stage) stops; null = never."""
     best_metric: str = "auto"
     """Score of the best weights: auroc, auprc, loss, or auto (auroc; loss for regression)."""
+    best_decimals: int | None = None
+    """Decimals to which scores are rounded when they are compared, a loss in bits; of equal ones
+    the latest is kept (the reference: 3). null = exact, and the first is kept."""
+    average: str = "none"
+    """Which weights are validated and kept: none (the last), ema (exponential moving average over
+    the steps) or swa (mean over the validations at the end of each stage)."""
+    ema_decay: float = 0.999
+    """ema: weight of the average of before, per step."""
+    swa_start: float = 0.75
+    """swa: share of a stage's steps after which the mean begins."""
+    calibration: str = "none"
+    """Fitted on validation at the end and put into the head: none, temperature (one factor) or
+    platt (factor and offset), per label."""
+    feature_cache: str | None = "auto"
+    """Where a frozen backbone's features are kept, to be computed once for all seeds, rates and
+    labels: auto (features/ in the folder of shards, or in the run folder where that cannot be
+    written), a folder, or null = nowhere."""
     save_every: int | None = None
     """Steps between checkpoints, besides the one before each validation; null = only that."""
     keep_checkpoints: int = 2
@@ -31,22 +73,38 @@ class TrainConfig:
     """Steps between lines in metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        if self.best_metric not in ("auto", *METRICS):
-            raise ValueError(
-                f"train.best_metric must be auto, {', '.join(METRICS)}, got {self.best_metric!r}"
-            )
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"train.{item.name} must be at least 1, got {value}")
+        for name, allowed in {
+            "best_metric": ("auto", *METRICS),
+            "average": averaging.KINDS,
+            "calibration": CALIBRATIONS,
+        }.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(allowed)
+                raise ValueError(
+                    f"train.{name} must be one of {choices}, got {getattr(self, name)!r}"
+                )
+        for name in ("ema_decay", "swa_start"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")
+        _check_counts(self, "train")
+        for name, stage in self.stages.items():
+            _check_counts(stage, f"train.stages.{name}")
+
+
+def _check_counts(config: TrainConfig | StageConfig, section: str) -> None:
+    for item in fields(config):
+        value, least = getattr(config, item.name), int(item.name not in MAY_BE_ZERO)
+        if isinstance(value, int) and value < least:
+            raise ValueError(f"{section}.{item.name} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The `train` settings in steps."""
+    """A stage in steps of the run: it begins at `began` and ends before `end`."""
 
     epoch_steps: int
-    total_steps: int
+    began: int
+    end: int
     eval_every: int
     save_every: int | None
     log_every: int
@@ -55,10 +113,14 @@ class Plan:
     last_stop: str
 
     @classmethod
-    def of(cls, config: TrainConfig, epoch_steps: int) -> "Plan":
+    def of(cls, config: TrainConfig, epoch_steps: int, began: int = 0) -> "Plan":
+        steps = config.max_epochs * epoch_steps
+        if config.max_steps:
+            steps = config.max_steps
         return cls(
             epoch_steps=epoch_steps,
-            total_steps=config.max_steps or config.max_epochs * epoch_steps,
+            began=began,
+            end=began + steps,
             eval_every=config.eval_every or epoch_steps,
             save_every=config.save_every,
             log_every=config.log_every,
@@ -67,20 +129,29 @@ class Plan:
             last_stop="max_steps" if config.max_steps else "max_epochs",
         )
 
+    @property
+    def steps(self) -> int:
+        return self.end - self.began
+
+    def share_done(self, step: int) -> float:
+        return (step - self.began) / max(self.steps, 1)
+
     def evaluates_at(self, step: int) -> bool:
-        return step > 0 and (step % self.eval_every == 0 or step == self.total_steps)
+        """At the end, and on the way; without any step the start is evaluated."""
+        done = step - self.began
+        return step == self.end or (done > 0 and done % self.eval_every == 0)
 
     def saves_at(self, step: int) -> bool:
         """Before every evaluation, and on the way as often as asked for."""
         return self.evaluates_at(step) or bool(self.save_every and step % self.save_every == 0)
 
     def logs_at(self, step: int) -> bool:
-        return step % self.log_every == 0 or step == self.total_steps
+        return step % self.log_every == 0 or step == self.end
 
     def reason_to_stop(self, progress: Progress) -> str | None:
         if self.patience and progress.evaluations_without_gain >= self.patience:
             return "patience"
-        return self.last_stop if progress.step >= self.total_steps else None
+        return self.last_stop if progress.step >= self.end else None
 
 
 class Meter:

@@ -14,15 +14,19 @@ from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
 from hpc_ecg.training.engine import Engine
 
 
-def predict(engine: Engine, dataset: Dataset, batch_size: int) -> np.ndarray:
-    """Logits of every record of the split, float32 [N, K], on every rank."""
+def predict(
+    engine: Engine, dataset: Dataset, batch_size: int, width: int | None = None
+) -> np.ndarray:
+    """What the engine's model gives for every record of the split, float32 [N, K], on every rank:
+    logits, or `width` features."""
     mine = order.slice_of_rank(len(dataset), engine.rank, engine.world_size)
-    per_count = dataset.shards.microvolts_per_count / 1000
+    per_count = dataset.millivolts_per_count
     pieces = [
         engine.infer(dataset.read(np.arange(start, min(start + batch_size, mine.stop))), per_count)
         for start in range(mine.start, mine.stop, batch_size)
     ]
-    local_nK = torch.cat(pieces) if pieces else torch.zeros(0, len(dataset.label_names))
+    empty = torch.zeros(0, width or len(dataset.label_names))
+    local_nK = torch.cat(pieces) if pieces else empty
     if engine.world_size == 1:
         return local_nK.numpy()
     rows = -(-len(dataset) // engine.world_size)

@@ -22,11 +22,11 @@ from hpc_ecg.model.transformer import (
     randomize_backbone,
     randomize_head,
 )
+from hpc_ecg.weights.heads import plan_head
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 from hpc_ecg.writing import sha256_of
 
 FREEZE = ("auto", "none", "stem", "backbone")
-HEADS = ("auto", "keep", "new")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,12 @@ class InitConfig:
     """base_ssl.pt, a fine-tuned .pt, our model.safetensors or a run's best/; unset = random
     weights."""
     head: str = "auto"
-    """auto = keep the file's head if it has one, else a new one; keep; new (a `reset`)."""
+    """auto = keep the file's head if it has one, else a new one; keep (every label of the run is
+    found in it, by name where names are known); by_label (labels found keep their row, the others
+    are new); new (a `reset`)."""
+    labels: list[str] = field(default_factory=list)
+    """Names of the labels of the file's head, in its order, where the file does not say or says it
+    otherwise; [] = the file's own."""
     signal: SignalSpec = field(default_factory=SignalSpec)
     """What the weights of a foreign .pt saw; the file does not say, so this is recorded as
     assumed."""
@@ -58,6 +63,7 @@ def initialize(
     labels: list[str],
     freeze: str,
     seed: int,
+    freeze_layers: int = 0,
 ) -> Initialized:
     """A model on the CPU, in training mode, weights in place and frozen as asked. ValueError: the
     file cannot be read or does not fit, or a setting contradicts it."""
@@ -67,20 +73,20 @@ def initialize(
     architecture = resolve_architecture(
         model_config, checkpoint.architecture if checkpoint else None
     )
-    head, head_reason = decide_head(init.head, checkpoint, labels)
+    head = plan_head(init.head, checkpoint, labels, init.labels)
     frozen_part = decide_freeze(freeze, checkpoint is not None)
     signal, signal_assumed = _signal_of(init, checkpoint, architecture)
     # 2. Build, fill, freeze.
     model = build_on_meta(architecture, num_labels, model_config).to_empty(device="cpu")
-    loaded = fill(model, checkpoint, keep_head=head == "keep", seed=seed)
-    model.freeze(frozen_part)
+    loaded = fill(model, checkpoint, head.rows, seed)
+    model.freeze(frozen_part, freeze_layers)
     # 3. Say what happened.
     report = {
         "checkpoint": _facts_of(checkpoint),
         "architecture": architecture_to_settings(architecture),
         "seed": seed,
-        "head": {"asked": init.head, "taken": head, "reason": head_reason, "labels": labels},
-        "freeze": {"asked": freeze, "taken": frozen_part},
+        "head": {"asked": init.head, **asdict(head), "labels": labels},
+        "freeze": {"asked": freeze, "taken": frozen_part, "layers": freeze_layers},
         "signal": {"assumed": signal_assumed, "spec": signal and asdict(signal)},
         **_account(model, checkpoint, loaded),
     }
@@ -117,50 +123,35 @@ def load_model(
     rows = checkpoint.num_labels or num_labels
     assert rows
     model = build_on_meta(checkpoint.architecture, rows, model_config).to_empty(device="cpu")
-    fill(model, checkpoint, keep_head=checkpoint.num_labels is not None, seed=seed)
+    has_head = checkpoint.num_labels is not None
+    fill(model, checkpoint, [row if has_head else None for row in range(rows)], seed)
     return model.eval()
 
 
 def fill(
-    model: ECGClassifier, checkpoint: Checkpoint | None, *, keep_head: bool, seed: int
+    model: ECGClassifier, checkpoint: Checkpoint | None, rows: list[int | None], seed: int
 ) -> dict[str, str]:
-    """Give every parameter its values; returns our name -> file key for those that were loaded."""
+    """Give every parameter its values; returns our name -> file key for those that were loaded.
+    `rows`: for each label the row of the file's head, or None for a fresh one."""
     tensors = checkpoint.ours() if checkpoint else {}
     if checkpoint is None:
         randomize_backbone(model.backbone, seed)
-    if not keep_head:
+    if None in rows:
         randomize_head(model.head, seed)
+    mine = [k for k, row in enumerate(rows) if row is not None]
+    theirs = [row for row in rows if row is not None]
     loaded = {}
     for name, parameter in model.named_parameters():
-        if checkpoint and (keep_head or not name.startswith("head.")):
-            parameter.detach().numpy()[...] = tensors[name].array()
-            tensors[name].block.file.drop()  # in memory once: here
-            loaded[name] = checkpoint.names.ours[name]
+        if checkpoint is None or (name.startswith("head.") and not mine):
+            continue
+        values, array = parameter.detach().numpy(), tensors[name].array()
+        if name.startswith("head."):
+            values[mine] = array[theirs]
+        else:
+            values[...] = array
+        tensors[name].block.file.drop()  # in memory once: here
+        loaded[name] = checkpoint.names.ours[name]
     return loaded
-
-
-def decide_head(asked: str, checkpoint: Checkpoint | None, labels: list[str]) -> tuple[str, str]:
-    """(`keep` or `new`, the reason). ValueError: a head that should be kept and cannot be."""
-    if asked not in HEADS:
-        raise ValueError(f"init.head must be one of {', '.join(HEADS)}, got {asked!r}")
-    if asked == "new":
-        return "new", "asked for"
-    if checkpoint is None or checkpoint.num_labels is None:
-        what = "random weights have" if checkpoint is None else f"{checkpoint.path} has"
-        if asked == "keep":
-            raise ValueError(f"init.head=keep, but {what} no head; use init.head=new or auto")
-        return "new", f"{what} no head"
-    if checkpoint.num_labels != len(labels):
-        raise ValueError(
-            f"init.head={asked}: the head of {checkpoint.path} has {checkpoint.num_labels} labels, "
-            f"this run has {len(labels)} ({', '.join(labels)}); use init.head=new"
-        )
-    if checkpoint.labels is not None and checkpoint.labels != labels:
-        raise ValueError(
-            f"init.head={asked}: the head of {checkpoint.path} predicts "
-            f"{', '.join(checkpoint.labels)}, this run has {', '.join(labels)}; use init.head=new"
-        )
-    return "keep", "asked for" if asked == "keep" else "the file has a head that fits"
 
 
 def decide_freeze(asked: str, weights_loaded: bool) -> str:

@@ -1,0 +1,202 @@
+"""Features of a frozen backbone, computed once and kept on disk.
+
+While nothing below the head trains, what the head sees of a record is always the same: it depends
+on the weights, the records and the arithmetic alone. The file is named by the digest of those, so
+that every seed, learning rate and set of labels finds it. What comes out is the same split again,
+whose `read` gives features; the head alone is then the model (`Probe`).
+"""
+
+# N records of the split, n records read, D width
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.model.transformer import ECGClassifier
+from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.predict import predict
+from hpc_ecg.writing import sha256_of, write_json, write_whole
+
+logger = logging.getLogger("hpc_ecg")
+
+VERSION = 1  # of what the model computes; a change of its numbers makes old files useless
+
+
+class Probe(nn.Module):
+    """The head of a model alone: features [B, D] -> logits [B, K]; the model's own parameters."""
+
+    def __init__(self, model: ECGClassifier) -> None:
+        super().__init__()
+        self.head = model.head
+        self._classify = model.classify
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        return self._classify(pooled_BD)
+
+
+class Extractor(nn.Module):
+    """A model without its head: ECG [B, C, S] -> features [B, D]."""
+
+    def __init__(self, model: ECGClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ecg_BCS: Tensor) -> Tensor:
+        return self.model.features(ecg_BCS)
+
+
+class FeatureDataset(Dataset):
+    """A split whose records are features, float32 [D] each."""
+
+    def __init__(self, dataset: Dataset, features_ND: np.ndarray) -> None:
+        vars(self).update(vars(dataset))
+        self._features_ND = features_ND
+
+    @property
+    def millivolts_per_count(self) -> float:
+        return 1.0
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        return self._features_ND[positions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCache:
+    """Where features are kept and how they are computed; every rank calls `of`."""
+
+    engine: Engine
+    setting: str | None
+    """train.feature_cache"""
+    batch_size: int
+    run_dir: Path
+
+    def of(self, model: ECGClassifier, dataset: Dataset) -> FeatureDataset:
+        """The split as features of this model's backbone, from the cache or computed into it.
+        ValueError: the cache's folder cannot be written."""
+        engine = self.engine
+        inputs = _inputs_of(model, dataset, engine.precision)
+        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        name = f"{digest[:32]}-{dataset.split}.npy"
+        path = Path(engine.on_first(lambda: str(self._folder_for(dataset) / name)))
+        lock = FileLock(f"{path}.lock")
+        try:
+            if not engine.on_first(lambda: _is_there_or_lock(path, lock)):
+                logger.info("features of split %s: computed once, into %s", dataset.split, path)
+                engine.prepare(Extractor(model))
+                width = model.head.in_features
+                features_ND = predict(engine, dataset, self.batch_size, width)
+                engine.on_first(lambda: _write(path, features_ND, inputs))
+        finally:
+            lock.release()
+        return FeatureDataset(dataset, np.load(path, mmap_mode="r"))
+
+    def _folder_for(self, dataset: Dataset) -> Path:
+        if self.setting != "auto":
+            return _made(Path(self.setting or ""), "train.feature_cache")
+        shared, own = dataset.shards.folder / "features", self.run_dir / "features"
+        try:
+            return _made(shared, "features")
+        except ValueError as error:
+            logger.info("%s: features are kept in %s, for this run alone", error, own)
+            return _made(own, "features")
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a stage works on: the model and signals or, while the head alone trains, the head and
+    features."""
+
+    module: nn.Module
+    """What the engine runs."""
+    kept: nn.Module
+    """What checkpoints hold; shares the model's parameters."""
+    train: Dataset
+    valid: Dataset
+
+
+def view_of(
+    cache: FeatureCache,
+    model: ECGClassifier,
+    train: Dataset,
+    valid: Dataset,
+    head_only: bool,
+    trains: bool = True,
+) -> View:
+    """Features where the backbone stays what it was; those of the training split only if somebody
+    trains. Dropout on the tokens that are pooled would make other ones each time: not cached."""
+    if not head_only:
+        return View(module=model, kept=model, train=train, valid=valid)
+    probe = Probe(model)
+    if cache.setting is None or model.final_dropout.p > 0:
+        return View(module=model, kept=probe, train=train, valid=valid)
+    if trains:
+        train = cache.of(model, train)
+    return View(module=probe, kept=probe, train=train, valid=cache.of(model, valid))
+
+
+def _inputs_of(model: ECGClassifier, dataset: Dataset, precision: str) -> dict[str, Any]:
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.backbone.state_dict().items()):
+        weights.update(f"{name} {tuple(tensor.shape)} ".encode())
+        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return {
+        "version": VERSION,
+        "backbone_sha256": weights.hexdigest(),
+        "heads": model.architecture.encoder_attention_heads,
+        "pooling": model.pooling,
+        "precision": precision,
+        "data_index_sha256": dataset.shards.index_sha256,
+        "split": dataset.split,
+    }
+
+
+def _made(folder: Path, what: str) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{what}={folder} cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{what}={folder} cannot be written")
+    return folder
+
+
+def _is_there_or_lock(path: Path, lock: FileLock) -> bool:
+    """True if the features are there and whole; else this process holds the lock and makes them.
+    Another process at work on them is waited for."""
+    if _is_whole(path):
+        return True
+    lock.acquire()
+    return _is_whole(path)
+
+
+def _is_whole(path: Path) -> bool:
+    about = path.with_suffix(".json")
+    if not path.exists() or not about.exists():
+        return False
+    try:
+        known = json.loads(about.read_text())["sha256"]
+    except (ValueError, KeyError, TypeError):
+        known = None
+    if sha256_of(path) == known:
+        return True
+    logger.warning("%s is not what was written (its SHA-256): computed again", path)
+    return False
+
+
+def _write(path: Path, features_ND: np.ndarray, inputs: dict[str, Any]) -> None:
+    def save(aside: Path) -> None:
+        with aside.open("wb") as file:
+            np.save(file, features_ND)
+
+    write_whole(path, save)
+    write_json(path.with_suffix(".json"), inputs | {"sha256": sha256_of(path)})
