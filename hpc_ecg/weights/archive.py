@@ -73,7 +73,7 @@ def _open_storage(blocks: dict[str, Block], dtype: str, key: str, numel: int) ->
     itemsize, size = DTYPES[dtype].itemsize, block.end - block.start
     if numel * itemsize != size:
         raise DamagedError(
-            f"{name} should hold {numel} values of {dtype}, the file holds only "
+            f"{name} should hold {str(numel)[:30]} values of {dtype}, the file holds only "
             f"{size} bytes of it; refused"
         )
 

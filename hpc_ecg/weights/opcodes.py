@@ -54,8 +54,10 @@ def opcodes(data: memoryview) -> Iterator[tuple[str, Any, int]]:
             argument = _text(name, data[at - length : at])
         elif name == "GLOBAL":
             *parts, _ = bytes(data[at : at + LONGEST_NAME]).split(b"\n", 2)
+            if len(parts) < 2:
+                raise RefusedError(f"it asks for a name without end, byte {position} of its pickle")
+            at += sum(map(len, parts)) + 2
             argument = b" ".join(parts).decode()
-            at += len(argument.encode()) + 1
         yield name, argument, position
         if name == "STOP":
             return

@@ -145,12 +145,11 @@ class _Machine:
         return value
 
     def pop_to_mark(self) -> list[Any]:
-        start = (
-            len(self.stack) - 1 - next(i for i, v in enumerate(reversed(self.stack)) if v is END)
-        )
-        items = self.stack[start + 1 :]
-        del self.stack[start:]
-        return items
+        items = []
+        while self.stack and self.stack[-1] is not END:
+            items.append(self.stack.pop())
+        self.stack.pop()
+        return items[::-1]
 
     def extend(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:

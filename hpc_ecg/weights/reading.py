@@ -25,7 +25,7 @@ from hpc_ecg.weights.stored import (
 
 OUR_FILE = "model.safetensors"
 OUR_FORMAT = "hpc_ecg/1"
-FACTS: dict[str, tuple[type, type]] = {
+FACTS: dict[str, tuple[Any, type]] = {
     "architecture": (dict, str),
     "labels": (list, str),
     "signal": (dict, str),

@@ -21,7 +21,7 @@ DTYPES = {
     **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
     **{"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"},
 }
-LONGEST_HEADER = 1 << 22
+LONGEST_HEADER = 1 << 20
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:

@@ -15,7 +15,7 @@ from hpc_ecg.weights.stored import Block, MappedFile
 # end, and that end with wide numbers, which torch writes too and a locator points at.
 LOCAL, ENTRY = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I")
 END, LOCATOR, END64 = (struct.Struct(s) for s in ("<4s4H2IH", "<4sIQI", "<4sQ2H2I4Q"))
-MOST_MEMBERS = 1 << 16
+MOST_MEMBERS = 1 << 14
 PICKLE = "data.pkl"
 
 
