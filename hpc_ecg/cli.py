@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import hpc_ecg
+from hpc_ecg.cli_weights import add_weights
 
 if TYPE_CHECKING:
     from hpc_ecg.data.sharding import ShardingPlan
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
         who = "hpc-ecg" if rank == "0" else f"hpc-ecg, process {rank}"
-        print(f"{who}: {error}", file=sys.stderr)  # noqa: T201
+        # a file's own words may be part of it
+        line = "".join(c if c.isprintable() else " " for c in f"{who}: {error}")
+        print(line, file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("hpc-ecg: interrupted; start it again to go on", file=sys.stderr)  # noqa: T201
@@ -53,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=hpc_ecg.__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_data(verbs)
+    add_weights(verbs)
 
     finetune = verbs.add_parser("finetune", help="train one run, or go on with it")
     finetune.add_argument("settings", nargs="*", help=SETTINGS_HELP)

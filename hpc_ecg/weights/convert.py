@@ -5,7 +5,9 @@ runs. Each notes in the file what was done (`provenance`) and returns what to te
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,7 +80,10 @@ def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) ->
     first = checkpoints[0]
     for other in checkpoints[1:]:
         _check_alike(first, other)
-    parts = [name_source(s, c) for s, c in zip(sources, checkpoints, strict=True)]
+    parts: list[dict[str, Any]] = [
+        {**name_source(source, checkpoint), "provenance": checkpoint.provenance}
+        for source, checkpoint in zip(sources, checkpoints, strict=True)
+    ]
     note = {"action": "soup", "sources": parts, "version": hpc_ecg.__version__}
     facts = Facts(
         architecture=first.architecture,
@@ -110,8 +115,8 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
 def _mean(name: str, checkpoints: Sequence[Checkpoint]) -> Tensor:
     """Summed in float64, in the type of the first: one tensor of one file at a time."""
     stored = [c.tensors[all_names(c.names)[name]] for c in checkpoints]
-    total = stored[0].array().astype("float64")
-    for tensor in stored[1:]:
+    total = np.zeros(stored[0].shape)
+    for tensor in stored:
         total += tensor.array()
         tensor.block.file.drop()
     return torch.from_numpy(total / len(stored)).to(getattr(torch, stored[0].dtype))

@@ -15,7 +15,13 @@ from torch import Tensor
 import hpc_ecg
 from hpc_ecg.weights import original
 from hpc_ecg.weights.archive import read_archive
-from hpc_ecg.weights.export import Facts, save_original, write_original, write_safetensors
+from hpc_ecg.weights.export import (
+    Facts,
+    check_tensors,
+    save_original,
+    write_original,
+    write_safetensors,
+)
 from hpc_ecg.weights.mapping import KEPT, all_names
 from hpc_ecg.weights.onnx_export import check_installed, write_onnx
 from hpc_ecg.weights.reading import Checkpoint, file_of, read_checkpoint
@@ -62,6 +68,10 @@ def check_target(target: Path, sources: Sequence[str | Path], force: bool) -> No
 
 def read_draft(source: str | Path, action: str, **details: Any) -> Draft:
     """The file as it is, with a note of what will be done to it."""
+    if str(source).endswith(".onnx"):
+        raise ValueError(
+            f"{source}: an ONNX file can be written, not read: in it weights are merged"
+        )
     checkpoint = read_checkpoint(source)
     path = Path(checkpoint.path)
     tensors = {}
@@ -88,6 +98,7 @@ def name_source(source: str | Path, checkpoint: Checkpoint) -> dict[str, str]:
 def write_draft(draft: Draft, target: Path, *, strip: bool = False) -> list[str]:
     """Write the file; returns what to tell the user. `strip` leaves tensors, sizes, labels and
     signal."""
+    check_tensors(draft.tensors, draft.facts, str(target))
     facts = replace(draft.facts, provenance=[]) if strip else draft.facts
     told = []
     if target.suffix == ".safetensors":
