@@ -79,6 +79,20 @@ def with_weights(path, change, kind=AFIB):
     return refusal(saved(path, content))
 
 
+def test_the_watch_sees_what_runs(tmp_path):
+    for run in (
+        lambda: eval("1"),
+        lambda: exec("1"),
+        lambda: os.system("true"),
+        lambda: (tmp_path / "x").touch(),
+        lambda: (tmp_path / "x").write_text("x"),
+        lambda: subprocess.run(["true"], check=False),
+        lambda: pickle.loads(b"cos\nsystem\n."),
+    ):
+        with pytest.raises(AssertionError), nothing_runs():
+            run()
+
+
 # Pickles that would run something.
 
 

@@ -5,14 +5,20 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hostile import members_of, zip_of
 
+from hpc_ecg.model.architecture import Architecture, architecture_to_settings
+from hpc_ecg.model.transformer import build_on_meta
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.archive import read_archive
+from hpc_ecg.weights.mapping import deduce_sizes, expected_shapes
 from hpc_ecg.weights.pickles import Inert
 from hpc_ecg.weights.reading import read_checkpoint
 from hpc_ecg.writing import sha256_of
@@ -313,6 +319,155 @@ def test_load_model_says_that_a_pretrained_file_has_no_head():
         load_model(AFIB, num_labels=3)
     assert load_model(BASE, num_labels=3)(torch.randn(2, 12, 500)).shape == (2, 3)
     assert not load_model(AFIB).training
+
+
+# Files that must be read all the same.
+
+NUMPY = [
+    *(np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar),
+    *(np.dtypes.Float16DType, np.dtypes.Float32DType, np.dtypes.Float64DType),
+    np.dtypes.Int64DType,
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+]
+
+
+def assert_reads_like_torch(path):
+    """Every tensor of `model`, to the bit and in order."""
+    with torch.serialization.safe_globals(NUMPY):
+        plain = torch.load(path, weights_only=True)["model"]
+    ours = read_checkpoint(path).tensors
+    assert list(ours) == list(plain)
+    for key, tensor in plain.items():
+        ours_now = ours[key].to_torch()
+        assert ours_now.dtype == tensor.dtype
+        assert ours_now.is_contiguous()
+        assert torch.equal(ours_now, tensor)
+        assert np.array_equal(ours[key].array(), tensor.detach().float().numpy())
+    load_model(path, num_labels=1)
+
+
+def test_the_files_of_the_original_are_read_to_the_bit(real_data):
+    files = sorted((real_data / "reference").glob("*.pt"))
+    assert len(files) >= 5
+    for file in files:
+        assert_reads_like_torch(file)
+
+
+def as_parameters(content):
+    content["model"] = {k: torch.nn.Parameter(t) for k, t in content["model"].items()}
+
+
+def as_state_dict(content):
+    state = OrderedDict(content["model"])
+    state._metadata = OrderedDict({"": {"version": 1}, "encoder": {"version": 1}})
+    content["model"] = state
+
+
+def transposed(content):
+    for key in ("encoder.encoder.layers.0.fc1.weight", "encoder.conv_pos.pos_conv.0.weight_v"):
+        tensor = content["model"][key]
+        content["model"][key] = tensor.transpose(0, -1).contiguous().transpose(0, -1)
+        assert not content["model"][key].is_contiguous()
+
+
+def in_one_storage(content):
+    flat = torch.cat([tensor.reshape(-1) for tensor in content["model"].values()])
+    sizes = [tensor.numel() for tensor in content["model"].values()]
+    parts = zip(content["model"].items(), flat.split(sizes), strict=True)
+    content["model"] = {key: part.view(tensor.shape) for (key, tensor), part in parts}
+
+
+def in_type(dtype):
+    def convert(content):
+        content["model"] = {k: t.to(dtype) for k, t in content["model"].items()}
+
+    return convert
+
+
+def with_numpy_scalars(content):
+    metrics = {"auc": np.float64(0.5), "num": np.int64(3), "low": np.float32(0.25)}
+    content["extra_state"]["metrics"] = metrics
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict,
+        as_parameters,
+        as_state_dict,
+        transposed,
+        in_one_storage,
+        with_numpy_scalars,
+        *(in_type(t) for t in (torch.float16, torch.bfloat16, torch.float64)),
+    ],
+)
+def test_files_saved_in_other_ways_are_read_to_the_bit(tmp_path, change):
+    content = content_of(AFIB)
+    change(content)
+    assert_reads_like_torch(saved(content, tmp_path / "x.pt"))
+
+
+def test_arrays_under_the_names_of_numpy_1_are_read(tmp_path):
+    members = members_of(AUC)
+    assert b"numpy._core.multiarray" in members["data.pkl"]
+    members["data.pkl"] = members["data.pkl"].replace(b"numpy._core", b"numpy.core")
+    old = tmp_path / "old.pt"
+    old.write_bytes(zip_of((f"x/{name}", data) for name, data in members.items()))
+    assert read_checkpoint(old).num_labels == 1
+    assert_reads_like_torch(AUC)
+
+
+def test_a_file_written_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(content_of(AFIB), tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_reads_like_torch(path)
+
+
+# What the sizes say.
+
+SIZES = [
+    Architecture(),
+    replace(Architecture(), encoder_layers=1, in_d=3, conv_pos=16, conv_pos_groups=4),
+    replace(Architecture(), encoder_layers=2, encoder_embed_dim=256, encoder_ffn_embed_dim=64),
+    replace(Architecture(), conv_feature_layers=((16, 3, 3), (32, 2, 2)), encoder_layers=11),
+    replace(Architecture(), conv_feature_layers=((16, 2, 2),) * 11 + ((32, 1, 1),)),
+]
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+@pytest.mark.parametrize("num_labels", [1, 77])
+def test_the_expected_shapes_are_those_of_the_model_in_its_order(architecture, num_labels):
+    model = build_on_meta(architecture, num_labels)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = expected_shapes(architecture, num_labels)
+    assert expected == shapes
+    assert list(expected) == list(shapes)
+    headless = expected_shapes(architecture, None)
+    assert headless == {name: shape for name, shape in shapes.items() if "head." not in name}
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_sizes_are_deduced_from_the_shapes(architecture):
+    deduced = deduce_sizes(expected_shapes(architecture, 1))
+    known = architecture_to_settings(architecture)
+    del known["encoder_attention_heads"]  # leaves no trace
+    assert deduced == known
+
+
+@pytest.mark.parametrize("path", [BASE, AFIB, AUC])
+def test_sizes_are_deduced_from_a_file_of_either_layout(path):
+    checkpoint = read_checkpoint(path)
+    shapes = {name: tensor.shape for name, tensor in checkpoint.ours().items()}
+    deduced = deduce_sizes(shapes)
+    assert deduced.items() <= architecture_to_settings(checkpoint.architecture).items()
+    assert len(deduced) == 7
+    for name in shapes:
+        assert isinstance(deduce_sizes({n: s for n, s in shapes.items() if n != name}), dict)
+        assert isinstance(deduce_sizes(shapes | {name: ()}), dict)
+        assert isinstance(deduce_sizes(shapes | {name: (0, 0, 0)}), dict)
 
 
 @pytest.mark.slow

@@ -152,7 +152,8 @@ def deduce_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | str]:
     where a needed tensor is missing or has other axes."""
     stem = "backbone.feature_extractor.conv_layers."
     layers = {name for name in shapes if name.startswith("backbone.encoder.layers.")}
-    convs = sorted(n for n in shapes if n.startswith(stem) and n.endswith(".0.weight"))
+    convs = [n for n in shapes if n.startswith(stem) and n.endswith(".0.weight")]
+    convs.sort(key=lambda name: (len(name), name))  # 10 after 9
     try:
         kernels = [(shapes[name][0], shapes[name][2], shapes[name][2]) for name in convs]
         inner, width = shapes["backbone.encoder.layers.0.fc1.weight"]
