@@ -41,7 +41,9 @@ def add_weights(verbs: "argparse._SubParsersAction[Any]") -> None:
 
     reset = weights_verbs.add_parser("reset-head", help="put a fresh head on the weights")
     _add_in_and_out(reset)
-    reset.add_argument("--seed", type=int, required=True, help="as train.seed with init.head=new")
+    reset.add_argument(
+        "--seed", type=int, required=True, help="as `seed` of a run with init.head=new"
+    )
     size = reset.add_mutually_exclusive_group()
     size.add_argument("--labels", metavar="A,B", help="names of the labels, in order")
     size.add_argument("--num-labels", type=int, metavar="K", help="default: as many as before")

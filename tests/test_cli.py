@@ -48,7 +48,7 @@ def failure(capsys, *words) -> str:
         (["optim.lrr=1"], "did you mean optim.lr?"),
         (["optim.lr=fast"], "optim.lr"),
         (["data.shards=nowhere"], "data.shards=nowhere does not exist"),
-        (["data.task=regression"], "data.task=regression needs loss.name=mse, got bce"),
+        (["data.task=regression"], "data.task=regression needs loss.name=mse"),
         (["data.labels=[sex]"], "data.labels: sex not in"),
         (["init.checkpoint=none.pt"], "none.pt"),
         (["init.head=keep"], "no head"),
@@ -56,7 +56,7 @@ def failure(capsys, *words) -> str:
         (["init.signal.sample_rate_hz=500"], "sample_rate_hz: 250 in data.shards="),
         (["train.freeze=head"], "train.freeze"),
         ([*TINY_MODEL, "init.checkpoint=null", "model.in_d=8"], "model.in_d=8, but data.shards="),
-        (["loss.name=focal"], "needs loss.name=bce"),
+        (["loss.name=focal"], "loss.name must be one of bce,"),
         (["loss.pos_weight=[1,2]"], "loss.pos_weight must have 1"),
         (["engine.device=cuda"], "torch sees no GPU"),
         (["engine.precision=fp16"], "engine.precision=fp16 needs a GPU"),
@@ -106,6 +106,30 @@ def test_a_mistake_in_a_sweep_shows_before_the_first_run(capsys, tmp_path, words
     base = [f"sweep_dir={tmp_path / 's'}", "strategy_dir=configs/strategies", "run.data.shards=d"]
     assert expected in failure(capsys, "sweep", *base, *words)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["weights"], "required: VERB"),
+        (["weights", "inspect"], "required: FILE"),
+        (["weights", "show", "x.pt"], "'show'"),
+        (["weights", "diff", "a.pt"], "required: B"),
+        (["weights", "reset-head", "a.pt", "b.pt"], "required: --seed"),
+        (["weights", "reset-head", "a.pt", "b.pt", "--seed", "one"], "'one'"),
+        (["weights", "soup", "a.pt"], "required: IN"),
+    ],
+)
+def test_a_verb_of_weights_that_lacks_something_says_it_in_one_line(capsys, words, expected):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and expected in line
+
+
+def test_what_a_file_says_of_itself_cannot_reach_the_terminal(capsys, tmp_path):
+    (tmp_path / "x\x1b[31m\n.pt").write_bytes(b"\x1b[31m")
+    assert "\x1b" not in failure(capsys, "weights", "inspect", tmp_path / "x\x1b[31m\n.pt")
 
 
 def test_evaluate_and_report_name_a_folder_that_is_not_theirs(capsys, tmp_path):

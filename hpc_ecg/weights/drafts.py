@@ -144,6 +144,9 @@ def _left_out(draft: Draft, ending: str, strip: bool) -> Iterator[str]:
     kept = [name for name in draft.tensors if name.startswith(KEPT)]
     if draft.source and draft.source.names.ignored and (ending == ".onnx" or not kept):
         yield f"{len(draft.source.names.ignored)} tensors that only pre-training uses"
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in draft.tensors.values()}
+    if ending == ".onnx" and dtypes != {"float32"}:
+        yield f"the type of the tensors ({', '.join(sorted(dtypes))}); ONNX has float32"
     if strip and draft.source and draft.source.provenance:
         yield "the provenance"
     folder = Path(draft.source.path).parent if draft.source else None

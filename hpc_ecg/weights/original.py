@@ -16,7 +16,7 @@ from typing import Any
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.weights.mapping import HasShape
 from hpc_ecg.weights.pickles import Inert
-from hpc_ecg.weights.stored import CHANGED, StoredTensor
+from hpc_ecg.weights.stored import StoredTensor
 
 LAYOUTS = ("base_ssl", "classifier")
 OPTIMIZER, OURS = "last_optimizer_state", "hpc_ecg"
@@ -116,7 +116,10 @@ def _copy(value: Any, key: str, neutral: bool, done: dict[int, Any]) -> Any:
 def _copy_parts(value: Any, key: str, neutral: bool, done: dict[int, Any]) -> Any:
     if isinstance(value, StoredTensor):
         if value.overlaps_itself() or not value.block.is_intact():
-            raise ValueError(f"{value.block.file.path}: a tensor beside the weights is {CHANGED}")
+            raise ValueError(
+                f"{value.block.file.path}: a tensor beside the weights ({key[:40]}) is damaged, or "
+                "counts places of the file twice; --strip leaves it out"
+            )
         return value.to_torch()
     if isinstance(value, dict):
         copies = {k: _copy(v, str(k), neutral, done) for k, v in value.items()}
