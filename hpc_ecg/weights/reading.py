@@ -194,8 +194,7 @@ def _checked(
     check_fit(ours, expected_shapes(architecture, num_labels), str(path))
     if labels is not None and len(labels) != num_labels:
         raise ValueError(f"{path}: {len(labels)} label names for a head of {num_labels} labels")
-    for key, tensor in stored.items():
-        check_values(tensor, f"{path}: {key}")
+    check_values(stored, str(path))
     return Checkpoint(
         path=str(path),
         kind=kind,

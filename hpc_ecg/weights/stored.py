@@ -5,8 +5,10 @@ copies a tensor out may `drop` its pages again.
 """
 
 import mmap
+import os
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,14 +63,11 @@ class Block:
     crc32: int | None = None
 
     def is_intact(self) -> bool:
-        return self._agrees
-
-    @cached_property  # many tensors may lie in one block
-    def _agrees(self) -> bool:
-        if self.crc32 is None:
-            return True
-        with memoryview(self.file.bytes) as whole, whole[self.start : self.end] as view:
-            return zlib.crc32(view) == self.crc32
+        known = self.__dict__  # many tensors may lie in one block; cached_property would lock
+        if self.crc32 is not None and "intact" not in known:
+            with memoryview(self.file.bytes) as whole, whole[self.start : self.end] as view:
+                known["intact"] = zlib.crc32(view) == self.crc32
+        return known.get("intact", True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,15 +165,22 @@ def check_weight(tensor: object, name: str) -> StoredTensor:
     return tensor
 
 
-def check_values(tensor: StoredTensor, name: str) -> None:
-    """ValueError unless its bytes are those that were written, and its values finite."""
+def check_values(tensors: dict[str, StoredTensor], source: str) -> None:
+    """ValueError unless their bytes are those that were written, and the values finite."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        for name, fault in zip(tensors, pool.map(_fault_of, tensors.values()), strict=True):
+            if fault:
+                pool.shutdown(cancel_futures=True)
+                raise ValueError(f"{source}: {name} {fault}")
+    next(iter(tensors.values())).block.file.drop()  # they all lie in one file
+
+
+def _fault_of(tensor: StoredTensor) -> str | None:
     if not tensor.block.is_intact():
-        raise ValueError(f"{name} is {CHANGED}")
+        return f"is {CHANGED}"
     if not tensor.is_finite():
-        raise ValueError(
-            f"{name} holds NaN or infinite values (in float32); the run that wrote it diverged"
-        )
-    tensor.block.file.drop()
+        return "holds NaN or infinite values (in float32); the run that wrote it diverged"
+    return None
 
 
 def check_apart(tensors: dict[str, StoredTensor], source: str) -> None:
