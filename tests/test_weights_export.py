@@ -41,6 +41,9 @@ def test_our_file_round_trips_bit_for_bit_with_all_that_is_known(tmp_path, model
         assert checkpoint.architecture == model.architecture
         assert same(load_model(path).state_dict(), model.state_dict())
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    (tmp_path / "other").touch()
+    modes = {p.stat().st_mode for p in tmp_path.iterdir()}
+    assert len(modes) == 1, "as readable for colleagues as any other file"
 
 
 def test_a_state_dict_gathered_from_ranks_can_be_saved_as_well(tmp_path, model):

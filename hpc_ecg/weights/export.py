@@ -70,7 +70,14 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Fa
     sizes = json.dumps(architecture_to_settings(facts.architecture))
     metadata = {"format": OUR_FORMAT, "architecture": sizes, **facts.texts()}
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(Path(path), lambda aside: save_file(whole, aside, metadata))
+
+    def write(aside: Path) -> None:
+        aside.touch()
+        mode = aside.stat().st_mode
+        save_file(whole, aside, metadata)
+        aside.chmod(mode)  # the library makes a file that only its owner can read
+
+    write_whole(Path(path), write)
 
 
 def write_original(path: str | Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:

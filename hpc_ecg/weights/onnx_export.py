@@ -82,6 +82,8 @@ def _export(model: ECGClassifier, path: Path, facts: Facts) -> None:
             verbose=False,
         )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where on this machine the code lies
     sizes = json.dumps(architecture_to_settings(facts.architecture))
     unit = facts.signal.unit if facts.signal else "mV"
     program.model.metadata_props.update(
