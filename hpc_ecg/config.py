@@ -27,6 +27,7 @@ COMMAND_LINE = "command line"
 RENAMED = {
     "common.fp16": "engine.precision=fp16",
     "common.seed": "seed=…",
+    "criterion._name": "loss.name=bce, as (asymmetric), bf (binary focal), mlsml, mse or mse2",
     "checkpoint.save_dir": "run_dir=…",
     "checkpoint.patience": "train.patience=…",
     "checkpoint.finetune_from_model": "init.checkpoint=… init.head=keep",
@@ -34,11 +35,16 @@ RENAMED = {
     "dataset.batch_size": "data.batch_size=… (records per step over all processes)",
     "distributed_training.distributed_world_size": "the number of Slurm tasks (sbatch -N, -n)",
     "model.feature_grad_mult": "train.freeze=stem (0.0) or train.freeze=none (1.0)",
+    "lr_scheduler.warmup_updates": "optim.warmup_fraction=… (a share of all steps)",
+    "model.freeze_finetune_updates": "train.stages (a first stage with freeze: backbone)",
     "model.linear_evaluation": "train.freeze=backbone",
     "model.model_path": "init.checkpoint=…",
     "model.no_pretrained_weights": "init.checkpoint=null",
     "model.num_labels": "data.labels=[…] (the head has one output per label)",
     "optimization.clip_norm": "optim.clip_norm=…",
+    "optimizer.adam_betas": "optim.betas=[…]",
+    "optimizer.adam_eps": "optim.eps=…",
+    "optimizer.weight_decay": "optim.weight_decay=…",
     "optimization.lr": "optim.lr=…",
     "optimization.max_epoch": "train.max_epochs=…",
     "optimization.max_update": "train.max_steps=…",
@@ -151,14 +157,23 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
     for name, value in values.items():
         key = f"{prefix}{name}"
         kind, is_optional = _without_none(_type_of(schema, key, source, root_prefix=prefix))
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if _is_section(kind):
             if not isinstance(value, dict):
                 raise ValueError(f"{key} is a section, got {value!r} ({source})")
             _check_keys_and_text(value, kind, f"{key}.", source)
+        elif _is_section(of_each := (typing.get_args(kind) or (None,))[-1]):
+            for part, inner in value.items() if isinstance(value, dict) else ():
+                if not isinstance(inner, dict):
+                    raise ValueError(f"{key}.{part} is a section, got {inner!r} ({source})")
+                _check_keys_and_text(inner, of_each, f"{key}.{part}.", source)
         elif kind is int and isinstance(value, bool):
             raise ValueError(f"{key} is a whole number, got {value!r} ({source})")
         else:
             _check_text(value, kind, is_optional, key, source)
+
+
+def _is_section(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and isinstance(kind, type)
 
 
 def _check_text(value: Any, kind: Any, is_optional: bool, key: str, source: str) -> None:
@@ -175,7 +190,7 @@ def _type_of(schema: type, key: str, source: str, root_prefix: str = "") -> Any:
     kind: Any = schema
     for part in key.removeprefix(root_prefix).split("."):
         inner, _ = _without_none(kind)
-        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+        if _is_section(inner):
             hints = typing.get_type_hints(inner)
             if part not in hints:
                 raise ValueError(_unknown_key(key, schema, root_prefix, source))

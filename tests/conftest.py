@@ -1,6 +1,8 @@
 """Shared pieces: real recordings if there are any, a tiny cohort, a tiny model, a tiny run."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,16 @@ def real_data() -> Path:
     path = Path(folder)
     assert (path / "ecg").is_dir(), f"HPC_ECG_TEST_DATA={folder} has no folder ecg/"
     return path
+
+
+@pytest.fixture(scope="session")
+def full_size(real_data, tmp_path_factory) -> Path:
+    """Folder with base_ssl.pt and wcr_afib_5y.pt at full size: the original's layout, generated
+    weights."""
+    folder = tmp_path_factory.mktemp("full_size")
+    script = str(real_data / "reference" / "regen_full.py")
+    subprocess.run([sys.executable, script, str(folder)], check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -29,8 +29,32 @@ def complaint(*words, files=(), needed=True):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("strategies/*.yaml")), ids=lambda p: p.stem)
 def test_every_strategy_loads_over_the_run_settings(path):
-    config = load(*FILES, files=[str(CONFIGS / "finetune.yaml"), str(path)])
-    assert config.init.checkpoint in ("b.pt", "w.pt")
+    for base in ("finetune.yaml", "reference.yaml"):
+        config = load(*FILES, files=[str(CONFIGS / base), str(path)])
+        random = path.stem.startswith("random")
+        assert config.init.checkpoint in ([None] if random else ["b.pt", "w.pt"])
+
+
+@pytest.mark.parametrize(
+    "option", sorted(CONFIGS.glob("strategies/with/*.yaml")), ids=lambda p: p.stem
+)
+def test_every_option_can_be_laid_over_every_strategy(option):
+    names = [path.stem for path in sorted(CONFIGS.glob("strategies/*.yaml"))]
+    words = [f"strategies=[{','.join(f'{name}+{option.stem}' for name in names)}]", "seeds=[0]"]
+    words += ["sweep_dir=s", "run.data.shards=d", *[f"run.{word}" for word in FILES]]
+    words += [f"strategy_dir={CONFIGS / 'strategies'}"]
+    sweep = load_sweep([], words)
+    assert [cell.strategy for cell in sweep.cells] == [f"{name}+{option.stem}" for name in names]
+    plain = load_sweep([], [*words, f"strategies=[{','.join(names)}]"])
+    for cell, without in zip(sweep.cells, plain.cells, strict=True):
+        assert cell.run.init == without.run.init
+        assert (cell.run.train, cell.run.optim) != (without.run.train, without.run.optim)
+
+
+def test_an_option_that_is_not_there_is_named_with_those_that_are():
+    words = ["strategies=[random+emma]", f"strategy_dir={CONFIGS / 'strategies'}", "sweep_dir=s"]
+    with pytest.raises(ValueError, match=r"no emma.yaml in .*with; there are: ema, frozen_half"):
+        load_sweep([], [*words, "run.data.shards=d"])
 
 
 @pytest.mark.parametrize("name", ["sweep", "demo"])
@@ -42,7 +66,7 @@ def test_every_sweep_builds_all_its_cells(name):
 
 
 def test_every_yaml_in_configs_is_covered_by_a_test():
-    known = {"finetune.yaml", "sweep.yaml", "demo.yaml"}
+    known = {"finetune.yaml", "sweep.yaml", "demo.yaml", "reference.yaml"}
     assert {path.name for path in CONFIGS.glob("*.yaml")} == known
 
 
@@ -55,6 +79,11 @@ def test_every_setting_is_documented(schema):
 # A value other than the default, where the type alone does not give one.
 OTHER = {
     "data.task": "multilabel",
+    "data.order": "fixed_batches",
+    "loss.alpha": "0.75",
+    "optim.eps_before_correction": "true",
+    "train.average": "ema",
+    "train.calibration": "platt",
     "optim.schedule": "constant",
     "optim.betas": "[0.5,0.6]",
     "train.best_metric": "loss",
@@ -65,13 +94,17 @@ BY_TYPE = {"int": "3", "float": "0.25", "str": "text", "list[str]": "[a,b]", "li
 
 
 @pytest.mark.parametrize(
-    ("key", "kind"), [row[:2] for row in explain(FinetuneConfig) if row[0] != "files"]
+    ("key", "kind"),
+    [row[:2] for row in explain(FinetuneConfig) if row[0] not in ("files", "train.stages")],
 )
 def test_every_setting_can_be_reached_by_its_dotted_key(key, kind):
     value = OTHER.get(key) or BY_TYPE[kind.removesuffix(" | None")]
-    before, after = flatten(asdict(load())), flatten(asdict(load(f"{key}={value}")))
+    stage = ["train.stages={NAME: {}}"] if ".NAME." in key else []
+    before = flatten(asdict(load(*stage)))
+    after = flatten(asdict(load(*stage, f"{key}={value}")))
     assert {name for name in before if before[name] != after[name]} == {key}
-    assert str(after[key]).replace(" ", "").strip("()[]") in value.replace(".0", "") or isinstance(
+    shown = str(after[key]).lower() if isinstance(after[key], bool) else str(after[key])
+    assert shown.replace(" ", "").strip("()[]") in value.replace(".0", "") or isinstance(
         after[key], list
     )
 
@@ -118,6 +151,17 @@ def test_a_path_can_be_named_once_and_used_by_name():
         ("data.batch_size=0", "data.batch_size must be at least 1"),
         ("train.patience=0", "train.patience must be at least 1"),
         ("train.best_metric=f1", "train.best_metric must be"),
+        ("train.average=mean", "train.average must be one of none, ema, swa, got 'mean'"),
+        ("train.calibration=isotonic", "train.calibration must be one of"),
+        ("train.ema_decay=1", "train.ema_decay must be in [0, 1), got 1.0"),
+        ("train.freeze_layers=-1", "train.freeze_layers must be at least 0, got -1"),
+        ("train.max_epochs=-1", "train.max_epochs must be at least 0"),
+        ("train.stages.probe.patience=0", "train.stages.probe.patience must be at least 1, got 0"),
+        ("train.stages.probe.speed=3", "unknown setting train.stages.probe.speed"),
+        ("train.stages.probe=3", "train.stages.probe"),
+        ("optim.layer_decay=1.5", "optim.layer_decay must be in (0, 1], got 1.5"),
+        ("optim.head_lr=0", "optim.head_lr must be positive or null"),
+        ("data.order=sorted", "data.order must be shuffled or fixed_batches"),
         ("engine.precision=fp8", "engine.precision must be one of"),
         ("engine.device=tpu", "engine.device must be"),
         ("engine.micro_batch_size=0", "engine.micro_batch_size must be at least 1"),
@@ -146,6 +190,9 @@ def test_what_must_be_given_is_named():
         ("init: {checkpoint: 12:00:00}\n", "is text"),
         ("optim: {lrr: 1}\n", "unknown setting optim.lrr"),
         ("train:\n", "train is a section, got None"),
+        ("train: {stages: {probe: {speed: 3}}}\n", "train.stages.probe.speed"),
+        ("train: {stages: {probe: {freeze: 3}}}\n", "is text"),
+        ("train: {stages: {probe: 3}}\n", "train.stages.probe"),
         ("- a\n- b\n", "expected `key: value` lines"),
         ("a: [1\n", "not YAML"),
     ],

@@ -55,9 +55,10 @@ class Average:
     def restore(self, state: dict[str, Tensor]) -> None:
         state = dict(state)
         self.count = int(state.pop("count", torch.tensor(0)))
-        self.mean = {
-            name: value.to(self._parameters[name].device, copy=True)
-            for name, value in state.items()
+        self.mean = {  # in the order of the parameters, which the file does not keep
+            name: state[name].to(parameter.device, copy=True)
+            for name, parameter in self._parameters.items()
+            if name in state
         }
 
     @torch.no_grad()

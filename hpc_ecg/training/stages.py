@@ -77,7 +77,7 @@ def describe_stages(start: Initialized, stages: Sequence[Stage]) -> None:
     """What trains in each stage, into the report; leaves the model frozen as the first stage has
     it."""
     parameters = start.report["parameters"]
-    start.report["stages"] = {}
+    start.report["stages"] = {stage.name: {} for stage in stages}
     for stage in reversed(stages):
         start.model.freeze(stage.freeze, stage.train.freeze_layers)
         trained = {name for name, p in start.model.named_parameters() if p.requires_grad}

@@ -1,0 +1,174 @@
+"""Features of a frozen backbone: computed once, found again, the same numbers as without."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import FIXTURES, words_for
+from ranks import run_on_ranks
+
+from hpc_ecg.config import load_config
+from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.training import features
+from hpc_ecg.training.evaluate import evaluate
+from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.writing import read_json
+
+PROBE = "train.freeze=backbone"
+
+
+@pytest.fixture
+def own_shards(shards, tmp_path) -> Path:
+    """A copy: features are kept beside the shards."""
+    return Path(
+        shutil.copytree(shards, tmp_path / "shards", ignore=shutil.ignore_patterns("features"))
+    )
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[str]:
+    """The splits that went through a backbone, in order."""
+    splits, real = [], features.predict
+
+    def predict(engine, dataset, *more):
+        splits.append(dataset.split)
+        return real(engine, dataset, *more)
+
+    monkeypatch.setattr(features, "predict", predict)
+    return splits
+
+
+def run(words) -> RunFolder:
+    return finetune(load_config(FinetuneConfig, [], words))
+
+
+def losses(folder) -> list[float]:
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] in ("step", "eval")]
+
+
+def logits(folder, split="valid"):
+    return pd.read_parquet(folder.predictions / f"{split}.parquet")["af.logit"]
+
+
+def cached(folder) -> list[str]:
+    return sorted(path.name.split("-")[-1] for path in (folder / "features").glob("*.npy"))
+
+
+def test_cached_and_uncached_probes_agree(own_shards, tmp_path, computed):
+    with_cache = run(words_for(own_shards, tmp_path / "a", PROBE))
+    assert computed == ["train", "valid"]
+    without = run(words_for(own_shards, tmp_path / "b", PROBE, "train.feature_cache=null"))
+    assert computed == ["train", "valid"]
+    np.testing.assert_allclose(losses(with_cache), losses(without), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits(with_cache), logits(without), atol=1e-5, rtol=0)
+    for folder in (with_cache, without):
+        evaluate(load_config(FinetuneConfig, [str(folder.config)], []))
+    np.testing.assert_allclose(logits(with_cache, "test"), logits(without, "test"), atol=1e-5)
+    assert computed == ["train", "valid", "test"]
+
+
+def test_the_backbone_runs_once_for_all_seeds_rates_and_evaluations(own_shards, tmp_path, computed):
+    for k, more in enumerate(([], ["seed=1"], ["optim.lr=0.01"], ["data.batch_size=7"])):
+        folder = run(words_for(own_shards, tmp_path / f"run-{k}", PROBE, *more))
+        evaluate(load_config(FinetuneConfig, [str(folder.config)], []))
+    assert sorted(computed) == ["test", "train", "valid"]
+    assert cached(own_shards) == ["test.npy", "train.npy", "valid.npy"]
+
+
+def test_recalibration_looks_at_validation_alone(own_shards, tmp_path, computed):
+    words = words_for(own_shards, tmp_path / "run", PROBE, "train.max_epochs=0")
+    words = [word for word in words if not word.startswith("init.")]
+    words += [
+        f"init.checkpoint={FIXTURES / 'tiny_wcr_afib_5y.pt'}",
+        "train.calibration=temperature",
+    ]
+    folder = run(words)
+    assert computed == ["valid"]
+    assert read_json(folder.finished)["steps"] == 0
+    assert read_json(folder.best / "calibration.json")["af"]["kind"] == "temperature"
+    evaluate(load_config(FinetuneConfig, [str(folder.config)], []))
+    assert computed == ["valid", "test"]
+
+
+def test_other_weights_or_arithmetic_have_features_of_their_own(own_shards, tmp_path, computed):
+    run(words_for(own_shards, tmp_path / "a", PROBE))
+    other = [w for w in words_for(own_shards, tmp_path / "b", PROBE) if not w.startswith("init.")]
+    run([*other, f"init.checkpoint={FIXTURES / 'tiny_wcr_afib_5y.pt'}", "init.head=new"])
+    assert computed == ["train", "valid"] * 2
+    run(words_for(own_shards, tmp_path / "c", PROBE, "engine.precision=bf16"))
+    assert computed == ["train", "valid"] * 3
+
+
+def test_damaged_features_are_computed_again_and_said(own_shards, tmp_path, computed, caplog):
+    first = run(words_for(own_shards, tmp_path / "a", PROBE))
+    path = next((own_shards / "features").glob("*-train.npy"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes(content)
+    caplog.set_level("WARNING", logger="hpc_ecg")
+    import logging
+
+    logging.getLogger("hpc_ecg").propagate = True
+    again = run(words_for(own_shards, tmp_path / "b", PROBE))
+    assert computed == ["train", "valid", "train"]
+    assert "is not what was written" in caplog.text
+    assert losses(again) == losses(first)
+
+
+def test_a_folder_of_ones_own_can_be_named_and_one_that_cannot_be_made_is_refused(
+    own_shards, tmp_path
+):
+    run(words_for(own_shards, tmp_path / "a", PROBE, f"train.feature_cache={tmp_path / 'here'}"))
+    assert len(list((tmp_path / "here").glob("*.npy"))) == 2
+    assert not (own_shards / "features").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"train.feature_cache=.*file/x cannot be made"):
+        run(words_for(own_shards, tmp_path / "b", PROBE, f"train.feature_cache={tmp_path}/file/x"))
+
+
+def test_shards_that_cannot_be_written_to_leave_the_features_in_the_run(
+    own_shards, tmp_path, monkeypatch
+):
+    real = features._made
+
+    def made(folder, what):
+        if folder.parent == own_shards:  # root may write everywhere, so say it for them
+            raise ValueError(f"{what}={folder} cannot be made: Read-only file system")
+        return real(folder, what)
+
+    monkeypatch.setattr(features, "_made", made)
+    folder = run(words_for(own_shards, tmp_path / "a", PROBE))
+    assert cached(folder.path) == ["train.npy", "valid.npy"]
+    assert not (own_shards / "features").exists()
+
+
+def test_dropout_before_pooling_is_never_cached(own_shards, tmp_path, computed):
+    run(words_for(own_shards, tmp_path / "a", PROBE, "model.final_dropout=0.1"))
+    assert computed == []
+
+
+def test_a_backbone_that_trained_is_never_looked_up(own_shards, tmp_path, computed):
+    folder = run(words_for(own_shards, tmp_path / "a", "train.max_epochs=1"))
+    evaluate(load_config(FinetuneConfig, [str(folder.config)], []))
+    assert computed == []
+    assert not (own_shards / "features").exists()
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_and_two_ranks_compute_them_once(own_shards, tmp_path):
+    commands = [["finetune", *words_for(own_shards, tmp_path / n, PROBE)] for n in ("a", "b")]
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(lambda words: run_on_ranks(1, words)[0], commands))
+    assert sum("features of split train: computed once" in text for text in outputs) == 1
+    run_on_ranks(2, ["finetune", *words_for(own_shards, tmp_path / "c", PROBE)])
+    assert cached(own_shards) == ["train.npy", "valid.npy"]
+    a, c = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "c")
+    np.testing.assert_allclose(losses(a), losses(c), rtol=1e-5)
+    other = [*words_for(own_shards, tmp_path / "d", PROBE), f"train.feature_cache={tmp_path / 'x'}"]
+    run_on_ranks(2, ["finetune", *other])  # and computed by two ranks
+    np.testing.assert_allclose(losses(a), losses(RunFolder(tmp_path / "d")), rtol=1e-5)
