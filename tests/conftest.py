@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic import Population, write_cohort
 
 from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.sharding import ShardingPlan, shard_ecgs
-from hpc_ecg.ecg.synthetic import Population, write_cohort
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # The sizes of the tiny reference checkpoints, for models that start from random weights.

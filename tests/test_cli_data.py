@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic import write_wfdb
 
 from hpc_ecg.cli import main
 from hpc_ecg.data.shards import read_shard_set
 from hpc_ecg.ecg.signal import LEADS
-from hpc_ecg.ecg.synthetic import write_wfdb
 
 TOOL = Path(__file__).parent.parent / "tools" / "shard_ecgs.py"
 

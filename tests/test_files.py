@@ -10,12 +10,12 @@ import pytest
 import wfdb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from synthetic import write_wfdb
 
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.leads import normalize_lead, order_rows
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.ecg.signal import LEADS
-from hpc_ecg.ecg.synthetic import write_wfdb
 
 LAYOUT = ArrayLayout(sample_rate_hz=500)
 COUNTS_LS = np.random.default_rng(0).integers(-2000, 2000, (12, 5000)).astype(np.int16)

@@ -23,9 +23,8 @@ from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.training import checkpoint
+from hpc_ecg.training import checkpoint, loop
 from hpc_ecg.training import finetune as story
-from hpc_ecg.training import loop
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import FinetuneConfig, finetune

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
-from conftest import FIXTURES
 
 from hpc_ecg.data.order import (
     batch_of_step,

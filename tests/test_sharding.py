@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import plan_for
+from synthetic import BROKEN, write_wfdb
 
 from hpc_ecg.data import sharding
 from hpc_ecg.data.cohort import Columns
@@ -17,7 +18,6 @@ from hpc_ecg.data.sharding import ShardingPlan, describe_outcome, shard_ecgs
 from hpc_ecg.data.shards import read_shard_set
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.signal import LEADS
-from hpc_ecg.ecg.synthetic import BROKEN, write_wfdb
 
 REASONS = ("unreadable", "flat lead", "NaN", "leads", "not found")  # of BROKEN, in its order
 EXPLICIT = Columns(labels=["af"], patient="patient", split="split")

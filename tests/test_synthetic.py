@@ -5,14 +5,14 @@ import filecmp
 
 import numpy as np
 import pytest
+import waves
 from scipy.signal import find_peaks, periodogram
+from synthetic import Population, draw_patient, synthesize, write_cohort
 
-from hpc_ecg.ecg import waves
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import prepare
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.ecg.signal import LEADS, SignalSpec
-from hpc_ecg.ecg.synthetic import Population, draw_patient, synthesize, write_cohort
 
 QUIET = Population(noise_mv=0.0, wander_mv=0.0, powerline_mv=0.0)
 ROW = {lead: row for row, lead in enumerate(LEADS)}

@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 def main(arguments: list[str]) -> int:
     names = sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))
     parser = argparse.ArgumentParser(
-        prog="benchmark.py", description=(__doc__ or "").partition("\n\n")[0], add_help=False
+        prog="benchmark.py", description=(__doc__ or "").partition("\n\n")[0]
     )
     parser.add_argument("name", choices=names)
     name = parser.parse_args(arguments[:1]).name

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from synthetic import Population, write_cohort
+
 from hpc_ecg.cli import main as hpc_ecg
-from hpc_ecg.ecg.synthetic import Population, write_cohort
 from hpc_ecg.model.architecture import Architecture, ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.weights import load_model

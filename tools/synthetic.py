@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import waves
 
-from hpc_ecg.ecg import waves
 from hpc_ecg.ecg.signal import LEADS
 
 # L leads, S samples, W waves of a beat, D dipole
