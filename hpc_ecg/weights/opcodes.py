@@ -22,14 +22,14 @@ ARGUMENTS = {
 TEXTS = ("BINUNICODE", "SHORT_BINSTRING", "LONG1")
 NUMBERS = ("BININT", "BININT1", "BININT2", "BINFLOAT")
 MOST_OPCODES = 1 << 18  # a full-size file with its optimizer has about 30,000
-LONGEST_TEXT, LONGEST_NAME = 1 << 16, 200
+MOST_TEXT, LONGEST_TEXT, LONGEST_NAME = 1 << 23, 1 << 16, 200
 
 
 class RefusedError(ValueError):
     """The pickle asks for what no checkpoint needs."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Inert:
     """Stands in for every numpy object: keeps what it is called, and an array's shape."""
 
@@ -39,7 +39,7 @@ class Inert:
 
 def opcodes(data: memoryview) -> Iterator[tuple[str, Any, int]]:
     """(opcode, its argument, its position) up to STOP."""
-    at = 0
+    at = text = 0
     for _ in range(MOST_OPCODES):
         position, name = at, NAMES.get(data[at], f"byte {data[at]}")
         at += 1
@@ -51,6 +51,9 @@ def opcodes(data: memoryview) -> Iterator[tuple[str, Any, int]]:
             length, at = argument, at + argument
             if at > len(data):
                 raise ValueError("its pickle ends within a text")
+            text += length if length <= LONGEST_TEXT else 0
+            if text > MOST_TEXT:
+                raise RefusedError(f"it has more than {MOST_TEXT} bytes of text")
             argument = _text(name, data[at - length : at])
         elif name == "GLOBAL":
             *parts, _ = bytes(data[at : at + LONGEST_NAME]).split(b"\n", 2)

@@ -39,7 +39,7 @@ LARGEST_KEY = 1 << 31  # whole numbers beyond can be chosen so that a dict of th
 END = object()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Name:
     """A global of the pickle, looked up and not imported."""
 
