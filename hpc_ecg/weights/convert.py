@@ -2,6 +2,7 @@
 runs. Each notes in the file what was done (`provenance`) and returns what to tell the user.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 import hpc_ecg
 from hpc_ecg.model.transformer import randomize_head
+from hpc_ecg.weights import original
 from hpc_ecg.weights.drafts import Draft, check_target, name_source, read_draft, write_draft
 from hpc_ecg.weights.export import Facts
 from hpc_ecg.weights.mapping import all_names
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
+from hpc_ecg.writing import write_whole
 
 
 def convert(
@@ -28,15 +31,32 @@ def convert(
     force: bool = False,
 ) -> list[str]:
     """Write the weights of `source` as `target`. `strip` leaves tensors, sizes, labels and signal.
+    A `.pt` of the original as `.pt` is copied as it is, training state included.
 
     ValueError: a source that cannot be read, a target that exists (without `force`), labels that
     do not fit.
     """
     check_target(target, [source], force)
     draft = read_draft(source, "convert")
+    if target.suffix == ".pt" and draft.keeps_cfg and not strip and not labels:
+        return _copy(draft, target)
     if labels:
         draft = replace(draft, facts=replace(draft.facts, labels=labels))
     return write_draft(draft, target, strip=strip)
+
+
+def _copy(draft: Draft, target: Path) -> list[str]:
+    """The file is in that layout already: nothing is to convert, and nothing is lost."""
+    assert draft.source
+    path = draft.source.path
+
+    def write(aside: Path) -> None:
+        shutil.copyfile(path, aside)
+
+    write_whole(target, write)
+    people = sum(original.scores_of_people(draft.content).values())
+    holds = f", with {people} scores and labels of people inside; --strip leaves them out"
+    return [f"written: {target}, a copy{holds if people else ''}"]
 
 
 def reset_head(
@@ -67,7 +87,7 @@ def reset_head(
     tensors = {name: t for name, t in draft.tensors.items() if name.startswith("backbone.")}
     tensors |= {f"head.{name}": tensor.detach() for name, tensor in head.named_parameters()}
     facts = replace(draft.facts, labels=labels)
-    return write_draft(replace(draft, tensors=tensors, facts=facts, new_head=True), target)
+    return write_draft(replace(draft, tensors=tensors, facts=facts), target)
 
 
 def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) -> list[str]:

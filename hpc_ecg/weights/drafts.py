@@ -39,7 +39,6 @@ class Draft:
     """The one file that it is made of, if it is one."""
     content: dict[str, Any] = field(default_factory=dict)
     """All that this file holds, if it is a `.pt`."""
-    new_head: bool = False
 
     @property
     def layout(self) -> str:
@@ -108,11 +107,10 @@ def write_draft(draft: Draft, target: Path, *, strip: bool = False) -> list[str]
     elif draft.source and draft.keeps_cfg:
         names = {key: name for name, key in all_names(draft.source.names).items()}
         model = {key: draft.tensors[names[key]] for key in map(str, draft.content["model"])}
-        content = original.carried(
-            draft.content, draft.layout, model, state=not (strip or draft.new_head), neutral=strip
-        )
-        if draft.new_head:
-            content["cfg"]["model"]["num_labels"] = len(draft.tensors["head.weight"])
+        cfg = original.own_cfg(draft.content, neutral=strip)
+        if draft.layout == "classifier":
+            cfg["model"]["num_labels"] = len(draft.tensors["head.weight"])
+        content = {"args": None, "cfg": cfg, "model": model, **original.fresh_state(draft.layout)}
         save_original(target, content, facts)
     else:
         write_original(target, draft.tensors, facts)
@@ -122,21 +120,18 @@ def write_draft(draft: Draft, target: Path, *, strip: bool = False) -> list[str]
 
 
 def _left_out(draft: Draft, ending: str, strip: bool) -> Iterator[str]:
-    carried = ending == ".pt" and draft.keeps_cfg
-    content, stays = draft.content, carried and not (strip or draft.new_head)
-    if not stays and original.OPTIMIZER in content:
+    content, carried = draft.content, ending == ".pt" and draft.keeps_cfg
+    if original.OPTIMIZER in content:
         count = original.num_tensors(content[original.OPTIMIZER])
         yield f"the optimizer's state ({count} tensors)"
-    people = original.scores_of_people(content, only_numpy=stays)
-    if people:
+    if people := original.scores_of_people(content):
         yield f"{sum(people.values())} scores and labels of people (in {next(iter(people))} …)"
     state = content.get("extra_state")
-    if not stays and isinstance(state, dict) and state.get("metrics"):
+    if isinstance(state, dict) and state.get("metrics"):
         yield "meters, counters and history of the training (extra_state, optimizer_history)"
-    if not stays:
-        known = {"args", "cfg", "model", original.OPTIMIZER, *original.fresh_state(draft.layout)}
-        if others := sorted(str(key)[:40] for key in content.keys() - known):
-            yield f"other parts of the file ({', '.join(others)[:120]})"
+    known = {"args", "cfg", "model", original.OPTIMIZER, *original.fresh_state(draft.layout)}
+    if others := sorted(str(key)[:40] for key in content.keys() - known):
+        yield f"other parts of the file ({', '.join(others)[:120]})"
     if content and not carried:
         yield "the settings of the training (cfg); the sizes are kept"
     elif carried and strip and (paths := original.machine_paths(content["cfg"])):

@@ -21,7 +21,7 @@ from hpc_ecg.weights.stored import StoredTensor
 LAYOUTS = ("base_ssl", "classifier")
 OPTIMIZER, OURS = "last_optimizer_state", "hpc_ecg"
 MANY = 20  # so many numbers in a row are no longer a setting
-GONE = object()
+MOST_SETTINGS = 20_000  # the published files have 300
 
 
 @cache
@@ -79,53 +79,24 @@ def _codebook_sizes(model: Mapping[str, HasShape]) -> dict[str, int]:
     return sizes | {"latent_dim": 0 if inner == final else inner}
 
 
-def carried(
-    content: Mapping[str, Any], layout: str, model: dict[str, Any], *, state: bool, neutral: bool
-) -> dict[str, Any]:
-    """The content of another `.pt` around new tensors: its own cfg (`neutral`: without what names
-    a machine), and with `state` all else that it holds but numpy objects."""
-    head = {"args": None, "cfg": _carry(content["cfg"], neutral=neutral), "model": model}
-    if not state:
-        return head | fresh_state(layout)
-    return head | _carry({key: value for key, value in content.items() if key not in head})
-
-
-def _carry(value: Any, *, neutral: bool = False) -> Any:
-    """A copy that torch can save; tensors are read from the file, numpy objects left out."""
+def own_cfg(content: Mapping[str, Any], *, neutral: bool) -> dict[str, Any]:
+    """A copy of a `.pt`'s own cfg; `neutral`: without what names a machine. ValueError: it is no
+    tree of plain values."""
     try:
-        return _copy(value, "", neutral, {})
+        return _plain(content["cfg"], "cfg", neutral, [MOST_SETTINGS])
     except RecursionError:
-        raise ValueError("the file is nested too deep to be carried over; use --strip") from None
+        raise ValueError("its cfg is no tree of plain settings: it lies in itself") from None
 
 
-def _copy(value: Any, key: str, neutral: bool, done: dict[int, Any]) -> Any:
-    if isinstance(value, str):
-        return _neutral(key, value) if neutral else value
-    if isinstance(value, Inert):
-        return GONE
-    if not isinstance(value, dict | list | tuple | StoredTensor):
-        return value
-    if id(value) not in done:
-        done[id(value)] = RecursionError  # as long as its parts are copied
-        done[id(value)] = _copy_parts(value, key, neutral, done)
-    if done[id(value)] is RecursionError:
-        raise RecursionError
-    return done[id(value)]
-
-
-def _copy_parts(value: Any, key: str, neutral: bool, done: dict[int, Any]) -> Any:
-    if isinstance(value, StoredTensor):
-        if value.overlaps_itself() or not value.block.is_intact():
-            raise ValueError(
-                f"{value.block.file.path}: a tensor beside the weights ({key[:40]}) is damaged, or "
-                "counts places of the file twice; --strip leaves it out"
-            )
-        return value.to_torch()
+def _plain(value: Any, key: str, neutral: bool, left: list[int]) -> Any:
+    left[0] -= 1
+    if left[0] < 0 or isinstance(value, Inert | StoredTensor):
+        raise ValueError("its cfg is no tree of plain settings and cannot be carried over")
     if isinstance(value, dict):
-        copies = {k: _copy(v, str(k), neutral, done) for k, v in value.items()}
-        return {k: v for k, v in copies.items() if v is not GONE}
-    items = [_copy(item, key, neutral, done) for item in value]
-    return type(value)(item for item in items if item is not GONE)
+        return {k: _plain(v, str(k), neutral, left) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item, key, neutral, left) for item in value)
+    return _neutral(key, value) if neutral and isinstance(value, str) else value
 
 
 def _neutral(key: str, text: str) -> str | None:
@@ -157,16 +128,16 @@ def walk(value: Any, place: str) -> Iterator[tuple[str, Any]]:
         yield place, item
 
 
-def scores_of_people(content: Mapping[str, Any], *, only_numpy: bool = False) -> dict[str, int]:
+def scores_of_people(content: Mapping[str, Any]) -> dict[str, int]:
     """Place -> number of values, of arrays and long lists in the state of a training: scores and
     labels of the records that it was validated on."""
     state = {k: v for k, v in content.items() if k not in ("cfg", "model", OPTIMIZER)}
     found = {}
     for place, item in walk(state, ""):
         count = 0
-        if isinstance(item, Inert) or (isinstance(item, StoredTensor) and not only_numpy):
+        if isinstance(item, Inert | StoredTensor):
             count = prod(item.shape) if item.shape else 0
-        elif isinstance(item, list | tuple) and not only_numpy:
+        elif isinstance(item, list | tuple):
             count = sum(isinstance(part, int | float) for part in item)
             count = count if count >= MANY else 0
         if count > 1:
