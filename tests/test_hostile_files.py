@@ -198,6 +198,7 @@ def test_attributes_of_a_dict_are_left_out(path):
     assert type(read_archive(path)["model"]) is dict
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_other_formats_of_torch_are_refused(path):
     old = saved(path, content_of(), _use_new_zipfile_serialization=False)
     assert "an old torch file" in refusal(old)
