@@ -69,6 +69,7 @@ def test_labels_that_the_file_lacks_start_new_on_request(many):
     fresh = start(many, labels, head="new", seed=3)
     assert started.model.head.bias.tolist() == [9, 0, 1]
     assert torch.equal(started.model.head.weight[1], fresh.model.head.weight[1])
+    assert started.report["parameters"]["head.weight"]["origin"] == "loaded in part"
     head = started.report["head"]
     assert (head["taken"], head["rows"]) == ("by_label", [9, None, 1])
     assert head["reason"] == "new for unheard, the others by name"

@@ -152,6 +152,13 @@ class Engine:
         self._watch(batch.step, loss, grad_norm)
         return StepResult(loss=loss, grad_norm=grad_norm)
 
+    def seed_dropout(self, seed: int) -> None:
+        """Of this process and its device alone: torch.manual_seed would keep a note for each GPU
+        library that is not in use, at every call."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def _watch(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
         """Remember the first step that was not finite, on the device: nothing waits for it.
         Under fp16 an infinite gradient is no failure: that step is skipped."""

@@ -92,7 +92,7 @@ def train_stage(
             if stop:
                 break
             batch = next(batches)
-            torch.manual_seed(_seed_of_step(run.seed, batch.step, engine.rank))
+            engine.seed_dropout(_seed_of_step(run.seed, batch.step, engine.rank))
             lr = set_rates(optimizer, batch.step - plan.began, plan.steps, stage.optim)
             divide_by = normalizer(torch.from_numpy(batch.global_labels_BK), run.loss)
             result = engine.take_step(

@@ -22,9 +22,9 @@ from hpc_ecg.model.transformer import (
     randomize_backbone,
     randomize_head,
 )
+from hpc_ecg.weights.account import account, facts_of
 from hpc_ecg.weights.heads import plan_head
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
-from hpc_ecg.writing import sha256_of
 
 FREEZE = ("auto", "none", "stem", "backbone")
 
@@ -82,13 +82,13 @@ def initialize(
     model.freeze(frozen_part, freeze_layers)
     # 3. Say what happened.
     report = {
-        "checkpoint": _facts_of(checkpoint),
+        "checkpoint": facts_of(checkpoint),
         "architecture": architecture_to_settings(architecture),
         "seed": seed,
         "head": {"asked": init.head, **asdict(head), "labels": labels},
         "freeze": {"asked": freeze, "taken": frozen_part, "layers": freeze_layers},
         "signal": {"assumed": signal_assumed, "spec": signal and asdict(signal)},
-        **_account(model, checkpoint, loaded),
+        **account(model, checkpoint, loaded, head),
     }
     return Initialized(
         model=model,
@@ -180,44 +180,3 @@ def _signal_of(
             f"the weights of {checkpoint.path} take {architecture.in_d}"
         )
     return signal, checkpoint.signal is None
-
-
-def _facts_of(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
-    if checkpoint is None:
-        return None
-    return {
-        "path": checkpoint.path,
-        "sha256": sha256_of(checkpoint.path),
-        "kind": checkpoint.kind,
-        "num_labels": checkpoint.num_labels,
-        "labels": checkpoint.labels,
-        "num_tensors": len(checkpoint.tensors),
-    }
-
-
-def _account(
-    model: ECGClassifier, checkpoint: Checkpoint | None, loaded: dict[str, str]
-) -> dict[str, Any]:
-    """Each parameter of the model, each ignored tensor of the file, and the counts."""
-    parameters = {
-        name: {
-            "origin": "loaded" if name in loaded else "fresh",
-            "file_key": loaded.get(name),
-            "trained": parameter.requires_grad,
-            "shape": list(parameter.shape),
-        }
-        for name, parameter in model.named_parameters()
-    }
-    ignored = dict(checkpoint.names.ignored) if checkpoint else {}
-    for name, key in checkpoint.names.ours.items() if checkpoint else ():
-        if name not in loaded:
-            ignored[key] = "the head is new"
-    counts = {
-        "tensors_loaded": len(loaded),
-        "tensors_fresh": len(parameters) - len(loaded),
-        "tensors_ignored": len(ignored),
-        "tensors_frozen": sum(not p.requires_grad for p in model.parameters()),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }
-    return {"counts": counts, "parameters": parameters, "ignored": ignored}
