@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,16 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} is damaged ({error}); delete it and start the run again"
         ) from None
+
+
+def wait_until_seen(path: Path, patience_s: float = 60) -> None:
+    """What another process wrote may be seen a little later here: shared file systems cache.
+    ValueError if it is not seen in time."""
+    deadline = time.monotonic() + patience_s
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ValueError(f"{path} is not seen from {socket.gethostname()}; is it shared?")
+        time.sleep(0.1)
 
 
 def sha256_of(path: str | Path) -> str:

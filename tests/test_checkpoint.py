@@ -72,7 +72,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over_and_said(tmp_path, caplog,
 
 
 def test_a_checkpoint_that_this_node_does_not_see_is_waited_for_and_named(tmp_path):
-    with pytest.raises(ValueError, match=r"step-1 is not seen from .*; is it shared\?"):
+    with pytest.raises(ValueError, match=r"step-1.COMPLETE is not seen from .*; is it shared\?"):
         load_checkpoint(tmp_path / "step-1", *trained(1), patience_s=0.2)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import FIXTURES, words_for
 from ranks import run_on_ranks
 
@@ -16,7 +17,9 @@ from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training import features
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
-from hpc_ecg.writing import read_json
+from hpc_ecg.weights import load_model
+from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.writing import read_json, sha256_of
 
 PROBE = "train.freeze=backbone"
 
@@ -90,9 +93,49 @@ def test_recalibration_looks_at_validation_alone(own_shards, tmp_path, computed)
     folder = run(words)
     assert computed == ["valid"]
     assert read_json(folder.finished)["steps"] == 0
-    assert read_json(folder.best / "calibration.json")["af"]["kind"] == "temperature"
+    fit = read_json(folder.best / "calibration.json")["af"]
+    assert fit["kind"] == "temperature" and fit["fitted_on"] == "valid"
+    start, best = load_model(FIXTURES / "tiny_wcr_afib_5y.pt"), load_model(folder.best)
+    assert torch.allclose(best.head.weight, start.head.weight * fit["slope"])
+    done = [step["action"] for step in read_checkpoint(folder.best).provenance]
+    assert done == ["finetune", "calibrate"]
     evaluate(load_config(FinetuneConfig, [str(folder.config)], []))
     assert computed == ["valid", "test"]
+
+
+def test_a_calibration_is_not_done_twice_if_the_run_died_after_it(
+    own_shards, tmp_path, monkeypatch
+):
+    def words(name):
+        chosen = words_for(own_shards, tmp_path / name, PROBE, "train.calibration=temperature")
+        return [*chosen, "train.max_epochs=1"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", _die)
+        with pytest.raises(RuntimeError, match="died"):
+            run(words("a"))
+    again, whole = run(words("a")), run(words("b"))
+    for part in ("calibration.json", "operating_point.json"):
+        assert read_json(again.best / part) == read_json(whole.best / part)
+    np.testing.assert_allclose(logits(again), logits(whole), atol=1e-6)
+    assert torch.equal(load_model(again.best).head.weight, load_model(whole.best).head.weight)
+
+
+def _die(*_):
+    raise RuntimeError("died")
+
+
+def test_labels_do_not_matter_to_the_cache(own_shards, tmp_path, computed):
+    """Other labels for the same signals: the index is another one, the features are the same."""
+    run(words_for(own_shards, tmp_path / "a", PROBE))
+    index = pd.read_parquet(own_shards / "index.parquet")
+    index["label.af"] = 1 - index["label.af"]
+    index.to_parquet(own_shards / "index.parquet")
+    about = read_json(own_shards / "dataset.json")
+    about["index_sha256"] = sha256_of(own_shards / "index.parquet")
+    (own_shards / "dataset.json").write_text(json.dumps(about))
+    run(words_for(own_shards, tmp_path / "b", PROBE))
+    assert computed == ["train", "valid"]
 
 
 def test_other_weights_or_arithmetic_have_features_of_their_own(own_shards, tmp_path, computed):

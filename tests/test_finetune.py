@@ -23,8 +23,9 @@ from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.training import checkpoint, loop
+from hpc_ecg.training import checkpoint
 from hpc_ecg.training import finetune as story
+from hpc_ecg.training.best import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
@@ -462,7 +463,7 @@ def test_best_weights_are_written_again_if_the_run_died_before_they_were(
     whole, shards, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_best", _die)
+        patch.setattr(BestWeights, "save", _die)
         with pytest.raises(StoppedError):
             run(words_for(shards, tmp_path / "run"))
     folder = run(words_for(shards, tmp_path / "run"))

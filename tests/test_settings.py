@@ -38,4 +38,6 @@ def test_strategies_trained_on_other_data_are_refused(change):
 def test_what_differs_and_what_is_shared_is_told_apart():
     rows, shared = tell_apart({"a": BASE, "b": BASE | {"init.head": "keep"}})
     assert rows == [("init.head", ["new", "keep"])]
+    staged, _ = tell_apart({"a": BASE, "b": BASE | {"train.stages.probe.lr": 0.1}})
+    assert staged == [("train.stages.probe.lr", ["–", "0.1"])]  # what only a later one has
     assert shared == ["data.batch_size = 8", "optim.lr = 0.1"]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from hpc_ecg.config import load_config
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training import loop
+from hpc_ecg.training.best import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
@@ -106,8 +107,9 @@ def stop_before(patch, step):
 
 
 def stop_at(patch, name, number):
-    """Die when the loop calls one of its functions for the nth time."""
-    real, seen = getattr(loop, name), []
+    """Die when the loop calls this for the nth time."""
+    where = loop if name == "update_progress" else BestWeights
+    real, seen = getattr(where, name), []
 
     def call(*arguments):
         seen.append(1)
@@ -115,12 +117,12 @@ def stop_at(patch, name, number):
             raise StoppedError
         return real(*arguments)
 
-    patch.setattr(loop, name, call)
+    patch.setattr(where, name, call)
 
 
 STOPS = [("step", step) for step in (1, 4, 5, 8, 9, 11)]
-STOPS += [("save_best", 1), ("update_progress", 2), ("update_progress", 3)]
-STOPS += [("finish_best", 1), ("finish_best", 2)]
+STOPS += [("save", 1), ("update_progress", 2), ("update_progress", 3)]
+STOPS += [("finish", 1), ("finish", 2)]
 CASES = [("none", *stop) for stop in STOPS]
 CASES += [(kind, "step", step) for kind in ("ema", "swa") for step in (5, 9)]
 QUICK = [("none", "step", 5), ("none", "step", 8), ("ema", "step", 9)]

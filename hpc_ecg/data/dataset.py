@@ -57,7 +57,7 @@ class Dataset:
         self.patients: list[str] = index["patient"].tolist()
         self._shard_N = index["shard"].to_numpy()
         self._offset_N = index["offset"].to_numpy()
-        self._sha256_N = index["sha256"].tolist()
+        self.sha256_N: list[str] = index["sha256"].tolist()
         self._verified_N = np.zeros(len(index), bool)
         self._maps: dict[int, mmap.mmap] = {}
 
@@ -85,7 +85,7 @@ class Dataset:
 
     def _verify(self, array: np.ndarray, position: int) -> None:
         """Once per record and process: what is read must be what was written."""
-        if hashlib.sha256(array.tobytes()).hexdigest() != self._sha256_N[position]:
+        if hashlib.sha256(array.tobytes()).hexdigest() != self.sha256_N[position]:
             path = self.shards.shard_path(int(self._shard_N[position]))
             raise ValueError(
                 f"{path} is damaged: a record in it is not the one that was written (its SHA-256); "

@@ -24,7 +24,8 @@ class LossConfig:
     """bce = binary cross-entropy on logits; as = asymmetric; bf = binary focal; mlsml = multilabel
     soft margin (bce over the number of labels); for regression mse, and mse2, which differs from it
     under `positives` alone. as and bf follow the original in float32, saturation included: beyond
-    logits of about ±17 (wrong by certainty) they have hardly a gradient left."""
+    logits of about ±17, and up to ±120 and more, they have hardly a gradient left, wrong as the
+    model may be."""
     reduction: str = "mean"
     """mean = over labels present; positives = divide by the number of positive labels in the global
     batch, as the original does (for mse it divides by the number of labels either way)."""

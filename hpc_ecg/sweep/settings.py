@@ -41,7 +41,8 @@ def tell_apart(
 ) -> tuple[list[tuple[str, list[str]]], list[str]]:
     """Of each strategy's settings: rows (key, value per strategy) where they differ, and
     `key = value` where they agree (what is unset is left out)."""
-    keys = [key for key in next(iter(settings.values())) if key.startswith(SHOWN)]
+    every = dict.fromkeys(key for values in settings.values() for key in values)
+    keys = [key for key in every if key.startswith(SHOWN)]
     rows, shared = [], []
     for key in keys:
         values = [values.get(key) for values in settings.values()]

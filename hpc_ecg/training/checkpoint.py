@@ -6,8 +6,6 @@ name), progress.json and, written last, COMPLETE. A folder without the mark does
 
 import logging
 import shutil
-import socket
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpc_ecg.writing import read_json, write_json, write_text, write_whole
+from hpc_ecg.writing import read_json, wait_until_seen, write_json, write_text, write_whole
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -105,11 +103,7 @@ def load_checkpoint(
     """Restore a checkpoint into model and optimizer (None: the weights alone); returns the state of
     the average. Which checkpoint, and the progress, is for the first process to say: another node
     may see files a little later (shared file systems cache), and waits for them."""
-    deadline = time.monotonic() + patience_s
-    while not (path / MARK).exists():
-        if time.monotonic() > deadline:
-            raise ValueError(f"{path} is not seen from {socket.gethostname()}; is it shared?")
-        time.sleep(0.1)
+    wait_until_seen(path / MARK, patience_s)
     model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
     if optimizer is not None:
         _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))

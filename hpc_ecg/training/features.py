@@ -1,7 +1,7 @@
 """Features of a frozen backbone, computed once and kept on disk.
 
 While nothing below the head trains, what the head sees of a record is always the same: it depends
-on the weights, the records and the arithmetic alone. The file is named by the digest of those, so
+on the weights, the signals and the arithmetic alone. The file is named by the digest of those, so
 that every seed, learning rate and set of labels finds it. What comes out is the same split again,
 whose `read` gives features; the head alone is then the model (`Probe`).
 """
@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.predict import predict
-from hpc_ecg.writing import sha256_of, write_json, write_whole
+from hpc_ecg.writing import sha256_of, wait_until_seen, write_json, write_whole
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -98,6 +98,7 @@ class FeatureCache:
                 engine.on_first(lambda: _write(path, features_ND, inputs))
         finally:
             lock.release()
+        wait_until_seen(path)
         return FeatureDataset(dataset, np.load(path, mmap_mode="r"))
 
     def _folder_for(self, dataset: Dataset) -> Path:
@@ -155,8 +156,9 @@ def _inputs_of(model: ECGClassifier, dataset: Dataset, precision: str) -> dict[s
         "heads": model.architecture.encoder_attention_heads,
         "pooling": model.pooling,
         "precision": precision,
-        "data_index_sha256": dataset.shards.index_sha256,
-        "split": dataset.split,
+        "signal": asdict(dataset.shards.signal),
+        "microvolts_per_count": dataset.shards.microvolts_per_count,
+        "records_sha256": hashlib.sha256("".join(dataset.sha256_N).encode()).hexdigest(),
     }
 
 

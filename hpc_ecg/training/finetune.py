@@ -18,7 +18,7 @@ from hpc_ecg.data.order import steps_per_epoch
 from hpc_ecg.model.losses import LossConfig
 from hpc_ecg.model.transformer import ModelConfig
 from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.training.best import calibrate, write_valid
+from hpc_ecg.training.best import BestWeights, provenance_of, write_valid
 from hpc_ecg.training.checkpoint import Progress, newest_checkpoint
 from hpc_ecg.training.engine import Engine, EngineConfig
 from hpc_ecg.training.features import FeatureCache, view_of
@@ -103,6 +103,8 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             batch_size=config.data.batch_size,
             run_dir=folder.path,
         )
+        provenance = provenance_of(start.report)
+        best = BestWeights(folder=folder, valid=valid, provenance=provenance)
         run = Run(
             data=config.data,
             loss=config.loss,
@@ -113,19 +115,20 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             model=start.model.to(engine.device),
             train=train,
             judge=judge,
+            best=best,
         )
         summary = _train(run, stages, place)
 
         # 6. The best weights predict the validation split: calibration and thresholds come from
         #    there, and stay.
         engine.wait_for_all()  # the first process may still be writing them
-        best = load_model(folder.best, model_config=config.model).to(engine.device)
-        view = view_of(cache, best, train, valid, trains_head_only(stages), trains=False)
+        model = load_model(folder.best, model_config=config.model).to(engine.device)
+        view = view_of(cache, model, train, valid, trains_head_only(stages), trains=False)
         engine.prepare(view.module)
         logits_NK = predict(engine, view.valid, config.data.batch_size)
 
         def conclude() -> None:
-            calibrated_NK = calibrate(folder, best, valid, logits_NK, config.train.calibration)
+            calibrated_NK = best.calibrate(model, logits_NK, config.train.calibration)
             write_valid(folder, as_predictions(valid, calibrated_NK, config.data.task))
             folder.finish(summary)
 

@@ -20,7 +20,7 @@ from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training.averaging import Average
-from hpc_ecg.training.best import finish_best, save_best
+from hpc_ecg.training.best import BestWeights
 from hpc_ecg.training.checkpoint import (
     Progress,
     load_checkpoint,
@@ -51,6 +51,7 @@ class Run:
     model: ECGClassifier
     train: Dataset
     judge: Judge
+    best: BestWeights
 
     def note(self, event: str, **values: object) -> None:
         """metrics.jsonl is the first process's."""
@@ -129,7 +130,7 @@ def train_stage(
         stop,
     )
     if engine.is_first:
-        finish_best(run.folder, run.model, run.judge.valid)
+        run.best.finish(run.model)
     return progress, stop
 
 
@@ -140,7 +141,7 @@ def _evaluate(run: Run, view: View, average: Average, plan: Plan, progress: Prog
         scores = run.engine.on_first(partial(run.judge.score, logits_NK))
         progress, is_best = run.judge.decide(progress, scores)
         if run.engine.is_first and is_best:
-            save_best(run.folder, run.model, view.kept, run.judge.valid)
+            run.best.save(run.model, view.kept)
     if run.engine.is_first:
         update_progress(run.folder.checkpoints, progress)
     epoch = progress.step / plan.epoch_steps

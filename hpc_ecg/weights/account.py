@@ -18,6 +18,7 @@ def facts_of(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
         "num_labels": checkpoint.num_labels,
         "labels": checkpoint.labels,
         "num_tensors": len(checkpoint.tensors),
+        "provenance": checkpoint.provenance,
     }
 
 
