@@ -24,8 +24,7 @@ def add_weights(verbs: "argparse._SubParsersAction[Any]") -> None:
     diff = weights_verbs.add_parser("diff", help="say which tensors differ and by how much")
     diff.add_argument("first", metavar="A", help=FILE_HELP)
     diff.add_argument("second", metavar="B", help="the same; layouts may differ")
-    diff.add_argument("--tensors", action="store_true", help="list every tensor")
-    diff.add_argument("--json", action="store_true", help="for programs")
+    diff.add_argument("--json", action="store_true", help="for programs, each tensor")
     diff.add_argument("--exit-code", action="store_true", help="exit with 1 when they differ")
     diff.set_defaults(verb=_diff)
 
@@ -76,8 +75,7 @@ def _diff(options: argparse.Namespace) -> int:
     from hpc_ecg.weights.diff import describe, diff
 
     result = diff(options.first, options.second)
-    lines = describe(result, all_tensors=options.tensors)
-    _say(*([json.dumps(result, indent=1)] if options.json else lines))
+    _say(*([json.dumps(result, indent=1)] if options.json else describe(result)))
     return int(options.exit_code and not result["identical"])
 
 

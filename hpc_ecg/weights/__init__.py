@@ -7,13 +7,13 @@ pickles     … and read as data
 archive     opens a `.pt` without running anything in it
 safetensors_file  metadata and tensors of a safetensors file
 mapping     the file's keys <-> our parameter names; every tensor is accounted for
-reading     a path -> Checkpoint
+reading     a path -> OpenFile, also one that no run can start from -> Checkpoint
 heads       which rows of a file's head a run starts from
 initialize  the `init` section: a Checkpoint or nothing -> a model that is ready to train
 account     what became of every tensor, for init_report.json
 export      our safetensors, and the original's `.pt` layouts (original: what lies around tensors)
-look        any harmless file, also one that no run can start from; inspection, diff: what it holds
-convert     other formats, a fresh head, the mean of several runs (drafts: files in the making)
+inspection, diff  what files hold, and what differs between two
+convert     other formats (formats: written, what is lost), a fresh head, the mean of several runs
 onnx_export ONNX, held against torch
 """
 

@@ -4,7 +4,6 @@ runs. Each notes in the file what was done (`provenance`) and returns what to te
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 import hpc_ecg
 from hpc_ecg.model.transformer import randomize_head
 from hpc_ecg.weights import original
-from hpc_ecg.weights.drafts import Draft, check_target, name_source, read_draft, write_draft
-from hpc_ecg.weights.export import Facts
-from hpc_ecg.weights.mapping import all_names
+from hpc_ecg.weights.facts import Facts
+from hpc_ecg.weights.formats import check_target, write_as
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
-from hpc_ecg.writing import write_whole
+from hpc_ecg.writing import sha256_of, write_whole
 
 
 def convert(
@@ -37,26 +35,19 @@ def convert(
     do not fit.
     """
     check_target(target, [source], force)
-    draft = read_draft(source, "convert")
-    if target.suffix == ".pt" and draft.keeps_cfg and not strip and not labels:
-        return _copy(draft, target)
-    if labels:
-        draft = replace(draft, facts=replace(draft.facts, labels=labels))
-    return write_draft(draft, target, strip=strip)
+    checkpoint = read_checkpoint(source)
+    if target.suffix == ".pt" and checkpoint.kind in original.LAYOUTS and not strip and not labels:
+        write_whole(target, lambda aside: _copy(checkpoint.path, aside))
+        people = sum(original.scores_of_people(checkpoint.content).values())
+        holds = f", with {people} scores and labels of people inside; --strip leaves them out"
+        return [f"written: {target}, a copy{holds if people else ''}"]
+    facts = _facts(checkpoint, labels or checkpoint.labels, source, action="convert")
+    tensors = {name: _taken(checkpoint, name) for name in checkpoint.names.all}
+    return write_as(target, tensors, facts, checkpoint, strip=strip)
 
 
-def _copy(draft: Draft, target: Path) -> list[str]:
-    """The file is in that layout already: nothing is to convert, and nothing is lost."""
-    assert draft.source
-    path = draft.source.path
-
-    def write(aside: Path) -> None:
-        shutil.copyfile(path, aside)
-
-    write_whole(target, write)
-    people = sum(original.scores_of_people(draft.content).values())
-    holds = f", with {people} scores and labels of people inside; --strip leaves them out"
-    return [f"written: {target}, a copy{holds if people else ''}"]
+def _copy(source: str, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 def reset_head(
@@ -75,19 +66,19 @@ def reset_head(
         raise ValueError(f"--seed must be between 0 and 2^63 - 1, got {seed}")
     if num_labels is not None and not 1 <= num_labels <= 2**20:
         raise ValueError(f"--num-labels must be between 1 and {2**20}, got {num_labels}")
-    draft = read_draft(source, "reset-head", seed=seed)
-    assert draft.source
-    rows = len(labels) if labels else num_labels or draft.source.num_labels
+    checkpoint = read_checkpoint(source)
+    rows = len(labels) if labels else num_labels or checkpoint.num_labels
     if not rows:
-        raise ValueError(f"{draft.source.path} has no head; say --labels or --num-labels of one")
-    if labels is None and rows == draft.source.num_labels:
-        labels = draft.source.labels
-    head = nn.Linear(draft.facts.architecture.encoder_embed_dim, rows)
+        raise ValueError(f"{checkpoint.path} has no head; say --labels or --num-labels of one")
+    if labels is None and rows == checkpoint.num_labels:
+        labels = checkpoint.labels
+    head = nn.Linear(checkpoint.architecture.encoder_embed_dim, rows)
     randomize_head(head, seed)
-    tensors = {name: t for name, t in draft.tensors.items() if name.startswith("backbone.")}
+    backbone = [name for name in checkpoint.names.ours if name.startswith("backbone.")]
+    tensors = {name: _taken(checkpoint, name) for name in backbone}
     tensors |= {f"head.{name}": tensor.detach() for name, tensor in head.named_parameters()}
-    facts = replace(draft.facts, labels=labels)
-    return write_draft(replace(draft, tensors=tensors, facts=facts), target)
+    facts = _facts(checkpoint, labels, source, action="reset-head", seed=seed)
+    return write_as(target, tensors, facts, checkpoint)
 
 
 def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) -> list[str]:
@@ -101,7 +92,7 @@ def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) ->
     for other in checkpoints[1:]:
         _check_alike(first, other)
     parts: list[dict[str, Any]] = [
-        {**name_source(source, checkpoint), "provenance": checkpoint.provenance}
+        {**_named(source, checkpoint), "provenance": checkpoint.provenance}
         for source, checkpoint in zip(sources, checkpoints, strict=True)
     ]
     note = {"action": "soup", "sources": parts, "version": hpc_ecg.__version__}
@@ -111,8 +102,7 @@ def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) ->
         signal=first.signal,
         provenance=[note],
     )
-    tensors = {name: _mean(name, checkpoints) for name in all_names(first.names)}
-    return write_draft(Draft(tensors=tensors, facts=facts), target)
+    return write_as(target, {name: _mean(name, checkpoints) for name in first.names.all}, facts)
 
 
 def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
@@ -121,7 +111,7 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
         "number of labels": (first.num_labels, other.num_labels),
         "labels": (first.labels, other.labels),
         "signal": (first.signal, other.signal),
-        "names of tensors": (all_names(first.names).keys(), all_names(other.names).keys()),
+        "names of tensors": (first.names.all.keys(), other.names.all.keys()),
     }
     for what, (ours, theirs) in sides.items():
         if ours != theirs:
@@ -134,9 +124,36 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
 
 def _mean(name: str, checkpoints: Sequence[Checkpoint]) -> Tensor:
     """Summed in float64, in the type of the first: one tensor of one file at a time."""
-    stored = [c.tensors[all_names(c.names)[name]] for c in checkpoints]
+    stored = [c.tensors[c.names.all[name]] for c in checkpoints]
     total = np.zeros(stored[0].shape)
     for tensor in stored:
         total += tensor.array()
         tensor.block.file.drop()
     return torch.from_numpy(total / len(stored)).to(getattr(torch, stored[0].dtype))
+
+
+def _taken(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A tensor by our name, in memory once: here."""
+    stored = checkpoint.tensors[checkpoint.names.all[name]]
+    tensor = stored.to_torch()
+    stored.block.file.drop()
+    return tensor
+
+
+def _facts(
+    checkpoint: Checkpoint, labels: list[str] | None, source: str | Path, **done: Any
+) -> Facts:
+    """What is known of the file, with a note of what is done to it."""
+    note = {**_named(source, checkpoint), **done, "version": hpc_ecg.__version__}
+    return Facts(
+        architecture=checkpoint.architecture,
+        labels=labels,
+        signal=checkpoint.signal,
+        provenance=[*checkpoint.provenance, note],
+    )
+
+
+def _named(source: str | Path, checkpoint: Checkpoint) -> dict[str, str]:
+    """For the provenance; folders of this machine stay out of it."""
+    name = Path(source).name if Path(source).is_absolute() else str(source)
+    return {"source": name, "sha256": sha256_of(checkpoint.path)}

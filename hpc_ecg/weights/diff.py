@@ -5,67 +5,64 @@ the files as they lie, a chunk at a time.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpc_ecg.weights.look import CHUNK, look
-from hpc_ecg.weights.stored import StoredTensor
+from hpc_ecg.weights.reading import open_file
+from hpc_ecg.weights.stored import CHUNK, StoredTensor
 
-SHOWN = 12  # tensors in the table, unless all are asked for
+SHOWN = 12  # tensors in the table
 WHOLE = "backbone in all"
-PARTS = {
+PARTS = {  # in the order in which an ECG passes them
     "backbone.feature_extractor.": "conv stem",
     "backbone.layer_norm.": "projection",
     "backbone.post_extract_proj.": "projection",
     "backbone.conv_pos.": "positions",
     "backbone.encoder.layer_norm.": "positions",
+    "backbone.encoder.layers.": "encoder layer",
     "head.": "head",
     "pretraining.": "only for pre-training",
 }
 
 
 def diff(first: str | Path, second: str | Path) -> dict[str, Any]:
-    """Plain data for `--json`. ValueError: a file is hostile or damaged."""
-    a, b = look(first), look(second)
-    changes: dict[str, Change] = {}
+    """Plain data for `--json`. ValueError: a file is hostile or damaged, or holds no tensors."""
+    a, b = open_file(first), open_file(second)
+    ours, theirs = a.names.all, b.names.all
+    changes: dict[str, dict[str, Any]] = {}
     other_shape = {}
-    for name in sorted(a.names.keys() & b.names.keys(), key=_place):
-        one, two = a.tensors[a.names[name]], b.tensors[b.names[name]]
+    for name in sorted(ours.keys() & theirs.keys(), key=_place):
+        one, two = a.tensors[ours[name]], b.tensors[theirs[name]]
         if one.shape == two.shape:
             changes[name] = _compare(one, two)
         else:
             other_shape[name] = [list(one.shape), list(two.shape)]
-    only = [sorted(x.names.keys() - y.names.keys(), key=_place) for x, y in ((a, b), (b, a))]
-    same = not other_shape and not any(only) and not any(c.changed for c in changes.values())
+    parts: dict[str, list[str]] = {}
+    for name in changes:
+        if name.startswith("backbone."):
+            parts.setdefault(WHOLE, []).append(name)
+        parts.setdefault(part_of(name), []).append(name)
+    only = [sorted(x.keys() - y.keys(), key=_place) for x, y in ((ours, theirs), (theirs, ours))]
+    tensors = {name: _total([change]) for name, change in changes.items()}
+    same = not other_shape and not any(only) and not any(t["changed"] for t in tensors.values())
     return {
-        "first": str(a.path),
-        "second": str(b.path),
+        "first": a.path,
+        "second": b.path,
         "identical": same,
-        "parts": {part: _total(names, changes) for part, names in _parts(changes).items()},
-        "tensors": {name: _total([name], changes) for name in changes},
+        "parts": {part: _total([changes[n] for n in names]) for part, names in parts.items()},
+        "tensors": tensors,
         "other_shape": other_shape,
         "only_in_first": only[0],
         "only_in_second": only[1],
     }
 
 
-@dataclass(frozen=True)
-class Change:
-    changed: bool
-    largest: float
-    """Largest absolute difference of a value."""
-    squares: float
-    """Sum of the squared differences."""
-    size: float
-    """Sum of the squared values of the first."""
-
-
-def _compare(one: StoredTensor, two: StoredTensor) -> Change:
-    """Equal values are no change, whatever their type."""
+def _compare(one: StoredTensor, two: StoredTensor) -> dict[str, Any]:
+    """Equal values are no change, whatever their type. squares: sum of the squared differences;
+    size: of the squared values of the first."""
     a, b = one.array().reshape(-1), two.array().reshape(-1)
     changed, largest, squares, size = False, 0.0, 0.0, 0.0
     with np.errstate(invalid="ignore", over="ignore"):
@@ -79,62 +76,46 @@ def _compare(one: StoredTensor, two: StoredTensor) -> Change:
                 changed = True
     for tensor in (one, two):
         tensor.block.file.drop()
-    return Change(changed, largest, squares, size)
+    return {"changed": changed, "max_abs": largest, "squares": squares, "size": size}
 
 
-def _total(names: Sequence[str], changes: Mapping[str, Change]) -> dict[str, Any]:
+def _total(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of one tensor or a part; relative_l2 is ||b - a|| / ||a||, None where that is no number."""
-    found = [changes[name] for name in names]
-    squares, size = sum(c.squares for c in found), sum(c.size for c in found)
+    squares, size = (sum(change[name] for change in changes) for name in ("squares", "size"))
     relative = math.sqrt(squares / size) if size and math.isfinite(squares / size) else None
-    num_changed = sum(c.changed for c in found)
+    num_changed = sum(change["changed"] for change in changes)
     return {
-        "tensors": len(found),
+        "tensors": len(changes),
         "changed": num_changed,
-        "max_abs": max(c.largest for c in found),
+        "max_abs": max(change["max_abs"] for change in changes),
         "relative_l2": relative if num_changed else 0.0,
     }
 
 
 def part_of(name: str) -> str:
     """conv stem, projection, positions, encoder layer 0 …, head, by our name of a tensor."""
-    if name.startswith("backbone.encoder.layers."):
-        return f"encoder layer {name.split('.')[3]}"
-    return next((part for start, part in PARTS.items() if name.startswith(start)), "other")
+    part = next((part for start, part in PARTS.items() if name.startswith(start)), "other")
+    return f"{part} {name.split('.')[3]}" if part == "encoder layer" else part
 
 
-def _parts(names: Iterable[str]) -> dict[str, list[str]]:
-    parts: dict[str, list[str]] = {}
-    for name in names:
-        parts.setdefault(part_of(name), []).append(name)
-    whole = [name for name in names if name.startswith("backbone.")]
-    return ({WHOLE: whole} if whole else {}) | parts
+def _place(name: str) -> tuple[int, list[str]]:
+    """Parts as an ECG passes them, layer 10 after layer 9."""
+    part = next((n for n, start in enumerate(PARTS) if name.startswith(start)), len(PARTS))
+    return part, [word.zfill(4) if word.isdecimal() else word for word in name.split(".")]
 
 
-def _place(name: str) -> tuple[int, int, str]:
-    """In the order in which an ECG passes them."""
-    order = list(PARTS)
-    if name.startswith("backbone.encoder.layers."):
-        number = name.split(".")[3]
-        return order.index("head."), int(number) if number.isdecimal() else 0, name
-    start = next((n for n, start in enumerate(order) if name.startswith(start)), len(order))
-    return start + (start >= order.index("head.")), 0, name
-
-
-def describe(result: Mapping[str, Any], *, all_tensors: bool = False) -> list[str]:
+def describe(result: Mapping[str, Any]) -> list[str]:
     """A line per part, and the tensors that changed most."""
     lines = [f"{'part':<24}{'changed':>12}{'max |d|':>11}{'|d| / |a|':>11}"]
     lines += [_line(part, total) for part, total in result["parts"].items()]
-    tensors = [(name, total) for name, total in result["tensors"].items() if total["changed"]]
-    if not all_tensors:
-        tensors.sort(key=lambda item: -item[1]["max_abs"])
-    shown = list(result["tensors"].items()) if all_tensors else tensors[:SHOWN]
-    if shown:
-        lines += ["", "tensors" if all_tensors else "changed most"]
-        width = max(len(name) for name, _ in shown)
-        lines += [_line(name, total, width) for name, total in shown]
-    if not all_tensors and len(tensors) > SHOWN:
-        lines.append(f"and {len(tensors) - SHOWN} more: --tensors lists all")
+    changed = [(name, total) for name, total in result["tensors"].items() if total["changed"]]
+    changed.sort(key=lambda item: -item[1]["max_abs"])
+    if changed:
+        width = max(len(name) for name, _ in changed[:SHOWN])
+        lines += ["", "changed most"]
+        lines += [_line(name, total, width) for name, total in changed[:SHOWN]]
+    if len(changed) > SHOWN:
+        lines.append(f"and {len(changed) - SHOWN} more: --json lists all")
     for name, (one, two) in result["other_shape"].items():
         lines.append(f"other shape: {name}, {one} and {two}")
     for side, where in (("only_in_first", result["first"]), ("only_in_second", result["second"])):

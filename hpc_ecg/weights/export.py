@@ -8,7 +8,6 @@ is written aside, synced and renamed: a reader sees the old one or the new one, 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,11 @@ from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.weights import original
 from hpc_ecg.weights.mapping import KEPT, PRETRAINING, check_fit, expected_shapes, file_key
-from hpc_ecg.weights.reading import OUR_FORMAT
+from hpc_ecg.weights.reading import OUR_FORMAT, Facts
 from hpc_ecg.writing import write_whole
 
 Weights = ECGClassifier | Mapping[str, Tensor]
 LATENT_VARS, LATENT_GROUPS = 320, 2  # the published codebook
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    architecture: Architecture
-    labels: list[str] | None = None
-    """One name per row of the head; None = not known, or no head."""
-    signal: SignalSpec | None = None
-    """What the weights saw; None = not known."""
-    provenance: list[dict[str, Any]] = field(default_factory=list)
-    """What this package did to make the file, oldest first."""
-
-    def texts(self) -> dict[str, str]:
-        """What is known beside the sizes, as JSON."""
-        known = {
-            "labels": self.labels,
-            "signal": self.signal and asdict(self.signal),
-            "provenance": self.provenance,
-        }
-        return {name: json.dumps(value) for name, value in known.items() if value}
 
 
 def save_model(

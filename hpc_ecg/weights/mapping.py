@@ -47,8 +47,17 @@ class HasShape(Protocol):
 class NameMap:
     ours: dict[str, str]
     """Our parameter name -> the file's key."""
-    ignored: dict[str, str]
-    """The file's keys that are left out on purpose -> the reason."""
+    kept: dict[str, str]
+    """pretraining.<name>, of tensors that a model leaves out -> the file's key."""
+
+    @property
+    def all(self) -> dict[str, str]:
+        return self.ours | self.kept
+
+    @property
+    def ignored(self) -> dict[str, str]:
+        """The file's keys that are left out on purpose -> the reason."""
+        return {key: PRETRAINING[name.removeprefix(KEPT)] for name, key in self.kept.items()}
 
 
 def kind_of_keys(keys: Iterable[str], source: str) -> str:
@@ -67,26 +76,20 @@ def kind_of_keys(keys: Iterable[str], source: str) -> str:
 def map_names(keys: Iterable[str], kind: str) -> NameMap:
     """Our name for each key of a file. A key of no known pattern, or a second one for the same
     name, gets a name that no model has, so that `check_fit` reports it."""
-    ours: dict[str, str] = {}
-    ignored: dict[str, str] = {}
+    names: dict[str, str] = {}
     for key in keys:
         name = key.removeprefix("encoder.") if kind == "classifier" else key
-        of_backbone = kind == "base_ssl" or (kind == "classifier" and name != key)
-        if of_backbone and name in PRETRAINING:
-            ignored[key] = PRETRAINING[name]
-            continue
-        if kind == "hpc_ecg" and key.removeprefix(KEPT) in PRETRAINING and key.startswith(KEPT):
-            ignored[key] = PRETRAINING[key.removeprefix(KEPT)]
-            continue
         target = f"{key} (the file's)"
-        if of_backbone:
-            target = "backbone." + RENAMED.get(name, name)
+        if kind == "base_ssl" or (kind == "classifier" and name != key):
+            part = KEPT if name in PRETRAINING else "backbone."
+            target = part + RENAMED.get(name, name)
         elif kind == "classifier" and key in ("proj.weight", "proj.bias"):
             target = "head." + key.removeprefix("proj.")
         elif kind == "hpc_ecg":
             target = key
-        ours[target if target not in ours else f"{key} (a second)"] = key
-    return NameMap(ours=ours, ignored=ignored)
+        names[target if target not in names else f"{key} (a second)"] = key
+    kept = {KEPT + name: names.pop(KEPT + name) for name in PRETRAINING if KEPT + name in names}
+    return NameMap(ours=names, kept=kept)
 
 
 def file_key(name: str, kind: str) -> str:
@@ -96,12 +99,6 @@ def file_key(name: str, kind: str) -> str:
     if name.startswith("head."):
         return "proj." + name.removeprefix("head.")
     return ("encoder." if kind == "classifier" else "") + name.removeprefix("backbone.")
-
-
-def all_names(names: NameMap) -> dict[str, str]:
-    """Our name -> the file's key of every tensor, with what is ignored as `pretraining.<name>`."""
-    kept = {KEPT + key.removeprefix(KEPT).removeprefix("encoder."): key for key in names.ignored}
-    return names.ours | kept
 
 
 def expected_shapes(

@@ -21,7 +21,7 @@ from torch import Tensor
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import architecture_to_settings
 from hpc_ecg.model.transformer import ECGClassifier, build_on_meta
-from hpc_ecg.weights.export import Facts
+from hpc_ecg.weights.reading import Facts
 from hpc_ecg.writing import write_whole
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")

@@ -6,7 +6,7 @@ content is data of `archive.read_archive`, and containers in it may refer to eac
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from copy import deepcopy
 from functools import cache
 from math import prod
@@ -27,6 +27,11 @@ MOST_SETTINGS = 20_000  # the published files have 300
 @cache
 def _template() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("original_layout.json").read_text())
+
+
+def layout_of(names: Container[str]) -> str:
+    """Of weights under our names."""
+    return "classifier" if "head.weight" in names else "base_ssl"
 
 
 def fresh(

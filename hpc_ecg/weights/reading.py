@@ -1,8 +1,9 @@
-"""A path -> Checkpoint: tensors under the file's keys, and all that is known about them.
+"""A path -> OpenFile, any harmless file of weights -> Checkpoint, one that a run can start from.
 
 Takes the original's `.pt` (pre-trained `base_ssl`, fine-tuned `classifier`), our safetensors, and
-a folder that holds `model.safetensors` (a run's `best/`). A Checkpoint has been checked: its sizes
-are stated, its names and shapes fit them exactly, its values are finite.
+a folder that holds `model.safetensors` (a run's `best/`). What is open is what was written, each
+tensor on bytes of its own. A Checkpoint has been checked besides: its sizes are stated, its names
+and shapes fit them exactly, its values are finite.
 """
 
 from collections.abc import Mapping
@@ -10,27 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 from hpc_ecg.model.architecture import Architecture, architecture_from_settings, show_value
 from hpc_ecg.weights.archive import read_archive
+from hpc_ecg.weights.facts import Facts, facts_of_texts, from_text
 from hpc_ecg.weights.mapping import NameMap, check_fit, expected_shapes, kind_of_keys, map_names
-from hpc_ecg.weights.safetensors_file import from_json, read_safetensors
-from hpc_ecg.weights.stored import (
-    StoredTensor,
-    check_apart,
-    check_values,
-    check_weight,
-    refusing,
-)
+from hpc_ecg.weights.safetensors_file import read_safetensors
+from hpc_ecg.weights.stored import FLOATS, StoredTensor, check_bytes, refusing
 
 OUR_FILE = "model.safetensors"
 OUR_FORMAT = "hpc_ecg/1"
-FACTS: dict[str, tuple[Any, type]] = {
-    "architecture": (dict, str),
-    "labels": (list, str),
-    "signal": (dict, str),
-    "provenance": (list, dict),
-}
 
 # What this model computes, against what else a file of this family could have been trained with.
 FIXED = {
@@ -43,24 +32,25 @@ FIXED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class OpenFile:
     path: str
     """The file that was read (inside the folder, if a folder was given)."""
     kind: str
-    """base_ssl | classifier | hpc_ecg."""
+    """base_ssl | classifier | hpc_ecg | unknown."""
+    content: Mapping[str, Any]
+    """All of a `.pt`, the metadata of a safetensors file."""
     tensors: dict[str, StoredTensor]
     """Under the file's keys, where they lie in it."""
     names: NameMap
     """Our parameter names -> the file's keys, and the keys left out on purpose."""
-    architecture: Architecture
+    not_finite: list[str]
+    """Keys of tensors that hold NaN, or what float32 cannot hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(OpenFile, Facts):
     num_labels: int | None
     """Rows of the head; None = the file has no head."""
-    labels: list[str] | None
-    """Names of the labels; only our files carry them, and not all."""
-    signal: SignalSpec | None
-    """What the ECGs meant; only our files carry it, and not all."""
-    provenance: list[dict[str, Any]]
-    """What this package did to make the file, oldest first; empty where it says nothing."""
 
     def ours(self) -> dict[str, StoredTensor]:
         """The tensors that the model takes, under our parameter names."""
@@ -70,10 +60,35 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check a checkpoint. Nothing in the file is ever executed. ValueError, one line:
     no such file, damaged, refused, or weights of another model."""
+    return check(open_file(path))
+
+
+def open_file(path: str | Path) -> OpenFile:
+    """Any harmless file of weights. ValueError, one line: no such file, damaged, refused, or
+    without tensors."""
     with refusing(Path(path)):
         file = file_of(Path(path))
     with refusing(file):
-        return _read_ours(file) if file.suffix == ".safetensors" else _read_original(file)
+        is_ours = file.suffix == ".safetensors"
+        content: Mapping[str, Any]
+        content, held = read_safetensors(file) if is_ours else _archive_of(file)
+        tensors = {str(key): t for key, t in held.items() if isinstance(t, StoredTensor)}
+        if not tensors:
+            raise ValueError(
+                "holds no tensors under `model` or at its top; expected the original's layout or "
+                "our safetensors"
+            )
+        not_finite = check_bytes(tensors)
+        kind = "hpc_ecg" if is_ours and content.get("format") == OUR_FORMAT else _kind_of(tensors)
+        names = map_names(tensors, kind)
+    return OpenFile(
+        path=str(file),
+        kind=kind,
+        content=content,
+        tensors=tensors,
+        names=names,
+        not_finite=not_finite,
+    )
 
 
 def file_of(path: Path) -> Path:
@@ -88,132 +103,95 @@ def file_of(path: Path) -> Path:
     return file
 
 
-def _read_original(path: Path) -> Checkpoint:
-    content = read_archive(path)
+def _archive_of(file: Path) -> tuple[dict[str, Any], dict[Any, Any]]:
+    """All of a `.pt`, and the part of it that its tensors are looked for in."""
+    content = read_archive(file)
+    model = content.get("model")
+    return content, model if isinstance(model, dict) else content
+
+
+def _kind_of(tensors: Mapping[str, StoredTensor]) -> str:
+    try:
+        return kind_of_keys(tensors, "")
+    except ValueError:
+        is_ours = any(key.startswith("backbone.") for key in tensors)
+        return "hpc_ecg" if is_ours else "unknown"
+
+
+def check(file: OpenFile) -> Checkpoint:
+    """ValueError says why no run can start from the file."""
+    with refusing(Path(file.path)):
+        is_ours = file.path.endswith(".safetensors")
+        facts = _facts_of_ours(file.content) if is_ours else _facts_of_original(file.content)
+        for key, tensor in file.tensors.items():
+            if tensor.dtype not in FLOATS:
+                raise ValueError(f"{key} must be a float tensor, got {tensor.dtype}")
+            if not tensor.numel:
+                raise ValueError(f"{key} holds no values (shape {tensor.shape})")
+        num_labels = _check_shapes(file, facts.architecture)
+        if facts.labels is not None and len(facts.labels) != num_labels:
+            raise ValueError(f"{len(facts.labels)} label names for a head of {num_labels} labels")
+        for key in file.not_finite:
+            raise ValueError(
+                f"{key} holds NaN or infinite values (in float32); the run that wrote it diverged"
+            )
+    return Checkpoint(**vars(file), **vars(facts), num_labels=num_labels)
+
+
+def _facts_of_original(content: Mapping[str, Any]) -> Facts:
+    """Sizes as the file's cfg states them (the number of heads leaves no trace in the tensors), and
+    what this package wrote into it; a foreign file says no more."""
     tensors, cfg = content.get("model"), content.get("cfg")
     settings = cfg.get("model") if isinstance(cfg, dict) else None
     if not isinstance(tensors, dict) or not isinstance(settings, dict):
         raise ValueError(
-            f"{path}: expected the original's layout with `model` (tensors) and `cfg.model` "
+            "expected the original's layout with `model` (tensors) and `cfg.model` "
             f"(sizes), got {', '.join(key for key in content if isinstance(key, str))[:120]}"
         )
-    odd = {type(key).__name__ for key in tensors if not isinstance(key, str)}
-    if odd:
-        raise ValueError(f"{path}: `model` has a key that is {odd.pop()}, not a name; refused")
-    kind = kind_of_keys(tensors, str(path))
-    facts = _facts_of(content, path)
-    return _checked(path, kind, tensors, _sizes_of(settings, path), *facts)
-
-
-def _facts_of(
-    content: Mapping[str, Any], path: Path
-) -> tuple[list[str] | None, SignalSpec | None, list[dict[str, Any]]]:
-    """Labels, signal and provenance that this package wrote into a `.pt`, as texts like those in
-    our own files; a foreign one has none."""
-    state = content.get("extra_state")
-    texts = state.get("hpc_ecg") if isinstance(state, dict) else None
-    known = texts if isinstance(texts, dict) else {}
-    texts = {name: text for name, text in known.items() if isinstance(text, str)}
-    labels, signal, provenance = (_from_json(texts, name, path) for name in list(FACTS)[1:])
-    return labels, _signal_of(signal, path), provenance or []
-
-
-def _sizes_of(settings: Mapping[str, Any], path: Path) -> Architecture:
-    """Sizes as the file's cfg states them. The number of heads leaves no trace in the tensors;
-    the rest is held against them by `check_fit`."""
+    for key, tensor in tensors.items():
+        if not isinstance(key, str):
+            raise ValueError(f"`model` has a key that is {type(key).__name__}, not a name; refused")
+        if not isinstance(tensor, StoredTensor):
+            raise ValueError(f"{key} must be a tensor, got {type(tensor).__name__}")
+    kind_of_keys(tensors, "")
     for name, (needed, reason) in FIXED.items():
         value = settings.get(name, needed)
         if value != needed:
             raise ValueError(
-                f"{path}: cfg.model.{name} must be {needed!r}, got {show_value(value)}: {reason}"
+                f"cfg.model.{name} must be {needed!r}, got {show_value(value)}: {reason}"
             )
-    return architecture_from_settings(settings, f"{path}: cfg.model.")
+    state = content.get("extra_state")
+    stated = state.get("hpc_ecg") if isinstance(state, dict) else None
+    return facts_of_texts(
+        architecture_from_settings(settings, "cfg.model."),
+        stated if isinstance(stated, dict) else {},
+    )
 
 
-def _read_ours(path: Path) -> Checkpoint:
-    metadata, tensors = read_safetensors(path)
+def _facts_of_ours(metadata: Mapping[str, str]) -> Facts:
     if metadata.get("format") != OUR_FORMAT:
         raise ValueError(
-            f"{path}: not written by hpc_ecg (its metadata says format="
+            f"not written by hpc_ecg (its metadata says format="
             f"{metadata.get('format')!r}, expected {OUR_FORMAT!r})"
         )
-    facts = {name: _from_json(metadata, name, path) for name in FACTS}
-    architecture = architecture_from_settings(facts["architecture"], f"{path}: architecture.")
-    signal, provenance = _signal_of(facts["signal"], path), facts["provenance"] or []
-    return _checked(path, "hpc_ecg", tensors, architecture, facts["labels"], signal, provenance)
+    sizes = from_text(metadata, "architecture")
+    return facts_of_texts(architecture_from_settings(sizes, "architecture."), metadata)
 
 
-def _signal_of(values: dict[str, Any] | None, path: Path) -> SignalSpec | None:
-    if values is None:
-        return None
-    signal, usual = spec_from_dict(values, f"{path}: signal"), SignalSpec()
-    for name, value in values.items():
-        if type(value) is not type(getattr(usual, name)):
-            raise ValueError(f"{path}: signal.{name} cannot be {show_value(value)}")
-    if not all(isinstance(lead, str) for lead in signal.leads):
-        raise ValueError(f"{path}: signal.leads must be names")
-    return signal
-
-
-def _from_json(metadata: Mapping[str, str], name: str, path: Path) -> Any:
-    expected, inner = FACTS[name]
-    try:
-        value = from_json(metadata.get(name, "null"))
-    except ValueError:
-        value = "damaged"
-    fits = isinstance(value, expected) and all(isinstance(item, inner) for item in value)
-    if not fits and not (value is None and name != "architecture"):
-        raise ValueError(
-            f"{path}: metadata `{name}` must be a JSON {expected.__name__} of {inner.__name__}"
-        )
-    return value
-
-
-def _checked(
-    path: Path,
-    kind: str,
-    tensors: Mapping[str, object],
-    architecture: Architecture,
-    labels: list[str] | None = None,
-    signal: SignalSpec | None = None,
-    provenance: list[dict[str, Any]] | None = None,
-) -> Checkpoint:
-    # First all that needs no look at the values; then each value, once.
-    stored = {key: check_weight(tensor, f"{path}: {key}") for key, tensor in tensors.items()}
-    check_apart(stored, str(path))
-    names = map_names(stored, kind)
-    ours = {name: stored[key] for name, key in names.ours.items()}
+def _check_shapes(file: OpenFile, architecture: Architecture) -> int | None:
+    """ValueError unless names and shapes are those of the model; returns the number of labels."""
+    ours = {name: file.tensors[key] for name, key in file.names.ours.items()}
     layers = [name.split(".")[3] for name in ours if name.startswith("backbone.encoder.layers.")]
     found = len(set(layers))
     if found != architecture.encoder_layers:
         raise ValueError(
-            f"{path}: encoder_layers={architecture.encoder_layers}, but the weights do not fit: "
+            f"encoder_layers={architecture.encoder_layers}, but the weights do not fit: "
             f"they have {found} layers"
         )
-    num_labels = None if has_no_head(kind, ours) else _rows_of(ours.get("head.weight"))
-    check_fit(ours, expected_shapes(architecture, num_labels), str(path))
-    if labels is not None and len(labels) != num_labels:
-        raise ValueError(f"{path}: {len(labels)} label names for a head of {num_labels} labels")
-    check_values(stored, str(path))
-    return Checkpoint(
-        path=str(path),
-        kind=kind,
-        tensors=stored,
-        names=names,
-        architecture=architecture,
-        num_labels=num_labels,
-        labels=labels,
-        signal=signal,
-        provenance=provenance or [],
-    )
-
-
-def has_no_head(kind: str, ours: Mapping[str, StoredTensor]) -> bool:
-    """base_ssl never has one; one of our files may do without (made of a base_ssl)."""
-    no_head = not any(name.startswith("head.") for name in ours)
-    return kind == "base_ssl" or (kind == "hpc_ecg" and no_head)
-
-
-def _rows_of(head: StoredTensor | None) -> int:
-    """Rows of a head's weight; 1 where there is none, so that `check_fit` names it as missing."""
-    return max(head.shape[0], 1) if head is not None and head.shape else 1
+    num_labels = None
+    # base_ssl never has a head; one of our files may do without (made of a base_ssl)
+    if file.kind == "classifier" or any(name.startswith("head.") for name in ours):
+        head = ours.get("head.weight")
+        num_labels = max(head.shape[0], 1) if head is not None and head.shape else 1
+    check_fit(ours, expected_shapes(architecture, num_labels), file.path)
+    return num_labels

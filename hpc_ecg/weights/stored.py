@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,47 +148,34 @@ def _widened(bits: NDArray[Any]) -> NDArray[Any]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def check_weight(tensor: object, name: str) -> StoredTensor:
-    """ValueError unless it is a float tensor each of whose elements has a place of its own. Its
-    values are not looked at."""
-    if not isinstance(tensor, StoredTensor):
-        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in FLOATS:
-        raise ValueError(f"{name} must be a float tensor, got {tensor.dtype}")
-    if not tensor.numel:
-        raise ValueError(f"{name} holds no values (shape {tensor.shape})")
-    if tensor.overlaps_itself():
-        raise ValueError(
-            f"{name} claims shape {tensor.shape} by counting places twice "
-            f"(strides {tensor.strides}); refused"
-        )
-    return tensor
-
-
-def check_values(tensors: dict[str, StoredTensor], source: str) -> None:
-    """ValueError unless their bytes are those that were written, and the values finite."""
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        for name, fault in zip(tensors, pool.map(_fault_of, tensors.values()), strict=True):
-            if fault:
-                pool.shutdown(cancel_futures=True)
-                raise ValueError(f"{source}: {name} {fault}")
-    next(iter(tensors.values())).block.file.drop()  # they all lie in one file
-
-
-def _fault_of(tensor: StoredTensor) -> str | None:
-    if not tensor.block.is_intact():
-        return f"is {CHANGED}"
-    if not tensor.is_finite():
-        return "holds NaN or infinite values (in float32); the run that wrote it diverged"
-    return None
-
-
-def check_apart(tensors: dict[str, StoredTensor], source: str) -> None:
-    """ValueError if two tensors lie on the same bytes."""
+def check_bytes(tensors: dict[str, StoredTensor]) -> list[str]:
+    """ValueError unless each element of the tensors (of one file) has a place of its own and holds
+    what was written. Returns the names of those with a value that float32 cannot hold."""
+    for name, tensor in tensors.items():
+        if tensor.overlaps_itself():
+            raise ValueError(
+                f"{name} claims shape {tensor.shape} by counting places twice "
+                f"(strides {tensor.strides}); refused"
+            )
     ordered = sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].end))
     for (name, tensor), (other, after) in pairwise(ordered):
         if after.offset < tensor.end and after.numel:
-            raise ValueError(f"{source}: {name} and {other} lie on the same bytes; refused")
+            raise ValueError(f"{name} and {other} lie on the same bytes; refused")
+    workers, items = min(os.cpu_count() or 1, 8), list(tensors.items())
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(_not_finite, (items[first::workers] for first in range(workers))))
+    next(iter(tensors.values())).block.file.drop()
+    return list(chain.from_iterable(found))
+
+
+def _not_finite(tensors: list[tuple[str, StoredTensor]]) -> list[str]:
+    found = []
+    for name, tensor in tensors:
+        if not tensor.block.is_intact():
+            raise ValueError(f"{name} is {CHANGED}")
+        if not tensor.is_finite():
+            found.append(name)
+    return found
 
 
 @contextmanager
