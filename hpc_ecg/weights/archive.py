@@ -7,19 +7,11 @@ whose checksum is the archive's.
 Whatever goes wrong becomes one line with the path.
 """
 
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.weights.pickles import RefusedError, Storage, read_pickle
-from hpc_ecg.weights.stored import (
-    CHANGED,
-    DTYPES,
-    LONGEST_AXES,
-    Block,
-    StoredTensor,
-    refusing,
-)
+from hpc_ecg.weights.pickles import RefusedError, read_pickle
+from hpc_ecg.weights.stored import CHANGED, Block, refusing
 from hpc_ecg.weights.zipped import PICKLE, DamagedError, check_zip
 
 BYTE_ORDER = "byteorder"
@@ -59,40 +51,5 @@ def _content(blocks: dict[str, Block]) -> Any:
     if order and data[order.start : min(order.end, order.start + 7)] != b"little":
         raise DamagedError("written on a big-endian machine; save it again on another")
 
-    def open_storage(dtype: str, key: str, numel: int) -> Storage:
-        return _open_storage(blocks, dtype, key, numel)
-
     with memoryview(data) as whole, whole[pickle.start : pickle.end] as view:
-        return read_pickle(view, open_storage)
-
-
-def _open_storage(blocks: dict[str, Block], dtype: str, key: str, numel: int) -> Storage:
-    name, block = f"data/{key[:40]}", blocks.get(f"data/{key}")
-    if block is None:
-        raise DamagedError(f"no {name} in the archive; copy it again")
-    itemsize, size = DTYPES[dtype].itemsize, block.end - block.start
-    if numel * itemsize != size:
-        raise DamagedError(
-            f"{name} should hold {str(numel)[:30]} values of {dtype}, the file holds only "
-            f"{size} bytes of it; refused"
-        )
-
-    def tensor(first: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> StoredTensor:
-        whole = [type(n) is int and 0 <= n < 2**62 for n in (first, *shape, *strides)]
-        if (
-            not all(whole)
-            or len(shape) != len(strides)
-            or len(shape) > LONGEST_AXES
-            or (0 in shape and prod(size or 1 for size in shape) >= 2**31)
-        ):
-            raise RefusedError(f"a tensor in {name} has no possible shape and strides")
-        offset = block.start + first * itemsize
-        view = StoredTensor(block=block, dtype=dtype, shape=shape, strides=strides, offset=offset)
-        if max(view.offset, view.end) > block.end:
-            raise DamagedError(
-                f"a tensor in {name} claims shape {shape}, the file holds only "
-                f"{size} bytes of it; refused"
-            )
-        return view
-
-    return Storage(dtype, numel, tensor)
+        return read_pickle(view, blocks)

@@ -7,6 +7,7 @@ A head has a row per label. Our files name them; a foreign `.pt` does not, so it
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpc_ecg.weights.mapping import some
 from hpc_ecg.weights.reading import Checkpoint
 
 HEADS = ("auto", "keep", "new", "by_label")
@@ -45,7 +46,7 @@ def plan_head(
         reason = "the same labels" if same else f"rows taken by name, of {len(names)} in the file"
         return HeadPlan(taken="keep", rows=rows, reason=reason)
     if asked == "by_label" and len(missing) < len(labels):
-        reason = f"new for {_some(missing)}, the others by name"
+        reason = f"new for {some(missing)}, the others by name"
         return HeadPlan(taken="by_label", rows=rows, reason=reason)
     way = (
         ""
@@ -53,8 +54,8 @@ def plan_head(
         else "init.head=by_label (new rows for what is missing) or "
     )
     raise ValueError(
-        f"init.head={asked}: the head of {checkpoint.path} predicts {_some(names)}, this run has "
-        f"{_some(missing)}; use {way}init.head=new"
+        f"init.head={asked}: the head of {checkpoint.path} predicts {some(names)}, this run has "
+        f"{some(missing)}; use {way}init.head=new"
     )
 
 
@@ -65,7 +66,7 @@ def names_of(checkpoint: Checkpoint, given: Sequence[str]) -> Sequence[str] | No
     if len(given) != checkpoint.num_labels or len(set(given)) < len(given):
         raise ValueError(
             f"init.labels must name each of the {checkpoint.num_labels} labels of "
-            f"{checkpoint.path} once, got {len(given)} ({_some(given)})"
+            f"{checkpoint.path} once, got {len(given)} ({some(given)})"
         )
     return given
 
@@ -78,11 +79,7 @@ def _as_they_stand(asked: str, checkpoint: Checkpoint, labels: Sequence[str]) ->
     if rows != len(labels):
         raise ValueError(
             f"init.head={asked}: the head of {checkpoint.path} has {rows} labels, this run has "
-            f"{len(labels)} ({_some(labels)}); {hint}"
+            f"{len(labels)} ({some(labels)}); {hint}"
         )
     reason = "as many labels as the file, which does not name them"
     return HeadPlan(taken="keep", rows=list(range(rows)), reason=reason)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

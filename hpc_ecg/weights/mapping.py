@@ -10,7 +10,7 @@ one leading `encoder.` is taken off, and only in a classifier: in base_ssl `laye
 of the stem's features and `encoder.layer_norm` the encoder's, so a blind replacement mixes them up.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,14 +62,14 @@ class NameMap:
 
 def kind_of_keys(keys: Iterable[str], source: str) -> str:
     """`base_ssl` or `classifier`, by the names alone. ValueError: neither."""
-    keys = set(keys)
+    keys = sorted(keys)
     if any(key.startswith("encoder.encoder.") for key in keys) or "proj.weight" in keys:
         return "classifier"
     if any(key.startswith("encoder.layers.") for key in keys):
         return "base_ssl"
     raise ValueError(
         f"{source}: weights of another model: expected names such as encoder.layers.0.fc1.weight "
-        f"(base_ssl) or encoder.encoder.layers.0.fc1.weight (classifier), got {_some(keys, 3)}"
+        f"(base_ssl) or encoder.encoder.layers.0.fc1.weight (classifier), got {some(keys, 3)}"
     )
 
 
@@ -182,13 +182,13 @@ def check_fit(
     found = {"not in the file": missing, "not in the model": unexpected, "of other shape": other}
     few = 6 if sum(map(bool, found.values())) == 1 else 2
     problems = [
-        f"{len(names)} {what}: {_some(names, few)}" for what, names in found.items() if names
+        f"{len(names)} {what}: {some(sorted(names), few)}" for what, names in found.items() if names
     ]
     if problems:
         raise ValueError(f"{source}: weights do not fit the model: " + "; ".join(problems))
 
 
-def _some(names: Iterable[str], count: int) -> str:
-    names = sorted(names)
+def some(names: Sequence[str], count: int = 6) -> str:
+    """The first of them, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

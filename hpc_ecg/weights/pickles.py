@@ -7,12 +7,14 @@ still lets a file ask for memory without end.) torch.save writes protocol 2; wha
 bounded: so many opcodes, and texts that are as long as only packed arrays are stay where they lie.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from hpc_ecg.weights.opcodes import NUMBERS, TEXTS, Inert, RefusedError, opcodes
-from hpc_ecg.weights.stored import StoredTensor
+from hpc_ecg.weights.stored import DTYPES, LONGEST_AXES, Block, StoredTensor
+from hpc_ecg.weights.zipped import DamagedError
 
 STORAGES = {
     f"torch {name}Storage": dtype
@@ -46,26 +48,43 @@ class Name:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
-    """Bytes of the archive as torch.save wrote them: `tensor` makes a view of them."""
+    """Bytes of the archive that tensors are views of."""
 
+    name: str
     dtype: str
-    numel: int
-    tensor: Callable[[int, tuple[int, ...], tuple[int, ...]], StoredTensor] = field(repr=False)
+    block: Block = field(repr=False)
+
+    def tensor(self, first: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> StoredTensor:
+        whole = [type(n) is int and 0 <= n < 2**62 for n in (first, *shape, *strides)]
+        if (
+            not all(whole)
+            or len(shape) != len(strides)
+            or len(shape) > LONGEST_AXES
+            or (0 in shape and prod(size or 1 for size in shape) >= 2**31)
+        ):
+            raise RefusedError(f"a tensor in {self.name} has no possible shape and strides")
+        block, offset = self.block, self.block.start + first * DTYPES[self.dtype].itemsize
+        view = StoredTensor(
+            block=block, dtype=self.dtype, shape=shape, strides=strides, offset=offset
+        )
+        if max(view.offset, view.end) > block.end:
+            raise DamagedError(
+                f"a tensor in {self.name} claims shape {shape}, the file holds only "
+                f"{block.end - block.start} bytes of it; refused"
+            )
+        return view
 
 
-OpenStorage = Callable[[str, str, int], Storage]
-
-
-def read_pickle(data: memoryview, open_storage: OpenStorage) -> Any:
+def read_pickle(data: memoryview, blocks: Mapping[str, Block]) -> Any:
     """The object of a pickle: dicts, lists, tuples, text, numbers, StoredTensor and Inert. One
     container may lie in several others, or in itself.
 
-    `open_storage(dtype, key, numel)` finds the bytes behind a tensor. RefusedError: the pickle
-    asks for more; ValueError and others: it is damaged.
+    `blocks`: the members of the archive. RefusedError: the pickle asks for more than tensors;
+    ValueError and others: it is damaged.
     """
-    machine = _Machine(open_storage)
+    machine = _Machine(blocks)
     for opcode, argument, position in opcodes(data):
         try:
             machine.step(opcode, argument)
@@ -77,10 +96,10 @@ def read_pickle(data: memoryview, open_storage: OpenStorage) -> Any:
 class _Machine:
     """The stack of a pickle; a mark is an END on it."""
 
-    def __init__(self, open_storage: OpenStorage) -> None:
+    def __init__(self, blocks: Mapping[str, Block]) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.open_storage = open_storage
+        self.blocks = blocks
 
     def result(self) -> Any:
         (value,) = self.stack
@@ -174,6 +193,17 @@ class _Machine:
                 if type(numel) is int and type(reference) is tuple:
                     return self.open_storage(STORAGES[kind], key, numel)
         raise RefusedError("it refers to something else than a storage of torch")
+
+    def open_storage(self, dtype: str, key: str, numel: int) -> Storage:
+        name, block = f"data/{key[:40]}", self.blocks.get(f"data/{key}")
+        if block is None:
+            raise DamagedError(f"no {name} in the archive; copy it again")
+        if numel * DTYPES[dtype].itemsize != block.end - block.start:
+            raise DamagedError(
+                f"{name} should hold {str(numel)[:30]} values of {dtype}, the file holds only "
+                f"{block.end - block.start} bytes of it; refused"
+            )
+        return Storage(name, dtype, block)
 
 
 def _call(function: Any, arguments: Any) -> Any:

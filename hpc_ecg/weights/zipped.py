@@ -6,21 +6,21 @@ confirms, apart from all others.
 """
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hpc_ecg.weights.stored import Block, MappedFile
 
 # A zip's records: the header before a member's bytes, its entry in the directory, the directory's
 # end, and that end with wide numbers, which torch writes too and a locator points at.
-LOCAL, ENTRY = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I")
-END, LOCATOR, END64 = (struct.Struct(s) for s in ("<4s4H2IH", "<4sIQI", "<4sQ2H2I4Q"))
+LOCAL = struct.Struct("<4s4xH16x2H")  # magic, method, lengths of name and of extra
+ENTRY = struct.Struct("<4s4x2H4x3I4H6xI")  # magic, flags, method, crc, 2 sizes, 3 lengths, disk, at
+END, LOCATOR, END64 = (struct.Struct(layout) for layout in ("<4s4H2IH", "<4s4xQ4x", "<4s12x2I4Q"))
 MOST_MEMBERS = 1 << 14
 PICKLE = "data.pkl"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Member:
+class Member(NamedTuple):
     """An entry of the zip's directory."""
 
     name: str
@@ -65,51 +65,31 @@ def _read_directory(file: MappedFile) -> tuple[list[Member], int]:
     if magic != b"PK\x05\x06" or comment:
         raise ValueError("no directory at its end")
     if data[at - LOCATOR.size : at - LOCATOR.size + 4] == b"PK\x06\x07":
-        _, _, at, _ = LOCATOR.unpack_from(data, at - LOCATOR.size)
-        magic, _, _, _, disk, first, here, count, size, start = END64.unpack_from(data, at)
+        _, at = LOCATOR.unpack_from(data, at - LOCATOR.size)
+        magic, disk, first, here, count, size, start = END64.unpack_from(data, at)
     if disk or first or here != count or start + size != at:
         raise ValueError("in several parts")
     if count > MOST_MEMBERS:
         raise DamagedError(f"holds {count} members, of which torch never writes so many; refused")
-    members, at = [], start
+    members, at, end = [], start, at
     for _ in range(count):
-        member, at = _read_entry(file, at)
-        members.append(member)
-    if at != start + size:
+        magic, flags, method, crc32, packed, size, *lengths, disk, header = ENTRY.unpack_from(
+            data, at
+        )
+        if magic != b"PK\x01\x02" or disk:
+            raise ValueError("no entry")
+        at += ENTRY.size
+        name = data[at : at + lengths[0]].decode("utf-8", "replace")
+        if method or packed != size or flags & 1:
+            raise DamagedError(
+                f"{name[:80]} is {'encrypted' if flags & 1 else 'compressed'} "
+                f"({packed} -> {size} bytes), which torch never does; refused"
+            )
+        members.append(Member(name, size, crc32, header))
+        at += sum(lengths)
+    if at != end:
         raise ValueError("its directory ends elsewhere")
     return members, start
-
-
-def _read_entry(file: MappedFile, at: int) -> tuple[Member, int]:
-    """A member, and where the next entry starts."""
-    (
-        magic,
-        _,
-        _,
-        flags,
-        method,
-        _,
-        _,
-        crc32,
-        packed,
-        size,
-        named,
-        extra,
-        comment,
-        disk,
-        *_,
-        header,
-    ) = ENTRY.unpack_from(file.bytes, at)
-    at += ENTRY.size
-    name = file.bytes[at : at + named].decode("utf-8", "replace")
-    if magic != b"PK\x01\x02" or disk:
-        raise ValueError("no entry")
-    if method or packed != size or flags & 1:
-        raise DamagedError(
-            f"{name[:80]} is {'encrypted' if flags & 1 else 'compressed'} "
-            f"({packed} -> {size} bytes), which torch never does; refused"
-        )
-    return Member(name=name, size=size, crc32=crc32, header=header), at + named + extra + comment
 
 
 def _by_name(members: list[Member]) -> dict[str, Member]:
@@ -143,14 +123,12 @@ def _blocks(file: MappedFile, members: dict[str, Member], end: int) -> dict[str,
         wrong = ValueError(f"{member.name[:80]} does not lie where the archive says; refused")
         if at + LOCAL.size > end:
             raise wrong
-        magic, _, _, method, *_, named, extra = LOCAL.unpack_from(file.bytes, at)
-        start = at + LOCAL.size + named + extra
-        own_name = file.bytes[at + LOCAL.size : at + LOCAL.size + named].decode("utf-8", "replace")
-        if (magic, method, own_name) != (
-            b"PK\x03\x04",
-            0,
-            member.name,
-        ) or start + member.size > end:
+        magic, method, named, extra = LOCAL.unpack_from(file.bytes, at)
+        start = at + LOCAL.size + named
+        own_name = file.bytes[at + LOCAL.size : start].decode("utf-8", "replace")
+        start += extra
+        says_the_same = (magic, method, own_name) == (b"PK\x03\x04", 0, member.name)
+        if not says_the_same or start + member.size > end:
             raise wrong
         crc32 = member.crc32 if summed else None
         blocks[name] = Block(file=file, start=start, end=start + member.size, crc32=crc32)
