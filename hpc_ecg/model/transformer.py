@@ -22,6 +22,7 @@ __all__ = [
     "ECGClassifier",
     "ECGTransformer",
     "ModelConfig",
+    "build_empty",
     "build_model",
     "build_on_meta",
     "randomize_backbone",
@@ -178,7 +179,7 @@ def build_model(
     architecture: Architecture, num_labels: int, config: ModelConfig, seed: int = 0
 ) -> ECGClassifier:
     """A model on the CPU with random weights that depend on `seed` alone."""
-    model = build_on_meta(architecture, num_labels, config).to_empty(device="cpu")
+    model = build_empty(architecture, num_labels, config)
     randomize_backbone(model.backbone, seed)
     randomize_head(model.head, seed)
     return model
@@ -190,6 +191,16 @@ def build_on_meta(
     """The same model without memory behind its parameters: names, shapes and counts."""
     with torch.device("meta"):
         return ECGClassifier(architecture, num_labels, config or ModelConfig())
+
+
+def build_empty(
+    architecture: Architecture, num_labels: int, config: ModelConfig | None = None
+) -> ECGClassifier:
+    """The same model on the CPU, to be filled. (`to_empty` would import all of sympy first.)"""
+    model = build_on_meta(architecture, num_labels, config)
+    memory = {name: torch.empty(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(memory, assign=True)
+    return model
 
 
 def randomize_head(head: nn.Linear, seed: int) -> None:

@@ -5,6 +5,8 @@ or ignored for a stated reason; the report says which. A fresh head depends on t
 number of labels alone, so that strategies that differ only in their start are paired.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from hpc_ecg.model.architecture import (
 )
 from hpc_ecg.model.transformer import (
     ECGClassifier,
-    build_on_meta,
+    build_empty,
     randomize_backbone,
     randomize_head,
 )
@@ -77,7 +79,7 @@ def initialize(
     frozen_part = decide_freeze(freeze, checkpoint is not None)
     signal, signal_assumed = _signal_of(init, checkpoint, architecture)
     # 2. Build, fill, freeze.
-    model = build_on_meta(architecture, num_labels, model_config).to_empty(device="cpu")
+    model = build_empty(architecture, num_labels, model_config)
     loaded = fill(model, checkpoint, head.rows, seed)
     model.freeze(frozen_part, freeze_layers)
     # 3. Say what happened.
@@ -122,7 +124,7 @@ def load_model(
         )
     rows = checkpoint.num_labels or num_labels
     assert rows
-    model = build_on_meta(checkpoint.architecture, rows, model_config).to_empty(device="cpu")
+    model = build_empty(checkpoint.architecture, rows, model_config)
     has_head = checkpoint.num_labels is not None
     fill(model, checkpoint, [row if has_head else None for row in range(rows)], seed)
     return model.eval()
@@ -140,18 +142,23 @@ def fill(
         randomize_head(model.head, seed)
     mine = [k for k, row in enumerate(rows) if row is not None]
     theirs = [row for row in rows if row is not None]
-    loaded = {}
-    for name, parameter in model.named_parameters():
-        if checkpoint is None or (name.startswith("head.") and not mine):
-            continue
-        values, array = parameter.detach().numpy(), tensors[name].array()
+    taken = {
+        name: parameter.detach().numpy()
+        for name, parameter in model.named_parameters()
+        if checkpoint and (mine or not name.startswith("head."))
+    }
+
+    def take(name: str) -> None:
+        values, array = taken[name], tensors[name].array()
         if name.startswith("head."):
             values[mine] = array[theirs]
         else:
             values[...] = array
         tensors[name].block.file.drop()  # in memory once: here
-        loaded[name] = checkpoint.names.ours[name]
-    return loaded
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        list(pool.map(take, taken))
+    return {name: checkpoint.names.ours[name] for name in taken} if checkpoint else {}
 
 
 def decide_freeze(asked: str, weights_loaded: bool) -> str:
