@@ -82,8 +82,7 @@ def _diff(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from hpc_ecg.weights.convert import convert
 
-    labels = _names(options.labels)
-    changes = {"strip": options.strip, "labels": labels, "force": options.force}
+    changes = {"strip": options.strip, "labels": _names(options.labels), "force": options.force}
     _say(*convert(options.source, options.out, **changes))
     return 0
 
@@ -106,11 +105,8 @@ def _reset_head(options: argparse.Namespace) -> int:
 def _soup(options: argparse.Namespace) -> int:
     from hpc_ecg.weights.convert import soup
 
-    _say(
-        *soup(
-            [_best_of(Path(source)) for source in options.sources], options.out, force=options.force
-        )
-    )
+    sources = [_best_of(Path(source)) for source in options.sources]
+    _say(*soup(sources, options.out, force=options.force))
     return 0
 
 
