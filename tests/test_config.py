@@ -153,6 +153,7 @@ def test_a_path_can_be_named_once_and_used_by_name():
         ("train.best_metric=f1", "train.best_metric must be"),
         ("train.average=mean", "train.average must be one of none, ema, swa, got 'mean'"),
         ("train.calibration=isotonic", "train.calibration must be one of"),
+        ("train.feature_cache=", "train.feature_cache is empty; give a folder, auto or null"),
         ("train.ema_decay=1", "train.ema_decay must be in [0, 1), got 1.0"),
         ("train.freeze_layers=-1", "train.freeze_layers must be at least 0, got -1"),
         ("train.max_epochs=-1", "train.max_epochs must be at least 0"),

@@ -325,6 +325,7 @@ def test_containers_in_themselves_or_without_end_harm_nobody(path, what):
     for content in (
         {"model": b"}" + text("a") + SELF[what] + b"s", "cfg": b"}" + text("model") + b"}s"},
         {"model": b"}", "cfg": b"}" + text("model") + SELF[what] + b"s"},
+        {"model": b"}", "cfg": SELF[what]},
     ):
         refusal(path, pt_of(pickled(*content.items())))
     keyed = b"}" + SELF[what] + b"Ns"

@@ -83,6 +83,8 @@ class TrainConfig:
                 raise ValueError(
                     f"train.{name} must be one of {choices}, got {getattr(self, name)!r}"
                 )
+        if self.feature_cache == "":
+            raise ValueError("train.feature_cache is empty; give a folder, auto or null")
         for name in ("ema_decay", "swa_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")

@@ -37,17 +37,13 @@ def convert(
     check_target(target, [source], force)
     checkpoint = read_checkpoint(source)
     if target.suffix == ".pt" and checkpoint.kind in original.LAYOUTS and not strip and not labels:
-        write_whole(target, lambda aside: _copy(checkpoint.path, aside))
+        write_whole(target, lambda aside: shutil.copyfile(checkpoint.path, aside))
         people = sum(original.scores_of_people(checkpoint.content).values())
         holds = f", with {people} scores and labels of people inside; --strip leaves them out"
         return [f"written: {target}, a copy{holds if people else ''}"]
     facts = _facts(checkpoint, labels or checkpoint.labels, source, action="convert")
     tensors = {name: _taken(checkpoint, name) for name in checkpoint.names.all}
     return write_as(target, tensors, facts, checkpoint, strip=strip)
-
-
-def _copy(source: str, target: Path) -> None:
-    shutil.copyfile(source, target)
 
 
 def reset_head(
