@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FILE_HELP = "base_ssl.pt, a fine-tuned .pt, model.safetensors or a run's best/"
+FILE_HELP = "base_ssl.pt, a fine-tuned .pt, model.safetensors or a run's folder"
 OUT_HELP = "its ending decides: .pt (the original's layout), .safetensors or .onnx"
 
 
@@ -105,13 +105,8 @@ def _reset_head(options: argparse.Namespace) -> int:
 def _soup(options: argparse.Namespace) -> int:
     from hpc_ecg.weights.convert import soup
 
-    sources = [_best_of(Path(source)) for source in options.sources]
-    _say(*soup(sources, options.out, force=options.force))
+    _say(*soup(options.sources, options.out, force=options.force))
     return 0
-
-
-def _best_of(path: Path) -> Path:
-    return path / "best" if (path / "best").is_dir() else path
 
 
 def _names(text: str | None) -> list[str] | None:

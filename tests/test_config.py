@@ -180,6 +180,11 @@ def test_a_setting_of_the_reference_program_is_answered_with_ours(old):
     assert RENAMED[old] in complaint(f"{old}=1")
 
 
+def test_a_calibration_of_what_has_no_probability_is_refused_at_once():
+    line = complaint("data.task=regression", "loss.name=mse", "train.calibration=platt")
+    assert "train.calibration=platt is for probabilities" in line
+
+
 def test_what_must_be_given_is_named():
     assert "run_dir must be given" in complaint("data.shards=s", needed=False)
 

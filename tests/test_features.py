@@ -138,6 +138,16 @@ def test_labels_do_not_matter_to_the_cache(own_shards, tmp_path, computed):
     assert computed == ["train", "valid"]
 
 
+def test_a_label_that_cannot_be_calibrated_costs_nothing_but_the_calibration(own_shards, tmp_path):
+    words = [w for w in words_for(own_shards, tmp_path / "a", PROBE) if not w.startswith("init.")]
+    words += [f"init.checkpoint={FIXTURES / 'tiny_wcr_afib_5y.pt'}", "train.max_epochs=0"]
+    folder = run([*words, "train.calibration=platt"])  # its weights are random: they rank wrongly
+    fit = read_json(folder.best / "calibration.json")["af"]
+    assert fit["kind"] == "none" and "the wrong way round" in fit["reason"]
+    start, best = load_model(FIXTURES / "tiny_wcr_afib_5y.pt"), load_model(folder.best)
+    assert torch.equal(start.head.weight, best.head.weight)
+
+
 def test_other_weights_or_arithmetic_have_features_of_their_own(own_shards, tmp_path, computed):
     run(words_for(own_shards, tmp_path / "a", PROBE))
     other = [w for w in words_for(own_shards, tmp_path / "b", PROBE) if not w.startswith("init.")]

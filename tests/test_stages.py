@@ -240,6 +240,21 @@ def test_steps_cannot_be_given_for_a_run_of_stages(shards, tmp_path):
         run(words_of(shards, tmp_path / "run", "train.max_steps=3"))
 
 
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ("freeze_layers: 3", r"train.stages.rest.freeze_layers must be from 0 to 2, got 3"),
+        ("lr: -1", r"train.stages.rest.lr must be positive, got -1.0"),
+        ("freeze: half", r"train.stages.rest.freeze must be one of .*, got 'half'"),
+    ],
+)
+def test_a_wrong_setting_of_a_stage_is_named_with_its_stage(shards, tmp_path, own, words):
+    stages = f"train.stages={{probe: {{freeze: backbone}}, rest: {{{own}}}}}"
+    with pytest.raises(ValueError, match=words):
+        run(words_for(shards, tmp_path / "run", stages))
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_frozen_layers_than_there_are_is_named(shards, tmp_path):
     with pytest.raises(ValueError, match=r"train.freeze_layers must be from 0 to 2, got 3"):
         run(words_for(shards, tmp_path / "run", "train.freeze_layers=3"))

@@ -216,8 +216,38 @@ def test_a_soup_is_the_mean_and_knows_its_parts(tmp_path):
 
 
 def test_a_soup_of_pre_trained_files_stays_one(tmp_path):
-    soup([BASE, BASE], tmp_path / "mean.pt")
+    convert(BASE, tmp_path / "again.pt", strip=True)  # the same weights in another file
+    soup([BASE, tmp_path / "again.pt"], tmp_path / "mean.pt")
     assert same(weights_of(BASE), weights_of(tmp_path / "mean.pt"))
+
+
+def test_a_soup_of_one_file_twice_or_of_other_starts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a soup of one file twice"):
+        soup([BASE, BASE], tmp_path / "mean.pt")
+    model = load_model(AFIB)
+    for name, sha256 in (("a", "1" * 64), ("b", "2" * 64)):
+        done = [{"action": "finetune", "sha256": sha256, "seed": 0}]
+        folder = tmp_path / name / "best"
+        folder.mkdir(parents=True)
+        file = folder / "model.safetensors"
+        save_model(file, model, model.architecture, ["af"], SignalSpec(), done)
+    with pytest.raises(ValueError, match="differ in the file that they started from"):
+        soup([tmp_path / "a", tmp_path / "b"], tmp_path / "mean.pt")
+    assert not (tmp_path / "mean.pt").exists()
+
+
+def test_thresholds_are_taken_along_only_where_they_still_hold(tmp_path):
+    for seed in (0, 1):
+        best = tmp_path / f"run-{seed}" / "best"
+        best.mkdir(parents=True)
+        reset_head(AFIB, best / "model.safetensors", seed=seed, labels=["af"])
+        (best / "operating_point.json").write_text("{}")
+    said = convert(tmp_path / "run-0", tmp_path / "kept.pt")  # a run's folder will do
+    assert any("take" in line and "operating_point.json" in line for line in said)
+    said = reset_head(tmp_path / "run-0", tmp_path / "new.pt", seed=5)
+    assert not any("operating_point" in line for line in said)
+    said = soup([tmp_path / "run-0", tmp_path / "run-1"], tmp_path / "mean.pt")
+    assert "left out: thresholds of the runs; fit them anew for the mean" in said
 
 
 @pytest.mark.parametrize("place", ["extra_state", "cfg"])

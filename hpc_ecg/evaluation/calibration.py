@@ -38,6 +38,6 @@ def fit_calibration(
     if slope <= 0:
         raise ValueError(
             f"{name}: {kind} calibration has slope {slope:.3g} on validation: these logits rank "
-            "patients the wrong way round, which no calibration mends; use train.calibration=none"
+            "patients the wrong way round, which no calibration mends"
         )
     return {"kind": kind, "slope": slope, "offset": offset, "n": len(labels), "fitted_on": "valid"}

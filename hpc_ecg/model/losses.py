@@ -60,7 +60,8 @@ def check_loss(config: LossConfig, num_labels: int) -> None:
         raise ValueError(f"loss.pos_weight belongs to loss.name=bce, got loss.name={config.name}")
     if len(config.pos_weight) not in (1, num_labels):
         raise ValueError(
-            f"loss.pos_weight must have 1 or {num_labels} values, got {len(config.pos_weight)}"
+            f"loss.pos_weight must have {' or '.join(dict.fromkeys(('1', str(num_labels))))} "
+            f"values, got {len(config.pos_weight)}"
         )
     if not all(0 < weight < float("inf") for weight in config.pos_weight):
         raise ValueError(f"loss.pos_weight must be positive, got {config.pos_weight}")

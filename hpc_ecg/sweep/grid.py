@@ -113,6 +113,8 @@ def _read_strategy(folder: Path, name: str) -> list[Source]:
     if not folder.is_dir():
         raise ValueError(f"strategy_dir={folder}: no such folder")
     first, *options = name.split("+")
+    if not all((first, *options)):
+        raise ValueError(f"strategies: {name!r} has an empty part; write strategy+option")
     return [_read_part(folder, first)] + [_read_part(folder / "with", part) for part in options]
 
 

@@ -5,6 +5,7 @@ at the end of the stage. At the end of the run calibration is put into the head,
 with the weights wherever they go; thresholds are fitted after it, on validation alone.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.reading import read_checkpoint
 from hpc_ecg.writing import write_json, write_whole
+
+logger = logging.getLogger("hpc_ecg")
 
 ASIDE, CALIBRATE = "best-head.safetensors", "calibrate"
 
@@ -54,15 +57,18 @@ class BestWeights:
 
     def calibrate(self, model: ECGClassifier, logits_NK: np.ndarray, kind: str) -> np.ndarray:
         """Fit on the logits of the best model and put slope and offset into its head, and into
-        best/; returns the logits of the calibrated model. A model that was calibrated before the
-        run died is left as it is."""
+        best/; returns the logits of the calibrated model. A label that cannot be fitted stays as it
+        is, which is said and noted; so does a model that was calibrated before the run died."""
         if kind == "none" or any(step["action"] == CALIBRATE for step in self._done()):
             return logits_NK
         labels_NK = self.valid.labels_NK.astype(np.float64)
-        fits = {
-            name: fit_calibration(labels_NK[:, k], logits_NK[:, k], kind, name)
-            for k, name in enumerate(self.valid.label_names)
-        }
+        fits: dict[str, dict[str, Any]] = {}
+        for k, name in enumerate(self.valid.label_names):
+            try:
+                fits[name] = fit_calibration(labels_NK[:, k], logits_NK[:, k], kind, name)
+            except ValueError as error:
+                logger.warning("not calibrated: %s", error)
+                fits[name] = {"kind": "none", "slope": 1.0, "offset": 0.0, "reason": str(error)}
         slope_K, offset_K = (
             torch.tensor([fit[part] for fit in fits.values()], dtype=torch.float64)
             for part in ("slope", "offset")

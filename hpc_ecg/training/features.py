@@ -103,13 +103,13 @@ class FeatureCache:
 
     def _folder_for(self, dataset: Dataset) -> Path:
         if self.setting != "auto":
-            return _made(Path(self.setting or ""), "train.feature_cache")
+            return _made(Path(self.setting or ""), "train.feature_cache=")
         shared, own = dataset.shards.folder / "features", self.run_dir / "features"
         try:
-            return _made(shared, "features")
+            return _made(shared, "train.feature_cache=auto: ")
         except ValueError as error:
             logger.info("%s: features are kept in %s, for this run alone", error, own)
-            return _made(own, "features")
+            return _made(own, "train.feature_cache=auto: ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +166,9 @@ def _made(folder: Path, what: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{what}={folder} cannot be made: {error.strerror}") from None
+        raise ValueError(f"{what}{folder} cannot be made: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"{what}={folder} cannot be written")
+        raise ValueError(f"{what}{folder} cannot be written")
     return folder
 
 

@@ -62,6 +62,11 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.data.task == "regression" and self.train.calibration != "none":
+            raise ValueError(
+                f"train.calibration={self.train.calibration} is for probabilities, and "
+                "data.task=regression has none; use train.calibration=none"
+            )
 
 
 def finetune(config: FinetuneConfig) -> RunFolder:

@@ -129,6 +129,9 @@ def train_stage(
         run.judge.describe(progress),
         stop,
     )
+    swa_began = plan.began + stage.train.swa_start * plan.steps
+    if stage.train.average == "swa" and (progress.best_step or 0) < swa_began:
+        logger.warning("the best weights are from before the mean of swa began: a single step's")
     if engine.is_first:
         run.best.finish(run.model)
     return progress, stop

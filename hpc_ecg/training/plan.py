@@ -55,12 +55,14 @@ class TrainConfig:
     """Which weights are validated and kept: none (the last), ema (exponential moving average over
     the steps) or swa (mean over the validations at the end of each stage)."""
     ema_decay: float = 0.999
-    """ema: weight of the average of before, per step."""
+    """ema: weight of the average of before, per step; at the beginning less, (1 + n) / (10 + n) in
+    step n, so that the start is soon forgotten."""
     swa_start: float = 0.75
     """swa: share of a stage's steps after which the mean begins."""
     calibration: str = "none"
     """Fitted on validation at the end and put into the head: none, temperature (one factor) or
-    platt (factor and offset), per label."""
+    platt (factor and offset), per label; a label that cannot be fitted stays as it is, and
+    best/calibration.json says why."""
     feature_cache: str | None = "auto"
     """Where a frozen backbone's features are kept, to be computed once for all seeds, rates and
     labels: auto (features/ in the folder of shards, or in the run folder where that cannot be

@@ -41,15 +41,24 @@ def stages_of(train: TrainConfig, optim: OptimConfig, weights_loaded: bool) -> l
         said = {key: value for key, value in vars(own).items() if value is not None}
         rate = {"lr": said.pop("lr")} if "lr" in said else {}
         of_stage = replace(train, **said, stages={})
-        stages.append(
-            Stage(
-                name=name,
-                train=of_stage,
-                optim=replace(optim, **rate),
-                freeze=decide_freeze(of_stage.freeze, weights_loaded),
-            )
-        )
+        try:
+            of_optim = replace(optim, **rate)
+            freeze = decide_freeze(of_stage.freeze, weights_loaded)
+        except ValueError as error:
+            raise ValueError(_of_stage(name, error)) from None
+        stages.append(Stage(name=name, train=of_stage, optim=of_optim, freeze=freeze))
     return stages
+
+
+def _of_stage(name: str, error: ValueError) -> str:
+    """The message with the key that the user wrote."""
+    if name == ONLY:
+        return str(error)
+    return (
+        str(error)
+        .replace("train.", f"train.stages.{name}.")
+        .replace("optim.lr", f"train.stages.{name}.lr")
+    )
 
 
 def stages_left(stages: Sequence[Stage], progress: Progress) -> Sequence[Stage]:
@@ -79,7 +88,10 @@ def describe_stages(start: Initialized, stages: Sequence[Stage]) -> None:
     parameters = start.report["parameters"]
     start.report["stages"] = {stage.name: {} for stage in stages}
     for stage in reversed(stages):
-        start.model.freeze(stage.freeze, stage.train.freeze_layers)
+        try:
+            start.model.freeze(stage.freeze, stage.train.freeze_layers)
+        except ValueError as error:
+            raise ValueError(_of_stage(stage.name, error)) from None
         trained = {name for name, p in start.model.named_parameters() if p.requires_grad}
         for name in trained:
             parameters[name]["trained"] = True

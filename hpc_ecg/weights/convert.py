@@ -74,7 +74,7 @@ def reset_head(
     tensors = {name: _taken(checkpoint, name) for name in backbone}
     tensors |= {f"head.{name}": tensor.detach() for name, tensor in head.named_parameters()}
     facts = _facts(checkpoint, labels, source, action="reset-head", seed=seed)
-    return write_as(target, tensors, facts, checkpoint)
+    return write_as(target, tensors, facts, checkpoint, new_head=True)
 
 
 def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) -> list[str]:
@@ -91,6 +91,8 @@ def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) ->
         {**_named(source, checkpoint), "provenance": checkpoint.provenance}
         for source, checkpoint in zip(sources, checkpoints, strict=True)
     ]
+    if len({part["sha256"] for part in parts}) < len(parts):
+        raise ValueError("a soup of one file twice: each file must be another one")
     note = {"action": "soup", "sources": parts, "version": hpc_ecg.__version__}
     facts = Facts(
         architecture=first.architecture,
@@ -98,7 +100,10 @@ def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) ->
         signal=first.signal,
         provenance=[note],
     )
-    return write_as(target, {name: _mean(name, checkpoints) for name in first.names.all}, facts)
+    tensors = {name: _mean(name, checkpoints) for name in first.names.all}
+    fitted = any(Path(c.path).with_name("operating_point.json").exists() for c in checkpoints)
+    lost = ["left out: thresholds of the runs; fit them anew for the mean"] if fitted else []
+    return [*lost, *write_as(target, tensors, facts)]
 
 
 def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
@@ -107,6 +112,7 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
         "number of labels": (first.num_labels, other.num_labels),
         "labels": (first.labels, other.labels),
         "signal": (first.signal, other.signal),
+        "the file that they started from": (_start_of(first), _start_of(other)),
         "names of tensors": (first.names.all.keys(), other.names.all.keys()),
     }
     for what, (ours, theirs) in sides.items():
@@ -116,6 +122,12 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
                 f"{first.path} and {other.path} cannot be averaged, they differ in {what}"
                 f"{shown[:200]}"
             )
+
+
+def _start_of(checkpoint: Checkpoint) -> Any:
+    """SHA-256 of what a run of ours was fine-tuned from; None where nothing says so."""
+    runs = [step for step in checkpoint.provenance if step.get("action") == "finetune"]
+    return runs[-1].get("sha256") if runs else None
 
 
 def _mean(name: str, checkpoints: Sequence[Checkpoint]) -> Tensor:

@@ -48,9 +48,11 @@ def write_as(
     source: Checkpoint | None = None,
     *,
     strip: bool = False,
+    new_head: bool = False,
 ) -> list[str]:
     """Write `tensors` (our names); returns what to tell the user. `source`: the one file that they
-    are from, if it is one. `strip` leaves tensors, sizes, labels and signal."""
+    are from, if it is one. `strip` leaves tensors, sizes, labels and signal; a `new_head` has
+    no use for the thresholds of the old one."""
     check_tensors(tensors, facts, str(target))
     facts = replace(facts, provenance=[]) if strip else facts
     layout = original.layout_of(tensors)
@@ -69,13 +71,13 @@ def write_as(
         save_original(target, content, facts)
     else:
         write_original(target, tensors, facts)
-    lost = _left_out(source, tensors, target.suffix, strip) if source else ()
+    lost = _left_out(source, tensors, target.suffix, strip, new_head) if source else ()
     size = f"{target.stat().st_size:,} bytes"
     return [*told, *(f"left out: {what}" for what in lost), f"written: {target} ({size})"]
 
 
 def _left_out(
-    source: Checkpoint, tensors: Mapping[str, Tensor], ending: str, strip: bool
+    source: Checkpoint, tensors: Mapping[str, Tensor], ending: str, strip: bool, new_head: bool
 ) -> Iterator[str]:
     is_original = source.kind != "hpc_ecg"
     content = source.content if is_original else {}
@@ -103,5 +105,5 @@ def _left_out(
     if strip and source.provenance:
         yield "the provenance"
     points = Path(source.path).with_name("operating_point.json")
-    if points.exists():
+    if points.exists() and not new_head:
         yield f"thresholds and calibration; take {points} along"

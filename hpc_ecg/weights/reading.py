@@ -92,9 +92,10 @@ def open_file(path: str | Path) -> OpenFile:
 
 
 def file_of(path: Path) -> Path:
-    file = path / OUR_FILE if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        raise ValueError(f"{path}: a folder without {OUR_FILE}; give a file or a run's best/")
+    folders = [path, path / "best"] if path.is_dir() else []
+    file = next((f / OUR_FILE for f in folders if (f / OUR_FILE).is_file()), path)
+    if file.is_dir():
+        raise ValueError(f"{path}: a folder without {OUR_FILE}; give a file or a run's folder")
     if not file.is_file():
         raise ValueError(
             f"{path}: no such file; a checkpoint is base_ssl.pt, a fine-tuned .pt, "
