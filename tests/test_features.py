@@ -107,14 +107,15 @@ def test_a_calibration_is_not_done_twice_if_the_run_died_after_it(
     own_shards, tmp_path, monkeypatch
 ):
     def words(name):
-        chosen = words_for(own_shards, tmp_path / name, PROBE, "train.calibration=temperature")
-        return [*chosen, "train.max_epochs=1"]
+        chosen = words_for(own_shards, tmp_path / name, PROBE, "train.calibration=platt")
+        return [*chosen, "train.max_epochs=8", "optim.lr=0.05"]  # so that it ranks rightly
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "finish", _die)
         with pytest.raises(RuntimeError, match="died"):
             run(words("a"))
     again, whole = run(words("a")), run(words("b"))
+    assert read_json(whole.best / "calibration.json")["af"]["kind"] == "platt"
     for part in ("calibration.json", "operating_point.json"):
         assert read_json(again.best / part) == read_json(whole.best / part)
     np.testing.assert_allclose(logits(again), logits(whole), atol=1e-6)

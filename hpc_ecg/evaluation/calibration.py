@@ -36,8 +36,8 @@ def fit_calibration(
     found = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
     slope, offset = float(found[0] / spread), float(found[1]) if kind == "platt" else 0.0
     if slope <= 0:
-        raise ValueError(
-            f"{name}: {kind} calibration has slope {slope:.3g} on validation: these logits rank "
-            "patients the wrong way round, which no calibration mends"
-        )
+        why = "these logits rank patients the wrong way round, which no calibration mends"
+        if kind == "temperature":
+            why = "one factor cannot mend these logits, as the prevalence is another; try platt"
+        raise ValueError(f"{name}: {kind} calibration has slope {slope:.3g} on validation: {why}")
     return {"kind": kind, "slope": slope, "offset": offset, "n": len(labels), "fitted_on": "valid"}
