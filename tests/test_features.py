@@ -21,6 +21,7 @@ from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import read_checkpoint
 from hpc_ecg.writing import read_json, sha256_of
 
+pytestmark = pytest.mark.slow  # each runs several trainings
 PROBE = "train.freeze=backbone"
 
 

@@ -121,6 +121,7 @@ def test_the_runs_of_the_original_trainer_are_repeated_step_by_step(counts, tmp_
     check_against(log, finetune(load_config(FinetuneConfig, [str(REFERENCE)], words)).path)
 
 
+@pytest.mark.slow
 def test_a_probe_without_cached_features_gives_the_originals_run_too(counts, tmp_path):
     run = "bce_lr1e-3_linear"
     log = np.load(FIXTURES / f"traj_{run}.npz")
@@ -137,6 +138,7 @@ def test_two_processes_repeat_the_originals_run(counts, tmp_path):
     check_against(log, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_another_epsilon_would_be_seen(counts, tmp_path):
     """The test above can fail: with torch's place of epsilon the weights end 4e-4 apart."""
     log = np.load(FIXTURES / "traj_bce_lr1e-3.npz")

@@ -21,6 +21,7 @@ from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
 from hpc_ecg.writing import read_json
 
+pytestmark = pytest.mark.slow  # each runs several trainings
 PROBE = "train.stages={probe: {freeze: backbone, max_epochs: 2, lr: 0.01}, rest: {max_epochs: 1}}"
 
 
