@@ -80,11 +80,12 @@ class FeatureCache:
     batch_size: int
     run_dir: Path
 
-    def of(self, model: ECGClassifier, dataset: Dataset) -> FeatureDataset:
+    def of(self, model: ECGClassifier, backbone_sha256: str, dataset: Dataset) -> FeatureDataset:
         """The split as features of this model's backbone, from the cache or computed into it.
         ValueError: the cache's folder cannot be written."""
         engine = self.engine
         inputs = _inputs_of(model, dataset, engine.precision)
+        inputs["backbone_sha256"] = backbone_sha256
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         name = f"{digest[:32]}-{dataset.split}.npy"
         path = Path(engine.on_first(lambda: str(self._folder_for(dataset) / name)))
@@ -140,19 +141,23 @@ def view_of(
     probe = Probe(model)
     if cache.setting is None or model.final_dropout.p > 0:
         return View(module=model, kept=probe, train=train, valid=valid)
+    digest = _digest_of(model.backbone)
     if trains:
-        train = cache.of(model, train)
-    return View(module=probe, kept=probe, train=train, valid=cache.of(model, valid))
+        train = cache.of(model, digest, train)
+    return View(module=probe, kept=probe, train=train, valid=cache.of(model, digest, valid))
+
+
+def _digest_of(backbone: nn.Module) -> str:
+    weights = hashlib.sha256()
+    for name, tensor in sorted(backbone.state_dict().items()):
+        weights.update(f"{name} {tuple(tensor.shape)} ".encode())
+        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return weights.hexdigest()
 
 
 def _inputs_of(model: ECGClassifier, dataset: Dataset, precision: str) -> dict[str, Any]:
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.backbone.state_dict().items()):
-        weights.update(f"{name} {tuple(tensor.shape)} ".encode())
-        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return {
         "version": VERSION,
-        "backbone_sha256": weights.hexdigest(),
         "heads": model.architecture.encoder_attention_heads,
         "pooling": model.pooling,
         "precision": precision,
