@@ -311,6 +311,8 @@ def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, strategy):
     folder, config = run_strategy(shards, tmp_path / "run", strategy, *more)
     check_moved(folder, config, STRATEGIES[strategy])
     report = read_json(folder.init_report)
+    first = next(iter(config.train.stages.values()), config.train)
+    assert report["freeze"]["asked"] == first.freeze  # not what it came to
     said = {name for name, about in report["parameters"].items() if about["trained"]}
     if strategy != "afib_recalibrate_only":  # nothing trains there
         assert said == expected_of(STRATEGIES[strategy], set(report["parameters"]))

@@ -90,7 +90,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
     stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
     start = initialize(
         *(config.init, config.model, len(labels), labels),
-        *(stages[0].freeze, config.seed, stages[0].train.freeze_layers),
+        *(stages[0].train.freeze, config.seed, stages[0].train.freeze_layers),
     )
     check_start(start, shards, config.init.checkpoint)
     describe_stages(start, stages)
