@@ -16,7 +16,6 @@ from typing import NoReturn
 import hpc_ecg
 from hpc_ecg.cli_data import add_data
 from hpc_ecg.cli_weights import add_weights
-from hpc_ecg.log import say, start_logging
 
 SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg config` lists them"
 
@@ -81,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _finetune(options: argparse.Namespace) -> int:
+    from hpc_ecg.log import start_logging
+
     _check_words(options.settings)
     from hpc_ecg.config import load_config
     from hpc_ecg.training.finetune import FinetuneConfig, finetune
@@ -91,6 +92,7 @@ def _finetune(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from hpc_ecg.log import say, start_logging
     from hpc_ecg.training.evaluate import describe_evaluation, evaluate, load_run
 
     rank = start_logging()
@@ -101,6 +103,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from hpc_ecg.log import say, start_logging
+
     _check_words(options.settings)
     from hpc_ecg.sweep.grid import load_sweep
     from hpc_ecg.sweep.launch import launch
@@ -117,6 +121,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from hpc_ecg.log import say
     from hpc_ecg.sweep.compare import compare
     from hpc_ecg.sweep.report import format_table, write_comparison
 
@@ -128,6 +133,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace) -> int:
     from hpc_ecg.explain import explain
+    from hpc_ecg.log import say
     from hpc_ecg.sweep.grid import SweepConfig
     from hpc_ecg.training.finetune import FinetuneConfig
 

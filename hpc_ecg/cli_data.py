@@ -5,8 +5,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc_ecg.log import say, start_logging
-
 if TYPE_CHECKING:
     from hpc_ecg.data.sharding import ShardingPlan
 
@@ -45,6 +43,7 @@ def add_data(verbs: Any) -> None:
 
 def _shard(options: argparse.Namespace) -> int:
     from hpc_ecg.data.sharding import describe_outcome, shard_ecgs
+    from hpc_ecg.log import say, start_logging
 
     start_logging()
     say(*describe_outcome(shard_ecgs(_sharding_plan(options)), options.out))
