@@ -8,10 +8,13 @@ lead, which stays unknown.
 import re
 from collections.abc import Sequence
 
-from hpc_ecg.ecg.recording import RecordError
+import numpy as np
+
+from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import LEADS
 
 _STANDARD = {lead.lower(): lead for lead in LEADS} | {"di": "I", "dii": "II", "diii": "III"}
+_FROM_I_AND_II = {"III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
 _PREFIX = re.compile(r"(?:mdc_ecg_lead|ecg|lead|einthoven|goldberger|wilson)(?:[\s_.:]+|-)?")
 _REMARK = re.compile(r"[,(\[].*")  # DICOM: "Lead I (Einthoven)"
 _SEPARATORS = re.compile(r"[\s_.:]+")
@@ -23,6 +26,32 @@ def normalize_lead(name: str) -> str | None:
     while match := _PREFIX.match(bare):
         bare = bare[match.end() :]
     return _STANDARD.get(_SEPARATORS.sub("", bare))
+
+
+def complete_leads(
+    recording: Recording, wanted: Sequence[str], missing: str = "leave_out"
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The wanted leads [L, samples] in their order, and flags that say what was not recorded.
+
+    A limb lead that is absent follows from I and II (Einthoven, Goldberger): III = II - I,
+    aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2; flag `derived:III,aVR`. Other absent
+    leads: RecordError("leads"), or zeros with `missing="zero"`; flag `zero_filled:V3`.
+    """
+    found = [normalize_lead(name) for name in recording.leads]
+    absent = [lead for lead in wanted if lead not in found]
+    can_derive = found.count("I") == found.count("II") == 1
+    derived = [lead for lead in absent if can_derive and lead in _FROM_I_AND_II]
+    filled = [lead for lead in absent if lead not in derived] if missing == "zero" else []
+    rows = iter(order_rows(recording.leads, [w for w in wanted if w not in [*derived, *filled]]))
+    signal_LS = np.zeros((len(wanted), recording.signal_LS.shape[1]))
+    for row, lead in enumerate(wanted):
+        if lead in derived:
+            limbs_2S = recording.signal_LS[[found.index("I"), found.index("II")]]
+            signal_LS[row] = np.array(_FROM_I_AND_II[lead]) @ limbs_2S
+        elif lead not in filled:
+            signal_LS[row] = recording.signal_LS[next(rows)]
+    said = (("derived:", derived), ("zero_filled:", filled))
+    return signal_LS, tuple(name + ",".join(leads) for name, leads in said if leads)
 
 
 def order_rows(names: Sequence[str], leads: Sequence[str]) -> list[int]:
