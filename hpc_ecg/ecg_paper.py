@@ -1,0 +1,185 @@
+"""A 12-lead ECG on standard paper: an array in mV in, SVG text out, true to scale when printed.
+
+Three rows of four leads, one after the other in time, and lead II below for as long as the four
+together; 25 mm/s, 10 mm/mV, squares of 1 and 5 mm. COMPACT is half as large in both directions.
+
+What paper cannot show is left away: of the samples in a column as wide as the pen, the lowest and
+the highest are kept where they are, so peaks keep height and time. The grid has one tone that reads
+on white and on black, the curve is in `INK`, which a page replaces by its text colour.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import escape
+
+from hpc_ecg.plots import INK
+
+# L leads, S samples of a lead
+
+LAYOUT = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
+SECONDS, MIN_SECONDS = 10.0, 5.0
+PEN_MM, UNITS_PER_MM = 0.25, 20
+GRID, CUT = "#d9534f", "#d55e00"
+OFFSET_MV = 0.5
+"""A lead is drawn about its median; if that is further off zero, its name says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    mm_per_s: float
+    row_mm: float
+    rhythm: str | None
+    square_mm: tuple[float, ...]
+    text_mm: float
+
+    @property
+    def mm_per_mv(self) -> float:
+        return 0.4 * self.mm_per_s
+
+
+FULL = Paper(mm_per_s=25, row_mm=30, rhythm="II", square_mm=(1, 5), text_mm=3.2)
+COMPACT = Paper(mm_per_s=12.5, row_mm=15, rhythm=None, square_mm=(2.5,), text_mm=2.6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A lead in its place: `mv_S` from `second` on, about a base line `y_mm` below the top."""
+
+    name: str
+    mv_S: np.ndarray | None
+    second: float
+    y_mm: float
+
+
+def draw_ecg(
+    ecg_LS: np.ndarray,
+    leads: Sequence[str],
+    sample_rate_hz: float,
+    title: str,
+    paper: Paper = FULL,
+) -> str:
+    """The first 10 s. What is not finite is a gap; what leaves the paper is cut off and marked;
+    leads of other names than the twelve are named, not drawn."""
+    seconds = min(ecg_LS.shape[1] / sample_rate_hz, SECONDS)
+    cells = list(_cells(ecg_LS, leads, sample_rate_hz, seconds, paper))
+    margin = 0.28 * paper.mm_per_s
+    width = margin + paper.mm_per_s * max(seconds, MIN_SECONDS) + 1
+    top = cells[0].y_mm - paper.row_mm / 2
+    height = cells[-1].y_mm + paper.row_mm / 2 + paper.row_mm / 6
+    others = [name for name in leads if name not in sum(LAYOUT, ())]
+    scale = f"{paper.mm_per_s:g} mm/s, {paper.mm_per_mv:g} mm/mV"
+    more = f"; not drawn: {', '.join(others)}" if others else ""
+    body = [_grid(width, height, margin, paper)]
+    body += [_text(1, 0.55 * top, f"{title}{more}"), _text(width - 1, 0.55 * top, scale, "end")]
+    for cell in cells:
+        if cell.second == 0:
+            body.append(_pulse(cell.y_mm, paper))
+        body.append(_draw_cell(cell, sample_rate_hz, margin, height, paper))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}mm" height="{height:g}mm" '
+        f'viewBox="0 0 {width:g} {height:g}" font-family="sans-serif" '
+        f'font-size="{paper.text_mm:g}" fill="{INK}">\n' + "\n".join(body) + "\n</svg>\n"
+    )
+
+
+def _cells(
+    ecg_LS: np.ndarray, leads: Sequence[str], rate_hz: float, seconds: float, paper: Paper
+) -> Iterator[Cell]:
+    row_of = {name: ecg_LS[row] for row, name in reversed(list(enumerate(leads)))}
+    first_y = paper.row_mm * 0.8  # room for the title, and for high R waves below it
+    for r, names in enumerate(LAYOUT):
+        for c, name in enumerate(names):
+            begin, end = (round(k / 4 * seconds * rate_hz) for k in (c, c + 1))
+            mv_S = row_of[name][begin:end] if name in row_of else None
+            y_mm = first_y + r * paper.row_mm
+            yield Cell(name=name, mv_S=mv_S, second=c / 4 * seconds, y_mm=y_mm)
+    if paper.rhythm in row_of:
+        mv_S = row_of[paper.rhythm][: round(seconds * rate_hz)]
+        y_mm = first_y + len(LAYOUT) * paper.row_mm
+        yield Cell(name=paper.rhythm, mv_S=mv_S, second=0, y_mm=y_mm)
+
+
+def _draw_cell(cell: Cell, rate_hz: float, margin: float, height: float, paper: Paper) -> str:
+    """The name and the curve, which may reach as far as the neighbouring base lines."""
+    left = margin + cell.second * paper.mm_per_s
+    name_y = cell.y_mm - 0.3 * paper.row_mm
+    tick = _path(f"M{left:g} {cell.y_mm - 2:g}v4", 0.2, INK) if cell.second else ""
+    is_there_S = np.isfinite(cell.mv_S) if cell.mv_S is not None else np.zeros(0, bool)
+    if cell.mv_S is None or not is_there_S.any():
+        what = "absent" if cell.mv_S is None else "no samples"
+        return tick + _text(left + 1, name_y, f"{cell.name}: {what}")
+    middle = float(np.median(cell.mv_S[is_there_S]))
+    up_S = np.where(is_there_S, cell.mv_S - middle, 0) * paper.mm_per_mv
+    low, high = -min(paper.row_mm, height - cell.y_mm - 0.5), min(paper.row_mm, cell.y_mm - 0.5)
+    is_cut_S = is_there_S & ((up_S < low) | (up_S > high))
+    x_S = left + np.arange(len(up_S)) / rate_hz * paper.mm_per_s
+    y_S = cell.y_mm - np.clip(up_S, low, high)
+    label = cell.name + (f" at {middle:+.2g} mV" if abs(middle) > OFFSET_MV else "")
+    if is_cut_S.any():
+        seen = cell.mv_S[is_there_S]
+        label += f" cut: {seen.min():.2g} to {seen.max():.2g} mV".replace("-", "−")
+    curve, cut = (_polyline(x_S, y_S, mask_S) for mask_S in (is_there_S, is_cut_S))
+    drawn = _path(curve, PEN_MM, INK, UNITS_PER_MM)
+    if cut:
+        drawn += _path(cut, 4 * PEN_MM, CUT, UNITS_PER_MM)
+    return tick + drawn + _text(left + 1, name_y, label)
+
+
+def _polyline(x_S: np.ndarray, y_S: np.ndarray, mask_S: np.ndarray) -> str:
+    """Path data in whole units; a gap wherever the mask has one."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], mask_S.astype(np.int8), [0]))))
+    parts = []
+    for begin, end in edges.reshape(-1, 2):
+        kept = begin + _lowest_and_highest(x_S[begin:end], y_S[begin:end])
+        points = np.rint(np.stack([x_S[kept], y_S[kept]], axis=1) * UNITS_PER_MM).astype(int)
+        steps = np.diff(points, axis=0)
+        # h0: a single sample is a dot
+        line = "l" + " ".join(f"{dx} {dy}" for dx, dy in steps.tolist()) if len(steps) else "h0"
+        parts.append(f"M{points[0, 0]} {points[0, 1]}{line}".replace(" -", "-"))
+    return "".join(parts)
+
+
+def _lowest_and_highest(x_S: np.ndarray, y_S: np.ndarray) -> np.ndarray:
+    """Positions, in order, of both in each column of the pen's width, and of the two ends."""
+    column_S = np.floor(x_S / PEN_MM).astype(int)
+    by_height_S = np.lexsort((y_S, column_S))
+    is_new_S = np.diff(column_S[by_height_S], prepend=-1) != 0
+    lowest, highest = by_height_S[is_new_S], by_height_S[np.roll(is_new_S, -1)]
+    return np.unique([*lowest, *highest, 0, len(x_S) - 1])
+
+
+def _grid(width: float, height: float, margin: float, paper: Paper) -> str:
+    """The finer the squares, the fainter; a line of 5 mm runs where the curves begin."""
+    paths = []
+    for step in paper.square_mm:
+        first = margin % step
+        columns = int((width - first) / step) + 1
+        rows = int(height / step) + 1
+        lines = f"M{first:g} 0v{height:g}" + f"m{step:g}-{height:g}v{height:g}" * (columns - 1)
+        lines += f"M0 0h{width:g}" + f"m-{width:g} {step:g}h{width:g}" * (rows - 1)
+        is_fine = len(paper.square_mm) > 1 and step == paper.square_mm[0]
+        opacity = 0.3 if is_fine else 0.55
+        paths.append(f'<g opacity="{opacity}">{_path(lines, 0.1 if is_fine else 0.15, GRID)}</g>')
+    return "\n".join(paths)
+
+
+def _pulse(y_mm: float, paper: Paper) -> str:
+    """1 mV for 0.2 s."""
+    long, high = 0.2 * paper.mm_per_s, paper.mm_per_mv
+    flat = long / 5
+    data = f"M{flat:g} {y_mm:g}h{flat:g}v-{high:g}h{3 * flat:g}v{high:g}h{flat:g}"
+    return _path(data, PEN_MM, INK)
+
+
+def _path(data: str, width_mm: float, color: str, units_per_mm: int = 1) -> str:
+    scale = f' transform="scale({1 / units_per_mm:g})"' if units_per_mm > 1 else ""
+    return (
+        f'<path d="{data}" fill="none" stroke="{color}" stroke-width="{width_mm * units_per_mm:g}" '
+        f'stroke-linecap="round" stroke-linejoin="round"{scale}/>'
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
