@@ -1,22 +1,28 @@
-"""Functions as jobs, through submitit: so many at a time, each with its own GPU and log.
+"""Functions as jobs, through submitit: on this machine, so many at a time, each with its own GPU
+and log; or as an array of Slurm.
 
 submitit's local executor has no "n at a time", a time limit of two minutes unless told, and hides
 the GPUs; all three are set here.
 """
 
+import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import submitit
 
 from hpc_ecg.cluster import without_ranks
+from hpc_ecg.writing import wait_until_seen
 
 POLL_SECONDS = 0.2
+SLURM_POLL_SECONDS = 2.0
+RESULT_PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,16 @@ class Outcome:
     name: str
     error: str | None
     log: Path
+    value: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmJobs:
+    """How an array of jobs is submitted."""
+
+    jobs: int = 8
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """sbatch's options by their long names: partition, account, time (minutes), mem …"""
 
 
 def run_locally(
@@ -60,6 +76,52 @@ def run_locally(
     finally:
         for _, handle in running.values():
             handle.cancel(check=False)
+
+
+def run_on_slurm(jobs: Sequence[Job], folder: Path, how: SlurmJobs) -> Iterator[Outcome]:
+    """Submit the jobs as one Slurm array and yield each as it ends; `folder` must be on a disk that
+    all nodes share. When the caller stops early, the jobs are cancelled.
+
+    A job has ended when its result is there, or when the queue does not know it any more: where
+    nobody keeps accounts, `sacct` and so submitit would never say that a job was killed.
+    """
+    executor = submitit.SlurmExecutor(folder=folder)
+    executor.update_parameters(**how.parameters)
+    with executor.batch():
+        handles = [executor.submit(job.function, *job.arguments) for job in jobs]
+    running = dict(zip(jobs, handles, strict=True))
+    try:
+        while running:
+            queued = _queue_of(handles[0].job_id.partition("_")[0])
+            for job, handle in list(running.items()):
+                if handle.paths.result_pickle.exists() or handle.job_id not in queued:
+                    del running[job]
+                    yield _outcome_of(job, handle)
+            time.sleep(SLURM_POLL_SECONDS)
+    finally:
+        for handle in running.values():
+            handle.cancel(check=False)
+
+
+def _queue_of(array: str) -> set[str]:
+    """The tasks of an array that wait or run, as 17_0, 17_1 …"""
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={array}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode and "Invalid job id" not in found.stderr:
+        raise ValueError(f"squeue does not answer: {found.stderr.strip()}")
+    return set(found.stdout.split())
+
+
+def _outcome_of(job: Job, handle: Any) -> Outcome:
+    with contextlib.suppress(ValueError):  # a slow disk may show the result later than the queue
+        wait_until_seen(handle.paths.result_pickle, RESULT_PATIENCE_S)
+    log = handle.paths.stderr
+    if not handle.paths.result_pickle.exists():
+        error = "it ended without a result: killed, cancelled, or out of time or memory"
+        return Outcome(name=job.name, error=error, log=log)
+    failure = _error_of(handle)
+    value = None if failure else handle.result()
+    return Outcome(name=job.name, error=failure, log=log, value=value)
 
 
 def _submit(job: Job, folder: Path, timeout_min: int, gpus: list[int]) -> Any:

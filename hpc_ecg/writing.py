@@ -21,8 +21,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         _remove(aside)
         raise
-    for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
-        _sync(file)
+    sync_all(aside)
     if path.is_dir():  # deleted bit by bit, so not under its own name
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         _remove(old)
@@ -34,8 +33,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     _sync(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_whole(path, lambda aside: _dump(aside, value))
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    write_whole(path, lambda aside: _dump(aside, value, indent))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,6 +52,12 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} is damaged ({error}); delete it and start the run again"
         ) from None
+
+
+def sync_all(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        _sync(file)
 
 
 def wait_until_seen(path: Path, patience_s: float = 60) -> None:
@@ -83,8 +88,8 @@ def tidy(folder: Path) -> None:
             old.rename(path)
 
 
-def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+def _dump(path: Path, value: Any, indent: int | None) -> None:
+    path.write_text(json.dumps(value, indent=indent) + "\n")
 
 
 def _remove(path: Path) -> None:

@@ -1,8 +1,10 @@
 """Shared pieces: real recordings if there are any, a tiny cohort, a tiny model, a tiny run."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,11 @@ import pytest
 from synthetic import Population, write_cohort
 
 from hpc_ecg.data.cohort import Columns
-from hpc_ecg.data.sharding import ShardingPlan, shard_ecgs
+from hpc_ecg.data.privacy import Privacy
+from hpc_ecg.data.shard_job import Recordings
+from hpc_ecg.data.sharding import shard_ecgs
+from hpc_ecg.data.sharding_plan import ShardingPlan
+from hpc_ecg.data.splits import SplitPlan
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # The sizes of the tiny reference checkpoints, for models that start from random weights.
@@ -63,9 +69,17 @@ def shards(cohort, tmp_path_factory) -> Path:
 
 
 def plan_for(table: Path, out: Path, **changes) -> ShardingPlan:
-    columns = Columns(labels=["af"], patient="patient_id")
-    plan = {"columns": columns, "fractions": (0.5, 0.25, 0.25), "records_per_shard": 30}
-    return ShardingPlan(table=table, signals=table.parent, out=out, **(plan | changes))
+    """A plan for the synthetic cohort; changes of its parts go by their own names (seed …)."""
+    parts = {
+        "split": (SplitPlan, {"fractions": (0.5, 0.25, 0.25)}),
+        "recordings": (Recordings, {"signals": table.parent}),
+        "privacy": (Privacy, {}),
+    }
+    plan = {"columns": Columns(labels=["af"], patient="patient_id"), "records_per_shard": 30}
+    for name, (kind, values) in parts.items():
+        known = [key for key in changes if key in kind.__dataclass_fields__]
+        plan[name] = kind(**values | {key: changes.pop(key) for key in known})
+    return ShardingPlan(table=table, out=out, **(plan | changes))
 
 
 @pytest.fixture
@@ -86,3 +100,23 @@ def words_for(shards: Path, run_dir: Path, *more: str) -> list[str]:
         "engine.cpu_threads=1",
         *more,
     ]
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory) -> Iterator[Path]:
+    """A real Slurm of three nodes on this machine; its folder. SLURM_CONF points to it."""
+    missing = [name for name in ("slurmctld", "slurmd", "munged", "srun") if not shutil.which(name)]
+    if missing or os.geteuid() != 0:
+        what = f"{', '.join(missing)} not installed" if missing else "not root"
+        pytest.skip(f"a test cluster cannot be started here: {what} (CONTRIBUTING.md says how)")
+    folder = tmp_path_factory.mktemp("slurm")
+    script = str(Path(__file__).parent / "slurm" / "slurm-local.sh")
+    environment = os.environ | {"SLURM_LOCAL_ROOT": str(folder), "ACCT": "none"}
+    subprocess.run(["bash", script, "start", "3"], check=True, env=environment)
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    yield folder
+    subprocess.run(["bash", script, "stop"], check=True, env=environment)
+    os.environ.pop("SLURM_CONF")
+    if before is not None:
+        os.environ["SLURM_CONF"] = before

@@ -63,7 +63,7 @@ def test_shards_that_moved_are_taken_and_other_shards_refused(finished, shards, 
     shutil.copytree(shards, moved)
     assert evaluate(load_run(str(finished.path), [f"data.shards={moved}"]))["split"] == "test"
     other = tmp_path / "other"
-    shard_ecgs(plan_for(cohort, other, split_seed=9))
+    shard_ecgs(plan_for(cohort, other, seed=9))
     with pytest.raises(ValueError, match="is not the data that"):
         evaluate(load_run(str(finished.path), [f"data.shards={other}"]))
 

@@ -430,7 +430,7 @@ def test_other_data_or_other_weights_under_the_same_run_are_refused(
         with pytest.raises(StoppedError):
             run(words)
     other = tmp_path / "other"
-    shard_ecgs(plan_for(cohort, other, split_seed=5))
+    shard_ecgs(plan_for(cohort, other, seed=5))
     with pytest.raises(ValueError, match=r"not the data that .* was started on"):
         run(words_for(other, tmp_path / "run"))
     with pytest.raises(ValueError, match=r"not the file that .* was started from"):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hpc_ecg.ecg.files import ArrayLayout, read_recording
-from hpc_ecg.ecg.preprocess import prepare, resample
+from hpc_ecg.ecg.filters import resample
+from hpc_ecg.ecg.preprocess import prepare
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import LEADS, SignalSpec
 
@@ -16,9 +17,11 @@ def recording_of(signal_LS, rate=500.0, leads=LEADS):
 
 
 def sines(rate, seconds=10.0, frequency=7.0):
-    """12 leads, lead k of size k+1 tenths of a millivolt."""
+    """12 leads of sizes that obey Einthoven, in tenths of a millivolt."""
     time_S = np.arange(round(rate * seconds)) / rate
-    return 0.1 * np.arange(1, 13)[:, None] * np.sin(2 * np.pi * frequency * time_S)
+    return (
+        0.1 * np.array([1, 2, 1, *range(4, 13)])[:, None] * np.sin(2 * np.pi * frequency * time_S)
+    )
 
 
 def refusal(recording, spec=SPEC):
@@ -33,7 +36,7 @@ RATES = [50, 100, 240, 250, 257, 360, 400, 499.52, 500, 976.5625, 1000, 2000, 10
 
 @pytest.mark.parametrize("rate", RATES)
 def test_a_sine_arrives_as_the_same_sine_from_any_rate(rate):
-    prepared = prepare(recording_of(sines(rate, 11), rate), SPEC)
+    (prepared,) = prepare(recording_of(sines(rate, 11), rate), SPEC)
     wanted_LS = sines(250) * 1000
     inner = slice(125, -125)
     assert np.abs(prepared.counts_LS - wanted_LS)[:, inner].max() < 3.6  # µV of 1200
@@ -41,7 +44,7 @@ def test_a_sine_arrives_as_the_same_sine_from_any_rate(rate):
 
 
 def test_the_result_is_int16_in_c_order_and_the_same_each_time():
-    first, second = (prepare(recording_of(sines(500)), SPEC).counts_LS for _ in range(2))
+    first, second = (prepare(recording_of(sines(500)), SPEC)[0].counts_LS for _ in range(2))
     assert (first.dtype, first.shape) == (np.int16, (12, 2500))
     assert first.flags.c_contiguous
     assert first.tobytes() == second.tobytes()
@@ -64,29 +67,31 @@ def test_an_offset_or_a_drift_makes_no_transient_at_the_ends(rate):
 
 def test_an_equal_rate_changes_nothing():
     counts_LS = np.random.default_rng(0).integers(-30000, 30000, (12, 2500))
-    prepared = prepare(recording_of(counts_LS / 1000, 250), SPEC)
+    (prepared,) = prepare(recording_of(counts_LS / 1000, 250), SPEC)
     np.testing.assert_array_equal(prepared.counts_LS, counts_LS)
-    assert prepared.flags == ("large_amplitude",)
+    assert "large_amplitude" in prepared.flags
 
 
 def test_only_the_first_window_is_kept():
     signal_LS = sines(250, 30)
     signal_LS[:, 2500:] = 40.0  # what lies behind it may be as large as it likes
     wanted_LS = np.rint(1000 * sines(250))
-    np.testing.assert_array_equal(prepare(recording_of(signal_LS, 250), SPEC).counts_LS, wanted_LS)
+    np.testing.assert_array_equal(
+        prepare(recording_of(signal_LS, 250), SPEC)[0].counts_LS, wanted_LS
+    )
 
 
 def test_leads_are_put_in_order_and_extra_ones_left_out():
     shuffled = np.random.default_rng(0).permutation(12)
     signal_LS = np.vstack([np.full((1, 2500), np.nan), sines(250)[shuffled]])
     names = ("PLETH", *(LEADS[k].lower() for k in shuffled))
-    prepared = prepare(recording_of(signal_LS, 250, names), SPEC)
+    (prepared,) = prepare(recording_of(signal_LS, 250, names), SPEC)
     np.testing.assert_array_equal(prepared.counts_LS, np.rint(1000 * sines(250)))
 
 
 def test_a_spec_of_fewer_leads_and_another_rate_is_obeyed():
     spec = SignalSpec(leads=["V1", "II"], sample_rate_hz=500, num_samples=2500)
-    prepared = prepare(recording_of(sines(500)), spec)
+    (prepared,) = prepare(recording_of(sines(500)), spec)
     np.testing.assert_array_equal(prepared.counts_LS, np.rint(1000 * sines(500)[[6, 1], :2500]))
 
 
@@ -97,7 +102,7 @@ def test_a_short_recording_is_refused_with_its_length():
 
 
 def test_a_recording_short_of_a_fraction_of_an_output_sample_is_long_enough():
-    assert prepare(recording_of(sines(500)[:, :4999]), SPEC).counts_LS.shape == (12, 2500)
+    assert prepare(recording_of(sines(500)[:, :4999]), SPEC)[0].counts_LS.shape == (12, 2500)
     assert refusal(recording_of(sines(500)[:, :4998]))[0] == "too short"
 
 
@@ -107,7 +112,7 @@ def test_an_impossible_rate_is_refused(rate):
 
 
 def test_an_awkward_rate_costs_neither_memory_nor_accuracy():
-    prepared = prepare(recording_of(sines(487.3331, 11), 487.3331), SPEC)
+    (prepared,) = prepare(recording_of(sines(487.3331, 11), 487.3331), SPEC)
     assert np.abs(prepared.counts_LS - sines(250) * 1000)[:, 125:-125].max() < 2.5
 
 
@@ -130,7 +135,7 @@ def test_an_amplitude_beyond_int16_is_refused_and_the_largest_is_kept():
     assert refusal(recording_of(sines(250) * 1000, 250))[0] == "amplitude"
     signal_LS = sines(250)
     signal_LS[0, 0], signal_LS[0, 1] = 32.767, -32.767
-    counts_LS = prepare(recording_of(signal_LS, 250), SPEC).counts_LS
+    counts_LS = prepare(recording_of(signal_LS, 250), SPEC)[0].counts_LS
     assert (counts_LS[0, 0], counts_LS[0, 1]) == (32767, -32767)
 
 
@@ -147,6 +152,6 @@ def test_real_recordings_are_prepared_and_short_ones_refused(real_data):
         if recording.signal_LS.shape[1] < 4000:
             reasons.append(refusal(recording)[0])
         else:
-            assert prepare(recording, SPEC).counts_LS.shape == (12, 2500)
+            assert prepare(recording, SPEC)[0].counts_LS.shape == (12, 2500)
     assert reasons
     assert set(reasons) == {"too short"}

@@ -1,7 +1,10 @@
 """From a table and recordings to shards: no row lost, no leak, no half output."""
 
 import csv
+import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,18 +12,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import plan_for
+from filelock import FileLock
 from synthetic import BROKEN, write_wfdb
 
-from hpc_ecg.data import sharding
+from hpc_ecg.data import shard_job, sharding
 from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import open_split
-from hpc_ecg.data.sharding import ShardingPlan, describe_outcome, shard_ecgs
+from hpc_ecg.data.sharding import describe_outcome, shard_ecgs
 from hpc_ecg.data.shards import read_shard_set
 from hpc_ecg.ecg.files import ArrayLayout
-from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.ecg.signal import LEADS, SignalSpec
 
 REASONS = ("unreadable", "flat lead", "NaN", "leads", "not found")  # of BROKEN, in its order
 EXPLICIT = Columns(labels=["af"], patient="patient", split="split")
+BESIDE = ["dataset.json", "index.parquet", "left_out.csv", "quality.csv", "quality.html"]
 ALL_TRAIN = (1.0, 0.0, 0.0)
 
 
@@ -65,13 +70,17 @@ def left_out_of(out):
         return list(csv.DictReader(file))
 
 
+def everything_in(folder):
+    return sorted(folder.rglob("*")) if folder.exists() else []
+
+
 def refusal(given, folder=None):
-    """The one line of a refused plan, which leaves neither the output nor a part of it."""
+    """The one line of a refused plan, which leaves no output (but shards for the next try)."""
     folder = folder or given.out.parent
-    before = sorted(folder.rglob("*")) if folder.exists() else []
+    before = everything_in(folder)
     with pytest.raises(ValueError) as caught:
         shard_ecgs(given)
-    assert (sorted(folder.rglob("*")) if folder.exists() else []) == before
+    assert [p for p in everything_in(folder) if ".out.unfinished" not in p.parts] == before
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -299,20 +308,165 @@ def test_the_set_appears_only_when_it_is_whole(tmp_path, table):
     shard_ecgs(plan(table, tmp_path / "out", records_per_shard=3))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     shards = ["shard-000000.tar", "shard-000001.tar"]
-    assert names == ["dataset.json", "index.parquet", "left_out.csv", *shards]
+    assert names == [*BESIDE, *shards]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-@pytest.mark.parametrize("place", ["write_shard", "build_index", "write_beside_shards"])
+def unfinished(tmp_path):
+    return tmp_path / ".out.unfinished"
+
+
+@pytest.mark.parametrize("place", ["build_index", "write_beside_shards", "_publish"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_failure_leaves_no_folder_and_no_part_of_one(tmp_path, table, monkeypatch, place, error):
+def test_a_failure_leaves_no_output_but_the_shards_for_the_next_try(
+    tmp_path, table, monkeypatch, place, error
+):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(sharding, place, fail)
+    given = plan(table, tmp_path / "out", records_per_shard=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, place, fail)
+        with pytest.raises(type(error)):
+            shard_ecgs(given)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.unfinished", "in"]
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_job, "write_shard", None)  # nothing is written again
+        shard_ecgs(given)
+    shard_ecgs(plan(table, tmp_path / "fresh", records_per_shard=2))
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "fresh")
+    assert not unfinished(tmp_path).exists()
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failure_in_the_first_shard_leaves_nothing(tmp_path, table, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(shard_job, "prepare_row", fail)
     with pytest.raises(type(error)):
-        shard_ecgs(plan(table, tmp_path / "out", records_per_shard=2))
+        shard_ecgs(plan(table, tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def bytes_in(folder):
+    """What a set of shards holds, but for where it was made."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    found["dataset.json"] = json.loads(found["dataset.json"]) | {"made_from": None}
+    return found
+
+
+def stop_after_the_first_shard(given, monkeypatch):
+    write = shard_job.write_shard
+
+    def write_one(job):
+        if job.shard > 0:
+            raise KeyboardInterrupt
+        return write(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_job, "write_shard", write_one)
+        with pytest.raises(KeyboardInterrupt):
+            shard_ecgs(given)
+
+
+def note_what_is_written(monkeypatch):
+    """The numbers of the shards that are written from now on."""
+    written, write = [], shard_job.write_shard
+    monkeypatch.setattr(
+        shard_job, "write_shard", lambda job: written.append(job.shard) or write(job)
+    )
+    return written
+
+
+@pytest.mark.parametrize("damage", ["none", "flip", "cut", "lose", "lose note", "cut note"])
+def test_what_is_done_is_verified_before_it_is_kept(tmp_path, table, monkeypatch, damage):
+    given = plan(table, tmp_path / "out", records_per_shard=2)
+    stop_after_the_first_shard(given, monkeypatch)
+    tar = unfinished(tmp_path) / "shards" / "shard-000000.tar"
+    note = unfinished(tmp_path) / "notes" / "shard-000000.json"
+    content = bytearray(tar.read_bytes())
+    content[5000] ^= 1
+    {
+        "none": lambda: None,
+        "flip": lambda: tar.write_bytes(content),
+        "cut": lambda: tar.write_bytes(content[:-5000]),
+        "lose": tar.unlink,
+        "lose note": note.unlink,
+        "cut note": lambda: note.write_bytes(note.read_bytes()[:50]),
+    }[damage]()
+    written = []
+    write = shard_job.write_shard
+    monkeypatch.setattr(
+        shard_job, "write_shard", lambda job: written.append(job.shard) or write(job)
+    )
+    shard_ecgs(given)
+    assert written == ([1] if damage == "none" else [0, 1])
+    monkeypatch.undo()
+    shard_ecgs(plan(table, tmp_path / "fresh", records_per_shard=2))
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"seed": 7}, True),
+        ({"dates": "drop"}, True),
+        ({"window": "centre"}, False),
+        ({"missing_leads": "zero"}, False),
+    ],
+)
+def test_a_shard_is_kept_if_its_signals_do_not_depend_on_what_changed(
+    tmp_path, table, monkeypatch, changes, kept
+):
+    stop_after_the_first_shard(plan(table, tmp_path / "out", records_per_shard=2), monkeypatch)
+    if "window" in changes:
+        changes = {"signal": SignalSpec(**changes)}
+    written = []
+    write = shard_job.write_shard
+    monkeypatch.setattr(
+        shard_job, "write_shard", lambda job: written.append(job.shard) or write(job)
+    )
+    shard_ecgs(plan(table, tmp_path / "out", records_per_shard=2, **changes))
+    assert written == ([1] if kept else [0, 1])
+
+
+def test_shards_of_a_try_with_smaller_shards_do_not_stay(tmp_path, table, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, "build_index", None)
+        with pytest.raises(TypeError):
+            shard_ecgs(plan(table, tmp_path / "out", records_per_shard=1))
+    shard_ecgs(plan(table, tmp_path / "out", records_per_shard=3))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == [
+        "shard-000000.tar",
+        "shard-000001.tar",
+    ]
+
+
+def test_two_processes_do_not_write_one_output(tmp_path, table):
+    unfinished(tmp_path).mkdir()
+    with FileLock(unfinished(tmp_path) / "lock"):
+        message = refusal(plan(table, tmp_path / "out"))
+    assert "another process is writing it" in message
+
+
+@pytest.mark.slow
+def test_killed_without_warning_and_started_again_writes_the_same_bytes(tmp_path, cohort):
+    words = [sys.executable, "tools/shard_ecgs.py", str(cohort), "--signals", str(cohort.parent)]
+    words += ["--label=af", "--patient=patient_id", "--shard-size=5", "--workers=2"]
+    words += ["--fractions=0.5,0.25,0.25"]
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen([*words, f"--out={tmp_path / 'out'}"], cwd=root)
+    while not list(unfinished(tmp_path).glob("notes/*.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    for out in ("out", "fresh"):
+        done = subprocess.run([*words, f"--out={tmp_path / out}"], cwd=root, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "fresh")
 
 
 @pytest.mark.slow
@@ -323,7 +477,7 @@ def test_a_failure_with_workers_does_not_write_the_other_shards_first(tmp_path, 
     (table.parent / "many.csv").write_text(
         "\n".join(["record,patient,split,af,file", *rows]) + "\n"
     )
-    monkeypatch.setattr(sharding, "write_shard", note_and_fail)
+    monkeypatch.setattr(shard_job, "write_shard", note_and_fail)
     given = plan(table.parent / "many.csv", tmp_path / "out", records_per_shard=1, workers=2)
     with pytest.raises(OSError, match="disk full"):
         shard_ecgs(given)
@@ -331,10 +485,10 @@ def test_a_failure_with_workers_does_not_write_the_other_shards_first(tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def note_and_fail(_shard, rows, _plan, _folder):
+def note_and_fail(job):
     """Stands for write_shard in a worker."""
-    Path(rows[0][1]).touch()
-    if rows[0][0] > 0:
+    Path(job.rows[0].file).touch()
+    if job.shard > 0:
         time.sleep(0.05)  # as a shard would take: time for the first one's failure to be seen
     raise OSError("disk full")
 
@@ -354,9 +508,7 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path, table, changes, expect
 
 
 def test_a_missing_folder_of_signals_is_named(tmp_path, table):
-    given = ShardingPlan(
-        table=table, signals=tmp_path / "none", out=tmp_path / "out", columns=EXPLICIT
-    )
+    given = plan(table, tmp_path / "out", signals=tmp_path / "none")
     assert refusal(given) == f"--signals {tmp_path / 'none'}: no such folder"
 
 
@@ -366,10 +518,7 @@ def test_a_missing_folder_of_signals_is_named(tmp_path, table):
 def test_all_of_ptbxl_is_taken(real_data, tmp_path):
     folder = real_data / "ecg" / "ptbxl"
     columns = Columns(labels=["af"], patient="patient_id")
-    given = ShardingPlan(
-        table=folder / "table.csv", signals=folder, out=tmp_path / "out", columns=columns
-    )
-    description = shard_ecgs(given)
+    description = shard_ecgs(plan_for(folder / "table.csv", tmp_path / "out", columns=columns))
     assert sum(description["records"].values()) == 220 and description["left_out"] == {}
     index, table = read_shard_set(tmp_path / "out").index, pd.read_csv(folder / "table.csv")
     assert index["record"].tolist() == table["record"].tolist()
@@ -381,13 +530,8 @@ def test_georgia_has_no_patients_and_is_taken_only_as_one_patient_a_record(real_
 
     def given(patient):
         columns = Columns(labels=["af"], patient=patient)
-        return ShardingPlan(
-            table=folder / "table.csv",
-            signals=folder,
-            out=tmp_path / "out",
-            columns=columns,
-            fractions=ALL_TRAIN,
-        )
+        table = folder / "table.csv"
+        return plan_for(table, tmp_path / "out", columns=columns, fractions=ALL_TRAIN)
 
     assert "--one-patient-per-record" in refusal(given("patient_id"))
     description = shard_ecgs(given(None))

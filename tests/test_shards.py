@@ -53,7 +53,7 @@ def test_plain_webdataset_reads_the_arrays_and_what_they_mean(shards, cohort):
     for key, sample in samples.items():
         row = table.iloc[int(key)]
         recording = read_recording(find_recording(cohort.parent, row["file"]), ArrayLayout())
-        expected_LS = prepare(recording, SignalSpec()).counts_LS
+        expected_LS = prepare(recording, SignalSpec())[0].counts_LS
         array = sample["ecg.npy"]
         assert array.dtype == np.int16 and array.flags.c_contiguous
         np.testing.assert_array_equal(array, expected_LS)
@@ -64,6 +64,7 @@ def test_plain_webdataset_reads_the_arrays_and_what_they_mean(shards, cohort):
             "unit": "mV",
             "amplitude": "calibrated",
             "preprocessing": SignalSpec().preprocessing,
+            "window": "first",
             "microvolts_per_count": 1.0,
         }
 

@@ -173,7 +173,7 @@ def test_sound_records_of_a_cohort_can_be_used_and_broken_ones_say_why(cohort):
     for row in rows:
         try:
             recording = read_recording(find_recording(folder, row["file"]), ArrayLayout())
-            assert prepare(recording, SignalSpec()).flags == ()
+            assert prepare(recording, SignalSpec())[0].flags == ()
             reasons.append("")
         except RecordError as error:
             reasons.append(error.reason)

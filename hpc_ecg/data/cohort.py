@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from hpc_ecg.ecg.files import name_of_row
+
 NO_PATIENT = ""
 
 
@@ -24,7 +26,16 @@ class Columns:
     record: str | None = None
     split: str | None = None
     rate: str | None = None
-    extra: list[str] = field(default_factory=lambda: ["age", "sex", "time"])
+    time: str | None = None
+    """Default: `time`, if the table has it."""
+    site: str | None = None
+    """Default: `site`, if the table has it."""
+    array: str | None = None
+    """One file that holds all recordings."""
+    array_row: str | None = None
+    """The row there; default: the row of the table."""
+    keep: list[str] = field(default_factory=list)
+    """More columns for the index, as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,15 @@ class Cohort:
     rates_hz: list[float | None] | None
     """None in an empty cell."""
     extra: pd.DataFrame
+    """Columns for the index: age, sex, time, site as far as there are, and those asked for."""
+
+    @property
+    def times(self) -> list[str]:
+        return self.extra["time"].tolist()
+
+    @property
+    def sites(self) -> list[str]:
+        return self.extra["site"].tolist()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -52,26 +72,54 @@ def read_cohort(path: Path, columns: Columns) -> Cohort:
     if len(set(columns.labels)) < len(columns.labels):
         raise ValueError(f"--label: {', '.join(columns.labels)} names a column twice")
     table = read_table(path)
-    file = _or_else(columns.file, "file" if "file" in table else "record")
-    record = _or_else(columns.record, "record" if "record" in table else file)
-    wanted = [file, record, *columns.labels]
+    record = columns.record if "record" not in table else _or_else(columns.record, "record")
     # '' is a column that is missing (`--patient "$UNSET"`), not a column that was not asked for
-    wanted += [n for n in (columns.patient, columns.split, columns.rate) if n is not None]
-    check_columns(table, wanted, path)
+    wanted = [*_file_columns(table, columns), record, *columns.labels, columns.patient]
+    wanted += [columns.split, columns.rate, columns.time, columns.site, *columns.keep]
+    check_columns(table, [name for name in wanted if name is not None], path)
     if len(table) == 0:
         raise ValueError(f"{path}: the table has no rows")
-    _check_unique(table[record], path, record)
-    patients = table[_or_else(columns.patient, record)]
+    files = _files(table, columns, path)
+    records = files if record is None else table[record]
+    _check_unique(records, path)
+    patients = records if columns.patient is None else table[columns.patient]
     return Cohort(
-        files=table[file].tolist(),
-        records=table[record].tolist(),
+        files=files.tolist(),
+        records=records.tolist(),
         patients=patients.str.strip().tolist(),
         labels_NK=np.stack([_numbers(table[n], path, n) for n in columns.labels], axis=1),
         label_names=columns.labels,
         splits=None if columns.split is None else table[columns.split].tolist(),
         rates_hz=None if columns.rate is None else _rates(table[columns.rate], path, columns.rate),
-        extra=table[[name for name in columns.extra if name in table]],
+        extra=_extra(table, columns),
     )
+
+
+def _file_columns(table: pd.DataFrame, columns: Columns) -> list[str | None]:
+    if columns.array is not None:
+        return [columns.array_row]
+    return [_or_else(columns.file, "file" if "file" in table else "record")]
+
+
+def _files(table: pd.DataFrame, columns: Columns, path: Path) -> pd.Series:
+    """What each row's recording is called below the folder of signals."""
+    column = _file_columns(table, columns)[0]
+    if columns.array is None:
+        return table[column]
+    rows = np.arange(len(table))
+    if column is not None:
+        rows = _numbers(table[column], path, column)
+        if not (rows >= 0).all() or (rows % 1).any():
+            raise ValueError(f"{path}: column {column} must hold rows: 0, 1, 2, …")
+    names = [name_of_row(columns.array, int(row)) for row in rows]
+    return pd.Series(names, name=columns.array, dtype=object)
+
+
+def _extra(table: pd.DataFrame, columns: Columns) -> pd.DataFrame:
+    sources = {"age": "age", "sex": "sex", "time": _or_else(columns.time, "time")}
+    sources |= {"site": _or_else(columns.site, "site")} | {name: name for name in columns.keep}
+    found = {name: table[source].str.strip() for name, source in sources.items() if source in table}
+    return pd.DataFrame(found, index=table.index)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -103,11 +151,11 @@ def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path) -> Non
         )
 
 
-def _check_unique(records: pd.Series, path: Path, name: str) -> None:
+def _check_unique(records: pd.Series, path: Path) -> None:
     twice = np.flatnonzero(records.duplicated().to_numpy())
     if len(twice):
         raise ValueError(
-            f"{path}: column {name}, row {twice[0] + 1}: this record is listed before "
+            f"{path}: column {records.name}, row {twice[0] + 1}: this record is listed before "
             f"({len(twice)} such rows); each row must be a record of its own"
         )
 

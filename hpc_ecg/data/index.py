@@ -1,20 +1,34 @@
-"""What lies beside the shards: the index, the list of what was left out, and dataset.json."""
+"""What lies beside the shards: the index, the lists of what was left out, and dataset.json.
+
+The notes of all shards and the table come in; a set of shards that `read_shard_set` opens goes
+out. Here, where all records are seen together, leaks and duplicates are found.
+"""
+
+# N records, R repeats
 
 import csv
+import json
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import hpc_ecg
 from hpc_ecg.data import splits
 from hpc_ecg.data.cohort import Cohort
-from hpc_ecg.data.shards import FORMAT, LABEL_PREFIX, key_of_row
+from hpc_ecg.data.shards import FORMAT, LABEL_PREFIX, row_of_key
+from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.writing import sha256_of, write_json
+
+FOLD_PREFIX = "fold."
+UNLIKE_FACTOR = 10.0
+"""A record whose amplitude is that many times the cohort's median, or a part of it, is flagged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,68 +39,113 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrittenShard:
-    """What a worker says of the shard it wrote: a row (position, offset, …) for each record."""
+class Written:
+    """All shards together: their descriptions, a column per fact of the records, what is not in."""
 
-    name: str
-    records: list[dict[str, Any]]
+    shards: list[dict[str, Any]]
+    records: pd.DataFrame
     left_out: list[LeftOut]
-    sha256: str
-    num_bytes: int
 
 
-def build_index(records: pd.DataFrame, cohort: Cohort, row_splits: list[str]) -> pd.DataFrame:
-    """A row per record. The pseudonym is the patient's first row: nothing to reverse.
+def read_notes(paths: Iterable[Path]) -> Written:
+    """The notes that the writers of shards left, in the order of the shards."""
+    shards, parts, left_out = [], [], []
+    for path in paths:
+        note = json.loads(path.read_text())
+        shards.append({name: note[name] for name in ("name", "records", "bytes", "sha256")})
+        left_out += [LeftOut(**item) for item in note["left_out"]]
+        if note["rows"]:
+            parts.append(pd.DataFrame(note["rows"]))
+    records = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return Written(shards=shards, records=records, left_out=left_out)
+
+
+def build_index(
+    records: pd.DataFrame, cohort: Cohort, assignment: splits.Assignment
+) -> pd.DataFrame:
+    """A row per record, in the order of the shards. `cohort` is as the index may show it.
 
     Raises ValueError if identical signals lie in two splits.
     """
-    first_row: dict[str, int] = {}
-    for row, patient in enumerate(cohort.patients):
-        first_row.setdefault(patient, row)
-    rows = records["row"].tolist()
-    index = pd.DataFrame({"key": [key_of_row(row) for row in rows]})
-    index[["shard", "offset"]] = records[["shard", "offset"]].astype("int64")
-    index["record"] = [cohort.records[row] for row in rows]
-    index["patient"] = [f"p{first_row[cohort.patients[row]]:08d}" for row in rows]
-    index["split"] = [row_splits[row] for row in rows]
+    keys = records["key"].tolist()
+    rows = np.array([row_of_key(key) for key in keys])
+    index = records[["key", "shard", "offset"]].copy()
+    names = np.array(cohort.records, dtype=object)[rows]
+    windows = ["".join(key.partition("-")[1:]) for key in keys]
+    index["record"] = [name + window for name, window in zip(names, windows, strict=True)]
+    index["patient"] = np.array(cohort.patients, dtype=object)[rows]
+    index["split"] = np.array(assignment.splits, dtype=object)[rows]
+    if assignment.folds_NR is not None:
+        for repeat, fold_N in enumerate(assignment.folds_NR[rows].T):
+            index[f"{FOLD_PREFIX}{repeat}"] = fold_N
     for k, name in enumerate(cohort.label_names):
         index[LABEL_PREFIX + name] = cohort.labels_NK[rows, k]
     for extra in cohort.extra:
         values = cohort.extra[extra].iloc[rows].reset_index(drop=True)
         index[extra] = pd.to_numeric(values, errors="coerce") if extra == "age" else values
-    index[["flags", "sha256"]] = records[["flags", "sha256"]]
-    signals, of_signals = index["sha256"].tolist(), index["split"].tolist()
-    splits.check_apart(signals, of_signals, rows, "an identical signal")
+    index[["samples", "amplitude_mv", "sha256"]] = records[["samples", "amplitude_mv", "sha256"]]
+    index["flags"] = _all_flags(records, rows)
+    _check_signals_apart(index, rows)
     return index
+
+
+def _all_flags(records: pd.DataFrame, rows: np.ndarray) -> list[str]:
+    """Those of the record, and those that only the whole cohort shows."""
+    amplitude_N = records["amplitude_mv"].to_numpy()
+    ratio_N = amplitude_N / np.median(amplitude_N)
+    is_unlike_N = (ratio_N > UNLIKE_FACTOR) | (ratio_N < 1 / UNLIKE_FACTOR)
+    is_twin_N = records["sha256"].duplicated(keep=False).to_numpy()
+    more = [("amplitude_unlike_cohort", is_unlike_N), ("duplicate_signal", is_twin_N)]
+    return [
+        ";".join([*filter(None, [own]), *(name for name, is_N in more if is_N[n])])
+        for n, own in enumerate(records["flags"])
+    ]
+
+
+def _check_signals_apart(index: pd.DataFrame, rows: np.ndarray) -> None:
+    """In no repeat of the folds either."""
+    folds = [name for name in map(str, index) if name.startswith(FOLD_PREFIX)]
+    for name in ["split", *folds]:
+        place_N = index[name] if name == "split" else "fold " + index[name].astype(str)
+        signals = index["sha256"].tolist()
+        splits.check_apart(signals, place_N.tolist(), rows.tolist(), "an identical signal")
 
 
 def describe(
     index: pd.DataFrame,
-    shards: list[WrittenShard],
+    written: Written,
     signal: SignalSpec,
-    label_names: list[str],
+    label_names: Sequence[str],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """What dataset.json holds, but for the index's digest."""
-    left_out = Counter(item.reason for shard in shards for item in shard.left_out)
     return {
         "format": FORMAT,
         "tool": f"hpc_ecg {hpc_ecg.__version__}",
         "signal": asdict(signal),
         "microvolts_per_count": MICROVOLTS_PER_COUNT,
-        "labels": label_names,
+        "labels": list(label_names),
         "records": {name: int((index["split"] == name).sum()) for name in splits.SPLITS},
         "patients": {
             name: int(index[index["split"] == name]["patient"].nunique()) for name in splits.SPLITS
         },
         "label_counts": {name: _count_label(index, name) for name in label_names},
-        "left_out": dict(left_out.most_common()),
+        "flags": dict(Counter(_kinds(index["flags"])).most_common()),
+        "left_out": dict(Counter(item.reason for item in written.left_out).most_common()),
+        "amplitude": asdict(amplitude_of_cohort(index)),
         **provenance,
-        "shards": [
-            {"name": s.name, "records": len(s.records), "bytes": s.num_bytes, "sha256": s.sha256}
-            for s in shards
-        ],
+        "shards": written.shards,
     }
+
+
+def amplitude_of_cohort(index: pd.DataFrame) -> AmplitudeFacts:
+    return compare_amplitudes(index["amplitude_mv"].to_numpy())
+
+
+def _kinds(flags: pd.Series) -> Iterator[str]:
+    """`derived:III,aVF` counts as `derived`."""
+    for of_record in flags:
+        yield from {flag.partition(":")[0] for flag in of_record.split(";") if flag}
 
 
 def _count_label(index: pd.DataFrame, name: str) -> dict[str, dict[str, int]]:
@@ -103,7 +162,7 @@ def write_beside_shards(
     folder: Path,
     index: pd.DataFrame,
     description: dict[str, Any],
-    left_out: list[LeftOut],
+    left_out: Sequence[LeftOut],
     cohort: Cohort,
 ) -> dict[str, Any]:
     """Write the three files; returns the description with the index's digest in it."""

@@ -5,7 +5,10 @@
     shard-000000.tar    WebDataset: `<key>.ecg.npy` (int16 [12, T], 1 µV a count), `<key>.json`
     left_out.csv        rows of the table that are in no shard, each with its reason
 
-The key is the row of the input table, zero-padded: no dots (webdataset cuts there), no identifier.
+    quality.html        what was left out or flagged, with pictures; quality.csv: a row per record
+
+The key is the row of the input table, zero-padded: no dots (webdataset cuts there), no identifier;
+with several windows of a recording, `-` and the window's number follow.
 Shard k holds rows kS to (k+1)S - 1 less those left out, so any number of workers writes the same
 bytes. The index holds the byte offset of each array, so that records are read by mapping the tar.
 """
@@ -23,7 +26,7 @@ import pandas as pd
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 from hpc_ecg.writing import sha256_of
 
-FORMAT = "hpc_ecg-shards/1"
+FORMAT = "hpc_ecg-shards/2"
 LABEL_PREFIX = "label."
 NEEDED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")
 ARRAY_ENDING = ".ecg.npy"
@@ -45,8 +48,13 @@ class ShardSet:
         return self.folder / self.description["shards"][shard]["name"]
 
 
-def key_of_row(row: int) -> str:
-    return f"{row:08d}"
+def key_of_row(row: int, window: int | None = None) -> str:
+    return f"{row:08d}" if window is None else f"{row:08d}-{window:03d}"
+
+
+def row_of_key(key: str) -> int:
+    """The row of the input table, counted from 0."""
+    return int(key.partition("-")[0])
 
 
 def shard_name(shard: int) -> str:
@@ -63,13 +71,11 @@ class ShardWriter:
         about = asdict(signal) | {"microvolts_per_count": microvolts_per_count}
         self._about = json.dumps(about, sort_keys=True).encode()
 
-    def write(self, row: int, counts_LS: np.ndarray) -> None:
+    def write(self, key: str, counts_LS: np.ndarray) -> None:
         assert counts_LS.dtype == np.int16 and counts_LS.flags.c_contiguous
         array = io.BytesIO()
         np.lib.format.write_array(array, counts_LS, version=(1, 0))
-        self._tar.write(
-            {"__key__": key_of_row(row), "ecg.npy": array.getvalue(), "json": self._about}
-        )
+        self._tar.write({"__key__": key, "ecg.npy": array.getvalue(), "json": self._about})
 
     def close(self) -> None:
         self._tar.close()
@@ -91,7 +97,7 @@ def find_arrays(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
     return offsets
 
 
-def read_shard_set(folder: str | Path) -> ShardSet:
+def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
     """Open a set of shards; ValueError for what is missing, cut off or not ours."""
     folder = Path(folder)
     description = _read_description(folder)
@@ -101,7 +107,8 @@ def read_shard_set(folder: str | Path) -> ShardSet:
     digest = sha256_of(index_path)
     if digest != description["index_sha256"]:
         raise ValueError(f"{index_path} is not the one that dataset.json describes (its SHA-256)")
-    _check_sizes(folder, description["shards"])
+    if check_sizes:
+        _check_sizes(folder, description["shards"])
     return ShardSet(
         folder=folder,
         signal=spec_from_dict(description["signal"], f"{folder}/dataset.json"),
@@ -136,9 +143,13 @@ def _check_sizes(folder: Path, shards: list[dict[str, Any]]) -> None:
     for shard in shards:
         path = folder / shard["name"]
         if not path.is_file():
-            raise ValueError(f"{path} is missing; copy it again, or write the shards again")
+            raise ValueError(f"{path} is missing; {_mend(folder)}")
         if path.stat().st_size != shard["bytes"]:
             raise ValueError(
                 f"{path} has {path.stat().st_size} bytes, dataset.json says {shard['bytes']}; "
-                "copy it again, or write the shards again"
+                f"{_mend(folder)}"
             )
+
+
+def _mend(folder: Path) -> str:
+    return f"copy it again, or make it again with: hpc-ecg data repair {folder}"

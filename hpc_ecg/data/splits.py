@@ -1,14 +1,80 @@
-"""Train, valid or test for each patient: by a seeded hash, or as the user's table says.
+"""Train, valid or test for each patient: by a seeded hash, strata, time, site or the user's table.
 
 The hash makes a patient's split depend on that patient alone, so it stays when the cohort grows.
+Folds are for small cohorts: each repeat deals all patients to K folds, and a run chooses which
+fold is the test set.
 """
+
+# N rows of the table, R repeats
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pandas as pd
+
+from hpc_ecg.data.cohort import NO_PATIENT, Cohort
 
 SPLITS = ("train", "valid", "test")
+NO_SPLIT = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """How rows are dealt to splits, where the table does not say: the first that is given counts of
+    `time`, `site` and `folds`, else fractions of patients by hash."""
+
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    seed: int = 0
+    stratify: bool = False
+    """Deal patients with and without each label apart, so that every split gets its share."""
+    time: str | None = None
+    """Column of dates; with `valid_from` and `test_from`."""
+    valid_from: str = ""
+    test_from: str = ""
+    site: str | None = None
+    """Column of sites; with `valid_sites` and `test_sites`, all others train."""
+    valid_sites: tuple[str, ...] = ()
+    test_sites: tuple[str, ...] = ()
+    folds: int = 0
+    repeats: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    splits: list[str]
+    """Of each row; NO_SPLIT for rows that are left out."""
+    folds_NR: np.ndarray | None = None
+    left_out: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Row -> reason, message."""
+    how: dict[str, Any]
+    """For dataset.json."""
+
+
+def assign_splits(cohort: Cohort, plan: SplitPlan, column: str | None = None) -> Assignment:
+    """The split of every row; ValueError if a patient would be in two splits. `column`: what the
+    table's own splits are called, if it has them."""
+    if cohort.splits is not None:
+        given = split_as_given(cohort.splits, column or "")
+        _check_patients(cohort.patients, given)
+        return Assignment(splits=given, how={"column": column})
+    if plan.time is not None:
+        return _split_by_time(cohort, plan)
+    if plan.site is not None:
+        return _split_by_site(cohort, plan)
+    if plan.folds:
+        return _split_in_folds(cohort, plan)
+    how: dict[str, Any] = {"fractions": list(plan.fractions), "seed": plan.seed}
+    if plan.stratify:
+        strata = _strata(cohort)
+        return Assignment(
+            splits=split_by_strata(cohort.patients, strata, plan.fractions, plan.seed),
+            how={"strata_of": cohort.label_names} | how,
+        )
+    splits = split_by_hash(cohort.patients, plan.fractions, plan.seed)
+    return Assignment(splits=splits, how={"hash_of": "patient"} | how)
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:
@@ -31,6 +97,24 @@ def split_by_hash(
     edges = np.cumsum(fractions)
     edges[-1] = 1.0
     return [SPLITS[int(np.searchsorted(edges, _uniform(p, seed), "right"))] for p in patients]
+
+
+def split_by_strata(
+    patients: Sequence[str],
+    strata: dict[str, str],
+    fractions: tuple[float, float, float],
+    seed: int,
+) -> list[str]:
+    """Fractions of the patients of each stratum, as near as whole patients allow. Newcomers may
+    move others: use the hash where the cohort grows."""
+    edges = np.cumsum(fractions)
+    edges[-1] = 1.0
+    of = {}
+    for members in _by_stratum(strata, seed):
+        for rank, patient in enumerate(members):
+            place = np.searchsorted(edges, (rank + 0.5) / len(members), "right")
+            of[patient] = SPLITS[int(place)]
+    return [of.get(patient, NO_SPLIT) for patient in patients]
 
 
 def split_as_given(column: Sequence[str], name: str) -> list[str]:
@@ -60,6 +144,90 @@ def check_apart(
             f"{what} in two splits: row {row_a + 1} is {split_a}, row {row_b + 1} is {split_b} "
             f"({len(clashes)} such rows); put all of one {what.rsplit(maxsplit=1)[-1]} in one split"
         )
+
+
+def _split_by_time(cohort: Cohort, plan: SplitPlan) -> Assignment:
+    """Each patient belongs to the period of the first ECG; ECGs of a later period are left out."""
+    time_N = pd.to_datetime(cohort.times, errors="coerce", format="ISO8601", utc=True)
+    edges = pd.to_datetime([plan.valid_from, plan.test_from], errors="coerce", utc=True)
+    if edges.isna().any() or edges[0] > edges[1]:
+        raise ValueError(
+            "--valid-from and --test-from must be dates like 2019-01-01, the first not after the "
+            f"second, got {plan.valid_from!r} and {plan.test_from!r}"
+        )
+    period_N = np.searchsorted(edges, time_N, "right")
+    known = time_N.notna()
+    first = pd.Series(period_N[known]).groupby(np.array(cohort.patients)[known]).min()
+    splits, left_out = [], {}
+    for row, patient in enumerate(cohort.patients):
+        if not known[row]:
+            left_out[row] = ("no time", f"column {plan.time} holds no date (like 2019-01-31)")
+        elif period_N[row] != first[patient]:
+            message = f"in the period of {SPLITS[period_N[row]]}, its patient's first ECG is not"
+            left_out[row] = ("other period", message)
+        splits.append(NO_SPLIT if row in left_out else SPLITS[period_N[row]])
+    how = {"time": plan.time, "valid_from": plan.valid_from, "test_from": plan.test_from}
+    return Assignment(splits=splits, left_out=left_out, how=how)
+
+
+def _split_by_site(cohort: Cohort, plan: SplitPlan) -> Assignment:
+    known = set(cohort.sites)
+    asked = [*plan.valid_sites, *plan.test_sites]
+    unknown = [site for site in asked if site not in known]
+    if unknown or len(set(asked)) < len(asked):
+        raise ValueError(
+            f"--valid-sites and --test-sites name sites of column {plan.site}, each once: it has "
+            f"{', '.join(sorted(known)[:10])}, got {', '.join(asked)}"
+        )
+    of = dict.fromkeys(plan.valid_sites, "valid") | dict.fromkeys(plan.test_sites, "test")
+    left_out = {
+        row: ("no site", f"column {plan.site} is empty")
+        for row, site in enumerate(cohort.sites)
+        if not site
+    }
+    splits = [of.get(site, "train") if site else NO_SPLIT for site in cohort.sites]
+    _check_patients(cohort.patients, splits)
+    how = {"site": plan.site, "valid": list(plan.valid_sites), "test": list(plan.test_sites)}
+    return Assignment(splits=splits, left_out=left_out, how=how)
+
+
+def _split_in_folds(cohort: Cohort, plan: SplitPlan) -> Assignment:
+    """Folds of every repeat; `split` is that of the first: fold 0 tests, fold 1 validates."""
+    strata = _strata(cohort) if plan.stratify else dict.fromkeys(cohort.patients, "")
+    columns = []
+    for repeat in range(plan.repeats):
+        of: dict[str, int] = {}
+        for members in _by_stratum(strata, plan.seed + repeat):
+            of |= {patient: (len(of) + k) % plan.folds for k, patient in enumerate(members)}
+        columns.append([of.get(patient, 0) for patient in cohort.patients])
+    folds_NR = np.array(columns, np.int8).T
+    names = ["test", "valid", *["train"] * (plan.folds - 2)]
+    return Assignment(
+        splits=[names[fold] for fold in folds_NR[:, 0]],
+        folds_NR=folds_NR,
+        how={"folds": plan.folds, "repeats": plan.repeats, "seed": plan.seed}
+        | ({"strata_of": cohort.label_names} if plan.stratify else {}),
+    )
+
+
+def _strata(cohort: Cohort) -> dict[str, str]:
+    """Patient -> which labels are positive in at least one of the patient's rows."""
+    positive = pd.DataFrame(cohort.labels_NK > 0).groupby(cohort.patients).any()
+    return {str(p): "".join("01"[int(v)] for v in row) for p, *row in positive.itertuples()}
+
+
+def _by_stratum(strata: dict[str, str], seed: int) -> list[list[str]]:
+    """The patients of each stratum, in the order of their hashes."""
+    groups: dict[str, list[str]] = {}
+    for patient in sorted(strata, key=lambda p: _uniform(p, seed)):
+        if patient != NO_PATIENT:
+            groups.setdefault(strata[patient], []).append(patient)
+    return [groups[name] for name in sorted(groups)]
+
+
+def _check_patients(patients: Sequence[str], given: Sequence[str]) -> None:
+    known = [row for row, p in enumerate(patients) if p != NO_PATIENT and given[row] != NO_SPLIT]
+    check_apart([patients[r] for r in known], [given[r] for r in known], known, "one patient")
 
 
 def _uniform(patient: str, seed: int) -> float:

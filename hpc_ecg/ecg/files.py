@@ -119,3 +119,8 @@ READERS: dict[str, Callable[[Path, ArrayLayout], Recording]] = {
     ".mat": read_wfdb,
     ".npy": _read_npy,
 }
+
+
+def name_of_row(array: str, row: int) -> str:
+    """What the recording in one row of an array of many is called."""
+    return f"{array}::{row}"

@@ -1,16 +1,17 @@
-"""A Recording in, a shard's int16 array out: leads in order, resampled, first window, 1 µV a count.
+"""A Recording in, int16 arrays for a shard out, as the SignalSpec says: leads, rate, window, unit.
 
 The result depends on the one record and the spec only, so any process may prepare any record.
-A record that does not fit is refused with a reason; nothing is padded, filled or scaled to fit.
+What does not fit is refused with a reason. What was added (derived leads, zeros) stands in flags.
 """
 
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.signal import resample_poly
 
-from hpc_ecg.ecg.leads import order_rows
+from hpc_ecg.ecg.amplitude import amplitude_of
+from hpc_ecg.ecg.filters import Steps, apply_filters, change_rate, parse_steps
+from hpc_ecg.ecg.leads import complete_leads
 from hpc_ecg.ecg.quality import check_amplitude, check_finite, check_not_flat, find_flags
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import SignalSpec
@@ -19,8 +20,12 @@ from hpc_ecg.ecg.signal import SignalSpec
 
 MICROVOLTS_PER_COUNT = 1.0
 MIN_RATE_HZ, MAX_RATE_HZ = 50.0, 10_000.0
-MAX_DENOMINATOR = 10_000
-"""Ratios of rates are exact up to here; beyond, time is stretched by less than 1 in 10,000."""
+WINDOWS = ("first", "centre", "all")
+PADDED = "+padded"
+MIN_PADDED_S = 2.5
+"""Shorter recordings are left out even where padding is asked for: a column of a 3 x 4 print."""
+CALIBRATED = "calibrated"
+ZERO_FILLED = "zero_filled:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,25 +33,45 @@ class PreparedECG:
     counts_LS: np.ndarray
     """int16 [leads, num_samples], C order, MICROVOLTS_PER_COUNT a count."""
     flags: tuple[str, ...]
-    """Quality remarks on a record that is kept."""
+    """Remarks on a window that is kept."""
+    samples: int
+    """Samples that were recorded; what follows them is zeros."""
+    amplitude_mv: float
+    """`amplitude_of` the recorded part."""
+    window: int = 0
+    """Position among the recording's windows."""
 
 
-def prepare(recording: Recording, spec: SignalSpec) -> PreparedECG:
-    """The recording as `spec` wants it.
+def prepare(
+    recording: Recording, spec: SignalSpec, missing_leads: str = "leave_out"
+) -> list[PreparedECG]:
+    """The recording as `spec` wants it: one window, or all of them. Of several windows those that
+    are unfit are left out, and the others flagged `windows_left_out:n`.
 
     RecordError: "leads", "NaN" (anywhere in the recording), "rate", "too short", "flat lead",
     "amplitude" (the last two within the window).
     """
-    rows = order_rows(recording.leads, spec.leads)
-    signal_LS = recording.signal_LS[rows]
-    check_finite(signal_LS, spec.leads)
+    steps = parse_steps(spec.preprocessing)
     check_rate(recording.sample_rate_hz)
-    window_LS = _first_window(signal_LS, recording.sample_rate_hz, spec)
-    check_not_flat(window_LS, spec.leads)
-    max_mv = np.iinfo(np.int16).max * MICROVOLTS_PER_COUNT / 1000
-    check_amplitude(window_LS, spec.leads, max_mv)
-    counts_LS = np.rint(window_LS * (1000 / MICROVOLTS_PER_COUNT)).astype(np.int16)
-    return PreparedECG(counts_LS=np.ascontiguousarray(counts_LS), flags=find_flags(window_LS))
+    signal_LS, lead_flags = complete_leads(recording, spec.leads, missing_leads)
+    check_finite(signal_LS, spec.leads)
+    resampled_LS = _resampled(signal_LS, recording.sample_rate_hz, spec, steps)
+    resampled_LS = resampled_LS * amplitude_factor(spec.amplitude)
+    there = _recorded_leads(spec.leads, lead_flags)
+    prepared, refused = [], []
+    for number, start in enumerate(_starts(resampled_LS.shape[1], spec)):
+        window_LS = resampled_LS[:, start : start + spec.num_samples]
+        recorded_LS = _same_time(signal_LS, start, recording.sample_rate_hz, spec)
+        try:
+            ecg = _finish(window_LS, recorded_LS, recording.sample_rate_hz, spec, there)
+        except RecordError as error:
+            refused.append(error)
+        else:
+            prepared.append(replace(ecg, flags=(*lead_flags, *ecg.flags), window=number))
+    if not prepared:
+        raise refused[0]
+    lost = (f"windows_left_out:{len(refused)}",) * bool(refused)
+    return [replace(ecg, flags=ecg.flags + lost) for ecg in prepared]
 
 
 def check_rate(sample_rate_hz: float) -> None:
@@ -59,32 +84,85 @@ def check_rate(sample_rate_hz: float) -> None:
         )
 
 
-def resample(signal_LS: np.ndarray, from_hz: float, to_hz: float) -> np.ndarray:
-    """[leads, ⌈samples · to/from⌉] by scipy's polyphase filter, cut off below both Nyquist rates.
-
-    The line from each lead's first to last sample is kept out of the filtering, so that neither an
-    offset nor a drift leaves a transient at the ends or a ripple. (scipy's padtype="line" filters
-    it: no transient, but the filter's phases differ in gain and 5 mV at 400 Hz ripple by 1 µV.)
-    """
-    ratio = (Fraction(to_hz) / Fraction(from_hz)).limit_denominator(MAX_DENOMINATOR)
-    if ratio == 1:
-        return signal_LS
-    num_in = signal_LS.shape[1]
-    num_out = -(-num_in * ratio.numerator // ratio.denominator)
-    first_L1 = signal_LS[:, :1]
-    slope_L1 = (signal_LS[:, -1:] - first_L1) / max(num_in - 1, 1)
-    rest_LS = signal_LS - first_L1 - slope_L1 * np.arange(num_in)
-    resampled_LS = resample_poly(rest_LS, ratio.numerator, ratio.denominator, axis=1)
-    return resampled_LS + first_L1 + slope_L1 * (np.arange(num_out) / float(ratio))
+def check_spec(spec: SignalSpec) -> None:
+    """ValueError if `prepare` could not make what this spec says."""
+    policy = spec.window.removesuffix(PADDED)
+    if policy not in WINDOWS:
+        raise ValueError(f"the window must be one of {', '.join(WINDOWS)}, got {policy!r}")
+    if spec.num_samples < 1 or spec.sample_rate_hz < 1:
+        raise ValueError("the rate and the seconds of the shards must be positive")
+    parse_steps(spec.preprocessing).check(spec.sample_rate_hz)
+    amplitude_factor(spec.amplitude)
 
 
-def _first_window(signal_LS: np.ndarray, from_hz: float, spec: SignalSpec) -> np.ndarray:
+def amplitude_factor(amplitude: str) -> float:
+    """1 for `calibrated`, F for `calibrated*F`; ValueError for another convention."""
+    name, _, factor = amplitude.partition("*")
+    try:
+        value = float(factor or 1)
+    except ValueError:
+        value = 0.0
+    if name != CALIBRATED or not 0 < value < np.inf:
+        raise ValueError(f"the amplitude factor must be a positive number, got {amplitude!r}")
+    return value
+
+
+def _resampled(signal_LS: np.ndarray, from_hz: float, spec: SignalSpec, steps: Steps) -> np.ndarray:
+    """All of the recording at the spec's rate, filtered; "too short" if no window fits in it."""
     if signal_LS.shape[1] == 0:
         raise RecordError("too short", "the recording has no samples")
-    resampled_LS = resample(signal_LS, from_hz, spec.sample_rate_hz)
-    if resampled_LS.shape[1] < spec.num_samples:
-        seconds, window = signal_LS.shape[1] / from_hz, spec.num_samples / spec.sample_rate_hz
+    resampled_LS = change_rate(signal_LS, from_hz, spec.sample_rate_hz, steps.resampling)
+    seconds, window_s = signal_LS.shape[1] / from_hz, spec.num_samples / spec.sample_rate_hz
+    is_short = resampled_LS.shape[1] < spec.num_samples
+    if is_short and not spec.window.endswith(PADDED):
         raise RecordError(
-            "too short", f"{seconds:.4g} s at {from_hz:g} Hz, the window is {window:g} s"
+            "too short", f"{seconds:.4g} s at {from_hz:g} Hz, the window is {window_s:g} s"
         )
-    return resampled_LS[:, : spec.num_samples]
+    if is_short and seconds < min(MIN_PADDED_S, window_s):
+        raise RecordError("too short", f"{seconds:.4g} s; at least {MIN_PADDED_S:g} s are padded")
+    return apply_filters(resampled_LS, spec.sample_rate_hz, steps)
+
+
+def _starts(num_samples: int, spec: SignalSpec) -> list[int]:
+    """Where the windows begin. Of all windows, what is left at the end is no window."""
+    policy, size = spec.window.removesuffix(PADDED), spec.num_samples
+    spare = max(num_samples - size, 0)
+    return {
+        "first": [0],
+        "centre": [spare // 2],
+        "all": list(range(0, spare + 1, size)),
+    }[policy]
+
+
+def _same_time(signal_LS: np.ndarray, start: int, from_hz: float, spec: SignalSpec) -> np.ndarray:
+    """The samples as recorded that a window beginning at `start` was made of."""
+    first = round(start / spec.sample_rate_hz * from_hz)
+    return signal_LS[:, first : first + round(spec.num_samples / spec.sample_rate_hz * from_hz)]
+
+
+def _recorded_leads(leads: Sequence[str], flags: Sequence[str]) -> list[int]:
+    """The rows that are not zero-filled."""
+    filled = [flag.removeprefix(ZERO_FILLED) for flag in flags if flag.startswith(ZERO_FILLED)]
+    absent = ",".join(filled).split(",")
+    return [row for row, lead in enumerate(leads) if lead not in absent]
+
+
+def _finish(
+    window_LS: np.ndarray,
+    recorded_LS: np.ndarray,
+    recorded_hz: float,
+    spec: SignalSpec,
+    there: Sequence[int],
+) -> PreparedECG:
+    check_not_flat(window_LS[there], [spec.leads[row] for row in there])
+    check_amplitude(window_LS, spec.leads, np.iinfo(np.int16).max * MICROVOLTS_PER_COUNT / 1000)
+    counts_LS = np.zeros((len(spec.leads), spec.num_samples), np.int16)
+    samples = window_LS.shape[1]
+    counts_LS[:, :samples] = np.rint(window_LS * (1000 / MICROVOLTS_PER_COUNT))
+    flags = find_flags(recorded_LS, spec.leads, recorded_hz)
+    return PreparedECG(
+        counts_LS=counts_LS,
+        flags=flags + ("padded",) * (samples < spec.num_samples),
+        samples=samples,
+        amplitude_mv=amplitude_of(window_LS[there]),
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-PREPROCESSING = "resample_poly/first-window/1"
+PREPROCESSING = "resample_poly/2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +24,22 @@ class SignalSpec:
     unit: str = "mV"
     """Unit of the model's input."""
     amplitude: str = "calibrated"
-    """Amplitude convention: `calibrated` = the recorder's true gain."""
+    """Amplitude convention: `calibrated` = the recorder's true gain; `calibrated*F`, F times it."""
     preprocessing: str = PREPROCESSING
-    """How the signals were prepared, with its version."""
+    """How the signals were prepared, with its version: resample_poly or decimate, then
+    highpass-HZ and notch-HZ if filtered, as in `resample_poly/highpass-0.5/notch-50/2`."""
+    window: str = "first"
+    """Which part of a longer recording: first, centre or all; with `+padded`, shorter ones end in
+    zeros. Stated, not compared: it changes which seconds are seen, not what they mean."""
 
 
 def check_same_signal(ours: SignalSpec, theirs: SignalSpec, our_name: str, their_name: str) -> None:
-    """Raise ValueError that names both sides if two specs differ in any field."""
+    """Raise ValueError that names both sides if two specs differ in any field but `window`."""
     differences = [
         f"{f.name}: {_show(getattr(ours, f.name))} in {our_name}, "
         f"{_show(getattr(theirs, f.name))} in {their_name}"
         for f in dataclasses.fields(SignalSpec)
-        if getattr(ours, f.name) != getattr(theirs, f.name)
+        if f.name != "window" and getattr(ours, f.name) != getattr(theirs, f.name)
     ]
     if differences:
         raise ValueError(

@@ -17,7 +17,10 @@ from synthetic import Population, write_cohort
 
 from hpc_ecg.config import load_config
 from hpc_ecg.data.cohort import Columns
-from hpc_ecg.data.sharding import ShardingPlan, shard_ecgs
+from hpc_ecg.data.shard_job import Recordings
+from hpc_ecg.data.sharding import shard_ecgs
+from hpc_ecg.data.sharding_plan import ShardingPlan
+from hpc_ecg.data.splits import SplitPlan
 from hpc_ecg.model.architecture import Architecture, ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.run_folder import RunFolder
@@ -51,10 +54,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         )
         plan = ShardingPlan(
             table=table,
-            signals=table.parent,
             out=folder / "shards",
             columns=Columns(labels=["af"], patient="patient_id"),
-            fractions=(0.6, 0.2, 0.2),
+            recordings=Recordings(signals=table.parent),
+            split=SplitPlan(fractions=(0.6, 0.2, 0.2)),
         )
         records = shard_ecgs(plan)["records"]
         architecture = SMALL if options.small else Architecture()

@@ -1,0 +1,200 @@
+"""`hpc-ecg data shard`: its options, and the plan that they make."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpc_ecg.data.sharding_plan import ShardingPlan
+    from hpc_ecg.data.splits import SplitPlan
+    from hpc_ecg.ecg.signal import SignalSpec
+    from hpc_ecg.submit import SlurmJobs
+
+
+def add_shard(verbs: Any) -> None:
+    shard = verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")
+    shard.add_argument("table", type=Path, metavar="TABLE", help=".csv, .tsv, .parquet or manifest")
+    shard.add_argument("--signals", type=Path, required=True, metavar="DIR")
+    shard.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _add_columns(shard)
+    _add_splits(shard)
+    _add_array_layout(shard)
+    _add_signal(shard)
+    work = shard.add_argument_group("work")
+    work.add_argument("--shard-size", type=int, default=1000, help="rows of the table per shard")
+    work.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    work.add_argument(
+        "--slurm",
+        metavar="KEY=VALUE,…",
+        help="spread over a Slurm array: jobs=8,partition=cpu,time=60,cpus_per_task=4,mem=8G",
+    )
+    shard.set_defaults(verb=_shard)
+
+
+def _add_columns(shard: argparse.ArgumentParser) -> None:
+    group = shard.add_argument_group("columns of the table")
+    group.add_argument(
+        "--label", action="append", required=True, metavar="COLUMN", help="repeat for several"
+    )
+    patient = group.add_mutually_exclusive_group(required=True)
+    patient.add_argument("--patient", metavar="COLUMN", help="who; splits are by patient")
+    patient.add_argument("--one-patient-per-record", action="store_true", help="recorded as such")
+    group.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
+    group.add_argument("--record", metavar="COLUMN", help="name of the record (default: record)")
+    group.add_argument("--time", metavar="COLUMN", help="date of the ECG (default: time)")
+    group.add_argument("--site", metavar="COLUMN", help="where it was taken (default: site)")
+    group.add_argument(
+        "--keep", action="append", default=[], metavar="COLUMN", help="one more for the index"
+    )
+    group.add_argument("--key", type=Path, metavar="FILE", help="store names as keyed hashes")
+    group.add_argument("--dates", default="keep", help="keep (default), shift (by --key) or drop")
+
+
+def _add_splits(shard: argparse.ArgumentParser) -> None:
+    group = shard.add_argument_group("splits, by patient (default: fractions by a seeded hash)")
+    how = group.add_mutually_exclusive_group()
+    how.add_argument("--split", metavar="COLUMN", help="holds train, valid or test")
+    how.add_argument("--split-by-time", action="store_true", help="by the patient's first --time")
+    how.add_argument("--split-by-site", action="store_true", help="by --site")
+    how.add_argument("--folds", type=int, default=0, metavar="K", help="K folds (data.fold=…)")
+    group.add_argument("--fractions", default="0.7,0.1,0.2", help="default %(default)s")
+    group.add_argument("--split-seed", type=int, default=0)
+    group.add_argument("--stratify", action="store_true", help="equal shares of each label")
+    group.add_argument("--repeats", type=int, default=1, metavar="R", help="folds dealt R times")
+    group.add_argument("--valid-from", metavar="DATE", default="", help="with --split-by-time")
+    group.add_argument("--test-from", metavar="DATE", default="", help="with --split-by-time")
+    group.add_argument("--valid-sites", metavar="A,B", default="", help="with --split-by-site")
+    group.add_argument("--test-sites", metavar="C,D", default="", help="with --split-by-site")
+
+
+def _add_array_layout(shard: argparse.ArgumentParser) -> None:
+    group = shard.add_argument_group("recordings, where files do not say it themselves")
+    group.add_argument(
+        "--rate", metavar="HZ|COLUMN", help="must agree with the files; arrays need it"
+    )
+    group.add_argument("--axes", default="leads,samples", help="arrays: or samples,leads")
+    group.add_argument("--leads", help="arrays: names in the order of the file, with commas")
+    group.add_argument("--unit", default="mV", help="arrays: mV, uV or V")
+    group.add_argument("--array", metavar="FILE", help="one array below DIR holds all recordings")
+    group.add_argument("--array-row", metavar="COLUMN", help="row there (default: of the table)")
+
+
+def _add_signal(shard: argparse.ArgumentParser) -> None:
+    group = shard.add_argument_group("what is made of a recording (DeepECG-SSL: the defaults)")
+    group.add_argument("--to-rate", type=int, default=250, metavar="HZ")
+    group.add_argument("--seconds", type=float, default=10.0)
+    group.add_argument("--window", default="first", help="first (default), centre or all")
+    group.add_argument("--pad-short", action="store_true", help="fill up with zeros, flagged")
+    group.add_argument("--missing-leads", default="leave_out", help="or zero: filled, flagged")
+    group.add_argument("--highpass", type=float, metavar="HZ", help="against baseline wander")
+    group.add_argument("--notch", type=float, metavar="HZ", help="against mains: 50 or 60")
+    group.add_argument(
+        "--resampling", default="resample_poly", help="or decimate: x[::k], as DeepECG_Docker"
+    )
+    group.add_argument(
+        "--amplitude-factor", type=float, default=1.0, metavar="F", help="as DeepECG_Docker's"
+    )
+
+
+def _shard(options: argparse.Namespace) -> int:
+    from hpc_ecg.data.sharding import describe_outcome, shard_ecgs
+    from hpc_ecg.log import say, start_logging
+
+    start_logging()
+    say(*describe_outcome(shard_ecgs(sharding_plan(options)), options.out))
+    return 0
+
+
+def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
+    from hpc_ecg.data.cohort import Columns
+    from hpc_ecg.data.privacy import Privacy
+    from hpc_ecg.data.shard_job import Recordings
+    from hpc_ecg.data.sharding_plan import ShardingPlan
+    from hpc_ecg.ecg.files import ArrayLayout
+    from hpc_ecg.ecg.signal import LEADS
+
+    rate_hz = _as_number(options.rate)
+    named = ("patient", "file", "record", "split", "time", "site", "keep", "array", "array_row")
+    return ShardingPlan(
+        table=options.table,
+        out=options.out,
+        columns=Columns(
+            labels=options.label,
+            rate=options.rate if rate_hz is None else None,
+            **{name: getattr(options, name) for name in named},
+        ),
+        recordings=Recordings(
+            signals=options.signals,
+            layout=ArrayLayout(
+                axes=options.axes,
+                leads=LEADS if options.leads is None else tuple(options.leads.split(",")),
+                unit=options.unit,
+                sample_rate_hz=rate_hz,
+            ),
+            signal=_signal(options),
+            missing_leads=options.missing_leads,
+        ),
+        split=_split(options),
+        privacy=Privacy(key_file=options.key, dates=options.dates),
+        rate_hz=rate_hz,
+        records_per_shard=options.shard_size,
+        workers=options.workers,
+        slurm=None if options.slurm is None else _slurm(options.slurm),
+    )
+
+
+def _split(options: argparse.Namespace) -> "SplitPlan":
+    from hpc_ecg.data.splits import SplitPlan, parse_fractions
+
+    return SplitPlan(
+        fractions=parse_fractions(options.fractions),
+        seed=options.split_seed,
+        stratify=options.stratify,
+        time=(options.time or "time") if options.split_by_time else None,
+        valid_from=options.valid_from,
+        test_from=options.test_from,
+        site=(options.site or "site") if options.split_by_site else None,
+        valid_sites=tuple(filter(None, options.valid_sites.split(","))),
+        test_sites=tuple(filter(None, options.test_sites.split(","))),
+        folds=options.folds,
+        repeats=options.repeats,
+    )
+
+
+def _signal(options: argparse.Namespace) -> "SignalSpec":
+    from hpc_ecg.ecg.filters import Steps, name_steps
+    from hpc_ecg.ecg.preprocess import CALIBRATED, PADDED
+    from hpc_ecg.ecg.signal import SignalSpec
+
+    factor = options.amplitude_factor
+    steps = Steps(
+        resampling=options.resampling, highpass_hz=options.highpass, notch_hz=options.notch
+    )
+    steps.check(options.to_rate)
+    return SignalSpec(
+        sample_rate_hz=options.to_rate,
+        num_samples=round(options.seconds * options.to_rate),
+        amplitude=CALIBRATED if factor == 1 else f"{CALIBRATED}*{factor:g}",
+        preprocessing=name_steps(steps),
+        window=options.window + (PADDED if options.pad_short else ""),
+    )
+
+
+def _slurm(text: str) -> "SlurmJobs":
+    """`jobs=8,partition=cpu` -> an array of eight; options as submitit's executor names them."""
+    from hpc_ecg.submit import SlurmJobs
+
+    words = dict(word.partition("=")[::2] for word in text.split(","))
+    jobs = words.pop("jobs", "8")
+    if not jobs.isdecimal() or int(jobs) < 1 or not all(words.values()):
+        raise ValueError(f"--slurm: expected words like jobs=8,partition=cpu,time=60, got {text!r}")
+    numbers = {key: int(v) if v.isdecimal() else v for key, v in words.items() if key}
+    return SlurmJobs(jobs=int(jobs), parameters=numbers)
+
+
+def _as_number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

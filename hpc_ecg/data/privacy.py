@@ -1,0 +1,91 @@
+"""What the shards say of people: pseudonyms instead of names, dates shifted or dropped.
+
+Without a key a patient becomes the number of the first row: nothing to reverse, but another table
+gives another number. With the user's key, patients and records become keyed hashes (HMAC-SHA256):
+the same in every table, and no one without the key can try names until one fits.
+"""
+
+import dataclasses
+import hmac
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from hpc_ecg.data.cohort import Cohort
+
+DATES = ("keep", "shift", "drop")
+MIN_KEY_BYTES = 16
+HASH_CHARACTERS = 16  # 64 bits: two of 500,000 patients meet with a probability of 7e-9
+MAX_SHIFT_DAYS = 365
+
+
+@dataclass(frozen=True, kw_only=True)
+class Privacy:
+    key_file: Path | None = None
+    """File whose bytes are the key; it stays with the user."""
+    dates: str = "keep"
+    """keep, drop, or shift: each patient's by 1 to 365 days, the same for all of them."""
+
+
+def protect(cohort: Cohort, privacy: Privacy) -> Cohort:
+    """The cohort as the index may show it. Splits are made before: they need the true dates.
+
+    ValueError: a key that is missing or too short, dates to be shifted without a key.
+    """
+    check_privacy(privacy)
+    key = None if privacy.key_file is None else read_key(privacy.key_file)
+    extra = cohort.extra.copy()
+    if privacy.dates == "drop":
+        extra = extra.drop(columns="time", errors="ignore")
+    elif privacy.dates == "shift" and "time" in extra:
+        assert key is not None
+        extra["time"] = _shifted(extra["time"], cohort.patients, key)
+    if key is None:
+        return dataclasses.replace(cohort, patients=_numbered(cohort.patients), extra=extra)
+    return dataclasses.replace(
+        cohort,
+        patients=["p" + _hash(patient, key) for patient in cohort.patients],
+        records=["r" + _hash(record, key) for record in cohort.records],
+        extra=extra,
+    )
+
+
+def check_privacy(privacy: Privacy) -> None:
+    if privacy.dates not in DATES:
+        raise ValueError(f"--dates must be one of {', '.join(DATES)}, got {privacy.dates!r}")
+    if privacy.dates == "shift" and privacy.key_file is None:
+        raise ValueError("--dates shift needs --key FILE: the shifts are made from the key")
+
+
+def read_key(path: Path) -> bytes:
+    """The key without blanks around it; at least 16 bytes."""
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise ValueError(f"--key {path} cannot be read: {error.strerror}") from None
+    if len(key) < MIN_KEY_BYTES:
+        raise ValueError(
+            f"--key {path} holds {len(key)} bytes, at least {MIN_KEY_BYTES} are needed; make one "
+            f"with: python -c 'import secrets; print(secrets.token_hex(32))' > {path}"
+        )
+    return key
+
+
+def _hash(text: str, key: bytes) -> str:
+    return hmac.digest(key, text.encode(), "sha256").hex()[:HASH_CHARACTERS]
+
+
+def _numbered(patients: list[str]) -> list[str]:
+    first_row: dict[str, int] = {}
+    for row, patient in enumerate(patients):
+        first_row.setdefault(patient, row)
+    return [f"p{first_row[patient]:08d}" for patient in patients]
+
+
+def _shifted(times: pd.Series, patients: list[str], key: bytes) -> pd.Series:
+    """Intervals within a patient stay. What is no date cannot be shifted and becomes ''."""
+    days = [1 + int(_hash(f"shift of {p}", key), 16) % MAX_SHIFT_DAYS for p in patients]
+    moved = pd.to_datetime(times, errors="coerce", format="ISO8601", utc=True)
+    moved = moved - pd.to_timedelta(pd.Series(days, index=times.index), unit="D")
+    return moved.dt.strftime("%Y-%m-%dT%H:%M:%S").fillna("")

@@ -1,0 +1,98 @@
+"""What `hpc-ecg data shard` was asked to do, checked; and the same plan found again in a set of
+shards, so that one of them can be made anew.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc_ecg.data.cohort import Columns
+from hpc_ecg.data.privacy import Privacy
+from hpc_ecg.data.shard_job import Recordings
+from hpc_ecg.data.shards import ShardSet
+from hpc_ecg.data.splits import SplitPlan
+from hpc_ecg.ecg.files import ArrayLayout
+from hpc_ecg.ecg.leads import order_rows
+from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
+from hpc_ecg.ecg.recording import RecordError
+from hpc_ecg.submit import SlurmJobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingPlan:
+    """What `hpc-ecg data shard` was asked to do."""
+
+    table: Path
+    out: Path
+    columns: Columns
+    recordings: Recordings
+    split: SplitPlan = field(default_factory=SplitPlan)
+    privacy: Privacy = field(default_factory=Privacy)
+    rate_hz: float | None = None
+    """Rate that every file must have; None: the column of rates, or whatever the files say."""
+    records_per_shard: int = 1000
+    workers: int = 1
+    slurm: SlurmJobs | None = None
+
+
+def check_plan(plan: ShardingPlan) -> None:
+    """ValueError for what cannot be done, before anything is read."""
+    recordings = plan.recordings
+    if not recordings.signals.is_dir():
+        raise ValueError(f"--signals {recordings.signals}: no such folder")
+    try:
+        is_free = not plan.out.exists() or (plan.out.is_dir() and not any(plan.out.iterdir()))
+    except OSError as error:
+        raise ValueError(f"--out {plan.out} cannot be written: {error.strerror}") from None
+    if not is_free:
+        raise ValueError(f"--out {plan.out} exists and is not an empty folder; give a new one")
+    for name, value in (("shard-size", plan.records_per_shard), ("workers", plan.workers)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if plan.rate_hz is not None and not MIN_RATE_HZ <= plan.rate_hz <= MAX_RATE_HZ:
+        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
+        raise ValueError(f"--rate must be {allowed}, or name a column, got {plan.rate_hz:g}")
+    try:
+        order_rows(recordings.layout.leads, recordings.signal.leads)
+    except RecordError as error:
+        raise ValueError(f"--leads: {error}") from None
+    check_spec(recordings.signal)
+
+
+def made_from(plan: ShardingPlan) -> dict[str, Any]:
+    """What `hpc-ecg data repair` needs to make a shard again."""
+    recordings = asdict(plan.recordings)
+    del recordings["signal"]  # dataset.json has it
+    return {
+        "table": str(plan.table.resolve()),
+        "columns": asdict(plan.columns),
+        "recordings": recordings | {"signals": str(plan.recordings.signals.resolve())},
+        "split": asdict(plan.split),
+        "rate_hz": plan.rate_hz,
+        "records_per_shard": plan.records_per_shard,
+    }
+
+
+def plan_of(shards: ShardSet, table: Path | None, signals: Path | None) -> ShardingPlan:
+    """The plan that made these shards; table and recordings may have moved since."""
+    made = shards.description["made_from"]
+    recordings = made["recordings"]
+    layout = recordings["layout"] | {"leads": tuple(recordings["layout"]["leads"])}
+    split: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in made["split"].items()
+    }
+    return ShardingPlan(
+        table=table or Path(made["table"]),
+        out=shards.folder,
+        columns=Columns(**made["columns"]),
+        recordings=Recordings(
+            signals=signals or Path(recordings["signals"]),
+            layout=ArrayLayout(**layout),
+            signal=shards.signal,
+            missing_leads=recordings["missing_leads"],
+        ),
+        split=SplitPlan(**split),
+        rate_hz=made["rate_hz"],
+        records_per_shard=made["records_per_shard"],
+    )

@@ -1,0 +1,58 @@
+"""Sharding spread over a real Slurm: the same bytes as one process writes, and what goes wrong."""
+
+import subprocess
+import threading
+import time
+
+import pytest
+from conftest import plan_for
+from test_sharding import bytes_in
+
+from hpc_ecg.data.sharding import shard_ecgs
+from hpc_ecg.submit import SlurmJobs
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+NODES = {"mem": "500M", "time": 5, "cpus_per_task": 1}
+
+
+def spread(cohort, out, jobs=3, **parameters):
+    slurm = SlurmJobs(jobs=jobs, parameters=NODES | parameters)
+    return plan_for(cohort, out, records_per_shard=10, slurm=slurm)
+
+
+def test_an_array_of_jobs_writes_the_bytes_of_one_process(slurm, cohort, tmp_path):
+    description = shard_ecgs(spread(cohort, tmp_path / "slurm"))
+    assert len(description["shards"]) > 3
+    shard_ecgs(plan_for(cohort, tmp_path / "alone", records_per_shard=10))
+    assert bytes_in(tmp_path / "slurm") == bytes_in(tmp_path / "alone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "slurm"]
+
+
+def test_a_killed_job_is_named_and_the_same_command_goes_on(slurm, cohort, tmp_path):
+    given = spread(cohort, tmp_path / "out", jobs=2)
+
+    def kill_the_second():
+        while True:
+            command = ["squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i"]
+            running = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            if any(task.endswith("_1") for task in running.split()):
+                task = next(task for task in running.split() if task.endswith("_1"))
+                subprocess.run(["scancel", "--signal=KILL", "--full", task], check=True)
+                return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_the_second)
+    killer.start()
+    with pytest.raises(ValueError, match="ended without a result: killed, cancelled, or out of"):
+        shard_ecgs(given)
+    killer.join()
+    assert not (tmp_path / "out").exists()
+    shard_ecgs(given)
+    shard_ecgs(plan_for(cohort, tmp_path / "alone", records_per_shard=10))
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "alone")
+
+
+def test_a_partition_that_is_none_is_one_line(slurm, cohort, tmp_path):
+    with pytest.raises(ValueError, match=r"sbatch: .*[Ii]nvalid partition"):
+        shard_ecgs(spread(cohort, tmp_path / "out", partition="nowhere"))
+    assert list(tmp_path.iterdir()) == []
