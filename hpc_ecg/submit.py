@@ -87,20 +87,27 @@ def run_on_slurm(jobs: Sequence[Job], folder: Path, how: SlurmJobs) -> Iterator[
     """
     executor = submitit.SlurmExecutor(folder=folder)
     executor.update_parameters(**how.parameters)
-    with executor.batch():
-        handles = [executor.submit(job.function, *job.arguments) for job in jobs]
-    running = dict(zip(jobs, handles, strict=True))
+    try:
+        with executor.batch():
+            handles = [executor.submit(job.function, *job.arguments) for job in jobs]
+    except (submitit.core.utils.FailedJobError, OSError) as error:
+        raise ValueError(f"Slurm takes no job: {_one_line(error)}") from None
+    running = list(zip(jobs, handles, strict=True))
     try:
         while running:
             queued = _queue_of(handles[0].job_id.partition("_")[0])
-            for job, handle in list(running.items()):
+            for job, handle in list(running):
                 if handle.paths.result_pickle.exists() or handle.job_id not in queued:
-                    del running[job]
+                    running.remove((job, handle))
                     yield _outcome_of(job, handle)
             time.sleep(SLURM_POLL_SECONDS)
     finally:
-        for handle in running.values():
+        for _, handle in running:
             handle.cancel(check=False)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _queue_of(array: str) -> set[str]:

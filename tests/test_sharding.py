@@ -110,7 +110,8 @@ def test_the_outcome_says_what_was_taken_and_what_was_not(shards):
     positive, missing = (train["label.af"] == 1).sum(), train["label.af"].isna().sum()
     assert lines[0].endswith(f"{positive} positive, {missing} missing")
     assert lines[3].startswith("left out: 5 (") and "1 flat lead" in lines[3]
-    assert lines[4] == f"written: {shards}, number of shards: 4"
+    assert lines[4] == f"flags: 1 (1 lead_swap_suspected); see {shards}/quality.html"
+    assert lines[5] == f"written: {shards}, number of shards: 4"
 
 
 def test_a_record_without_patient_is_left_out(tmp_path):
@@ -445,9 +446,12 @@ def test_shards_of_a_try_with_smaller_shards_do_not_stay(tmp_path, table, monkey
 
 def test_two_processes_do_not_write_one_output(tmp_path, table):
     unfinished(tmp_path).mkdir()
-    with FileLock(unfinished(tmp_path) / "lock"):
-        message = refusal(plan(table, tmp_path / "out"))
-    assert "another process is writing it" in message
+    with (
+        FileLock(unfinished(tmp_path) / "lock"),
+        pytest.raises(ValueError, match="another process is writing it"),
+    ):
+        shard_ecgs(plan(table, tmp_path / "out"))
+    assert unfinished(tmp_path).exists()
 
 
 @pytest.mark.slow

@@ -234,8 +234,8 @@ def test_a_cut_off_index_is_refused(copied):
         (b"", "not JSON"),
         (b'{"format": "hpc_ecg-sha', "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
-        (b"[]", "not a description of hpc_ecg-shards/1"),
-        (b'{"format": "hpc_ecg-shards/2"}', "not a description of hpc_ecg-shards/1"),
+        (b"[]", "not a description of hpc_ecg-shards/2"),
+        (b'{"format": "hpc_ecg-shards/3"}', "not a description of hpc_ecg-shards/2"),
     ],
 )
 def test_a_description_that_is_none_is_refused(copied, content, expected):
