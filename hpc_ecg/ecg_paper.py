@@ -116,15 +116,17 @@ def _draw_cell(cell: Cell, rate_hz: float, margin: float, height: float, paper: 
     is_cut_S = is_there_S & ((up_S < low) | (up_S > high))
     x_S = left + np.arange(len(up_S)) / rate_hz * paper.mm_per_s
     y_S = cell.y_mm - np.clip(up_S, low, high)
-    label = cell.name + (f" at {middle:+.2g} mV" if abs(middle) > OFFSET_MV else "")
+    label = cell.name
     if is_cut_S.any():
         seen = cell.mv_S[is_there_S]
-        label += f" cut: {seen.min():.2g} to {seen.max():.2g} mV".replace("-", "−")
+        label += f" cut: {seen.min():.3g} to {seen.max():.3g} mV"
+    elif abs(middle) > OFFSET_MV:
+        label += f" at {middle:+.2g} mV"
     curve, cut = (_polyline(x_S, y_S, mask_S) for mask_S in (is_there_S, is_cut_S))
     drawn = _path(curve, PEN_MM, INK, UNITS_PER_MM)
     if cut:
-        drawn += _path(cut, 4 * PEN_MM, CUT, UNITS_PER_MM)
-    return tick + drawn + _text(left + 1, name_y, label)
+        drawn += _path(cut, 3 * PEN_MM, CUT, UNITS_PER_MM)
+    return tick + drawn + _text(left + 1, name_y, label.replace("-", "−"))
 
 
 def _polyline(x_S: np.ndarray, y_S: np.ndarray, mask_S: np.ndarray) -> str:

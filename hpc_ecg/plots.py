@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 INK = "#1a1a1a"
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
@@ -73,7 +75,7 @@ def forest_plot(
     rows: Sequence[Row], xlabel: str, *, name: str, reference: float | None = None
 ) -> str:
     """Values with intervals, one row each, the first on top; `reference` is a vertical line."""
-    with _figure(6.4, 0.9 + 0.36 * len(rows)) as (figure, axes):
+    with new_figure(6.4, 0.9 + 0.36 * len(rows)) as (figure, axes):
         for y, row in enumerate(rows):
             color = _color(row.style)
             axes.plot([row.low, row.high], [y, y], color=color, linewidth=2)
@@ -87,7 +89,7 @@ def forest_plot(
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        return _to_svg(figure, name)
+        return to_svg(figure, name)
 
 
 def line_plot(
@@ -100,7 +102,7 @@ def line_plot(
     reference: Line | None = None,
 ) -> str:
     """Groups in one colour and line style each. `unit_square`: both axes from 0 to 1."""
-    with _figure(4.4, 3.9 if unit_square else 3.2) as (figure, axes):
+    with new_figure(4.4, 3.9 if unit_square else 3.2) as (figure, axes):
         if reference is not None:
             axes.plot(*reference, color=INK, linewidth=1, alpha=0.5)
         for style, group in enumerate(groups):
@@ -118,7 +120,22 @@ def line_plot(
             handlelength=3,
             fontsize=9,
         )
-        return _to_svg(figure, name)
+        return to_svg(figure, name)
+
+
+def histogram(
+    values_N: np.ndarray, *, name: str, xlabel: str, ylabel: str, expected: tuple[float, float]
+) -> str:
+    """Counts of positive values on a logarithmic axis; the `expected` range is shaded."""
+    low, high = min(values_N.min(), expected[0] / 2), max(values_N.max(), expected[1] * 2)
+    with new_figure(5.2, 2.2) as (figure, axes):
+        axes.axvspan(*expected, color=OKABE_ITO[2], alpha=0.2, linewidth=0)
+        axes.hist(values_N, bins=np.geomspace(low, high, 41).tolist(), color=OKABE_ITO[0])
+        axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        return to_svg(figure, name)
 
 
 def _draw_group(axes: Axes, group: Group, style: int) -> None:
@@ -136,7 +153,7 @@ def _color(style: int) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure in inches, with our style for as long as it is drawn; pyplot keeps no hold of it."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
@@ -144,7 +161,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def _to_svg(figure: Figure, name: str) -> str:
+def to_svg(figure: Figure, name: str) -> str:
     """SVG text without a date; identifiers start with `name`, so that one page can hold many."""
     buffer = io.StringIO()
     figure.savefig(

@@ -1,0 +1,165 @@
+"""What was left out of the shards or is remarkable in them: `quality.html` and `quality.csv`.
+
+What the sharding knows comes in. The table has a line for each record, so its numbers add up to
+those of the user's table; the page says what each reason means and shows a sample in pictures.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from hpc_ecg.data.index import LeftOut
+from hpc_ecg.data.shards import key_of_row, row_of_key
+from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL, AmplitudeFacts
+from hpc_ecg.ecg.leads import normalize_lead
+from hpc_ecg.ecg.recording import Recording
+from hpc_ecg.ecg_paper import COMPACT, draw_ecg
+from hpc_ecg.page import inline_svg, render_page
+from hpc_ecg.plots import histogram
+from hpc_ecg.writing import write_text
+
+NUM_PICTURES = 12
+NOTHING_TO_DRAW = ("not found", "unreadable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityFacts:
+    records: int
+    """Rows of the user's table."""
+    index: pd.DataFrame
+    """key, split, flags (`a;b`), amplitude_mv of each record, or window, in the shards."""
+    left_out: list[LeftOut]
+    amplitude: AmplitudeFacts | None
+    picture_of: Callable[[int], Recording | None]
+    """Reads a row's source again; None where that cannot be done."""
+    row_names_shown: bool
+    """False: messages are not shown, since they may name files and thereby people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    caption: str
+    svg: Markup | None
+
+
+def write_quality_report(out: Path, report: QualityFacts) -> Path:
+    """Write both files into the folder `out`; returns the page."""
+    table = quality_table(report)
+    assert table["row"].nunique() == report.records, "a row of the table is in no list"
+    write_text(out / "quality.csv", table.to_csv(index=False))
+    flags, values = report.index["flags"], report.index["amplitude_mv"]
+    page = render_page(
+        "quality_report.html.jinja",
+        num_rows=report.records,
+        num_kept=table[table["status"] == "kept"]["row"].nunique(),
+        num_left_out=len(report.left_out),
+        num_records=len(flags),
+        num_flagged=int((flags != "").sum()),
+        amplitude=report.amplitude,
+        reasons=count_names(item.reason for item in report.left_out),
+        flags=count_names(kind for of_record in flags for kind in kinds_of(of_record)),
+        histogram=draw_amplitudes(values) if len(values) else None,
+        left_out_pictures=_draw(report, _sample_left_out(report)),
+        flagged_pictures=_draw(report, _sample_flagged(report)),
+    )
+    write_text(out / "quality.html", page)
+    return out / "quality.html"
+
+
+def quality_table(report: QualityFacts) -> pd.DataFrame:
+    """A line for each record or window, kept or left out; rows count from 1."""
+    index = report.index
+    kept = [
+        (row_of_key(key) + 1, key, "kept", flags, "")
+        for key, flags in zip(index["key"], index["flags"], strict=True)
+    ]
+    left_out = [
+        (item.row + 1, key_of_row(item.row), "left_out", item.reason, _message(report, item))
+        for item in report.left_out
+    ]
+    columns = ["row", "key", "status", "reason_or_flags", "message"]
+    return pd.DataFrame(sorted(kept + left_out), columns=columns)
+
+
+def kinds_of(flags: str) -> list[str]:
+    """`derived:III,aVF;padded` is of the kinds derived and padded."""
+    return list(dict.fromkeys(flag.partition(":")[0] for flag in flags.split(";") if flag))
+
+
+def count_names(names: Iterable[str]) -> list[tuple[str, int]]:
+    """The most frequent first."""
+    return sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
+
+
+def choose_evenly(
+    names: Sequence[str], groups: Sequence[str], count: int, seed: int = 0
+) -> list[int]:
+    """Positions of up to `count` items, one of each group in turn; which ones, a hash of seed and
+    name says, so that more records elsewhere do not change it. In the order of groups."""
+    digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
+    rank: Counter[str] = Counter()
+    turns = []
+    for n in sorted(range(len(names)), key=digests.__getitem__):
+        turns.append((rank[groups[n]], groups[n], n))
+        rank[groups[n]] += 1
+    return sorted((n for _, _, n in sorted(turns)[:count]), key=lambda n: (groups[n], n))
+
+
+def draw_amplitudes(values: pd.Series) -> Markup:
+    """On a logarithmic axis: what is off is off by a factor."""
+    svg = histogram(
+        np.maximum(values.to_numpy(), 1e-3),
+        expected=(NORMAL[0] * EXPECTED_MV, NORMAL[1] * EXPECTED_MV),
+        name="amplitudes",
+        xlabel="amplitude of a record, mV",
+        ylabel="records",
+    )
+    return inline_svg(svg, "How many records have which amplitude; numbers in the text")
+
+
+def _sample_left_out(report: QualityFacts) -> list[tuple[int, str]]:
+    """Rows and what to say of them."""
+    drawable = [item for item in report.left_out if item.reason not in NOTHING_TO_DRAW]
+    names, reasons = [str(item.row) for item in drawable], [item.reason for item in drawable]
+    chosen = [drawable[n] for n in choose_evenly(names, reasons, NUM_PICTURES)]
+    messages = [_message(report, item) for item in chosen]
+    return [
+        (item.row, f"{item.reason}: {message}" if message else item.reason)
+        for item, message in zip(chosen, messages, strict=True)
+    ]
+
+
+def _sample_flagged(report: QualityFacts) -> list[tuple[int, str]]:
+    """A record of several flags stands for its rarest."""
+    flagged = report.index[report.index["flags"] != ""]
+    keys, flags = flagged["key"].tolist(), flagged["flags"].tolist()
+    count = Counter(kind for of_record in flags for kind in kinds_of(of_record))
+    groups = [min(kinds_of(of_record), key=lambda kind: (count[kind], kind)) for of_record in flags]
+    chosen = choose_evenly(keys, groups, NUM_PICTURES)
+    return [(row_of_key(keys[n]), flags[n].replace(";", ", ")) for n in chosen]
+
+
+def _draw(report: QualityFacts, rows: list[tuple[int, str]]) -> list[Picture]:
+    """Those that cannot be drawn last."""
+    pictures = [_picture(report.picture_of(row), row, why) for row, why in rows]
+    return sorted(pictures, key=lambda picture: picture.svg is None)
+
+
+def _picture(recording: Recording | None, row: int, why: str) -> Picture:
+    caption = f"Row {row + 1}: {why}"
+    if recording is None or not 0 < recording.sample_rate_hz < np.inf:
+        return Picture(caption=f"{caption} (cannot be drawn)", svg=None)
+    leads = [normalize_lead(name) or name for name in recording.leads]
+    rate_hz = recording.sample_rate_hz
+    svg = draw_ecg(recording.signal_LS, leads, rate_hz, f"Row {row + 1}", COMPACT)
+    return Picture(caption=caption, svg=inline_svg(svg, caption))
+
+
+def _message(report: QualityFacts, item: LeftOut) -> str:
+    return item.message if report.row_names_shown else ""

@@ -1,0 +1,243 @@
+"""The quality report: its numbers add up to the table, and each reason has words and a picture."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_ecg.data.index import LeftOut
+from hpc_ecg.data.quality_report import (
+    NUM_PICTURES,
+    QualityFacts,
+    choose_evenly,
+    quality_table,
+    write_quality_report,
+)
+from hpc_ecg.ecg.amplitude import compare_amplitudes
+from hpc_ecg.ecg.recording import Recording
+from hpc_ecg.ecg.signal import LEADS
+
+REASONS = ["not found", "unreadable", "leads", "rate", "too short", "NaN", "flat lead"]
+REASONS += ["amplitude", "no patient", "other period"]
+FLAGS = ["large_amplitude", "derived:III,aVF", "zero_filled:V3", "padded", "saturated"]
+FLAGS += ["lead_swap_suspected", "limb_leads_inconsistent", "duplicate_signal"]
+FLAGS += ["amplitude_unlike_cohort", "windows_left_out:2"]
+
+
+class Page(HTMLParser):
+    """Rows of cells by table id, captions, and how many pictures there are."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.captions, self.num_svgs, self._into, self._id = {}, [], 0, None, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self._id = dict(attrs)["id"]
+            self.tables[self._id] = []
+        elif tag == "tr":
+            self.tables[self._id].append([])
+        elif tag in ("td", "th"):
+            self.tables[self._id][-1].append("")
+            self._into = self.tables[self._id][-1]
+        elif tag == "figcaption":
+            self.captions.append("")
+            self._into = self.captions
+        self.num_svgs += tag == "svg"
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th", "figcaption"):
+            self._into = None
+
+    def handle_data(self, data):
+        if self._into is not None:
+            self._into[-1] += data
+
+
+def counts_of(page, table):
+    return {row[0]: int(row[1]) for row in page.tables[table][1:]}
+
+
+def words_of(page, table):
+    return {row[0]: row[3:] for row in page.tables[table][1:]}
+
+
+def facts_of(left_out, flags, **changes):
+    """Rows 0, 1, 2 …: first those left out, then a kept one for each of `flags`."""
+    rows = range(len(left_out), len(left_out) + len(flags))
+    index = pd.DataFrame(
+        {
+            "key": [f"{row:08d}" for row in rows],
+            "split": "train",
+            "flags": flags,
+            "amplitude_mv": np.linspace(0.8, 2, len(flags)),
+        }
+    )
+    facts = {
+        "records": len(left_out) + len(flags),
+        "index": index,
+        "left_out": [
+            LeftOut(row=row, reason=reason, message=f"because of {row}")
+            for row, reason in enumerate(left_out)
+        ],
+        "amplitude": compare_amplitudes(index["amplitude_mv"].to_numpy()) if len(flags) else None,
+        "picture_of": picture_of,
+        "row_names_shown": True,
+    }
+    return QualityFacts(**(facts | changes))
+
+
+def picture_of(row):
+    signal_LS = np.random.default_rng(row).normal(0, 0.1, (12, 500))
+    return Recording(signal_LS=signal_LS, leads=LEADS, sample_rate_hz=100.0)
+
+
+def read(folder):
+    return Page((folder / "quality.html").read_text()), pd.read_csv(
+        folder / "quality.csv", dtype={"key": str}, keep_default_na=False
+    )
+
+
+def test_each_reason_and_each_flag_has_words_and_unknown_ones_are_shown(tmp_path):
+    facts = facts_of([*REASONS, "eaten"], [*FLAGS, "never_heard:of", ""])
+    assert write_quality_report(tmp_path, facts) == tmp_path / "quality.html"
+    page, _ = read(tmp_path)
+    assert set(counts_of(page, "left-out")) == {*REASONS, "eaten"}
+    assert set(counts_of(page, "flags")) == {f.partition(":")[0] for f in FLAGS} | {"never_heard"}
+    for table, unknown in (("left-out", "eaten"), ("flags", "never_heard")):
+        words = words_of(page, table)
+        lost = words.pop(unknown)
+        assert lost == ["This page has no words for it.", "See quality.csv."]
+        assert all(means and to_do and [means, to_do] != lost for means, to_do in words.values())
+
+
+@given(
+    left_out=st.lists(st.sampled_from([*REASONS, "eaten"]), max_size=30),
+    flags=st.lists(
+        st.lists(st.sampled_from([*FLAGS, "new"]), unique=True, max_size=3).map(";".join),
+        max_size=30,
+    ),
+)
+def test_the_table_holds_every_row_once_with_what_became_of_it(left_out, flags):
+    facts = facts_of(left_out, flags)
+    table = quality_table(facts)
+    assert table["row"].tolist() == list(range(1, facts.records + 1))
+    assert (table["status"] == "kept").tolist() == [False] * len(left_out) + [True] * len(flags)
+    assert table["reason_or_flags"].tolist() == left_out + flags
+
+
+def test_the_numbers_of_the_page_are_those_of_the_table(tmp_path):
+    reasons = ["leads"] * 5 + ["NaN"] * 3 + ["eaten"]
+    write_quality_report(tmp_path, facts_of(reasons, ["", "padded", "padded;saturated"] * 4))
+    page, table = read(tmp_path)
+    left_out = table[table["status"] == "left_out"]
+    assert counts_of(page, "left-out") == left_out["reason_or_flags"].value_counts().to_dict()
+    assert counts_of(page, "flags") == {"padded": 8, "saturated": 4}
+    text = (tmp_path / "quality.html").read_text()
+    assert "21 rows of the table: 12 are in the shards, 9 were left out." in text
+    assert "8 of the 12 records" in text
+    assert table["message"][0] == "because of 0" and table["row"][0] == 1
+
+
+def test_windows_of_one_recording_are_one_row_of_the_table(tmp_path):
+    facts = facts_of(["NaN"], ["", "", "padded"])
+    facts.index["key"] = ["00000001-000", "00000001-002", "00000002-000"]
+    write_quality_report(tmp_path, facts_of(["NaN"], ["", "", ""], index=facts.index, records=3))
+    text, (page, table) = (tmp_path / "quality.html").read_text(), read(tmp_path)
+    assert "3 rows of the table: 2 are in the shards, 1 were left out." in text
+    assert "1 of the 3 records" in text and table["row"].tolist() == [1, 2, 2, 3]
+    assert page.captions[-1].startswith("Row 3: padded")
+
+
+def test_a_row_that_is_in_no_list_is_never_passed_over(tmp_path):
+    with pytest.raises(AssertionError, match="in no list"):
+        write_quality_report(tmp_path, facts_of(["NaN"], [""], records=3))
+
+
+def test_pictures_are_taken_from_the_reasons_in_turn_and_those_without_come_last(tmp_path):
+    reasons = ["too short"] * 50 + ["NaN", "not found", "flat lead"]
+    flags = ["padded"] * 40 + ["padded;saturated"]
+    facts = facts_of(reasons, flags, picture_of=lambda row: picture_of(row) if row != 50 else None)
+    write_quality_report(tmp_path, facts)
+    page, _ = read(tmp_path)
+    _amplitude, *captions = page.captions
+    left_out, flagged = captions[:NUM_PICTURES], captions[NUM_PICTURES:]
+    assert page.num_svgs == 1 + 2 * NUM_PICTURES - 1
+    assert sum("too short" in caption for caption in left_out) == NUM_PICTURES - 2
+    assert "Row 53: flat lead: because of 52" in left_out
+    assert left_out[-1] == "Row 51: NaN: because of 50 (cannot be drawn)"
+    assert not any("not found" in caption for caption in captions)
+    assert sum("padded, saturated" in caption for caption in flagged) == 1
+
+
+@pytest.mark.parametrize("rate_hz", [0.0, np.nan, np.inf])
+def test_a_recording_of_no_rate_does_not_stop_the_report(tmp_path, rate_hz):
+    broken = Recording(signal_LS=np.zeros((2, 0)), leads=("I", "?"), sample_rate_hz=rate_hz)
+    write_quality_report(tmp_path, facts_of(["rate"], [""], picture_of=lambda row: broken))
+    assert "(cannot be drawn)" in (tmp_path / "quality.html").read_text()
+
+
+def test_messages_that_may_name_people_are_shown_nowhere(tmp_path):
+    facts = facts_of(["leads"], [""], row_names_shown=False)
+    write_quality_report(tmp_path, facts)
+    assert not any(
+        "because" in (tmp_path / f"quality.{kind}").read_text() for kind in ("html", "csv")
+    )
+
+
+def test_what_a_file_says_is_escaped_and_the_page_needs_no_network(tmp_path):
+    facts = facts_of(["<i>odd</i>"], ["<u>x</u>"])
+    write_quality_report(tmp_path, facts)
+    text = (tmp_path / "quality.html").read_text()
+    assert "<i>" not in text and "<u>" not in text and "&lt;u&gt;x" in text
+    assert not re.search(r"src=|href=\"[^#]|https?://|@import", text)
+
+
+def test_a_wrong_unit_is_a_warning_with_its_factor(tmp_path):
+    facts = facts_of([], ["", "", ""])
+    index = facts.index.assign(amplitude_mv=1000 * facts.index["amplitude_mv"])
+    amplitude = compare_amplitudes(index["amplitude_mv"].to_numpy())
+    write_quality_report(tmp_path, facts_of([], ["", "", ""], index=index, amplitude=amplitude))
+    (warning,) = re.findall(
+        r'class="warning"><li>(.*?)</li>', (tmp_path / "quality.html").read_text()
+    )
+    assert "µV taken for mV (mended by × 0.001)" in warning
+
+
+def test_a_cohort_of_which_nothing_is_left_is_reported_too(tmp_path):
+    write_quality_report(tmp_path, facts_of(["NaN"] * 3, []))
+    assert "0 are in the shards, 3 were left out" in (tmp_path / "quality.html").read_text()
+
+
+def test_the_report_is_the_same_every_time(tmp_path):
+    for name in ("a", "b"):
+        write_quality_report(tmp_path / name, facts_of(["NaN", "leads"] * 9, ["padded"] * 20))
+    for name in ("quality.html", "quality.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@given(
+    groups=st.lists(st.sampled_from("abcd"), max_size=40),
+    count=st.integers(0, 12),
+    seed=st.integers(0, 3),
+)
+def test_a_sample_is_spread_evenly_over_the_groups(groups, count, seed):
+    names = [str(n) for n in range(len(groups))]
+    chosen = choose_evenly(names, groups, count, seed)
+    assert len(set(chosen)) == len(chosen) == min(count, len(groups))
+    taken = {g: sum(groups[n] == g for n in chosen) for g in set(groups)}
+    for group, number in taken.items():  # fewer than another only if it has no more
+        assert number >= max(taken.values()) - 1 or number == groups.count(group)
+    assert choose_evenly(names, groups, count, seed) == chosen
+
+
+def test_another_seed_takes_others_and_records_elsewhere_change_nothing():
+    names, groups = [str(n) for n in range(100)], ["a"] * 50 + ["b"] * 50
+    assert choose_evenly(names, groups, 6, seed=0) != choose_evenly(names, groups, 6, seed=1)
+    names += ["100"]
+    assert choose_evenly(names, [*groups, "b"], 6)[:3] == choose_evenly(names[:100], groups, 6)[:3]
