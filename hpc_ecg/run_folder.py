@@ -25,6 +25,7 @@ from hpc_ecg.writing import read_json, tidy, write_json
 # What may differ when a run goes on: where things lie and how often, not what is computed.
 NEUTRAL = (
     *("run_dir", "files", "data.shards", "init.checkpoint", "train.save_every"),
+    *("data.stage_dir", "data.stage_quota_gb", "data.stage_keep", "data.allow_pipe"),
     *(
         "train.keep_checkpoints",
         "train.log_every",

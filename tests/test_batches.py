@@ -6,9 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from hpc_ecg.data import batches, order
-from hpc_ecg.data.batches import Share, read_ahead, read_step
-from hpc_ecg.data.dataset import open_split
+from hpc_ecg.data import ahead, order
+from hpc_ecg.data.ahead import AHEAD, read_ahead, read_in_order
+from hpc_ecg.data.batches import read_step
+from hpc_ecg.data.dataset import DataConfig, open_split
+from hpc_ecg.data.schedule import Schedule, Share
 from hpc_ecg.data.shards import read_shard_set
 
 SEED = 5
@@ -19,8 +21,12 @@ def train(shards):
     return open_split(read_shard_set(shards), "train", ["af"])
 
 
+def schedule_of(train, batch_size=12, **settings):
+    return Schedule.of(train, DataConfig(batch_size=batch_size, **settings), SEED)
+
+
 def reading_threads():
-    return [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+    return [t for t in threading.enumerate() if t.name.startswith("reading")]
 
 
 def join(step_batches):
@@ -40,7 +46,7 @@ def test_all_ranks_together_read_the_batch_of_the_step(train, world_size, micro_
         Share(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
         for rank in range(world_size)
     ]
-    read = [read_step(train, step, 12, SEED, share) for share in shares]
+    read = [read_step(train, step, schedule_of(train), share) for share in shares]
     counts_NCS, labels_NK = join(read)
     np.testing.assert_array_equal(counts_NCS, train.read(positions))
     np.testing.assert_array_equal(labels_NK, train.labels_NK[positions])
@@ -52,27 +58,47 @@ def test_all_ranks_together_read_the_batch_of_the_step(train, world_size, micro_
 
 def test_an_empty_piece_is_one_dummy_record_of_weight_zero(train):
     share = Share(rank=0, world_size=3, micro_batch_size=1)
-    batch = read_step(train, 0, 2, SEED, share)  # two records for three ranks
+    batch = read_step(train, 0, schedule_of(train, 2), share)  # two records for three ranks
     (piece,) = batch.micro_batches
     assert piece.weight == 0
     assert piece.counts_nCS.shape == (1, 12, 2500) and piece.counts_nCS.dtype == np.int16
     assert piece.labels_nK.shape == (1, 1)
-    others = [read_step(train, 0, 2, SEED, Share(rank=r, world_size=3)) for r in (1, 2)]
+    others = [
+        read_step(train, 0, schedule_of(train, 2), Share(rank=r, world_size=3)) for r in (1, 2)
+    ]
     assert [b.micro_batches[0].weight for b in others] == [1, 1]
 
 
 def test_reading_ahead_gives_what_reading_step_by_step_gives(train):
     share = Share(rank=1, world_size=2, micro_batch_size=4)
-    steps = [2, 3, 4, 9]
-    ahead = list(read_ahead(train, steps, 12, SEED, share))
-    assert [batch.step for batch in ahead] == steps
-    for batch in ahead:
-        plain = read_step(train, batch.step, 12, SEED, share)
+    steps = [2, 3, 4, 9, 10, 11, 12]
+    seen = []
+    for batch in read_ahead(train, steps, schedule_of(train), share):
+        time.sleep(0.01)  # what is read ahead meanwhile must not touch this batch
+        seen.append(batch.step)
+        plain = read_step(train, batch.step, schedule_of(train), share)
         for ours, theirs in zip(batch.micro_batches, plain.micro_batches, strict=True):
             np.testing.assert_array_equal(ours.counts_nCS, theirs.counts_nCS)
             np.testing.assert_array_equal(ours.labels_nK, theirs.labels_nK)
             assert ours.weight == theirs.weight
-    assert list(read_ahead(train, [], 12, SEED, share)) == []
+    assert seen == steps
+    assert list(read_ahead(train, [], schedule_of(train), share)) == []
+
+
+def test_batches_are_read_into_the_same_memory_again(train):
+    steps = range(3 * (AHEAD + 1))
+    batches = read_ahead(train, steps, schedule_of(train), Share())
+    where = [batch.micro_batches[0].counts_nCS.ctypes.data for batch in batches]
+    assert len(set(where)) == AHEAD + 1
+
+
+@pytest.mark.parametrize("part", [slice(0, 30), slice(7, 8), slice(20, 20)])
+def test_a_part_of_a_split_is_read_in_its_own_order(train, part):
+    counts_NCS = [m.counts_nCS.copy() for m in read_in_order(train, part, 8)]
+    expected = train.read(np.arange(part.start, part.stop))
+    assert sum(map(len, counts_NCS)) == len(expected)
+    if counts_NCS:
+        np.testing.assert_array_equal(np.concatenate(counts_NCS), expected)
 
 
 def test_the_next_step_is_read_while_this_one_is_worked_on(train, monkeypatch):
@@ -82,16 +108,16 @@ def test_the_next_step_is_read_while_this_one_is_worked_on(train, monkeypatch):
         started.append(step)
         return step
 
-    monkeypatch.setattr(batches, "read_step", noting)
-    reading = read_ahead(train, range(100), 12, SEED, Share())
+    monkeypatch.setattr(ahead, "read_step", noting)
+    reading = read_ahead(train, range(100), schedule_of(train), Share())
     assert next(reading) == 0
     time.sleep(0.1)
-    assert started == [0, 1]  # one ahead, and no more: memory stays small
+    assert started == [0, *range(1, AHEAD + 1)]  # and no more: memory stays small
     reading.close()
 
 
 def test_closing_early_leaves_no_thread_behind(train):
-    reading = read_ahead(train, range(1000), 12, SEED, Share())
+    reading = read_ahead(train, range(1000), schedule_of(train), Share())
     next(reading)
     assert len(reading_threads()) == 1
     reading.close()
@@ -104,8 +130,8 @@ def test_an_error_while_reading_reaches_the_caller_at_its_step(train, monkeypatc
             raise OSError("the disk is gone")
         return step
 
-    monkeypatch.setattr(batches, "read_step", failing)
-    reading = read_ahead(train, range(9), 12, SEED, Share())
+    monkeypatch.setattr(ahead, "read_step", failing)
+    reading = read_ahead(train, range(9), schedule_of(train), Share())
     assert [next(reading), next(reading)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         next(reading)

@@ -1,28 +1,30 @@
-"""From step numbers to arrays: the micro-batches of this rank, read ahead by one thread.
+"""From step numbers to arrays: the micro-batches of this rank.
 
 Signals stay int16 until they are on the device: half the bytes to move, and scaled there.
 """
 
 # B records of the global batch, n records of a micro-batch, C leads, S samples, K labels
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_ecg.data import order
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.stream import StreamReader
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """One forward's worth. An empty piece holds one dummy record with weight 0."""
+    """One forward's worth. An empty piece holds one dummy record, zeros, with weight 0."""
 
     counts_nCS: np.ndarray
     """Or features [n, D], where the backbone is frozen and they are cached."""
+    samples_n: np.ndarray | None
+    """Samples before the zeros that a record was padded with; None if none of them was."""
+    positions: np.ndarray
     labels_nK: np.ndarray
-    weight: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,55 +37,49 @@ class StepBatch:
     positions: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """This rank's part of every batch."""
-
-    rank: int = 0
-    world_size: int = 1
-    micro_batch_size: int | None = None
-
-
 def read_step(
-    dataset: Dataset, step: int, batch_size: int, seed: int, share: Share, kind: str = "shuffled"
+    dataset: Dataset,
+    step: int,
+    schedule: Schedule,
+    share: Share,
+    reader: Dataset | StreamReader | None = None,
+    out: np.ndarray | None = None,
 ) -> StepBatch:
-    """The batch of one step for this rank; `kind` is data.order."""
-    positions = order.batch_of_step(step, len(dataset), batch_size, seed, kind)
-    pieces = order.micro_batches(
-        len(positions), share.rank, share.world_size, share.micro_batch_size
-    )
+    """The batch of one step for this rank, through `reader` (the dataset) and into `out` (arrays
+    of its own)."""
+    positions = schedule.batch(step)
+    pieces = [positions[places] for places in schedule.pieces(step, share)]
+    if out is None:
+        out = empty_rows(dataset, len(positions))
+    micro_batches = []
+    for piece in pieces:
+        micro_batches.append(read_piece(dataset, piece, out, reader or dataset))
+        out = out[max(len(piece), 1) :]
     return StepBatch(
         step=step,
-        micro_batches=[_read_piece(dataset, positions[piece]) for piece in pieces],
+        micro_batches=micro_batches,
         global_labels_BK=dataset.labels_NK[positions],
         positions=positions,
     )
 
 
-def read_ahead(
-    dataset: Dataset,
-    steps: Iterable[int],
-    batch_size: int,
-    seed: int,
-    share: Share,
-    kind: str = "shuffled",
-) -> Iterator[StepBatch]:
-    """The batches of `steps`, in order, each read while the one before it is worked on."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead = None
-        for step in steps:
-            following = reader.submit(read_step, dataset, step, batch_size, seed, share, kind)
-            if ahead is not None:
-                yield ahead.result()
-            ahead = following
-        if ahead is not None:
-            yield ahead.result()
-
-
-def _read_piece(dataset: Dataset, positions: np.ndarray) -> MicroBatch:
-    weight = 1.0
-    if len(positions) == 0:
-        positions, weight = np.array([0]), 0.0
+def read_piece(
+    dataset: Dataset, positions: np.ndarray, out: np.ndarray, reader: Dataset | StreamReader
+) -> MicroBatch:
+    is_dummy = len(positions) == 0
+    if is_dummy:
+        positions, counts_nCS = np.zeros(1, np.int64), out[:1]
+        counts_nCS[:] = 0
+    else:
+        counts_nCS = reader.read(positions, out)
     return MicroBatch(
-        counts_nCS=dataset.read(positions), labels_nK=dataset.labels_NK[positions], weight=weight
+        counts_nCS=counts_nCS,
+        samples_n=None if is_dummy else dataset.samples(positions),
+        positions=positions,
+        labels_nK=dataset.labels_NK[positions],
+        weight=0.0 if is_dummy else 1.0,
     )
+
+
+def empty_rows(dataset: Dataset, num_rows: int) -> np.ndarray:
+    return np.empty((num_rows, *dataset.record_shape), dataset.dtype)

@@ -1,113 +1,159 @@
 """One split of a set of shards, ready to train on: `data` settings in, a Dataset out.
 
-Labels and identities lie in memory; signals stay in the shards, which are mapped and read by the
+Labels and identities lie in memory; signals stay where the source has them, and are read by the
 byte offsets of the index.
 """
 
-# N records of the split, K labels, C leads, S samples
+# N records of the split, n records read, K labels, C leads, S samples
 
 import hashlib
-import mmap
-from dataclasses import dataclass, field
+import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from omegaconf import MISSING
 
-from hpc_ecg.data import order, splits
-from hpc_ecg.data.shards import LABEL_PREFIX, ShardSet, read_shard_set
-
-TASKS = ("binary", "multilabel", "regression")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    shards: str = MISSING
-    """Folder of shards, as tools/shard_ecgs.py writes it."""
-    task: str = "binary"
-    """What the labels are: binary (one label), multilabel or regression."""
-    labels: list[str] = field(default_factory=list)
-    """Labels to train on, in the head's order; [] = all labels of the shards."""
-    batch_size: int = 128
-    """Records of one optimizer step, over all processes together."""
-    order: str = "shuffled"
-    """shuffled = anew each epoch; fixed_batches = as the reference: batches are cut once and only
-    their order changes (its own batches with seed=1)."""
-
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"data.task must be one of {', '.join(TASKS)}, got {self.task!r}")
-        if self.order not in order.KINDS:
-            raise ValueError(f"data.order must be {' or '.join(order.KINDS)}, got {self.order!r}")
-        if self.batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1, got {self.batch_size}")
+from hpc_ecg.data import splits
+from hpc_ecg.data.remote import open_shard_set
+from hpc_ecg.data.settings import DataConfig
+from hpc_ecg.data.shards import LABEL_PREFIX, ShardSet
+from hpc_ecg.data.source import Source
+from hpc_ecg.data.views import choose_fold, replace_labels
+from hpc_ecg.writing import sha256_of
 
 
 class Dataset:
     """Records of one split: labels, identities, and signals by position."""
 
-    def __init__(self, shards: ShardSet, split: str, label_names: list[str]) -> None:
+    def __init__(
+        self, shards: ShardSet, split: str, label_names: list[str], source: Source | None = None
+    ) -> None:
         index = shards.index[shards.index["split"] == split]
         self.split = split
         self.shards = shards
+        self.source = source or Source(shards)
         self.label_names = label_names
         columns = [LABEL_PREFIX + name for name in label_names]
         self.labels_NK = index[columns].to_numpy(np.float32, copy=True)
         self.records: list[str] = index["record"].tolist()
         self.patients: list[str] = index["patient"].tolist()
-        self._shard_N = index["shard"].to_numpy()
-        self._offset_N = index["offset"].to_numpy()
+        self.keys: list[str] = index["key"].tolist()
         self.sha256_N: list[str] = index["sha256"].tolist()
+        self.shard_N = index["shard"].to_numpy()
+        self._offset_N = index["offset"].to_numpy()
         self._verified_N = np.zeros(len(index), bool)
-        self._maps: dict[int, mmap.mmap] = {}
+        length = shards.signal.num_samples
+        self.record_shape: tuple[int, ...] = (len(shards.signal.leads), length)
+        self.dtype: type[np.generic] = np.int16
+        samples_N = index["samples"].to_numpy() if "samples" in index else None
+        is_padded = samples_N is not None and bool((samples_N < length).any())
+        self._samples_N = samples_N if is_padded else None
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def streams(self) -> bool:
+        """Whether shards are read from front to back."""
+        return self.source.streams
 
     @property
     def millivolts_per_count(self) -> float:
         """What makes the model's input of what `read` gives."""
         return self.shards.microvolts_per_count / 1000
 
-    def read(self, positions: np.ndarray) -> np.ndarray:
-        """The signals at these positions, int16 counts [n, C, S]."""
-        signal = self.shards.signal
-        shape = (len(signal.leads), signal.num_samples)
-        out_NCS = np.empty((len(positions), *shape), np.int16)
-        for row, position in enumerate(positions):
-            data = self._map(int(self._shard_N[position]))
-            start = int(self._offset_N[position])
-            array = np.frombuffer(data, np.int16, count=shape[0] * shape[1], offset=start)
-            if not self._verified_N[position]:
-                self._verify(array, int(position))
-            out_NCS[row] = array.reshape(shape)
-        return out_NCS
+    def samples(self, positions: np.ndarray) -> np.ndarray | None:
+        """How many samples of these records are recorded, int64 [n]; None if no zeros follow any
+        of them."""
+        if self._samples_N is None or not len(positions):
+            return None
+        samples_n = self._samples_N[positions]
+        return samples_n if (samples_n < self.shards.signal.num_samples).any() else None
 
-    def _verify(self, array: np.ndarray, position: int) -> None:
-        """Once per record and process: what is read must be what was written."""
-        if hashlib.sha256(array.tobytes()).hexdigest() != self.sha256_N[position]:
-            path = self.shards.shard_path(int(self._shard_N[position]))
-            raise ValueError(
-                f"{path} is damaged: a record in it is not the one that was written (its SHA-256); "
-                "copy the shard again, or write the shards again"
-            )
+    def read(self, positions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The signals at these positions, int16 counts [n, C, S], in the first rows of `out` if
+        there is one."""
+        if out is None:
+            out = np.empty((len(positions), *self.record_shape), self.dtype)
+        self.source.refresh()
+        size, far = math.prod(self.record_shape), []
+        rows_nX = out[: len(positions)].reshape(len(positions), size)
+        shards, starts = self.shard_N[positions].tolist(), self._offset_N[positions].tolist()
+        for row, (position, shard, start) in enumerate(
+            zip(positions.tolist(), shards, starts, strict=True)
+        ):
+            counts = self.source.mapped(shard)
+            if counts is None:
+                far.append(row)
+                continue
+            record = counts[start // 2 : start // 2 + size]
+            if not self._verified_N[position]:
+                self.verify(record, position)
+            rows_nX[row] = record
+        if far:
+            self._read_far(positions[far], rows_nX, far)
+        return out[: len(positions)]
+
+    def _read_far(self, positions_f: np.ndarray, rows_nX: np.ndarray, far: list[int]) -> None:
+        shards, starts = self.shard_N[positions_f].tolist(), self._offset_N[positions_f].tolist()
+        found = self.source.ranges(shards, starts, rows_nX[0].nbytes)
+        for row, position, data in zip(far, positions_f.tolist(), found, strict=True):
+            record = np.frombuffer(data, np.int16)
+            self.verify(record, position)
+            rows_nX[row] = record
+
+    def verify(self, record: np.ndarray, position: int) -> None:
+        """Once per record and process, or each time that it comes from afar: what is read must be
+        what was written."""
+        if hashlib.sha256(record.data).hexdigest() != self.sha256_N[position]:
+            raise ValueError(self.damage(int(self.shard_N[position])))
         self._verified_N[position] = True
 
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard not in self._maps:
-            with self.shards.shard_path(shard).open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard]
+    def damage(self, shard: int, what: str = "a record is not the one that was written") -> str:
+        return (
+            f"{self.source.name(shard)} is damaged: {what} (its SHA-256); copy the shard again, or "
+            "make it again with: hpc-ecg data repair"
+        )
 
 
 def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
-    """The set of shards and the labels to use; ValueError if they do not fit `data.task`."""
-    shards = read_shard_set(config.shards)
+    """The set of shards and the labels to use, with the fold and the labels that `config` asks for;
+    ValueError if they do not fit."""
+    shards = open_shard_set(config.shards, config.allow_pipe)
+    if config.fold is not None:
+        index = choose_fold(shards.index, config.fold, config.repeat)
+        shards = replace(shards, index=index)
+    if config.label_table is not None:
+        path = Path(config.label_table)
+        index, names = replace_labels(shards.index, path, config.labels)
+        digest = hashlib.sha256((shards.index_sha256 + sha256_of(path)).encode()).hexdigest()
+        shards = replace(shards, index=index, label_names=names, index_sha256=digest)
     names = config.labels or shards.label_names
+    _check_labels(config, shards, names)
+    _check_patients_apart(shards)
+    return shards, names
+
+
+def open_split(
+    shards: ShardSet, split: str, label_names: list[str], source: Source | None = None
+) -> Dataset:
+    """One split; ValueError if it is empty, or if one of its labels is missing in every record."""
+    dataset = Dataset(shards, split, label_names, source)
+    if len(dataset) == 0:
+        counts = shards.index["split"].value_counts().to_dict()
+        raise ValueError(f"split {split} of {shards.name} is empty (records: {counts})")
+    for k, name in enumerate(label_names):
+        if np.isnan(dataset.labels_NK[:, k]).all():
+            raise ValueError(f"label {name} is missing in every record of split {split}")
+    return dataset
+
+
+def _check_labels(config: DataConfig, shards: ShardSet, names: list[str]) -> None:
     unknown = [name for name in names if name not in shards.label_names]
     if unknown:
         raise ValueError(
-            f"data.labels: {', '.join(unknown)} not in {config.shards}, "
+            f"data.labels: {', '.join(unknown)} not in {shards.name}, "
             f"which has {', '.join(shards.label_names)}"
         )
     if len(set(names)) < len(names):
@@ -120,20 +166,6 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
     if config.task != "regression":
         for name in names:
             _check_zero_or_one(shards.index, name, config)
-    _check_patients_apart(shards)
-    return shards, names
-
-
-def open_split(shards: ShardSet, split: str, label_names: list[str]) -> Dataset:
-    """One split; ValueError if it is empty, or if one of its labels is missing in every record."""
-    dataset = Dataset(shards, split, label_names)
-    if len(dataset) == 0:
-        counts = shards.description["records"]
-        raise ValueError(f"split {split} of {shards.folder} is empty (records: {counts})")
-    for k, name in enumerate(label_names):
-        if np.isnan(dataset.labels_NK[:, k]).all():
-            raise ValueError(f"label {name} is missing in every record of split {split}")
-    return dataset
 
 
 def _check_zero_or_one(index: pd.DataFrame, name: str, config: DataConfig) -> None:

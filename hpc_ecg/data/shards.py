@@ -43,6 +43,13 @@ class ShardSet:
     index: pd.DataFrame
     index_sha256: str
     description: dict[str, Any]
+    url: str | None = None
+    """Where the shards are, if not in a folder of this machine."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.url or str(self.folder)
 
     def shard_path(self, shard: int) -> Path:
         return self.folder / self.description["shards"][shard]["name"]

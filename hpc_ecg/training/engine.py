@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState
@@ -24,7 +23,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hpc_ecg.cluster import join_world
-from hpc_ecg.data.batches import Share, StepBatch
+from hpc_ecg.data.batches import MicroBatch, StepBatch
+from hpc_ecg.data.schedule import Share
+from hpc_ecg.training.inputs import Augment, model_inputs
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -130,6 +131,7 @@ class Engine:
         divide_by: float,
         clip_norm: float | None,
         millivolts_per_count: float,
+        augment: Augment | None = None,
     ) -> StepResult:
         """Forward, backward, clip, update. `divide_by`: normalizer of the *global* batch. The
         learning rate is what the optimizer's groups say."""
@@ -139,7 +141,9 @@ class Engine:
             is_last = piece == len(batch.micro_batches) - 1
             hold = contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._model)
             with hold:
-                logits_nK = self._forward(micro.counts_nCS, millivolts_per_count)
+                inputs = model_inputs(micro, self.device, millivolts_per_count, augment)
+                with self._accelerator.autocast():
+                    logits_nK = self._model(*inputs)
                 targets_nK = torch.from_numpy(micro.labels_nK).to(self.device)
                 local = loss_sum(logits_nK.float(), targets_nK) * (micro.weight / divide_by)
                 self._accelerator.backward(local * self.world_size)
@@ -184,20 +188,11 @@ class Engine:
             self._accelerator.scaler.load_state_dict(state)
 
     @torch.inference_mode()
-    def infer(self, counts_nCS: np.ndarray, millivolts_per_count: float) -> Tensor:
+    def infer(self, micro: MicroBatch, millivolts_per_count: float) -> Tensor:
         """Logits [n, K] in eval mode, float32, on the CPU; no communication."""
         model = self._accelerator.unwrap_model(self._model).eval()
         with self._accelerator.autocast():
-            ecg = self._to_millivolts(counts_nCS, millivolts_per_count)
-            return model(ecg).float().cpu()
-
-    def _forward(self, counts_nCS: np.ndarray, millivolts_per_count: float) -> Tensor:
-        with self._accelerator.autocast():
-            return self._model(self._to_millivolts(counts_nCS, millivolts_per_count))
-
-    def _to_millivolts(self, counts_nCS: np.ndarray, millivolts_per_count: float) -> Tensor:
-        counts = torch.from_numpy(counts_nCS).to(self.device, non_blocking=True)
-        return counts.float() * millivolts_per_count
+            return model(*model_inputs(micro, self.device, millivolts_per_count)).float().cpu()
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all ranks, in the order of the ranks; as many rows from each."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from hpc_ecg.config import load_config, to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.data.source import Source
 from hpc_ecg.evaluation.evaluate import evaluate_predictions
 from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.run_folder import RunFolder
@@ -59,7 +60,7 @@ def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Pa
             f"data.shards={config.data.shards} is not the data that {folder.path} was trained on; "
             "its test split could hold patients of the training split"
         )
-    test = open_split(shards, SPLIT, labels)
+    test = open_split(shards, SPLIT, labels, Source(shards, config.data))
     model = load_model(folder.best, model_config=config.model).to(engine.device)
     stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
     cache = FeatureCache(

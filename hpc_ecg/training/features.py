@@ -51,8 +51,8 @@ class Extractor(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ecg_BCS: Tensor) -> Tensor:
-        return self.model.features(ecg_BCS)
+    def forward(self, ecg_BCS: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        return self.model.features(ecg_BCS, padding_mask)
 
 
 class FeatureDataset(Dataset):
@@ -61,13 +61,24 @@ class FeatureDataset(Dataset):
     def __init__(self, dataset: Dataset, features_ND: np.ndarray) -> None:
         vars(self).update(vars(dataset))
         self._features_ND = features_ND
+        self.record_shape, self.dtype = features_ND.shape[1:], np.float32
 
     @property
     def millivolts_per_count(self) -> float:
         return 1.0
 
-    def read(self, positions: np.ndarray) -> np.ndarray:
-        return self._features_ND[positions]
+    @property
+    def streams(self) -> bool:
+        return False
+
+    def samples(self, positions: np.ndarray) -> None:
+        """What was padded was left out when they were computed."""
+
+    def read(self, positions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        if out is None:
+            return self._features_ND[positions]
+        out[: len(positions)] = self._features_ND[positions]
+        return out[: len(positions)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +117,8 @@ class FeatureCache:
         if self.setting != "auto":
             return _made(Path(self.setting or ""), "train.feature_cache=")
         shared, own = dataset.shards.folder / "features", self.run_dir / "features"
+        if dataset.shards.url:
+            return _made(own, "train.feature_cache=auto: ")
         try:
             return _made(shared, "train.feature_cache=auto: ")
         except ValueError as error:
@@ -156,7 +169,9 @@ def _digest_of(backbone: nn.Module) -> str:
 
 
 def _inputs_of(model: ECGClassifier, dataset: Dataset, precision: str) -> dict[str, Any]:
-    return {
+    padded_N = dataset.samples(np.arange(len(dataset)))
+    padding = {} if padded_N is None else {"samples": padded_N.tolist()}
+    return padding | {
         "version": VERSION,
         "heads": model.architecture.encoder_attention_heads,
         "pooling": model.pooling,

@@ -13,8 +13,10 @@ from omegaconf import MISSING
 
 from hpc_ecg.cluster import this_job
 from hpc_ecg.config import to_yaml
+from hpc_ecg.data.augment import AugmentConfig
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.data.order import steps_per_epoch
+from hpc_ecg.data.schedule import Schedule
+from hpc_ecg.data.source import Source
 from hpc_ecg.model.losses import LossConfig
 from hpc_ecg.model.transformer import ModelConfig
 from hpc_ecg.run_folder import RunFolder
@@ -52,6 +54,7 @@ class FinetuneConfig:
     files: dict[str, str] = field(default_factory=dict)
     """Names for paths, to be used elsewhere as ${files.name}."""
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     init: InitConfig = field(default_factory=InitConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -84,7 +87,9 @@ def finetune(config: FinetuneConfig) -> RunFolder:
 
     # 2. Data and weights: whatever does not fit fails here.
     shards, labels = open_shards(config.data)
-    train, valid = (open_split(shards, split, labels) for split in ("train", "valid"))
+    source = Source(shards, config.data)
+    train, valid = (open_split(shards, split, labels, source) for split in ("train", "valid"))
+    schedule = Schedule.of(train, config.data, config.seed)
     metric, decimals = config.train.best_metric, config.train.best_decimals
     judge = Judge(valid, config.data.task, metric, config.loss, decimals)
     stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
@@ -101,17 +106,21 @@ def finetune(config: FinetuneConfig) -> RunFolder:
         place = {"processes": engine.world_size, "device": engine.device_name}
         place |= {"precision": engine.precision, "slurm": this_job()}
         notes = place | {"data_index_sha256": shards.index_sha256}
+        schedule.check_world(engine.world_size)
+        source.stage()
         engine.on_first(lambda: open_run(folder, to_yaml(config), notes, start.report))
         cache = FeatureCache(
             engine=engine,
-            setting=config.train.feature_cache,
+            # an augmented record has other features each time
+            setting=None if config.augment.is_on else config.train.feature_cache,
             batch_size=config.data.batch_size,
             run_dir=folder.path,
         )
         provenance = provenance_of(start.report)
         best = BestWeights(folder=folder, valid=valid, provenance=provenance)
         run = Run(
-            data=config.data,
+            schedule=schedule,
+            augment=config.augment,
             loss=config.loss,
             seed=config.seed,
             folder=folder,
@@ -140,6 +149,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
         engine.on_first(conclude)
     finally:
         folder.release()
+        source.close()
         engine.close()
     return folder
 
@@ -165,7 +175,7 @@ def _train(run: Run, stages: Sequence[Stage], place: dict[str, Any]) -> dict[str
     return {
         "stopped": stop,
         "steps": progress.step,
-        "epochs": progress.step / steps_per_epoch(len(run.train), run.data.batch_size),
+        "epochs": progress.step / run.schedule.steps_per_epoch,
         "metric": run.judge.metric,
         "best_step": progress.best_step,
         "best_score": progress.best_score,

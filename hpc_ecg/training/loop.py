@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpc_ecg.data.batches import read_ahead
-from hpc_ecg.data.dataset import DataConfig, Dataset
-from hpc_ecg.data.order import batch_of_step, steps_per_epoch
+from hpc_ecg.data.ahead import read_ahead
+from hpc_ecg.data.augment import AugmentConfig
+from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.data.schedule import Schedule
 from hpc_ecg.log import progress_bar
 from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
 from hpc_ecg.model.transformer import ECGClassifier
@@ -29,6 +30,7 @@ from hpc_ecg.training.checkpoint import (
 )
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, View, view_of
+from hpc_ecg.training.inputs import augment_step
 from hpc_ecg.training.optimizer import build_optimizer, set_rates
 from hpc_ecg.training.outcome import Judge
 from hpc_ecg.training.plan import Meter, Plan
@@ -42,7 +44,8 @@ logger = logging.getLogger("hpc_ecg")
 class Run:
     """The parts of one run that its stages share."""
 
-    data: DataConfig
+    schedule: Schedule
+    augment: AugmentConfig
     loss: LossConfig
     seed: int
     folder: RunFolder
@@ -64,8 +67,8 @@ def train_stage(
 ) -> tuple[Progress, str]:
     """From `progress` (restored from the checkpoint at `path`) to the end of the stage, and why it
     ended."""
-    engine, data = run.engine, run.data
-    epoch_steps = steps_per_epoch(len(run.train), data.batch_size)
+    engine = run.engine
+    epoch_steps = run.schedule.steps_per_epoch
     plan = Plan.of(stage.train, epoch_steps, progress.stage_began)
     run.model.freeze(stage.freeze, stage.train.freeze_layers)
     trains = plan.steps > 0
@@ -83,7 +86,7 @@ def train_stage(
     #    training; one that was due when the run died is done again.
     loss_of = partial(loss_sum, config=run.loss)
     steps = range(progress.step, plan.end)
-    batches = read_ahead(view.train, steps, data.batch_size, run.seed, engine.share, data.order)
+    batches = read_ahead(view.train, steps, run.schedule, engine.share)
     with progress_bar("steps", plan.end, progress.step, engine.is_first) as advance:
         while True:
             if plan.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
@@ -99,6 +102,7 @@ def train_stage(
             result = engine.take_step(
                 *(batch, loss_of, divide_by, stage.optim.clip_norm),
                 view.train.millivolts_per_count,
+                augment_step(run.train, run.augment, run.seed, batch.step),
             )
             meter.count(len(batch.positions))
             progress = meter.at_step(batch.step + 1, progress)
@@ -140,7 +144,7 @@ def train_stage(
 def _evaluate(run: Run, view: View, average: Average, plan: Plan, progress: Progress) -> Progress:
     """Score the validation split, note the outcome, and keep these weights if they are the best."""
     with average.applied():
-        logits_NK = predict(run.engine, view.valid, run.data.batch_size)
+        logits_NK = predict(run.engine, view.valid, run.schedule.config.batch_size)
         scores = run.engine.on_first(partial(run.judge.score, logits_NK))
         progress, is_best = run.judge.decide(progress, scores)
         if run.engine.is_first and is_best:
@@ -166,9 +170,8 @@ def _check_finite(run: Run) -> None:
     """Before anything is noted or saved: weights that diverged must not replace good ones."""
     step = run.engine.first_bad_step()
     if step is not None:
-        data, records = run.data, run.train.records
-        positions = batch_of_step(step, len(records), data.batch_size, run.seed, data.order)
-        first = ", ".join(records[position] for position in positions[:5])
+        positions = run.schedule.batch(step)
+        first = ", ".join(run.train.records[position] for position in positions[:5])
         raise ValueError(
             f"loss or gradient is not finite at step {step + 1}; lower optim.lr, or look at the "
             f"{len(positions)} records of its batch ({first} …)"

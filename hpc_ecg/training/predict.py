@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from hpc_ecg.data import order
+from hpc_ecg.data.ahead import read_in_order
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
@@ -21,10 +22,8 @@ def predict(
     logits, or `width` features."""
     mine = order.slice_of_rank(len(dataset), engine.rank, engine.world_size)
     per_count = dataset.millivolts_per_count
-    pieces = [
-        engine.infer(dataset.read(np.arange(start, min(start + batch_size, mine.stop))), per_count)
-        for start in range(mine.start, mine.stop, batch_size)
-    ]
+    batches = read_in_order(dataset, mine, batch_size)
+    pieces = [engine.infer(micro, per_count) for micro in batches]
     empty = torch.zeros(0, width or len(dataset.label_names))
     local_nK = torch.cat(pieces) if pieces else empty
     if engine.world_size == 1:

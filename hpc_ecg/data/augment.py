@@ -1,0 +1,131 @@
+"""Augmentation on the device: ECGs in mV in, changed ones out, each by its own random numbers.
+
+A record's numbers are a function of (seed, step, record) alone, made by integer arithmetic that is
+the same on every device, so what a record becomes depends neither on the number of processes nor on
+its place in the batch. They are counted, not drawn: number i of a record is a mix of its word and i
+(SplitMix64; Steele, Lea and Flood 2014).
+"""
+
+# n records, C leads, S samples
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_ecg.data.sampling import mix
+
+WANDER_HZ = (0.05, 0.5)
+# Each use of random numbers has a range of counters of its own.
+LEADS, NOISE, WANDER, POWERLINE, SHIFT, SCALE = (use << 40 for use in range(6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Off where 0. Where a size is given, each record draws its own between 0 and that."""
+
+    lead_mask: float = 0.0
+    """Chance of each lead to be set to zero (a record in which all would be keeps them)."""
+    noise_mv: float = 0.0
+    """RMS of Gaussian noise, at most."""
+    wander_mv: float = 0.0
+    """Size of the baseline wander, at most: in each lead a sine of 0.05 to 0.5 Hz."""
+    powerline_mv: float = 0.0
+    """Size of the powerline's hum, at most."""
+    powerline_hz: float = 50.0
+    """Its frequency."""
+    shift_s: float = 0.0
+    """Shift in time, at most, to either side; what comes in is zero."""
+    scale: float = 0.0
+    """Amplitude: a factor from 1 - scale to 1 + scale, the same in all leads."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if getattr(self, item.name) < 0:
+                raise ValueError(f"augment.{item.name} must not be negative")
+        for name in ("lead_mask", "scale"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"augment.{name} must be in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def is_on(self) -> bool:
+        sizes = (self.noise_mv, self.wander_mv, self.powerline_mv, self.shift_s, self.scale)
+        return bool(self.lead_mask or any(sizes))
+
+
+def words_of(sha256: list[str], seed: int, step: int) -> np.ndarray:
+    """A word for each record of a step, int64 [n], from the digests of the signals."""
+    record_n = np.array([int(digest[:16], 16) for digest in sha256], np.uint64)
+    key = np.random.Philox(key=[seed, step]).random_raw(1)
+    return mix(mix(record_n) ^ key).view(np.int64)
+
+
+def augment(
+    ecg_nCS: Tensor, words_n: np.ndarray, config: AugmentConfig, sample_rate_hz: int
+) -> Tensor:
+    """The records as this step sees them, in mV."""
+    word_n11 = torch.from_numpy(words_n).to(ecg_nCS.device)[:, None, None]
+    num_leads, num_samples = ecg_nCS.shape[1:]
+
+    def uniform(use: int, *shape: int) -> Tensor:
+        return _uniform(word_n11, use, *shape)
+
+    time_S = torch.arange(num_samples, device=ecg_nCS.device) / sample_rate_hz
+    if config.scale:
+        ecg_nCS = ecg_nCS * (1 + config.scale * (2 * uniform(SCALE, 1, 1) - 1))
+    if config.shift_s:
+        by_n1 = ((2 * uniform(SHIFT, 1, 1) - 1) * config.shift_s * sample_rate_hz).round().long()
+        ecg_nCS = _shift(ecg_nCS, by_n1)
+    if config.wander_mv:
+        slow, fast = WANDER_HZ
+        hz_nC1 = slow + (fast - slow) * uniform(WANDER, num_leads, 1)
+        turn_nC1 = uniform(WANDER + num_leads, num_leads, 1)
+        size_n11 = config.wander_mv * uniform(WANDER + 2 * num_leads, 1, 1)
+        ecg_nCS = ecg_nCS + size_n11 * torch.sin(2 * math.pi * (hz_nC1 * time_S + turn_nC1))
+    if config.powerline_mv:
+        turn_nC1 = uniform(POWERLINE, num_leads, 1)
+        size_n11 = config.powerline_mv * uniform(POWERLINE + num_leads, 1, 1)
+        angle_nCS = 2 * math.pi * (config.powerline_hz * time_S + turn_nC1)
+        ecg_nCS = ecg_nCS + size_n11 * torch.sin(angle_nCS)
+    if config.noise_mv:
+        size_n11 = config.noise_mv * uniform(NOISE, 1, 1)
+        ecg_nCS = ecg_nCS + size_n11 * _normal(word_n11, NOISE + 1, num_leads, num_samples)
+    if config.lead_mask:
+        is_masked_nC1 = uniform(LEADS, num_leads, 1) < config.lead_mask
+        is_masked_nC1 &= ~is_masked_nC1.all(1, keepdim=True)
+        ecg_nCS = ecg_nCS.masked_fill(is_masked_nC1, 0.0)
+    return ecg_nCS
+
+
+def _shift(ecg_nCS: Tensor, by_n11: Tensor) -> Tensor:
+    source_n1S = torch.arange(ecg_nCS.shape[-1], device=ecg_nCS.device) - by_n11
+    is_outside = (source_n1S < 0) | (source_n1S >= ecg_nCS.shape[-1])
+    inside_nCS = source_n1S.clamp(0, ecg_nCS.shape[-1] - 1).expand_as(ecg_nCS)
+    return ecg_nCS.gather(2, inside_nCS).masked_fill(is_outside, 0.0)
+
+
+def _uniform(word_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
+    """Float32 [n, rows, columns] in (0, 1): the numbers of each record from counter `first` on."""
+    count = torch.arange(first, first + rows * columns, device=word_n11.device)
+    bits = _mix(word_n11 + count.view(rows, columns) * -7046029254386353131)
+    return (_shifted(bits, 40).float() + 0.5) / 2**24
+
+
+def _normal(word_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
+    """Standard normal, by Box and Muller (1958): two uniform numbers for each."""
+    radius = _uniform(word_n11, first, rows, columns)
+    turn = _uniform(word_n11, first + rows * columns, rows, columns)
+    return torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * turn)
+
+
+def _mix(word: Tensor) -> Tensor:
+    """`sampling.mix` for torch, whose int64 wraps around but has no unsigned shift."""
+    word = (word ^ _shifted(word, 30)) * -4658895280553007687
+    word = (word ^ _shifted(word, 27)) * -7723592293110705685
+    return word ^ _shifted(word, 31)
+
+
+def _shifted(word: Tensor, bits: int) -> Tensor:
+    return (word >> bits) & ((1 << (64 - bits)) - 1)

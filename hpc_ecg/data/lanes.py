@@ -1,0 +1,68 @@
+"""The order of a stream: a pure function of (seed, epoch) and the number of lanes.
+
+An epoch's shards are shuffled and dealt to L lanes, each to the lane with the fewest records so
+far. In a lane, shards come whole and in a row; a shard's records are shuffled within chunks, which
+are as large as a reader can hold. The epoch takes a record from each lane in turn; a lane that ran
+out is passed over. So files are read from front to back, and yet every position is known from the
+index alone, whatever the number of processes: rank r of W reads the lanes l with l % W = r.
+"""
+
+# N records of the split, M records of the epoch, G shards of the epoch
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpc_ecg.data.sampling import CHUNKS, SHARDS, random_words
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneOrder:
+    """One epoch: records in the order of use, the lane of each, and the chunk of it in that lane
+    (ascending)."""
+
+    positions_M: np.ndarray
+    lane_M: np.ndarray
+    chunk_M: np.ndarray
+
+
+def arrange_in_lanes(
+    positions_M: np.ndarray, shard_N: np.ndarray, seed: int, epoch: int, lanes: int, buffer: int
+) -> LaneOrder:
+    """The epoch's records (some may come several times) in the order of the stream. Positions
+    ascend as records lie in the shards. All repeats of a record are in one chunk."""
+    sorted_M = np.sort(positions_M)
+    shards_G, shard_M, size_G = np.unique(
+        shard_N[sorted_M], return_inverse=True, return_counts=True
+    )
+    order_G = np.argsort(random_words(len(shards_G), seed, epoch, SHARDS), kind="stable")
+    lane_G = _deal(size_G, order_G, lanes)
+    turn_G = np.empty_like(order_G)
+    turn_G[order_G] = np.arange(len(order_G))
+    chunk_M = turn_G[shard_M] * len(sorted_M) + _chunk_in_shard(sorted_M, shard_M, buffer)
+    lane_M = lane_G[shard_M]
+    word_M = random_words(len(sorted_M), seed, epoch, CHUNKS)
+    by_lane = np.lexsort((word_M, chunk_M, lane_M))
+    lane_M, chunk_M = lane_M[by_lane], chunk_M[by_lane]
+    place_M = np.arange(len(by_lane)) - np.searchsorted(lane_M, lane_M)
+    in_turn = np.lexsort((lane_M, place_M))
+    return LaneOrder(
+        positions_M=sorted_M[by_lane][in_turn], lane_M=lane_M[in_turn], chunk_M=chunk_M[in_turn]
+    )
+
+
+def _deal(size_G: np.ndarray, order_G: np.ndarray, lanes: int) -> np.ndarray:
+    """The lane of each shard: lanes end within a shard's length of each other."""
+    lane_G, filled = np.zeros(len(size_G), np.int64), np.zeros(lanes, np.int64)
+    for shard in order_G:
+        lane_G[shard] = np.argmin(filled)
+        filled[lane_G[shard]] += size_G[shard]
+    return lane_G
+
+
+def _chunk_in_shard(sorted_M: np.ndarray, shard_M: np.ndarray, buffer: int) -> np.ndarray:
+    """Chunks are counted in different records, so repeats fall into the chunk of the first."""
+    is_new_M = np.diff(sorted_M, prepend=-1) > 0
+    count_M = np.cumsum(is_new_M) - 1
+    first_M = count_M[np.searchsorted(shard_M, shard_M)]
+    return (count_M - first_M) // buffer

@@ -1,0 +1,105 @@
+"""Where the bytes of a set of shards are read: staged on this node, in a local folder, or far away.
+
+A shard's number comes in; its file mapped as int16 counts, ranges of bytes, or an open stream goes
+out, from the nearest place that has it.
+"""
+
+# n records read
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from hpc_ecg.data.remote import Far, locate
+from hpc_ecg.data.settings import DataConfig
+from hpc_ecg.data.shards import ShardSet
+from hpc_ecg.data.staging import Stage, stage_folder
+
+
+class Source:
+    def __init__(self, shards: ShardSet, config: DataConfig | None = None) -> None:
+        """As `config` says; without one, mapped and not staged."""
+        self._config = config or DataConfig()
+        self.streams = self._config.read == "stream"
+        self._about = shards.description["shards"]
+        self._set_sha256 = shards.description["index_sha256"]
+        self._place = shards.name
+        self._far: Far | None = locate(shards.url) if shards.url else None
+        self._stage: Stage | None = None
+        self._mapped: dict[int, np.ndarray] = {}
+
+    def name(self, shard: int) -> str:
+        """For messages."""
+        return f"{self._place}/{self._about[shard]['name']}"
+
+    def mapped(self, shard: int) -> np.ndarray | None:
+        """All of a near shard's file as int16; None if it is far away."""
+        if shard not in self._mapped:
+            path = self._near(shard)
+            if path is None:
+                return None
+            self._mapped[shard] = _map(path)
+        return self._mapped[shard]
+
+    def ranges(self, shards_n: Sequence[int], starts_n: Sequence[int], size: int) -> list[bytes]:
+        """`size` bytes of each of these far shards from each of these offsets, fetched together."""
+        assert self._far is not None
+        names = [self._about[shard]["name"] for shard in shards_n]
+        return self._far.ranges(names, list(starts_n), size)
+
+    def open(self, shard: int) -> BinaryIO:
+        """To be read from front to back."""
+        self.refresh()
+        staged = self._stage.path(shard) if self._stage else None
+        return _open(staged) if staged else self._original(shard)
+
+    def _original(self, shard: int) -> BinaryIO:
+        name = self._about[shard]["name"]
+        return self._far.open(name) if self._far else _open(Path(self._place) / name)
+
+    def _near(self, shard: int) -> Path | None:
+        staged = self._stage.path(shard) if self._stage else None
+        if staged or self._far:
+            return staged
+        return Path(self._place) / self._about[shard]["name"]
+
+    def refresh(self) -> None:
+        """Take from the stage what has got there in the meantime."""
+        if self._stage:
+            for shard in self._stage.arrivals():
+                self._mapped.pop(shard, None)
+
+    def stage(self) -> None:
+        """Begin to copy the shards to data.stage_dir, if that is set."""
+        config = self._config
+        if config.stage_dir is not None:
+            self._stage = Stage(
+                stage_folder(config.stage_dir),
+                self._set_sha256,
+                self._about,
+                self._original,
+                config.stage_quota_gb,
+                config.stage_keep,
+            )
+
+    def close(self) -> None:
+        if self._stage:
+            self._stage.close()
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; copy the shard again") from None
+
+
+def _map(path: Path) -> np.ndarray:
+    with _open(path) as file:
+        if not path.stat().st_size:
+            return np.empty(0, np.int16)
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(data, np.int16, count=len(data) // 2)

@@ -1,0 +1,124 @@
+"""Records of shards that are read from front to back, through webdataset's own pipeline.
+
+The order is known beforehand (lanes.py); a thread for each lane reads the next chunk while this one
+is used. Nothing is read before the chunk that is needed first, but for what lies before it in its
+shard. Every record is checked against the index; a shard that lacks one is damaged.
+"""
+
+# n records read, C leads, S samples
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby, islice
+
+import numpy as np
+
+from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.shards import ARRAY_ENDING
+
+CHUNK = 64
+"""Records that are held at once where nothing is shuffled."""
+Chunk = dict[int, np.ndarray]
+"""Position -> counts [C, S]."""
+
+
+def read_shard(
+    dataset: Dataset, shard: int, positions: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """These records of a shard, in the order of the file. ValueError names a shard that cannot be
+    read, lacks one of them, or holds other signals."""
+    from webdataset import DataPipeline, decode, pipelinefilter
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    wanted = {dataset.keys[position]: position for position in positions}
+
+    def is_wanted(name: str) -> bool:
+        key, dot, ending = name.partition(".")
+        return key in wanted and dot + ending == ARRAY_ENDING
+
+    with dataset.source.open(shard) as file:
+        samples = iter(
+            DataPipeline(  # no splitters: these shards are this rank's already
+                [{"url": dataset.source.name(shard), "stream": file}],
+                pipelinefilter(tar_file_expander)(select_files=is_wanted),
+                pipelinefilter(group_by_keys)(),
+                decode(),
+            )
+        )
+        while wanted:
+            try:
+                sample = next(samples, None)
+            except Exception as error:  # tarfile, numpy and file systems raise many kinds
+                raise ValueError(dataset.damage(shard, str(error).partition("\n")[0])) from None
+            if sample is None:
+                raise ValueError(dataset.damage(shard, f"{len(wanted)} records are not in it"))
+            position = wanted.pop(sample["__key__"])
+            record = np.ascontiguousarray(sample["ecg.npy"])
+            dataset.verify(record, position)
+            yield position, record
+
+
+def read_lane(dataset: Dataset, chunks: Sequence[np.ndarray]) -> Iterator[Chunk]:
+    """Chunks of ascending positions, one after the other."""
+    for shard, group in groupby(chunks, key=lambda chunk: int(dataset.shard_N[chunk[0]])):
+        of_shard = list(group)
+        records = read_shard(dataset, shard, np.concatenate(of_shard).tolist())
+        for chunk in of_shard:
+            yield dict(islice(records, len(chunk)))
+
+
+class StreamReader:
+    """Gives the records of a known sequence; `read` must be called for it from first to last."""
+
+    def __init__(
+        self, dataset: Dataset, positions_n: np.ndarray, lane_n: np.ndarray, chunk_n: np.ndarray
+    ) -> None:
+        """The sequence, and which lane and chunk (ascending in each lane) a record is in."""
+        self._lane_of = dict(zip(positions_n.tolist(), lane_n.tolist(), strict=True))
+        self._chunk_of = dict(zip(positions_n.tolist(), chunk_n.tolist(), strict=True))
+        lanes = np.unique(lane_n).tolist()
+        self._threads = ThreadPoolExecutor(max(len(lanes), 1), "stream")
+        self._readers: dict[int, Iterator[Chunk]] = {}
+        for lane in lanes:
+            mine, chunks = positions_n[lane_n == lane], chunk_n[lane_n == lane]
+            cuts = np.flatnonzero(np.diff(chunks)) + 1
+            parts = [np.unique(part) for part in np.split(mine, cuts)]
+            self._readers[lane] = read_lane(dataset, parts)
+        self._ahead = {lane: self._next(lane) for lane in lanes}
+        self._held: dict[int, tuple[int, Chunk]] = dict.fromkeys(lanes, (-1, {}))
+
+    def read(self, positions: np.ndarray, out_nCS: np.ndarray) -> np.ndarray:
+        """The next records of the sequence, int16 counts, into the first rows of `out_nCS`."""
+        for row, position in enumerate(positions.tolist()):
+            lane, chunk = self._lane_of[position], self._chunk_of[position]
+            if self._held[lane][0] != chunk:
+                self._held[lane] = (chunk, self._ahead[lane].result())
+                self._ahead[lane] = self._next(lane)
+            out_nCS[row] = self._held[lane][1][position]
+        return out_nCS[: len(positions)]
+
+    def _next(self, lane: int) -> "Future[Chunk]":
+        return self._threads.submit(next, self._readers[lane], {})
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+
+def stream_epoch(dataset: Dataset, schedule: Schedule, step: int, share: Share) -> StreamReader:
+    """What a rank reads from this step to the end of its epoch."""
+    epoch, index = divmod(step, schedule.steps_per_epoch)
+    lanes = schedule.lanes(epoch)
+    is_mine_M = lanes.lane_M % share.world_size == share.rank
+    is_mine_M[: index * schedule.config.batch_size] = False
+    parts = (lanes.positions_M, lanes.lane_M, lanes.chunk_M)
+    return StreamReader(dataset, *(part[is_mine_M] for part in parts))
+
+
+def stream_in_order(dataset: Dataset, records: slice) -> StreamReader:
+    """A part of a split in its own order: one lane, in chunks of one shard at the most."""
+    positions_n = np.arange(records.start, records.stop)
+    shard_n = dataset.shard_N[positions_n]
+    first_n = np.searchsorted(shard_n, shard_n)
+    chunk_n = first_n + (np.arange(len(shard_n)) - first_n) // CHUNK
+    return StreamReader(dataset, positions_n, np.zeros_like(shard_n), chunk_n)

@@ -1,0 +1,64 @@
+"""What a run may change of the index without touching a signal: which fold tests, which labels.
+
+An index comes in, a copy with other splits or labels goes out.
+"""
+
+# N records of the index, K folds
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hpc_ecg.data.cohort import Columns, read_cohort, read_table
+from hpc_ecg.data.index import FOLD_PREFIX
+from hpc_ecg.data.shards import LABEL_PREFIX
+
+logger = logging.getLogger("hpc_ecg")
+
+
+def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
+    """Fold `fold` of that repeat tests, the next one validates, all others train. ValueError if
+    the shards have no such fold."""
+    column = f"{FOLD_PREFIX}{repeat}"
+    if column not in index:
+        repeats = sum(str(name).startswith(FOLD_PREFIX) for name in index)
+        has = f"{repeats} repeats, counted from 0" if repeats else "no folds (--folds)"
+        raise ValueError(f"data.fold={fold} data.repeat={repeat}: these shards have {has}")
+    fold_N = index[column].to_numpy()
+    folds = int(fold_N.max()) + 1
+    if fold >= folds:
+        raise ValueError(f"data.fold={fold}: these shards have {folds} folds, counted from 0")
+    is_test_N, is_valid_N = fold_N == fold, fold_N == (fold + 1) % folds
+    split_N = np.select([is_test_N, is_valid_N], ["test", "valid"], "train")
+    return index.assign(split=split_N.astype(object))
+
+
+def replace_labels(
+    index: pd.DataFrame, path: Path, names: list[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """The labels of a table with a column `record` in place of the index's; also their names.
+
+    A record that the table does not list has no label, and a warning says how many. All windows of
+    a recording get its label. ValueError for a table that is not as it should be.
+    """
+    names = names or [str(name) for name in read_table(path) if name != "record"]
+    if not names:
+        raise ValueError(f"data.label_table={path} has no column but record; add the labels")
+    table = read_cohort(path, Columns(labels=names, patient=None, record="record"))
+    row_of = {record: row for row, record in enumerate(table.records)}
+    windows = ["".join(key.partition("-")[1:]) for key in index["key"]]
+    pairs = zip(index["record"], windows, strict=True)
+    rows = np.array([row_of.get(record.removesuffix(window), -1) for record, window in pairs])
+    unlisted = int((rows < 0).sum())
+    if unlisted == len(index):
+        raise ValueError(
+            f"data.label_table={path} lists no record of the shards; its column record must hold "
+            f"names such as {index['record'].iloc[0]!r}"
+        )
+    if unlisted:
+        logger.warning("%s: %d of %d records are not in it: no label", path, unlisted, len(index))
+    labels_NK = np.where(rows[:, None] < 0, np.nan, table.labels_NK[rows])
+    index = index.drop(columns=[name for name in index if str(name).startswith(LABEL_PREFIX)])
+    return index.assign(**{LABEL_PREFIX + n: labels_NK[:, k] for k, n in enumerate(names)}), names
