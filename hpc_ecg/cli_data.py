@@ -18,6 +18,38 @@ def add_data(verbs: Any) -> None:
     repair.add_argument("--signals", type=Path, metavar="DIR", help="the same for the recordings")
     repair.set_defaults(verb=_repair)
 
+    inspect = data_verbs.add_parser("inspect", help="say what is in shards, verify and draw them")
+    inspect.add_argument("shards", type=Path, metavar="SHARDS", help="a folder of shards")
+    inspect.add_argument("--split", help="only train, valid or test")
+    inspect.add_argument("--no-verify", action="store_true", help="do not read every byte")
+    inspect.add_argument("--json", action="store_true", help="numbers for programs")
+    inspect.add_argument("--out", type=Path, metavar="FILE.html", help="a page with plots")
+    inspect.add_argument("--plots", type=int, default=12, metavar="N", help="default %(default)s")
+    inspect.add_argument(
+        "--plots-by", metavar="WHAT", help="in turn from each: a label, split, sex or flags"
+    )
+    inspect.add_argument("--seed", type=int, default=0, help="another seed draws others")
+    inspect.set_defaults(verb=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    import json
+
+    from hpc_ecg.data.inspection import describe_inspection, inspect_shards, write_page
+    from hpc_ecg.log import say
+
+    verify, plots_by = not options.no_verify, options.plots_by
+    if options.plots < 0:
+        raise ValueError(f"--plots must be at least 0, got {options.plots}")
+    inspection = inspect_shards(options.shards, options.split, verify, plots_by)
+    if options.out is not None:
+        write_page(options.out, inspection, options.plots, options.seed)
+    if options.json:
+        say(json.dumps(inspection.facts, indent=1))
+    else:
+        say(*describe_inspection(inspection.facts))
+    return 1 if inspection.facts["damaged"] else 0
+
 
 def _repair(options: argparse.Namespace) -> int:
     from hpc_ecg.data.repair import repair

@@ -92,6 +92,13 @@ def kinds_of(flags: str) -> list[str]:
     return list(dict.fromkeys(flag.partition(":")[0] for flag in flags.split(";") if flag))
 
 
+def rarest_kinds(flags: Sequence[str]) -> list[str]:
+    """Of each record's kinds the one that the fewest have; "" where there is none."""
+    kinds = [kinds_of(of_record) for of_record in flags]
+    count = Counter(kind for of_record in kinds for kind in of_record)
+    return [min(of, key=lambda kind: (count[kind], kind), default="") for of in kinds]
+
+
 def count_names(names: Iterable[str]) -> list[tuple[str, int]]:
     """The most frequent first."""
     return sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
@@ -136,12 +143,9 @@ def _sample_left_out(report: QualityFacts) -> list[tuple[int, str]]:
 
 
 def _sample_flagged(report: QualityFacts) -> list[tuple[int, str]]:
-    """A record of several flags stands for its rarest."""
     flagged = report.index[report.index["flags"] != ""]
     keys, flags = flagged["key"].tolist(), flagged["flags"].tolist()
-    count = Counter(kind for of_record in flags for kind in kinds_of(of_record))
-    groups = [min(kinds_of(of_record), key=lambda kind: (count[kind], kind)) for of_record in flags]
-    chosen = choose_evenly(keys, groups, NUM_PICTURES)
+    chosen = choose_evenly(keys, rarest_kinds(flags), NUM_PICTURES)
     return [(row_of_key(keys[n]), flags[n].replace(";", ", ")) for n in chosen]
 
 

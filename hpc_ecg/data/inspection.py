@@ -1,0 +1,255 @@
+"""`hpc-ecg data inspect`: a set of shards in, what is in it out: numbers, damage, a page of plots.
+
+The numbers come from the index, so that memory does not grow with the signals; shards are read as
+streams to be digested, and single records to be drawn. Nothing shown names a record or a patient.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hpc_ecg.data.quality_report import (
+    Picture,
+    choose_evenly,
+    count_names,
+    draw_amplitudes,
+    kinds_of,
+    rarest_kinds,
+)
+from hpc_ecg.data.shards import LABEL_PREFIX, ShardSet, read_shard_set
+from hpc_ecg.ecg.amplitude import compare_amplitudes
+from hpc_ecg.ecg_paper import draw_ecg
+from hpc_ecg.log import progress_bar
+from hpc_ecg.page import inline_svg, render_page
+from hpc_ecg.writing import sha256_of, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    shards: ShardSet
+    index: pd.DataFrame
+    """Of the split that was asked for."""
+    facts: dict[str, Any]
+    """All numbers, ready for JSON."""
+    groups: list[str]
+    """Of each record, the group that it stands for in a sample of plots."""
+
+
+def inspect_shards(
+    folder: Path, split: str | None = None, verify: bool = True, plots_by: str | None = None
+) -> Inspection:
+    """`facts["damaged"]` holds a line for each shard that is not as written, None if not verified.
+
+    `plots_by`: a label, split, sex or flags, whose values a sample of plots shows in turn.
+    ValueError if description or index are missing or damaged, or the split has no record.
+    """
+    shards = read_shard_set(folder, check_sizes=False)
+    index = shards.index
+    if split is not None:
+        index = index[index["split"] == split]
+    if index.empty:
+        found = ", ".join(shards.index["split"].unique())
+        raise ValueError(f"{folder} has no records in split {split}; there are {found}")
+    about = shards.description
+    groups = _groups(index, plots_by, shards.label_names)
+    facts = {
+        "folder": str(folder),
+        "tool": about.get("tool"),
+        "signal": asdict(shards.signal),
+        "shards": len(about["shards"]),
+        "splits": [_describe_people(name, part) for name, part in _parts(index)],
+        "labels": [
+            _describe_label(label, name, part[LABEL_PREFIX + label])
+            for label in shards.label_names
+            for name, part in _parts(index)
+        ],
+        "amplitude": asdict(compare_amplitudes(index["amplitude_mv"].to_numpy())),
+        "flags": dict(count_names(kind for flags in index["flags"] for kind in kinds_of(flags))),
+        "left_out": about.get("left_out", {}),
+        "split_policy": about.get("split"),
+        "damaged": find_damage(shards) if verify else None,
+    }
+    return Inspection(shards=shards, index=index, facts=facts, groups=groups)
+
+
+def find_damage(shards: ShardSet) -> list[str]:
+    """A line for each shard that is missing, cut off, swapped or changed; all bytes are read."""
+    about = shards.description["shards"]
+    check = partial(_check_shard, shards)
+    workers = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool, progress_bar("digests", len(about)) as advance:
+        lines = []
+        for line in pool.map(check, range(len(about))):
+            lines += [line] if line else []
+            advance()
+    return lines
+
+
+def _check_shard(shards: ShardSet, number: int) -> str | None:
+    about, path = shards.description["shards"], shards.shard_path(number)
+    name, size = about[number]["name"], about[number]["bytes"]
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size < size:
+        return f"{name} is cut off: {path.stat().st_size} of {size} bytes"
+    digest = sha256_of(path)
+    if digest == about[number]["sha256"]:
+        return None
+    twin = [other["name"] for other in about if other["sha256"] == digest]
+    return f"{name} is swapped: it holds {twin[0]}" if twin else f"{name} is damaged (its SHA-256)"
+
+
+def _parts(index: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each split in the index's order, then all together if there are several."""
+    names = index["split"].unique().tolist()
+    for name in sorted(names, key=["train", "valid", "test", *names].index):
+        yield name, index[index["split"] == name]
+    if len(names) > 1:
+        yield "all", index
+
+
+def _describe_people(name: str, part: pd.DataFrame) -> dict[str, Any]:
+    people: dict[str, Any] = {"split": name, "records": len(part)}
+    people["patients"] = int(part["patient"].nunique())
+    if "age" in part:
+        people["age"] = _quantiles(part["age"])
+    if "sex" in part:
+        people["sex"] = dict(count_names(str(sex) or "missing" for sex in part["sex"].fillna("")))
+    return people
+
+
+def _describe_label(label: str, split: str, values: pd.Series) -> dict[str, Any]:
+    """Positive and prevalence of what is 0 or 1, quantiles of other numbers."""
+    about: dict[str, Any] = {"label": label, "split": split, "missing": int(values.isna().sum())}
+    there = values.dropna()
+    if not there.isin([0, 1]).all():
+        return about | {"values": _quantiles(values)}
+    prevalence = float(there.mean()) if len(there) else None
+    return about | {"positive": int(there.sum()), "prevalence": prevalence}
+
+
+def _quantiles(values: pd.Series) -> dict[str, Any] | None:
+    there = values.dropna().to_numpy(float)
+    if not len(there):
+        return None
+    low, median, high = np.percentile(there, [5, 50, 95]).tolist()
+    return {"median": median, "low": low, "high": high, "missing": len(values) - len(there)}
+
+
+def describe_inspection(facts: dict[str, Any]) -> list[str]:
+    """The numbers for a terminal."""
+    lines = [f"{facts['folder']}: {facts['shards']} shards; {show_signal(facts['signal'])}"]
+    for people in facts["splits"]:
+        words = [f"{people['split']}: {people['records']} records of {people['patients']} patients"]
+        words += [f"age {show_quantiles(people['age'])}"] if "age" in people else []
+        words += [f"sex {show_list(people['sex'])}"] if "sex" in people else []
+        lines.append("; ".join(words))
+        of_split = [about for about in facts["labels"] if about["split"] == people["split"]]
+        lines += [f"  {a['label']}: {show_label(a)}, {a['missing']} missing" for a in of_split]
+    lines.append(facts["amplitude"]["sentence"])
+    for what in ("flags", "left_out"):
+        lines.append(f"{what.replace('_', ' ')}: {show_list(facts[what]) or 'none'}")
+    lines.append(f"split: {show_list(facts['split_policy'] or {})}")
+    if facts["damaged"] is None:
+        return [*lines, "digests: not verified"]
+    if facts["damaged"]:
+        mend = f"mend with: hpc-ecg data repair {facts['folder']}"
+        return [*lines, *(f"damaged: {line}" for line in facts["damaged"]), mend]
+    return [*lines, "digests: all shards are as written"]
+
+
+def show_signal(signal: dict[str, Any]) -> str:
+    return (
+        f"{len(signal['leads'])} leads, {signal['num_samples']} samples at "
+        f"{signal['sample_rate_hz']} Hz, {signal['unit']}, {signal['amplitude']}, "
+        f"{signal['preprocessing']}, window {signal['window']}"
+    )
+
+
+def show_label(about: dict[str, Any]) -> str:
+    if "values" in about:
+        return show_quantiles(about["values"])
+    share = "" if about["prevalence"] is None else f" ({100 * about['prevalence']:.1f} %)"
+    return f"{about['positive']} positive{share}"
+
+
+def show_quantiles(values: dict[str, Any] | None) -> str:
+    if values is None:
+        return "unknown"
+    missing = f", {values['missing']} missing" if values["missing"] else ""
+    return f"{values['median']:.3g} (90 %: {values['low']:.3g} to {values['high']:.3g}{missing})"
+
+
+def show_list(named: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in named.items())
+
+
+def write_page(path: Path, inspection: Inspection, num_plots: int, seed: int = 0) -> None:
+    page = render_page(
+        "inspection.html.jinja",
+        facts=inspection.facts,
+        title=inspection.shards.folder.resolve().name,
+        num_records=len(inspection.index),
+        flags=list(inspection.facts["flags"].items()),
+        left_out=list(inspection.facts["left_out"].items()),
+        histogram=draw_amplitudes(inspection.index["amplitude_mv"]),
+        pictures=_draw_sample(inspection, num_plots, seed),
+        show_signal=show_signal,
+        show_label=show_label,
+        show_quantiles=show_quantiles,
+        show_list=show_list,
+    )
+    write_text(path, page)
+
+
+def _draw_sample(inspection: Inspection, num_plots: int, seed: int) -> list[Picture]:
+    """From shards that are whole, as far as is known."""
+    damaged = {line.partition(" ")[0] for line in inspection.facts["damaged"] or []}
+    about = inspection.shards.description["shards"]
+    whole = [number for number, shard in enumerate(about) if shard["name"] not in damaged]
+    is_whole_N = inspection.index["shard"].isin(whole).to_numpy()
+    index, groups_N = inspection.index[is_whole_N], np.array(inspection.groups)[is_whole_N]
+    chosen = choose_evenly(index["key"].tolist(), groups_N.tolist(), num_plots, seed)
+    return [_draw(inspection.shards, index.iloc[n]) for n in chosen]
+
+
+def _groups(index: pd.DataFrame, by: str | None, label_names: list[str]) -> list[str]:
+    allowed = [*label_names, *(name for name in ("split", "sex", "flags") if name in index)]
+    if by is None:
+        return [""] * len(index)
+    if by not in allowed:
+        raise ValueError(f"--plots-by must be one of {', '.join(allowed)}, got {by!r}")
+    if by == "flags":
+        return rarest_kinds(index["flags"].tolist())
+    return index[LABEL_PREFIX + by if by in label_names else by].astype(str).tolist()
+
+
+def _draw(shards: ShardSet, record: pd.Series) -> Picture:
+    labels = [f"{name} {record[LABEL_PREFIX + name]:g}" for name in shards.label_names]
+    flags = record["flags"].split(";") if record["flags"] else []
+    caption = ", ".join([f"Key {record['key']}", record["split"], *labels, *flags])
+    ecg_LS = _read_mv(shards, record)
+    svg = draw_ecg(ecg_LS, shards.signal.leads, shards.signal.sample_rate_hz, caption)
+    return Picture(caption=caption, svg=inline_svg(svg, caption))
+
+
+def _read_mv(shards: ShardSet, record: pd.Series) -> np.ndarray:
+    """[L, S]; NaN where a padded record has no samples."""
+    path, signal = shards.shard_path(int(record["shard"])), shards.signal
+    shape = len(signal.leads), signal.num_samples
+    counts = np.fromfile(path, "<i2", count=shape[0] * shape[1], offset=int(record["offset"]))
+    if hashlib.sha256(counts.tobytes()).hexdigest() != record["sha256"]:
+        raise ValueError(
+            f"{path} is damaged (key {record['key']}); leave out --no-verify to see all"
+        )
+    ecg_LS = counts.reshape(shape) * (shards.microvolts_per_count / 1000)
+    ecg_LS[:, int(record["samples"]) :] = np.nan
+    return ecg_LS
