@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hpc_ecg
+from hpc_ecg.cli_cohort import add_cohort
 from hpc_ecg.cli_data import add_data
 from hpc_ecg.cli_weights import add_weights
 
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=hpc_ecg.__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    add_cohort(verbs)
     add_data(verbs)
     add_weights(verbs)
 

@@ -1,0 +1,149 @@
+"""The verb `hpc-ecg cohort`: ECGs and events in, a labelled table and its flow diagram out."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpc_ecg.data.cohort_rules import Rules
+    from hpc_ecg.data.cohort_tables import Ecgs, Events, FollowUp
+
+FORMAT_HELP = "like %%d/%%m/%%Y (default: ISO 8601)"
+
+
+def add_cohort(verbs: Any) -> None:
+    cohort = verbs.add_parser("cohort", help="label ECGs by later events, with a flow diagram")
+    cohort.add_argument("ecgs", type=Path, metavar="ECGS", help="table, a row per ECG")
+    cohort.add_argument("events", type=Path, metavar="EVENTS", help="table, a row per event")
+    cohort.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".csv, .tsv or .parquet"
+    )
+    cohort.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    _add_columns(cohort)
+    _add_outcome(cohort)
+    _add_follow_up(cohort)
+    group = cohort.add_argument_group("which ECGs")
+    group.add_argument("--ecgs-per-patient", default="all", help="all, first, last or random")
+    group.add_argument("--seed", type=int, default=0, help="of the choice at random")
+    group.add_argument("--min-age", type=float, metavar="YEARS")
+    group.add_argument("--max-age", type=float, metavar="YEARS")
+    cohort.set_defaults(verb=_cohort)
+
+
+def _add_columns(cohort: argparse.ArgumentParser) -> None:
+    group = cohort.add_argument_group("columns")
+    group.add_argument("--patient", default="patient", metavar="COLUMN", help="of ECGS")
+    group.add_argument("--time", default="time", metavar="COLUMN", help="date of the ECG")
+    group.add_argument("--record", metavar="COLUMN", help="its name (default: record or file)")
+    group.add_argument("--age", default="age", metavar="COLUMN", help="read if age is limited")
+    group.add_argument("--date-format", metavar="FORMAT", help=f"of ECGS, {FORMAT_HELP}")
+    group.add_argument("--event-patient", metavar="COLUMN", help="default: as --patient")
+    group.add_argument("--event-time", default="time", metavar="COLUMN")
+    group.add_argument("--event-code", default="code", metavar="COLUMN")
+    group.add_argument("--event-date-format", metavar="FORMAT", help=FORMAT_HELP)
+    group.add_argument("--label", default="label", metavar="COLUMN", help="of FILE: 1, 0 or empty")
+
+
+def _add_outcome(cohort: argparse.ArgumentParser) -> None:
+    group = cohort.add_argument_group("the outcome (spans: 30d, 2w, 6m, 5y; a year is 365.25 days)")
+    group.add_argument("--event", action="append", default=[], metavar="CODE", help="repeat")
+    group.add_argument("--event-prefix", action="append", default=[], metavar="START")
+    group.add_argument("--event-file", type=Path, metavar="CODES", help="a code per line")
+    group.add_argument("--any-event", action="store_true", help="each row of EVENTS is one")
+    group.add_argument("--within", required=True, metavar="SPAN", help="an event by then: 1")
+    group.add_argument(
+        "--blanking", default="0d", metavar="SPAN", help="events by then count as prevalent"
+    )
+    group.add_argument(
+        "--keep-prevalent", action="store_true", help="what can happen again: keep the ECG"
+    )
+
+
+def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
+    group = cohort.add_argument_group("follow-up")
+    how = group.add_mutually_exclusive_group(required=True)
+    how.add_argument("--followed-until", metavar="COLUMN", help="date, of ECGS or FOLLOW")
+    how.add_argument(
+        "--assume-complete-follow-up", action="store_true", help="no event is 0; recorded as such"
+    )
+    group.add_argument("--censored", help="exclude or missing: followed for less than the window")
+    group.add_argument("--died", metavar="COLUMN", help="date of death, beside --followed-until")
+    group.add_argument("--death", help="negative or censored: died in the window without event")
+    group.add_argument("--follow-up", type=Path, metavar="FOLLOW", help="table, a row per patient")
+    group.add_argument("--follow-up-patient", metavar="COLUMN", help="default: as --patient")
+    group.add_argument("--follow-up-date-format", metavar="FORMAT", help=FORMAT_HELP)
+
+
+def _cohort(options: argparse.Namespace) -> int:
+    _check_out(options)
+    rules, (ecgs, events, follow_up) = _rules(options), _sources(options)
+    from hpc_ecg.data.cohort_rules import apply_rules
+    from hpc_ecg.data.cohort_tables import check_asked, describe, read_tables, write_labelled
+    from hpc_ecg.data.flow_diagram import flow_text, write_flow
+    from hpc_ecg.log import say
+
+    check_asked(rules, events, follow_up)
+    tables = read_tables(ecgs, events, follow_up, options.label)
+    labelled, flow = apply_rules(tables.ecgs, tables.events, rules)
+    notes = [*describe(rules, follow_up), *tables.notes]
+    write_labelled(options.out, tables.given, labelled, flow, options.label)
+    sources = {"ecgs": ecgs, "events": events, "follow_up": follow_up}
+    written = [options.out, *write_flow(options.out, flow, notes, rules, sources)]
+    say(flow_text(flow, notes), f"written: {', '.join(map(str, written))}")
+    return 0
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    out, inputs = options.out, (options.ecgs, options.events, options.follow_up)
+    if out.suffix not in (".csv", ".tsv", ".parquet"):
+        raise ValueError(f"--out {out} must end in .csv, .tsv or .parquet")
+    if out.exists() and (not options.force or any(p and p.samefile(out) for p in inputs)):
+        raise ValueError(f"--out {out} exists; --force replaces it, unless it is an input")
+
+
+def _rules(options: argparse.Namespace) -> "Rules":
+    from hpc_ecg.data.cohort_rules import Rules
+
+    return Rules(**{field.name: getattr(options, field.name) for field in fields(Rules)})
+
+
+def _sources(options: argparse.Namespace) -> "tuple[Ecgs, Events, FollowUp]":
+    from hpc_ecg.data.cohort_tables import Ecgs, Events, FollowUp
+
+    limited = options.min_age is not None or options.max_age is not None
+    ecgs = Ecgs(
+        path=options.ecgs,
+        patient=options.patient,
+        time=options.time,
+        record=options.record,
+        age=options.age if limited else None,
+        date_format=options.date_format,
+    )
+    events = Events(
+        path=options.events,
+        patient=options.patient if options.event_patient is None else options.event_patient,
+        time=options.event_time,
+        code=None if options.any_event else options.event_code,
+        codes=[*options.event, *_codes(options.event_file)],
+        prefixes=options.event_prefix,
+        date_format=options.event_date_format,
+    )
+    who = options.follow_up_patient
+    follow_up = FollowUp(
+        path=options.follow_up,
+        patient=options.patient if who is None else who,
+        until=options.followed_until,
+        died=options.died,
+        date_format=options.follow_up_date_format,
+    )
+    return ecgs, events, follow_up
+
+
+def _codes(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    codes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not codes:
+        raise ValueError(f"--event-file {path} holds no code; expected one per line")
+    return codes
