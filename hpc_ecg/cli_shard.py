@@ -1,6 +1,7 @@
 """`hpc-ecg data shard`: its options, and the plan that they make."""
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,12 +99,32 @@ def _add_signal(shard: argparse.ArgumentParser) -> None:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    from hpc_ecg.data.sharding import describe_outcome, shard_ecgs
+    from hpc_ecg.data.index import describe_outcome
+    from hpc_ecg.data.sharding import shard_ecgs
     from hpc_ecg.log import say, start_logging
 
     start_logging()
     say(*describe_outcome(shard_ecgs(sharding_plan(options)), options.out))
     return 0
+
+
+def _check_together(options: argparse.Namespace) -> None:
+    """ValueError for an option that would do nothing without another."""
+    needs = {
+        "valid_from": ("--split-by-time", options.split_by_time),
+        "test_from": ("--split-by-time", options.split_by_time),
+        "valid_sites": ("--split-by-site", options.split_by_site),
+        "test_sites": ("--split-by-site", options.split_by_site),
+        "repeats": ("--folds", options.folds or options.repeats == 1),
+        "array_row": ("--array", options.array),
+        "stratify": (
+            "--fractions or --folds",
+            not (options.split or options.split_by_time or options.split_by_site),
+        ),
+    }
+    for name, (other, is_there) in needs.items():
+        if getattr(options, name) and not is_there:
+            raise ValueError(f"--{name.replace('_', '-')} is for {other}, which is not asked for")
 
 
 def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
@@ -114,14 +135,17 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     from hpc_ecg.ecg.files import ArrayLayout
     from hpc_ecg.ecg.signal import LEADS
 
+    _check_together(options)
     rate_hz = _as_number(options.rate)
-    named = ("patient", "file", "record", "split", "time", "site", "keep", "array", "array_row")
+    named = ("patient", "file", "record", "split", "keep", "array", "array_row")
     return ShardingPlan(
         table=options.table,
         out=options.out,
         columns=Columns(
             labels=options.label,
             rate=options.rate if rate_hz is None else None,
+            time=options.time or ("time" if options.split_by_time else None),
+            site=options.site or ("site" if options.split_by_site else None),
             **{name: getattr(options, name) for name in named},
         ),
         recordings=Recordings(
@@ -171,6 +195,11 @@ def _signal(options: argparse.Namespace) -> "SignalSpec":
     steps = Steps(
         resampling=options.resampling, highpass_hz=options.highpass, notch_hz=options.notch
     )
+    if not (options.to_rate > 0 and 0 < options.seconds < math.inf):
+        raise ValueError(
+            "--to-rate and --seconds must be positive numbers, "
+            f"got {options.to_rate} and {options.seconds:g}"
+        )
     steps.check(options.to_rate)
     return SignalSpec(
         sample_rate_hz=options.to_rate,

@@ -85,12 +85,12 @@ def run_on_slurm(jobs: Sequence[Job], folder: Path, how: SlurmJobs) -> Iterator[
     A job has ended when its result is there, or when the queue does not know it any more: where
     nobody keeps accounts, `sacct` and so submitit would never say that a job was killed.
     """
-    executor = submitit.SlurmExecutor(folder=folder)
-    executor.update_parameters(**how.parameters)
     try:
+        executor = submitit.SlurmExecutor(folder=folder)
+        executor.update_parameters(**how.parameters)
         with executor.batch():
             handles = [executor.submit(job.function, *job.arguments) for job in jobs]
-    except (submitit.core.utils.FailedJobError, OSError) as error:
+    except (submitit.core.utils.FailedJobError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"Slurm takes no job: {_one_line(error)}") from None
     running = list(zip(jobs, handles, strict=True))
     try:

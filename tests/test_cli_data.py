@@ -1,5 +1,6 @@
 """`hpc-ecg data shard`: each mistake in each argument is one line, exit code 2 and no output."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def folder(tmp_path_factory):
     rng, rows = np.random.default_rng(0), []
     for number in range(8):
         counts_LS = rng.integers(-900, 900, (12, 5000)).astype(np.int16)
+        counts_LS[2] = counts_LS[1] - counts_LS[0]  # Einthoven
         write_wfdb(folder / "wfdb" / f"r{number}", counts_LS, LEADS, 500)
         np.save(folder / "npy" / f"r{number}.npy", counts_LS.T)
         rows.append(
@@ -37,9 +39,16 @@ def folder(tmp_path_factory):
                 "hz": 500,
                 "same": "x",
                 "nobody": "",
+                "day": f"20{18 + number % 3}-05-0{1 + number}",
+                "place": "ABC"[number % 3],
+                "empty": "",
+                "position": number,
             }
         )
     pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    stack_NSL = [np.load(folder / "npy" / f"r{number}.npy") for number in range(8)]
+    np.save(folder / "npy" / "all.npy", np.stack(stack_NSL))
+    (folder / "key").write_text("0123456789abcdef0123456789abcdef")
     (folder / "notes.txt").write_text("not a table")
     return folder
 
@@ -125,7 +134,160 @@ def test_the_rate_may_be_a_column(folder, tmp_path):
     assert exit_code_of(words_of(folder, tmp_path / "b", changes | {"--rate": "af"})) == 2
 
 
+def index_of(folder, out, changes):
+    assert exit_code_of(words_of(folder, out, changes)) == 0
+    return read_shard_set(out).index
+
+
+def test_what_is_made_of_a_recording_is_declared(folder, tmp_path):
+    changes = {
+        "--to-rate": 100,
+        "--seconds": 2.5,
+        "--window": "all",
+        "--pad-short": True,
+        "--highpass": 0.5,
+        "--notch": 40,
+        "--amplitude-factor": 0.82,
+        "--missing-leads": "zero",
+    }
+    index = index_of(folder, tmp_path / "out", changes)
+    signal = read_shard_set(tmp_path / "out").signal
+    assert (signal.sample_rate_hz, signal.num_samples) == (100, 250)
+    assert signal.preprocessing == "resample_poly/highpass-0.5/notch-40/2"
+    assert (signal.window, signal.amplitude) == ("all+padded", "calibrated*0.82")
+    assert index["key"].tolist()[:5] == [*(f"00000000-00{k}" for k in range(4)), "00000001-000"]
+    assert index["record"].tolist()[:2] == ["r0-000", "r0-001"]
+    assert index["patient"].nunique() == 8
+    decimated = index_of(folder, tmp_path / "dec", {"--resampling": "decimate"})
+    assert read_shard_set(tmp_path / "dec").signal.preprocessing == "decimate/2"
+    assert len(decimated) == 8
+
+
+def test_an_array_of_all_recordings_gives_the_same_signals_as_files(folder, tmp_path):
+    changes = {"--signals": folder / "npy", "--axes": "samples,leads", "--unit": "uV"}
+    changes |= {"--rate": 500}
+    files = index_of(folder, tmp_path / "files", changes)
+    array = index_of(folder, tmp_path / "array", changes | {"--array": "all.npy"})
+    by_column = index_of(
+        folder, tmp_path / "column", changes | {"--array": "all.npy", "--array-row": "position"}
+    )
+    assert files["sha256"].tolist() == array["sha256"].tolist() == by_column["sha256"].tolist()
+
+
+def test_splits_by_time_and_site_and_folds_stand_in_the_index(folder, tmp_path):
+    by_time = {"--split": None, "--split-by-time": True, "--time": "day"}
+    by_time |= {"--valid-from": "2019-01-01", "--test-from": "2020-01-01"}
+    names = ["train", "valid", "test"]
+    expected = [names[number % 3] for number in range(8)]
+    assert index_of(folder, tmp_path / "time", by_time)["split"].tolist() == expected
+    by_site = {"--split": None, "--split-by-site": True, "--site": "place"}
+    by_site |= {"--valid-sites": "B", "--test-sites": "C"}
+    index = index_of(folder, tmp_path / "site", by_site)
+    assert index["split"].tolist() == expected
+    assert index["site"].tolist() == ["ABC"[number % 3] for number in range(8)]
+    folds = {"--split": None, "--folds": 4, "--repeats": 2, "--stratify": True}
+    index = index_of(folder, tmp_path / "folds", folds)
+    for repeat in (0, 1):
+        assert index[f"fold.{repeat}"].value_counts().tolist() == [2, 2, 2, 2]
+
+
+def test_with_a_key_no_name_of_a_person_or_file_is_anywhere(folder, tmp_path):
+    out = tmp_path / "out"
+    changes = {"--key": folder / "key", "--dates": "shift", "--time": "day", "--keep": "same"}
+    table = pd.read_csv(folder / "table.csv")
+    table.loc[3, "record"] = "secretname"
+    table.to_csv(folder / "with_secret.csv", index=False)
+    index = index_of(folder, out, changes | {"TABLE": folder / "with_secret.csv"})
+    (folder / "with_secret.csv").unlink()
+    assert len(index) == 7 and index["same"].tolist() == ["x"] * 7
+    for path in out.iterdir():
+        if path.suffix != ".tar":
+            assert b"secretname" not in path.read_bytes(), path
+    text = " ".join(index[["record", "patient"]].to_numpy().ravel())
+    assert not any(f"r{n} " in text or f"p{n} " in text for n in range(8))
+    assert (index["time"] < "2020-05-08").all()
+
+
+def test_a_damaged_shard_is_made_again_from_the_sources(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert exit_code_of(words_of(folder, out, {"--shard-size": 3})) == 0
+    tars = sorted(out.glob("*.tar"))
+    before = [tar.read_bytes() for tar in tars]
+    tars[0].write_bytes(before[0][:-600])
+    tars[1].unlink()
+    flipped = bytearray(before[2])
+    flipped[5000] ^= 1
+    tars[2].write_bytes(flipped)
+    with pytest.raises(ValueError, match="hpc-ecg data repair"):
+        read_shard_set(out)
+    capsys.readouterr()
+    assert exit_code_of(["data", "repair", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("made again: shard-000000.tar, shard-000001.tar, sh")
+    assert [tar.read_bytes() for tar in tars] == before
+    assert exit_code_of(["data", "repair", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("nothing to mend")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_shard_whose_sources_changed_is_not_replaced(folder, tmp_path, capsys):
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    assert exit_code_of(words_of(moved, out)) == 0
+    (out / "shard-000000.tar").unlink()
+    shutil.move(moved / "wfdb", tmp_path / "elsewhere")
+    words = ["data", "repair", str(out)]
+    assert exit_code_of(words) == 2
+    assert "have changed; write the shards again" in capsys.readouterr().err
+    assert exit_code_of([*words, "--signals", str(tmp_path / "elsewhere")]) == 0
+    (out / "shard-000000.tar").unlink()
+    write_wfdb(tmp_path / "elsewhere" / "r0", np.ones((12, 5000), np.int16), LEADS, 500)
+    assert exit_code_of([*words, "--signals", str(tmp_path / "elsewhere")]) == 2
+    assert not (out / "shard-000000.tar").exists()
+
+
+BY_TIME = {"--split": None, "--split-by-time": True}
+BY_SITE = {"--split": None, "--split-by-site": True}
 MISTAKES = [
+    ({"--time": "none"}, "no column 'none'"),
+    ({"--site": "none"}, "no column 'none'"),
+    ({"--keep": "none"}, "no column 'none'"),
+    ({"--key": "FOLDER/none"}, "--key FOLDER/none cannot be read"),
+    ({"--key": "FOLDER/notes.txt"}, "holds 11 bytes, at least 16 are needed"),
+    ({"--dates": "move"}, "--dates must be one of keep, shift, drop, got 'move'"),
+    ({"--dates": "shift"}, "--dates shift needs --key FILE"),
+    (BY_TIME, "no column 'time'"),
+    (BY_TIME | {"--time": "day"}, "--valid-from and --test-from must be dates"),
+    (BY_SITE, "no column 'site'"),
+    (BY_SITE | {"--site": "place", "--test-sites": "Z"}, "each once: it has A, B, C, got Z"),
+    (BY_SITE | {"--site": "place", "--test-sites": "C"}, "split valid would be empty"),
+    (BY_TIME | BY_SITE, "not allowed with"),
+    ({"--folds": "3"}, "not allowed with"),
+    ({"--split": None, "--folds": "2"}, "--folds must be at least 3"),
+    ({"--split": None, "--folds": "9"}, "8 patients cannot be dealt to 9 folds"),
+    ({"--split": None, "--folds": "-3"}, "--folds must be at least 3"),
+    ({"--split": None, "--folds": "3", "--repeats": "0"}, "--repeats must be at least 1"),
+    ({"--valid-from": "2019-01-01"}, "--valid-from is for --split-by-time"),
+    ({"--test-sites": "A"}, "--test-sites is for --split-by-site"),
+    ({"--repeats": "3"}, "--repeats is for --folds"),
+    ({"--stratify": True}, "--stratify is for --fractions or --folds"),
+    ({"--array": "none.npy", "--rate": "500"}, "8 not found"),
+    ({"--array-row": "position"}, "--array-row is for --array"),
+    ({"--array": "all.npy", "--array-row": "text"}, "'yes' is not a number"),
+    ({"--to-rate": "0"}, "must be positive numbers"),
+    ({"--to-rate": "x"}, "--to-rate: invalid int value"),
+    ({"--seconds": "0"}, "must be positive numbers"),
+    ({"--seconds": "nan"}, "must be positive numbers"),
+    ({"--seconds": "11"}, "8 too short"),
+    ({"--window": "last"}, "the window must be one of first, centre, all, got 'last'"),
+    ({"--missing-leads": "guess"}, "--missing-leads must be leave_out or zero, got 'guess'"),
+    ({"--highpass": "0"}, "high-pass must lie between 0 and 125 Hz"),
+    ({"--notch": "125"}, "notch must lie between 0 and 125 Hz"),
+    ({"--resampling": "linear"}, "resampling must be resample_poly or decimate, got 'linear'"),
+    ({"--resampling": "decimate", "--to-rate": "300"}, "500 Hz is no multiple of 300 Hz"),
+    ({"--amplitude-factor": "0"}, "amplitude factor must be a positive number"),
+    ({"--slurm": "many"}, "--slurm: expected words like jobs=8,partition=cpu"),
+    ({"--slurm": "jobs=0"}, "--slurm: expected words like jobs=8,partition=cpu"),
+    ({"--slurm": "colour=red"}, "Slurm takes no job: "),
     ({"TABLE": None}, "TABLE"),
     ({"TABLE": "nowhere.csv"}, "nowhere.csv: no such table"),
     ({"TABLE": "FOLDER"}, "no such table"),
@@ -215,7 +377,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
-    assert line.startswith("hpc-ecg") and expected in line
+    assert line.startswith("hpc-ecg") and expected.replace("FOLDER", str(folder)) in line
     assert list(tmp_path.iterdir()) == []
     assert sorted(folder.rglob("*")) == before
 

@@ -18,7 +18,8 @@ from synthetic import BROKEN, write_wfdb
 from hpc_ecg.data import shard_job, sharding
 from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import open_split
-from hpc_ecg.data.sharding import describe_outcome, shard_ecgs
+from hpc_ecg.data.index import describe_outcome
+from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.data.shards import read_shard_set
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.signal import LEADS, SignalSpec

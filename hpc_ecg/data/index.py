@@ -175,3 +175,23 @@ def write_beside_shards(
     description = description | {"index_sha256": sha256_of(folder / "index.parquet")}
     write_json(folder / "dataset.json", description)
     return description
+
+
+def describe_outcome(description: dict[str, Any], out: Path) -> list[str]:
+    """What was taken, what was left out or flagged and why, for a terminal."""
+    lines = [
+        f"{split}: {description['records'][split]} records of {patients} patients"
+        + "".join(
+            f"; {name}: {counts[split]['positive']} positive, {counts[split]['missing']} missing"
+            for name, counts in description["label_counts"].items()
+        )
+        for split, patients in description["patients"].items()
+    ]
+    for what, file in (("left out", "left_out.csv"), ("flags", "quality.html")):
+        counts = description[what.replace(" ", "_")]
+        if counts:
+            named = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+            lines.append(f"{what}: {sum(counts.values())} ({named}); see {out}/{file}")
+    if description["amplitude"]["suggested_factor"] is not None:
+        lines.append(description["amplitude"]["sentence"])
+    return [*lines, f"written: {out}, number of shards: {len(description['shards'])}"]

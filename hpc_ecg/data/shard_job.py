@@ -32,6 +32,13 @@ class Recordings:
     layout: ArrayLayout = field(default_factory=ArrayLayout)
     signal: SignalSpec = field(default_factory=SignalSpec)
     missing_leads: str = "leave_out"
+    """leave_out or zero."""
+
+    def __post_init__(self) -> None:
+        if self.missing_leads not in ("leave_out", "zero"):
+            raise ValueError(
+                f"--missing-leads must be leave_out or zero, got {self.missing_leads!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,8 +129,9 @@ def write_shards(jobs: Sequence[ShardJob], workers: int) -> Iterator[int]:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
-        finally:  # after an error or Ctrl-C, do not write what nobody waits for
+        except BaseException:  # also Ctrl-C: do not write what nobody waits for
             pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def prepare_row(row: Row, recordings: Recordings) -> list[PreparedECG]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock, Timeout
 
 from hpc_ecg.data import shard_job, splits
@@ -21,15 +22,18 @@ from hpc_ecg.data.cohort import NO_PATIENT, Cohort, read_cohort
 from hpc_ecg.data.index import (
     LeftOut,
     Written,
+    amplitude_of_cohort,
     build_index,
     describe,
     read_notes,
     write_beside_shards,
 )
 from hpc_ecg.data.privacy import protect
+from hpc_ecg.data.quality_report import QualityFacts, write_quality_report
 from hpc_ecg.data.shard_job import Row, ShardJob
 from hpc_ecg.data.sharding_plan import ShardingPlan, check_plan, made_from
 from hpc_ecg.data.splits import Assignment, assign_splits
+from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.log import progress_bar
 from hpc_ecg.submit import Job, run_on_slurm
 from hpc_ecg.writing import sync_all
@@ -72,6 +76,7 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
         _check_no_empty_split(description["records"], assignment.how)
         shards = work / "shards"
         description = write_beside_shards(shards, index, description, written.left_out, public)
+        write_quality_report(shards, _quality(index, written, jobs, plan))
         _publish(shards, out)
     return description
 
@@ -126,6 +131,26 @@ def _claimed(out: Path) -> Iterator[Path]:
         else:
             shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def _quality(
+    index: pd.DataFrame, written: Written, jobs: Sequence[ShardJob], plan: ShardingPlan
+) -> QualityFacts:
+    def picture_of(row: int) -> Recording | None:
+        job = jobs[row // plan.records_per_shard]
+        try:
+            return shard_job.read_row(job.rows[row - job.rows[0].row], plan.recordings)
+        except RecordError:
+            return None
+
+    return QualityFacts(
+        records=sum(len(job.rows) for job in jobs),
+        index=index,
+        left_out=written.left_out,
+        amplitude=amplitude_of_cohort(index),
+        picture_of=picture_of,
+        row_names_shown=plan.privacy.key_file is None,
+    )
 
 
 def _write_missing(jobs: Sequence[ShardJob], plan: ShardingPlan, work: Path) -> None:
@@ -207,23 +232,3 @@ def _check_no_empty_split(counts: Mapping[str, int], how: dict[str, Any]) -> Non
             f"split {' and '.join(empty)} would be empty ({sum(counts.values())} records, "
             f"split by {how}); give other --fractions, another --split-seed or other bounds"
         )
-
-
-def describe_outcome(description: dict[str, Any], out: Path) -> list[str]:
-    """What was taken, what was left out or flagged and why, for a terminal."""
-    lines = [
-        f"{split}: {description['records'][split]} records of {patients} patients"
-        + "".join(
-            f"; {name}: {counts[split]['positive']} positive, {counts[split]['missing']} missing"
-            for name, counts in description["label_counts"].items()
-        )
-        for split, patients in description["patients"].items()
-    ]
-    for what, file in (("left out", "left_out.csv"), ("flags", "quality.html")):
-        counts = description[what.replace(" ", "_")]
-        if counts:
-            named = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-            lines.append(f"{what}: {sum(counts.values())} ({named}); see {out}/{file}")
-    if description["amplitude"]["suggested_factor"] is not None:
-        lines.append(description["amplitude"]["sentence"])
-    return [*lines, f"written: {out}, number of shards: {len(description['shards'])}"]

@@ -19,6 +19,7 @@ from hpc_ecg.data.cohort import NO_PATIENT, Cohort
 
 SPLITS = ("train", "valid", "test")
 NO_SPLIT = ""
+MIN_FOLDS = 3  # one to test, one to validate, one to train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,12 @@ class SplitPlan:
     test_sites: tuple[str, ...] = ()
     folds: int = 0
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.folds != 0 and self.folds < MIN_FOLDS:
+            raise ValueError(f"--folds must be at least {MIN_FOLDS}, got {self.folds}")
+        if self.repeats < 1:
+            raise ValueError(f"--repeats must be at least 1, got {self.repeats}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +201,9 @@ def _split_by_site(cohort: Cohort, plan: SplitPlan) -> Assignment:
 def _split_in_folds(cohort: Cohort, plan: SplitPlan) -> Assignment:
     """Folds of every repeat; `split` is that of the first: fold 0 tests, fold 1 validates."""
     strata = _strata(cohort) if plan.stratify else dict.fromkeys(cohort.patients, "")
+    known = len(strata) - (NO_PATIENT in strata)
+    if known < plan.folds:
+        raise ValueError(f"--folds: {known} patients cannot be dealt to {plan.folds} folds")
     columns = []
     for repeat in range(plan.repeats):
         of: dict[str, int] = {}
