@@ -98,13 +98,15 @@ def _check_shard(shards: ShardSet, number: int) -> str | None:
     name, size = about[number]["name"], about[number]["bytes"]
     if not path.is_file():
         return f"{name} is missing"
+    digest = sha256_of(path)
+    twins = [other["name"] for other in about if other["sha256"] == digest]
+    if name in twins:
+        return None
+    if twins:
+        return f"{name} is swapped: it holds {twins[0]}"
     if path.stat().st_size < size:
         return f"{name} is cut off: {path.stat().st_size} of {size} bytes"
-    digest = sha256_of(path)
-    if digest == about[number]["sha256"]:
-        return None
-    twin = [other["name"] for other in about if other["sha256"] == digest]
-    return f"{name} is swapped: it holds {twin[0]}" if twin else f"{name} is damaged (its SHA-256)"
+    return f"{name} is damaged (its SHA-256)"
 
 
 def _parts(index: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -122,7 +124,8 @@ def _describe_people(name: str, part: pd.DataFrame) -> dict[str, Any]:
     if "age" in part:
         people["age"] = _quantiles(part["age"])
     if "sex" in part:
-        people["sex"] = dict(count_names(str(sex) or "missing" for sex in part["sex"].fillna("")))
+        sexes = part["sex"].fillna("").astype(str).replace("", "missing")
+        people["sex"] = dict(sorted(count_names(sexes)))
     return people
 
 
