@@ -70,7 +70,7 @@ def read_tables(ecgs: Ecgs, events: Events, follow_up: FollowUp, label: str) -> 
     record = ecgs.record or ("file" if "file" in given and "record" not in given else "record")
     wanted = [ecgs.patient, ecgs.time, record, *([ecgs.age] if ecgs.age is not None else [])]
     check_columns(given, wanted, ecgs.path)
-    _check_new(given, [label, *NEW_COLUMNS], ecgs.path)
+    _check_new(given, label, ecgs.path)
     _check_once(given[record], ecgs.path)
     times = read_dates(given[ecgs.time], str(ecgs.path), ecgs.date_format)
     patients = given[ecgs.patient].str.strip()
@@ -183,8 +183,10 @@ def _read_follow_up(
     return ends, found
 
 
-def _check_new(given: pd.DataFrame, new: Sequence[str], path: Path) -> None:
-    taken = [name for name in new if name in given]
+def _check_new(given: pd.DataFrame, label: str, path: Path) -> None:
+    if label in ("", *NEW_COLUMNS):
+        raise ValueError(f"--label must name a column, and none of {', '.join(NEW_COLUMNS)}")
+    taken = [name for name in (label, *NEW_COLUMNS) if name in given]
     if taken:
         raise ValueError(
             f"{path} has a column {', '.join(taken)} already, which would be overwritten; "
