@@ -107,13 +107,14 @@ class Dataset:
         """Once per record and process, or each time that it comes from afar: what is read must be
         what was written."""
         if hashlib.sha256(record.data).hexdigest() != self.sha256_N[position]:
-            raise ValueError(self.damage(int(self.shard_N[position])))
+            what = "a record is not the one that was written (its SHA-256)"
+            raise ValueError(self.damage(int(self.shard_N[position]), what))
         self._verified_N[position] = True
 
-    def damage(self, shard: int, what: str = "a record is not the one that was written") -> str:
+    def damage(self, shard: int, what: str) -> str:
         return (
-            f"{self.source.name(shard)} is damaged: {what} (its SHA-256); copy the shard again, or "
-            "make it again with: hpc-ecg data repair"
+            f"{self.source.name(shard)} is damaged: {what}; copy the shard again, or make it again "
+            "with: hpc-ecg data repair"
         )
 
 

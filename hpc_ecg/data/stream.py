@@ -40,7 +40,7 @@ def read_shard(
     with dataset.source.open(shard) as file:
         samples = iter(
             DataPipeline(  # no splitters: these shards are this rank's already
-                [{"url": dataset.source.name(shard), "stream": file}],
+                [[{"url": dataset.source.name(shard), "stream": file}]],
                 pipelinefilter(tar_file_expander)(select_files=is_wanted),
                 pipelinefilter(group_by_keys)(),
                 decode(),
