@@ -8,7 +8,7 @@ the highest are kept where they are, so peaks keep height and time. The grid has
 on white and on black, the curve is in `INK`, which a page replaces by its text colour.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,16 +43,6 @@ FULL = Paper(mm_per_s=25, row_mm=30, rhythm="II", square_mm=(1, 5), text_mm=3.2)
 COMPACT = Paper(mm_per_s=12.5, row_mm=15, rhythm=None, square_mm=(2.5,), text_mm=2.6)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A lead in its place: `mv_S` from `second` on, about a base line `y_mm` below the top."""
-
-    name: str
-    mv_S: np.ndarray | None
-    second: float
-    y_mm: float
-
-
 def draw_ecg(
     ecg_LS: np.ndarray,
     leads: Sequence[str],
@@ -63,20 +53,24 @@ def draw_ecg(
     """The first 10 s. What is not finite is a gap; what leaves the paper is cut off and marked;
     leads of other names than the twelve are named, not drawn."""
     seconds = min(ecg_LS.shape[1] / sample_rate_hz, SECONDS)
-    cells = list(_cells(ecg_LS, leads, sample_rate_hz, seconds, paper))
-    margin = 0.28 * paper.mm_per_s
+    places = _places(leads, paper)
+    margin, first_y = 0.28 * paper.mm_per_s, 5 / 6 * paper.row_mm
     width = margin + paper.mm_per_s * max(seconds, MIN_SECONDS) + 1
-    top = cells[0].y_mm - paper.row_mm / 2
-    height = cells[-1].y_mm + paper.row_mm / 2 + paper.row_mm / 6
+    height = first_y + (places[-1][1] + 2 / 3) * paper.row_mm
     others = [name for name in leads if name not in sum(LAYOUT, ())]
+    words = title + (f"; not drawn: {', '.join(others)}" if others else "")
     scale = f"{paper.mm_per_s:g} mm/s, {paper.mm_per_mv:g} mm/mV"
-    more = f"; not drawn: {', '.join(others)}" if others else ""
-    body = [_grid(width, height, margin, paper)]
-    body += [_text(1, 0.55 * top, f"{title}{more}"), _text(width - 1, 0.55 * top, scale, "end")]
-    for cell in cells:
-        if cell.second == 0:
-            body.append(_pulse(cell.y_mm, paper))
-        body.append(_draw_cell(cell, sample_rate_hz, margin, height, paper))
+    body = [_grid(width, height, margin, paper), _text(1, 1.5 * paper.text_mm, words)]
+    body.append(_text(width - 1, 1.5 * paper.text_mm, scale, "end"))
+    for name, row, begin, end in places:
+        x_mm, y_mm = margin + begin * seconds * paper.mm_per_s, first_y + row * paper.row_mm
+        mv_S = None
+        if name in leads:
+            span = slice(*(round(part * seconds * sample_rate_hz) for part in (begin, end)))
+            mv_S = ecg_LS[leads.index(name), span]
+        tick = _path(f"M{x_mm:g} {y_mm - 2:g}v4", 0.2, INK)
+        body.append(tick if begin else _pulse(y_mm, paper))
+        body.append(_draw_lead(name, mv_S, sample_rate_hz, x_mm, y_mm, height, paper))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}mm" height="{height:g}mm" '
         f'viewBox="0 0 {width:g} {height:g}" font-family="sans-serif" '
@@ -84,41 +78,38 @@ def draw_ecg(
     )
 
 
-def _cells(
-    ecg_LS: np.ndarray, leads: Sequence[str], rate_hz: float, seconds: float, paper: Paper
-) -> Iterator[Cell]:
-    row_of = {name: ecg_LS[row] for row, name in reversed(list(enumerate(leads)))}
-    first_y = paper.row_mm * 0.8  # room for the title, and for high R waves below it
-    for r, names in enumerate(LAYOUT):
-        for c, name in enumerate(names):
-            begin, end = (round(k / 4 * seconds * rate_hz) for k in (c, c + 1))
-            mv_S = row_of[name][begin:end] if name in row_of else None
-            y_mm = first_y + r * paper.row_mm
-            yield Cell(name=name, mv_S=mv_S, second=c / 4 * seconds, y_mm=y_mm)
-    if paper.rhythm in row_of:
-        mv_S = row_of[paper.rhythm][: round(seconds * rate_hz)]
-        y_mm = first_y + len(LAYOUT) * paper.row_mm
-        yield Cell(name=paper.rhythm, mv_S=mv_S, second=0, y_mm=y_mm)
+def _places(leads: Sequence[str], paper: Paper) -> list[tuple[str, int, float, float]]:
+    """Lead, row, and which part of the time is shown there."""
+    rows = enumerate(LAYOUT)
+    places = [(name, y, x / 4, (x + 1) / 4) for y, row in rows for x, name in enumerate(row)]
+    if paper.rhythm is not None and paper.rhythm in leads:
+        places.append((paper.rhythm, len(LAYOUT), 0.0, 1.0))
+    return places
 
 
-def _draw_cell(cell: Cell, rate_hz: float, margin: float, height: float, paper: Paper) -> str:
+def _draw_lead(
+    name: str,
+    mv_S: np.ndarray | None,
+    rate_hz: float,
+    x_mm: float,
+    y_mm: float,
+    height: float,
+    paper: Paper,
+) -> str:
     """The name and the curve, which may reach as far as the neighbouring base lines."""
-    left = margin + cell.second * paper.mm_per_s
-    name_y = cell.y_mm - 0.3 * paper.row_mm
-    tick = _path(f"M{left:g} {cell.y_mm - 2:g}v4", 0.2, INK) if cell.second else ""
-    is_there_S = np.isfinite(cell.mv_S) if cell.mv_S is not None else np.zeros(0, bool)
-    if cell.mv_S is None or not is_there_S.any():
-        what = "absent" if cell.mv_S is None else "no samples"
-        return tick + _text(left + 1, name_y, f"{cell.name}: {what}")
-    middle = float(np.median(cell.mv_S[is_there_S]))
-    up_S = np.where(is_there_S, cell.mv_S - middle, 0) * paper.mm_per_mv
-    low, high = -min(paper.row_mm, height - cell.y_mm - 0.5), min(paper.row_mm, cell.y_mm - 0.5)
+    name_y = y_mm - 0.3 * paper.row_mm
+    is_there_S = np.isfinite(mv_S) if mv_S is not None else np.zeros(0, bool)
+    if mv_S is None or not is_there_S.any():
+        return _text(x_mm + 1, name_y, f"{name}: {'absent' if mv_S is None else 'no samples'}")
+    middle = float(np.median(mv_S[is_there_S]))
+    up_S = np.where(is_there_S, mv_S - middle, 0) * paper.mm_per_mv
+    low, high = -min(paper.row_mm, height - y_mm - 0.5), min(paper.row_mm, y_mm - 0.5)
     is_cut_S = is_there_S & ((up_S < low) | (up_S > high))
-    x_S = left + np.arange(len(up_S)) / rate_hz * paper.mm_per_s
-    y_S = cell.y_mm - np.clip(up_S, low, high)
-    label = cell.name
+    x_S = x_mm + np.arange(len(up_S)) / rate_hz * paper.mm_per_s
+    y_S = y_mm - np.clip(up_S, low, high)
+    label = name
     if is_cut_S.any():
-        seen = cell.mv_S[is_there_S]
+        seen = mv_S[is_there_S]
         label += f" cut: {seen.min():.3g} to {seen.max():.3g} mV"
     elif abs(middle) > OFFSET_MV:
         label += f" at {middle:+.2g} mV"
@@ -126,7 +117,7 @@ def _draw_cell(cell: Cell, rate_hz: float, margin: float, height: float, paper: 
     drawn = _path(curve, PEN_MM, INK, UNITS_PER_MM)
     if cut:
         drawn += _path(cut, 3 * PEN_MM, CUT, UNITS_PER_MM)
-    return tick + drawn + _text(left + 1, name_y, label.replace("-", "−"))
+    return drawn + _text(x_mm + 1, name_y, label.replace("-", "−"))
 
 
 def _polyline(x_S: np.ndarray, y_S: np.ndarray, mask_S: np.ndarray) -> str:
@@ -153,7 +144,8 @@ def _lowest_and_highest(x_S: np.ndarray, y_S: np.ndarray) -> np.ndarray:
 
 
 def _grid(width: float, height: float, margin: float, paper: Paper) -> str:
-    """The finer the squares, the fainter; a line of 5 mm runs where the curves begin."""
+    """The finer the squares, the fainter; there are lines where the curves begin and
+    on their base lines."""
     paths = []
     for step in paper.square_mm:
         first = margin % step
@@ -170,8 +162,8 @@ def _grid(width: float, height: float, margin: float, paper: Paper) -> str:
 def _pulse(y_mm: float, paper: Paper) -> str:
     """1 mV for 0.2 s."""
     long, high = 0.2 * paper.mm_per_s, paper.mm_per_mv
-    flat = long / 5
-    data = f"M{flat:g} {y_mm:g}h{flat:g}v-{high:g}h{3 * flat:g}v{high:g}h{flat:g}"
+    foot = long / 10
+    data = f"M{foot:g} {y_mm:g}h{foot:g}v-{high:g}h{long:g}v{high:g}h{foot:g}"
     return _path(data, PEN_MM, INK)
 
 

@@ -1,10 +1,9 @@
-"""`hpc-ecg data inspect`: a set of shards in, what is in it out: numbers, damage, a page of plots.
+"""`hpc-ecg data inspect`: a set of shards in, the numbers of what is in it and its damage out.
 
-The numbers come from the index, so that memory does not grow with the signals; shards are read as
-streams to be digested, and single records to be drawn. Nothing shown names a record or a patient.
+The numbers come from the index and shards are digested as streams, so memory does not grow with
+the signals. Nothing here names a record or a patient.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.data.quality_report import (
-    Picture,
-    choose_evenly,
-    count_names,
-    draw_amplitudes,
-    kinds_of,
-    rarest_kinds,
-)
+from hpc_ecg.data.quality_report import count_names, kinds_of, rarest_kinds
 from hpc_ecg.data.shards import LABEL_PREFIX, ShardSet, read_shard_set
 from hpc_ecg.ecg.amplitude import compare_amplitudes
-from hpc_ecg.ecg_paper import draw_ecg
 from hpc_ecg.log import progress_bar
-from hpc_ecg.page import inline_svg, render_page
-from hpc_ecg.writing import sha256_of, write_text
+from hpc_ecg.writing import sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +109,8 @@ def _parts(index: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _describe_people(name: str, part: pd.DataFrame) -> dict[str, Any]:
-    people: dict[str, Any] = {"split": name, "records": len(part)}
-    people["patients"] = int(part["patient"].nunique())
+    patients = int(part["patient"].nunique())
+    people: dict[str, Any] = {"split": name, "records": len(part), "patients": patients}
     if "age" in part:
         people["age"] = _quantiles(part["age"])
     if "sex" in part:
@@ -131,8 +121,8 @@ def _describe_people(name: str, part: pd.DataFrame) -> dict[str, Any]:
 
 def _describe_label(label: str, split: str, values: pd.Series) -> dict[str, Any]:
     """Positive and prevalence of what is 0 or 1, quantiles of other numbers."""
-    about: dict[str, Any] = {"label": label, "split": split, "missing": int(values.isna().sum())}
     there = values.dropna()
+    about: dict[str, Any] = {"label": label, "split": split, "missing": len(values) - len(there)}
     if not there.isin([0, 1]).all():
         return about | {"values": _quantiles(values)}
     prevalence = float(there.mean()) if len(there) else None
@@ -147,83 +137,6 @@ def _quantiles(values: pd.Series) -> dict[str, Any] | None:
     return {"median": median, "low": low, "high": high, "missing": len(values) - len(there)}
 
 
-def describe_inspection(facts: dict[str, Any]) -> list[str]:
-    """The numbers for a terminal."""
-    lines = [f"{facts['folder']}: {facts['shards']} shards; {show_signal(facts['signal'])}"]
-    for people in facts["splits"]:
-        words = [f"{people['split']}: {people['records']} records of {people['patients']} patients"]
-        words += [f"age {show_quantiles(people['age'])}"] if "age" in people else []
-        words += [f"sex {show_list(people['sex'])}"] if "sex" in people else []
-        lines.append("; ".join(words))
-        of_split = [about for about in facts["labels"] if about["split"] == people["split"]]
-        lines += [f"  {a['label']}: {show_label(a)}, {a['missing']} missing" for a in of_split]
-    lines.append(facts["amplitude"]["sentence"])
-    for what in ("flags", "left_out"):
-        lines.append(f"{what.replace('_', ' ')}: {show_list(facts[what]) or 'none'}")
-    lines.append(f"split: {show_list(facts['split_policy'] or {})}")
-    if facts["damaged"] is None:
-        return [*lines, "digests: not verified"]
-    if facts["damaged"]:
-        mend = f"mend with: hpc-ecg data repair {facts['folder']}"
-        return [*lines, *(f"damaged: {line}" for line in facts["damaged"]), mend]
-    return [*lines, "digests: all shards are as written"]
-
-
-def show_signal(signal: dict[str, Any]) -> str:
-    return (
-        f"{len(signal['leads'])} leads, {signal['num_samples']} samples at "
-        f"{signal['sample_rate_hz']} Hz, {signal['unit']}, {signal['amplitude']}, "
-        f"{signal['preprocessing']}, window {signal['window']}"
-    )
-
-
-def show_label(about: dict[str, Any]) -> str:
-    if "values" in about:
-        return show_quantiles(about["values"])
-    share = "" if about["prevalence"] is None else f" ({100 * about['prevalence']:.1f} %)"
-    return f"{about['positive']} positive{share}"
-
-
-def show_quantiles(values: dict[str, Any] | None) -> str:
-    if values is None:
-        return "unknown"
-    missing = f", {values['missing']} missing" if values["missing"] else ""
-    return f"{values['median']:.3g} (90 %: {values['low']:.3g} to {values['high']:.3g}{missing})"
-
-
-def show_list(named: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in named.items())
-
-
-def write_page(path: Path, inspection: Inspection, num_plots: int, seed: int = 0) -> None:
-    page = render_page(
-        "inspection.html.jinja",
-        facts=inspection.facts,
-        title=inspection.shards.folder.resolve().name,
-        num_records=len(inspection.index),
-        flags=list(inspection.facts["flags"].items()),
-        left_out=list(inspection.facts["left_out"].items()),
-        histogram=draw_amplitudes(inspection.index["amplitude_mv"]),
-        pictures=_draw_sample(inspection, num_plots, seed),
-        show_signal=show_signal,
-        show_label=show_label,
-        show_quantiles=show_quantiles,
-        show_list=show_list,
-    )
-    write_text(path, page)
-
-
-def _draw_sample(inspection: Inspection, num_plots: int, seed: int) -> list[Picture]:
-    """From shards that are whole, as far as is known."""
-    damaged = {line.partition(" ")[0] for line in inspection.facts["damaged"] or []}
-    about = inspection.shards.description["shards"]
-    whole = [number for number, shard in enumerate(about) if shard["name"] not in damaged]
-    is_whole_N = inspection.index["shard"].isin(whole).to_numpy()
-    index, groups_N = inspection.index[is_whole_N], np.array(inspection.groups)[is_whole_N]
-    chosen = choose_evenly(index["key"].tolist(), groups_N.tolist(), num_plots, seed)
-    return [_draw(inspection.shards, index.iloc[n]) for n in chosen]
-
-
 def _groups(index: pd.DataFrame, by: str | None, label_names: list[str]) -> list[str]:
     allowed = [*label_names, *(name for name in ("split", "sex", "flags") if name in index)]
     if by is None:
@@ -233,26 +146,3 @@ def _groups(index: pd.DataFrame, by: str | None, label_names: list[str]) -> list
     if by == "flags":
         return rarest_kinds(index["flags"].tolist())
     return index[LABEL_PREFIX + by if by in label_names else by].astype(str).tolist()
-
-
-def _draw(shards: ShardSet, record: pd.Series) -> Picture:
-    labels = [f"{name} {record[LABEL_PREFIX + name]:g}" for name in shards.label_names]
-    flags = record["flags"].split(";") if record["flags"] else []
-    caption = ", ".join([f"Key {record['key']}", record["split"], *labels, *flags])
-    ecg_LS = _read_mv(shards, record)
-    svg = draw_ecg(ecg_LS, shards.signal.leads, shards.signal.sample_rate_hz, caption)
-    return Picture(caption=caption, svg=inline_svg(svg, caption))
-
-
-def _read_mv(shards: ShardSet, record: pd.Series) -> np.ndarray:
-    """[L, S]; NaN where a padded record has no samples."""
-    path, signal = shards.shard_path(int(record["shard"])), shards.signal
-    shape = len(signal.leads), signal.num_samples
-    counts = np.fromfile(path, "<i2", count=shape[0] * shape[1], offset=int(record["offset"]))
-    if hashlib.sha256(counts.tobytes()).hexdigest() != record["sha256"]:
-        raise ValueError(
-            f"{path} is damaged (key {record['key']}); leave out --no-verify to see all"
-        )
-    ecg_LS = counts.reshape(shape) * (shards.microvolts_per_count / 1000)
-    ecg_LS[:, int(record["samples"]) :] = np.nan
-    return ecg_LS
