@@ -290,7 +290,7 @@ def test_a_name_means_the_file_itself_then_the_header_then_the_array(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "c").mkdir()
     (tmp_path / "c.hea").touch()
-    found = [find_recording(tmp_path, name).name for name in ("a", "a.npy", "b", "v1.2", "c")]
+    found = [find_recording(tmp_path, name).path.name for name in ("a", "a.npy", "b", "v1.2", "c")]
     assert found == ["a", "a.npy", "b.npy", "v1.2.hea", "c.hea"]
 
 

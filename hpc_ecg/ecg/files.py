@@ -1,105 +1,75 @@
 """ECG files: a name from the user's table in, a Recording in mV out.
 
-A format is one function `(path, layout) -> Recording` and one row in READERS. Whatever a library
+A format is one function `(place, layout) -> Recording` and one row in READERS. Whatever a library
 raises on a broken file leaves here as a RecordError of one line: one bad file never ends a run.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from hpc_ecg.ecg.recording import RecordError, Recording, millivolts_per
-from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.ecg.array_files import ArrayLayout, read_array
+from hpc_ecg.ecg.recording import Place, RecordError, Recording
+from hpc_ecg.ecg.vendor_files import read_vendor
 from hpc_ecg.ecg.wfdb_files import read_wfdb
 
-# L leads, S samples
-
-AXES = ("leads,samples", "samples,leads")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayLayout:
-    """What a bare .npy cannot say about itself."""
-
-    axes: str = "leads,samples"
-    """`leads,samples` or `samples,leads`."""
-    leads: tuple[str, ...] = LEADS
-    """Lead names in the order in which the arrays store them."""
-    unit: str = "mV"
-    """mV, uV or V."""
-    sample_rate_hz: float | None = None
-    """Samples per second; required to read .npy."""
-
-    def __post_init__(self) -> None:
-        if self.axes not in AXES:
-            raise ValueError(f"axes must be one of {' or '.join(AXES)}, got {self.axes!r}")
-        if millivolts_per(self.unit) is None:
-            raise ValueError(f"unit must be one of mV, uV or V, got {self.unit!r}")
+WITHIN = "::"
+"""`X.npy::17`, `X.h5::tracings::17`: an array or a row within a file of several."""
 
 
-def find_recording(folder: Path, name: str) -> Path:
-    """The file that a table's `name` means: as it stands, else with .hea, else with .npy.
+def name_of_row(array: str, row: int) -> str:
+    """What the recording in one row of an array of many is called."""
+    return f"{array}{WITHIN}{row}"
+
+
+def find_recording(folder: Path, name: str) -> Place:
+    """What a table's `name` means: a file as it stands, else with .hea, else with .npy; else what
+    stands before `::` as a file, and after it an array's name, a row or both.
 
     RecordError("not found") says what was tried.
     """
     for ending in ("", ".hea", ".npy"):
         path = folder / f"{name}{ending}"
         if name and _is_file(path):
-            return path
+            return Place(path=path)
+    file, *within = name.split(WITHIN)
+    if within and file:
+        row = int(within.pop()) if within[-1].isdecimal() and len(within[-1]) < 19 else None
+        return Place(path=find_recording(folder, file).path, array=WITHIN.join(within), row=row)
     raise RecordError("not found", f"{name!r}: not in {folder}, nor with the ending .hea or .npy")
 
 
-def read_recording(path: Path, layout: ArrayLayout) -> Recording:
-    """Read one file in any known format; `layout` matters to bare arrays only.
+def read_recording(place: Place | Path, layout: ArrayLayout) -> Recording:
+    """Read one recording in any known format; `layout` matters to bare arrays only.
 
     RecordError if it cannot be used: "not found", "unreadable", "leads", "rate" or "amplitude".
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        known = ", ".join(READERS)
-        raise RecordError("unreadable", f"{path.name}: ending must be one of {known}")
+    place = place if isinstance(place, Place) else Place(path=place)
+    path = place.path
     try:
-        return reader(path, layout)
+        reader = _reader_of(path)
+        if reader in (read_wfdb, read_vendor) and (place.array or place.row is not None):
+            raise RecordError("not found", f"it holds one recording; name it without {WITHIN}")
+        return reader(place, layout)
     except RecordError as error:
-        raise RecordError(error.reason, f"{path.name}: {error}") from None
+        raise RecordError(error.reason, _one_line(f"{path.name}: {error}")) from None
     except FileNotFoundError:
         raise RecordError("not found", f"{path.name}: no such file in {path.parent}") from None
     except Exception as error:  # a library on a broken file may raise anything
-        raise RecordError("unreadable", f"{path.name}: {_one_line(error)}") from error
+        said = f"{path.name}: {type(error).__name__}: {error}".replace(str(path), path.name)
+        raise RecordError("unreadable", _one_line(said)) from error
 
 
-def _read_npy(path: Path, layout: ArrayLayout) -> Recording:
-    if layout.sample_rate_hz is None:
-        raise RecordError("rate", "an .npy states no sampling rate; give the one it was stored at")
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    _check_array(array, layout)
-    signal_LS = array if layout.axes == AXES[0] else array.T
-    millivolts = millivolts_per(layout.unit)
-    assert millivolts is not None  # ArrayLayout has checked it
-    return Recording(
-        signal_LS=np.asarray(signal_LS, dtype=np.float64) * millivolts,
-        leads=layout.leads,
-        sample_rate_hz=float(layout.sample_rate_hz),
-    )
-
-
-def _check_array(array: object, layout: ArrayLayout) -> None:
-    """RecordError unless `array` is a 2-D array of numbers with the layout's leads on its axis."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
-        kind = getattr(array, "dtype", type(array).__name__)
-        raise RecordError("unreadable", f"expected an array of integers or floats, got {kind}")
-    if array.ndim != 2:
-        raise RecordError("leads", f"expected 2 axes ({layout.axes}), got shape {array.shape}")
-    axis = AXES.index(layout.axes)
-    if array.shape[axis] == len(layout.leads):
-        return
-    position, other = ("first", "second")[axis], AXES[1 - axis]
-    message = f"expected {len(layout.leads)} leads in the {position} axis, got {array.shape}"
-    if array.shape[1 - axis] == len(layout.leads):
-        message += f"; arrays stored as ({other.replace(',', ', ')}) need --axes {other}"
-    raise RecordError("leads", message)
+def _reader_of(path: Path) -> Callable[[Place, ArrayLayout], Recording]:
+    ending = path.suffix.lower()
+    if ending == ".mat" and path.with_suffix(".hea").is_file():
+        return read_wfdb
+    if ending in READERS:
+        return READERS[ending]
+    if _is_file(path):  # DICOM files are often named by a number alone
+        with path.open("rb") as file:
+            if file.read(132)[128:] == b"DICM":
+                return read_vendor
+    raise RecordError("unreadable", f"ending must be one of {', '.join(READERS)}")
 
 
 def _is_file(path: Path) -> bool:
@@ -109,18 +79,25 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def _one_line(message: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))[:400]
 
 
-READERS: dict[str, Callable[[Path, ArrayLayout], Recording]] = {
+READERS: dict[str, Callable[[Place, ArrayLayout], Recording]] = {
     ".hea": read_wfdb,
     ".dat": read_wfdb,
-    ".mat": read_wfdb,
-    ".npy": _read_npy,
+    ".mat": read_array,
+    ".npy": read_array,
+    ".npz": read_array,
+    ".h5": read_array,
+    ".hdf5": read_array,
+    ".xml": read_vendor,
+    ".dcm": read_vendor,
+    ".dicom": read_vendor,
+    ".scp": read_vendor,
+    ".edf": read_vendor,
+    ".ecg": read_vendor,
+    ".mwf": read_vendor,
+    ".mfer": read_vendor,
+    ".json": read_vendor,
 }
-
-
-def name_of_row(array: str, row: int) -> str:
-    """What the recording in one row of an array of many is called."""
-    return f"{array}::{row}"

@@ -5,10 +5,14 @@ Every reader returns a Recording in mV, so that nothing above this floor knows a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 # L leads, S samples
+
+MAX_SAMPLES = 5_000_000
+"""Per lead: longer ones (over an hour at 1000 Hz) are no resting ECGs, or the header is broken."""
 
 _MILLIVOLTS = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3}  # micro sign, Greek mu
 
@@ -24,6 +28,15 @@ class RecordError(ValueError):
 
     def __reduce__(self) -> tuple[Callable[..., "RecordError"], tuple[str, str]]:
         return RecordError, (self.reason, str(self))  # so that it comes back from a worker process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a recording lies: in a file, and if that holds several, in which array and row."""
+
+    path: Path
+    array: str = ""
+    row: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

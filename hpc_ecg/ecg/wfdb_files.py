@@ -14,12 +14,9 @@ from pathlib import Path
 import numpy as np
 import wfdb
 
-from hpc_ecg.ecg.recording import RecordError, Recording, millivolts_per
+from hpc_ecg.ecg.recording import MAX_SAMPLES, Place, RecordError, Recording, millivolts_per
 
 # L leads, S samples
-
-MAX_SAMPLES = 5_000_000
-"""Per lead: longer ones (over an hour at 1000 Hz) are no resting ECGs, or the header is broken."""
 
 _PLAIN_NAME = re.compile(r"[-\w]+", re.ASCII)
 _ONE_A_FRAME = re.compile(
@@ -30,12 +27,13 @@ _NO_GAIN = re.compile(r"[-+]?0*\.?0*(e[-+]?\d+)?([(/].*)?")
 _MICRO = str.maketrans("µμ", "uu")
 
 
-def read_wfdb(path: Path, _layout: object = None) -> Recording:
+def read_wfdb(place: Place, _layout: object = None) -> Recording:
     """Read a record of one segment and one rate, given its header or one of its signal files.
 
     RecordError: "not found", "unreadable", "leads" (no signals), "rate", "amplitude" (no gain, no
     voltage). Samples that WFDB marks as invalid become NaN, as in wfdb.
     """
+    path = place.path
     header_path = path if path.suffix == ".hea" else path.with_suffix(".hea")
     if not header_path.is_file():
         raise RecordError("not found", f"its header {header_path.name} is not beside it")
