@@ -110,7 +110,7 @@ def _draw_lead(
     label = name
     if is_cut_S.any():
         seen = mv_S[is_there_S]
-        label += f" cut: {seen.min():.3g} to {seen.max():.3g} mV"
+        label += f" cut: {seen.min().round(1):.4g} to {seen.max().round(1):.4g} mV"
     elif abs(middle) > OFFSET_MV:
         label += f" at {middle:+.2g} mV"
     curve, cut = (_polyline(x_S, y_S, mask_S) for mask_S in (is_there_S, is_cut_S))

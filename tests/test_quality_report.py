@@ -17,6 +17,7 @@ from hpc_ecg.data.quality_report import (
     quality_table,
     write_quality_report,
 )
+from hpc_ecg.data.shards import read_shard_set
 from hpc_ecg.ecg.amplitude import compare_amplitudes
 from hpc_ecg.ecg.recording import Recording
 from hpc_ecg.ecg.signal import LEADS
@@ -142,6 +143,15 @@ def test_the_numbers_of_the_page_are_those_of_the_table(tmp_path):
     assert "21 rows of the table: 12 are in the shards, 9 were left out." in text
     assert "8 of the 12 records" in text
     assert table["message"][0] == "because of 0" and table["row"][0] == 1
+
+
+def test_sharding_accounts_for_every_row_of_the_users_table(cohort, shards):
+    page, table = read(shards)
+    assert table["row"].tolist() == list(range(1, len(pd.read_csv(cohort)) + 1))
+    description = read_shard_set(shards).description
+    assert (table["status"] == "kept").sum() == sum(description["records"].values())
+    assert counts_of(page, "left-out") == description["left_out"] != {}
+    assert page.num_svgs > 1
 
 
 def test_windows_of_one_recording_are_one_row_of_the_table(tmp_path):
