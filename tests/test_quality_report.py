@@ -185,10 +185,13 @@ def test_pictures_are_taken_from_the_reasons_in_turn_and_those_without_come_last
     assert sum("padded, saturated" in caption for caption in flagged) == 1
 
 
-@pytest.mark.parametrize("rate_hz", [0.0, np.nan, np.inf])
-def test_a_recording_of_no_rate_does_not_stop_the_report(tmp_path, rate_hz):
-    broken = Recording(signal_LS=np.zeros((2, 0)), leads=("I", "?"), sample_rate_hz=rate_hz)
-    write_quality_report(tmp_path, facts_of(["rate"], [""], picture_of=lambda row: broken))
+@pytest.mark.parametrize(
+    ("leads", "rate_hz"),
+    [(("I", "?"), 0.0), (("I", "?"), np.nan), (("I", "?"), np.inf), (("ECG", "?"), 250.0)],
+)
+def test_what_cannot_be_drawn_does_not_stop_the_report(tmp_path, leads, rate_hz):
+    odd = Recording(signal_LS=np.zeros((2, 10)), leads=leads, sample_rate_hz=rate_hz)
+    write_quality_report(tmp_path, facts_of(["rate"], [""], picture_of=lambda row: odd))
     assert "(cannot be drawn)" in (tmp_path / "quality.html").read_text()
 
 

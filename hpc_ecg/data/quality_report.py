@@ -19,6 +19,7 @@ from hpc_ecg.data.shards import key_of_row, row_of_key
 from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL, AmplitudeFacts
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import Recording
+from hpc_ecg.ecg.signal import LEADS
 from hpc_ecg.ecg_paper import COMPACT, draw_ecg
 from hpc_ecg.page import inline_svg, render_page
 from hpc_ecg.plots import histogram
@@ -157,9 +158,9 @@ def _draw(report: QualityFacts, rows: list[tuple[int, str]]) -> list[Picture]:
 
 def _picture(recording: Recording | None, row: int, why: str) -> Picture:
     caption = f"Row {row + 1}: {why}"
-    if recording is None or not 0 < recording.sample_rate_hz < np.inf:
+    leads = [normalize_lead(name) or name for name in recording.leads] if recording else []
+    if recording is None or not 0 < recording.sample_rate_hz < np.inf or not {*leads} & {*LEADS}:
         return Picture(caption=f"{caption} (cannot be drawn)", svg=None)
-    leads = [normalize_lead(name) or name for name in recording.leads]
     rate_hz = recording.sample_rate_hz
     svg = draw_ecg(recording.signal_LS, leads, rate_hz, f"Row {row + 1}", COMPACT)
     return Picture(caption=caption, svg=inline_svg(svg, caption))
