@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from hpc_ecg.data.manifest import is_manifest, read_manifest
 from hpc_ecg.ecg.files import name_of_row
 
 NO_PATIENT = ""
@@ -123,9 +124,11 @@ def _extra(table: pd.DataFrame, columns: Columns) -> pd.DataFrame:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV, TSV or parquet file, every cell as text, empty cells as ''."""
+    """A CSV, TSV or parquet file, every cell as text, empty cells as ''; or a manifest."""
     if not path.is_file():
         raise ValueError(f"{path}: no such table; expected a .csv, .tsv or .parquet file")
+    if is_manifest(path):
+        return read_manifest(path, read_table).table
     try:
         if path.suffix == ".parquet":
             # nullable: whole numbers with gaps stay whole (patient 17 must not become 17.0)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_ecg.ecg.array_files import NEEDS_EXTRA
+from hpc_ecg.ecg.array_stores import NEEDS_EXTRA
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import MAX_SAMPLES, Place, RecordError, Recording
 
