@@ -40,7 +40,9 @@ def signals_of(dataset, schedule, steps, share):
     return seen
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     world_size=st.sampled_from([1, 2, 3]),
     micro=st.none() | st.integers(1, 4),

@@ -2,7 +2,8 @@
 """Benchmarks of this package against the plain way: `tools/benchmark.py NAME [--json FILE] …`.
 
 NAME is a file of tools/benchmarks/; `tools/benchmark.py NAME --help` lists its own options. Its
-`measure` returns numbers by name, its TARGETS say how large some of them may be.
+`measure` returns numbers by name; its TARGETS say how large some of them may be, its AT_LEAST how
+large they must be.
 """
 
 import argparse
@@ -35,17 +36,20 @@ def main(arguments: list[str]) -> int:
         numbers: dict[str, float] = benchmark.measure(options)
     except ValueError as error:
         parser.error(str(error))
-    show(numbers, benchmark.TARGETS)
+    show(numbers, benchmark.TARGETS, getattr(benchmark, "AT_LEAST", {}))
     if options.json:
         options.json.write_text(json.dumps(numbers, indent=1) + "\n")
     return 0
 
 
-def show(numbers: dict[str, float], targets: dict[str, float]) -> None:
+def show(numbers: dict[str, float], at_most: dict[str, float], at_least: dict[str, float]) -> None:
     """A line per number; those with a target say whether it is met."""
     for name, number in numbers.items():
-        target = targets.get(name)
-        met = "" if target is None else f"at most {target}: {'yes' if number <= target else 'NO'}"
+        met = ""
+        if name in at_most:
+            met = f"at most {at_most[name]}: {'yes' if number <= at_most[name] else 'NO'}"
+        elif name in at_least:
+            met = f"at least {at_least[name]}: {'yes' if number >= at_least[name] else 'NO'}"
         print(f"{name:<34} {number:>10.3f}  {met}".rstrip())
 
 

@@ -110,7 +110,7 @@ def _uniform(word_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
     """Float32 [n, rows, columns] in (0, 1): the numbers of each record from counter `first` on."""
     count = torch.arange(first, first + rows * columns, device=word_n11.device)
     bits = _mix(word_n11 + count.view(rows, columns) * -7046029254386353131)
-    return (_shifted(bits, 40).float() + 0.5) / 2**24
+    return (_shifted(bits, 41).float() + 0.5) / 2**23  # exact, and never 0 or 1
 
 
 def _normal(word_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:

@@ -30,18 +30,19 @@ class Schedule:
     config: DataConfig
     seed: int
     label_N: np.ndarray
-    word_N: np.ndarray
-    """Of each record's patient."""
+    word_N: np.ndarray | None
+    """Of each record's patient, for data.sampling=one_per_patient."""
     shard_N: np.ndarray
 
     @classmethod
     def of(cls, dataset: Dataset, config: DataConfig, seed: int) -> "Schedule":
         """ValueError if these records cannot be sampled as asked."""
+        is_by_patient = config.sampling == "one_per_patient"
         schedule = cls(
             config=config,
             seed=seed,
             label_N=dataset.labels_NK[:, 0],
-            word_N=sampling.patient_words(dataset.patients),
+            word_N=sampling.patient_words(dataset.patients) if is_by_patient else None,
             shard_N=dataset.shard_N,
         )
         _chosen(schedule, 0)
@@ -101,7 +102,7 @@ def _chosen(schedule: Schedule, epoch: int) -> np.ndarray:
     kind, seed = schedule.config.sampling, schedule.seed
     if kind == "balanced":
         return sampling.balanced_epoch(schedule.label_N, seed, epoch)
-    if kind == "one_per_patient":
+    if schedule.word_N is not None:
         drawn = sampling.one_per_patient(schedule.word_N, seed, epoch)
         return drawn[order.epoch_order(len(drawn), seed, epoch)]
     return order.epoch_order(len(schedule.label_N), seed, epoch)

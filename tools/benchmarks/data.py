@@ -1,0 +1,258 @@
+"""Reading and making shards against the plain ways, in one process, on synthetic ECGs.
+
+Reading: shuffled batches of 64 as int16 tensors, an epoch at a time, the repeats of all rivals
+interleaved. Rivals: webdataset's own pipeline, a file of .npy or of .mat for each ECG (the
+reference's way), and the limit: the same random gather from one array in memory into an array that
+is used again. Warm: all in the page cache. Cold: the files dropped from it before every epoch.
+Ours checks each record's SHA-256 the first time that it is read; that time stands for itself.
+
+Sharding: WFDB to shards with one worker against `wfdb.rdrecord` + `resample_poly` alone.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.io
+import torch
+import webdataset
+import wfdb
+from scipy.signal import resample_poly
+from synthetic import Population, write_cohort
+
+from hpc_ecg.data.ahead import read_ahead
+from hpc_ecg.data.cohort import Columns
+from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.settings import DataConfig
+from hpc_ecg.data.shard_job import Recordings
+from hpc_ecg.data.sharding import shard_ecgs
+from hpc_ecg.data.sharding_plan import ShardingPlan
+from hpc_ecg.data.shards import read_shard_set
+
+AT_LEAST = {
+    "ratio_to_webdataset": 20.0,
+    "ratio_to_memory_limit": 0.6,
+    "ratio_sharding_to_wfdb": 0.7,
+}
+TARGETS: dict[str, float] = {}
+BATCH = 64
+Batches = Iterator[torch.Tensor]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--records", type=int, default=4000, help="60 kB each (default 4000)")
+    parser.add_argument("--repeats", type=int, default=5, help="epochs of each rival (default 5)")
+    parser.add_argument("--wfdb", type=int, default=400, help="recordings to shard (default 400)")
+    parser.add_argument("--folder", type=Path, help="disk to measure (default: the temporary one)")
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        table = write_cohort(
+            folder / "ecgs",
+            num_patients=round(options.records / 2.35),  # ECGs of a patient
+            seed=1,
+            population=Population(af_prevalence=0.4),
+        )
+        shards = _shard(table, folder / "shards")
+        return _reading(folder, shards, options.repeats) | _sharding(
+            folder, table, options.wfdb, options.repeats
+        )
+
+
+def _shard(table: Path, out: Path) -> Path:
+    plan = ShardingPlan(
+        table=table,
+        out=out,
+        columns=Columns(labels=["af"], patient="patient_id"),
+        recordings=Recordings(signals=table.parent),
+    )
+    shard_ecgs(plan)
+    return out
+
+
+# Reading
+
+
+def _reading(folder: Path, shards: Path, repeats: int) -> dict[str, float]:
+    dataset = _open(shards)
+    seconds_verifying = _seconds_of_digests(dataset)
+    everything = dataset.read(np.arange(len(dataset)))
+    _write_files(folder, everything)
+    rivals: dict[str, Callable[[int], Batches]] = {
+        "ours": lambda epoch: _ours(_open_verified(shards), epoch),
+        "webdataset": lambda epoch: _webdataset(shards),
+        "npy": lambda epoch: _files(folder, len(everything), epoch, _load_npy),
+        "mat": lambda epoch: _files(folder, len(everything), epoch, _load_mat),
+    }
+    cold: dict[str, list[float]] = {name: [] for name in rivals}
+    del dataset  # what is mapped does not leave the page cache
+    for epoch in range(repeats):
+        for name, rival in rivals.items():
+            _drop_from_cache(folder)
+            cold[name].append(_rate(rival(epoch), len(everything)))
+    dataset = _open_verified(shards)
+    rivals["ours"] = lambda epoch: _ours(dataset, epoch)
+    rivals["memory_limit"] = lambda epoch: _memory(everything, epoch)
+    warm: dict[str, list[float]] = {name: [] for name in rivals}
+    for epoch in range(repeats + 1):
+        for name, rival in rivals.items():
+            warm[name].append(_rate(rival(epoch), len(everything)))
+    # the first epoch made it warm
+    rates = {name: statistics.median(found[1:]) for name, found in warm.items()}
+    cold_rates = {name: statistics.median(found) for name, found in cold.items()}
+    return {
+        "records": len(everything),
+        "digests_seconds": seconds_verifying,
+        "digests_ecg_per_s": len(everything) / seconds_verifying,
+        **{f"{name}_ecg_per_s": rate for name, rate in rates.items()},
+        **{f"cold_{name}_ecg_per_s": rate for name, rate in cold_rates.items()},
+        **{f"ratio_to_{name}": rates["ours"] / rates[name] for name in rates if name != "ours"},
+        "cold_ratio_to_webdataset": cold_rates["ours"] / cold_rates["webdataset"],
+        "cold_ratio_to_npy": cold_rates["ours"] / cold_rates["npy"],
+    }
+
+
+def _open(shards: Path) -> Dataset:
+    """All splits as one."""
+    opened = read_shard_set(shards)
+    return Dataset(replace(opened, index=opened.index.assign(split="all")), "all", ["af"])
+
+
+def _open_verified(shards: Path) -> Dataset:
+    dataset = _open(shards)
+    dataset._verified_N[:] = True  # digests are timed by themselves
+    return dataset
+
+
+def _seconds_of_digests(dataset: Dataset) -> float:
+    """All that the first reading of a record costs more than the next."""
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        for start in range(0, len(dataset), BATCH):
+            dataset.read(np.arange(start, min(start + BATCH, len(dataset))))
+        seconds.append(time.perf_counter() - began)
+    return seconds[0] - seconds[1]
+
+
+def _rate(batches: Batches, num_records: int) -> float:
+    """ECG/s over an epoch; every batch is looked at, so that nothing is only promised."""
+    seen, began = 0, time.perf_counter()
+    for batch in batches:
+        assert batch.dtype == torch.int16 and batch.shape[1:] == (12, 2500)
+        seen += len(batch) + int(batch[0, 0, 0]) * 0
+    assert seen == num_records
+    return seen / (time.perf_counter() - began)
+
+
+def _ours(dataset: Dataset, epoch: int) -> Batches:
+    schedule = Schedule.of(dataset, DataConfig(batch_size=BATCH), seed=0)
+    first = epoch * schedule.steps_per_epoch
+    steps = range(first, first + schedule.steps_per_epoch)
+    for batch in read_ahead(dataset, steps, schedule, Share()):
+        yield torch.from_numpy(batch.micro_batches[0].counts_nCS)
+
+
+def _webdataset(shards: Path) -> Batches:
+    """At its best of what was tried: only the arrays are taken from the tar, and they are stacked
+    once; its shuffle buffer is as large as it is by default in its own examples."""
+    pipeline = (
+        webdataset.WebDataset(
+            sorted(map(str, shards.glob("*.tar"))),
+            shardshuffle=100,
+            nodesplitter=None,
+            workersplitter=None,
+            select_files=lambda name: name.endswith(".npy"),
+        )
+        .shuffle(1000)
+        .decode()
+        .to_tuple("ecg.npy")
+    )
+    waiting = []
+    for (array,) in pipeline:
+        waiting.append(array)
+        if len(waiting) == BATCH:
+            yield torch.from_numpy(np.stack(waiting))
+            waiting = []
+    if waiting:
+        yield torch.from_numpy(np.stack(waiting))
+
+
+def _files(
+    folder: Path, num_records: int, epoch: int, load: Callable[[Path, int], np.ndarray]
+) -> Batches:
+    out = np.empty((BATCH, 12, 2500), np.int16)
+    order = np.random.default_rng(epoch).permutation(num_records).tolist()
+    for start in range(0, num_records, BATCH):
+        numbers = order[start : start + BATCH]
+        for row, number in enumerate(numbers):
+            out[row] = load(folder, number)
+        yield torch.from_numpy(out[: len(numbers)])
+
+
+def _load_npy(folder: Path, number: int) -> np.ndarray:
+    return np.load(folder / "npy" / f"{number}.npy")
+
+
+def _load_mat(folder: Path, number: int) -> np.ndarray:
+    return scipy.io.loadmat(str(folder / "mat" / f"{number}.mat"))["feats"]
+
+
+def _memory(everything: np.ndarray, epoch: int) -> Batches:
+    out = np.empty((BATCH, 12, 2500), np.int16)
+    order = np.random.default_rng(epoch).permutation(len(everything))
+    for start in range(0, len(everything), BATCH):
+        rows = order[start : start + BATCH]
+        np.take(everything, rows, axis=0, out=out[: len(rows)], mode="clip")  # the fastest mode
+        yield torch.from_numpy(out[: len(rows)])
+
+
+def _drop_from_cache(folder: Path) -> None:
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _write_files(folder: Path, everything: np.ndarray) -> None:
+    for kind in ("npy", "mat"):
+        (folder / kind).mkdir()
+    for number, counts_CS in enumerate(everything):
+        np.save(folder / "npy" / f"{number}.npy", counts_CS)
+        scipy.io.savemat(folder / "mat" / f"{number}.mat", {"feats": counts_CS})
+
+
+# Sharding
+
+
+def _sharding(folder: Path, table: Path, num_records: int, repeats: int) -> dict[str, float]:
+    few = table.with_name("few.csv")
+    pd.read_csv(table, nrows=num_records).to_csv(few, index=False)
+    files = [table.parent / file for file in pd.read_csv(few)["file"]]
+    seconds: dict[str, list[float]] = {"sharding": [], "wfdb": []}
+    for repeat in range(repeats + 1):
+        began = time.perf_counter()
+        _shard(few, folder / f"few-{repeat}")
+        seconds["sharding"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        for file in files:
+            recording = wfdb.rdrecord(str(file))
+            resample_poly(recording.p_signal.T, 250, recording.fs, axis=1)
+        seconds["wfdb"].append(time.perf_counter() - began)
+    rates = {name: len(files) / statistics.median(found[1:]) for name, found in seconds.items()}
+    return {
+        **{f"{name}_ecg_per_s": rate for name, rate in rates.items()},
+        "ratio_sharding_to_wfdb": rates["sharding"] / rates["wfdb"],
+    }
