@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import plan_for
+from conftest import plan_for, words_for
 from filelock import FileLock
 from synthetic import BROKEN, write_wfdb
 
+from hpc_ecg.config import load_config
 from hpc_ecg.data import shard_job, sharding
 from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import open_split
@@ -23,6 +24,7 @@ from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.data.shards import read_shard_set
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.signal import LEADS, SignalSpec
+from hpc_ecg.training.finetune import FinetuneConfig, finetune
 
 REASONS = ("unreadable", "flat lead", "NaN", "leads", "not found")  # of BROKEN, in its order
 EXPLICIT = Columns(labels=["af"], patient="patient", split="split")
@@ -541,3 +543,21 @@ def test_georgia_has_no_patients_and_is_taken_only_as_one_patient_a_record(real_
     assert "--one-patient-per-record" in refusal(given("patient_id"))
     description = shard_ecgs(given(None))
     assert description["records"] == {"train": 30, "valid": 0, "test": 0}
+
+
+@pytest.mark.slow
+def test_all_windows_and_padded_records_are_trained_on_and_scored(cohort, tmp_path):
+    """2 windows of 4 s of each recording, or one padded one of 12 s; patients stay together."""
+    for name, samples, window in (("all", 1000, "all"), ("padded", 3000, "first+padded")):
+        spec = SignalSpec(num_samples=samples, window=window)
+        shards = tmp_path / name
+        shard_ecgs(plan_for(cohort, shards, signal=spec))
+        words = words_for(shards, tmp_path / f"run-{name}", f"init.signal.num_samples={samples}")
+        folder = finetune(load_config(FinetuneConfig, [], [*words, "train.max_epochs=1"]))
+        predicted = pd.read_parquet(folder.path / "predictions" / "valid.parquet")
+        index = read_shard_set(shards).index
+        valid = index[index["split"] == "valid"]
+        assert sorted(predicted["record"]) == sorted(valid["record"])
+        windows = 2 if name == "all" else 1
+        assert len(index) == windows * index["key"].str[:8].nunique()
+        assert (index["samples"] == min(samples, 2500)).all()
