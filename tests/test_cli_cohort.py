@@ -39,6 +39,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("in")
     tables = {"ecgs": ECGS, "events": EVENTS, "follow": FOLLOW}
     tables["twice"] = ECGS.replace("e2", "e1")
+    tables["yes"] = ECGS.replace("2019-01-01,\n", "2019-01-01,yes\n", 1)
     tables["dmy"] = ECGS.replace("2010-01-01", "03/04/2010")
     tables["zone"] = EVENTS.replace("2011-06-01", "2011-06-01T10:00Z")
     tables["strangers"] = EVENTS.replace("SECRET", "0")
@@ -245,6 +246,11 @@ MISTAKES = [
     ({"--died": "dead"}, "--died COLUMN and --death"),
     ({"--died": "none", "--death": "negative"}, "no column 'none'"),
     ({"--died": "dead", "--death": "maybe"}, "--death must be one of negative, censored"),
+    (
+        {"--died": "dead", "--death": "negative", "ECGS": "FOLDER/yes.csv"},
+        "row 1 is no date (1 such)",
+    ),
+    ({"--record": ""}, "no column ''"),
     ({"--follow-up": "nowhere.csv"}, "nowhere.csv: no such table"),
     ({"--follow-up": "FOLDER/two.csv"}, "column patient, row 4 repeats an earlier row"),
     ({"--follow-up": "FOLDER/nobody.csv"}, "none of its patients has an ECG"),

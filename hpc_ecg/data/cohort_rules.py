@@ -8,7 +8,7 @@ the ECG is prevalent: where a day is all that is known, events of that day are.
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -70,10 +70,10 @@ class Flow:
     """What each step left out adds up to what is labelled, for ECGs and for patients."""
 
     start: Count
-    left_out: list[Count] = field(default_factory=list)
+    left_out: list[Count]
     """In order; the patients are those without any ECG left."""
     labelled: Count
-    labels: list[Count] = field(default_factory=list)
+    labels: list[Count]
     """A patient can be in several of them."""
 
 
@@ -127,8 +127,7 @@ def _check_one_of(option: str, value: str | None, allowed: tuple[str | None, ...
 
 
 def _with_events(ecgs: pd.DataFrame, events: pd.DataFrame, rules: Rules) -> pd.DataFrame:
-    """More columns: opens (start of the window), is_undated, is_prevalent, event (first in it or
-    after it)."""
+    """More columns: is_undated, is_prevalent, event (the first since the window opens)."""
     opens = last_instant(ecgs["time"]) + parse_span(rules.blanking, "--blanking")
     dated = events[events["time"].notna()]
     undated = events.loc[events["time"].isna(), "patient"].unique()

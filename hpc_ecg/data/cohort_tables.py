@@ -67,9 +67,10 @@ def read_tables(ecgs: Ecgs, events: Events, follow_up: FollowUp, label: str) -> 
     """ValueError: a column that is missing or would be overwritten, a record listed twice, dates
     that are ambiguous or mix time zones, codes or patients that never meet."""
     given = read_table(ecgs.path)
-    record = ecgs.record or ("file" if "file" in given and "record" not in given else "record")
-    wanted = [ecgs.patient, ecgs.time, record, *([ecgs.age] if ecgs.age is not None else [])]
-    check_columns(given, wanted, ecgs.path)
+    default = "file" if "file" in given and "record" not in given else "record"
+    record = default if ecgs.record is None else ecgs.record
+    age = [] if ecgs.age is None else [ecgs.age]
+    check_columns(given, [ecgs.patient, ecgs.time, record, *age], ecgs.path)
     _check_new(given, label, ecgs.path)
     _check_once(given[record], ecgs.path)
     times = read_dates(given[ecgs.time], str(ecgs.path), ecgs.date_format)
@@ -172,13 +173,14 @@ def _read_follow_up(
     check_columns(table, list(names.values()), path)
     found = [read_dates(table[n], str(path), follow_up.date_format) for n in names.values()]
     ends = {new: dates.times for new, dates in zip(names, found, strict=True)}
+    if follow_up.died is not None:
+        _check_deaths(table[follow_up.died], ends["died"], path)
     if follow_up.path is not None:
         check_columns(table, [follow_up.patient], path)
         who = table[follow_up.patient].str.strip()
         _check_once(who[who != ""], path)
         _check_meet(patients, who, path)
-        row_of = pd.Series(who.index, who).drop("", errors="ignore")
-        rows = patients.map(row_of)
+        rows = patients.map(pd.Series(who.index, who).drop("", errors="ignore"))
         ends = {new: times.reindex(rows).set_axis(given.index) for new, times in ends.items()}
     return ends, found
 
@@ -191,6 +193,16 @@ def _check_new(given: pd.DataFrame, label: str, path: Path) -> None:
         raise ValueError(
             f"{path} has a column {', '.join(taken)} already, which would be overwritten; "
             "rename it (the label's name is given by --label)"
+        )
+
+
+def _check_deaths(column: pd.Series, died: pd.Series, path: Path) -> None:
+    """An empty cell says alive, so that one which cannot be read must not be taken for empty."""
+    wrong = column.index[died.isna() & (column.str.strip() != "")]
+    if len(wrong):
+        raise ValueError(
+            f"{path}: column {column.name}, row {wrong[0] + 1} is no date ({len(wrong)} such); "
+            "give the date of death, or nothing for who did not die"
         )
 
 
