@@ -18,7 +18,7 @@ from hpc_ecg.data.schedule import Schedule, Share
 from hpc_ecg.data.stream import StreamReader, stream_epoch, stream_in_order
 
 AHEAD = 1
-"""Batches that are read ahead. More of them measured slower: they push each other out of the cache."""
+"""Batches that are read ahead. More were slower: they push each other out of the cache."""
 
 
 def read_ahead(
