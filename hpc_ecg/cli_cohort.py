@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hpc_ecg.data.cohort_tables import Ecgs, Events, FollowUp
 
 FORMAT_HELP = "like %%d/%%m/%%Y (default: ISO 8601)"
+DEFAULT = "(default: %(default)s)"
 
 
 def add_cohort(verbs: Any) -> None:
@@ -24,7 +25,9 @@ def add_cohort(verbs: Any) -> None:
     _add_outcome(cohort)
     _add_follow_up(cohort)
     group = cohort.add_argument_group("which ECGs")
-    group.add_argument("--ecgs-per-patient", default="all", help="all, first, last or random")
+    group.add_argument(
+        "--ecgs-per-patient", default="all", metavar="WHICH", help="all, first, last or random"
+    )
     group.add_argument("--seed", type=int, default=0, help="of the choice at random")
     group.add_argument("--min-age", type=float, metavar="YEARS")
     group.add_argument("--max-age", type=float, metavar="YEARS")
@@ -33,16 +36,16 @@ def add_cohort(verbs: Any) -> None:
 
 def _add_columns(cohort: argparse.ArgumentParser) -> None:
     group = cohort.add_argument_group("columns")
-    group.add_argument("--patient", default="patient", metavar="COLUMN", help="of ECGS")
-    group.add_argument("--time", default="time", metavar="COLUMN", help="date of the ECG")
+    group.add_argument("--patient", default="patient", metavar="COLUMN", help=f"of ECGS {DEFAULT}")
+    group.add_argument("--time", default="time", metavar="COLUMN", help=f"of the ECG {DEFAULT}")
     group.add_argument("--record", metavar="COLUMN", help="its name (default: record or file)")
-    group.add_argument("--age", default="age", metavar="COLUMN", help="read if age is limited")
+    group.add_argument("--age", default="age", metavar="COLUMN", help=f"read if limited {DEFAULT}")
     group.add_argument("--date-format", metavar="FORMAT", help=f"of ECGS, {FORMAT_HELP}")
     group.add_argument("--event-patient", metavar="COLUMN", help="default: as --patient")
-    group.add_argument("--event-time", default="time", metavar="COLUMN")
-    group.add_argument("--event-code", default="code", metavar="COLUMN")
+    group.add_argument("--event-time", default="time", metavar="COLUMN", help=DEFAULT)
+    group.add_argument("--event-code", default="code", metavar="COLUMN", help=DEFAULT)
     group.add_argument("--event-date-format", metavar="FORMAT", help=FORMAT_HELP)
-    group.add_argument("--label", default="label", metavar="COLUMN", help="of FILE: 1, 0 or empty")
+    group.add_argument("--label", default="label", metavar="COLUMN", help=f"of FILE {DEFAULT}")
 
 
 def _add_outcome(cohort: argparse.ArgumentParser) -> None:
@@ -67,9 +70,11 @@ def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--assume-complete-follow-up", action="store_true", help="no event is 0; recorded as such"
     )
-    group.add_argument("--censored", help="exclude or missing: followed for less than the window")
+    group.add_argument(
+        "--censored", metavar="HOW", help="exclude or missing: not followed to the end"
+    )
     group.add_argument("--died", metavar="COLUMN", help="date of death, beside --followed-until")
-    group.add_argument("--death", help="negative or censored: died in the window without event")
+    group.add_argument("--death", metavar="HOW", help="negative or censored: died before an event")
     group.add_argument("--follow-up", type=Path, metavar="FOLLOW", help="table, a row per patient")
     group.add_argument("--follow-up-patient", metavar="COLUMN", help="default: as --patient")
     group.add_argument("--follow-up-date-format", metavar="FORMAT", help=FORMAT_HELP)
