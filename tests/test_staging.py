@@ -14,6 +14,7 @@ from conftest import words_for
 
 from hpc_ecg.config import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
+from hpc_ecg.data.schedule import Schedule
 from hpc_ecg.data.shards import shard_name
 from hpc_ecg.data.source import Source
 from hpc_ecg.data.staging import Stage, stage_folder
@@ -36,7 +37,8 @@ def stage(shards, disk, opened=None, **changes):
             opened.append(shard)
         return (shards / shard_name(shard)).open("rb")
 
-    return Stage(disk, about["index_sha256"], about["shards"], open_shard, **changes)
+    first_use = range(len(about["shards"]))
+    return Stage(disk, about["index_sha256"], about["shards"], open_shard, first_use, **changes)
 
 
 def staged(disk):
@@ -56,7 +58,7 @@ def test_all_shards_are_copied_whole_and_are_gone_at_the_end(shards, disk):
     ours.wait()
     assert sorted(ours.arrivals()) == list(range(num_shards(shards)))
     for shard in range(num_shards(shards)):
-        assert ours.path(shard).read_bytes() == (shards / shard_name(shard)).read_bytes()
+        assert ours.open(shard).read() == (shards / shard_name(shard)).read_bytes()
     assert ours.arrivals() == []
     ours.close()
     assert staged(disk) == {}
@@ -71,7 +73,7 @@ def test_a_reader_takes_the_copy_once_it_is_there(shards, disk, tmp_path):
     train = open_split(opened, "train", names, source)
     everything = np.arange(len(train))
     before = train.read(everything)
-    source.stage()
+    source.stage(range(len(opened.description["shards"])))
     source._stage.wait()
     for path in folder.glob("*.tar"):
         path.unlink()  # what is read from now on is read from the stage
@@ -79,6 +81,29 @@ def test_a_reader_takes_the_copy_once_it_is_there(shards, disk, tmp_path):
     np.testing.assert_array_equal(fresh.read(everything), before)
     assert source.mapped(0) is not None
     source.close()
+
+
+def test_a_copy_that_somebody_deleted_is_read_from_the_source(shards, disk):
+    config = DataConfig(shards=str(shards), stage_dir=str(disk))
+    opened, names = open_shards(config)
+    source = Source(opened, config)
+    train = open_split(opened, "train", names, source)
+    source.stage([0, 1, 2, 3])
+    source._stage.wait()
+    source.refresh()
+    for path in disk.rglob("*.tar"):
+        path.unlink()
+    assert train.read(np.arange(len(train))).any()
+    source.close()
+
+
+def test_shards_are_copied_in_the_order_of_use(shards, disk):
+    config = DataConfig(shards=str(shards), read="stream", stream_lanes=1)
+    opened, names = open_shards(config)
+    schedule = Schedule.of(open_split(opened, "train", names), config, 3)
+    steps = range(schedule.steps_per_epoch)
+    used = [int(schedule.shard_N[p]) for step in steps for p in schedule.batch(step)]
+    assert schedule.first_use() == list(dict.fromkeys(used)) != sorted(set(used))
 
 
 def test_copies_stay_if_asked_for_and_are_checked_before_they_are_used_again(shards, disk):
@@ -109,7 +134,7 @@ def test_two_jobs_share_a_stage_and_the_last_one_cleans_up(shards, disk):
     one.close()
     assert len(staged(disk)) == num_shards(shards)
     two.arrivals()
-    assert two.path(0).exists()
+    assert two.open(0) is not None
     two.close()
     assert staged(disk) == {}
 
@@ -119,7 +144,7 @@ import sys, time
 from pathlib import Path
 from hpc_ecg.data.staging import Stage
 about = [{"name": "shard-000000.tar", "bytes": 3, "sha256": sys.argv[3]}]
-stage = Stage(Path(sys.argv[1]), "feed" * 16, about, lambda shard: open(sys.argv[2], "rb"))
+stage = Stage(Path(sys.argv[1]), "feed" * 16, about, lambda shard: open(sys.argv[2], "rb"), [0])
 stage.wait()
 print("staged", flush=True)
 time.sleep(60)
@@ -148,7 +173,7 @@ def test_what_a_living_process_uses_stays_and_what_a_killed_one_left_makes_room(
         ours.wait()
         assert theirs.exists()
         assert num_staged(disk) == 1 + num_shards(shards) - 1  # one did not fit
-        assert "fit into data.stage_quota_gb" in caplog.text
+        assert "data.stage_quota_gb is full" in caplog.text
         ours.close()
     finally:
         process.kill()
@@ -182,7 +207,7 @@ def test_closing_does_not_wait_for_the_rest_of_the_copying(shards, disk):
 
     about = json.loads((shards / "dataset.json").read_text())
     many = [about["shards"][0] | {"name": f"shard-{n:06d}.tar"} for n in range(100)]
-    ours = Stage(disk, "ab" * 32, many, slowly)
+    ours = Stage(disk, "ab" * 32, many, slowly, range(100))
     began = time.monotonic()
     ours.close()
     assert time.monotonic() - began < 10

@@ -62,6 +62,14 @@ class Schedule:
             return self.lanes(epoch).positions_M[index * size :][:size]
         return _chosen(self, epoch)[index * size :][:size]
 
+    def first_use(self) -> list[int]:
+        """The shards, in the order in which the first epoch needs them."""
+        in_use = self.shard_N[
+            self.lanes(0).positions_M if self.config.read == "stream" else _chosen(self, 0)
+        ]
+        shards, first = np.unique(in_use, return_index=True)
+        return shards[np.argsort(first)].tolist()
+
     def check_world(self, world_size: int) -> None:
         """ValueError if this many processes cannot share the lanes of a stream."""
         lanes = self.config.stream_lanes

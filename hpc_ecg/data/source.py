@@ -7,6 +7,7 @@ out, from the nearest place that has it.
 # n records read
 
 import mmap
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -38,10 +39,11 @@ class Source:
     def mapped(self, shard: int) -> np.ndarray | None:
         """All of a near shard's file as int16; None if it is far away."""
         if shard not in self._mapped:
-            path = self._near(shard)
-            if path is None:
+            file = self._staged(shard)
+            if file is None and self._far is not None:
                 return None
-            self._mapped[shard] = _map(path)
+            with file or self._original(shard) as file:
+                self._mapped[shard] = _map(file)
         return self._mapped[shard]
 
     def ranges(self, shards_n: Sequence[int], starts_n: Sequence[int], size: int) -> list[bytes]:
@@ -53,18 +55,21 @@ class Source:
     def open(self, shard: int) -> BinaryIO:
         """To be read from front to back."""
         self.refresh()
-        staged = self._stage.path(shard) if self._stage else None
-        return _open(staged) if staged else self._original(shard)
+        return self._staged(shard) or self._original(shard)
+
+    def _staged(self, shard: int) -> BinaryIO | None:
+        return self._stage.open(shard) if self._stage else None
 
     def _original(self, shard: int) -> BinaryIO:
         name = self._about[shard]["name"]
-        return self._far.open(name) if self._far else _open(Path(self._place) / name)
-
-    def _near(self, shard: int) -> Path | None:
-        staged = self._stage.path(shard) if self._stage else None
-        if staged or self._far:
-            return staged
-        return Path(self._place) / self._about[shard]["name"]
+        if self._far is not None:
+            return self._far.open(name)
+        path = Path(self._place) / name
+        try:
+            return path.open("rb")
+        except OSError as error:
+            why = f"{path} cannot be read: {error.strerror}"
+            raise ValueError(f"{why}; copy the shard again") from None
 
     def refresh(self) -> None:
         """Take from the stage what has got there in the meantime."""
@@ -72,8 +77,8 @@ class Source:
             for shard in self._stage.arrivals():
                 self._mapped.pop(shard, None)
 
-    def stage(self) -> None:
-        """Begin to copy the shards to data.stage_dir, if that is set."""
+    def stage(self, first_use: Sequence[int]) -> None:
+        """Begin to copy the shards to data.stage_dir, if that is set, in the order of first use."""
         config = self._config
         if config.stage_dir is not None:
             self._stage = Stage(
@@ -81,6 +86,7 @@ class Source:
                 self._set_sha256,
                 self._about,
                 self._original,
+                first_use,
                 config.stage_quota_gb,
                 config.stage_keep,
             )
@@ -90,16 +96,9 @@ class Source:
             self._stage.close()
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; copy the shard again") from None
-
-
-def _map(path: Path) -> np.ndarray:
-    with _open(path) as file:
-        if not path.stat().st_size:
-            return np.empty(0, np.int16)
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(data, np.int16, count=len(data) // 2)
+def _map(file: BinaryIO) -> np.ndarray:
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:  # which cannot be mapped
+        return np.empty(0, np.int16)
+    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(data, np.int16, count=size // 2)

@@ -35,13 +35,16 @@ class Stage:
         set_sha256: str,
         about: Sequence[dict[str, Any]],
         open_shard: Callable[[int], BinaryIO],
+        first_use: Sequence[int],
         quota_gb: float | None = None,
         keep: bool = False,
     ) -> None:
-        """Begin to copy into `folder`. `about` describes the shards as dataset.json does."""
+        """Begin to copy these shards into `folder`, in the order in which they will be used.
+        `about` describes all shards, as dataset.json does."""
         self._base = folder / "hpc_ecg-stage"
         self._folder = self._base / set_sha256[:16]
         self._about, self._open_shard, self._keep = about, open_shard, keep
+        self._first_use = first_use
         self._ready: set[int] = set()
         self._looked = 0.0
         self._stop = threading.Event()
@@ -56,9 +59,14 @@ class Stage:
         self._thread = threading.Thread(target=self._work, name="staging", daemon=True)
         self._thread.start()
 
-    def path(self, shard: int) -> Path | None:
+    def open(self, shard: int) -> BinaryIO | None:
         """The copy of a shard, once it is there."""
-        return self._folder / self._about[shard]["name"] if shard in self._ready else None
+        if shard not in self._ready:
+            return None
+        try:
+            return (self._folder / self._about[shard]["name"]).open("rb")
+        except OSError:  # somebody tidied the disk
+            return None
 
     def arrivals(self) -> list[int]:
         """Shards that are there since the last call; looks once in a second at most."""
@@ -103,8 +111,8 @@ class Stage:
             except Timeout:
                 continue
         try:
-            for shard, about in enumerate(self._about):
-                if self._stop.is_set() or not self._stage(shard, about):
+            for shard in self._first_use:
+                if self._stop.is_set() or not self._stage(shard, self._about[shard]):
                     break
         except OSError as error:
             logger.warning("%s: %s; the rest is read from data.shards", self._folder, error)
@@ -124,8 +132,8 @@ class Stage:
             return True
         if not self._has_room(about["bytes"]):
             logger.warning(
-                "%s: %d of %d shards fit into data.stage_quota_gb; the rest is not staged",
-                *(self._folder, shard, len(self._about)),
+                "%s: data.stage_quota_gb is full; shards from %s on are read from data.shards",
+                *(self._folder, about["name"]),
             )
             return False
         try:

@@ -107,7 +107,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
         place |= {"precision": engine.precision, "slurm": this_job()}
         notes = place | {"data_index_sha256": shards.index_sha256}
         schedule.check_world(engine.world_size)
-        source.stage()
+        source.stage(schedule.first_use())
         engine.on_first(lambda: open_run(folder, to_yaml(config), notes, start.report))
         cache = FeatureCache(
             engine=engine,
