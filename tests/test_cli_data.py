@@ -337,7 +337,10 @@ MISTAKES = [
     ({"--rate": "nan"}, "--rate must be 50 to 10000 Hz"),
     ({"--rate": "250"}, "the file says 500 Hz, declared are 250 Hz"),
     ({"--rate": "500", "--signals": "FOLDER/npy"}, "need --axes samples,leads"),
-    ({"--signals": "FOLDER/npy"}, "states no sampling rate"),
+    (
+        {"--signals": "FOLDER/npy", "--axes": "samples,leads"},
+        "states no sampling rate",
+    ),
     ({"--axes": "channels,time"}, "axes must be one of leads,samples or samples,leads"),
     ({"--axes": ""}, "axes must be one of"),
     ({"--unit": "mmHg"}, "unit must be one of mV, uV or V, got 'mmHg'"),

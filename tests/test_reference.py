@@ -46,7 +46,7 @@ def counts(tmp_path_factory) -> Path:
     with path.open("wb") as stream:
         writer = ShardWriter(stream, signal, 4.88)
         for row, counts_LS in enumerate(arrays):
-            writer.write(row, np.ascontiguousarray(counts_LS))
+            writer.write(key_of_row(row), np.ascontiguousarray(counts_LS))
         writer.close()
     offsets = find_arrays(path, 12, 2500)
     keys = [key_of_row(row) for row in range(len(arrays))]

@@ -153,7 +153,7 @@ def digests(folder):
 def test_made_twice_all_files_have_the_same_bytes(shards, cohort, tmp_path):
     shard_ecgs(plan_for(cohort, tmp_path / "again"))
     assert digests(tmp_path / "again") == digests(shards)
-    assert len(digests(shards)) == 4 + 3
+    assert len(digests(shards)) == 4 + 5
 
 
 @pytest.mark.slow
