@@ -24,20 +24,17 @@ from hpc_ecg.ecg.recording import MAX_SAMPLES, Place, RecordError, Recording
 
 # L leads, S samples
 
-MAX_FILE_BYTES = 32 << 20
+MAX_FILE_BYTES = 16 << 20
 """A resting ECG takes a tenth of a MB to a few."""
+MAX_TAGS = 200_000
+"""Of XML: nested, more of them take a parser minutes. A resting ECG has some thousands."""
 MAX_MEMORY_BYTES = 1 << 30
 """What reading one file may take: packed XML can claim far more than its size."""
 
 SIERRA = "Philips Sierra XML"
-FORMATS: tuple[str, ...] = (
-    "GE MUSE XML",
-    SIERRA,
-    "Mortara ELI (EL250/ELI280)",
-    "HL7 aECG",
-    "DICOM Waveform",
-)
-FORMATS += ("SCP-ECG", "EDF/EDF+", "ISHNE Holter", "MFER", "AliveCor Kardia JSON")
+XML = ("GE MUSE XML", SIERRA, "Mortara ELI (EL250/ELI280)", "HL7 aECG")
+BINARY = ("DICOM Waveform", "SCP-ECG", "EDF/EDF+", "ISHNE Holter", "MFER")
+FORMATS = (*XML, *BINARY, "AliveCor Kardia JSON")
 _STATM = Path("/proc/self/statm")
 _SAYS_EXACT_DURATION = ("DICOM Waveform", "EDF/EDF+", "HL7 aECG", "MFER")
 _DAMAGE = re.compile(
@@ -82,6 +79,8 @@ def _parse(path: Path) -> Any:
             kind = FileParser.detect_format(path)
             if kind is None or kind["name"] not in FORMATS:
                 raise RecordError("unreadable", _unknown(path))
+            if kind["name"] in XML and path.read_bytes().count(b"<") > MAX_TAGS:
+                raise RecordError("unreadable", "more XML tags than any resting ECG has")
             record = FileParser.parse(path)
     except ImportError:  # of pydicom, too
         raise RecordError("unreadable", NEEDS_EXTRA) from None
