@@ -99,6 +99,22 @@ def test_every_rank_has_as_many_forwards_of_no_more_than_its_part(schedule, worl
     assert max(rows) <= schedule.config.batch_size  # what a reader has room for
 
 
+@given(schedules(samplings=["all"]), st.sampled_from([2, 3, 4]), st.integers(0, 30))
+def test_a_rank_reads_its_own_lanes_or_its_own_slice(schedule, world_size, step):
+    batch = schedule.batch(step)
+    for rank in range(world_size):
+        places = np.concatenate(schedule.pieces(step, Share(rank=rank, world_size=world_size)))
+        if schedule.config.read == "stream":
+            order = schedule.lanes(step // schedule.steps_per_epoch)
+            lane_of = dict(zip(order.positions_M, order.lane_M, strict=True))
+            assert places.tolist() == [
+                place for place, p in enumerate(batch) if lane_of[p] % world_size == rank
+            ]
+        else:
+            first, last = (len(batch) * (rank + r) // world_size for r in (0, 1))
+            assert places.tolist() == list(range(first, last))
+
+
 @given(schedules(), st.integers(0, 50))
 def test_a_step_is_the_same_when_nothing_came_before_it(schedule, step):
     """A restart knows the step's number and nothing else."""

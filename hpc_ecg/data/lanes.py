@@ -39,7 +39,9 @@ def arrange_in_lanes(
     lane_G = _deal(size_G, order_G, lanes)
     turn_G = np.empty_like(order_G)
     turn_G[order_G] = np.arange(len(order_G))
-    chunk_M = turn_G[shard_M] * len(sorted_M) + _chunk_in_shard(sorted_M, shard_M, buffer)
+    # Counted in different records, so that repeats of one are in the same chunk.
+    count_M = np.cumsum(np.diff(sorted_M, prepend=-1) > 0) - 1
+    chunk_M = turn_G[shard_M] * len(sorted_M) + count_M // buffer
     lane_M = lane_G[shard_M]
     word_M = random_words(len(sorted_M), seed, epoch, CHUNKS)
     by_lane = np.lexsort((word_M, chunk_M, lane_M))
@@ -58,11 +60,3 @@ def _deal(size_G: np.ndarray, order_G: np.ndarray, lanes: int) -> np.ndarray:
         lane_G[shard] = np.argmin(filled)
         filled[lane_G[shard]] += size_G[shard]
     return lane_G
-
-
-def _chunk_in_shard(sorted_M: np.ndarray, shard_M: np.ndarray, buffer: int) -> np.ndarray:
-    """Chunks are counted in different records, so repeats fall into the chunk of the first."""
-    is_new_M = np.diff(sorted_M, prepend=-1) > 0
-    count_M = np.cumsum(is_new_M) - 1
-    first_M = count_M[np.searchsorted(shard_M, shard_M)]
-    return (count_M - first_M) // buffer
