@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from synthetic import write_wfdb
 
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
-from hpc_ecg.ecg.leads import normalize_lead, order_rows
-from hpc_ecg.ecg.recording import RecordError
+from hpc_ecg.ecg.leads import complete_leads, normalize_lead, order_rows
+from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import LEADS
 
 LAYOUT = ArrayLayout(sample_rate_hz=500)
@@ -110,6 +110,34 @@ def test_a_micro_sign_is_not_read_as_volt(record, encoding):
     np.testing.assert_allclose(recording.signal_LS, COUNTS_LS / 1e6, rtol=1e-12)
 
 
+@pytest.mark.parametrize("fmt, most", [("212", 2047), ("24", 2**23 - 1), ("16", 2**15 - 1)])
+def test_every_wfdb_format_gives_the_counts_that_were_written(tmp_path, fmt, most):
+    counts_LS = np.random.default_rng(1).integers(-most, most, (12, 501), endpoint=True)
+    wfdb.wrsamp(
+        "rec",
+        500,
+        ["mV"] * 12,
+        list(LEADS),
+        d_signal=counts_LS.T,
+        fmt=[fmt] * 12,
+        adc_gain=[200.0] * 12,
+        baseline=[0] * 12,
+        write_dir=str(tmp_path),
+    )
+    recording = read_recording(tmp_path / "rec.hea", LAYOUT)
+    np.testing.assert_allclose(recording.signal_LS, counts_LS / 200, rtol=1e-12)
+
+
+@pytest.mark.parametrize("gain", ["nan", "inf", "1e999", "1e-999", "-0.0", "nan(nan)", "1e308"])
+def test_no_gain_gives_an_infinite_voltage(record, gain):
+    try:
+        recording = read_recording(edit(record, "1000(0)/mV", f"{gain}(0)/mV"), LAYOUT)
+    except RecordError as error:
+        assert "\n" not in str(error)
+    else:
+        assert not np.isinf(recording.signal_LS).any()
+
+
 def test_gain_and_baseline_of_each_lead_are_taken_into_account(record):
     recording = read_recording(edit(record, "1000(0)/mV", "250(-40)/mV"), LAYOUT)
     np.testing.assert_allclose(recording.signal_LS, (COUNTS_LS + 40.0) / 250, rtol=1e-12)
@@ -152,6 +180,7 @@ def test_invalid_samples_become_nan(tmp_path):
         ("rec 12 500 5000", "rec 12 fast 5000", "rate", "no sampling rate"),
         ("rec 12 500 5000", "rec 11 500 5000", "unreadable", "announces 11 signals and lists 12"),
         ("rec 12 500 5000", "rec 12 500 99999999", "unreadable", "at most 5000000"),
+        ("rec 12 500 5000", "rec 12 500 1000000000000", "unreadable", "at most 5000000"),
         ("rec 12 500 5000", "rec 12 500 6000", "unreadable", ""),
         ("rec 12 500 5000", "", "unreadable", ""),
         ("rec.dat 16 ", "rec.dat 16x4 ", "unreadable", "1 sample a frame, got 16x4"),
@@ -344,6 +373,41 @@ def test_every_spelling_of_a_lead_has_one_meaning(spelling, lead):
 def test_rows_come_in_the_wanted_order_and_others_are_passed_over():
     names = ["PLETH", *[lead.upper() for lead in reversed(LEADS)], "vx"]
     assert order_rows(names, LEADS) == list(range(12, 0, -1))
+
+
+LIMBS_LS = np.array([[1.0, 2.0], [4.0, 0.0], [3.0, -2.0], [-2.5, -1.0], [-1.0, 2.0], [3.5, -1.0]])
+
+
+def recording_of(names, signal_LS):
+    return Recording(signal_LS=np.array(signal_LS), leads=tuple(names), sample_rate_hz=500)
+
+
+def test_limb_leads_that_are_absent_follow_from_i_and_ii_whatever_they_are_called():
+    signal_LS, flags = complete_leads(recording_of(["ii", "Lead I"], LIMBS_LS[[1, 0]]), LEADS[:6])
+    np.testing.assert_array_equal(signal_LS, LIMBS_LS)
+    assert flags == ("derived:III,aVR,aVL,aVF",)
+    as_stored = LIMBS_LS + np.arange(6)[:, None]  # what is there is kept, though it does not fit
+    signal_LS, flags = complete_leads(recording_of(LEADS[:6], as_stored), LEADS[:6])
+    np.testing.assert_array_equal(signal_LS, as_stored)
+    assert flags == ()
+
+
+def test_absent_leads_are_zero_only_on_request():
+    recording = recording_of(LEADS[:2], LIMBS_LS[:2])
+    with pytest.raises(RecordError, match="missing V1, V2; its leads are named: I, II"):
+        complete_leads(recording, ["V1", "aVR", "V2"])
+    signal_LS, flags = complete_leads(recording, ["V1", "aVR", "V2"], "zero")
+    np.testing.assert_array_equal(signal_LS, [[0, 0], [-2.5, -1], [0, 0]])
+    assert flags == ("derived:aVR", "zero_filled:V1,V2")
+
+
+def test_nothing_is_derived_from_one_limb_lead_or_a_doubled_one():
+    with pytest.raises(RecordError, match="missing III, aVR, aVL, aVF"):
+        complete_leads(recording_of(["I", "V1"], LIMBS_LS[:2]), ["I", *LEADS[2:6], "V1"])
+    with pytest.raises(RecordError, match="missing III"):
+        complete_leads(recording_of(["I", "II", "II"], LIMBS_LS[:3]), ["I", "III"])
+    _, flags = complete_leads(recording_of(["V1"], LIMBS_LS[:1]), LEADS[:7], "zero")
+    assert flags == ("zero_filled:I,II,III,aVR,aVL,aVF",)
 
 
 def test_missing_and_doubled_leads_are_named():
