@@ -42,12 +42,10 @@ class StoppedError(Exception):
 @pytest.mark.parametrize(
     "more",
     [
-        STREAM,
         (*STREAM, *AUGMENT, "data.sampling=balanced"),
         (*STREAM, "train.freeze=backbone"),
-        ("data.sampling=one_per_patient", "data.batch_size=5"),
     ],
-    ids=["stream", "stream, balanced, augmented", "features of a stream", "one per patient"],
+    ids=["stream, balanced, augmented", "features of a stream"],
 )
 def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(shards, tmp_path, monkeypatch, more):
     more = ("train.save_every=1", "train.max_epochs=1", *more)
