@@ -128,14 +128,11 @@ def test_every_wfdb_format_gives_the_counts_that_were_written(tmp_path, fmt, mos
     np.testing.assert_allclose(recording.signal_LS, counts_LS / 200, rtol=1e-12)
 
 
-@pytest.mark.parametrize("gain", ["nan", "inf", "1e999", "1e-999", "-0.0", "nan(nan)", "1e308"])
-def test_no_gain_gives_an_infinite_voltage(record, gain):
-    try:
-        recording = read_recording(edit(record, "1000(0)/mV", f"{gain}(0)/mV"), LAYOUT)
-    except RecordError as error:
-        assert "\n" not in str(error)
-    else:
-        assert not np.isinf(recording.signal_LS).any()
+@pytest.mark.parametrize("gain", ["nan", "inf", "1e999", "1e-999", "-0.0", "nan(nan)", "x"])
+def test_a_gain_that_is_no_number_is_not_taken_for_200_counts(record, gain):
+    reason, message = refusal(edit(record, "1000(0)/mV", f"{gain}(0)/mV"))
+    assert reason == "amplitude"
+    assert "has no gain" in message
 
 
 def test_gain_and_baseline_of_each_lead_are_taken_into_account(record):

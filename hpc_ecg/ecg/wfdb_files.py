@@ -23,7 +23,6 @@ _ONE_A_FRAME = re.compile(
     r"\d+(x1)?(:\d{0,5})?(\+\d{0,9})?"
 )  # FORMATxSAMPLES_PER_FRAME:SKEW+OFFSET
 _RATE = re.compile(r"\d*\.?\d+")
-_NO_GAIN = re.compile(r"[-+]?0*\.?0*(e[-+]?\d+)?([(/].*)?")
 _MICRO = str.maketrans("µμ", "uu")
 
 
@@ -95,8 +94,16 @@ def _check_signal_line(line: str, folder: Path) -> None:
         raise RecordError(
             "unreadable", f"expected a format like 16 or 16+24, 1 sample a frame, got {got}"
         )
-    if len(fields) < 2 or _NO_GAIN.fullmatch(fields[1]):
+    if len(fields) < 2 or not 0 < abs(_gain(fields[1])) < np.inf:
         raise RecordError("amplitude", f"signal {fields[-1]!r} has no gain (it is not calibrated)")
+
+
+def _gain(field: str) -> float:
+    """Of `1000(0)/mV`; 0 if it is none, which wfdb would take for 200."""
+    try:
+        return float(re.split(r"[(/]", field)[0])
+    except ValueError:
+        return 0.0
 
 
 def _read_record(header_path: Path, lines: list[str]) -> wfdb.Record:
