@@ -62,8 +62,10 @@ def read_in_order(dataset: Dataset, records: slice, batch_size: int) -> Iterator
 
 
 def _buffers(dataset: Dataset, batch_size: int) -> Iterator[np.ndarray]:
-    """One to work on and AHEAD to fill, in turn. Rows that are not used take no memory."""
-    return cycle([empty_rows(dataset, batch_size) for _ in range(AHEAD + 1)])
+    """One to work on and AHEAD to fill, in turn. Rows that are not used take no memory. One block:
+    numpy asks for huge pages from 4 MiB on, and small pages would cost more than the copying."""
+    block = empty_rows(dataset, (AHEAD + 1) * batch_size)
+    return cycle(np.split(block, AHEAD + 1))
 
 
 def _ahead(read: Callable[[int], Any], items: Iterable[int]) -> Iterator[Any]:

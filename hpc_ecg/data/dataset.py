@@ -10,6 +10,7 @@ import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,31 +78,23 @@ class Dataset:
         if out is None:
             out = np.empty((len(positions), *self.record_shape), self.dtype)
         self.source.refresh()
-        size, far = math.prod(self.record_shape), []
-        rows_nX = out[: len(positions)].reshape(len(positions), size)
+        size = math.prod(self.record_shape)
         shards, starts = self.shard_N[positions].tolist(), self._offset_N[positions].tolist()
-        for row, (position, shard, start) in enumerate(
-            zip(positions.tolist(), shards, starts, strict=True)
-        ):
-            counts = self.source.mapped(shard)
-            if counts is None:
-                far.append(row)
-                continue
-            record = counts[start // 2 : start // 2 + size]
-            if not self._verified_N[position]:
-                self.verify(record, position)
-            rows_nX[row] = record
+        files = [self.source.mapped(shard) for shard in shards]
+        records: list[Any] = [
+            file if file is None else file[start // 2 : start // 2 + size]
+            for file, start in zip(files, starts, strict=True)
+        ]
+        far = [row for row, file in enumerate(files) if file is None]
         if far:
-            self._read_far(positions[far], rows_nX, far)
-        return out[: len(positions)]
-
-    def _read_far(self, positions_f: np.ndarray, rows_nX: np.ndarray, far: list[int]) -> None:
-        shards, starts = self.shard_N[positions_f].tolist(), self._offset_N[positions_f].tolist()
-        found = self.source.ranges(shards, starts, rows_nX[0].nbytes)
-        for row, position, data in zip(far, positions_f.tolist(), found, strict=True):
-            record = np.frombuffer(data, np.int16)
-            self.verify(record, position)
-            rows_nX[row] = record
+            wanted = [shards[row] for row in far], [starts[row] for row in far]
+            for row, data in zip(far, self.source.ranges(*wanted, 2 * size), strict=True):
+                records[row] = np.frombuffer(data, np.int16)
+        for row in {*np.flatnonzero(~self._verified_N[positions]), *far}:
+            self.verify(records[row], int(positions[row]))
+        if records:
+            np.concatenate(records, out=out[: len(records)].reshape(-1))
+        return out[: len(records)]
 
     def verify(self, record: np.ndarray, position: int) -> None:
         """Once per record and process, or each time that it comes from afar: what is read must be
