@@ -195,6 +195,11 @@ def test_a_header_that_cannot_be_trusted_is_refused(record, old, new, reason, sa
     assert says in message
 
 
+def test_nothing_that_a_file_says_upsets_the_terminal(record):
+    message = refusal(edit(record, "rec.dat 16 ", "\x1b[31m\x07.dat 16 "))[1]
+    assert message.isprintable()
+
+
 def test_a_truncated_signal_file_is_refused(record):
     signal_path = record.with_suffix(".dat")
     signal_path.write_bytes(signal_path.read_bytes()[:50_001])
