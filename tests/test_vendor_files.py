@@ -4,6 +4,7 @@ ones against their reason."""
 import base64
 import hashlib
 import resource
+import struct
 import subprocess
 import sys
 import textwrap
@@ -175,6 +176,22 @@ def test_a_wrong_checksum_and_a_file_cut_short_are_refused(tmp_path):
     reason, message = refusal(tmp_path / "x.edf", two_records)
     assert reason == "unreadable"
     assert "truncated" in message
+
+
+def test_an_scp_file_may_have_lost_its_name_but_no_part_of_the_signal(tmp_path, real_data):
+    content = (real_data / "ecg/formats/scp_SCP-Tools/example_full_anon.SCP").read_bytes()
+    pointers = [struct.unpack_from("<HII", content, 22 + 10 * n) for n in range(12)]
+    starts = {number: index - 1 for number, length, index in pointers if length}
+    for section, is_read in ((1, True), (3, False), (6, False)):
+        changed = bytearray(content)
+        changed[starts[section]] ^= 1  # its checksum
+        if is_read:
+            assert read(tmp_path / "x.scp", changed).signal_LS.shape == (6, 6000)
+        else:
+            assert (
+                f"CRC mismatch in: record, Section {section}"
+                in refusal(tmp_path / "x.scp", changed)[1]
+            )
 
 
 def test_leads_that_do_not_belong_together_are_refused(tmp_path):

@@ -37,9 +37,10 @@ BINARY = ("DICOM Waveform", "SCP-ECG", "EDF/EDF+", "ISHNE Holter", "MFER")
 FORMATS = (*XML, *BINARY, "AliveCor Kardia JSON")
 _STATM = Path("/proc/self/statm")
 _SAYS_EXACT_DURATION = ("DICOM Waveform", "EDF/EDF+", "HL7 aECG", "MFER")
+# SCP-ECG's section 1 is the patient: anonymizing changes it and leaves the checksum
 _DAMAGE = re.compile(
-    "truncated|checksum|crc|gaps between|without a gap|redefine the channels|"
-    "missing sample|no waveform data|default of 1000 Hz",
+    "truncated|checksum|crc32|crc mismatch in.* section [2-6]|gaps between|without a gap|"
+    "redefine the channels|missing sample|no waveform data|default of 1000 Hz",
     re.IGNORECASE,
 )
 _FRACTIONAL_RATE = re.compile(
