@@ -457,6 +457,11 @@ def test_two_processes_do_not_write_one_output(tmp_path, table):
     assert unfinished(tmp_path).exists()
 
 
+def is_running(process: str) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(") ")[2][0] not in "ZX"
+
+
 @pytest.mark.slow
 def test_killed_without_warning_and_started_again_writes_the_same_bytes(tmp_path, cohort):
     words = [sys.executable, "tools/shard_ecgs.py", str(cohort), "--signals", str(cohort.parent)]
@@ -467,9 +472,14 @@ def test_killed_without_warning_and_started_again_writes_the_same_bytes(tmp_path
     while not list(unfinished(tmp_path).glob("notes/*.json")):
         assert process.poll() is None
         time.sleep(0.01)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
     assert not (tmp_path / "out").exists()
+    deadline = time.monotonic() + 30
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive the process that was killed"
+        time.sleep(0.1)
     for out in ("out", "fresh"):
         done = subprocess.run([*words, f"--out={tmp_path / out}"], cwd=root, capture_output=True)
         assert done.returncode == 0, done.stderr

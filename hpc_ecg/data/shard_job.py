@@ -7,10 +7,12 @@ makes the others.
 
 import hashlib
 import json
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,8 @@ def write_shards(jobs: Sequence[ShardJob], workers: int) -> Iterator[int]:
         return
     waiting = iter(jobs)
     running: set[Future[int]] = set()
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+    count, context = min(workers, len(jobs)), get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             while True:
                 # few ahead: a cohort's rows need not all lie in the queue
@@ -132,6 +135,18 @@ def write_shards(jobs: Sequence[ShardJob], workers: int) -> Iterator[int]:
         except BaseException:  # also Ctrl-C: do not write what nobody waits for
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare_row(row: Row, recordings: Recordings) -> list[PreparedECG]:
