@@ -42,7 +42,7 @@ class Dataset:
         self.keys: list[str] = index["key"].tolist()
         self.sha256_N: list[str] = index["sha256"].tolist()
         self.shard_N = index["shard"].to_numpy()
-        self._offset_N = index["offset"].to_numpy()
+        self._start_N = index["offset"].to_numpy() // 2  # in counts
         self._verified_N = np.zeros(len(index), bool)
         length = shards.signal.num_samples
         self.record_shape: tuple[int, ...] = (len(shards.signal.leads), length)
@@ -77,17 +77,16 @@ class Dataset:
         there is one."""
         if out is None:
             out = np.empty((len(positions), *self.record_shape), self.dtype)
-        self.source.refresh()
         size = math.prod(self.record_shape)
-        shards, starts = self.shard_N[positions].tolist(), self._offset_N[positions].tolist()
-        files = [self.source.mapped(shard) for shard in shards]
+        shards, starts = self.shard_N[positions].tolist(), self._start_N[positions].tolist()
+        files = self.source.files(set(shards))
         records: list[Any] = [
-            file if file is None else file[start // 2 : start // 2 + size]
-            for file, start in zip(files, starts, strict=True)
+            files[shard][start : start + size] if shard in files else None
+            for shard, start in zip(shards, starts, strict=True)
         ]
-        far = [row for row, file in enumerate(files) if file is None]
+        far = [row for row, record in enumerate(records) if record is None]
         if far:
-            wanted = [shards[row] for row in far], [starts[row] for row in far]
+            wanted = [shards[row] for row in far], [2 * starts[row] for row in far]
             for row, data in zip(far, self.source.ranges(*wanted, 2 * size), strict=True):
                 records[row] = np.frombuffer(data, np.int16)
         for row in {*np.flatnonzero(~self._verified_N[positions]), *far}:

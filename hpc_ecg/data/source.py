@@ -8,7 +8,7 @@ out, from the nearest place that has it.
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,15 +36,16 @@ class Source:
         """For messages."""
         return f"{self._place}/{self._about[shard]['name']}"
 
-    def mapped(self, shard: int) -> np.ndarray | None:
-        """All of a near shard's file as int16; None if it is far away."""
-        if shard not in self._mapped:
-            file = self._staged(shard)
-            if file is None and self._far is not None:
-                return None
-            with file or self._original(shard) as file:
-                self._mapped[shard] = _map(file)
-        return self._mapped[shard]
+    def files(self, shards: Iterable[int]) -> dict[int, np.ndarray]:
+        """All of the files of these shards as int16, but for those that are far away."""
+        self._take_arrivals()
+        for shard in shards:
+            if shard not in self._mapped:
+                file = self._staged(shard)
+                if file or not self._far:
+                    with file or self._original(shard) as file:
+                        self._mapped[shard] = _map(file)
+        return self._mapped
 
     def ranges(self, shards_n: Sequence[int], starts_n: Sequence[int], size: int) -> list[bytes]:
         """`size` bytes of each of these far shards from each of these offsets, fetched together."""
@@ -54,7 +55,7 @@ class Source:
 
     def open(self, shard: int) -> BinaryIO:
         """To be read from front to back."""
-        self.refresh()
+        self._take_arrivals()
         return self._staged(shard) or self._original(shard)
 
     def _staged(self, shard: int) -> BinaryIO | None:
@@ -71,8 +72,7 @@ class Source:
             why = f"{path} cannot be read: {error.strerror}"
             raise ValueError(f"{why}; copy the shard again") from None
 
-    def refresh(self) -> None:
-        """Take from the stage what has got there in the meantime."""
+    def _take_arrivals(self) -> None:
         if self._stage:
             for shard in self._stage.arrivals():
                 self._mapped.pop(shard, None)
