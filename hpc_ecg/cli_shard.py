@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add_shard(verbs: Any) -> None:
     shard = verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")
     shard.add_argument("table", type=Path, metavar="TABLE", help=".csv, .tsv, .parquet or manifest")
-    shard.add_argument("--signals", type=Path, required=True, metavar="DIR")
+    shard.add_argument("--signals", type=Path, metavar="DIR", help="default: a manifest's root")
     shard.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     _add_columns(shard)
     _add_splits(shard)
@@ -38,7 +38,7 @@ def _add_columns(shard: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--label", action="append", required=True, metavar="COLUMN", help="repeat for several"
     )
-    patient = group.add_mutually_exclusive_group(required=True)
+    patient = group.add_mutually_exclusive_group()
     patient.add_argument("--patient", metavar="COLUMN", help="who; splits are by patient")
     patient.add_argument("--one-patient-per-record", action="store_true", help="recorded as such")
     group.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
@@ -74,9 +74,9 @@ def _add_array_layout(shard: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rate", metavar="HZ|COLUMN", help="must agree with the files; arrays need it"
     )
-    group.add_argument("--axes", default="leads,samples", help="arrays: or samples,leads")
+    group.add_argument("--axes", help="arrays: leads,samples (default) or samples,leads")
     group.add_argument("--leads", help="arrays: names in the order of the file, with commas")
-    group.add_argument("--unit", default="mV", help="arrays: mV, uV or V")
+    group.add_argument("--unit", help="arrays: mV (default), uV, V, or of a count: 4.88uV")
     group.add_argument("--array", metavar="FILE", help="one array below DIR holds all recordings")
     group.add_argument("--array-row", metavar="COLUMN", help="row there (default: of the table)")
 
@@ -108,21 +108,41 @@ def _shard(options: argparse.Namespace) -> int:
     return 0
 
 
+def _take_from_manifest(options: argparse.Namespace) -> None:
+    """What a manifest of fairseq-signals says itself need not be given; what is given counts."""
+    from hpc_ecg.data.cohort import read_table
+    from hpc_ecg.data.manifest import is_manifest, read_manifest
+
+    if options.table.is_file() and is_manifest(options.table):
+        manifest = read_manifest(options.table, read_table)
+        said = {"signals": manifest.root, "axes": manifest.axes, "unit": manifest.unit}
+        if not options.one_patient_per_record and "patient_id" in manifest.table:
+            said["patient"] = "patient_id"
+        is_dealt = options.split_by_time or options.split_by_site or options.folds
+        if "split" in manifest.table and not is_dealt:
+            said["split"] = "split"
+        for name, value in said.items():
+            if getattr(options, name) is None:
+                setattr(options, name, value)
+    if options.signals is None:
+        raise ValueError("--signals must be given: the folder of the recordings")
+    if options.patient is None and not options.one_patient_per_record:
+        raise ValueError("one of --patient COLUMN and --one-patient-per-record must be given")
+
+
 def _check_together(options: argparse.Namespace) -> None:
     """ValueError for an option that would do nothing without another."""
-    needs = {
-        "valid_from": ("--split-by-time", options.split_by_time),
-        "test_from": ("--split-by-time", options.split_by_time),
-        "valid_sites": ("--split-by-site", options.split_by_site),
-        "test_sites": ("--split-by-site", options.split_by_site),
-        "repeats": ("--folds", options.folds or options.repeats == 1),
-        "array_row": ("--array", options.array),
-        "stratify": (
-            "--fractions or --folds",
-            not (options.split or options.split_by_time or options.split_by_site),
-        ),
-    }
-    for name, (other, is_there) in needs.items():
+    by_hash = not (options.split or options.split_by_time or options.split_by_site)
+    needs = (
+        ("valid_from", "--split-by-time", options.split_by_time),
+        ("test_from", "--split-by-time", options.split_by_time),
+        ("valid_sites", "--split-by-site", options.split_by_site),
+        ("test_sites", "--split-by-site", options.split_by_site),
+        ("repeats", "--folds", options.folds or options.repeats == 1),
+        ("array_row", "--array", options.array),
+        ("stratify", "--fractions or --folds", by_hash),
+    )
+    for name, other, is_there in needs:
         if getattr(options, name) and not is_there:
             raise ValueError(f"--{name.replace('_', '-')} is for {other}, which is not asked for")
 
@@ -132,9 +152,11 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     from hpc_ecg.data.privacy import Privacy
     from hpc_ecg.data.shard_job import Recordings
     from hpc_ecg.data.sharding_plan import ShardingPlan
+    from hpc_ecg.ecg.array_files import AXES
     from hpc_ecg.ecg.files import ArrayLayout
     from hpc_ecg.ecg.signal import LEADS
 
+    _take_from_manifest(options)
     _check_together(options)
     rate_hz = _as_number(options.rate)
     named = ("patient", "file", "record", "split", "keep", "array", "array_row")
@@ -151,9 +173,9 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
         recordings=Recordings(
             signals=options.signals,
             layout=ArrayLayout(
-                axes=options.axes,
+                axes=AXES[0] if options.axes is None else options.axes,
                 leads=LEADS if options.leads is None else tuple(options.leads.split(",")),
-                unit=options.unit,
+                unit="mV" if options.unit is None else options.unit,
                 sample_rate_hz=rate_hz,
             ),
             signal=_signal(options),

@@ -308,7 +308,7 @@ MISTAKES = [
     ({"--label": "none"}, "no column 'none'"),
     ({"--label": ""}, "no column ''"),
     ({"--label": "text"}, "column text, row 1: 'yes' is not a number"),
-    ({"--patient": None}, "--patient --one-patient-per-record"),
+    ({"--patient": None}, "one of --patient COLUMN and --one-patient-per-record must be given"),
     ({"--patient": "none"}, "no column 'none'"),
     ({"--patient": ""}, "no column ''"),
     ({"--patient": "same"}, "one patient in two splits: row 1 is train, row 2 is valid"),
@@ -419,3 +419,22 @@ def test_the_tool_can_be_executed_and_explains_itself():
     assert TOOL.stat().st_mode & 0o111
     result = run_tool("--help")
     assert result.returncode == 0 and "--one-patient-per-record" in result.stdout
+
+
+def test_a_manifest_says_where_its_array_is_and_what_a_count_means(folder, tmp_path):
+    """The reference's npy_dataset: one array N x samples x leads, its labels, a scale."""
+    counts_NSL = np.load(folder / "npy" / "all.npy")
+    np.save(tmp_path / "x.npy", counts_NSL)
+    np.save(tmp_path / "y.npy", (np.arange(8) % 2)[:, None])
+    manifest = tmp_path / "train.tsv"
+    manifest.write_text(f"x_path:{tmp_path}/x.npy\ny_path:{tmp_path}/y.npy\nscale:0.00488\n")
+    words = ["data", "shard", str(manifest), "--out", str(tmp_path / "out"), "--label", "label_0"]
+    words += ["--one-patient-per-record", "--rate", "500"]
+    assert exit_code_of(words) == 0
+    index = read_shard_set(tmp_path / "out").index
+    assert index["split"].tolist() == ["train"] * 8
+    assert index["label.label_0"].tolist() == [0, 1] * 4
+    by_hand = {"--signals": folder / "npy", "--axes": "samples,leads", "--unit": "4.88uV"}
+    by_hand |= {"--array": "all.npy", "--rate": 500}
+    expected = index_of(folder, tmp_path / "by-hand", by_hand)
+    assert index["sha256"].tolist() == expected["sha256"].tolist()
