@@ -90,9 +90,7 @@ def _add_signal(shard: argparse.ArgumentParser) -> None:
     group.add_argument("--missing-leads", default="leave_out", help="or zero: filled, flagged")
     group.add_argument("--highpass", type=float, metavar="HZ", help="against baseline wander")
     group.add_argument("--notch", type=float, metavar="HZ", help="against mains: 50 or 60")
-    group.add_argument(
-        "--resampling", default="resample_poly", help="or decimate: x[::k], as DeepECG_Docker"
-    )
+    group.add_argument("--resampling", default="resample_poly", help="or decimate: x[::k]")
     group.add_argument(
         "--amplitude-factor", type=float, default=1.0, metavar="F", help="as DeepECG_Docker's"
     )
