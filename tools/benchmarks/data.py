@@ -5,8 +5,8 @@ repeats of all rivals interleaved. Rivals: webdataset's own pipeline, a file of 
 each ECG (the reference's way), and the limit: the same random gather from one array in memory into
 an array that is used again. Warm: all in the page cache. Cold: the files dropped from it before
 every epoch. Ours checks each record's SHA-256 the first time that it is read; that time stands for
-itself. All read in one thread; `read_ahead` is ours as a run has it, by a second thread: here, where
-nothing is done with a batch, handing it over costs time, and saves none.
+itself. All read in one thread; `read_ahead` is ours as a run has it, by a second thread: here,
+where nothing is done with a batch, handing it over takes time and saves none.
 
 Sharding: WFDB to shards with one worker against `wfdb.rdrecord` + `resample_poly` alone.
 """
