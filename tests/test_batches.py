@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from hpc_ecg.data import ahead, order
+from hpc_ecg.data import ahead
 from hpc_ecg.data.ahead import AHEAD, read_ahead, read_in_order
 from hpc_ecg.data.batches import read_step
 from hpc_ecg.data.dataset import DataConfig, open_split
@@ -41,7 +41,7 @@ def join(step_batches):
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, None), (1, 5), (3, 2), (4, None)])
 @pytest.mark.parametrize("step", [0, 3])
 def test_all_ranks_together_read_the_batch_of_the_step(train, world_size, micro_batch_size, step):
-    positions = order.batch_of_step(step, len(train), 12, SEED)
+    positions = schedule_of(train).batch(step)
     shares = [
         Share(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
         for rank in range(world_size)

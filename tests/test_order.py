@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_ecg.data.order import (
-    batch_of_step,
     epoch_order,
     micro_batches,
     slice_of_rank,
     steps_per_epoch,
 )
+from hpc_ecg.data.schedule import Schedule
+from hpc_ecg.data.settings import DataConfig
 
 FIRST = [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7]
 SECOND_EPOCH = [5, 3, 7, 8, 11, 2, 4, 1, 10, 0, 6, 9]
@@ -27,6 +28,13 @@ batch_sizes = st.integers(1, 70)
 world_sizes = st.integers(1, 9)
 micro_batch_sizes = st.none() | st.integers(1, 40)
 seeds = st.integers(0, 2**31)
+
+
+def batch_of_step(step, records, batch_size, seed, kind="shuffled"):
+    """As a run has it."""
+    config, zeros = DataConfig(batch_size=batch_size, order=kind), np.zeros(records)
+    schedule = Schedule(config=config, seed=seed, label_N=zeros, word_N=None, shard_N=zeros)
+    return schedule.batch(step)
 
 
 def seen_in_step(step, records, batch_size, seed, world_size, micro_batch_size):

@@ -32,17 +32,6 @@ def epoch_order(num_records: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def batch_of_step(
-    step: int, num_records: int, batch_size: int, seed: int, kind: str = "shuffled"
-) -> np.ndarray:
-    """Records of global batch `step`, counted from 0 over all epochs, int64 [<= B]."""
-    epoch, index = divmod(step, steps_per_epoch(num_records, batch_size))
-    if kind == "fixed_batches":
-        return fixed_batches(num_records, batch_size, seed, epoch)[index]
-    order = epoch_order(num_records, seed, epoch)
-    return order[index * batch_size : (index + 1) * batch_size]
-
-
 @lru_cache(maxsize=2)
 def fixed_batches(num_records: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The batches of an epoch as fairseq-signals makes them: cut once, for all epochs, of the
