@@ -136,7 +136,7 @@ def _digest_of(init_report: dict[str, Any]) -> str | None:
 
 def check_start(start: Initialized, shards: ShardSet, checkpoint: str | None) -> None:
     """The weights must have seen what these shards hold; says what was loaded."""
-    names = f"data.shards={shards.folder}", f"init.checkpoint={checkpoint}"
+    names = f"data.shards={shards.name}", f"init.checkpoint={checkpoint}"
     if start.signal is not None:
         check_same_signal(shards.signal, start.signal, *names)
     leads, in_d = len(shards.signal.leads), start.architecture.in_d
