@@ -55,7 +55,7 @@ def replace_labels(
     if unlisted == len(index):
         raise ValueError(
             f"data.label_table={path} lists no record of the shards; its column record must hold "
-            f"names such as {index['record'].iloc[0]!r}"
+            "the names in the column record of their index.parquet"
         )
     if unlisted:
         logger.warning("%s: %d of %d records are not in it: no label", path, unlisted, len(index))

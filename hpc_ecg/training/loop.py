@@ -171,8 +171,8 @@ def _check_finite(run: Run) -> None:
     step = run.engine.first_bad_step()
     if step is not None:
         positions = run.schedule.batch(step)
-        first = ", ".join(run.train.records[position] for position in positions[:5])
+        first = ", ".join(run.train.keys[position] for position in positions[:5])
         raise ValueError(
             f"loss or gradient is not finite at step {step + 1}; lower optim.lr, or look at the "
-            f"{len(positions)} records of its batch ({first} …)"
+            f"{len(positions)} records of its batch (keys {first} …)"
         )
