@@ -1,13 +1,13 @@
 """The verb `hpc-ecg cohort`: ECGs and events in, a labelled table and its flow diagram out."""
 
 import argparse
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpc_ecg.data.cohort_rules import Rules
-    from hpc_ecg.data.cohort_tables import Ecgs, Events, FollowUp
+    from hpc_ecg.data.cohort_tables import Sources
 
 FORMAT_HELP = "like %%d/%%m/%%Y (default: ISO 8601)"
 DEFAULT = "(default: %(default)s)"
@@ -17,9 +17,7 @@ def add_cohort(verbs: Any) -> None:
     cohort = verbs.add_parser("cohort", help="label ECGs by later events, with a flow diagram")
     cohort.add_argument("ecgs", type=Path, metavar="ECGS", help="table, a row per ECG")
     cohort.add_argument("events", type=Path, metavar="EVENTS", help="table, a row per event")
-    cohort.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help=".csv, .tsv or .parquet"
-    )
+    cohort.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .csv")
     cohort.add_argument("--force", action="store_true", help="replace FILE if it exists")
     _add_columns(cohort)
     _add_outcome(cohort)
@@ -82,67 +80,38 @@ def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
 
 def _cohort(options: argparse.Namespace) -> int:
     _check_out(options)
-    rules, (ecgs, events, follow_up) = _rules(options), _sources(options)
-    from hpc_ecg.data.cohort_rules import apply_rules
-    from hpc_ecg.data.cohort_tables import check_asked, describe, read_tables, write_labelled
+    from hpc_ecg.data.cohort_rules import Rules, apply_rules
+    from hpc_ecg.data.cohort_tables import check_asked, read_tables, write_labelled
     from hpc_ecg.data.flow_diagram import flow_text, write_flow
     from hpc_ecg.log import say
 
-    check_asked(rules, events, follow_up)
-    tables = read_tables(ecgs, events, follow_up, options.label)
+    rules = Rules(**{field.name: getattr(options, field.name) for field in fields(Rules)})
+    sources = _sources(options)
+    check_asked(rules, sources)
+    tables = read_tables(sources, rules.age_limits != (-math.inf, math.inf))
     labelled, flow = apply_rules(tables.ecgs, tables.events, rules)
-    notes = [*describe(rules, follow_up), *tables.notes]
     write_labelled(options.out, tables.given, labelled, flow, options.label)
-    sources = {"ecgs": ecgs, "events": events, "follow_up": follow_up}
-    written = [options.out, *write_flow(options.out, flow, notes, rules, sources)]
-    say(flow_text(flow, notes), f"written: {', '.join(map(str, written))}")
+    written = [options.out, *write_flow(options.out, flow, tables.notes, rules, sources)]
+    say(flow_text(flow, tables.notes), f"written: {', '.join(map(str, written))}")
     return 0
 
 
 def _check_out(options: argparse.Namespace) -> None:
     out, inputs = options.out, (options.ecgs, options.events, options.follow_up)
-    if out.suffix not in (".csv", ".tsv", ".parquet"):
-        raise ValueError(f"--out {out} must end in .csv, .tsv or .parquet")
+    if out.suffix != ".csv":
+        raise ValueError(f"--out {out} must end in .csv")
     if out.exists() and (not options.force or any(p and p.samefile(out) for p in inputs)):
         raise ValueError(f"--out {out} exists; --force replaces it, unless it is an input")
 
 
-def _rules(options: argparse.Namespace) -> "Rules":
-    from hpc_ecg.data.cohort_rules import Rules
+def _sources(options: argparse.Namespace) -> "Sources":
+    from hpc_ecg.data.cohort_tables import Sources
 
-    return Rules(**{field.name: getattr(options, field.name) for field in fields(Rules)})
-
-
-def _sources(options: argparse.Namespace) -> "tuple[Ecgs, Events, FollowUp]":
-    from hpc_ecg.data.cohort_tables import Ecgs, Events, FollowUp
-
-    limited = options.min_age is not None or options.max_age is not None
-    ecgs = Ecgs(
-        path=options.ecgs,
-        patient=options.patient,
-        time=options.time,
-        record=options.record,
-        age=options.age if limited else None,
-        date_format=options.date_format,
-    )
-    events = Events(
-        path=options.events,
-        patient=options.patient if options.event_patient is None else options.event_patient,
-        time=options.event_time,
-        code=None if options.any_event else options.event_code,
-        codes=[*options.event, *_codes(options.event_file)],
-        prefixes=options.event_prefix,
-        date_format=options.event_date_format,
-    )
-    who = options.follow_up_patient
-    follow_up = FollowUp(
-        path=options.follow_up,
-        patient=options.patient if who is None else who,
-        until=options.followed_until,
-        died=options.died,
-        date_format=options.follow_up_date_format,
-    )
-    return ecgs, events, follow_up
+    values = {field.name: getattr(options, field.name) for field in fields(Sources)}
+    for name in ("event_patient", "follow_up_patient"):
+        if values[name] is None:
+            values[name] = options.patient
+    return Sources(**values | {"event": [*options.event, *_codes(options.event_file)]})
 
 
 def _codes(path: Path | None) -> list[str]:

@@ -114,8 +114,9 @@ def test_two_tables_become_one_with_labels_and_its_flow(folder, tmp_path, capsys
     ]
     about = json.loads(files[3].read_text())
     assert about["table"]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
-    assert about["events"]["sha256"] == hashlib.sha256(EVENTS.encode()).hexdigest()
-    assert (about["events"]["file"], about["events"]["prefixes"]) == ("events.csv", ["I48"])
+    assert about["sources"]["events"]["sha256"] == hashlib.sha256(EVENTS.encode()).hexdigest()
+    assert about["sources"]["events"]["file"] == "events.csv"
+    assert about["sources"]["event_prefix"] == ["I48"]
     assert about["rules"]["within"] == "5y" and about["flow"]["labelled"]["ecgs"] == 3
     assert "3 of 4" in text.splitlines()[-2]
     assert "events of the outcome: 4, of 3 patients; 1 name no patient" in text.splitlines()[-1]
@@ -131,12 +132,11 @@ def test_no_identifier_of_a_patient_is_said_or_drawn(folder, tmp_path, capsys):
 
 
 def test_the_labelled_table_is_read_as_a_cohort(folder, tmp_path):
-    for end in ("csv", "tsv", "parquet"):
-        out = tmp_path / f"cohort.{end}"
-        assert exit_code_of(words_of(folder, out)) == 0
-        cohort = read_cohort(out, Columns(labels=["label", "days_to_event"], patient="patient"))
-        np.testing.assert_equal(cohort.labels_NK, [[1, 516], [np.nan] * 2, [np.nan] * 2])
-        assert cohort.records == ["e1", "e3", "e6"]
+    out = tmp_path / "cohort.csv"
+    assert exit_code_of(words_of(folder, out)) == 0
+    cohort = read_cohort(out, Columns(labels=["label", "days_to_event"], patient="patient"))
+    np.testing.assert_equal(cohort.labels_NK, [[1, 516], [np.nan] * 2, [np.nan] * 2])
+    assert cohort.records == ["e1", "e3", "e6"]
 
 
 def test_every_option_reaches_the_rules(folder, tmp_path):
@@ -153,6 +153,7 @@ def test_every_option_reaches_the_rules(folder, tmp_path):
     }
     complete = {"followed_until": None, "assume_complete_follow_up": True, "censored": None}
     assert labels_of(folder, out, **again, **complete) == {"e1": "1", "e3": "0", "e6": "0"}
+    assert "negative (follow-up is assumed" in (tmp_path / "cohort.flow.txt").read_text()
     kept = labels_of(folder, out, **again, keep_prevalent=True)
     assert kept == {"e1": "1", "e2": "0", "e3": "", "e5": "0", "e6": ""}
     last = labels_of(folder, out, **again, keep_prevalent=True, ecgs_per_patient="last")
@@ -206,7 +207,7 @@ MISTAKES = [
     ({"EVENTS": "FOLDER/zone.csv"}, "a date with a time zone, but"),
     ({"EVENTS": "FOLDER/strangers.csv"}, "strangers.csv: none of its patients has an ECG"),
     ({"--out": None}, "--out"),
-    ({"--out": "cohort.xlsx"}, "must end in .csv, .tsv or .parquet"),
+    ({"--out": "cohort.xlsx"}, "must end in .csv"),
     ({"--out": "FOLDER/ecgs.csv"}, "ecgs.csv exists; --force"),
     ({"--out": "FOLDER/ecgs.csv", "--force": True}, "unless it is an input"),
     ({"--out": "/proc/x/y.csv"}, "/proc/x"),

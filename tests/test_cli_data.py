@@ -319,7 +319,7 @@ MISTAKES = [
     ({"--file": "who"}, "8 not found"),
     ({"--record": "none"}, "no column 'none'"),
     ({"--record": ""}, "no column ''"),
-    ({"--record": "same"}, "column same, row 2: this record is listed before"),
+    ({"--record": "same"}, "column same, row 2 repeats an earlier row"),
     ({"--split": "none"}, "no column 'none'"),
     ({"--split": ""}, "no column ''"),
     ({"--split": "who"}, "split 'p0'; allowed are train, valid, test"),

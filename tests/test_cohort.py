@@ -165,7 +165,7 @@ def test_a_label_or_rate_that_is_no_number_is_named_with_its_row(tmp_path, colum
 
 def test_a_record_that_is_listed_twice_is_named_with_its_row(tmp_path):
     message = refusal(write_table(tmp_path, "csv", ROWS | {"record": ["a", "b", "a"]}))
-    assert "column record, row 3: this record is listed before (1 such rows)" in message
+    assert "column record, row 3 repeats an earlier row (1 such rows)" in message
 
 
 def test_rows_with_more_cells_than_the_header_are_not_shifted(tmp_path):

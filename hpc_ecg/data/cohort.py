@@ -82,7 +82,7 @@ def read_cohort(path: Path, columns: Columns) -> Cohort:
         raise ValueError(f"{path}: the table has no rows")
     files = _files(table, columns, path)
     records = files if record is None else table[record]
-    _check_unique(records, path)
+    check_unique(records, path)
     patients = records if columns.patient is None else table[columns.patient]
     return Cohort(
         files=files.tolist(),
@@ -154,12 +154,12 @@ def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path) -> Non
         )
 
 
-def _check_unique(records: pd.Series, path: Path) -> None:
-    twice = np.flatnonzero(records.duplicated().to_numpy())
+def check_unique(column: pd.Series, path: Path) -> None:
+    twice = column.index[column.duplicated()]
     if len(twice):
         raise ValueError(
-            f"{path}: column {records.name}, row {twice[0] + 1}: this record is listed before "
-            f"({len(twice)} such rows); each row must be a record of its own"
+            f"{path}: column {column.name}, row {twice[0] + 1} repeats an earlier row "
+            f"({len(twice)} such rows); each row must be one of its own"
         )
 
 

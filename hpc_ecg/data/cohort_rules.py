@@ -19,6 +19,7 @@ DAYS = {"d": 1.0, "w": 7.0, "m": 365.25 / 12, "y": 365.25}
 MAX_DAYS = 200 * 365.25
 CENSORED = ("exclude", "missing")
 DEATH = ("negative", "censored")
+ASSUMED = " (follow-up is assumed to be complete)"
 ECGS_PER_PATIENT = ("all", "first", "last", "random")
 
 
@@ -95,6 +96,7 @@ def apply_rules(
     if rules.ecgs_per_patient != "all":
         reason = f"another ECG of the patient is taken ({rules.ecgs_per_patient})"
         ecgs = _leave_out(ecgs, ~_is_chosen(ecgs, rules), reason, left_out)
+    is_assumed = "followed_until" not in ecgs
     ecgs = _with_labels(ecgs, rules)
     missing = []
     for reason, is_cut in _censored(ecgs, rules):
@@ -104,7 +106,7 @@ def apply_rules(
             missing.append(_count(f"missing, {reason}", ecgs[is_cut]))
     labels = [
         _count(f"positive: an event within {rules.within}", ecgs[ecgs["label"] == 1]),
-        _count("negative", ecgs[ecgs["label"] == 0]),
+        _count("negative" + ASSUMED * is_assumed, ecgs[ecgs["label"] == 0]),
     ]
     labelled = _count("in the cohort", ecgs)
     flow = Flow(start=start, left_out=left_out, labelled=labelled, labels=labels + missing)

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 
 import hpc_ecg
 from hpc_ecg.data.cohort_rules import Count, Flow, Rules
+from hpc_ecg.data.cohort_tables import Sources
 from hpc_ecg.plots import INK, new_figure, to_svg
 from hpc_ecg.writing import sha256_of, write_json, write_text
 
@@ -60,15 +61,15 @@ def flow_svg(flow: Flow) -> str:
 
 
 def write_flow(
-    out: Path, flow: Flow, notes: Sequence[str], rules: Rules, sources: dict[str, Any]
+    out: Path, flow: Flow, notes: Sequence[str], rules: Rules, sources: Sources
 ) -> list[Path]:
     """Beside the table `out`: .flow.txt, .flow.svg and .flow.json with rules and digests."""
     about = {
         "format": FORMAT,
         "tool": f"hpc_ecg {hpc_ecg.__version__}",
-        "table": {"file": out.name, "sha256": sha256_of(out)},
+        "table": _without_folder(out),
         "rules": asdict(rules),
-        **{name: _about(source) for name, source in sources.items()},
+        "sources": {name: _without_folder(value) for name, value in asdict(sources).items()},
         "flow": asdict(flow),
         "notes": list(notes),
     }
@@ -79,11 +80,9 @@ def write_flow(
     return [text, picture, data]
 
 
-def _about(source: Any) -> dict[str, Any]:
-    """Columns, file and digest of a table; no folder's name, which may be a person's."""
-    facts = asdict(source)
-    path = facts.pop("path")
-    return facts if path is None else {"file": path.name, "sha256": sha256_of(path)} | facts
+def _without_folder(value: Any) -> Any:
+    """Of a path the file and its digest: a folder's name may be a person's."""
+    return {"file": value.name, "sha256": sha256_of(value)} if isinstance(value, Path) else value
 
 
 def _remaining(flow: Flow) -> list[str]:
