@@ -147,6 +147,7 @@ def stop_while_saving(monkeypatch, number):
     monkeypatch.setattr(checkpoint, "write_json", write_json)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "where", "resumes_at"),
     [
@@ -300,6 +301,7 @@ def check_moved(folder, config, kind):
     assert moved <= expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, strategy):
     """Judged on the weights: what trained moved, what is frozen did not."""

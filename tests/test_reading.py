@@ -21,6 +21,7 @@ from hpc_ecg.training.inputs import model_inputs
 from hpc_ecg.weights import load_model
 from hpc_ecg.writing import sha256_of
 
+pytestmark = pytest.mark.slow  # each runs several trainings
 NO_DROPOUT = "model.activation_dropout=0"
 STREAM = ("data.read=stream", "data.stream_lanes=2", "data.stream_buffer=8")
 AUGMENT = ("augment.noise_mv=0.05", "augment.lead_mask=0.1", "augment.shift_s=0.2")
