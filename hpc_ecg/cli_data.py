@@ -25,9 +25,6 @@ def add_data(verbs: Any) -> None:
     inspect.add_argument("--json", action="store_true", help="numbers for programs")
     inspect.add_argument("--out", type=Path, metavar="FILE.html", help="a page with plots")
     inspect.add_argument("--plots", type=int, default=12, metavar="N", help="default %(default)s")
-    inspect.add_argument(
-        "--plots-by", metavar="WHAT", help="in turn from each: a label, split, sex or flags"
-    )
     inspect.add_argument("--seed", type=int, default=0, help="another seed draws others")
     inspect.set_defaults(verb=_inspect)
 
@@ -39,10 +36,9 @@ def _inspect(options: argparse.Namespace) -> int:
     from hpc_ecg.data.inspection_page import describe_inspection, write_page
     from hpc_ecg.log import say
 
-    verify, plots_by = not options.no_verify, options.plots_by
     if options.plots < 0:
         raise ValueError(f"--plots must be at least 0, got {options.plots}")
-    inspection = inspect_shards(options.shards, options.split, verify, plots_by)
+    inspection = inspect_shards(options.shards, options.split, not options.no_verify)
     if options.out is not None:
         write_page(options.out, inspection, options.plots, options.seed)
     if options.json:

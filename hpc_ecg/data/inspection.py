@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.data.quality_report import count_names, kinds_of, rarest_kinds
+from hpc_ecg.data.quality_report import count_names, kinds_of
 from hpc_ecg.data.shards import LABEL_PREFIX, ShardSet, read_shard_set
 from hpc_ecg.ecg.amplitude import compare_amplitudes
 from hpc_ecg.log import progress_bar
@@ -29,16 +29,11 @@ class Inspection:
     """Of the split that was asked for."""
     facts: dict[str, Any]
     """All numbers, ready for JSON."""
-    groups: list[str]
-    """Of each record, the group that it stands for in a sample of plots."""
 
 
-def inspect_shards(
-    folder: Path, split: str | None = None, verify: bool = True, plots_by: str | None = None
-) -> Inspection:
+def inspect_shards(folder: Path, split: str | None = None, verify: bool = True) -> Inspection:
     """`facts["damaged"]` holds a line for each shard that is not as written, None if not verified.
 
-    `plots_by`: a label, split, sex or flags, whose values a sample of plots shows in turn.
     ValueError if description or index are missing or damaged, or the split has no record.
     """
     shards = read_shard_set(folder, check_sizes=False)
@@ -49,7 +44,6 @@ def inspect_shards(
         found = ", ".join(shards.index["split"].unique())
         raise ValueError(f"{folder} has no records in split {split}; there are {found}")
     about = shards.description
-    groups = _groups(index, plots_by, shards.label_names)
     facts = {
         "folder": str(folder),
         "tool": about.get("tool"),
@@ -67,7 +61,7 @@ def inspect_shards(
         "split_policy": about.get("split"),
         "damaged": find_damage(shards) if verify else None,
     }
-    return Inspection(shards=shards, index=index, facts=facts, groups=groups)
+    return Inspection(shards=shards, index=index, facts=facts)
 
 
 def find_damage(shards: ShardSet) -> list[str]:
@@ -135,14 +129,3 @@ def _quantiles(values: pd.Series) -> dict[str, Any] | None:
         return None
     low, median, high = np.percentile(there, [5, 50, 95]).tolist()
     return {"median": median, "low": low, "high": high, "missing": len(values) - len(there)}
-
-
-def _groups(index: pd.DataFrame, by: str | None, label_names: list[str]) -> list[str]:
-    allowed = [*label_names, *(name for name in ("split", "sex", "flags") if name in index)]
-    if by is None:
-        return [""] * len(index)
-    if by not in allowed:
-        raise ValueError(f"--plots-by must be one of {', '.join(allowed)}, got {by!r}")
-    if by == "flags":
-        return rarest_kinds(index["flags"].tolist())
-    return index[LABEL_PREFIX + by if by in label_names else by].astype(str).tolist()

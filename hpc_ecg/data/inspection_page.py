@@ -82,13 +82,13 @@ def write_page(path: Path, inspection: Inspection, num_plots: int, seed: int = 0
 
 
 def _draw_sample(inspection: Inspection, num_plots: int, seed: int) -> list[Picture]:
-    """From shards that are whole, as far as is known."""
+    """From shards that are whole, as far as is known; the values of the first label in turn."""
     damaged = {line.partition(" ")[0] for line in inspection.facts["damaged"] or []}
     about = inspection.shards.description["shards"]
     whole = [number for number, shard in enumerate(about) if shard["name"] not in damaged]
-    is_whole_N = inspection.index["shard"].isin(whole).to_numpy()
-    index, groups_N = inspection.index[is_whole_N], np.array(inspection.groups)[is_whole_N]
-    chosen = choose_evenly(index["key"].tolist(), groups_N.tolist(), num_plots, seed)
+    index = inspection.index[inspection.index["shard"].isin(whole)]
+    values = [str(x) for x in index[LABEL_PREFIX + inspection.shards.label_names[0]]]
+    chosen = choose_evenly(index["key"].tolist(), values, num_plots, seed)
     return [_draw(inspection.shards, index.iloc[n]) for n in chosen]
 
 

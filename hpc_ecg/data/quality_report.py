@@ -110,13 +110,11 @@ def choose_evenly(
 ) -> list[int]:
     """Positions of up to `count` items, one of each group in turn; which ones, a hash of seed and
     name says, so that more records elsewhere do not change it. In the order of groups."""
-    digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
-    rank: Counter[str] = Counter()
-    turns = []
-    for n in sorted(range(len(names)), key=digests.__getitem__):
-        turns.append((rank[groups[n]], groups[n], n))
-        rank[groups[n]] += 1
-    return sorted((n for _, _, n in sorted(turns)[:count]), key=lambda n: (groups[n], n))
+    digests = [hashlib.sha256(f"{seed} {name}".encode()).hexdigest() for name in names]
+    items = pd.DataFrame({"group": groups, "digest": digests}).sort_values("digest")
+    items["turn"] = items.groupby("group").cumcount()
+    chosen = items.sort_values(["turn", "digest"]).index[:count]
+    return sorted(chosen.tolist(), key=lambda n: (groups[n], n))
 
 
 def draw_amplitudes(values: pd.Series) -> Markup:
@@ -136,11 +134,7 @@ def _sample_left_out(report: QualityFacts) -> list[tuple[int, str]]:
     drawable = [item for item in report.left_out if item.reason not in NOTHING_TO_DRAW]
     names, reasons = [str(item.row) for item in drawable], [item.reason for item in drawable]
     chosen = [drawable[n] for n in choose_evenly(names, reasons, NUM_PICTURES)]
-    messages = [_message(report, item) for item in chosen]
-    return [
-        (item.row, f"{item.reason}: {message}" if message else item.reason)
-        for item, message in zip(chosen, messages, strict=True)
-    ]
+    return [(i.row, ": ".join(filter(None, [i.reason, _message(report, i)]))) for i in chosen]
 
 
 def _sample_flagged(report: QualityFacts) -> list[tuple[int, str]]:

@@ -60,12 +60,10 @@ class Stage:
         self._thread.start()
 
     def open(self, shard: int) -> BinaryIO | None:
-        """The copy of a shard, once it is there."""
-        if shard not in self._ready:
-            return None
+        """The copy of a shard, once it is there: only what is whole and checked has its name."""
         try:
             return (self._folder / self._about[shard]["name"]).open("rb")
-        except OSError:  # somebody tidied the disk
+        except OSError:  # not yet, or somebody tidied the disk
             return None
 
     def arrivals(self) -> list[int]:
@@ -74,10 +72,9 @@ class Stage:
             return []
         self._looked = time.monotonic()
         there = {entry.name for entry in os.scandir(self._folder)}
-        new = [n for n, about in enumerate(self._about) if about["name"] in there]
-        new = [shard for shard in new if shard not in self._ready]
-        self._ready.update(new)
-        return new
+        new = {n for n, about in enumerate(self._about) if about["name"] in there} - self._ready
+        self._ready |= new
+        return sorted(new)
 
     def wait(self) -> None:
         """Until this process has nothing left to copy or to wait for."""

@@ -3,6 +3,7 @@ what each array in it is and how to read it. Shapes come first: nothing is unpac
 """
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -41,13 +42,11 @@ class Stored(NamedTuple):
 def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Small arrays of a .mat, those of `names` that it holds."""
     with _open_mat(path, "") as arrays:
-        wanted = {name: arrays[name] for name in names if name in arrays}
-        small = {
-            n: a
-            for n, a in wanted.items()
-            if a.dtype.kind in "iuf" and np.prod(a.shape, dtype=float) < 1e4
+        return {
+            name: np.asarray(array.read(()), np.float64)
+            for name, array in arrays.items()
+            if name in names and array.dtype.kind in "iuf" and math.prod(array.shape) < 1e4
         }
-        return {name: np.asarray(array.read(()), np.float64) for name, array in small.items()}
 
 
 @contextmanager
@@ -64,13 +63,9 @@ def _open_npz(path: Path, name: str) -> Iterator[dict[str, Stored]]:
 
         def stored(key: str) -> Stored:
             with archive.zip.open(f"{key}.npy") as member:
-                is_first = np.lib.format.read_magic(member) == (1, 0)
-                header = (
-                    np.lib.format.read_array_header_1_0
-                    if is_first
-                    else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = header(member)
+                major, _ = np.lib.format.read_magic(member)
+                read_header = getattr(np.lib.format, f"read_array_header_{major}_0")
+                shape, _, dtype = read_header(member)
             return Stored(shape, dtype, lambda index: archive[key][index], by_row=False)
 
         wanted = {name, RATE} if name in archive.files else set(archive.files)

@@ -1,10 +1,11 @@
 """ECG files: a name from the user's table in, a Recording in mV out.
 
-A format is one function `(place, layout) -> Recording` and one row in READERS. Whatever a library
-raises on a broken file leaves here as a RecordError of one line: one bad file never ends a run.
+A format is one function `(place, layout) -> Recording` and its endings in READERS. Whatever a
+library raises on a broken file leaves here as a RecordError of one line: one bad file never ends a
+run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hpc_ecg.ecg.array_files import ArrayLayout, read_array
@@ -83,21 +84,9 @@ def _one_line(message: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))[:400]
 
 
-READERS: dict[str, Callable[[Place, ArrayLayout], Recording]] = {
-    ".hea": read_wfdb,
-    ".dat": read_wfdb,
-    ".mat": read_array,
-    ".npy": read_array,
-    ".npz": read_array,
-    ".h5": read_array,
-    ".hdf5": read_array,
-    ".xml": read_vendor,
-    ".dcm": read_vendor,
-    ".dicom": read_vendor,
-    ".scp": read_vendor,
-    ".edf": read_vendor,
-    ".ecg": read_vendor,
-    ".mwf": read_vendor,
-    ".mfer": read_vendor,
-    ".json": read_vendor,
-}
+VENDORS = (".xml", ".dcm", ".dicom", ".scp", ".edf", ".ecg", ".mwf", ".mfer", ".json")
+READERS: Mapping[str, Callable[[Place, ArrayLayout], Recording]] = (
+    dict.fromkeys((".hea", ".dat"), read_wfdb)
+    | dict.fromkeys((".mat", ".npy", ".npz", ".h5", ".hdf5"), read_array)
+    | dict.fromkeys(VENDORS, read_vendor)
+)
