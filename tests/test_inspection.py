@@ -177,7 +177,8 @@ def test_plots_show_the_values_of_the_first_label_in_turn(shards, tmp_path):
     label = inspection.index.set_index("key")["label.af"]
     for seed in range(8):
         write_page(tmp_path / "x.html", inspection, num_plots=6, seed=seed)
-        assert label[keys_on(tmp_path / "x.html")].value_counts().to_dict() == {0: 3, 1: 3}
+        drawn = label[keys_on(tmp_path / "x.html")].value_counts()  # missing ones are a third
+        assert len(drawn) == 2 and drawn.max() - drawn.min() <= 1
 
 
 def test_plots_of_less_than_none_are_one_line(shards, capsys):
