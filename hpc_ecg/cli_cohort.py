@@ -23,9 +23,8 @@ def add_cohort(verbs: Any) -> None:
     _add_outcome(cohort)
     _add_follow_up(cohort)
     group = cohort.add_argument_group("which ECGs")
-    group.add_argument(
-        "--ecgs-per-patient", default="all", metavar="WHICH", help="all, first, last or random"
-    )
+    which = ("all", "first", "last", "random")
+    group.add_argument("--ecgs-per-patient", default="all", choices=which, help=DEFAULT)
     group.add_argument("--seed", type=int, default=0, help="of the choice at random")
     group.add_argument("--min-age", type=float, metavar="YEARS")
     group.add_argument("--max-age", type=float, metavar="YEARS")
@@ -68,11 +67,9 @@ def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--assume-complete-follow-up", action="store_true", help="no event is 0; recorded as such"
     )
-    group.add_argument(
-        "--censored", metavar="HOW", help="exclude or missing: not followed to the end"
-    )
+    group.add_argument("--censored", choices=("exclude", "missing"), help="not followed to the end")
     group.add_argument("--died", metavar="COLUMN", help="date of death, beside --followed-until")
-    group.add_argument("--death", metavar="HOW", help="negative or censored: died before an event")
+    group.add_argument("--death", choices=("negative", "censored"), help="died before an event")
     group.add_argument("--follow-up", type=Path, metavar="FOLLOW", help="table, a row per patient")
     group.add_argument("--follow-up-patient", metavar="COLUMN", help="default: as --patient")
     group.add_argument("--follow-up-date-format", metavar="FORMAT", help=FORMAT_HELP)

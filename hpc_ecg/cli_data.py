@@ -32,8 +32,7 @@ def add_data(verbs: Any) -> None:
 def _inspect(options: argparse.Namespace) -> int:
     import json
 
-    from hpc_ecg.data.inspection import inspect_shards
-    from hpc_ecg.data.inspection_page import describe_inspection, write_page
+    from hpc_ecg.data.inspection import describe_inspection, inspect_shards, write_page
     from hpc_ecg.log import say
 
     if options.plots < 0:

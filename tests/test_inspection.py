@@ -11,8 +11,7 @@ from conftest import plan_for
 
 from hpc_ecg.cli import main
 from hpc_ecg.data.cohort import Columns
-from hpc_ecg.data.inspection import find_damage, inspect_shards
-from hpc_ecg.data.inspection_page import write_page
+from hpc_ecg.data.inspection import find_damage, inspect_shards, write_page
 from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.data.shards import read_shard_set
 

@@ -1,9 +1,11 @@
-"""`hpc-ecg data inspect`: a set of shards in, the numbers of what is in it and its damage out.
+"""`hpc-ecg data inspect`: a set of shards in, what is in it and its damage out: numbers, and a page
+of plots on standard ECG paper.
 
 The numbers come from the index and shards are digested as streams, so memory does not grow with
-the signals. Nothing here names a record or a patient.
+the signals. Nothing here names a record or a patient: a plot has its key, the row of the table.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +17,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.data.quality_report import count_names, kinds_of
+from hpc_ecg.data.quality_report import (
+    Picture,
+    choose_evenly,
+    count_names,
+    draw_amplitudes,
+    kinds_of,
+)
 from hpc_ecg.data.shards import LABEL_PREFIX, ShardSet, read_shard_set
 from hpc_ecg.ecg.amplitude import compare_amplitudes
+from hpc_ecg.ecg_paper import draw_ecg
 from hpc_ecg.log import progress_bar
-from hpc_ecg.writing import sha256_of
+from hpc_ecg.page import inline_svg, render_page
+from hpc_ecg.writing import sha256_of, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,42 @@ def inspect_shards(folder: Path, split: str | None = None, verify: bool = True) 
         "damaged": find_damage(shards) if verify else None,
     }
     return Inspection(shards=shards, index=index, facts=facts)
+
+
+def describe_inspection(facts: dict[str, Any]) -> list[str]:
+    """The numbers for a terminal."""
+    lines = [f"{facts['folder']}: {facts['shards']} shards; {_show_signal(facts['signal'])}"]
+    for people in facts["splits"]:
+        words = [f"{people['split']}: {people['records']} records of {people['patients']} patients"]
+        words += [f"age {_show_quantiles(people['age'])}"] if "age" in people else []
+        words += [f"sex {_show_list(people['sex'])}"] if "sex" in people else []
+        lines.append("; ".join(words))
+        of_split = [about for about in facts["labels"] if about["split"] == people["split"]]
+        lines += [f"  {a['label']}: {_show_label(a)}, {a['missing']} missing" for a in of_split]
+    lines.append(facts["amplitude"]["sentence"])
+    for what in ("flags", "left_out"):
+        lines.append(f"{what.replace('_', ' ')}: {_show_list(facts[what]) or 'none'}")
+    lines.append(f"split: {_show_list(facts['split_policy'] or {})}")
+    if facts["damaged"]:
+        lines += [f"damaged: {line}" for line in facts["damaged"]]
+        return [*lines, f"mend with: hpc-ecg data repair {facts['folder']}"]
+    verified = "not verified" if facts["damaged"] is None else "all shards are as written"
+    return [*lines, f"digests: {verified}"]
+
+
+def write_page(path: Path, inspection: Inspection, num_plots: int, seed: int = 0) -> None:
+    page = render_page(
+        "inspection.html.jinja",
+        facts=inspection.facts,
+        title=inspection.shards.folder.resolve().name,
+        histogram=draw_amplitudes(inspection.index["amplitude_mv"]),
+        pictures=_draw_sample(inspection, num_plots, seed),
+        show_signal=_show_signal,
+        show_label=_show_label,
+        show_quantiles=_show_quantiles,
+        show_list=_show_list,
+    )
+    write_text(path, page)
 
 
 def find_damage(shards: ShardSet) -> list[str]:
@@ -129,3 +175,63 @@ def _quantiles(values: pd.Series) -> dict[str, Any] | None:
         return None
     low, median, high = np.percentile(there, [5, 50, 95]).tolist()
     return {"median": median, "low": low, "high": high, "missing": len(values) - len(there)}
+
+
+def _show_signal(signal: dict[str, Any]) -> str:
+    rest = [str(signal[name]) for name in ("unit", "amplitude", "preprocessing")]
+    size = f"{len(signal['leads'])} leads, {signal['num_samples']} samples"
+    return ", ".join(
+        [f"{size} at {signal['sample_rate_hz']} Hz", *rest, f"window {signal['window']}"]
+    )
+
+
+def _show_label(about: dict[str, Any]) -> str:
+    if "values" in about:
+        return _show_quantiles(about["values"])
+    share = "" if about["prevalence"] is None else f" ({100 * about['prevalence']:.1f} %)"
+    return f"{about['positive']} positive{share}"
+
+
+def _show_quantiles(values: dict[str, Any] | None) -> str:
+    if values is None:
+        return "unknown"
+    missing = f", {values['missing']} missing" if values["missing"] else ""
+    return f"{values['median']:.3g} (90 %: {values['low']:.3g} to {values['high']:.3g}{missing})"
+
+
+def _show_list(named: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in named.items())
+
+
+def _draw_sample(inspection: Inspection, num_plots: int, seed: int) -> list[Picture]:
+    """From shards that are whole, as far as is known; the values of the first label in turn."""
+    damaged = {line.partition(" ")[0] for line in inspection.facts["damaged"] or []}
+    about = inspection.shards.description["shards"]
+    whole = [number for number, shard in enumerate(about) if shard["name"] not in damaged]
+    index = inspection.index[inspection.index["shard"].isin(whole)]
+    values = [str(x) for x in index[LABEL_PREFIX + inspection.shards.label_names[0]]]
+    chosen = choose_evenly(index["key"].tolist(), values, num_plots, seed)
+    return [_draw(inspection.shards, index.iloc[n]) for n in chosen]
+
+
+def _draw(shards: ShardSet, record: pd.Series) -> Picture:
+    labels = [f"{name} {record[LABEL_PREFIX + name]:g}" for name in shards.label_names]
+    flags = record["flags"].split(";") if record["flags"] else []
+    caption = ", ".join([f"Key {record['key']}", record["split"], *labels, *flags])
+    ecg_LS = _read_mv(shards, record)
+    svg = draw_ecg(ecg_LS, shards.signal.leads, shards.signal.sample_rate_hz, caption)
+    return Picture(caption=caption, svg=inline_svg(svg, caption))
+
+
+def _read_mv(shards: ShardSet, record: pd.Series) -> np.ndarray:
+    """[L, S]; NaN where a padded record has no samples."""
+    path, signal = shards.shard_path(int(record["shard"])), shards.signal
+    shape = len(signal.leads), signal.num_samples
+    counts = np.fromfile(path, "<i2", count=shape[0] * shape[1], offset=int(record["offset"]))
+    if hashlib.sha256(counts.tobytes()).hexdigest() != record["sha256"]:
+        raise ValueError(
+            f"{path} is damaged (key {record['key']}); leave out --no-verify to see all"
+        )
+    ecg_LS = counts.reshape(shape) * (shards.microvolts_per_count / 1000)
+    ecg_LS[:, int(record["samples"]) :] = np.nan
+    return ecg_LS
