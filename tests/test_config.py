@@ -82,7 +82,6 @@ OTHER = {
     "data.order": "fixed_batches",
     "data.sampling": "one_per_patient",
     "data.read": "stream",
-    "data.stage_keep": "true",
     "data.allow_pipe": "true",
     "loss.alpha": "0.75",
     "optim.eps_before_correction": "true",

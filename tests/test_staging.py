@@ -105,23 +105,20 @@ def test_shards_are_copied_in_the_order_of_use(shards, disk):
     assert schedule.first_use() == list(dict.fromkeys(used)) != sorted(set(used))
 
 
-def test_copies_stay_if_asked_for_and_are_checked_before_they_are_used_again(shards, disk):
-    first = stage(shards, disk, keep=True)
-    first.wait()
-    first.close()
-    assert len(staged(disk)) == num_shards(shards)
-    damaged = staged(disk)[shard_name(1)]
-    content = bytearray(damaged.read_bytes())
-    content[5000] ^= 1
-    damaged.write_bytes(content)
-    (damaged.parent / f"{shard_name(2)}.partial").write_text("of a process that was killed")
+def test_what_a_crash_left_is_copied_anew(shards, disk):
+    index_sha256 = json.loads((shards / "dataset.json").read_text())["index_sha256"]
+    left = disk / "hpc_ecg-stage" / index_sha256[:16]
+    (left / "users").mkdir(parents=True)
+    (left / "users" / "dead.lock").touch()
+    (left / shard_name(1)).write_bytes(b"not checked by anyone who is alive")
+    (left / f"{shard_name(2)}.partial").write_text("of a process that was killed")
     opened: list[int] = []
-    second = stage(shards, disk, opened)
-    second.wait()
-    assert opened == [1]  # the others were good
-    assert damaged.read_bytes() == (shards / shard_name(1)).read_bytes()
-    second.close()
-    assert staged(disk) == {}
+    ours = stage(shards, disk, opened)
+    ours.wait()
+    assert opened == list(range(num_shards(shards)))
+    assert staged(disk)[shard_name(1)].read_bytes() == (shards / shard_name(1)).read_bytes()
+    ours.close()
+    assert staged(disk) == {} and not list(disk.rglob("*.partial"))
 
 
 def test_two_jobs_share_a_stage_and_the_last_one_cleans_up(shards, disk):

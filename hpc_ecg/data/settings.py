@@ -47,8 +47,6 @@ class DataConfig:
     stage_quota_gb: float | None = None
     """Space that may be used there; null = 90 % of what is free. What does not fit is read from
     data.shards."""
-    stage_keep: bool = False
-    """Leave the copies for the next run on that node."""
     allow_pipe: bool = False
     """Let data.shards be `pipe:COMMAND`, a shell command that writes the file {name} to its
     output. It runs as you: allow it only for commands that you wrote."""

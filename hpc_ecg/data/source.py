@@ -137,7 +137,6 @@ class Source:
                 self._original,
                 first_use,
                 config.stage_quota_gb,
-                config.stage_keep,
             )
 
     def close(self) -> None:

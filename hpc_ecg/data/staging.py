@@ -4,8 +4,8 @@
                                                   users/*.lock       one held by each process
 
 Whoever gets the lock of the set copies; the others, of this run or of another, wait and find all of
-it done. A copy gets its name when its digest is that of dataset.json. What a crash left is checked
-before it counts; nothing is deleted while a process that is alive uses it.
+it done. A copy gets its name when its digest is that of dataset.json. The last process that uses a
+set deletes it, or, after a crash, the next one that comes: never while a living process uses it.
 """
 
 import hashlib
@@ -25,7 +25,6 @@ logger = logging.getLogger("hpc_ecg")
 
 BLOCK = 1 << 22
 LOOK_EVERY_S = 1.0
-UNCHECKED = ".unchecked"
 
 
 class Stage:
@@ -37,22 +36,21 @@ class Stage:
         open_shard: Callable[[int], BinaryIO],
         first_use: Sequence[int],
         quota_gb: float | None = None,
-        keep: bool = False,
     ) -> None:
         """Begin to copy these shards into `folder`, in the order in which they will be used.
         `about` describes all shards, as dataset.json does."""
         self._base = folder / "hpc_ecg-stage"
         self._folder = self._base / set_sha256[:16]
-        self._about, self._open_shard, self._keep = about, open_shard, keep
-        self._first_use = first_use
+        self._about, self._open_shard, self._first_use = about, open_shard, first_use
         self._ready: set[int] = set()
         self._looked = 0.0
         self._stop = threading.Event()
-        (self._folder / "users").mkdir(parents=True, exist_ok=True)
-        self._user = _lock(self._folder / "users" / f"{uuid.uuid4().hex}.lock")
+        self._base.mkdir(exist_ok=True)
         with _lock(self._base / "lock"):
-            if not _is_in_use(self._folder):
-                self._distrust_leftovers()
+            for left in [path for path in self._base.iterdir() if path.is_dir()]:
+                _delete_unused(left)
+            (self._folder / "users").mkdir(parents=True, exist_ok=True)
+            self._user = _lock(self._folder / "users" / f"{uuid.uuid4().hex}.lock")
             self._user.acquire()
         free, used = shutil.disk_usage(self._base).free, _size(self._base)
         self._quota = quota_gb * 1e9 if quota_gb else 0.9 * (free + used)
@@ -82,21 +80,13 @@ class Stage:
         self._looked = 0.0
 
     def close(self) -> None:
-        """Stop copying; the last process that uses the copies deletes them, unless they stay."""
+        """Stop copying; the last process that uses the copies deletes them."""
         self._stop.set()
         self._thread.join()
         with _lock(self._base / "lock"):
             self._user.release()
             Path(self._user.lock_file).unlink(missing_ok=True)
-            if not self._keep and not _is_in_use(self._folder):
-                shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _distrust_leftovers(self) -> None:
-        for path in list(self._folder.iterdir()):
-            if path.suffix == ".partial":
-                path.unlink()
-            elif path.suffix == ".tar":
-                path.rename(f"{path}{UNCHECKED}")
+            _delete_unused(self._folder)
 
     def _work(self) -> None:
         """As soon as nobody else copies: copy what is not there."""
@@ -119,15 +109,9 @@ class Stage:
     def _stage(self, shard: int, about: dict[str, Any]) -> bool:
         """Whether to go on with the next one."""
         path = self._folder / about["name"]
-        old = Path(f"{path}{UNCHECKED}")
-        if old.exists():
-            with old.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == about["sha256"]:
-                    old.rename(path)
-            old.unlink(missing_ok=True)
         if path.exists():
             return True
-        if not self._has_room(about["bytes"]):
+        if _size(self._base) + about["bytes"] > self._quota:
             logger.warning(
                 "%s: data.stage_quota_gb is full; shards from %s on are read from data.shards",
                 *(self._folder, about["name"]),
@@ -154,17 +138,6 @@ class Stage:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _has_room(self, num_bytes: int) -> bool:
-        """Make room, if need be, by deleting other sets that nobody uses, oldest first."""
-        others = [path for path in self._base.iterdir() if path.is_dir() and path != self._folder]
-        for other in sorted(others, key=lambda path: path.stat().st_mtime):
-            if _size(self._base) + num_bytes <= self._quota:
-                break
-            with _lock(self._base / "lock"):
-                if not _is_in_use(other):
-                    shutil.rmtree(other, ignore_errors=True)
-        return _size(self._base) + num_bytes <= self._quota
-
 
 def stage_folder(setting: str) -> Path:
     """data.stage_dir with its variables filled in; ValueError if that is no folder."""
@@ -180,15 +153,15 @@ def _lock(path: Path) -> FileLock:
     return FileLock(path, thread_local=False)
 
 
-def _is_in_use(folder: Path) -> bool:
-    """Whether a living process holds one of the users' locks; those of the dead are deleted."""
+def _delete_unused(folder: Path) -> None:
+    """Unless a living process holds one of the users' locks; the locks of the dead do not count."""
     for path in (folder / "users").glob("*.lock"):
         try:
             with FileLock(path, timeout=0):
                 path.unlink(missing_ok=True)
         except Timeout:
-            return True
-    return False
+            return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:

@@ -35,7 +35,6 @@ SIERRA = "Philips Sierra XML"
 XML = ("GE MUSE XML", SIERRA, "Mortara ELI (EL250/ELI280)", "HL7 aECG")
 BINARY = ("DICOM Waveform", "SCP-ECG", "EDF/EDF+", "ISHNE Holter", "MFER")
 FORMATS = (*XML, *BINARY, "AliveCor Kardia JSON")
-_STATM = Path("/proc/self/statm")
 _SAYS_EXACT_DURATION = ("DICOM Waveform", "EDF/EDF+", "HL7 aECG", "MFER")
 # SCP-ECG's section 1 is the patient: anonymizing changes it and leaves the checksum
 _DAMAGE = re.compile(
@@ -94,10 +93,7 @@ def _parse(path: Path) -> Any:
 @contextmanager
 def _memory_limit(more_bytes: int) -> Iterator[None]:
     """No more memory than there is now and `more_bytes`: MemoryError then, not a killed job."""
-    if not _STATM.exists():  # not Linux
-        yield
-        return
-    in_use = int(_STATM.read_text().split()[0]) * resource.getpagesize()
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = in_use + more_bytes
     resource.setrlimit(resource.RLIMIT_AS, (wanted if soft < 0 else min(soft, wanted), hard))
