@@ -61,10 +61,8 @@ def check_zones(columns: Iterable[Dates]) -> None:
     """ValueError: some dates have a time zone, others none."""
     first: dict[bool, str] = {}
     for dates in columns:
-        for has_zone in (True, False):
-            rows = np.flatnonzero((dates.has_zone == has_zone) & dates.times.notna())
-            if len(rows):
-                first.setdefault(has_zone, f"{dates.where}, row {rows[0] + 1}")
+        for has_zone, times in dates.times.dropna().groupby(dates.has_zone):
+            first.setdefault(bool(has_zone), f"{dates.where}, row {times.index[0] + 1}")
     if len(first) == 2:
         raise ValueError(
             f"{first[True]}: a date with a time zone, but {first[False]}: one without; "

@@ -54,20 +54,24 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
     table = quality_table(report)
     assert table["row"].nunique() == report.records, "a row of the table is in no list"
     write_text(out / "quality.csv", table.to_csv(index=False))
-    flags, values = report.index["flags"], report.index["amplitude_mv"]
+    is_kept = table["status"] == "kept"
+    kept, left_out = table[is_kept], table[~is_kept]
+    flagged = kept[kept["reason_or_flags"] != ""]
+    flags, values = flagged["reason_or_flags"].tolist(), report.index["amplitude_mv"]
+    drawable = left_out[~left_out["reason_or_flags"].isin(NOTHING_TO_DRAW)]
     page = render_page(
         "quality_report.html.jinja",
         num_rows=report.records,
-        num_kept=table[table["status"] == "kept"]["row"].nunique(),
-        num_left_out=len(report.left_out),
-        num_records=len(flags),
-        num_flagged=int((flags != "").sum()),
+        num_kept=kept["row"].nunique(),
+        num_left_out=len(left_out),
+        num_records=len(kept),
+        num_flagged=len(flagged),
         amplitude=report.amplitude,
-        reasons=count_names(item.reason for item in report.left_out),
+        reasons=count_names(left_out["reason_or_flags"]),
         flags=count_names(kind for of_record in flags for kind in kinds_of(of_record)),
         histogram=draw_amplitudes(values) if len(values) else None,
-        left_out_pictures=_draw(report, _sample_left_out(report)),
-        flagged_pictures=_draw(report, _sample_flagged(report)),
+        left_out_pictures=_draw(report, drawable, drawable["reason_or_flags"].tolist()),
+        flagged_pictures=_draw(report, flagged, rarest_kinds(flags)),
     )
     write_text(out / "quality.html", page)
     return out / "quality.html"
@@ -75,17 +79,17 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
 
 def quality_table(report: QualityFacts) -> pd.DataFrame:
     """A line for each record or window, kept or left out; rows count from 1."""
-    index = report.index
     kept = [
         (row_of_key(key) + 1, key, "kept", flags, "")
-        for key, flags in zip(index["key"], index["flags"], strict=True)
+        for key, flags in zip(report.index["key"], report.index["flags"], strict=True)
     ]
     left_out = [
-        (item.row + 1, key_of_row(item.row), "left_out", item.reason, _message(report, item))
+        (item.row + 1, key_of_row(item.row), "left_out", item.reason, item.message)
         for item in report.left_out
     ]
     columns = ["row", "key", "status", "reason_or_flags", "message"]
-    return pd.DataFrame(sorted(kept + left_out), columns=columns)
+    table = pd.DataFrame(sorted(kept + left_out), columns=columns)
+    return table if report.row_names_shown else table.assign(message="")
 
 
 def kinds_of(flags: str) -> list[str]:
@@ -129,36 +133,22 @@ def draw_amplitudes(values: pd.Series) -> Markup:
     return inline_svg(svg, "How many records have which amplitude; numbers in the text")
 
 
-def _sample_left_out(report: QualityFacts) -> list[tuple[int, str]]:
-    """Rows and what to say of them."""
-    drawable = [item for item in report.left_out if item.reason not in NOTHING_TO_DRAW]
-    names, reasons = [str(item.row) for item in drawable], [item.reason for item in drawable]
-    chosen = [drawable[n] for n in choose_evenly(names, reasons, NUM_PICTURES)]
-    return [(i.row, ": ".join(filter(None, [i.reason, _message(report, i)]))) for i in chosen]
-
-
-def _sample_flagged(report: QualityFacts) -> list[tuple[int, str]]:
-    flagged = report.index[report.index["flags"] != ""]
-    keys, flags = flagged["key"].tolist(), flagged["flags"].tolist()
-    chosen = choose_evenly(keys, rarest_kinds(flags), NUM_PICTURES)
-    return [(row_of_key(keys[n]), flags[n].replace(";", ", ")) for n in chosen]
-
-
-def _draw(report: QualityFacts, rows: list[tuple[int, str]]) -> list[Picture]:
-    """Those that cannot be drawn last."""
-    pictures = [_picture(report.picture_of(row), row, why) for row, why in rows]
+def _draw(report: QualityFacts, rows: pd.DataFrame, groups: list[str]) -> list[Picture]:
+    """A sample of these rows of the table; those that cannot be drawn last."""
+    chosen = rows.iloc[choose_evenly(rows["key"].tolist(), groups, NUM_PICTURES)]
+    pictures = []
+    for line in chosen.to_dict("records"):
+        words = filter(None, [line["reason_or_flags"].replace(";", ", "), line["message"]])
+        recording = report.picture_of(line["row"] - 1)
+        pictures.append(_picture(recording, line["row"], ": ".join(words)))
     return sorted(pictures, key=lambda picture: picture.svg is None)
 
 
 def _picture(recording: Recording | None, row: int, why: str) -> Picture:
-    caption = f"Row {row + 1}: {why}"
+    caption = f"Row {row}: {why}"
     leads = [normalize_lead(name) or name for name in recording.leads] if recording else []
     if recording is None or not 0 < recording.sample_rate_hz < np.inf or not {*leads} & {*LEADS}:
         return Picture(caption=f"{caption} (cannot be drawn)", svg=None)
     rate_hz = recording.sample_rate_hz
-    svg = draw_ecg(recording.signal_LS, leads, rate_hz, f"Row {row + 1}", COMPACT)
+    svg = draw_ecg(recording.signal_LS, leads, rate_hz, f"Row {row}", COMPACT)
     return Picture(caption=caption, svg=inline_svg(svg, caption))
-
-
-def _message(report: QualityFacts, item: LeftOut) -> str:
-    return item.message if report.row_names_shown else ""
