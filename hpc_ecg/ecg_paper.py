@@ -31,7 +31,8 @@ class Paper:
     mm_per_s: float
     row_mm: float
     rhythm: str | None
-    square_mm: tuple[float, ...]
+    squares: tuple[tuple[float, float, float], ...]
+    """Side in mm, opacity, pen in mm; the finer the fainter."""
     text_mm: float
 
     @property
@@ -39,8 +40,10 @@ class Paper:
         return 0.4 * self.mm_per_s
 
 
-FULL = Paper(mm_per_s=25, row_mm=30, rhythm="II", square_mm=(1, 5), text_mm=3.2)
-COMPACT = Paper(mm_per_s=12.5, row_mm=15, rhythm=None, square_mm=(2.5,), text_mm=2.6)
+FULL = Paper(
+    mm_per_s=25, row_mm=30, rhythm="II", squares=((1, 0.3, 0.1), (5, 0.55, 0.15)), text_mm=3.2
+)
+COMPACT = Paper(mm_per_s=12.5, row_mm=15, rhythm=None, squares=((2.5, 0.55, 0.15),), text_mm=2.6)
 
 
 def draw_ecg(
@@ -144,18 +147,14 @@ def _lowest_and_highest(x_S: np.ndarray, y_S: np.ndarray) -> np.ndarray:
 
 
 def _grid(width: float, height: float, margin: float, paper: Paper) -> str:
-    """The finer the squares, the fainter; there are lines where the curves begin and
-    on their base lines."""
+    """There are lines where the curves begin and on their base lines."""
     paths = []
-    for step in paper.square_mm:
+    for step, opacity, pen in paper.squares:
         first = margin % step
-        columns = int((width - first) / step) + 1
-        rows = int(height / step) + 1
+        columns, rows = int((width - first) / step) + 1, int(height / step) + 1
         lines = f"M{first:g} 0v{height:g}" + f"m{step:g}-{height:g}v{height:g}" * (columns - 1)
         lines += f"M0 0h{width:g}" + f"m-{width:g} {step:g}h{width:g}" * (rows - 1)
-        is_fine = len(paper.square_mm) > 1 and step == paper.square_mm[0]
-        opacity = 0.3 if is_fine else 0.55
-        paths.append(f'<g opacity="{opacity}">{_path(lines, 0.1 if is_fine else 0.15, GRID)}</g>')
+        paths.append(f'<g opacity="{opacity}">{_path(lines, pen, GRID)}</g>')
     return "\n".join(paths)
 
 
