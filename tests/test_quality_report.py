@@ -88,7 +88,6 @@ def facts_of(left_out, flags, **changes):
         ],
         "amplitude": compare_amplitudes(index["amplitude_mv"].to_numpy()) if len(flags) else None,
         "picture_of": picture_of,
-        "row_names_shown": True,
     }
     return QualityFacts(**(facts | changes))
 
@@ -193,14 +192,6 @@ def test_what_cannot_be_drawn_does_not_stop_the_report(tmp_path, leads, rate_hz)
     odd = Recording(signal_LS=np.zeros((2, 10)), leads=leads, sample_rate_hz=rate_hz)
     write_quality_report(tmp_path, facts_of(["rate"], [""], picture_of=lambda row: odd))
     assert "(cannot be drawn)" in (tmp_path / "quality.html").read_text()
-
-
-def test_messages_that_may_name_people_are_shown_nowhere(tmp_path):
-    facts = facts_of(["leads"], [""], row_names_shown=False)
-    write_quality_report(tmp_path, facts)
-    assert not any(
-        "because" in (tmp_path / f"quality.{kind}").read_text() for kind in ("html", "csv")
-    )
 
 
 def test_what_a_file_says_is_escaped_and_the_page_needs_no_network(tmp_path):

@@ -20,6 +20,7 @@ from hpc_ecg.data import shard_job, sharding
 from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import open_split
 from hpc_ecg.data.index import describe_outcome
+from hpc_ecg.data.privacy import Privacy
 from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.data.shards import read_shard_set
 from hpc_ecg.ecg.files import ArrayLayout
@@ -124,6 +125,18 @@ def test_a_record_without_patient_is_left_out(tmp_path):
     assert description["records"] == {"train": 2, "valid": 1, "test": 1}
     assert description["left_out"] == {"no patient": 2}
     assert [item["record"] for item in left_out_of(tmp_path / "out")] == ["x1", "x2"]
+
+
+def test_with_a_key_no_file_that_could_name_a_person_is_named(tmp_path):
+    rows = [row(*values) for values in [*SOUND, ("miller_jane", "jane", "test", 5)]]
+    table = write_recordings(tmp_path / "in", rows)
+    (tmp_path / "in" / "miller_jane.dat").unlink()
+    (tmp_path / "key").write_text("a secret of the hospital")
+    privacy = Privacy(key_file=tmp_path / "key")
+    shard_ecgs(plan(table, tmp_path / "out", privacy=privacy))
+    (item,) = left_out_of(tmp_path / "out")
+    assert (item["row"], item["reason"], item["message"]) == ("5", "not found", "")
+    assert not any(b"miller" in path.read_bytes() for path in (tmp_path / "out").iterdir())
 
 
 def test_if_no_record_has_a_patient_the_way_out_is_named(tmp_path):

@@ -39,8 +39,6 @@ class QualityFacts:
     amplitude: AmplitudeFacts | None
     picture_of: Callable[[int], Recording | None]
     """Reads a row's source again; None where that cannot be done."""
-    row_names_shown: bool
-    """False: messages are not shown, since they may name files and thereby people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +86,7 @@ def quality_table(report: QualityFacts) -> pd.DataFrame:
         for item in report.left_out
     ]
     columns = ["row", "key", "status", "reason_or_flags", "message"]
-    table = pd.DataFrame(sorted(kept + left_out), columns=columns)
-    return table if report.row_names_shown else table.assign(message="")
+    return pd.DataFrame(sorted(kept + left_out), columns=columns)
 
 
 def kinds_of(flags: str) -> list[str]:

@@ -64,7 +64,7 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
         _write_missing(jobs, plan, work)
 
         # 3. All together: leaks, duplicates, counts; then the folder gets its name.
-        written = _without_names(read_notes(job.note for job in jobs), cohort, plan)
+        written = _without_names(read_notes(job.note for job in jobs), plan)
         if written.records.empty:
             shutil.rmtree(work / "notes")  # nothing to keep
             raise ValueError(_all_left_out(written.left_out))
@@ -149,7 +149,6 @@ def _quality(
         left_out=written.left_out,
         amplitude=amplitude_of_cohort(index),
         picture_of=picture_of,
-        row_names_shown=plan.privacy.key_file is None,
     )
 
 
@@ -196,17 +195,11 @@ def _publish(shards: Path, out: Path) -> None:
     shards.rename(out)
 
 
-def _without_names(written: Written, cohort: Cohort, plan: ShardingPlan) -> Written:
-    """With a key, the reasons do not name files either: the names of people may be in them."""
+def _without_names(written: Written, plan: ShardingPlan) -> Written:
+    """With a key, reasons come without their messages: the names of people may be in these."""
     if plan.privacy.key_file is None:
         return written
-    left_out = []
-    for item in written.left_out:
-        message = item.message
-        for name in (cohort.files[item.row], Path(cohort.files[item.row]).name):
-            message = message.replace(name, f"row {item.row + 1}")
-        left_out.append(replace(item, message=message))
-    return replace(written, left_out=left_out)
+    return replace(written, left_out=[replace(item, message="") for item in written.left_out])
 
 
 def _patient_note(plan: ShardingPlan) -> str:
@@ -219,7 +212,8 @@ def _all_left_out(left_out: Sequence[LeftOut]) -> str:
     hint = ""
     if reasons[0][0] == "no patient":
         hint = "; if each record is a patient of its own, say so: --one-patient-per-record"
-    return f"no record could be used: {counts}; first: {left_out[0].message}{hint}"
+    first = f"; first: {left_out[0].message}" if left_out[0].message else ""
+    return f"no record could be used: {counts}{first}{hint}"
 
 
 def _check_no_empty_split(counts: Mapping[str, int], how: dict[str, Any]) -> None:
