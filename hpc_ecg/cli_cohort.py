@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpc_ecg.data.cohort_tables import Sources
+    from hpc_ecg.cohort.inputs import Sources
 
 FORMAT_HELP = "like %%d/%%m/%%Y (default: ISO 8601)"
 DEFAULT = "(default: %(default)s)"
@@ -77,9 +77,9 @@ def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
 
 def _cohort(options: argparse.Namespace) -> int:
     _check_out(options)
-    from hpc_ecg.data.cohort_rules import Rules, apply_rules
-    from hpc_ecg.data.cohort_tables import check_asked, read_tables, write_labelled
-    from hpc_ecg.data.flow_diagram import flow_text, write_flow
+    from hpc_ecg.cohort.flow_diagram import flow_text, write_flow
+    from hpc_ecg.cohort.inputs import check_asked, read_tables, write_labelled
+    from hpc_ecg.cohort.rules import Rules, apply_rules
     from hpc_ecg.log import say
 
     rules = Rules(**{field.name: getattr(options, field.name) for field in fields(Rules)})
@@ -102,7 +102,7 @@ def _check_out(options: argparse.Namespace) -> None:
 
 
 def _sources(options: argparse.Namespace) -> "Sources":
-    from hpc_ecg.data.cohort_tables import Sources
+    from hpc_ecg.cohort.inputs import Sources
 
     values = {field.name: getattr(options, field.name) for field in fields(Sources)}
     for name in ("event_patient", "follow_up_patient"):

@@ -32,8 +32,8 @@ def add_data(verbs: Any) -> None:
 def _inspect(options: argparse.Namespace) -> int:
     import json
 
-    from hpc_ecg.data.inspection import describe_inspection, inspect_shards, write_page
     from hpc_ecg.log import say
+    from hpc_ecg.shards.inspection import describe_inspection, inspect_shards, write_page
 
     if options.plots < 0:
         raise ValueError(f"--plots must be at least 0, got {options.plots}")
@@ -48,8 +48,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _repair(options: argparse.Namespace) -> int:
-    from hpc_ecg.data.repair import repair
     from hpc_ecg.log import say, start_logging
+    from hpc_ecg.shards.repair import repair
 
     start_logging()
     mended = repair(options.shards, options.table, options.signals)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpc_ecg.data.sharding_plan import ShardingPlan
-    from hpc_ecg.data.splits import SplitPlan
+    from hpc_ecg.cohort.splits import SplitPlan
     from hpc_ecg.ecg.signal import SignalSpec
+    from hpc_ecg.shards.plan import ShardingPlan
     from hpc_ecg.submit import SlurmJobs
 
 
@@ -97,9 +97,9 @@ def _add_signal(shard: argparse.ArgumentParser) -> None:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    from hpc_ecg.data.index import describe_outcome
-    from hpc_ecg.data.sharding import shard_ecgs
     from hpc_ecg.log import say, start_logging
+    from hpc_ecg.shards.index import describe_outcome
+    from hpc_ecg.shards.sharding import shard_ecgs
 
     start_logging()
     say(*describe_outcome(shard_ecgs(sharding_plan(options)), options.out))
@@ -108,8 +108,8 @@ def _shard(options: argparse.Namespace) -> int:
 
 def _take_from_manifest(options: argparse.Namespace) -> None:
     """What a manifest of fairseq-signals says itself need not be given; what is given counts."""
-    from hpc_ecg.data.cohort import read_table
-    from hpc_ecg.data.manifest import is_manifest, read_manifest
+    from hpc_ecg.cohort.manifest import is_manifest, read_manifest
+    from hpc_ecg.cohort.table import read_table
 
     if options.table.is_file() and is_manifest(options.table):
         manifest = read_manifest(options.table, read_table)
@@ -146,13 +146,13 @@ def _check_together(options: argparse.Namespace) -> None:
 
 
 def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
-    from hpc_ecg.data.cohort import Columns
-    from hpc_ecg.data.privacy import Privacy
-    from hpc_ecg.data.shard_job import Recordings
-    from hpc_ecg.data.sharding_plan import ShardingPlan
+    from hpc_ecg.cohort.privacy import Privacy
+    from hpc_ecg.cohort.table import Columns
     from hpc_ecg.ecg.array_files import AXES
     from hpc_ecg.ecg.files import ArrayLayout
     from hpc_ecg.ecg.signal import LEADS
+    from hpc_ecg.shards.job import Recordings
+    from hpc_ecg.shards.plan import ShardingPlan
 
     _take_from_manifest(options)
     _check_together(options)
@@ -189,7 +189,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
 
 
 def _split(options: argparse.Namespace) -> "SplitPlan":
-    from hpc_ecg.data.splits import SplitPlan, parse_fractions
+    from hpc_ecg.cohort.splits import SplitPlan, parse_fractions
 
     return SplitPlan(
         fractions=parse_fractions(options.fractions),

@@ -11,7 +11,7 @@ from hpc_ecg.data.ahead import AHEAD, read_ahead, read_in_order
 from hpc_ecg.data.batches import read_step
 from hpc_ecg.data.dataset import DataConfig, open_split
 from hpc_ecg.data.schedule import Schedule, Share
-from hpc_ecg.data.shards import read_shard_set
+from hpc_ecg.shards.format import read_shard_set
 
 SEED = 5
 

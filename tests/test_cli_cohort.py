@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from hpc_ecg.cli import main
-from hpc_ecg.data.cohort import Columns, read_cohort
+from hpc_ecg.cohort.table import Columns, read_cohort
 
 ECGS = """record,patient,time,age,note,end,dead
 e1,SECRET1,2010-01-01,50,"kept, too",2019-01-01,

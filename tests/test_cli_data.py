@@ -11,8 +11,8 @@ import pytest
 from synthetic import write_wfdb
 
 from hpc_ecg.cli import main
-from hpc_ecg.data.shards import read_shard_set
 from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.shards.format import read_shard_set
 
 TOOL = Path(__file__).parent.parent / "tools" / "shard_ecgs.py"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpc_ecg.data.cohort import Columns, read_cohort
+from hpc_ecg.cohort.table import Columns, read_cohort
 
 ROWS = {
     "record": ["a", "b", "c"],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_ecg.data.cohort_rules import Rules, apply_rules, parse_span
+from hpc_ecg.cohort.rules import Rules, apply_rules, parse_span
 
 DAY = timedelta(days=1)
 START = datetime(2019, 3, 1)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.data.shards import read_shard_set, shard_name
+from hpc_ecg.shards.format import read_shard_set, shard_name
 from hpc_ecg.writing import sha256_of
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from hpc_ecg.data.dates import check_zones, last_instant, read_dates
+from hpc_ecg.cohort.dates import check_zones, last_instant, read_dates
 
 
 def column(*cells):

@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from hpc_ecg.cli import main
 from hpc_ecg.config import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training.evaluate import evaluate, load_run
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
 from hpc_ecg.writing import read_json

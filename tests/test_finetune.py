@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
+from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config import Source, load_config, merge_sources, parse_word, read_yaml, to_yaml
-from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.data.sharding import shard_ecgs
 from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training import checkpoint
 from hpc_ecg.training import finetune as story
 from hpc_ecg.training.best import BestWeights

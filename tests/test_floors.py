@@ -11,12 +11,14 @@ GROUND = {"", "config", "explain", "log", "run_folder", "writing", "cluster", "s
 GROUND |= {"page", "plots", "ecg_paper"}
 BELOW = {
     "ecg": set(),
-    "data": {"ecg"},
+    "cohort": {"ecg"},
+    "shards": {"cohort", "ecg"},
+    "data": {"shards", "cohort", "ecg"},
     "model": set(),
     "weights": {"model", "ecg"},
     "evaluation": set(),
-    "training": {"data", "weights", "model", "ecg", "evaluation"},
-    "sweep": {"training", "evaluation", "data"},
+    "training": {"data", "shards", "weights", "model", "ecg", "evaluation"},
+    "sweep": {"training", "evaluation", "data", "shards", "cohort"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]

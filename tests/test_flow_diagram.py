@@ -8,8 +8,8 @@ import pytest
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
-from hpc_ecg.data.cohort_rules import Count, Flow
-from hpc_ecg.data.flow_diagram import flow_svg, flow_text
+from hpc_ecg.cohort.flow_diagram import flow_svg, flow_text
+from hpc_ecg.cohort.rules import Count, Flow
 
 REASON = "prevalent: an event at or before the ECG, or up to 30d after it"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,10 +10,10 @@ import pytest
 from conftest import plan_for
 
 from hpc_ecg.cli import main
-from hpc_ecg.data.cohort import Columns
-from hpc_ecg.data.inspection import find_damage, inspect_shards, write_page
-from hpc_ecg.data.sharding import shard_ecgs
-from hpc_ecg.data.shards import read_shard_set
+from hpc_ecg.cohort.table import Columns
+from hpc_ecg.shards.format import read_shard_set
+from hpc_ecg.shards.inspection import find_damage, inspect_shards, write_page
+from hpc_ecg.shards.sharding import shard_ecgs
 
 
 @pytest.fixture

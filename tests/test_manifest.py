@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import scipy.io
 
-from hpc_ecg.data.cohort import Columns, read_cohort, read_table
-from hpc_ecg.data.manifest import is_manifest, read_manifest
+from hpc_ecg.cohort.manifest import is_manifest, read_manifest
+from hpc_ecg.cohort.table import Columns, read_cohort, read_table
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 
 X_NSL = np.random.default_rng(0).integers(-500, 500, (4, 2500, 12)).astype("i2")

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpc_ecg.data.cohort import Cohort
-from hpc_ecg.data.privacy import Privacy, protect, read_key
+from hpc_ecg.cohort.privacy import Privacy, protect, read_key
+from hpc_ecg.cohort.table import Cohort
 
 KEY = b"0123456789abcdef"
 

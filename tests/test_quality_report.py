@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_ecg.data.index import LeftOut
-from hpc_ecg.data.quality_report import (
+from hpc_ecg.ecg.amplitude import compare_amplitudes
+from hpc_ecg.ecg.recording import Recording
+from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.shards.format import read_shard_set
+from hpc_ecg.shards.index import LeftOut
+from hpc_ecg.shards.quality_report import (
     NUM_PICTURES,
     QualityFacts,
     choose_evenly,
     quality_table,
     write_quality_report,
 )
-from hpc_ecg.data.shards import read_shard_set
-from hpc_ecg.ecg.amplitude import compare_amplitudes
-from hpc_ecg.ecg.recording import Recording
-from hpc_ecg.ecg.signal import LEADS
 
 REASONS = ["not found", "unreadable", "leads", "rate", "too short", "NaN", "flat lead"]
 REASONS += ["amplitude", "no patient", "other period"]

@@ -15,16 +15,17 @@ from conftest import plan_for, words_for
 from filelock import FileLock
 from synthetic import BROKEN, write_wfdb
 
+from hpc_ecg.cohort.privacy import Privacy
+from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config import load_config
-from hpc_ecg.data import shard_job, sharding
-from hpc_ecg.data.cohort import Columns
 from hpc_ecg.data.dataset import open_split
-from hpc_ecg.data.index import describe_outcome
-from hpc_ecg.data.privacy import Privacy
-from hpc_ecg.data.sharding import shard_ecgs
-from hpc_ecg.data.shards import read_shard_set
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.signal import LEADS, SignalSpec
+from hpc_ecg.shards import job as shard_job
+from hpc_ecg.shards import sharding
+from hpc_ecg.shards.format import read_shard_set
+from hpc_ecg.shards.index import describe_outcome
+from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
 
 REASONS = ("unreadable", "flat lead", "NaN", "leads", "not found")  # of BROKEN, in its order

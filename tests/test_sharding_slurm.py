@@ -8,7 +8,7 @@ import pytest
 from conftest import plan_for
 from test_sharding import bytes_in
 
-from hpc_ecg.data.sharding import shard_ecgs
+from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.submit import SlurmJobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hpc_ecg.data.cohort import Cohort
-from hpc_ecg.data.splits import NO_SPLIT, SplitPlan, assign_splits
+from hpc_ecg.cohort.splits import NO_SPLIT, SplitPlan, assign_splits
+from hpc_ecg.cohort.table import Cohort
 
 PATIENTS = st.lists(st.sampled_from([f"p{n}" for n in range(25)] + [""]), min_size=1, max_size=80)
 

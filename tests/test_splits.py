@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_ecg.data.splits import (
+from hpc_ecg.cohort.splits import (
     SPLITS,
     check_apart,
     parse_fractions,

@@ -15,9 +15,9 @@ from conftest import words_for
 from hpc_ecg.config import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.schedule import Schedule
-from hpc_ecg.data.shards import shard_name
 from hpc_ecg.data.source import Source
 from hpc_ecg.data.staging import Stage, stage_folder
+from hpc_ecg.shards.format import shard_name
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
 
 

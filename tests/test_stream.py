@@ -16,8 +16,8 @@ from hpc_ecg.config import load_config
 from hpc_ecg.data.ahead import read_ahead, read_in_order
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.schedule import Schedule, Share
-from hpc_ecg.data.shards import shard_name
 from hpc_ecg.data.source import Source
+from hpc_ecg.shards.format import shard_name
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
 
 SETTINGS = {"read": "stream", "stream_lanes": 6, "stream_buffer": 5, "batch_size": 7}

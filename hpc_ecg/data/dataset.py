@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.data import splits
+from hpc_ecg.cohort import splits
 from hpc_ecg.data.settings import DataConfig
-from hpc_ecg.data.shards import LABEL_PREFIX, ShardSet, row_of_key
 from hpc_ecg.data.source import Source, open_shard_set
 from hpc_ecg.data.views import choose_fold, replace_labels
+from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, row_of_key
 from hpc_ecg.writing import sha256_of
 
 

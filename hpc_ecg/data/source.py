@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hpc_ecg.data.settings import DataConfig
-from hpc_ecg.data.shards import ShardSet, read_shard_set
 from hpc_ecg.data.staging import Stage, stage_folder
+from hpc_ecg.shards.format import ShardSet, read_shard_set
 
 PIPE = "pipe:"
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.schedule import Schedule, Share
-from hpc_ecg.data.shards import ARRAY_ENDING
+from hpc_ecg.shards.format import ARRAY_ENDING
 
 CHUNK = 64
 """Records that are held at once where nothing is shuffled."""

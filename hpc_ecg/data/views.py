@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.data.cohort import Columns, read_cohort, read_table
-from hpc_ecg.data.index import FOLD_PREFIX
-from hpc_ecg.data.shards import LABEL_PREFIX
+from hpc_ecg.cohort.table import Columns, read_cohort, read_table
+from hpc_ecg.shards.format import LABEL_PREFIX
+from hpc_ecg.shards.index import FOLD_PREFIX
 
 logger = logging.getLogger("hpc_ecg")
 

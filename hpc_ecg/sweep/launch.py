@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 import yaml
 
+from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.config import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.data.splits import SPLITS
 from hpc_ecg.log import progress_bar, start_logging
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.submit import Job, run_locally

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.shards import ShardSet
 from hpc_ecg.ecg.signal import check_same_signal
 from hpc_ecg.model.losses import LOSSES, REGRESSION, LossConfig, check_loss
 from hpc_ecg.run_folder import RunFolder, describe_environment
+from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.predict import score_validation
 from hpc_ecg.weights.initialize import Initialized

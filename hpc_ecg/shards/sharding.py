@@ -17,9 +17,14 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from hpc_ecg.data import shard_job, splits
-from hpc_ecg.data.cohort import NO_PATIENT, Cohort, read_cohort
-from hpc_ecg.data.index import (
+from hpc_ecg.cohort import splits
+from hpc_ecg.cohort.privacy import protect
+from hpc_ecg.cohort.splits import Assignment, assign_splits
+from hpc_ecg.cohort.table import NO_PATIENT, Cohort, read_cohort
+from hpc_ecg.ecg.recording import RecordError, Recording
+from hpc_ecg.log import progress_bar
+from hpc_ecg.shards import job as shard_job
+from hpc_ecg.shards.index import (
     LeftOut,
     Written,
     amplitude_of_cohort,
@@ -28,13 +33,9 @@ from hpc_ecg.data.index import (
     read_notes,
     write_beside_shards,
 )
-from hpc_ecg.data.privacy import protect
-from hpc_ecg.data.quality_report import QualityFacts, write_quality_report
-from hpc_ecg.data.shard_job import Row, ShardJob
-from hpc_ecg.data.sharding_plan import ShardingPlan, check_plan, made_from
-from hpc_ecg.data.splits import Assignment, assign_splits
-from hpc_ecg.ecg.recording import RecordError, Recording
-from hpc_ecg.log import progress_bar
+from hpc_ecg.shards.job import Row, ShardJob
+from hpc_ecg.shards.plan import ShardingPlan, check_plan, made_from
+from hpc_ecg.shards.quality_report import QualityFacts, write_quality_report
 from hpc_ecg.submit import Job, run_on_slurm
 from hpc_ecg.writing import sync_all
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.data.dates import last_instant
+from hpc_ecg.cohort.dates import last_instant
 
 DAYS = {"d": 1.0, "w": 7.0, "m": 365.25 / 12, "y": 365.25}
 MAX_DAYS = 200 * 365.25

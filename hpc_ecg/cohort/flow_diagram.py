@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 import hpc_ecg
-from hpc_ecg.data.cohort_rules import Count, Flow, Rules
-from hpc_ecg.data.cohort_tables import Sources
+from hpc_ecg.cohort.inputs import Sources
+from hpc_ecg.cohort.rules import Count, Flow, Rules
 from hpc_ecg.plots import INK, new_figure, to_svg
 from hpc_ecg.writing import sha256_of, write_json, write_text
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.data.cohort import NO_PATIENT, Cohort
+from hpc_ecg.cohort.table import NO_PATIENT, Cohort
 
 SPLITS = ("train", "valid", "test")
 NO_SPLIT = ""

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 import hpc_ecg
-from hpc_ecg.data import splits
-from hpc_ecg.data.cohort import Cohort
-from hpc_ecg.data.shards import FORMAT, LABEL_PREFIX, row_of_key
+from hpc_ecg.cohort import splits
+from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.shards.format import FORMAT, LABEL_PREFIX, row_of_key
 from hpc_ecg.writing import sha256_of, write_json
 
 FOLD_PREFIX = "fold."

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from hpc_ecg.data.cohort import check_columns, check_unique, read_table
-from hpc_ecg.data.cohort_rules import Flow, Rules
-from hpc_ecg.data.dates import Dates, check_zones, read_dates
+from hpc_ecg.cohort.dates import Dates, check_zones, read_dates
+from hpc_ecg.cohort.rules import Flow, Rules
+from hpc_ecg.cohort.table import check_columns, check_unique, read_table
 from hpc_ecg.writing import write_text
 
 NEW_COLUMNS = ("days_to_event", "days_followed")

@@ -8,12 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.data.cohort import read_cohort
-from hpc_ecg.data.shard_job import write_shard
-from hpc_ecg.data.sharding import jobs_of
-from hpc_ecg.data.sharding_plan import plan_of
-from hpc_ecg.data.shards import read_shard_set
-from hpc_ecg.data.splits import assign_splits
+from hpc_ecg.cohort.splits import assign_splits
+from hpc_ecg.cohort.table import read_cohort
+from hpc_ecg.shards.format import read_shard_set
+from hpc_ecg.shards.job import write_shard
+from hpc_ecg.shards.plan import plan_of
+from hpc_ecg.shards.sharding import jobs_of
 from hpc_ecg.writing import sha256_of
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.data.manifest import is_manifest, read_manifest
+from hpc_ecg.cohort.manifest import is_manifest, read_manifest
 from hpc_ecg.ecg.files import name_of_row
 
 NO_PATIENT = ""

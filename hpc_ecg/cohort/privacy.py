@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hpc_ecg.data.cohort import Cohort
+from hpc_ecg.cohort.table import Cohort
 
 DATES = ("keep", "shift", "drop")
 MIN_KEY_BYTES = 16

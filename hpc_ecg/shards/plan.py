@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.data.cohort import Columns
-from hpc_ecg.data.privacy import Privacy
-from hpc_ecg.data.shard_job import Recordings
-from hpc_ecg.data.shards import ShardSet
-from hpc_ecg.data.splits import SplitPlan
+from hpc_ecg.cohort.privacy import Privacy
+from hpc_ecg.cohort.splits import SplitPlan
+from hpc_ecg.cohort.table import Columns
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.leads import order_rows
 from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
 from hpc_ecg.ecg.recording import RecordError
+from hpc_ecg.shards.format import ShardSet
+from hpc_ecg.shards.job import Recordings
 from hpc_ecg.submit import SlurmJobs
 
 

@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from hpc_ecg.data.index import LeftOut
-from hpc_ecg.data.shards import key_of_row, row_of_key
 from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL, AmplitudeFacts
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import Recording
@@ -23,6 +21,8 @@ from hpc_ecg.ecg.signal import LEADS
 from hpc_ecg.ecg_paper import COMPACT, draw_ecg
 from hpc_ecg.page import inline_svg, render_page
 from hpc_ecg.plots import histogram
+from hpc_ecg.shards.format import key_of_row, row_of_key
+from hpc_ecg.shards.index import LeftOut
 from hpc_ecg.writing import write_text
 
 NUM_PICTURES = 12
