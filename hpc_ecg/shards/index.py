@@ -9,7 +9,7 @@ out. Here, where all records are seen together, leaks and duplicates are found.
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,9 @@ def describe(
             name: int(index[index["split"] == name]["patient"].nunique()) for name in splits.SPLITS
         },
         "label_counts": {name: _count_label(index, name) for name in label_names},
-        "flags": dict(Counter(_kinds(index["flags"])).most_common()),
+        "flags": dict(
+            Counter(k for flags in index["flags"] for k in kinds_of(flags)).most_common()
+        ),
         "left_out": dict(Counter(item.reason for item in written.left_out).most_common()),
         "amplitude": asdict(amplitude_of_cohort(index)),
         **provenance,
@@ -142,10 +144,9 @@ def amplitude_of_cohort(index: pd.DataFrame) -> AmplitudeFacts:
     return compare_amplitudes(index["amplitude_mv"].to_numpy())
 
 
-def _kinds(flags: pd.Series) -> Iterator[str]:
-    """`derived:III,aVF` counts as `derived`."""
-    for of_record in flags:
-        yield from {flag.partition(":")[0] for flag in of_record.split(";") if flag}
+def kinds_of(flags: str) -> list[str]:
+    """`derived:III,aVF;padded` is of the kinds derived and padded."""
+    return list(dict.fromkeys(flag.partition(":")[0] for flag in flags.split(";") if flag))
 
 
 def _count_label(index: pd.DataFrame, name: str) -> dict[str, dict[str, int]]:

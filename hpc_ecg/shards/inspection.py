@@ -22,12 +22,12 @@ from hpc_ecg.ecg_paper import draw_ecg
 from hpc_ecg.log import progress_bar
 from hpc_ecg.page import inline_svg, render_page
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, read_shard_set
+from hpc_ecg.shards.index import kinds_of
 from hpc_ecg.shards.quality_report import (
     Picture,
     choose_evenly,
     count_names,
     draw_amplitudes,
-    kinds_of,
 )
 from hpc_ecg.writing import sha256_of, write_text
 

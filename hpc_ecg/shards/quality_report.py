@@ -22,7 +22,7 @@ from hpc_ecg.ecg_paper import COMPACT, draw_ecg
 from hpc_ecg.page import inline_svg, render_page
 from hpc_ecg.plots import histogram
 from hpc_ecg.shards.format import key_of_row, row_of_key
-from hpc_ecg.shards.index import LeftOut
+from hpc_ecg.shards.index import LeftOut, kinds_of
 from hpc_ecg.writing import write_text
 
 NUM_PICTURES = 12
@@ -87,11 +87,6 @@ def quality_table(report: QualityFacts) -> pd.DataFrame:
     ]
     columns = ["row", "key", "status", "reason_or_flags", "message"]
     return pd.DataFrame(sorted(kept + left_out), columns=columns)
-
-
-def kinds_of(flags: str) -> list[str]:
-    """`derived:III,aVF;padded` is of the kinds derived and padded."""
-    return list(dict.fromkeys(flag.partition(":")[0] for flag in flags.split(";") if flag))
 
 
 def rarest_kinds(flags: Sequence[str]) -> list[str]:
