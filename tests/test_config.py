@@ -35,6 +35,7 @@ def test_every_strategy_loads_over_the_run_settings(path):
         assert config.init.checkpoint in ([None] if random else ["b.pt", "w.pt"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option", sorted(CONFIGS.glob("strategies/with/*.yaml")), ids=lambda p: p.stem
 )

@@ -17,6 +17,8 @@ from hpc_ecg.training.evaluate import evaluate, load_run
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
 from hpc_ecg.writing import read_json
 
+pytestmark = pytest.mark.slow  # each runs a training
+
 
 @pytest.fixture(scope="module")
 def finished(shards, tmp_path_factory) -> RunFolder:

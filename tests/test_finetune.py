@@ -93,6 +93,7 @@ def test_a_finished_run_is_left_as_it_is(whole):
     assert {p: p.stat().st_mtime_ns for p in whole.path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_the_written_configuration_repeats_the_run(whole, tmp_path):
     words = [f"run_dir={tmp_path / 'again'}"]
     again = finetune(load_config(FinetuneConfig, [str(whole.config)], words))
@@ -220,6 +221,7 @@ def test_ranks_give_the_curve_and_predictions_of_one_process(shards, tmp_path, n
     assert read_json(many.finished)["processes"] == num_ranks
 
 
+@pytest.mark.slow
 def test_the_last_short_batch_is_a_mean_over_what_it_holds(shards, tmp_path):
     names = open_shards(DataConfig(shards=str(shards)))
     train = open_split(names[0], "train", names[1])
@@ -320,12 +322,14 @@ def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, strategy):
         assert said == expected_of(STRATEGIES[strategy], set(report["parameters"]))
 
 
+@pytest.mark.slow
 def test_without_any_freezing_all_of_it_trains(shards, tmp_path):
     more = ("train.freeze=none", "optim.lr=0.002")
     folder, config = run_strategy(shards, tmp_path / "run", "ssl_new_head", *more)
     check_moved(folder, config, "all")
 
 
+@pytest.mark.slow
 def test_a_kept_head_starts_from_the_file_and_a_reset_head_does_not(shards, tmp_path):
     kept, reset = (
         _first_logits(shards, tmp_path / head, CLASSIFIER, f"init.head={head}")
@@ -362,6 +366,7 @@ def test_equal_seeds_pair_strategies_and_other_seeds_differ(shards, tmp_path):
     assert not torch.allclose(heads[0], heads[2], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_patience_stops_a_run_that_no_longer_gains(shards, tmp_path):
     # with a learning rate of nothing no validation is strictly better than the first
     more = ("train.patience=2", "train.eval_every=1", "train.max_epochs=9", "optim.lr=1e-30")
@@ -398,6 +403,7 @@ def three_labels(cohort, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_several_labels_and_missing_ones_train_together(three_labels, tmp_path):
     labels = ("data.task=multilabel", "data.labels=[af,male]")
     folder = run(words_for(three_labels, tmp_path / "run", *labels, "train.max_epochs=1"))
@@ -407,6 +413,7 @@ def test_several_labels_and_missing_ones_train_together(three_labels, tmp_path):
     assert load_model(folder.best).head.weight.shape[0] == 2
 
 
+@pytest.mark.slow
 def test_a_number_can_be_regressed_on(three_labels, tmp_path):
     labels = ("data.task=regression", "data.labels=[years]", "loss.name=mse")
     folder = run(words_for(three_labels, tmp_path / "run", *labels, "train.max_epochs=4"))
@@ -415,6 +422,7 @@ def test_a_number_can_be_regressed_on(three_labels, tmp_path):
     assert "years.probability" not in pd.read_parquet(folder.predictions / "valid.parquet")
 
 
+@pytest.mark.slow
 def test_a_model_can_start_from_random_weights_and_trains_its_stem(shards, tmp_path):
     words = [*TINY_MODEL, "init.checkpoint=null", "train.max_steps=1"]
     folder = run(words_for(shards, tmp_path / "run", *words))
@@ -452,6 +460,7 @@ def test_a_damaged_record_is_never_trained_on(shards, tmp_path):
         run(words_for(broken, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_in_another_precision(shards, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at_step(patch, 2)
@@ -463,6 +472,7 @@ def test_a_run_does_not_go_on_in_another_precision(shards, tmp_path, monkeypatch
         run(words_for(shards, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_best_weights_are_written_again_if_the_run_died_before_they_were(
     whole, shards, tmp_path, monkeypatch
 ):
@@ -478,6 +488,7 @@ def _die(*_):
     raise StoppedError
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_in_one_folder_are_refused(shards, tmp_path):
     other = RunFolder(tmp_path / "run")
     other.claim()

@@ -28,6 +28,8 @@ from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import load_model
 from hpc_ecg.weights.reading import OUR_FORMAT, read_checkpoint
 
+pytestmark = pytest.mark.slow  # hundreds of files, each under limits of memory and time
+
 FIXTURES = Path(__file__).parent / "fixtures"
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"
 NO_RUN = "refused, nothing of it was run"

@@ -26,6 +26,8 @@ from hpc_ecg.training.finetune import FinetuneConfig, finetune
 from hpc_ecg.weights.mapping import map_names
 from hpc_ecg.writing import sha256_of
 
+pytestmark = pytest.mark.slow  # three runs of 20 steps
+
 REFERENCE = Path(__file__).parent.parent / "configs" / "reference.yaml"
 RUNS = {
     "bce_lr5e-5": [],  # the recipe itself
