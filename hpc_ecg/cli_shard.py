@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from hpc_ecg.submit import SlurmJobs
 
 
+FRACTIONS = "0.7,0.1,0.2"
+
+
 def add_shard(verbs: Any) -> None:
     shard = verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")
     shard.add_argument("table", type=Path, metavar="TABLE", help=".csv, .tsv, .parquet or manifest")
@@ -59,7 +62,7 @@ def _add_splits(shard: argparse.ArgumentParser) -> None:
     how.add_argument("--split-by-time", action="store_true", help="by the patient's first --time")
     how.add_argument("--split-by-site", action="store_true", help="by --site")
     how.add_argument("--folds", type=int, default=0, metavar="K", help="K folds (data.fold=…)")
-    group.add_argument("--fractions", default="0.7,0.1,0.2", help="default %(default)s")
+    group.add_argument("--fractions", metavar="A,B,C", help=f"default {FRACTIONS}")
     group.add_argument("--split-seed", type=int, default=0)
     group.add_argument("--stratify", action="store_true", help="equal shares of each label")
     group.add_argument("--repeats", type=int, default=1, metavar="R", help="folds dealt R times")
@@ -116,9 +119,6 @@ def _take_from_manifest(options: argparse.Namespace) -> None:
         said = {"signals": manifest.root, "axes": manifest.axes, "unit": manifest.unit}
         if not options.one_patient_per_record and "patient_id" in manifest.table:
             said["patient"] = "patient_id"
-        is_dealt = options.split_by_time or options.split_by_site or options.folds
-        if "split" in manifest.table and not is_dealt:
-            said["split"] = "split"
         for name, value in said.items():
             if getattr(options, name) is None:
                 setattr(options, name, value)
@@ -139,10 +139,11 @@ def _check_together(options: argparse.Namespace) -> None:
         ("repeats", "--folds", options.folds or options.repeats == 1),
         ("array_row", "--array", options.array),
         ("stratify", "--fractions or --folds", by_hash),
+        ("fractions", "splits by hash or --stratify", by_hash and not options.folds),
     )
     for name, other, is_there in needs:
         if getattr(options, name) and not is_there:
-            raise ValueError(f"--{name.replace('_', '-')} is for {other}, which is not asked for")
+            raise ValueError(f"--{name.replace('_', '-')} is for {other}; here it would do nothing")
 
 
 def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
@@ -192,7 +193,7 @@ def _split(options: argparse.Namespace) -> "SplitPlan":
     from hpc_ecg.cohort.splits import SplitPlan, parse_fractions
 
     return SplitPlan(
-        fractions=parse_fractions(options.fractions),
+        fractions=parse_fractions(FRACTIONS if options.fractions is None else options.fractions),
         seed=options.split_seed,
         stratify=options.stratify,
         time=(options.time or "time") if options.split_by_time else None,

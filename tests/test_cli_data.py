@@ -251,6 +251,10 @@ MISTAKES = [
     ({"--time": "none"}, "no column 'none'"),
     ({"--site": "none"}, "no column 'none'"),
     ({"--keep": "none"}, "no column 'none'"),
+    ({"--keep": "who", "--dates": "shift"}, "--dates shift needs --key FILE"),
+    ({"--keep": "day", "--dates": "drop"}, "--keep day holds dates"),
+    ({"--keep": "record"}, "--keep record: the index has a column record of its own"),
+    ({"--fractions": "0.5,0.25,0.25"}, "--fractions is for splits by hash or --stratify"),
     ({"--key": "FOLDER/none"}, "--key FOLDER/none cannot be read"),
     ({"--key": "FOLDER/notes.txt"}, "holds 11 bytes, at least 16 are needed"),
     ({"--dates": "move"}, "--dates must be one of keep, shift, drop, got 'move'"),
@@ -429,7 +433,7 @@ def test_a_manifest_says_where_its_array_is_and_what_a_count_means(folder, tmp_p
     manifest = tmp_path / "train.tsv"
     manifest.write_text(f"x_path:{tmp_path}/x.npy\ny_path:{tmp_path}/y.npy\nscale:0.00488\n")
     words = ["data", "shard", str(manifest), "--out", str(tmp_path / "out"), "--label", "label_0"]
-    words += ["--one-patient-per-record", "--rate", "500"]
+    words += ["--one-patient-per-record", "--rate", "500", "--split", "split"]
     assert exit_code_of(words) == 0
     index = read_shard_set(tmp_path / "out").index
     assert index["split"].tolist() == ["train"] * 8

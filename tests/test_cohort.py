@@ -71,10 +71,30 @@ def test_an_empty_label_is_missing_and_not_zero(tmp_path):
 
 
 def test_names_that_look_like_missing_values_stay_names(tmp_path):
-    rows = ROWS | {"record": ["NA", "nan", "None"], "patient_id": ["NULL", "n/a", "-"]}
+    rows = ROWS | {"record": ["NA", "nan", "None"], "patient_id": ["a", "b", "-"]}
     cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
     assert cohort.records == ["NA", "nan", "None"]
-    assert cohort.patients == ["NULL", "n/a", "-"]
+
+
+def test_what_programs_write_for_an_empty_cell_is_no_patient(tmp_path):
+    rows = ROWS | {"patient_id": [" NULL", "n/a", "-"]}
+    cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
+    assert cohort.patients == ["", "", "-"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("record;patient_id;af\na;1;0\n", "separated by semicolons; save it with commas"),
+        ("record,patient_id,af,af\na,1,0,1\n", "its header names column 'af' twice"),
+        ("record,patient_id,af\n\xe4,1,0\n", "is not text in UTF-8"),
+    ],
+)
+def test_a_table_that_would_be_misread_is_refused(tmp_path, text, message):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        read_cohort(path, COLUMNS)
 
 
 def test_leading_zeros_of_identifiers_stay(tmp_path):

@@ -418,3 +418,30 @@ def test_missing_and_doubled_leads_are_named():
     ) as e:
         order_rows([*LEADS[:10], "AVR", ""], LEADS)
     assert e.value.reason == "leads"
+
+
+@pytest.mark.parametrize("name", ["r1", "ä ö".replace(" ", "_"), "日本", "it's"])
+def test_a_wfdb_record_of_any_name_is_read(tmp_path, name):
+    write_wfdb(tmp_path / "r1", np.arange(24, dtype=np.int16).reshape(12, 2), LEADS, 500)
+    header = (tmp_path / "r1.hea").read_text().replace("r1", name)
+    (tmp_path / f"{name}.hea").write_text(header)
+    (tmp_path / "r1.dat").rename(tmp_path / f"{name}.dat")
+    recording = read_recording(find_recording(tmp_path, name), ArrayLayout())
+    np.testing.assert_array_equal(recording.signal_LS[:, 1], np.arange(1, 24, 2) / 1000)
+
+
+def test_wfdb_samples_that_do_not_add_up_to_the_checksum_are_refused(tmp_path):
+    counts_LS = np.arange(24, dtype=np.int16).reshape(12, 2)
+    write_wfdb(tmp_path / "r1", counts_LS, LEADS, 500)
+    samples = np.fromfile(tmp_path / "r1.dat", "<i2")
+    samples[5] += 1
+    samples.tofile(tmp_path / "r1.dat")
+    with pytest.raises(RecordError, match="signal 'aVF' is not what its checksum says") as caught:
+        read_recording(find_recording(tmp_path, "r1"), ArrayLayout())
+    assert caught.value.reason == "unreadable"
+
+
+def test_zeros_do_not_stand_for_a_recording_without_any_lead():
+    recording = recording_of(("ch0", "ch1"), LIMBS_LS[:2])
+    with pytest.raises(RecordError, match="missing I, II"):
+        complete_leads(recording, LEADS, "zero")

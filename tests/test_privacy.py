@@ -57,7 +57,7 @@ def test_another_key_gives_other_pseudonyms(tmp_path, key_file):
 
 
 def test_shifted_dates_keep_the_intervals_of_a_patient_and_move_each_patient(key_file):
-    times = ["2020-01-01", "2020-01-31 12:30", "2020-01-01", "", "soon"]
+    times = ["2020-01-01", "2020-01-31 12:30", "2020-01-01", "", ""]
     public = protect(
         cohort_of(["anna", "anna", "ben", "ben", "cem"], times),
         Privacy(key_file=key_file, dates="shift"),
@@ -68,6 +68,28 @@ def test_shifted_dates_keep_the_intervals_of_a_patient_and_move_each_patient(key
         assert 1 <= (pd.Timestamp(times[row]) - moved[row]).days <= 365
     assert moved[0] != moved[2]
     assert public.times[3:] == ["", ""]
+
+
+def test_a_date_that_cannot_be_shifted_stops(key_file):
+    cohort = cohort_of(["anna", "ben"], ["2020-01-01", "03/04/2019"])
+    with pytest.raises(ValueError, match="row 2 of the column of times holds no date like"):
+        protect(cohort, Privacy(key_file=key_file, dates="shift"))
+
+
+@pytest.mark.parametrize("dates", ["shift", "drop"])
+@pytest.mark.parametrize("value", ["2020-01-05", "5.1.2020 08:00", "on 05/01/20"])
+def test_a_true_date_is_not_kept_beside_a_shifted_one(key_file, dates, value):
+    cohort = cohort_of(["anna", "ben"], ["2020-01-01", ""])
+    cohort.extra["admitted"] = ["", value]
+    with pytest.raises(ValueError, match="--keep admitted holds dates"):
+        protect(cohort, Privacy(key_file=key_file, dates=dates))
+
+
+def test_without_a_column_of_times_nothing_can_be_shifted(key_file):
+    cohort = cohort_of(["anna"], [""])
+    del cohort.extra["time"]
+    with pytest.raises(ValueError, match="there is no column of times; name it with --time"):
+        protect(cohort, Privacy(key_file=key_file, dates="shift"))
 
 
 def test_dropped_dates_are_not_in_the_index():

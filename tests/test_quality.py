@@ -99,3 +99,11 @@ def test_of_real_recordings_few_are_flagged(real_data):
         recording = read_recording(path, ArrayLayout())
         counts.update(find_flags(recording.signal_LS, LEADS, recording.sample_rate_hz))
     assert counts == {"saturated": 3, "lead_swap_suspected": 1}
+
+
+@pytest.mark.parametrize("part", [slice(500), slice(-500, None)])
+def test_a_recording_that_begins_late_or_stops_early_is_flagged(signal_LS, part):
+    signal_LS[:, part] = 0.0
+    assert find_flags(signal_LS, LEADS, 500) == ("partly_flat",)
+    signal_LS[3, part] = np.linspace(0, 1, 500)
+    assert "partly_flat" not in find_flags(signal_LS, LEADS, 500)

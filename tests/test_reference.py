@@ -45,11 +45,9 @@ def counts(tmp_path_factory) -> Path:
     splits = ["train"] * len(data["x_train"]) + ["valid"] * len(data["x_valid"])
     signal = SignalSpec()
     path = out / shard_name(0)
-    with path.open("wb") as stream:
-        writer = ShardWriter(stream, signal, 4.88)
+    with path.open("wb") as stream, ShardWriter(stream, signal, 4.88) as writer:
         for row, counts_LS in enumerate(arrays):
             writer.write(key_of_row(row), np.ascontiguousarray(counts_LS))
-        writer.close()
     offsets = find_arrays(path, 12, 2500)
     keys = [key_of_row(row) for row in range(len(arrays))]
     index = pd.DataFrame({"key": keys, "shard": 0, "offset": [offsets[key] for key in keys]})

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -140,10 +141,64 @@ def test_with_a_key_no_file_that_could_name_a_person_is_named(tmp_path):
     assert not any(b"miller" in path.read_bytes() for path in (tmp_path / "out").iterdir())
 
 
+def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path, table, monkeypatch):
+    given = plan(table, tmp_path / "out", records_per_shard=1, workers=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_job, "write_shard", die)
+        with pytest.raises(ValueError, match="a worker process was killed"):
+            shard_ecgs(given)
+    shard_ecgs(given)
+    assert len(read_shard_set(tmp_path / "out").index) == 4
+
+
+def die(job):
+    """Stands for write_shard in a worker that the system kills."""
+    os.kill(os.getpid(), 9)
+
+
+def test_a_full_disk_is_one_line(tmp_path, table):
+    """In a process of its own: what is said while it ends counts, too."""
+    code = (
+        "import sys; from hpc_ecg.cli import main; from hpc_ecg.shards import format as f\n"
+        "def fill(stream, *a): raise OSError(28, 'No space left on device')\n"
+        "f.ShardWriter.write = fill; sys.exit(main(sys.argv[1:]))"
+    )
+    words = f"data shard {table} --signals {table.parent} --out {tmp_path / 'out'} --label af"
+    words += " --patient patient --split split --workers 1"
+    command = [sys.executable, "-c", code, *words.split()]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "No space left on device" in line
+
+
+def test_labels_that_are_numbers_are_told_by_their_mean(tmp_path):
+    rows = [row(*values, af=40 + k) for k, values in enumerate(SOUND)]
+    table = write_recordings(tmp_path / "in", rows)
+    lines = describe_outcome(shard_ecgs(plan(table, tmp_path / "out")), tmp_path / "out")
+    assert lines[0] == "train: 2 records of 1 patients; af: mean 40.5, 0 missing"
+
+
+@pytest.mark.parametrize("name", ["record", "patient", "split", "sha256", "label.af", "fold.0"])
+def test_a_column_of_the_indexs_own_is_not_taken_from_the_table(tmp_path, table, name):
+    rows = pd.read_csv(table)
+    rows[name] = rows.get(name, "x")
+    rows.to_csv(table, index=False)
+    columns = Columns(labels=["af"], patient="patient", split="split", keep=[name])
+    message = refusal(plan(table, tmp_path / "out", columns=columns))
+    assert message.startswith(f"--keep {name}: the index has a column {name} of its own")
+
+
+def test_an_amplitude_factor_that_was_asked_for_is_no_mistake(cohort, tmp_path):
+    signal = SignalSpec(amplitude="calibrated*4")
+    facts = shard_ecgs(plan_for(cohort, tmp_path / "out", signal=signal))["amplitude"]
+    assert facts["suggested_factor"] is None
+
+
 def test_if_no_record_has_a_patient_the_way_out_is_named(tmp_path):
     table = write_recordings(tmp_path / "in", [row("a", "", "train", 1), row("b", "", "test", 2)])
     message = refusal(plan(table, tmp_path / "out"))
-    assert message.startswith("no record could be used: 2 no patient")
+    assert message.startswith("column patient names no patient in any row")
     assert "--one-patient-per-record" in message
 
 
@@ -268,10 +323,15 @@ def test_rows_without_patient_are_not_taken_for_one_patient(tmp_path):
 def test_an_identical_signal_in_two_splits_stops(tmp_path):
     rows = [*SOUND, ("d1", "dora", "test", 2)]  # the recording of a2 under another name and patient
     table = write_recordings(tmp_path / "in", [row(*values) for values in rows])
-    assert refusal(plan(table, tmp_path / "out")) == (
+    listed = tmp_path / "out.duplicates.csv"
+    with pytest.raises(ValueError) as caught:
+        shard_ecgs(plan(table, tmp_path / "out"))
+    assert str(caught.value) == (
         "an identical signal in two splits: row 2 is train, row 5 is test (1 such rows); "
-        "put all of one signal in one split"
+        f"put all of one signal in one split; all of them are listed in {listed}"
     )
+    assert not (tmp_path / "out").exists()
+    assert pd.read_csv(listed)[["row", "split"]].values.tolist() == [[2, "train"], [5, "test"]]
 
 
 def test_an_identical_signal_in_one_split_is_kept(tmp_path):

@@ -67,7 +67,7 @@ def test_labels_of_a_table_take_the_place_of_the_shards_own(index, tmp_path, cap
 def test_a_table_of_labels_that_does_not_fit_is_refused_in_one_line(index, tmp_path):
     for text, names, expected in [
         ("record\na\n", [], "has no column but record"),
-        ("record,af\nz,1\n", [], "lists no record of the shards; its column record must hold"),
+        ("record,af\nz,1\n", [], "lists no record of the shards; its column record must hold what"),
         ("record,af\na,1\na,0\n", [], "a"),
         ("record,af\na,yes\n", [], "yes"),
         ("record,af\na,1\n", ["flutter"], "flutter"),

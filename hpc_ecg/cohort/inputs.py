@@ -125,6 +125,14 @@ def _read_events(sources: Sources, known: pd.Series) -> tuple[pd.DataFrame, Date
         unseen = sorted(set(sources.event) - set(codes))
         unseen += [f"{p}…" for p in prefixes if not codes.str.startswith(p).any()]
         notes += [f"codes that no event has: {', '.join(unseen)}"] if unseen else []
+        asked = tuple(asked.lower() for asked in [*sources.event, *prefixes])
+        alike = codes[~is_outcome & codes.str.lower().str.startswith(asked)]
+        if len(alike):
+            seen = ", ".join(sorted(set(alike))[:5])
+            notes.append(
+                f"! {len(alike):,} more events have codes that only begin so, or are written in "
+                f"other case ({seen}): they do not count; --event-prefix takes beginnings"
+            )
         outcome = outcome[is_outcome]
     named = outcome[outcome["patient"] != ""]
     notes.append(
@@ -144,6 +152,8 @@ def _read_follow_up(
     table = given if sources.follow_up is None else read_table(path)
     check_columns(table, list(names.values()), path)
     date_format = sources.follow_up_date_format
+    if date_format is None and sources.follow_up is None:
+        date_format = sources.date_format
     found = {new: read_dates(table[name], str(path), date_format) for new, name in names.items()}
     ends = {new: dates.times for new, dates in found.items()}
     if sources.died is not None:

@@ -10,6 +10,7 @@ import hmac
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hpc_ecg.cohort.table import Cohort
@@ -18,6 +19,7 @@ DATES = ("keep", "shift", "drop")
 MIN_KEY_BYTES = 16
 HASH_CHARACTERS = 16  # 64 bits: two of 500,000 patients meet with a probability of 7e-9
 MAX_SHIFT_DAYS = 365
+DATE = r"\b\d{4}-\d{2}-\d{2}|\b\d{1,2}[./]\d{1,2}[./]\d{2,4}\b"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +38,13 @@ def protect(cohort: Cohort, privacy: Privacy) -> Cohort:
     check_privacy(privacy)
     key = None if privacy.key_file is None else read_key(privacy.key_file)
     extra = cohort.extra.copy()
+    if privacy.dates != "keep":
+        _check_no_other_dates(extra)
     if privacy.dates == "drop":
         extra = extra.drop(columns="time", errors="ignore")
-    elif privacy.dates == "shift" and "time" in extra:
+    elif privacy.dates == "shift":
+        if "time" not in extra:
+            raise ValueError("--dates shift: there is no column of times; name it with --time")
         assert key is not None
         extra["time"] = _shifted(extra["time"], cohort.patients, key)
     if key is None:
@@ -72,6 +78,16 @@ def read_key(path: Path) -> bytes:
     return key
 
 
+def _check_no_other_dates(extra: pd.DataFrame) -> None:
+    """One true date beside a shifted one gives the shift away."""
+    for name in extra.drop(columns="time", errors="ignore"):
+        if extra[name].str.contains(DATE).any():
+            raise ValueError(
+                f"--keep {name} holds dates, and --dates shift and drop are for --time alone; "
+                "do not keep it"
+            )
+
+
 def _hash(text: str, key: bytes) -> str:
     return hmac.digest(key, text.encode(), "sha256").hex()[:HASH_CHARACTERS]
 
@@ -84,8 +100,14 @@ def _numbered(patients: list[str]) -> list[str]:
 
 
 def _shifted(times: pd.Series, patients: list[str], key: bytes) -> pd.Series:
-    """Intervals within a patient stay. What is no date cannot be shifted and becomes ''."""
+    """Intervals within a patient stay. ValueError for a cell that is neither empty nor a date."""
     days = [1 + int(_hash(f"shift of {p}", key), 16) % MAX_SHIFT_DAYS for p in patients]
     moved = pd.to_datetime(times, errors="coerce", format="ISO8601", utc=True)
+    wrong = np.flatnonzero(moved.isna() & (times != ""))
+    if len(wrong):
+        raise ValueError(
+            f"--dates shift: row {wrong[0] + 1} of the column of times holds no date like "
+            f"2019-01-31 ({len(wrong)} such rows); mend them, or use --dates drop"
+        )
     moved = moved - pd.to_timedelta(pd.Series(days, index=times.index), unit="D")
     return moved.dt.strftime("%Y-%m-%dT%H:%M:%S").fillna("")

@@ -4,6 +4,7 @@ Comes in: a CSV, TSV or parquet file and the names of its columns. Goes out: a C
 lists, one entry a row, in the table's order. An empty label is missing, never 0.
 """
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from hpc_ecg.cohort.manifest import is_manifest, read_manifest
 from hpc_ecg.ecg.files import name_of_row
 
 NO_PATIENT = ""
+NOBODY = ("nan", "na", "n/a", "null", "none", "<na>")
+"""What programs write for an empty cell: no patient either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +90,18 @@ def read_cohort(path: Path, columns: Columns) -> Cohort:
     return Cohort(
         files=files.tolist(),
         records=records.tolist(),
-        patients=patients.str.strip().tolist(),
+        patients=_named(patients).tolist(),
         labels_NK=np.stack([_numbers(table[n], path, n) for n in columns.labels], axis=1),
         label_names=columns.labels,
         splits=None if columns.split is None else table[columns.split].tolist(),
         rates_hz=None if columns.rate is None else _rates(table[columns.rate], path, columns.rate),
         extra=_extra(table, columns),
     )
+
+
+def _named(patients: pd.Series) -> pd.Series:
+    patients = patients.str.strip()
+    return patients.mask(patients.str.lower().isin(NOBODY), NO_PATIENT)
 
 
 def _file_columns(table: pd.DataFrame, columns: Columns) -> list[str | None]:
@@ -135,17 +143,32 @@ def read_table(path: Path) -> pd.DataFrame:
             table = pd.read_parquet(path, dtype_backend="numpy_nullable")
             return table.astype(object).where(table.notna(), "").astype(str)
         separator = "\t" if path.suffix == ".tsv" else ","
+        _check_header(path, separator)
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
         if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for an index
             raise ValueError("its rows have more cells than its header")
         return table
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not text in UTF-8; save the table in UTF-8") from None
     except Exception as error:  # pandas and pyarrow raise many kinds for a broken file
         raise ValueError(
             f"{path}: cannot be read as a table: {str(error).splitlines()[0]}"
         ) from None
 
 
+def _check_header(path: Path, separator: str) -> None:
+    """pandas would give a second column of a name another one."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        names = next(csv.reader(file, delimiter=separator), [])
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"its header names column {twice[0]!r} twice")
+    if len(names) == 1 and ";" in names[0]:
+        raise ValueError("its columns are separated by semicolons; save it with commas")
+
+
 def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path) -> None:
+    wanted = list(dict.fromkeys(wanted))
     missing = [name for name in wanted if name not in table]
     if missing:
         raise ValueError(

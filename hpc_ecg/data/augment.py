@@ -43,8 +43,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            if getattr(self, item.name) < 0:
-                raise ValueError(f"augment.{item.name} must not be negative")
+            if not 0 <= getattr(self, item.name) < math.inf:
+                raise ValueError(
+                    f"augment.{item.name} must not be negative, got {getattr(self, item.name)}"
+                )
         for name in ("lead_mask", "scale"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"augment.{name} must be in [0, 1), got {getattr(self, name)}")

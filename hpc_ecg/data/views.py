@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from hpc_ecg.cohort.table import Columns, read_cohort, read_table
-from hpc_ecg.shards.format import LABEL_PREFIX
-from hpc_ecg.shards.index import FOLD_PREFIX
+from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, row_of_key
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -38,27 +37,37 @@ def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
 def replace_labels(
     index: pd.DataFrame, path: Path, names: list[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The labels of a table with a column `record` in place of the index's; also their names.
+    """The labels of a table in place of the index's; also their names. Its column `record` holds
+    names of records or, where the shards have no names (--key), `row` the rows of their table.
 
     A record that the table does not list has no label, and a warning says how many. All windows of
     a recording get its label. ValueError for a table that is not as it should be.
     """
-    names = names or [str(name) for name in read_table(path) if name != "record"]
+    columns = [str(name) for name in read_table(path)]
+    by = "row" if "row" in columns and "record" not in columns else "record"
+    names = names or [name for name in columns if name != by]
     if not names:
-        raise ValueError(f"data.label_table={path} has no column but record; add the labels")
-    table = read_cohort(path, Columns(labels=names, patient=None, record="record"))
+        raise ValueError(f"data.label_table={path} has no column but {by}; add the labels")
+    table = read_cohort(path, Columns(labels=names, patient=None, file=by, record=by))
     row_of = {record: row for row, record in enumerate(table.records)}
-    windows = ["".join(key.partition("-")[1:]) for key in index["key"]]
-    pairs = zip(index["record"], windows, strict=True)
-    rows = np.array([row_of.get(record.removesuffix(window), -1) for record, window in pairs])
+    rows = np.array([row_of.get(name, -1) for name in _names_of(index, by)])
     unlisted = int((rows < 0).sum())
     if unlisted == len(index):
         raise ValueError(
-            f"data.label_table={path} lists no record of the shards; its column record must hold "
-            "the names in the column record of their index.parquet"
+            f"data.label_table={path} lists no record of the shards; its column {by} must hold "
+            "what index.parquet has as record, or rows of the table that they were made of"
         )
     if unlisted:
         logger.warning("%s: %d of %d records are not in it: no label", path, unlisted, len(index))
     labels_NK = np.where(rows[:, None] < 0, np.nan, table.labels_NK[rows])
     index = index.drop(columns=[name for name in index if str(name).startswith(LABEL_PREFIX)])
     return index.assign(**{LABEL_PREFIX + n: labels_NK[:, k] for k, n in enumerate(names)}), names
+
+
+def _names_of(index: pd.DataFrame, by: str) -> list[str]:
+    """What a table of labels calls the recording of each record."""
+    if by == "row":
+        return [str(row_of_key(key) + 1) for key in index["key"]]
+    windows = ["".join(key.partition("-")[1:]) for key in index["key"]]
+    pairs = zip(index["record"], windows, strict=True)
+    return [record.removesuffix(window) for record, window in pairs]

@@ -35,13 +35,15 @@ def complete_leads(
 
     A limb lead that is absent follows from I and II (Einthoven, Goldberger): III = II - I,
     aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2; flag `derived:III,aVR`. Other absent
-    leads: RecordError("leads"), or zeros with `missing="zero"`; flag `zero_filled:V3`.
+    leads: RecordError("leads"), or zeros with `missing="zero"` if any lead was recorded; flag
+    `zero_filled:V3`.
     """
     found = [normalize_lead(name) for name in recording.leads]
     absent = [lead for lead in wanted if lead not in found]
     can_derive = found.count("I") == found.count("II") == 1
     derived = [lead for lead in absent if can_derive and lead in _FROM_I_AND_II]
-    filled = [lead for lead in absent if lead not in derived] if missing == "zero" else []
+    unknown = [lead for lead in absent if lead not in derived]
+    filled = unknown if missing == "zero" and len(unknown) < len(wanted) else []
     rows = iter(order_rows(recording.leads, [w for w in wanted if w not in [*derived, *filled]]))
     signal_LS = np.zeros((len(wanted), recording.signal_LS.shape[1]))
     for row, lead in enumerate(wanted):

@@ -65,12 +65,14 @@ def find_flags(
     `large_amplitude`: a sample beyond ±LARGE_MV. `saturated`: a lead stays at its own extreme for
     SATURATED_S. `limb_leads_inconsistent`: II is not I + III, so leads are swapped, named wrongly
     or of several times. `lead_swap_suspected`: lead I runs against V6, as with exchanged arms.
+    `partly_flat`: the first or the last second is flat in all leads.
     """
     found = {
         "large_amplitude": np.abs(signal_LS).max() > LARGE_MV,
         "saturated": _has_plateau(signal_LS, round(SATURATED_S * sample_rate_hz)),
         "limb_leads_inconsistent": _einthoven_error(signal_LS, leads) > EINTHOVEN_ERROR,
         "lead_swap_suspected": _agreement(signal_LS, leads, "I", "V6") < SWAP_CORRELATION,
+        "partly_flat": _has_flat_end(signal_LS, round(sample_rate_hz)),
     }
     return tuple(name for name, is_found in found.items() if is_found)
 
@@ -85,6 +87,11 @@ def _has_plateau(signal_LS: np.ndarray, length: int) -> bool:
             if is_long and abs(extreme_L[lead] - np.median(signal_LS[lead])) > SATURATED_MV:
                 return True
     return False
+
+
+def _has_flat_end(signal_LS: np.ndarray, length: int) -> bool:
+    ends = (signal_LS[:, :length], signal_LS[:, -length:])
+    return any((np.ptp(end_LS, axis=1) < FLAT_MV).all() for end_LS in ends)
 
 
 def _einthoven_error(signal_LS: np.ndarray, leads: Sequence[str]) -> float:

@@ -19,6 +19,7 @@ from hpc_ecg.ecg.recording import MAX_SAMPLES, Place, RecordError, Recording, mi
 # L leads, S samples
 
 _PLAIN_NAME = re.compile(r"[-\w]+", re.ASCII)
+_PLAIN_FILE = re.compile(r"[-\w]+\.\w+", re.ASCII)
 _ONE_A_FRAME = re.compile(
     r"\d+(x1)?(:\d{0,5})?(\+\d{0,9})?"
 )  # FORMATxSAMPLES_PER_FRAME:SKEW+OFFSET
@@ -30,7 +31,8 @@ def read_wfdb(place: Place, _layout: object = None) -> Recording:
     """Read a record of one segment and one rate, given its header or one of its signal files.
 
     RecordError: "not found", "unreadable", "leads" (no signals), "rate", "amplitude" (no gain, no
-    voltage). Samples that WFDB marks as invalid become NaN, as in wfdb.
+    voltage). Samples that WFDB marks as invalid become NaN, as in wfdb. Checksums are checked; 0
+    states none.
     """
     path = place.path
     header_path = path if path.suffix == ".hea" else path.with_suffix(".hea")
@@ -41,6 +43,7 @@ def read_wfdb(place: Place, _layout: object = None) -> Recording:
     for line in lines[1:]:
         _check_signal_line(line, header_path.parent)
     record = _read_record(header_path, lines)
+    _check_checksums(record)
     scale_L = np.array([_scale(unit) for unit in record.units])
     return Recording(
         signal_LS=np.ascontiguousarray(record.p_signal.T) * scale_L[:, None],
@@ -106,14 +109,32 @@ def _gain(field: str) -> float:
         return 0.0
 
 
+def _check_checksums(record: wfdb.Record) -> None:
+    """RecordError if the samples of a signal do not add up to what its header says."""
+    gain_L, baseline_L = np.array(record.adc_gain), np.array(record.baseline)
+    counts_SL = np.rint(record.p_signal * gain_L + baseline_L)
+    for name, counts_S, stated in zip(record.sig_name, counts_SL.T, record.checksum, strict=True):
+        # with invalid samples (NaN) the sum is unknown, and the record is refused for them
+        if stated and np.isfinite(counts_S).all() and (int(counts_S.sum()) - stated) % 2**16:
+            raise RecordError("unreadable", f"signal {name!r} is not what its checksum says")
+
+
 def _read_record(header_path: Path, lines: list[str]) -> wfdb.Record:
     plain = _plain_lines(lines)
-    if plain == lines and "::" not in str(header_path):  # fsspec in wfdb takes :: for a chain
+    odd = [line for line in lines[1:] if not _PLAIN_FILE.fullmatch(line.split()[0])]
+    # fsspec in wfdb takes :: for a chain
+    if plain == lines and not odd and "::" not in str(header_path):
         return wfdb.rdrecord(str(header_path.with_suffix("")))
     with tempfile.TemporaryDirectory(prefix="hpc_ecg-") as folder:
-        (Path(folder) / "record.hea").write_text("\n".join(plain) + "\n", encoding="utf-8")
-        for name in {line.split()[0] for line in plain[1:]}:
-            (Path(folder) / name).symlink_to((header_path.parent / name).absolute())
+        aliases: dict[str, str] = {}
+        signals = []
+        for name, fields in zip((line.split()[0] for line in lines[1:]), plain[1:], strict=True):
+            if name not in aliases:
+                aliases[name] = f"signals{len(aliases)}{Path(name).suffix}"
+                (Path(folder) / aliases[name]).symlink_to((header_path.parent / name).absolute())
+            signals.append(" ".join([aliases[name], *fields.split()[1:]]))
+        text = "\n".join([plain[0], *signals]) + "\n"
+        (Path(folder) / "record.hea").write_text(text, encoding="utf-8")
         return wfdb.rdrecord(str(Path(folder) / "record"))
 
 

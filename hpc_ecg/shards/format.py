@@ -28,6 +28,7 @@ from hpc_ecg.writing import sha256_of
 
 FORMAT = "hpc_ecg-shards/2"
 LABEL_PREFIX = "label."
+FOLD_PREFIX = "fold."
 NEEDED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")
 ARRAY_ENDING = ".ecg.npy"
 
@@ -84,8 +85,14 @@ class ShardWriter:
         np.lib.format.write_array(array, counts_LS, version=(1, 0))
         self._tar.write({"__key__": key, "ecg.npy": array.getvalue(), "json": self._about})
 
-    def close(self) -> None:
-        self._tar.close()
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._tar.close()
+        else:  # a full disk, Ctrl-C: tarfile would try to write the rest, and complain
+            self._tar.tarstream.fileobj.closed = True
 
 
 def find_arrays(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:

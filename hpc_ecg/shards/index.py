@@ -21,12 +21,11 @@ import hpc_ecg
 from hpc_ecg.cohort import splits
 from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
-from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT
+from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.shards.format import FORMAT, LABEL_PREFIX, row_of_key
-from hpc_ecg.writing import sha256_of, write_json
+from hpc_ecg.shards.format import FOLD_PREFIX, FORMAT, LABEL_PREFIX, row_of_key
+from hpc_ecg.writing import sha256_of, write_json, write_text
 
-FOLD_PREFIX = "fold."
 UNLIKE_FACTOR = 10.0
 """A record whose amplitude is that many times the cohort's median, or a part of it, is flagged."""
 
@@ -61,11 +60,11 @@ def read_notes(paths: Iterable[Path]) -> Written:
 
 
 def build_index(
-    records: pd.DataFrame, cohort: Cohort, assignment: splits.Assignment
+    records: pd.DataFrame, cohort: Cohort, assignment: splits.Assignment, twins: Path
 ) -> pd.DataFrame:
     """A row per record, in the order of the shards. `cohort` is as the index may show it.
 
-    Raises ValueError if identical signals lie in two splits.
+    Raises ValueError if identical signals lie in two splits; all of them are listed in `twins`.
     """
     keys = records["key"].tolist()
     rows = np.array([row_of_key(key) for key in keys])
@@ -85,7 +84,7 @@ def build_index(
         index[extra] = pd.to_numeric(values, errors="coerce") if extra == "age" else values
     index[["samples", "amplitude_mv", "sha256"]] = records[["samples", "amplitude_mv", "sha256"]]
     index["flags"] = _all_flags(records, rows)
-    _check_signals_apart(index, rows)
+    _check_signals_apart(index, rows, twins)
     return index
 
 
@@ -102,13 +101,20 @@ def _all_flags(records: pd.DataFrame, rows: np.ndarray) -> list[str]:
     ]
 
 
-def _check_signals_apart(index: pd.DataFrame, rows: np.ndarray) -> None:
+def _check_signals_apart(index: pd.DataFrame, rows: np.ndarray, twins: Path) -> None:
     """In no repeat of the folds either."""
     folds = [name for name in map(str, index) if name.startswith(FOLD_PREFIX)]
     for name in ["split", *folds]:
         place_N = index[name] if name == "split" else "fold " + index[name].astype(str)
         signals = index["sha256"].tolist()
-        splits.check_apart(signals, place_N.tolist(), rows.tolist(), "an identical signal")
+        try:
+            splits.check_apart(signals, place_N.tolist(), rows.tolist(), "an identical signal")
+        except ValueError as error:
+            is_spread_N = place_N.groupby(index["sha256"]).transform("nunique") > 1
+            table = pd.DataFrame({"row": rows + 1, "split": place_N, "sha256": index["sha256"]})
+            table = table[is_spread_N].sort_values(["sha256", "row"])
+            write_text(twins, table.to_csv(index=False))
+            raise ValueError(f"{error}; all of them are listed in {twins}") from None
 
 
 def describe(
@@ -134,14 +140,15 @@ def describe(
             Counter(k for flags in index["flags"] for k in kinds_of(flags)).most_common()
         ),
         "left_out": dict(Counter(item.reason for item in written.left_out).most_common()),
-        "amplitude": asdict(amplitude_of_cohort(index)),
+        "amplitude": asdict(amplitude_of_cohort(index, signal)),
         **provenance,
         "shards": written.shards,
     }
 
 
-def amplitude_of_cohort(index: pd.DataFrame) -> AmplitudeFacts:
-    return compare_amplitudes(index["amplitude_mv"].to_numpy())
+def amplitude_of_cohort(index: pd.DataFrame, signal: SignalSpec) -> AmplitudeFacts:
+    """As recorded: a factor that was asked for is no mistake."""
+    return compare_amplitudes(index["amplitude_mv"].to_numpy() / amplitude_factor(signal.amplitude))
 
 
 def kinds_of(flags: str) -> list[str]:
@@ -149,14 +156,17 @@ def kinds_of(flags: str) -> list[str]:
     return list(dict.fromkeys(flag.partition(":")[0] for flag in flags.split(";") if flag))
 
 
-def _count_label(index: pd.DataFrame, name: str) -> dict[str, dict[str, int]]:
-    """By split: how many records are 1, and how many have no label."""
+def _count_label(index: pd.DataFrame, name: str) -> dict[str, dict[str, Any]]:
+    """By split: how many records are 1, or the mean of other numbers; how many have no label."""
     column = index[LABEL_PREFIX + name]
-    return {
-        split: {"positive": int((part == 1).sum()), "missing": int(part.isna().sum())}
-        for split in splits.SPLITS
-        for part in [column[index["split"] == split]]
-    }
+    is_binary = column.dropna().isin([0, 1]).all()
+    counts = {}
+    for split in splits.SPLITS:
+        part = column[index["split"] == split]
+        mean = None if part.isna().all() else float(part.mean())
+        value = {"positive": int((part == 1).sum())} if is_binary else {"mean": mean}
+        counts[split] = value | {"missing": int(part.isna().sum())}
+    return counts
 
 
 def write_beside_shards(
@@ -178,12 +188,18 @@ def write_beside_shards(
     return description
 
 
+def _say(counts: dict[str, Any]) -> str:
+    if "positive" in counts:
+        return f"{counts['positive']} positive"
+    return "no mean" if counts["mean"] is None else f"mean {counts['mean']:.4g}"
+
+
 def describe_outcome(description: dict[str, Any], out: Path) -> list[str]:
     """What was taken, what was left out or flagged and why, for a terminal."""
     lines = [
         f"{split}: {description['records'][split]} records of {patients} patients"
         + "".join(
-            f"; {name}: {counts[split]['positive']} positive, {counts[split]['missing']} missing"
+            f"; {name}: {_say(counts[split])}, {counts[split]['missing']} missing"
             for name, counts in description["label_counts"].items()
         )
         for split, patients in description["patients"].items()

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.ecg.amplitude import compare_amplitudes
 from hpc_ecg.ecg_paper import draw_ecg
 from hpc_ecg.log import progress_bar
 from hpc_ecg.page import inline_svg, render_page
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, read_shard_set
-from hpc_ecg.shards.index import kinds_of
+from hpc_ecg.shards.index import amplitude_of_cohort, kinds_of
 from hpc_ecg.shards.quality_report import (
     Picture,
     choose_evenly,
@@ -65,7 +64,7 @@ def inspect_shards(folder: Path, split: str | None = None, verify: bool = True) 
             for label in shards.label_names
             for name, part in _parts(index)
         ],
-        "amplitude": asdict(compare_amplitudes(index["amplitude_mv"].to_numpy())),
+        "amplitude": asdict(amplitude_of_cohort(index, shards.signal)),
         "flags": dict(count_names(kind for flags in index["flags"] for kind in kinds_of(flags))),
         "left_out": about.get("left_out", {}),
         "split_policy": about.get("split"),

@@ -8,9 +8,11 @@ makes the others.
 import hashlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -35,6 +37,8 @@ class Recordings:
     signal: SignalSpec = field(default_factory=SignalSpec)
     missing_leads: str = "leave_out"
     """leave_out or zero."""
+    names_shown: bool = True
+    """False: reasons come without messages, which may hold the names of people's files."""
 
     def __post_init__(self) -> None:
         if self.missing_leads not in ("leave_out", "zero"):
@@ -92,18 +96,17 @@ def write_shard(job: ShardJob) -> int:
     left_out: list[dict[str, Any]] = []
     spec = job.recordings.signal
     job.note.unlink(missing_ok=True)
-    with job.tar.open("wb") as stream:
-        writer = ShardWriter(stream, spec, MICROVOLTS_PER_COUNT)
+    with job.tar.open("wb") as stream, ShardWriter(stream, spec, MICROVOLTS_PER_COUNT) as writer:
         for row in job.rows:
             try:
                 windows = prepare_row(row, job.recordings)
             except RecordError as error:
-                left_out.append({"row": row.row, "reason": error.reason, "message": str(error)})
+                message = str(error) if job.recordings.names_shown else ""
+                left_out.append({"row": row.row, "reason": error.reason, "message": message})
                 continue
             for ecg in windows:
                 records.append(_describe(row, ecg, spec))
                 writer.write(records[-1]["key"], ecg.counts_LS)
-        writer.close()
     offsets = find_arrays(job.tar, len(spec.leads), spec.num_samples)
     for record in records:
         record |= {"shard": job.shard, "offset": offsets[record["key"]]}
@@ -132,13 +135,19 @@ def write_shards(jobs: Sequence[ShardJob], workers: int) -> Iterator[int]:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
-        except BaseException:  # also Ctrl-C: do not write what nobody waits for
+        except BaseException as error:  # also Ctrl-C: do not write what nobody waits for
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise ValueError(
+                    "a worker process was killed (out of memory?); the same command goes on, "
+                    "perhaps with fewer --workers"
+                ) from None
             raise
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """A worker whose parent was killed would wait for work for ever; Ctrl-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         parent = parent_process()

@@ -13,7 +13,7 @@ from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.leads import order_rows
 from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
 from hpc_ecg.ecg.recording import RecordError
-from hpc_ecg.shards.format import ShardSet
+from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.job import Recordings
 from hpc_ecg.submit import SlurmJobs
 
@@ -33,6 +33,10 @@ class ShardingPlan:
     records_per_shard: int = 1000
     workers: int = 1
     slurm: SlurmJobs | None = None
+
+
+OWN_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time", "site"}
+OWN_COLUMNS |= {"samples", "amplitude_mv", "sha256", "flags"}
 
 
 def check_plan(plan: ShardingPlan) -> None:
@@ -57,6 +61,11 @@ def check_plan(plan: ShardingPlan) -> None:
     except RecordError as error:
         raise ValueError(f"--leads: {error}") from None
     check_spec(recordings.signal)
+    for name in plan.columns.keep:
+        if name in OWN_COLUMNS or name.startswith((LABEL_PREFIX, FOLD_PREFIX)):
+            raise ValueError(
+                f"--keep {name}: the index has a column {name} of its own; rename it in the table"
+            )
 
 
 def made_from(plan: ShardingPlan) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from hpc_ecg.cohort import splits
 from hpc_ecg.cohort.privacy import protect
 from hpc_ecg.cohort.splits import Assignment, assign_splits
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, read_cohort
+from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.log import progress_bar
 from hpc_ecg.shards import job as shard_job
@@ -53,8 +54,11 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     """
     # 1. What was asked for, and whether it can be done.
     check_plan(plan)
+    if plan.privacy.key_file is not None:
+        plan = replace(plan, recordings=replace(plan.recordings, names_shown=False))
     cohort = read_cohort(plan.table, plan.columns)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
+    _check_patients(cohort, plan)
     _check_no_empty_split(Counter(assignment.splits), assignment.how)
     public = protect(cohort, plan.privacy)
 
@@ -65,11 +69,12 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
         _write_missing(jobs, plan, work)
 
         # 3. All together: leaks, duplicates, counts; then the folder gets its name.
-        written = _without_names(read_notes(job.note for job in jobs), plan)
+        written = read_notes(job.note for job in jobs)
         if written.records.empty:
             shutil.rmtree(work / "notes")  # nothing to keep
             raise ValueError(_all_left_out(written.left_out))
-        index = build_index(written.records, public, assignment)
+        twins = out.with_name(f"{out.name}.duplicates.csv")
+        index = build_index(written.records, public, assignment, twins)
         provenance = {"patient": _patient_note(plan), "split": assignment.how}
         provenance |= {"dates": plan.privacy.dates, "made_from": made_from(plan)}
         signal = plan.recordings.signal
@@ -140,15 +145,18 @@ def _quality(
     def picture_of(row: int) -> Recording | None:
         job = jobs[row // plan.records_per_shard]
         try:
-            return shard_job.read_row(job.rows[row - job.rows[0].row], plan.recordings)
+            recording = shard_job.read_row(job.rows[row - job.rows[0].row], plan.recordings)
         except RecordError:
             return None
+        if plan.recordings.names_shown:
+            return recording
+        return replace(recording, leads=tuple(normalize_lead(n) or "?" for n in recording.leads))
 
     return QualityFacts(
         records=sum(len(job.rows) for job in jobs),
         index=index,
         left_out=written.left_out,
-        amplitude=amplitude_of_cohort(index),
+        amplitude=amplitude_of_cohort(index, plan.recordings.signal),
         picture_of=picture_of,
     )
 
@@ -196,25 +204,23 @@ def _publish(shards: Path, out: Path) -> None:
     shards.rename(out)
 
 
-def _without_names(written: Written, plan: ShardingPlan) -> Written:
-    """With a key, reasons come without their messages: the names of people may be in these."""
-    if plan.privacy.key_file is None:
-        return written
-    return replace(written, left_out=[replace(item, message="") for item in written.left_out])
-
-
 def _patient_note(plan: ShardingPlan) -> str:
     return plan.columns.patient or "none: each record taken for a patient of its own"
+
+
+def _check_patients(cohort: Cohort, plan: ShardingPlan) -> None:
+    if not any(cohort.patients):
+        raise ValueError(
+            f"column {plan.columns.patient} names no patient in any row; if each record is a "
+            "patient of its own, say so: --one-patient-per-record"
+        )
 
 
 def _all_left_out(left_out: Sequence[LeftOut]) -> str:
     reasons = Counter(item.reason for item in left_out).most_common()
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
-    hint = ""
-    if reasons[0][0] == "no patient":
-        hint = "; if each record is a patient of its own, say so: --one-patient-per-record"
     first = f"; first: {left_out[0].message}" if left_out[0].message else ""
-    return f"no record could be used: {counts}{first}{hint}"
+    return f"no record could be used: {counts}{first}"
 
 
 def _check_no_empty_split(counts: Mapping[str, int], how: dict[str, Any]) -> None:
@@ -225,5 +231,14 @@ def _check_no_empty_split(counts: Mapping[str, int], how: dict[str, Any]) -> Non
     if empty:
         raise ValueError(
             f"split {' and '.join(empty)} would be empty ({sum(counts.values())} records, "
-            f"split by {how}); give other --fractions, another --split-seed or other bounds"
+            f"split by {how}); {_other_split(how)}"
         )
+
+
+def _other_split(how: dict[str, Any]) -> str:
+    """What to change, by what was asked for."""
+    if "time" in how:
+        return "are the dates in --time, --valid-from and --test-from right?"
+    if "site" in how:
+        return "give --valid-sites and --test-sites"
+    return "give other --fractions or another --split-seed"
