@@ -66,7 +66,7 @@ def test_shards_that_moved_are_taken_and_other_shards_refused(finished, shards, 
     assert evaluate(load_run(str(finished.path), [f"data.shards={moved}"]))["split"] == "test"
     other = tmp_path / "other"
     shard_ecgs(plan_for(cohort, other, seed=9))
-    with pytest.raises(ValueError, match="is not the data that"):
+    with pytest.raises(ValueError, match=r"or data\.label_table, is not what"):
         evaluate(load_run(str(finished.path), [f"data.shards={other}"]))
 
 
@@ -89,3 +89,13 @@ def test_a_run_that_is_not_finished_is_named(finished, tmp_path):
 def test_the_command_prints_the_interval(finished, capsys):
     assert main(["evaluate", str(finished.path)]) == 0
     assert "AUROC 0." in capsys.readouterr().out
+
+
+def test_a_run_is_not_scored_on_another_fold_than_its_own(cohort, tmp_path):
+    shards = tmp_path / "shards"
+    shard_ecgs(plan_for(cohort, shards, folds=3, stratify=True))
+    words = words_for(shards, tmp_path / "run", "data.fold=1", "train.max_epochs=1")
+    folder = finetune(load_config(FinetuneConfig, [], words))
+    assert evaluate(load_run(folder.path, []))
+    with pytest.raises(ValueError, match=r"data\.fold: 1 there, 2 now"):
+        evaluate(load_run(folder.path, ["data.fold=2"]))
