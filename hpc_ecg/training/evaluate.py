@@ -58,7 +58,7 @@ def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Pa
     if shards.index_sha256 != read_json(folder.environment)["data_index_sha256"]:
         raise ValueError(
             f"data.shards={config.data.shards}, or data.label_table, is not what "
-            f"{folder.path} was trained on; its test split could hold patients of its training split"
+            f"{folder.path} was trained on; its test split could hold patients that it trained on"
         )
     test = open_split(shards, SPLIT, labels, Source(shards, config.data))
     model = load_model(folder.best, model_config=config.model).to(engine.device)
