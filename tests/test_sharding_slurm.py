@@ -3,6 +3,7 @@
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import plan_for
@@ -50,6 +51,16 @@ def test_a_killed_job_is_named_and_the_same_command_goes_on(slurm, cohort, tmp_p
     shard_ecgs(given)
     shard_ecgs(plan_for(cohort, tmp_path / "alone", records_per_shard=10))
     assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "alone")
+
+
+def test_what_a_job_said_is_there_to_be_read(slurm, cohort, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    (tmp_path / "broken" / "wfdb").mkdir(parents=True)
+    (tmp_path / "broken" / "wfdb" / "__init__.py").write_text("raise ImportError('no wfdb here')")
+    with pytest.raises(ValueError, match="see ") as caught:
+        shard_ecgs(spread(cohort, tmp_path / "out", jobs=1))
+    log = Path(str(caught.value).rpartition("see ")[2])
+    assert "no wfdb here" in log.read_text()
 
 
 def test_a_partition_that_is_none_is_one_line(slurm, cohort, tmp_path):

@@ -134,7 +134,7 @@ def _claimed(out: Path) -> Iterator[Path]:
     except BaseException:
         if any((work / "notes").glob("*.json")):
             logger.info("shards that are done are kept in %s; the same command goes on", work)
-        else:
+        elif not any((work / "slurm").glob("*.err")):  # what a job said is needed
             shutil.rmtree(work, ignore_errors=True)
         raise
 
