@@ -6,6 +6,8 @@ from typing import Any
 
 from hpc_ecg.cli_shard import add_shard
 
+PLOTS = 12
+
 
 def add_data(verbs: Any) -> None:
     data = verbs.add_parser("data", help="make shards from a table and recordings")
@@ -24,8 +26,8 @@ def add_data(verbs: Any) -> None:
     inspect.add_argument("--no-verify", action="store_true", help="do not read every byte")
     inspect.add_argument("--json", action="store_true", help="numbers for programs")
     inspect.add_argument("--out", type=Path, metavar="FILE.html", help="a page with plots")
-    inspect.add_argument("--plots", type=int, default=12, metavar="N", help="default %(default)s")
-    inspect.add_argument("--seed", type=int, default=0, help="another seed draws others")
+    inspect.add_argument("--plots", type=int, metavar="N", help=f"of --out; default {PLOTS}")
+    inspect.add_argument("--seed", type=int, help="of --out; another seed draws others")
     inspect.set_defaults(verb=_inspect)
 
 
@@ -35,11 +37,14 @@ def _inspect(options: argparse.Namespace) -> int:
     from hpc_ecg.log import say
     from hpc_ecg.shards.inspection import describe_inspection, inspect_shards, write_page
 
-    if options.plots < 0:
-        raise ValueError(f"--plots must be at least 0, got {options.plots}")
+    plots = PLOTS if options.plots is None else options.plots
+    if plots < 0:
+        raise ValueError(f"--plots must be at least 0, got {plots}")
+    if options.out is None and (options.plots, options.seed) != (None, None):
+        raise ValueError("--plots and --seed are for the page: give --out FILE.html, too")
     inspection = inspect_shards(options.shards, options.split, not options.no_verify)
     if options.out is not None:
-        write_page(options.out, inspection, options.plots, options.seed)
+        write_page(options.out, inspection, plots, options.seed or 0)
     if options.json:
         say(json.dumps(inspection.facts, indent=1))
     else:

@@ -176,6 +176,7 @@ def test_invalid_samples_become_nan(tmp_path):
         ("rec 12 500 5000", "rec 12", "rate", "no sampling rate"),
         ("rec 12 500 5000", "rec 12 fast 5000", "rate", "no sampling rate"),
         ("rec 12 500 5000", "rec 11 500 5000", "unreadable", "announces 11 signals and lists 12"),
+        ("rec 12 500 5000", "my rec 12 500 5000", "unreadable", "no blanks in the name; got 'my"),
         ("rec 12 500 5000", "rec 12 500 99999999", "unreadable", "at most 5000000"),
         ("rec 12 500 5000", "rec 12 500 1000000000000", "unreadable", "at most 5000000"),
         ("rec 12 500 5000", "rec 12 500 6000", "unreadable", ""),
@@ -445,3 +446,10 @@ def test_zeros_do_not_stand_for_a_recording_without_any_lead():
     recording = recording_of(("ch0", "ch1"), LIMBS_LS[:2])
     with pytest.raises(RecordError, match="missing I, II"):
         complete_leads(recording, LEADS, "zero")
+
+
+def test_an_empty_signal_file_is_called_so(tmp_path):
+    write_wfdb(tmp_path / "r1", np.ones((12, 2), np.int16), LEADS, 500)
+    (tmp_path / "r1.dat").write_bytes(b"")
+    with pytest.raises(RecordError, match=r"its signal file r1\.dat is empty"):
+        read_recording(find_recording(tmp_path, "r1"), ArrayLayout())

@@ -192,3 +192,8 @@ def test_a_plot_ends_where_the_recording_ended(shards, tmp_path):
     write_page(tmp_path / "half", inspection, num_plots=1)
     assert "V4: no samples" in (tmp_path / "half").read_text()
     assert "no samples" not in (tmp_path / "whole").read_text()
+
+
+def test_plots_without_a_page_are_refused(capsys, shards):
+    code, _, (complaint,) = inspect(capsys, shards, "--plots", 3)
+    assert code == 2 and "give --out FILE.html, too" in complaint

@@ -73,6 +73,11 @@ def _check_record_line(lines: list[str]) -> None:
         )
     if len(lines) == 1:
         raise RecordError("leads", "the header lists no signals")
+    if fields and not fields[0].isdecimal():
+        raise RecordError(
+            "unreadable",
+            f"its first line must be `name signals rate`, no blanks in the name; got {lines[0]!r}",
+        )
     if not fields or fields[0] != str(len(lines) - 1):
         announced = fields[0] if fields else "no number of"
         raise RecordError(
@@ -92,6 +97,8 @@ def _check_signal_line(line: str, folder: Path) -> None:
         raise RecordError("unreadable", f"signal file {file_name!r} is not a plain file name")
     if not (folder / file_name).is_file():
         raise RecordError("not found", f"its signal file {file_name} is not beside it")
+    if (folder / file_name).stat().st_size == 0:
+        raise RecordError("unreadable", f"its signal file {file_name} is empty")
     if not fields or not _ONE_A_FRAME.fullmatch(fields[0]):
         got = fields[0] if fields else "nothing"
         raise RecordError(
