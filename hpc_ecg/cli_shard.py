@@ -31,7 +31,7 @@ def add_shard(verbs: Any) -> None:
     work.add_argument(
         "--slurm",
         metavar="KEY=VALUE,…",
-        help="spread over a Slurm array: jobs=8,partition=cpu,time=60,cpus_per_task=4,mem=8G",
+        help="a Slurm array, a worker per CPU: jobs=8,partition=cpu,time=60,cpus_per_task=4,mem=8G",
     )
     shard.set_defaults(verb=_shard)
 

@@ -13,7 +13,7 @@ from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.submit import SlurmJobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
-NODES = {"mem": "500M", "time": 5, "cpus_per_task": 1}
+NODES = {"mem": "500M", "time": 5, "cpus_per_task": 2}
 
 
 def spread(cohort, out, jobs=3, **parameters):

@@ -7,6 +7,7 @@ The folder gets its name only when all of it is written. Until then the work lie
 
 import contextlib
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,8 +163,9 @@ def _quality(
 
 
 def _write_missing(jobs: Sequence[ShardJob], plan: ShardingPlan, work: Path) -> None:
+    tars = {job.tar for job in jobs}
     for stray in (work / "shards").iterdir():  # of a try with more shards, or a killed merge
-        if stray not in {job.tar for job in jobs}:
+        if stray not in tars:
             stray.unlink()
     todo = [job for job in jobs if not shard_job.is_done(job)]
     if len(todo) < len(jobs):
@@ -188,12 +190,14 @@ def _deal(todo: Sequence[ShardJob], plan: ShardingPlan) -> list[Job]:
     count = min(plan.slurm.jobs, len(todo))
     parts = [todo[k * len(todo) // count : (k + 1) * len(todo) // count] for k in range(count)]
     return [
-        Job(name=f"shards-{part[0].shard}", function=_write_part, arguments=(part, plan.workers))
+        Job(name=f"shards-{part[0].shard}", function=_write_part, arguments=(part,))
         for part in parts
     ]
 
 
-def _write_part(jobs: Sequence[ShardJob], workers: int) -> list[int]:
+def _write_part(jobs: Sequence[ShardJob]) -> list[int]:
+    """In a job of Slurm: as many workers as it has CPUs, not as the machine that submitted it."""
+    workers = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     return list(shard_job.write_shards(jobs, workers))
 
 
