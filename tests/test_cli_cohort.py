@@ -198,6 +198,19 @@ def test_codes_that_nobody_has_are_said(folder, tmp_path, capsys):
     assert "codes that no event has: I84.0" in capsys.readouterr().out
 
 
+def test_what_stands_for_nobody_is_no_patient(folder, tmp_path):
+    """Else all the nameless would share their events."""
+    rows = {"ecgs": "record,patient,time\na,NULL,2010-01-01\nb,p1,2010-01-01\n"}
+    rows["events"] = "patient,time,code\nNULL,2011-01-01,I48\np1,2012-01-01,I48\n"
+    for name, text in rows.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    words = ["cohort", str(tmp_path / "ecgs.csv"), str(tmp_path / "events.csv"), "--event", "I48"]
+    words += ["--within", "5y", "--assume-complete-follow-up", "--patient", "patient"]
+    words += ["--time", "time", "--out", str(tmp_path / "cohort.csv")]
+    assert exit_code_of(words) == 0
+    assert pd.read_csv(tmp_path / "cohort.csv")["record"].tolist() == ["b"]
+
+
 MISTAKES = [
     ({"ECGS": "nowhere.csv"}, "nowhere.csv: no such table"),
     ({"EVENTS": "nowhere.csv"}, "nowhere.csv: no such table"),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hpc_ecg.cohort.dates import Dates, check_zones, read_dates
 from hpc_ecg.cohort.rules import Flow, Rules
-from hpc_ecg.cohort.table import check_columns, check_unique, read_table
+from hpc_ecg.cohort.table import check_columns, check_unique, named_patients, read_table
 from hpc_ecg.writing import write_text
 
 NEW_COLUMNS = ("days_to_event", "days_followed")
@@ -68,7 +68,7 @@ def read_tables(sources: Sources, age_is_limited: bool) -> Tables:
     _check_new(given, sources)
     check_unique(given[record], sources.ecgs)
     times = read_dates(given[sources.time], str(sources.ecgs), sources.date_format)
-    patients = given[sources.patient].str.strip()
+    patients = named_patients(given[sources.patient])
     table = pd.DataFrame({"patient": patients, "record": given[record], "time": times.times})
     if age_is_limited:
         table["age"] = pd.to_numeric(given[sources.age].str.strip(), errors="coerce")
@@ -113,7 +113,7 @@ def _read_events(sources: Sources, known: pd.Series) -> tuple[pd.DataFrame, Date
     table = read_table(path)
     wanted = [sources.event_patient, sources.event_time]
     check_columns(table, wanted if sources.any_event else [*wanted, code], path)
-    patients = table[sources.event_patient].str.strip()
+    patients = named_patients(table[sources.event_patient])
     notes = [_check_meet(known, patients, path)]
     dates = read_dates(table[sources.event_time], str(path), sources.event_date_format)
     outcome = pd.DataFrame({"patient": patients, "time": dates.times})
@@ -160,7 +160,7 @@ def _read_follow_up(
         _check_deaths(table[sources.died], ends["died"], path)
     if sources.follow_up is not None:
         check_columns(table, [sources.follow_up_patient], path)
-        who = table[sources.follow_up_patient].str.strip()
+        who = named_patients(table[sources.follow_up_patient])
         check_unique(who[who != ""], path)
         _check_meet(patients, who, path)
         rows = patients.map(pd.Series(who.index, who).drop("", errors="ignore"))

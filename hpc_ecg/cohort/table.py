@@ -90,7 +90,7 @@ def read_cohort(path: Path, columns: Columns) -> Cohort:
     return Cohort(
         files=files.tolist(),
         records=records.tolist(),
-        patients=_named(patients).tolist(),
+        patients=named_patients(patients).tolist(),
         labels_NK=np.stack([_numbers(table[n], path, n) for n in columns.labels], axis=1),
         label_names=columns.labels,
         splits=None if columns.split is None else table[columns.split].tolist(),
@@ -99,7 +99,8 @@ def read_cohort(path: Path, columns: Columns) -> Cohort:
     )
 
 
-def _named(patients: pd.Series) -> pd.Series:
+def named_patients(patients: pd.Series) -> pd.Series:
+    """Without blanks around them; NO_PATIENT where nobody is named."""
     patients = patients.str.strip()
     return patients.mask(patients.str.lower().isin(NOBODY), NO_PATIENT)
 
