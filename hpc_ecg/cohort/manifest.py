@@ -17,6 +17,7 @@ import ast
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def is_manifest(path: Path) -> bool:
     return _is_list(lines) or _is_pairs(lines)
 
 
+@lru_cache(maxsize=1)  # asked for what it says of the files, and again for its table
 def read_manifest(path: Path, read_table: Callable[[Path], pd.DataFrame]) -> ManifestTable:
     """ValueError for a line or a value that does not belong there."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
