@@ -13,20 +13,28 @@ Sharding: WFDB to shards with one worker against `wfdb.rdrecord` + `resample_pol
 
 import argparse
 import itertools
-import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.io
 import torch
-import webdataset
 import wfdb
+from _rivals import (
+    BATCH,
+    Batches,
+    drop_from_cache,
+    file_batches,
+    load_mat,
+    load_npy,
+    memory_batches,
+    webdataset_batches,
+    write_files,
+)
 from scipy.signal import resample_poly
 from synthetic import Population, write_cohort
 
@@ -47,9 +55,7 @@ AT_LEAST = {
     "ratio_sharding_to_wfdb": 0.7,
 }
 TARGETS: dict[str, float] = {}
-BATCH = 64
 EPOCHS = 2
-Batches = Iterator[torch.Tensor]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -93,22 +99,22 @@ def _reading(folder: Path, shards: Path, repeats: int) -> dict[str, float]:
     dataset = _open(shards)
     seconds_verifying = _seconds_of_digests(dataset)
     everything = dataset.read(np.arange(len(dataset)))
-    _write_files(folder, everything)
+    write_files(folder, everything)
     rivals: dict[str, Callable[[int], Batches]] = {
         "ours": lambda epoch: _ours(_open_verified(shards), epoch),
         "read_ahead": lambda epoch: _ahead(_open_verified(shards), epoch),
-        "webdataset": lambda epoch: _webdataset(shards),
-        "npy": lambda epoch: _files(folder, len(everything), epoch, _load_npy),
-        "mat": lambda epoch: _files(folder, len(everything), epoch, _load_mat),
+        "webdataset": lambda epoch: webdataset_batches(shards),
+        "npy": lambda epoch: file_batches(folder, len(everything), epoch, load_npy),
+        "mat": lambda epoch: file_batches(folder, len(everything), epoch, load_mat),
     }
     cold: dict[str, list[float]] = {name: [] for name in rivals}
     del dataset  # what is mapped does not leave the page cache
     for epoch in range(repeats):
         for name, rival in rivals.items():
-            _drop_from_cache(folder)
+            drop_from_cache(folder)
             cold[name].append(_rate(rival(epoch), len(everything)))
     dataset = _open_verified(shards)
-    rivals = {"memory_limit": lambda epoch: _memory(everything, epoch), **rivals}
+    rivals = {"memory_limit": lambda epoch: memory_batches(everything, epoch), **rivals}
     rivals["ours"] = lambda epoch: _ours(dataset, epoch)
     rivals["read_ahead"] = lambda epoch: _ahead(dataset, epoch)
     warm: dict[str, list[float]] = {name: [] for name in rivals}
@@ -186,76 +192,6 @@ def _ahead(dataset: Dataset, epoch: int) -> Batches:
 
 def _steps(schedule: Schedule, epoch: int) -> range:
     return range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
-
-
-def _webdataset(shards: Path) -> Batches:
-    """At its best of what was tried: only the arrays are taken from the tar, and they are stacked
-    once; its shuffle buffer is as large as it is by default in its own examples."""
-    pipeline = (
-        webdataset.WebDataset(
-            sorted(map(str, shards.glob("*.tar"))),
-            shardshuffle=100,
-            nodesplitter=None,
-            workersplitter=None,
-            select_files=lambda name: name.endswith(".npy"),
-        )
-        .shuffle(1000)
-        .decode()
-        .to_tuple("ecg.npy")
-    )
-    waiting = []
-    for (array,) in pipeline:
-        waiting.append(array)
-        if len(waiting) == BATCH:
-            yield torch.from_numpy(np.stack(waiting))
-            waiting = []
-    if waiting:
-        yield torch.from_numpy(np.stack(waiting))
-
-
-def _files(
-    folder: Path, num_records: int, epoch: int, load: Callable[[Path, int], np.ndarray]
-) -> Batches:
-    out = np.empty((BATCH, 12, 2500), np.int16)
-    order = np.random.default_rng(epoch).permutation(num_records).tolist()
-    for start in range(0, num_records, BATCH):
-        numbers = order[start : start + BATCH]
-        for row, number in enumerate(numbers):
-            out[row] = load(folder, number)
-        yield torch.from_numpy(out[: len(numbers)])
-
-
-def _load_npy(folder: Path, number: int) -> np.ndarray:
-    return np.load(folder / "npy" / f"{number}.npy")
-
-
-def _load_mat(folder: Path, number: int) -> np.ndarray:
-    return scipy.io.loadmat(str(folder / "mat" / f"{number}.mat"))["feats"]
-
-
-def _memory(everything: np.ndarray, epoch: int) -> Batches:
-    out = np.empty((BATCH, 12, 2500), np.int16)
-    order = np.random.default_rng(epoch).permutation(len(everything))
-    for start in range(0, len(everything), BATCH):
-        rows = order[start : start + BATCH]
-        np.take(everything, rows, axis=0, out=out[: len(rows)], mode="clip")  # the fastest mode
-        yield torch.from_numpy(out[: len(rows)])
-
-
-def _drop_from_cache(folder: Path) -> None:
-    os.sync()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _write_files(folder: Path, everything: np.ndarray) -> None:
-    for kind in ("npy", "mat"):
-        (folder / kind).mkdir()
-    for number, counts_CS in enumerate(everything):
-        np.save(folder / "npy" / f"{number}.npy", counts_CS)
-        scipy.io.savemat(folder / "mat" / f"{number}.mat", {"feats": counts_CS})
 
 
 # Sharding
