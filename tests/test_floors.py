@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hpc_ecg"
-GROUND = {"", "config", "explain", "log", "run_folder", "writing", "cluster", "submit"}
+GROUND = {"", "config", "explain", "log", "run_folder", "writing", "cluster", "rendezvous", "submit"}
 GROUND |= {"page", "plots", "ecg_paper"}
 BELOW = {
     "ecg": set(),
