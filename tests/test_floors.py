@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hpc_ecg"
-GROUND = {"", "config", "explain", "log", "run_folder", "writing", "cluster", "rendezvous", "submit"}
-GROUND |= {"page", "plots", "ecg_paper"}
+GROUND = {"", "config", "explain", "log", "run_folder", "writing", "cluster", "submit"}
+GROUND |= {"rendezvous", "page", "plots", "ecg_paper"}
 BELOW = {
     "ecg": set(),
     "cohort": {"ecg"},
