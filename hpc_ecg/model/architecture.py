@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 
 ConvLayers = tuple[tuple[int, int, int], ...]
 
+ATTENTION_KINDS = ("sdpa", "math")
+POOLINGS = ("mean", "nonzero")
 LARGEST_SIZE = 2**20
 LONGEST_STEM = 32
 
@@ -52,6 +54,22 @@ class ModelConfig:
     pooling: str = "mean"
     """mean = mean over valid tokens; nonzero = the original's count of exact non-zeros per channel
     (differs only with final_dropout > 0 or a value that is exactly 0)."""
+
+    def __post_init__(self) -> None:
+        dropouts = ("dropout", "attention_dropout", "activation_dropout", "dropout_input")
+        for name in (*dropouts, "final_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"model.{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0.0 < self.stem_gradient <= 1.0:
+            raise ValueError(
+                f"model.stem_gradient must be in (0, 1], got {self.stem_gradient}; "
+                "for a stem that must not train use train.freeze=stem"
+            )
+        for name, allowed in (("attention", ATTENTION_KINDS), ("pooling", POOLINGS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"model.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

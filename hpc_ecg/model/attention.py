@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ATTENTION_KINDS = ("sdpa", "math")
-
 
 def attend(
     q_BHTE: Tensor,

@@ -9,9 +9,11 @@ cast to fp32 and back gives (tested), without keeping fp32 activations.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hpc_ecg.model.architecture import Architecture, ModelConfig
 from hpc_ecg.model.attention import SelfAttention
+from hpc_ecg.model.dropout import RecordDropout
 
 
 class ConvStem(nn.Module):
@@ -89,18 +91,23 @@ class EncoderLayer(nn.Module):
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
         self.final_layer_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.attended_dropout = RecordDropout(config.dropout)
+        self.activation_dropout = RecordDropout(config.activation_dropout)
+        self.dropout = RecordDropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        attended_BTD = self.dropout(self.self_attn(x_BTD, mask_BT))
+    def forward(
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None
+    ) -> Tensor:
+        attended_BTD = self.attended_dropout(self.self_attn(x_BTD, mask_BT), words_B)
         x_BTD = self.self_attn_layer_norm(x_BTD + attended_BTD)
-        inner = self.activation_dropout(F.gelu(self.fc1(x_BTD)))
-        return self.final_layer_norm(x_BTD + self.dropout(self.fc2(inner)))
+        inner = self.activation_dropout(F.gelu(self.fc1(x_BTD)), words_B)
+        return self.final_layer_norm(x_BTD + self.dropout(self.fc2(inner), words_B))
 
 
 class Encoder(nn.Module):
-    """LayerNorm, then the layers (post-norm: there is no norm after the last one)."""
+    """LayerNorm, then the layers (post-norm: there is no norm after the last one). With
+    `checkpoint_layers`, a layer that trains keeps only its input and is computed again in the
+    backward pass: less memory, a third more work, the same gradients."""
 
     def __init__(self, architecture: Architecture, config: ModelConfig) -> None:
         super().__init__()
@@ -108,12 +115,18 @@ class Encoder(nn.Module):
             EncoderLayer(architecture, config) for _ in range(architecture.encoder_layers)
         )
         self.layer_norm = nn.LayerNorm(architecture.encoder_embed_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = RecordDropout(config.dropout)
+        self.checkpoint_layers = False
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None
+    ) -> Tensor:
         if mask_BT is not None:
             x_BTD = x_BTD.masked_fill(mask_BT[..., None], 0.0)
-        x_BTD = self.dropout(self.layer_norm(x_BTD))
+        x_BTD = self.dropout(self.layer_norm(x_BTD), words_B)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, mask_BT)
+            if self.checkpoint_layers and layer.training:
+                x_BTD = checkpoint(layer, x_BTD, mask_BT, words_B, use_reentrant=False)
+            else:
+                x_BTD = layer(x_BTD, mask_BT, words_B)
         return x_BTD

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_ecg.model.architecture import Architecture, ModelConfig, resolve_architecture
-from hpc_ecg.model.attention import ATTENTION_KINDS
+from hpc_ecg.model.dropout import RecordDropout, name_streams
 from hpc_ecg.model.layers import ConvStem, Encoder, PositionalConv
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "resolve_architecture",
 ]
 
-POOLINGS = ("mean", "nonzero")
 FREEZABLE = ("none", "stem", "backbone")
 
 
@@ -48,26 +47,27 @@ class ECGTransformer(nn.Module):
         conv_pos = PositionalConv(width, architecture.conv_pos, architecture.conv_pos_groups)
         self.conv_pos = nn.ModuleDict({"pos_conv": nn.Sequential(conv_pos)})
         self.layer_norm = nn.LayerNorm(features)
-        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.dropout_input = RecordDropout(config.dropout_input)
 
     def extract(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Token features [B, T, D] of ECGs in mV [B, C, S], and the token mask [B, T] (True =
         padded) made of a padding mask [B, S] or [B, C, S]; None without one."""
-        x_BTD = self.embed(ecg_BCS)
+        x_BTD = self.embed(ecg_BCS, words_B)
         mask_BT = None if padding_mask is None else self.token_mask(padding_mask, x_BTD.shape[1])
         x_BTD = x_BTD + F.gelu(self.conv_pos["pos_conv"](x_BTD))
-        return self.encoder(x_BTD, mask_BT), mask_BT
+        return self.encoder(x_BTD, mask_BT, words_B), mask_BT
 
     forward = extract
 
-    def embed(self, ecg_BCS: Tensor) -> Tensor:
+    def embed(self, ecg_BCS: Tensor, words_B: Tensor | None = None) -> Tensor:
         """Conv stem, LayerNorm and projection: [B, C, S] -> [B, T, D]."""
         x_BCT = self.feature_extractor(ecg_BCS)
         if self.stem_gradient != 1.0:  # forward unchanged to the bit: the difference is exactly 0
             x_BCT = x_BCT.detach() + (x_BCT - x_BCT.detach()) * self.stem_gradient
-        return self.dropout_input(self.post_extract_proj(self.layer_norm(x_BCT.transpose(1, 2))))
+        x_BTD = self.post_extract_proj(self.layer_norm(x_BCT.transpose(1, 2)))
+        return self.dropout_input(x_BTD, words_B)
 
     def before_layers(self) -> list[nn.Module]:
         """All that a record passes before the first encoder layer."""
@@ -97,14 +97,14 @@ class ECGClassifier(nn.Module):
 
     def __init__(self, architecture: Architecture, num_labels: int, config: ModelConfig) -> None:
         super().__init__()
-        _check_config(config)
         if num_labels < 1:
             raise ValueError(f"the model needs at least one label, got {num_labels}")
         self.backbone = ECGTransformer(architecture, config)
         self.head = nn.Linear(architecture.encoder_embed_dim, num_labels)
-        self.final_dropout = nn.Dropout(config.final_dropout)
+        self.final_dropout = RecordDropout(config.final_dropout)
         self.pooling = config.pooling
         self.frozen: list[nn.Module] = []
+        name_streams(self)
 
     @property
     def stem(self) -> ConvStem:
@@ -114,16 +114,21 @@ class ECGClassifier(nn.Module):
     def architecture(self) -> Architecture:
         return self.backbone.architecture
 
-    def forward(self, ecg_BCS: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Logits [B, K] of ECGs in mV [B, C, S]; padding_mask [B, S] or [B, C, S], True = padded.
-        An all-False mask costs time and changes nothing: give None."""
-        return self.classify(self.features(ecg_BCS, padding_mask))
+    def forward(
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, K] of ECGs in mV [B, C, S]; padding_mask [B, S] or [B, C, S], True = padded
+        (an all-False mask costs time and changes nothing: give None); words_B int64, see dropout.
+        """
+        return self.classify(self.features(ecg_BCS, padding_mask, words_B))
 
-    def features(self, ecg_BCS: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def features(
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+    ) -> Tensor:
         """What the head sees: pooled tokens [B, D], in float32."""
-        x_BTD, mask_BT = self.backbone(ecg_BCS, padding_mask)
+        x_BTD, mask_BT = self.backbone(ecg_BCS, padding_mask, words_B)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            return self.pool(x_BTD.float(), mask_BT)
+            return self.pool(x_BTD.float(), mask_BT, words_B)
 
     def classify(self, pooled_BD: Tensor) -> Tensor:
         """Logits [B, K] in float32 whatever the autocast: in bf16 one ECG in a hundred would tie
@@ -131,9 +136,11 @@ class ECGClassifier(nn.Module):
         with torch.autocast(pooled_BD.device.type, enabled=False):
             return F.linear(pooled_BD, self.head.weight.float(), self.head.bias.float())
 
-    def pool(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def pool(
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None
+    ) -> Tensor:
         """Mean over the tokens that count -> [B, D] (what model.pooling says)."""
-        x_BTD = self.final_dropout(x_BTD)
+        x_BTD = self.final_dropout(x_BTD, words_B)
         if mask_BT is not None:
             x_BTD = x_BTD.masked_fill(mask_BT[..., None], 0.0)
         if self.pooling == "nonzero":
@@ -230,21 +237,3 @@ def randomize_backbone(backbone: ECGTransformer, seed: int) -> None:
             nn.init.zeros_(module.bias)
             norm = torch.linalg.vector_norm(module.weight_v.detach(), dim=(0, 1), keepdim=True)
             module.weight_g.data.copy_(norm)
-
-
-def _check_config(config: ModelConfig) -> None:
-    for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input"):
-        if not 0.0 <= getattr(config, name) < 1.0:
-            raise ValueError(f"model.{name} must be in [0, 1), got {getattr(config, name)}")
-    if not 0.0 <= config.final_dropout < 1.0:
-        raise ValueError(f"model.final_dropout must be in [0, 1), got {config.final_dropout}")
-    if not 0.0 < config.stem_gradient <= 1.0:
-        raise ValueError(
-            f"model.stem_gradient must be in (0, 1], got {config.stem_gradient}; "
-            "for a stem that must not train use train.freeze=stem"
-        )
-    for name, allowed in (("attention", ATTENTION_KINDS), ("pooling", POOLINGS)):
-        if getattr(config, name) not in allowed:
-            raise ValueError(
-                f"model.{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}"
-            )

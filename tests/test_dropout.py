@@ -1,0 +1,155 @@
+"""A record's dropout is its own: by its word, whatever batch, order or rank it is in."""
+# B batch, T tokens, D width
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.dropout import RecordDropout
+from hpc_ecg.model.transformer import build_model
+
+TINY = Architecture(
+    encoder_layers=2,
+    encoder_embed_dim=48,
+    encoder_ffn_embed_dim=96,
+    encoder_attention_heads=4,
+    conv_feature_layers=((16, 2, 2),) * 4,
+    conv_pos=8,
+    conv_pos_groups=4,
+)
+EVERYWHERE = ModelConfig(dropout=0.2, activation_dropout=0.2, dropout_input=0.2, final_dropout=0.2)
+
+
+def words(number, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-(2**63), 2**63 - 1, (number,), generator=generator)
+
+
+def dropped(words_B, p=0.1, stream=7, shape=(50, 257), dtype=torch.float32):
+    """Which elements of an activation go."""
+    dropout = RecordDropout(p)
+    dropout.stream = stream
+    return dropout(torch.ones(len(words_B), *shape, dtype=dtype), words_B) == 0
+
+
+def deviation(first, second, p=0.1):
+    """Correlation of two masks in standard deviations of the one that independence gives."""
+    first, second = ((mask.double() - p) / math.sqrt(p * (1 - p)) for mask in (first, second))
+    return abs((first * second).mean().item()) * math.sqrt(first.numel())
+
+
+def test_a_mask_is_the_same_in_any_batch_and_any_order():
+    words_B = words(4)
+    whole = dropped(words_B)
+    alone = torch.cat([dropped(word_1) for word_1 in words_B.split(1)])
+    assert torch.equal(whole, alone)
+    assert torch.equal(dropped(words_B.flip(0)), whole.flip(0))
+
+
+def test_a_longer_record_has_the_same_mask_where_the_shorter_one_is():
+    assert torch.equal(dropped(words(2), shape=(80, 257))[:, :50], dropped(words(2)))
+
+
+def test_a_model_gives_a_record_the_same_gradient_in_any_batch():
+    model = build_model(TINY, 1, EVERYWHERE).train()
+    ecg_BCS, words_B = torch.randn(4, 12, 500), words(4)
+
+    def gradients(pieces):
+        model.zero_grad()
+        for piece in pieces:
+            model(ecg_BCS[piece], None, words_B[piece]).sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    whole = gradients([[0, 1, 2, 3]])
+    for pieces in ([[0], [1], [2], [3]], [[3, 1], [2, 0]]):
+        for ours, theirs in zip(gradients(pieces), whole, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_uses_words_in_every_dropout_and_leaves_torchs_generator_alone():
+    model = build_model(TINY, 1, EVERYWHERE).train()
+    ecg_BCS, state = torch.randn(2, 12, 500), torch.get_rng_state()
+    first, again, other = (model(ecg_BCS, None, words(2, seed)) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["dropout", "activation_dropout", "dropout_input"])
+def test_each_setting_drops_by_the_words_given(name):
+    off = ModelConfig(activation_dropout=0.0)
+    model = build_model(TINY, 1, dataclasses.replace(off, **{name: 0.3})).train()
+    ecg_BCS, plain = torch.randn(2, 12, 500), build_model(TINY, 1, off)
+    logits = model(ecg_BCS, None, words(2))
+    assert not torch.equal(logits, plain(ecg_BCS))
+    assert torch.equal(logits, model(ecg_BCS, None, words(2)))
+    assert torch.equal(model.eval()(ecg_BCS, None, words(2)), plain(ecg_BCS))
+
+
+def test_no_two_dropouts_of_the_published_model_share_a_stream():
+    model = build_model(dataclasses.replace(TINY, encoder_layers=12), 1, ModelConfig())
+    streams = [m.stream for m in model.modules() if isinstance(m, RecordDropout)]
+    assert len(streams) == 12 * 3 + 3 == len(set(streams))
+    assert not any("dropout" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
+def test_as_many_are_dropped_as_asked_for(p):
+    mask = dropped(words(32), p)
+    assert abs(mask.double().mean().item() - p) < 4 * math.sqrt(p * (1 - p) / mask.numel())
+
+
+def test_counts_per_token_column_and_record_spread_as_binomial_counts_do():
+    mask_BTD = dropped(words(64), shape=(100, 512)).double()
+    for axes in ((2,), (0, 1), (1, 2)):
+        rates = mask_BTD.mean(axes)
+        expected = 0.1 * 0.9 / (mask_BTD.numel() / rates.numel())
+        assert abs(rates.var().item() / expected - 1) < 4 * math.sqrt(2 / rates.numel())
+
+
+def test_masks_of_neighbours_records_streams_and_steps_are_unrelated():
+    mask = dropped(words(32))
+    for lag in (1, 2, 3, 8):
+        assert deviation(mask[..., lag:], mask[..., :-lag]) < 4
+        assert deviation(mask[:, lag:], mask[:, :-lag]) < 4
+        assert deviation(mask[lag:], mask[:-lag]) < 4
+    assert deviation(mask, dropped(words(32), stream=8)) < 4
+    assert deviation(mask, dropped(words(32, seed=1))) < 4
+    counted = dropped(torch.arange(32))  # words that are no random numbers
+    assert deviation(counted[1:], counted[:-1]) < 4
+
+
+def test_no_two_columns_are_dropped_together():
+    mask_ND = dropped(words(64), shape=(156, 768)).flatten(0, 1).double()
+    z_ND = (mask_ND - 0.1) / 0.3
+    size_DD = (z_ND.T @ z_ND / len(z_ND) - torch.eye(768)).abs() * math.sqrt(len(z_ND))
+    size_DD.fill_diagonal_(0)
+    assert size_DD.max() < 6.5  # of 294,528 pairs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_kept_is_scaled_in_its_own_dtype_and_so_is_its_gradient(dtype):
+    dropout, x_BTD = RecordDropout(0.2), torch.randn(3, 5, 7).to(dtype).requires_grad_()
+    out_BTD = dropout(x_BTD, words(3))
+    out_BTD.sum().backward()
+    is_kept = out_BTD != 0
+    assert out_BTD.dtype == dtype
+    assert torch.equal(out_BTD, torch.where(is_kept, x_BTD * 1.25, 0.0))
+    assert torch.equal(x_BTD.grad, is_kept * torch.tensor(1.25, dtype=dtype))
+
+
+def test_without_words_torchs_generator_decides_and_evaluation_drops_nothing():
+    dropout, x_BTD = RecordDropout(0.5), torch.ones(2, 3, 64)
+    torch.manual_seed(0)
+    first = dropout(x_BTD)
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.nn.functional.dropout(x_BTD, 0.5))
+    assert torch.equal(dropout.eval()(x_BTD, words(2)), x_BTD)
+
+
+@pytest.mark.parametrize("p", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_range_are_no_error(p):
+    assert dropped(words(2), p).double().mean() == round(p)
