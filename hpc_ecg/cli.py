@@ -16,6 +16,7 @@ from typing import NoReturn
 import hpc_ecg
 from hpc_ecg.cli_cohort import add_cohort
 from hpc_ecg.cli_data import add_data
+from hpc_ecg.cli_doctor import add_doctor
 from hpc_ecg.cli_weights import add_weights
 
 SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg config` lists them"
@@ -62,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     finetune.add_argument("settings", nargs="*", help=SETTINGS_HELP)
     finetune.set_defaults(verb=_finetune)
 
+    add_doctor(verbs, SETTINGS_HELP)
+
     evaluate = verbs.add_parser("evaluate", help="score a finished run on its test split")
     evaluate.add_argument("run_dir", metavar="RUN_DIR")
     evaluate.add_argument("settings", nargs="*", help="settings laid over the run's own")
@@ -82,14 +85,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _finetune(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import start_logging
+    from hpc_ecg.log import logger, start_logging
 
     _check_words(options.settings)
     from hpc_ecg.config import load_config
+    from hpc_ecg.signals import Stopped
+    from hpc_ecg.training.engine_world import Lost
     from hpc_ecg.training.finetune import FinetuneConfig, finetune
+    from hpc_ecg.watchdog import LOST
 
     start_logging()
-    finetune(load_config(FinetuneConfig, *_files_and_words(options.settings)))
+    try:
+        finetune(load_config(FinetuneConfig, *_files_and_words(options.settings)))
+    except Stopped as stopped:
+        # Slurm ends the processes that are still leaving when the first one has left
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        logger.info("%s", stopped)
+        return stopped.code
+    except Lost as lost:
+        logger.error("%s", lost)
+        return LOST
     return 0
 
 

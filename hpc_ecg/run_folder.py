@@ -30,13 +30,25 @@ NEUTRAL = (
         "train.keep_checkpoints",
         "train.log_every",
         "train.feature_cache",
-        "engine.device",
-        "engine.micro_batch_size",
+        "train.save_every_min",
+        "train.skip_nonfinite",
+        "train.doctor",
     ),
-    *("engine.cpu_threads", "engine.timeout_min", "model.attention"),
+    *("engine.parallel", "engine.activation_checkpointing", "engine.compile", "engine.trackers"),
+    *("engine.device", "engine.micro_batch_size", "engine.cpu_threads", "engine.timeout_min"),
+    "model.attention",
 )
 NEUTRAL_PREFIXES = tuple(f"{key}." for key in NEUTRAL)
-PACKAGES = ("hpc-ecg", "torch", "accelerate", "webdataset", "submitit", "torchmetrics", "numpy")
+PACKAGES = (
+    "hpc-ecg",
+    "torch",
+    "accelerate",
+    "deepspeed",
+    "webdataset",
+    "submitit",
+    "torchmetrics",
+    "numpy",
+)
 
 
 class RunFolder:
@@ -115,7 +127,7 @@ class RunFolder:
     def _is_early(self, path: Path) -> bool:
         """What a run that was killed at once may leave without a config.yaml, written last."""
         names = ("init_report.json", "environment.json", "lock", "lock.holder", "error.txt")
-        return path.name in names or path.match(".*.[0-9]*.partial")
+        return path.name in (*names, "STOP", "SAVE") or path.match(".*.[0-9]*.partial")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Say that nothing is left to do, and what the run came to."""

@@ -17,9 +17,9 @@ KINDS = ("none", "ema", "swa")
 class Average:
     """`kind` none does nothing at all."""
 
-    def __init__(self, model: nn.Module, kind: str, ema_decay: float) -> None:
-        self.kind, self.ema_decay = kind, ema_decay
-        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    def __init__(self, parameters: dict[str, nn.Parameter], kind: str, ema_decay: float) -> None:
+        """`parameters`: those that train; under fsdp2 they, and so the mean, lie in parts."""
+        self.kind, self.ema_decay, self._parameters = kind, ema_decay, parameters
         self.count = 0
         self.mean: dict[str, Tensor] = {}
 
@@ -56,7 +56,7 @@ class Average:
         state = dict(state)
         self.count = int(state.pop("count", torch.tensor(0)))
         self.mean = {  # in the order of the parameters, which the file does not keep
-            name: state[name].to(parameter.device, copy=True)
+            name: state[name].clone()
             for name, parameter in self._parameters.items()
             if name in state
         }

@@ -1,9 +1,12 @@
 """Where a run stands, on disk: weights, optimizer moments, and a small Progress as JSON.
 
 `checkpoints/step-0001000/` holds model.safetensors, optimizer.safetensors (moments by parameter
-name), progress.json and, written last, COMPLETE. A folder without the mark does not count.
+name), progress.json and, written last, COMPLETE with the digests of the others. A folder without
+the mark does not count; one that is not what was written is passed over, and said so.
 """
 
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -11,16 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpc_ecg.writing import read_json, wait_until_seen, write_json, write_text, write_whole
+from hpc_ecg.writing import read_json, sha256_of, wait_until_seen, write_json, write_whole
 
 logger = logging.getLogger("hpc_ecg")
 
-MARK, AVERAGE = "COMPLETE", "average.safetensors"
+MARK, AVERAGE, MODEL = "COMPLETE", "average.safetensors", "model.safetensors"
+OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +41,42 @@ class Progress:
     process_seconds: float = 0.0
     """Seconds times processes: the cost, also when a run went on with another number of them."""
     scaler: dict[str, Any] | None = None
+    skipped: int = 0
+    """Steps that left the weights as they were, as loss or gradient was not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a checkpoint holds beside the weights, by parameter name."""
+
+    moments: dict[str, Tensor]
+    average: dict[str, Tensor]
 
 
 def save_checkpoint(
     folder: Path,
     progress: Progress,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    moments: Mapping[str, Tensor],
     keep: int,
     average: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the checkpoint of progress.step, then drop all but the newest `keep`. `average`: the
-    state of a mean of weights beside the model."""
+    """Write the checkpoint of progress.step, then drop all but the newest `keep`. `moments`: the
+    optimizer's; `average`: the state of a mean of weights beside the model."""
     final = folder / f"step-{progress.step:07d}"
+    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
 
     def write(aside: Path) -> None:
         aside.mkdir(parents=True)
-        save_file(_state_of(model), aside / "model.safetensors")
-        save_file(_moments_of(model, optimizer), aside / "optimizer.safetensors")
+        save_file(weights, aside / MODEL)
+        save_file(dict(moments), aside / OPTIMIZER)
         if average:
             save_file(dict(average), aside / AVERAGE)
-        write_json(aside / "progress.json", asdict(progress))
+        digests = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
+        _write_progress(aside, progress)
+        write_json(aside / MARK, digests)
 
     write_whole(final, write)
-    write_text(final / MARK, "")
     for old in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 
@@ -71,7 +85,7 @@ def update_progress(folder: Path, progress: Progress) -> None:
     """Note the outcome of an evaluation in the checkpoint that was saved before it, if one was."""
     checkpoint = folder / f"step-{progress.step:07d}"
     if checkpoint.exists():
-        write_json(checkpoint / "progress.json", asdict(progress))
+        _write_progress(checkpoint, progress)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -80,57 +94,40 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
-    """The newest one that can be read; a damaged one is passed over, and said so."""
+    """The newest one that is what was written; a damaged one is passed over, and said so."""
     for path in reversed(complete_checkpoints(folder)):
         try:
-            for name in ("model.safetensors", "optimizer.safetensors"):
-                with safe_open(path / name, framework="pt"):
-                    pass
-            progress = Progress(**read_json(path / "progress.json"))
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            for name, sha256 in read_json(path / MARK).items():
+                if sha256_of(path / name) != sha256:
+                    raise ValueError(f"{name} is not what was written: its SHA-256 differs")
+            return path, _read_progress(path)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             logger.warning("%s is damaged (%s): going on from the one before", path, error)
-        else:
-            return path, progress
     return None
 
 
-def load_checkpoint(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
-    patience_s: float = 60,
-) -> dict[str, Tensor]:
-    """Restore a checkpoint into model and optimizer (None: the weights alone); returns the state of
-    the average. Which checkpoint, and the progress, is for the first process to say: another node
-    may see files a little later (shared file systems cache), and waits for them."""
+def load_checkpoint(path: Path, model: nn.Module, patience_s: float = 60) -> Saved:
+    """Restore the weights; what else there is, is returned. Which checkpoint, and the progress, is
+    for the first process to say: another node may see files a little later (shared file systems
+    cache), and waits for them."""
     wait_until_seen(path / MARK, patience_s)
-    model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
-    if optimizer is not None:
-        _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
-    return load_file(path / AVERAGE) if (path / AVERAGE).exists() else {}
+    model.load_state_dict(load_file(path / MODEL), strict=True)
+    average = load_file(path / AVERAGE) if (path / AVERAGE).exists() else {}
+    return Saved(moments=load_file(path / OPTIMIZER), average=average)
 
 
-def _state_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+def _write_progress(folder: Path, progress: Progress) -> None:
+    """With a digest of its own: it is written again after an evaluation."""
+    values = asdict(progress)
+    write_json(folder / PROGRESS, {"progress": values, "sha256": _digest_of(values)})
 
 
-def _moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`<moment>/<parameter name>` -> tensor, so that no position in a list has to agree."""
-    return {
-        f"{moment}/{name}": value.detach().clone()
-        for name, parameter in model.named_parameters()
-        for moment, value in optimizer.state.get(parameter, {}).items()
-    }
+def _read_progress(folder: Path) -> Progress:
+    stored = read_json(folder / PROGRESS)
+    if _digest_of(stored["progress"]) != stored["sha256"]:
+        raise ValueError(f"{PROGRESS} is not what was written: its SHA-256 differs")
+    return Progress(**stored["progress"])
 
 
-def _restore_moments(
-    model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]
-) -> None:
-    parameters = dict(model.named_parameters())
-    for key, value in saved.items():
-        moment, _, name = key.partition("/")
-        parameter = parameters[name]
-        # AdamW keeps `step` on the CPU unless it is fused
-        fused = moment != "step" or optimizer.param_groups[0].get("fused")
-        place = parameter.device if fused else torch.device("cpu")
-        optimizer.state[parameter][moment] = value.to(place)
+def _digest_of(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

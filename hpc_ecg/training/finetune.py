@@ -6,9 +6,11 @@ Every process runs this same function; what must happen once happens on the firs
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from omegaconf import MISSING
 
 from hpc_ecg.cluster import this_job
@@ -19,18 +21,22 @@ from hpc_ecg.data.schedule import Schedule
 from hpc_ecg.data.source import Source
 from hpc_ecg.model.losses import LossConfig
 from hpc_ecg.model.transformer import ModelConfig
-from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.run_folder import RunFolder, flatten
+from hpc_ecg.signals import Wishes
 from hpc_ecg.training.best import BestWeights, provenance_of, write_valid
 from hpc_ecg.training.checkpoint import Progress, newest_checkpoint
-from hpc_ecg.training.engine import Engine, EngineConfig
+from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.engine_settings import EngineConfig
 from hpc_ecg.training.features import FeatureCache, view_of
 from hpc_ecg.training.loop import Run, train_stage
+from hpc_ecg.training.meter import Meter
 from hpc_ecg.training.optimizer import OptimConfig
 from hpc_ecg.training.outcome import Judge, check_start, open_run
-from hpc_ecg.training.plan import Meter, TrainConfig
+from hpc_ecg.training.plan import TrainConfig
 from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.training.stages import (
     Stage,
+    check_parallel,
     describe_stages,
     enter,
     stages_left,
@@ -93,6 +99,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
     metric, decimals = config.train.best_metric, config.train.best_decimals
     judge = Judge(valid, config.data.task, metric, config.loss, decimals)
     stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
+    check_parallel(config.train, config.engine.parallel)
     start = initialize(
         *(config.init, config.model, len(labels), labels),
         *(stages[0].train.freeze, config.seed, stages[0].train.freeze_layers),
@@ -101,14 +108,19 @@ def finetune(config: FinetuneConfig) -> RunFolder:
     describe_stages(start, stages)
 
     # 3. The processes meet; the first one claims the folder and notes what starts from where.
-    engine = Engine(config.engine)
-    try:
+    engine = Engine(config.engine, folder.path)
+    wishes = Wishes(folder.path, engine.is_first)
+    with ExitStack() as leaving:
+        for leave in (wishes.close, engine.close, source.close, folder.release):
+            leaving.callback(leave)
+        leaving.enter_context(engine.failures_told())
         place = {"processes": engine.world_size, "device": engine.device_name}
         place |= {"precision": engine.precision, "slurm": this_job()}
         notes = place | {"data_index_sha256": shards.index_sha256}
         schedule.check_world(engine.world_size)
         source.stage(schedule.first_use())
         engine.on_first(lambda: open_run(folder, to_yaml(config), notes, start.report))
+        engine.start_trackers(flatten(yaml.safe_load(to_yaml(config))))
         cache = FeatureCache(
             engine=engine,
             # an augmented record has other features each time
@@ -130,6 +142,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             train=train,
             judge=judge,
             best=best,
+            wishes=wishes,
         )
         summary = _train(run, stages, place)
 
@@ -147,10 +160,6 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             folder.finish(summary)
 
         engine.on_first(conclude)
-    finally:
-        folder.release()
-        source.close()
-        engine.close()
     return folder
 
 

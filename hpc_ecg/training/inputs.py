@@ -1,9 +1,14 @@
-"""From a micro-batch of counts to what the model takes: mV on the device, and a mask if needed."""
+"""From a micro-batch of counts to what the model takes: mV on the device.
+
+In training also augmentation, and a word for each record's dropout: functions of seed, step and
+record, so they do not depend on the number of ranks.
+"""
 
 # n records of a micro-batch, C leads, S samples
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,37 +16,42 @@ from hpc_ecg.data.augment import AugmentConfig, augment, words_of
 from hpc_ecg.data.batches import MicroBatch
 from hpc_ecg.data.dataset import Dataset
 
-Augment = Callable[[Tensor, MicroBatch], Tensor]
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What training does to the records of one step."""
+
+    dataset: Dataset
+    augment: AugmentConfig
+    seed: int
+    step: int
+
+    def words(self, micro: MicroBatch) -> np.ndarray:
+        """One for each record, int64 [n], whatever rank and micro-batch it is in."""
+        sha256 = [self.dataset.sha256_N[position] for position in micro.positions]
+        return words_of(sha256, self.seed, self.step)
 
 
 def model_inputs(
     micro: MicroBatch,
     device: torch.device,
     millivolts_per_count: float,
-    change: Augment | None = None,
-) -> tuple[Tensor, ...]:
-    """The ECG [n, C, S] in mV (features pass as they are, with a factor of 1), and the padding mask
-    [n, S] if a record ends in zeros that were never recorded."""
+    change: Change | None = None,
+) -> tuple[Tensor | None, ...]:
+    """The ECG [n, C, S] in mV; the padding mask [n, S] if a record ends in zeros that were never
+    recorded; the words [n] of dropout. Cached features pass as they are, with a factor of 1."""
     # This waits until the copy is made: the array's memory is about to be used again.
     counts = torch.from_numpy(micro.counts_nCS).to(device)
     ecg_nCS = counts.float() * millivolts_per_count
-    if change:
-        ecg_nCS = change(ecg_nCS, micro)
-    if micro.samples_n is None:
+    if counts.ndim == 2:
         return (ecg_nCS,)
+    words_n = change.words(micro) if change else None
+    if change and words_n is not None and change.augment.is_on:
+        rate_hz = change.dataset.shards.signal.sample_rate_hz
+        ecg_nCS = augment(ecg_nCS, words_n, change.augment, rate_hz)
+    words = None if words_n is None else torch.from_numpy(words_n).to(device)
+    if micro.samples_n is None:
+        return ecg_nCS, None, words
     samples_n = torch.from_numpy(micro.samples_n).to(device)
     is_padded_nS = torch.arange(ecg_nCS.shape[-1], device=device) >= samples_n[:, None]
-    return ecg_nCS.masked_fill(is_padded_nS[:, None], 0.0), is_padded_nS
-
-
-def augment_step(dataset: Dataset, config: AugmentConfig, seed: int, step: int) -> Augment | None:
-    """What this step does to its records in mV; None if nothing is asked for."""
-    if not config.is_on:
-        return None
-
-    def change(ecg_nCS: Tensor, micro: MicroBatch) -> Tensor:
-        sha256 = [dataset.sha256_N[position] for position in micro.positions]
-        words_n = words_of(sha256, seed, step)
-        return augment(ecg_nCS, words_n, config, dataset.shards.signal.sample_rate_hz)
-
-    return change
+    return ecg_nCS.masked_fill(is_padded_nS[:, None], 0.0), is_padded_nS, words

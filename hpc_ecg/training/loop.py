@@ -20,6 +20,7 @@ from hpc_ecg.log import progress_bar
 from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.signals import Wishes
 from hpc_ecg.training.averaging import Average
 from hpc_ecg.training.best import BestWeights
 from hpc_ecg.training.checkpoint import (
@@ -28,14 +29,16 @@ from hpc_ecg.training.checkpoint import (
     save_checkpoint,
     update_progress,
 )
-from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.engine import Engine, StepResult
 from hpc_ecg.training.features import FeatureCache, View, view_of
-from hpc_ecg.training.inputs import augment_step
+from hpc_ecg.training.inputs import Change
+from hpc_ecg.training.meter import Meter, SaveTimer
 from hpc_ecg.training.optimizer import build_optimizer, set_rates
 from hpc_ecg.training.outcome import Judge
-from hpc_ecg.training.plan import Meter, Plan
+from hpc_ecg.training.plan import Plan
 from hpc_ecg.training.predict import predict
 from hpc_ecg.training.stages import Stage
+from hpc_ecg.writing import write_json
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -55,6 +58,7 @@ class Run:
     train: Dataset
     judge: Judge
     best: BestWeights
+    wishes: Wishes
 
     def note(self, event: str, **values: object) -> None:
         """metrics.jsonl is the first process's."""
@@ -66,18 +70,17 @@ def train_stage(
     run: Run, stage: Stage, head_only: bool, progress: Progress, meter: Meter, path: Path | None
 ) -> tuple[Progress, str]:
     """From `progress` (restored from the checkpoint at `path`) to the end of the stage, and why it
-    ended."""
+    ended. Raises Stopped, with everything saved, if somebody asked for it."""
     engine = run.engine
-    epoch_steps = run.schedule.steps_per_epoch
-    plan = Plan.of(stage.train, epoch_steps, progress.stage_began)
+    plan = Plan.of(stage.train, run.schedule.steps_per_epoch, progress.stage_began)
     run.model.freeze(stage.freeze, stage.train.freeze_layers)
-    trains = plan.steps > 0
-    view = view_of(run.cache, run.model, run.train, run.judge.valid, head_only, trains)
-    optimizer = build_optimizer(view.module, stage.optim, engine.device)
-    average = Average(view.kept, stage.train.average, stage.train.ema_decay)
-    if path:
-        average.restore(load_checkpoint(path, view.kept, optimizer))
-    engine.prepare(view.module, optimizer)
+    view = view_of(run.cache, run.model, run.train, run.judge.valid, head_only, plan.steps > 0)
+    saved = load_checkpoint(path, view.kept) if path else None
+    build = partial(build_optimizer, config=stage.optim, device=engine.device)
+    engine.prepare(view.module, build, stage.optim.clip_norm, saved.moments if saved else None)
+    average = Average(engine.trained(), stage.train.average, stage.train.ema_decay)
+    if saved:
+        average.restore(engine.in_parts(saved.average))
     engine.scaler = progress.scaler
     if progress.step == plan.began:
         run.note("stage", step=progress.step, stage=stage.name, of=plan.end)
@@ -87,6 +90,8 @@ def train_stage(
     loss_of = partial(loss_sum, config=run.loss)
     steps = range(progress.step, plan.end)
     batches = read_ahead(view.train, steps, run.schedule, engine.share)
+    timer = SaveTimer(stage.train.save_every_min)
+    before: StepResult | None = None
     with progress_bar("steps", plan.end, progress.step, engine.is_first) as advance:
         while True:
             if plan.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
@@ -95,50 +100,73 @@ def train_stage(
             stop = plan.reason_to_stop(progress)
             if stop:
                 break
-            batch = next(batches)
+            with meter.waits():
+                batch = next(batches)
             engine.seed_dropout(_seed_of_step(run.seed, batch.step, engine.rank))
-            lr = set_rates(optimizer, batch.step - plan.began, plan.steps, stage.optim)
+            lr = set_rates(engine.optimizer, batch.step - plan.began, plan.steps, stage.optim)
             divide_by = normalizer(torch.from_numpy(batch.global_labels_BK), run.loss)
+            run.wishes.save_now |= timer.is_due()
             result = engine.take_step(
-                *(batch, loss_of, divide_by, stage.optim.clip_norm),
-                view.train.millivolts_per_count,
-                augment_step(run.train, run.augment, run.seed, batch.step),
+                *(batch, loss_of, divide_by, view.train.millivolts_per_count),
+                Change(dataset=run.train, augment=run.augment, seed=run.seed, step=batch.step),
+                run.wishes.told(),
+                may_skip=stage.train.skip_nonfinite > 0,
             )
             meter.count(len(batch.positions))
             progress = meter.at_step(batch.step + 1, progress)
+            if result.skipped:
+                progress = _skip(run, progress, stage.train.skip_nonfinite)
             average.after_step(
                 plan.share_done(progress.step),
                 stage.train.swa_start,
                 plan.evaluates_at(progress.step),
             )
             if plan.logs_at(progress.step):
-                _check_finite(run)
-                values = {"loss": float(result.loss), "grad_norm": float(result.grad_norm)}
-                values |= {"lr": lr, "ecg_per_s": meter.rate(), "seconds": progress.seconds}
-                run.note("step", step=progress.step, epoch=progress.step / epoch_steps, **values)
-            if plan.saves_at(progress.step):
-                _check_finite(run)
-                progress = replace(progress, scaler=engine.scaler)
-                if engine.is_first:
-                    save_checkpoint(
-                        *(run.folder.checkpoints, progress, view.kept, optimizer),
-                        *(plan.keep_checkpoints, average.state()),
-                    )
-                engine.wait_for_all()
+                _log(run, plan, progress, {"lr": lr, **meter.values()}, result)
+            # What the ranks asked for with the step before: a GPU is not waited for.
+            is_signal, is_stop, is_save = before.wishes.tolist() if before else (0, 0, 0)
+            before = result
+            if plan.saves_at(progress.step) or is_signal or is_stop or is_save:
+                with timer.saves():
+                    progress = _save(run, view, average, plan, progress)
+            if is_signal or is_stop:
+                raise run.wishes.stopped(by_signal=bool(is_signal))
             advance(note=run.judge.describe(progress))
     logger.info(
         "%s, stage %s: %s, stopped by %s",
-        run.folder.path,
-        stage.name,
-        run.judge.describe(progress),
-        stop,
+        *(run.folder.path, stage.name, run.judge.describe(progress), stop),
     )
     swa_began = plan.began + stage.train.swa_start * plan.steps
     if stage.train.average == "swa" and (progress.best_step or 0) < swa_began:
         logger.warning("the best weights are from before the mean of swa began: a single step's")
+    engine.collect()
     if engine.is_first:
         run.best.finish(run.model)
     return progress, stop
+
+
+def _log(
+    run: Run, plan: Plan, progress: Progress, values: dict[str, float], result: StepResult
+) -> None:
+    _check_finite(run)
+    values |= {"loss": float(result.loss), "grad_norm": float(result.grad_norm)}
+    values |= {"skipped": progress.skipped, "seconds": progress.seconds}
+    values |= {"epoch": progress.step / plan.epoch_steps}
+    run.note("step", step=progress.step, **values)
+    run.engine.track(values, progress.step)
+
+
+def _save(run: Run, view: View, average: Average, plan: Plan, progress: Progress) -> Progress:
+    """A checkpoint of weights, moments and progress; all ranks take part in collecting them."""
+    _check_finite(run)
+    engine = run.engine
+    progress = replace(progress, scaler=engine.scaler)
+    engine.collect()
+    moments, mean = engine.moments(), engine.whole(average.state())
+    where = run.folder.checkpoints, progress, view.kept
+    engine.on_first(lambda: save_checkpoint(*where, moments, plan.keep_checkpoints, mean))
+    run.wishes.saved()
+    return progress
 
 
 def _evaluate(run: Run, view: View, average: Average, plan: Plan, progress: Progress) -> Progress:
@@ -147,12 +175,13 @@ def _evaluate(run: Run, view: View, average: Average, plan: Plan, progress: Prog
         logits_NK = predict(run.engine, view.valid, run.schedule.config.batch_size)
         scores = run.engine.on_first(partial(run.judge.score, logits_NK))
         progress, is_best = run.judge.decide(progress, scores)
-        if run.engine.is_first and is_best:
-            run.best.save(run.model, view.kept)
-    if run.engine.is_first:
-        update_progress(run.folder.checkpoints, progress)
+        if is_best:
+            run.engine.collect()
+            run.engine.on_first(lambda: run.best.save(run.model, view.kept))
+    run.engine.on_first(lambda: update_progress(run.folder.checkpoints, progress))
     epoch = progress.step / plan.epoch_steps
     run.note("eval", step=progress.step, epoch=epoch, best=is_best, **scores)
+    run.engine.track({f"valid_{name}": value for name, value in scores.items()}, progress.step)
     logger.info(
         "step %d of %d: validation loss %.4f, %s %.4f%s",
         *(progress.step, plan.end, scores["loss"], run.judge.metric),
@@ -162,7 +191,8 @@ def _evaluate(run: Run, view: View, average: Average, plan: Plan, progress: Prog
 
 
 def _seed_of_step(seed: int, step: int, rank: int) -> int:
-    """Dropout is a function of (seed, step, rank): no generator state to save or to lose."""
+    """For what draws from torch's own generator (dropout inside fused attention): a function of
+    (seed, step, rank), so there is no generator state to save or to lose."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
@@ -170,9 +200,27 @@ def _check_finite(run: Run) -> None:
     """Before anything is noted or saved: weights that diverged must not replace good ones."""
     step = run.engine.first_bad_step()
     if step is not None:
-        positions = run.schedule.batch(step)
-        first = ", ".join(run.train.keys[position] for position in positions[:5])
-        raise ValueError(
-            f"loss or gradient is not finite at step {step + 1}; lower optim.lr, or look at the "
-            f"{len(positions)} records of its batch (keys {first} …)"
-        )
+        raise _not_finite(run, step)
+
+
+def _skip(run: Run, progress: Progress, budget: int) -> Progress:
+    progress = replace(progress, skipped=progress.skipped + 1)
+    error = _not_finite(run, progress.step - 1)
+    if progress.skipped > budget:
+        raise error
+    run.note("skipped", step=progress.step, count=progress.skipped)
+    logger.warning("%s: skipped (%d of train.skip_nonfinite)", error, progress.skipped)
+    return progress
+
+
+def _not_finite(run: Run, step: int) -> ValueError:
+    """The error, which names the file with the batch's records."""
+    positions = run.schedule.batch(step)
+    batch = [{"key": run.train.keys[p], "record": run.train.records[p]} for p in positions]
+    path = run.folder.path / f"nonfinite-step-{step + 1:07d}.json"
+    if run.engine.is_first:
+        write_json(path, {"step": step + 1, "batch": batch})
+    return ValueError(
+        f"loss or gradient is not finite at step {step + 1}; lower optim.lr, or look at the "
+        f"{len(batch)} records of its batch, listed in {path}"
+    )

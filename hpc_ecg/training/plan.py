@@ -1,14 +1,13 @@
 """When a run evaluates, saves and stops: pure functions of its settings and its progress."""
 
-import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 from hpc_ecg.training import averaging
 from hpc_ecg.training.checkpoint import Progress
 
 METRICS = ("auroc", "auprc", "loss")
 CALIBRATIONS = ("none", "temperature", "platt")
-MAY_BE_ZERO = ("max_epochs", "freeze_layers", "best_decimals")
+MAY_BE_ZERO = ("max_epochs", "freeze_layers", "best_decimals", "skip_nonfinite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +67,21 @@ class TrainConfig:
     labels: auto (features/ in the folder of shards, or in the run folder where that cannot be
     written), a folder, or null = nowhere."""
     save_every: int | None = None
-    """Steps between checkpoints, besides the one before each validation; null = only that."""
+    """Steps between checkpoints, besides the one before each validation and those by time."""
+    save_every_min: float | None = None
+    """Minutes between checkpoints; null = what loses least when a job dies once a day, from the
+    measured time of saving (Young 1974: the root of 2 x time of saving x time between failures);
+    0 = none by time."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
+    skip_nonfinite: int = 0
+    """Steps that may be left out of the run because loss or gradient is not finite; the next one
+    stops it. 0 = the first one does. Above 0 every step waits for the device. Not with zero1-3."""
+    doctor: bool = False
+    """Look at cluster, data and weights before the first step, as `hpc-ecg doctor` does; an error
+    stops the run."""
 
     def __post_init__(self) -> None:
         for name, allowed in {
@@ -90,6 +99,10 @@ class TrainConfig:
         for name in ("ema_decay", "swa_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.save_every_min is not None and not self.save_every_min >= 0:
+            raise ValueError(
+                f"train.save_every_min must not be negative, got {self.save_every_min}"
+            )
         _check_counts(self, "train")
         for name, stage in self.stages.items():
             _check_counts(stage, f"train.stages.{name}")
@@ -98,7 +111,7 @@ class TrainConfig:
 def _check_counts(config: TrainConfig | StageConfig, section: str) -> None:
     for item in fields(config):
         value, least = getattr(config, item.name), int(item.name not in MAY_BE_ZERO)
-        if isinstance(value, int) and value < least:
+        if type(value) is int and value < least:
             raise ValueError(f"{section}.{item.name} must be at least {least}, got {value}")
 
 
@@ -156,40 +169,3 @@ class Plan:
         if self.patience and progress.evaluations_without_gain >= self.patience:
             return "patience"
         return self.last_stop if progress.step >= self.end else None
-
-
-class Meter:
-    """Time of the run over all its starts, and ECGs per second between two log lines."""
-
-    def __init__(self, before: Progress, processes: int) -> None:
-        self._began, self._before, self._processes = time.monotonic(), before, processes
-        self._stepping, self._ecgs = 0.0, 0
-        self.restart()
-
-    def at_step(self, step: int, progress: Progress) -> Progress:
-        """The progress with this step and the time that it took."""
-        seconds = time.monotonic() - self._began
-        return replace(
-            progress,
-            step=step,
-            seconds=self._before.seconds + seconds,
-            process_seconds=self._before.process_seconds + seconds * self._processes,
-        )
-
-    def restart(self) -> None:
-        """Begin a new interval: what came before (an evaluation) is not part of the rate."""
-        self._since, self._recent = time.monotonic(), 0
-
-    def count(self, num_ecgs: int) -> None:
-        self._recent += num_ecgs
-
-    def rate(self) -> float:
-        """ECG/s since the last call, all processes together."""
-        seconds, ecgs = time.monotonic() - self._since, self._recent
-        self._stepping, self._ecgs = self._stepping + seconds, self._ecgs + ecgs
-        self.restart()
-        return ecgs / max(seconds, 1e-9)
-
-    def mean(self) -> float | None:
-        """ECG/s over all intervals of this start; None before the first."""
-        return self._ecgs / self._stepping if self._stepping else None

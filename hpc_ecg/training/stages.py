@@ -61,6 +61,20 @@ def _of_stage(name: str, error: ValueError) -> str:
     )
 
 
+def check_parallel(train: TrainConfig, parallel: str) -> None:
+    """ValueError for what DeepSpeed cannot do."""
+    if parallel.startswith("zero") and train.skip_nonfinite:
+        raise ValueError(
+            f"train.skip_nonfinite={train.skip_nonfinite} is not possible with engine.parallel="
+            f"{parallel}: DeepSpeed steps by itself; use ddp or fsdp2"
+        )
+    if parallel == "zero3" and train.average != "none":
+        raise ValueError(
+            f"train.average={train.average} is not possible with engine.parallel=zero3: no process "
+            "has the weights whole; use zero2 or fsdp2"
+        )
+
+
 def stages_left(stages: Sequence[Stage], progress: Progress) -> Sequence[Stage]:
     """The stage that a run stands in, and those after it."""
     names = [stage.name for stage in stages]
