@@ -5,19 +5,18 @@
 #
 # Submit from the project's root. What a site needs (partition, account, GPUs, modules) stands in
 # slurm/site.sh, made from slurm/site.example.sh; source it in the shell that submits, too.
+# Two minutes before the time limit the run saves, and is put back into the queue (slurm/job.sh).
 # Submitting again with the same run_dir goes on where the run stopped.
 #SBATCH --job-name=hpc_ecg
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=12:00:00
+#SBATCH --signal=USR2@120
+#SBATCH --requeue
 #SBATCH --output=slurm-%x-%j.log
 #SBATCH --open-mode=append
 set -euo pipefail
+source "${SLURM_SUBMIT_DIR:-.}/slurm/job.sh"
 
-site="${SLURM_SUBMIT_DIR:-.}/slurm/site.sh"
-if [ -f "$site" ]; then source "$site"; fi
-# srun does not inherit --cpus-per-task since Slurm 22.05
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-
-srun --kill-on-bad-exit=1 "${HPC_ECG_PYTHON:-python}" -m hpc_ecg finetune "$@"
+run finetune "$@"

@@ -5,18 +5,18 @@
 #       sweep_dir=… run.data.shards=…
 #
 # The one task gets all the GPUs, and the sweep deals them out, one to a run.
+# Two minutes before the time limit all runs save, and the job is put back into the queue.
 # Submitting again with the same sweep_dir runs what is not done yet.
 #SBATCH --job-name=hpc_ecg-sweep
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
+#SBATCH --signal=USR2@120
+#SBATCH --requeue
 #SBATCH --output=slurm-%x-%j.log
 #SBATCH --open-mode=append
 set -euo pipefail
+source "${SLURM_SUBMIT_DIR:-.}/slurm/job.sh"
 
-site="${SLURM_SUBMIT_DIR:-.}/slurm/site.sh"
-if [ -f "$site" ]; then source "$site"; fi
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-
-srun --ntasks=1 "${HPC_ECG_PYTHON:-python}" -m hpc_ecg sweep "$@"
+run --ntasks=1 sweep "$@"
