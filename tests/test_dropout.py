@@ -92,7 +92,7 @@ def test_each_setting_drops_by_the_words_given(name):
 def test_no_two_dropouts_of_the_published_model_share_a_stream():
     model = build_model(dataclasses.replace(TINY, encoder_layers=12), 1, ModelConfig())
     streams = [m.stream for m in model.modules() if isinstance(m, RecordDropout)]
-    assert len(streams) == 12 * 3 + 3 == len(set(streams))
+    assert len(streams) == 12 * 4 + 3 == len(set(streams))
     assert not any("dropout" in name for name in model.state_dict())
 
 

@@ -315,7 +315,7 @@ def test_a_size_that_cannot_be_is_named_with_both_values(config, of_checkpoint, 
     [
         ({"dropout": 1.0}, "model.dropout must be in [0, 1), got 1.0"),
         ({"final_dropout": -0.1}, "model.final_dropout must be in"),
-        ({"attention": "flash"}, "model.attention must be one of sdpa, math, got 'flash'"),
+        ({"attention": "eager"}, "varlen, sdpa, math, got 'eager'"),
         ({"pooling": "max"}, "model.pooling must be one of mean, nonzero, got 'max'"),
         ({"stem_gradient": 0.0}, "train.freeze=stem"),
     ],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 ConvLayers = tuple[tuple[int, int, int], ...]
 
-ATTENTION_KINDS = ("sdpa", "math")
+ATTENTION_KINDS = ("auto", "flash", "cudnn", "efficient", "varlen", "sdpa", "math")
 POOLINGS = ("mean", "nonzero")
 LARGEST_SIZE = 2**20
 LONGEST_STEM = 32
@@ -39,7 +39,8 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout after the positional step, after attention and after the feed-forward part."""
     attention_dropout: float = 0.0
-    """Dropout on the attention weights."""
+    """Dropout on the attention weights; each record's own, like the other four, with attention=auto
+    or math; the fused kernels draw from torch's generator, so that it depends on the ranks."""
     activation_dropout: float = 0.1
     """Dropout inside the feed-forward part, after GELU."""
     dropout_input: float = 0.0
@@ -49,8 +50,11 @@ class ModelConfig:
     stem_gradient: float = 1.0
     """Factor on the gradient of a trained conv stem (feature_grad_mult of the original, above 0);
     a stem that must not train is train.freeze=stem."""
-    attention: str = "sdpa"
-    """sdpa = torch's fused kernels; math = the plain reference."""
+    attention: str = "auto"
+    """auto = by device, precision and dropout, and the log says what and why; sdpa = torch's own
+    choice among its kernels; flash, cudnn, efficient = that kernel or an error; varlen = flash by
+    lengths, for records with padding (a GPU, half precision, torch 2.10); math = the plain
+    reference."""
     pooling: str = "mean"
     """mean = mean over valid tokens; nonzero = the original's count of exact non-zeros per channel
     (differs only with final_dropout > 0 or a value that is exactly 0)."""
@@ -70,6 +74,11 @@ class ModelConfig:
                 raise ValueError(
                     f"model.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
+        if self.attention == "varlen" and self.attention_dropout:
+            raise ValueError(
+                f"model.attention=varlen has no dropout, got {self.attention_dropout} for "
+                "model.attention_dropout; use model.attention=auto"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,26 @@
 """Softmax attention: torch's fused kernels, a plain reference beside them, and the module.
 
-`attend` takes the same arguments for both kinds; tests/test_attention.py holds them against
-each other. The linears are named as in the checkpoints.
+`attend` takes the same arguments for all kinds; tests/test_attention.py holds them against each
+other. The linears are named as in the checkpoints.
 """
 # B batch, T tokens (queries and keys alike), D width, H heads, E head width
 
+import contextlib
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hpc_ecg.model.dropout import RecordDropout
+
+FUSED = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "varlen": SDPBackend.FLASH_ATTENTION,  # where nothing is padded
+}
 
 
 def attend(
@@ -17,27 +28,67 @@ def attend(
     k_BHTE: Tensor,
     v_BHTE: Tensor,
     mask_BT: Tensor | None,
-    dropout_p: float,
     kind: str,
+    dropout: RecordDropout,
+    words_B: Tensor | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(E)) v -> [B, H, T, E]. Keys where `mask_BT` is True are not attended to;
-    a row with every key masked is undefined. `dropout_p` acts on the attention weights."""
+    a row with every key masked is undefined. `dropout` acts on the attention weights; only the
+    plain kind can let it go by the words. RuntimeError if a kernel asked for cannot run."""
+    p = dropout.p if dropout.training else 0.0
+    if kind == "auto":
+        kind, _ = choose_kind(q_BHTE.device, q_BHTE.dtype, p > 0 and words_B is not None)
     if kind == "math":
-        return _attend_plainly(q_BHTE, k_BHTE, v_BHTE, mask_BT, dropout_p)
+        return _attend_plainly(q_BHTE, k_BHTE, v_BHTE, mask_BT, dropout, words_B)
+    if kind == "varlen" and mask_BT is not None:
+        return _attend_by_lengths(q_BHTE, k_BHTE, v_BHTE, mask_BT)
     keep_B11T = None if mask_BT is None else ~mask_BT[:, None, None, :]
-    return F.scaled_dot_product_attention(
-        q_BHTE, k_BHTE, v_BHTE, attn_mask=keep_B11T, dropout_p=dropout_p
-    )
+    with sdpa_kernel(FUSED[kind]) if kind in FUSED else contextlib.nullcontext():
+        return F.scaled_dot_product_attention(
+            q_BHTE, k_BHTE, v_BHTE, attn_mask=keep_B11T, dropout_p=p
+        )
+
+
+def choose_kind(
+    device: torch.device, dtype: torch.dtype, has_dropout_by_record: bool
+) -> tuple[str, str]:
+    """What `auto` stands for, and why."""
+    if has_dropout_by_record:
+        return "math", "dropout of weights that is the record's own"
+    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        return "math", "faster than a CPU's fused kernel in half precision"
+    return "sdpa", "torch's own choice"
 
 
 def _attend_plainly(
-    q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask_BT: Tensor | None, dropout_p: float
+    q_BHTE: Tensor,
+    k_BHTE: Tensor,
+    v_BHTE: Tensor,
+    mask_BT: Tensor | None,
+    dropout: RecordDropout,
+    words_B: Tensor | None,
 ) -> Tensor:
     scores_BHTT = (q_BHTE @ k_BHTE.transpose(-2, -1)).float() / math.sqrt(q_BHTE.shape[-1])
     if mask_BT is not None:
         scores_BHTT = scores_BHTT.masked_fill(mask_BT[:, None, None, :], -math.inf)
-    weights_BHTT = F.dropout(torch.softmax(scores_BHTT, dim=-1), p=dropout_p)
+    weights_BHTT = torch.softmax(scores_BHTT, dim=-1)
+    weights_BHTT = dropout(weights_BHTT.flatten(1, 2), words_B).view_as(weights_BHTT)
     return weights_BHTT.to(v_BHTE.dtype) @ v_BHTE
+
+
+def _attend_by_lengths(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask_BT: Tensor) -> Tensor:
+    """For padding at the end: the batch is one row of sequences, by turns the valid and the padded
+    tokens of a record, and each attends to itself. Nothing is moved or waited for."""
+    from torch.nn.attention.varlen import varlen_attn  # torch 2.10
+
+    num_records, _, num_tokens, _ = q_BHTE.shape
+    start_B = torch.arange(num_records, device=mask_BT.device) * num_tokens
+    ends_B2 = torch.stack([start_B + (~mask_BT).sum(1), start_B + num_tokens], 1)
+    ends = F.pad(ends_B2.flatten(), (1, 0)).to(torch.int32)
+    q, k, v = (x_BHTE.transpose(1, 2).flatten(0, 1) for x_BHTE in (q_BHTE, k_BHTE, v_BHTE))
+    out = varlen_attn(q, k, v, ends, ends, num_tokens, num_tokens)
+    assert isinstance(out, Tensor)
+    return out.unflatten(0, (num_records, num_tokens)).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -46,17 +97,19 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, dropout: float, kind: str) -> None:
         super().__init__()
-        self.num_heads, self.dropout, self.kind = num_heads, dropout, kind
+        self.num_heads, self.kind = num_heads, kind
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
+        self.dropout = RecordDropout(dropout)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None
+    ) -> Tensor:
         q, k, v = (
             project(x_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        dropout_p = self.dropout if self.training else 0.0
-        out_BHTE = attend(q, k, v, mask_BT, dropout_p, self.kind)
+        out_BHTE = attend(q, k, v, mask_BT, self.kind, self.dropout, words_B)
         return self.out_proj(out_BHTE.transpose(1, 2).flatten(2))

@@ -98,7 +98,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None
     ) -> Tensor:
-        attended_BTD = self.attended_dropout(self.self_attn(x_BTD, mask_BT), words_B)
+        attended_BTD = self.attended_dropout(self.self_attn(x_BTD, mask_BT, words_B), words_B)
         x_BTD = self.self_attn_layer_norm(x_BTD + attended_BTD)
         inner = self.activation_dropout(F.gelu(self.fc1(x_BTD)), words_B)
         return self.final_layer_norm(x_BTD + self.dropout(self.fc2(inner), words_B))
