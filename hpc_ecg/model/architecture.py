@@ -115,6 +115,13 @@ def resolve_architecture(config: ModelConfig, of_checkpoint: Architecture | None
     return architecture
 
 
+def num_tokens(architecture: Architecture, num_samples: int) -> int:
+    """Tokens that the stem makes of so many samples; at least 0."""
+    for _, kernel, stride in architecture.conv_feature_layers:
+        num_samples = max((num_samples - kernel) // stride + 1, 0)
+    return num_samples
+
+
 def architecture_to_settings(architecture: Architecture) -> dict[str, int | str]:
     """The sizes under the original's names, `conv_feature_layers` as the original's string."""
     settings = {name: getattr(architecture, name) for name in SIZE_NAMES}

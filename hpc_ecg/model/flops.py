@@ -1,0 +1,112 @@
+"""Operations that a record costs, and what a device can do at most: for the use of a device (MFU).
+
+A multiply and an add are two operations; only matrix products and convolutions are counted, of a
+model with one label. With T tokens, width D, inner width I, g groups and kernel k:
+
+  conv layer         2 x channels out x channels in x kernel x its number of outputs
+  projection         2 T x channels x D
+  positional conv    2 (T + 2 (k // 2) - k + 1) D (D / g) k
+  encoder layer      8 T D^2 (q, k, v, out) + 4 T^2 D (attention) + 4 T D I (feed-forward)
+  head               2 D
+"""
+# T tokens, D width
+
+import re
+
+from hpc_ecg.model.architecture import Architecture, num_tokens
+
+# TFLOP/s of half-precision matrix products (dense, accumulated in fp32) and of fp32 without TF32,
+# from the data sheets of NVIDIA (Turing, Ampere and Ada cards: their architecture whitepapers) and
+# AMD (whose fp32 is that of matrix products). The first name that fits counts.
+PEAKS = {
+    "GB200": (2500, 80),
+    "B200": (2250, 75),
+    "H200 NVL": (835.5, 60),
+    "H200": (989.4, 67),
+    "GH200": (989.4, 67),
+    "H100 NVL": (835.5, 60),
+    "H100 PCIe": (756.5, 51),
+    "H100": (989.4, 67),
+    "A100": (312, 19.5),
+    "A40": (149.7, 37.4),
+    "A30": (165, 10.3),
+    "A10": (125, 31.2),
+    "L40S": (362, 91.6),
+    "L40": (181, 90.5),
+    "L4": (121, 30.3),
+    "RTX 6000 Ada": (364.2, 91.1),
+    "RTX A6000": (154.8, 38.7),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71, 35.6),
+    "T4": (65, 8.1),
+    "V100S": (130, 16.4),
+    "V100-PCIE": (112, 14),
+    "V100": (125, 15.7),
+    "MI325X": (1307.4, 163.4),
+    "MI300X": (1307.4, 163.4),
+    "MI300A": (980.6, 122.6),
+    "MI250X": (191.5, 47.9),  # of one of its two dies: that is what torch calls a device
+    "MI210": (181, 45.3),
+}
+WITHOUT_BF16 = ("T4", "V100S", "V100-PCIE", "V100")
+
+
+def forward_flops(architecture: Architecture, num_samples: int) -> int:
+    """Operations of one record of so many samples through the model."""
+    return sum(flops for _, flops, _ in _products(architecture, num_samples))
+
+
+def training_flops(
+    architecture: Architecture, num_samples: int, freeze: str = "none", freeze_layers: int = 0
+) -> int:
+    """The same with the backward pass, for a model frozen by `ECGClassifier.freeze`.
+
+    The gradient with respect to weights costs as much as the forward pass again, and so does that
+    with respect to inputs. What lies below the lowest trained part needs neither; the products that
+    this part does first need no gradient of their input. What activation checkpointing computes
+    twice is counted once."""
+    lowest = {"none": 0, "stem": 1, "backbone": architecture.encoder_layers + 2}[freeze]
+    if freeze_layers:
+        lowest = max(lowest, freeze_layers + 2)
+    total = 0
+    for part, flops, is_first in _products(architecture, num_samples):
+        backward = 0 if part < lowest else 1 if part == lowest and is_first else 2
+        total += flops * (1 + backward)
+    return total
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Operations per second by the data sheet, for fp32, bf16 or fp16; None for a device that is
+    not in the table, that has no such arithmetic, or for a part of one (MIG)."""
+    if "MIG" in device_name:
+        return None
+    for name, (half, single) in PEAKS.items():
+        if re.search(rf"\b{name}\b", device_name):
+            if precision == "bf16" and name in WITHOUT_BF16:
+                return None
+            return (single if precision == "fp32" else half) * 1e12
+    return None
+
+
+def _products(architecture: Architecture, num_samples: int) -> list[tuple[int, int, bool]]:
+    """(part, operations, does it take the part's input as it is?), from below: part 0 the stem, 1
+    what lies before the encoder layers, then the layers, then the head. Part 1 begins with a norm
+    that trains."""
+    tokens, width = num_tokens(architecture, num_samples), architecture.encoder_embed_dim
+    products: list[tuple[int, int, bool]] = []
+    channels_in, length = architecture.in_d, num_samples
+    for channels, kernel, stride in architecture.conv_feature_layers:
+        length = (length - kernel) // stride + 1
+        products.append((0, 2 * channels * channels_in * kernel * length, not products))
+        channels_in = channels
+    if channels_in != width:
+        products.append((1, 2 * tokens * channels_in * width, False))
+    kernel = architecture.conv_pos
+    outputs = tokens + 2 * (kernel // 2) - kernel + 1
+    weights = width * (width // architecture.conv_pos_groups) * kernel
+    products.append((1, 2 * outputs * weights, False))
+    inner = architecture.encoder_ffn_embed_dim
+    after_input = 2 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * inner
+    for layer in range(architecture.encoder_layers):
+        products += [(2 + layer, 6 * tokens * width**2, True), (2 + layer, after_input, False)]
+    return [*products, (2 + architecture.encoder_layers, 2 * width, True)]
