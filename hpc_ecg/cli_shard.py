@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from hpc_ecg.cohort.splits import SplitPlan
     from hpc_ecg.ecg.signal import SignalSpec
     from hpc_ecg.shards.plan import ShardingPlan
-    from hpc_ecg.submit import SlurmJobs
 
 
 FRACTIONS = "0.7,0.1,0.2"
@@ -100,6 +99,8 @@ def _add_signal(shard: argparse.ArgumentParser) -> None:
 
 
 def _shard(options: argparse.Namespace) -> int:
+    # pandas' text lies in Arrow, whose own allocator keeps what was freed: 0.2 kB a record
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from hpc_ecg.log import say, start_logging
     from hpc_ecg.shards.index import describe_outcome
     from hpc_ecg.shards.sharding import shard_ecgs
@@ -153,7 +154,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     from hpc_ecg.ecg.files import ArrayLayout
     from hpc_ecg.ecg.signal import LEADS
     from hpc_ecg.shards.job import Recordings
-    from hpc_ecg.shards.plan import ShardingPlan
+    from hpc_ecg.shards.plan import ShardingPlan, parse_slurm
 
     _take_from_manifest(options)
     _check_together(options)
@@ -185,7 +186,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
         rate_hz=rate_hz,
         records_per_shard=options.shard_size,
         workers=options.workers,
-        slurm=None if options.slurm is None else _slurm(options.slurm),
+        slurm=None if options.slurm is None else parse_slurm(options.slurm),
     )
 
 
@@ -229,18 +230,6 @@ def _signal(options: argparse.Namespace) -> "SignalSpec":
         preprocessing=name_steps(steps),
         window=options.window + (PADDED if options.pad_short else ""),
     )
-
-
-def _slurm(text: str) -> "SlurmJobs":
-    """`jobs=8,partition=cpu` -> an array of eight; options as submitit's executor names them."""
-    from hpc_ecg.submit import SlurmJobs
-
-    words = dict(word.partition("=")[::2] for word in text.split(","))
-    jobs = words.pop("jobs", "8")
-    if not jobs.isdecimal() or int(jobs) < 1 or not all(words.values()):
-        raise ValueError(f"--slurm: expected words like jobs=8,partition=cpu,time=60, got {text!r}")
-    numbers = {key: int(v) if v.isdecimal() else v for key, v in words.items() if key}
-    return SlurmJobs(jobs=int(jobs), parameters=numbers)
 
 
 def _as_number(text: str | None) -> float | None:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpc_ecg.cohort import table
 from hpc_ecg.cohort.table import Columns, read_cohort
 
 ROWS = {
@@ -34,11 +35,11 @@ def write_table(folder, kind, rows=ROWS):
 def test_every_format_gives_the_same_cohort(tmp_path, kind):
     cohort = read_cohort(write_table(tmp_path, kind), COLUMNS)
     assert len(cohort) == 3
-    assert cohort.records == ["a", "b", "c"]
-    assert cohort.files == ["x/a", "x/b", "x/c"]
-    assert cohort.patients == ["17", "", "4"]
-    assert cohort.splits == ["train", "test", "train"]
-    assert cohort.rates_hz == [500, None, 250]
+    assert cohort.records.tolist() == ["a", "b", "c"]
+    assert cohort.files.tolist() == ["x/a", "x/b", "x/c"]
+    assert cohort.patients.tolist() == ["17", "", "4"]
+    assert cohort.splits.tolist() == ["train", "test", "train"]
+    assert cohort.rates_hz.tolist() == pytest.approx([500, np.nan, 250], nan_ok=True)
     assert cohort.label_names == ["af", "lvef"]
     np.testing.assert_array_equal(cohort.labels_NK, [[1, 0.5], [0, 61], [np.nan, -30]])
     assert cohort.extra.to_dict("list") == {"age": ROWS["age"], "time": ROWS["time"]}
@@ -59,8 +60,8 @@ def test_numbers_in_parquet_are_read_as_the_same_text_as_in_csv(tmp_path):
     )
     parquet.write_table(table, tmp_path / "table.parquet")
     cohort = read_cohort(tmp_path / "table.parquet", Columns(labels=["af"], patient="patient_id"))
-    assert cohort.records == ["1", "2", "3"]
-    assert cohort.patients == ["17", "", "4"]
+    assert cohort.records.tolist() == ["1", "2", "3"]
+    assert cohort.patients.tolist() == ["17", "", "4"]
     np.testing.assert_array_equal(cohort.labels_NK[:, 0], [1, np.nan, 0])
     assert cohort.extra["age"].tolist() == ["", "", ""]
 
@@ -73,13 +74,13 @@ def test_an_empty_label_is_missing_and_not_zero(tmp_path):
 def test_names_that_look_like_missing_values_stay_names(tmp_path):
     rows = ROWS | {"record": ["NA", "nan", "None"], "patient_id": ["a", "b", "-"]}
     cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
-    assert cohort.records == ["NA", "nan", "None"]
+    assert cohort.records.tolist() == ["NA", "nan", "None"]
 
 
 def test_what_programs_write_for_an_empty_cell_is_no_patient(tmp_path):
     rows = ROWS | {"patient_id": [" NULL", "n/a", "-"]}
     cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
-    assert cohort.patients == ["", "", "-"]
+    assert cohort.patients.tolist() == ["", "", "-"]
 
 
 @pytest.mark.parametrize(
@@ -100,31 +101,34 @@ def test_a_table_that_would_be_misread_is_refused(tmp_path, text, message):
 def test_leading_zeros_of_identifiers_stay(tmp_path):
     rows = ROWS | {"record": ["0010", "010", "10"], "patient_id": ["007", "07", "7"]}
     cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
-    assert cohort.records == rows["record"] and cohort.patients == rows["patient_id"]
+    assert cohort.records.tolist() == rows["record"]
+    assert cohort.patients.tolist() == rows["patient_id"]
 
 
 def test_a_table_that_excel_saved_is_read(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes(b"\xef\xbb\xbfrecord,patient_id,af\r\n\xc3\xa4,1,1\r\n")
     cohort = read_cohort(path, Columns(labels=["af"], patient="patient_id"))
-    assert cohort.records == ["ä"]
+    assert cohort.records.tolist() == ["ä"]
 
 
 def test_without_more_words_the_file_is_the_column_file_or_else_the_record(tmp_path):
     few = Columns(labels=["af"], patient=None)
-    assert read_cohort(write_table(tmp_path, "csv"), few).files == ["x/a", "x/b", "x/c"]
+    assert read_cohort(write_table(tmp_path, "csv"), few).files.tolist() == ["x/a", "x/b", "x/c"]
     rows = {name: ROWS[name] for name in ("record", "af")}
     cohort = read_cohort(write_table(tmp_path, "csv", rows), few)
-    assert cohort.files == cohort.records == cohort.patients == ["a", "b", "c"]
+    for column in (cohort.files, cohort.records, cohort.patients):
+        assert column.tolist() == ["a", "b", "c"]
     assert cohort.splits is None and cohort.rates_hz is None
     rows = {name: ROWS[name] for name in ("file", "af")}
-    assert read_cohort(write_table(tmp_path, "csv", rows), few).records == ["x/a", "x/b", "x/c"]
+    cohort = read_cohort(write_table(tmp_path, "csv", rows), few)
+    assert cohort.records.tolist() == ["x/a", "x/b", "x/c"]
 
 
 def test_other_columns_can_name_file_and_record(tmp_path):
     columns = Columns(labels=["af"], patient=None, file="record", record="age")
     cohort = read_cohort(write_table(tmp_path, "csv"), columns)
-    assert cohort.files == ["a", "b", "c"] and cohort.records == ["61", "", "300"]
+    assert cohort.files.tolist() == ["a", "b", "c"] and cohort.records.tolist() == ["61", "", "300"]
 
 
 def refusal(path, columns=COLUMNS):
@@ -202,3 +206,16 @@ def test_a_file_that_is_no_table_is_named(tmp_path, kind, content):
     path = tmp_path / f"table.{kind}"
     path.write_bytes(content)
     assert f"{path}: " in refusal(path)
+
+
+def test_a_long_table_is_read_in_pieces_without_a_seam(tmp_path, monkeypatch):
+    names = [f"r{n}" for n in range(7)]
+    patients = ["007", "", "1e3", "x", "", "NA", "7"]
+    rows = {"record": names, "patient_id": patients, "af": [""] * 6 + ["oops"]}
+    path, columns = write_table(tmp_path, "csv", rows), Columns(labels=["af"], patient="patient_id")
+    monkeypatch.setattr(table, "ROWS_OF_A_PIECE", 3)
+    whole = pd.read_csv(path, dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(table.read_table(path), whole)
+    assert isinstance(table.read_table(path).index, pd.RangeIndex)
+    with pytest.raises(ValueError, match=r"column af, row 7: 'oops'"):
+        read_cohort(path, columns)

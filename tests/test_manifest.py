@@ -95,7 +95,7 @@ def test_a_table_of_arrays_keeps_its_columns(tmp_path):
 def test_a_manifest_is_read_wherever_a_table_is(tmp_path, mats):
     path = write(tmp_path / "train.tsv", str(mats), "site/0.mat\t2500", "site/1.mat\t2500")
     cohort = read_cohort(path, Columns(labels=["label_0", "label_1"], patient="patient_id"))
-    assert cohort.files == ["site/0.mat", "site/1.mat"]
+    assert cohort.files.tolist() == ["site/0.mat", "site/1.mat"]
     assert cohort.labels_NK.tolist() == [[0, 1], [1, 1]]
 
 

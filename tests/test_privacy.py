@@ -14,9 +14,9 @@ KEY = b"0123456789abcdef"
 
 def cohort_of(patients, times, records=None):
     return Cohort(
-        files=[f"{n}.hea" for n in range(len(patients))],
-        records=records or [f"mrn-{n}" for n in range(len(patients))],
-        patients=patients,
+        files=pd.Series([f"{n}.hea" for n in range(len(patients))]),
+        records=pd.Series(records or [f"mrn-{n}" for n in range(len(patients))]),
+        patients=pd.Series(patients),
         labels_NK=np.zeros((len(patients), 1)),
         label_names=["af"],
         splits=None,
@@ -34,8 +34,8 @@ def key_file(tmp_path) -> Path:
 
 def test_without_a_key_a_patient_is_the_number_of_the_first_row():
     public = protect(cohort_of(["anna", "ben", "anna"], [""] * 3), Privacy())
-    assert public.patients == ["p00000000", "p00000001", "p00000000"]
-    assert public.records == ["mrn-0", "mrn-1", "mrn-2"]
+    assert public.patients.tolist() == ["p00000000", "p00000001", "p00000000"]
+    assert public.records.tolist() == ["mrn-0", "mrn-1", "mrn-2"]
 
 
 def test_with_a_key_nobody_is_named_and_another_table_gives_the_same_pseudonym(key_file):
@@ -50,7 +50,7 @@ def test_with_a_key_nobody_is_named_and_another_table_gives_the_same_pseudonym(k
 def test_another_key_gives_other_pseudonyms(tmp_path, key_file):
     (tmp_path / "other").write_bytes(b"x" * 16)
     both = [
-        protect(cohort_of(["anna"], [""]), Privacy(key_file=path)).patients
+        protect(cohort_of(["anna"], [""]), Privacy(key_file=path)).patients[0]
         for path in (key_file, tmp_path / "other")
     ]
     assert both[0] != both[1]

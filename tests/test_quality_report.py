@@ -78,7 +78,7 @@ def facts_of(left_out, flags, **changes):
             "flags": flags,
             "amplitude_mv": np.linspace(0.8, 2, len(flags)),
         }
-    )
+    ).astype({"key": str, "flags": str})
     facts = {
         "records": len(left_out) + len(flags),
         "index": index,
@@ -232,16 +232,17 @@ def test_the_report_is_the_same_every_time(tmp_path):
 )
 def test_a_sample_is_spread_evenly_over_the_groups(groups, count, seed):
     names = [str(n) for n in range(len(groups))]
-    chosen = choose_evenly(names, groups, count, seed)
+    chosen = choose_evenly(names, np.array(groups, object), count, seed)
     assert len(set(chosen)) == len(chosen) == min(count, len(groups))
     taken = {g: sum(groups[n] == g for n in chosen) for g in set(groups)}
     for group, number in taken.items():  # fewer than another only if it has no more
         assert number >= max(taken.values()) - 1 or number == groups.count(group)
-    assert choose_evenly(names, groups, count, seed) == chosen
+    assert choose_evenly(names, np.array(groups, object), count, seed) == chosen
 
 
 def test_another_seed_takes_others_and_records_elsewhere_change_nothing():
-    names, groups = [str(n) for n in range(100)], ["a"] * 50 + ["b"] * 50
+    names = [str(n) for n in range(100)]
+    groups = np.array(["a"] * 50 + ["b"] * 50, object)
     assert choose_evenly(names, groups, 6, seed=0) != choose_evenly(names, groups, 6, seed=1)
-    names += ["100"]
-    assert choose_evenly(names, [*groups, "b"], 6)[:3] == choose_evenly(names[:100], groups, 6)[:3]
+    grown = np.append(groups, "b")
+    assert choose_evenly([*names, "100"], grown, 6)[:3] == choose_evenly(names, groups, 6)[:3]

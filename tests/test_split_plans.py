@@ -18,9 +18,9 @@ def cohort_of(patients, labels=None, times=None, sites=None):
     extra = {"time": times, "site": sites}
     labels = [0] * len(patients) if labels is None else labels
     return Cohort(
-        files=["f"] * len(patients),
-        records=[str(n) for n in range(len(patients))],
-        patients=list(patients),
+        files=pd.Series(["f"] * len(patients)),
+        records=pd.Series([str(n) for n in range(len(patients))]),
+        patients=pd.Series(list(patients)),
         labels_NK=np.array(labels, float).reshape(len(patients), -1),
         label_names=["af"],
         splits=None,

@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,9 +86,11 @@ def test_a_value_that_is_no_split_is_named_with_its_row(value):
 
 
 def test_one_group_in_two_splits_is_named_with_both_rows():
-    check_apart(["a", "b", "a"], ["train", "test", "train"], [0, 1, 2], "one patient")
+    groups, splits = pd.Series(["a", "b", "a", "a"]), pd.Series(["train", "test", "test", "valid"])
+    rows = np.array([0, 4, 7, 9])
+    check_apart(groups[:3], pd.Series(["train", "test", "train"]), rows[:3], "one patient")
     with pytest.raises(ValueError) as caught:
-        check_apart(["a", "b", "a", "a"], ["train", "test", "test", "valid"], [0, 4, 7, 9], "a x")
+        check_apart(groups, splits, rows, "a x")
     assert str(caught.value) == (
         "a x in two splits: row 1 is train, row 8 is test (2 such rows); "
         "put all of one x in one split"

@@ -51,8 +51,8 @@ def protect(cohort: Cohort, privacy: Privacy) -> Cohort:
         return dataclasses.replace(cohort, patients=_numbered(cohort.patients), extra=extra)
     return dataclasses.replace(
         cohort,
-        patients=["p" + _hash(patient, key) for patient in cohort.patients],
-        records=["r" + _hash(record, key) for record in cohort.records],
+        patients=pd.Series(["p" + _hash(patient, key) for patient in cohort.patients]),
+        records=pd.Series(["r" + _hash(record, key) for record in cohort.records]),
         extra=extra,
     )
 
@@ -92,14 +92,12 @@ def _hash(text: str, key: bytes) -> str:
     return hmac.digest(key, text.encode(), "sha256").hex()[:HASH_CHARACTERS]
 
 
-def _numbered(patients: list[str]) -> list[str]:
-    first_row: dict[str, int] = {}
-    for row, patient in enumerate(patients):
-        first_row.setdefault(patient, row)
-    return [f"p{first_row[patient]:08d}" for patient in patients]
+def _numbered(patients: pd.Series) -> pd.Series:
+    first_N = pd.Series(np.arange(len(patients))).groupby(patients).transform("first")
+    return "p" + first_N.astype(str).str.zfill(8)
 
 
-def _shifted(times: pd.Series, patients: list[str], key: bytes) -> pd.Series:
+def _shifted(times: pd.Series, patients: pd.Series, key: bytes) -> pd.Series:
     """Intervals within a patient stay. ValueError for a cell that is neither empty nor a date."""
     days = [1 + int(_hash(f"shift of {p}", key), 16) % MAX_SHIFT_DAYS for p in patients]
     moved = pd.to_datetime(times, errors="coerce", format="ISO8601", utc=True)

@@ -8,7 +8,8 @@ fold is the test set.
 # N rows of the table, R repeats
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +99,7 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
 
 
 def split_by_hash(
-    patients: Sequence[str], fractions: tuple[float, float, float], seed: int
+    patients: Iterable[str], fractions: tuple[float, float, float], seed: int
 ) -> list[str]:
     """The split of each row's patient. The realized fractions differ a little in small cohorts."""
     edges = np.cumsum(fractions)
@@ -107,7 +108,7 @@ def split_by_hash(
 
 
 def split_by_strata(
-    patients: Sequence[str],
+    patients: Iterable[str],
     strata: dict[str, str],
     fractions: tuple[float, float, float],
     seed: int,
@@ -124,7 +125,7 @@ def split_by_strata(
     return [of.get(patient, NO_SPLIT) for patient in patients]
 
 
-def split_as_given(column: Sequence[str], name: str) -> list[str]:
+def split_as_given(column: Iterable[str], name: str) -> list[str]:
     """The user's own column, checked: train, valid or test in every row."""
     wrong = [(row, value) for row, value in enumerate(column) if value not in SPLITS]
     if wrong:
@@ -132,23 +133,20 @@ def split_as_given(column: Sequence[str], name: str) -> list[str]:
         raise ValueError(
             f"column {name}, row {row + 1}: split {value!r}; allowed are {', '.join(SPLITS)}"
         )
-    return list(column)
+    return list(map(sys.intern, column))  # one string for all rows of a split
 
 
-def check_apart(
-    groups: Sequence[str], splits: Sequence[str], rows: Sequence[int], what: str
-) -> None:
+def check_apart(groups: pd.Series, splits: pd.Series, rows: np.ndarray, what: str) -> None:
     """Raise ValueError if one group (a patient, a signal) is in two splits; names table rows."""
-    first: dict[str, tuple[str, int]] = {}
-    clashes = []
-    for group, split, row in zip(groups, splits, rows, strict=True):
-        seen = first.setdefault(group, (split, row))
-        if seen[0] != split:
-            clashes.append((seen, (split, row)))
-    if clashes:
-        (split_a, row_a), (split_b, row_b) = clashes[0]
+    assert len(groups) == len(splits) == len(rows)
+    group_N, split_N = pd.factorize(groups)[0], pd.factorize(splits)[0]
+    first_N = np.unique(group_N, return_index=True)[1][group_N]
+    clashes = np.flatnonzero(split_N != split_N[first_N])
+    if len(clashes):
+        a, b = first_N[clashes[0]], clashes[0]
         raise ValueError(
-            f"{what} in two splits: row {row_a + 1} is {split_a}, row {row_b + 1} is {split_b} "
+            f"{what} in two splits: row {rows[a] + 1} is {splits.iloc[a]}, "
+            f"row {rows[b] + 1} is {splits.iloc[b]} "
             f"({len(clashes)} such rows); put all of one {what.rsplit(maxsplit=1)[-1]} in one split"
         )
 
@@ -235,9 +233,10 @@ def _by_stratum(strata: dict[str, str], seed: int) -> list[list[str]]:
     return [groups[name] for name in sorted(groups)]
 
 
-def _check_patients(patients: Sequence[str], given: Sequence[str]) -> None:
-    known = [row for row, p in enumerate(patients) if p != NO_PATIENT and given[row] != NO_SPLIT]
-    check_apart([patients[r] for r in known], [given[r] for r in known], known, "one patient")
+def _check_patients(patients: pd.Series, given: Sequence[str]) -> None:
+    given_N = pd.Series(given, dtype=str)
+    known = np.flatnonzero((patients != NO_PATIENT) & (given_N != NO_SPLIT))
+    check_apart(patients.iloc[known], given_N.iloc[known], known, "one patient")
 
 
 def _uniform(patient: str, seed: int) -> float:

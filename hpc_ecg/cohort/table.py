@@ -18,6 +18,7 @@ from hpc_ecg.ecg.files import name_of_row
 NO_PATIENT = ""
 NOBODY = ("nan", "na", "n/a", "null", "none", "<na>")
 """What programs write for an empty cell: no patient either."""
+ROWS_OF_A_PIECE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,16 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    files: list[str]
-    records: list[str]
-    patients: list[str]
+    """Columns of text stay pandas' own: a string of Python takes four times the memory."""
+
+    files: pd.Series
+    records: pd.Series
+    patients: pd.Series
     labels_NK: np.ndarray
     label_names: list[str]
-    splits: list[str] | None
-    rates_hz: list[float | None] | None
-    """None in an empty cell."""
+    splits: pd.Series | None
+    rates_hz: np.ndarray | None
+    """NaN in an empty cell."""
     extra: pd.DataFrame
     """Columns for the index: age, sex, time, site as far as there are, and those asked for."""
 
@@ -88,13 +91,15 @@ def read_cohort(path: Path, columns: Columns) -> Cohort:
     check_unique(records, path)
     patients = records if columns.patient is None else table[columns.patient]
     return Cohort(
-        files=files.tolist(),
-        records=records.tolist(),
-        patients=named_patients(patients).tolist(),
+        files=files,
+        records=records,
+        patients=named_patients(patients),
         labels_NK=np.stack([_numbers(table[n], path, n) for n in columns.labels], axis=1),
         label_names=columns.labels,
-        splits=None if columns.split is None else table[columns.split].tolist(),
-        rates_hz=None if columns.rate is None else _rates(table[columns.rate], path, columns.rate),
+        splits=None if columns.split is None else table[columns.split],
+        rates_hz=None
+        if columns.rate is None
+        else _numbers(table[columns.rate], path, columns.rate),
         extra=_extra(table, columns),
     )
 
@@ -122,7 +127,7 @@ def _files(table: pd.DataFrame, columns: Columns, path: Path) -> pd.Series:
         if not (rows >= 0).all() or (rows % 1).any():
             raise ValueError(f"{path}: column {column} must hold rows: 0, 1, 2, …")
     names = [name_of_row(columns.array, int(row)) for row in rows]
-    return pd.Series(names, name=columns.array, dtype=object)
+    return pd.Series(names, name=columns.array, dtype=str)
 
 
 def _extra(table: pd.DataFrame, columns: Columns) -> pd.DataFrame:
@@ -137,7 +142,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"{path}: no such table; expected a .csv, .tsv or .parquet file")
     if is_manifest(path):
-        return read_manifest(path, read_table).table
+        return read_manifest(path, read_table).table.astype(str)
     try:
         if path.suffix == ".parquet":
             # nullable: whole numbers with gaps stay whole (patient 17 must not become 17.0)
@@ -145,7 +150,11 @@ def read_table(path: Path) -> pd.DataFrame:
             return table.astype(object).where(table.notna(), "").astype(str)
         separator = "\t" if path.suffix == ".tsv" else ","
         _check_header(path, separator)
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+        # in pieces, since each cell is a string of Python for a while
+        pieces = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, chunksize=ROWS_OF_A_PIECE
+        )
+        table = pd.concat(pieces)
         if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for an index
             raise ValueError("its rows have more cells than its header")
         return table
@@ -189,10 +198,6 @@ def check_unique(column: pd.Series, path: Path) -> None:
 
 def _or_else(name: str | None, default: str) -> str:
     return default if name is None else name
-
-
-def _rates(column: pd.Series, path: Path, name: str) -> list[float | None]:
-    return [None if np.isnan(rate) else rate for rate in _numbers(column, path, name).tolist()]
 
 
 def _numbers(column: pd.Series, path: Path, name: str) -> np.ndarray:

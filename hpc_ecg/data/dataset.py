@@ -19,7 +19,7 @@ from hpc_ecg.cohort import splits
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import Source, open_shard_set
 from hpc_ecg.data.views import choose_fold, replace_labels
-from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, row_of_key
+from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, rows_of_keys
 from hpc_ecg.writing import sha256_of
 
 
@@ -164,7 +164,7 @@ def _check_zero_or_one(index: pd.DataFrame, name: str, config: DataConfig) -> No
     values = index[LABEL_PREFIX + name]
     wrong = index[~(values.isna() | values.isin([0, 1]))]
     if len(wrong):
-        row = row_of_key(wrong["key"].iloc[0]) + 1
+        row = rows_of_keys(wrong["key"])[0] + 1
         raise ValueError(
             f"label {name} does not fit data.task={config.task}: row {row} "
             f"has {values[wrong.index[0]]:g} ({len(wrong)} such records); allowed are 0, 1 and "
@@ -174,6 +174,6 @@ def _check_zero_or_one(index: pd.DataFrame, name: str, config: DataConfig) -> No
 
 def _check_patients_apart(shards: ShardSet) -> None:
     index = shards.index
-    rows, of_rows = [row_of_key(key) for key in index["key"]], index["split"].tolist()
-    splits.check_apart(index["patient"].tolist(), of_rows, rows, "one patient")
-    splits.check_apart(index["sha256"].tolist(), of_rows, rows, "an identical signal")
+    rows = rows_of_keys(index["key"])
+    splits.check_apart(index["patient"], index["split"], rows, "one patient")
+    splits.check_apart(index["sha256"], index["split"], rows, "an identical signal")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from hpc_ecg.cohort.table import Columns, read_cohort, read_table
-from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, row_of_key
+from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -67,7 +67,7 @@ def replace_labels(
 def _names_of(index: pd.DataFrame, by: str) -> list[str]:
     """What a table of labels calls the recording of each record."""
     if by == "row":
-        return [str(row_of_key(key) + 1) for key in index["key"]]
+        return [str(row + 1) for row in rows_of_keys(index["key"])]
     windows = ["".join(key.partition("-")[1:]) for key in index["key"]]
     pairs = zip(index["record"], windows, strict=True)
     return [record.removesuffix(window) for record, window in pairs]

@@ -60,9 +60,9 @@ def key_of_row(row: int, window: int | None = None) -> str:
     return f"{row:08d}" if window is None else f"{row:08d}-{window:03d}"
 
 
-def row_of_key(key: str) -> int:
-    """The row of the input table, counted from 0."""
-    return int(key.partition("-")[0])
+def rows_of_keys(keys: pd.Series) -> np.ndarray:
+    """The rows of the input table, int64 [N], counted from 0."""
+    return keys.str.replace("-.*", "", regex=True).to_numpy(np.int64)
 
 
 def shard_name(shard: int) -> str:

@@ -23,14 +23,14 @@ from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.shards.format import FOLD_PREFIX, FORMAT, LABEL_PREFIX, row_of_key
+from hpc_ecg.shards.format import FOLD_PREFIX, FORMAT, LABEL_PREFIX, rows_of_keys
 from hpc_ecg.writing import sha256_of, write_json, write_text
 
 UNLIKE_FACTOR = 10.0
 """A record whose amplitude is that many times the cohort's median, or a part of it, is flagged."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
     row: int
     reason: str
@@ -66,13 +66,11 @@ def build_index(
 
     Raises ValueError if identical signals lie in two splits; all of them are listed in `twins`.
     """
-    keys = records["key"].tolist()
-    rows = np.array([row_of_key(key) for key in keys])
-    index = records[["key", "shard", "offset"]].copy()
-    names = np.array(cohort.records, dtype=object)[rows]
-    windows = ["".join(key.partition("-")[1:]) for key in keys]
-    index["record"] = [name + window for name, window in zip(names, windows, strict=True)]
-    index["patient"] = np.array(cohort.patients, dtype=object)[rows]
+    rows = rows_of_keys(records["key"])
+    index = records[["key", "shard", "offset"]]
+    windows = records["key"].str.replace("^[0-9]+", "", regex=True)
+    index["record"] = cohort.records.iloc[rows].array + windows
+    index["patient"] = cohort.patients.iloc[rows].array
     index["split"] = np.array(assignment.splits, dtype=object)[rows]
     if assignment.folds_NR is not None:
         for repeat, fold_N in enumerate(assignment.folds_NR[rows].T):
@@ -83,22 +81,22 @@ def build_index(
         values = cohort.extra[extra].iloc[rows].reset_index(drop=True)
         index[extra] = pd.to_numeric(values, errors="coerce") if extra == "age" else values
     index[["samples", "amplitude_mv", "sha256"]] = records[["samples", "amplitude_mv", "sha256"]]
-    index["flags"] = _all_flags(records, rows)
+    index["flags"] = _all_flags(records)
     _check_signals_apart(index, rows, twins)
     return index
 
 
-def _all_flags(records: pd.DataFrame, rows: np.ndarray) -> list[str]:
+def _all_flags(records: pd.DataFrame) -> pd.Series:
     """Those of the record, and those that only the whole cohort shows."""
+    flags = records["flags"]
     amplitude_N = records["amplitude_mv"].to_numpy()
     ratio_N = amplitude_N / np.median(amplitude_N)
     is_unlike_N = (ratio_N > UNLIKE_FACTOR) | (ratio_N < 1 / UNLIKE_FACTOR)
     is_twin_N = records["sha256"].duplicated(keep=False).to_numpy()
-    more = [("amplitude_unlike_cohort", is_unlike_N), ("duplicate_signal", is_twin_N)]
-    return [
-        ";".join([*filter(None, [own]), *(name for name, is_N in more if is_N[n])])
-        for n, own in enumerate(records["flags"])
-    ]
+    more = {"amplitude_unlike_cohort": is_unlike_N, "duplicate_signal": is_twin_N}
+    for name, is_N in more.items():
+        flags = flags.mask(is_N, (flags + f";{name}").str.removeprefix(";"))
+    return flags
 
 
 def _check_signals_apart(index: pd.DataFrame, rows: np.ndarray, twins: Path) -> None:
@@ -106,9 +104,8 @@ def _check_signals_apart(index: pd.DataFrame, rows: np.ndarray, twins: Path) -> 
     folds = [name for name in map(str, index) if name.startswith(FOLD_PREFIX)]
     for name in ["split", *folds]:
         place_N = index[name] if name == "split" else "fold " + index[name].astype(str)
-        signals = index["sha256"].tolist()
         try:
-            splits.check_apart(signals, place_N.tolist(), rows.tolist(), "an identical signal")
+            splits.check_apart(index["sha256"], place_N, rows, "an identical signal")
         except ValueError as error:
             is_spread_N = place_N.groupby(index["sha256"]).transform("nunique") > 1
             table = pd.DataFrame({"row": rows + 1, "split": place_N, "sha256": index["sha256"]})
@@ -133,12 +130,10 @@ def describe(
         "labels": list(label_names),
         "records": {name: int((index["split"] == name).sum()) for name in splits.SPLITS},
         "patients": {
-            name: int(index[index["split"] == name]["patient"].nunique()) for name in splits.SPLITS
+            name: int(index["patient"][index["split"] == name].nunique()) for name in splits.SPLITS
         },
         "label_counts": {name: _count_label(index, name) for name in label_names},
-        "flags": dict(
-            Counter(k for flags in index["flags"] for k in kinds_of(flags)).most_common()
-        ),
+        "flags": dict(count_kinds(index["flags"]).most_common()),
         "left_out": dict(Counter(item.reason for item in written.left_out).most_common()),
         "amplitude": asdict(amplitude_of_cohort(index, signal)),
         **provenance,
@@ -154,6 +149,14 @@ def amplitude_of_cohort(index: pd.DataFrame, signal: SignalSpec) -> AmplitudeFac
 def kinds_of(flags: str) -> list[str]:
     """`derived:III,aVF;padded` is of the kinds derived and padded."""
     return list(dict.fromkeys(flag.partition(":")[0] for flag in flags.split(";") if flag))
+
+
+def count_kinds(flags: pd.Series) -> Counter[str]:
+    """How many records have which."""
+    count: Counter[str] = Counter()
+    for of_some, number in flags.value_counts(sort=False).items():
+        count.update(dict.fromkeys(kinds_of(str(of_some)), number))
+    return count
 
 
 def _count_label(index: pd.DataFrame, name: str) -> dict[str, dict[str, Any]]:
@@ -181,7 +184,9 @@ def write_beside_shards(
         writer = csv.writer(file)
         writer.writerow(["row", "record", "reason", "message"])
         for item in left_out:
-            writer.writerow([item.row + 1, cohort.records[item.row], item.reason, item.message])
+            writer.writerow(
+                [item.row + 1, cohort.records.iloc[item.row], item.reason, item.message]
+            )
     index.to_parquet(folder / "index.parquet", index=False)
     description = description | {"index_sha256": sha256_of(folder / "index.parquet")}
     write_json(folder / "dataset.json", description)

@@ -21,12 +21,12 @@ from hpc_ecg.ecg_paper import draw_ecg
 from hpc_ecg.log import progress_bar
 from hpc_ecg.page import inline_svg, render_page
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, read_shard_set
-from hpc_ecg.shards.index import amplitude_of_cohort, kinds_of
+from hpc_ecg.shards.index import amplitude_of_cohort, count_kinds
 from hpc_ecg.shards.quality_report import (
     Picture,
     choose_evenly,
-    count_names,
     draw_amplitudes,
+    most_frequent,
 )
 from hpc_ecg.writing import sha256_of, write_text
 
@@ -65,7 +65,7 @@ def inspect_shards(folder: Path, split: str | None = None, verify: bool = True) 
             for name, part in _parts(index)
         ],
         "amplitude": asdict(amplitude_of_cohort(index, shards.signal)),
-        "flags": dict(count_names(kind for flags in index["flags"] for kind in kinds_of(flags))),
+        "flags": dict(most_frequent(count_kinds(index["flags"]))),
         "left_out": about.get("left_out", {}),
         "split_policy": about.get("split"),
         "damaged": find_damage(shards) if verify else None,
@@ -154,7 +154,7 @@ def _describe_people(name: str, part: pd.DataFrame) -> dict[str, Any]:
         people["age"] = _quantiles(part["age"])
     if "sex" in part:
         sexes = part["sex"].fillna("").astype(str).replace("", "missing")
-        people["sex"] = dict(sorted(count_names(sexes)))
+        people["sex"] = dict(sorted(sexes.value_counts().to_dict().items()))
     return people
 
 
@@ -209,7 +209,7 @@ def _draw_sample(inspection: Inspection, num_plots: int, seed: int) -> list[Pict
     whole = [number for number, shard in enumerate(about) if shard["name"] not in damaged]
     index = inspection.index[inspection.index["shard"].isin(whole)]
     values = [str(x) for x in index[LABEL_PREFIX + inspection.shards.label_names[0]]]
-    chosen = choose_evenly(index["key"].tolist(), values, num_plots, seed)
+    chosen = choose_evenly(index["key"], np.array(values, object), num_plots, seed)
     return [_draw(inspection.shards, index.iloc[n]) for n in chosen]
 
 

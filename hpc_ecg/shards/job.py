@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
@@ -116,15 +116,15 @@ def write_shard(job: ShardJob) -> int:
     return job.shard
 
 
-def write_shards(jobs: Sequence[ShardJob], workers: int) -> Iterator[int]:
+def write_shards(jobs: Iterable[ShardJob], workers: int) -> Iterator[int]:
     """Write them on this machine; yields the number of each shard that is done."""
-    if workers == 1 or len(jobs) <= 1:
+    if workers <= 1:
         yield from map(write_shard, jobs)
         return
     waiting = iter(jobs)
     running: set[Future[int]] = set()
-    count, context = min(workers, len(jobs)), get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             while True:
                 # few ahead: a cohort's rows need not all lie in the queue

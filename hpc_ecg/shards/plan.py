@@ -1,20 +1,22 @@
-"""What `hpc-ecg data shard` was asked to do, checked; and the same plan found again in a set of
-shards, so that one of them can be made anew.
+"""What `hpc-ecg data shard` was asked to do, checked; what that is for each shard; and the same
+plan found again in a set of shards, so that one of them can be made anew.
 """
 
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpc_ecg.cohort.privacy import Privacy
-from hpc_ecg.cohort.splits import SplitPlan
-from hpc_ecg.cohort.table import Columns
+from hpc_ecg.cohort.splits import Assignment, SplitPlan
+from hpc_ecg.cohort.table import NO_PATIENT, Cohort, Columns
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.leads import order_rows
 from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, ShardSet
-from hpc_ecg.shards.job import Recordings
+from hpc_ecg.shards.job import Recordings, Row, ShardJob
 from hpc_ecg.submit import SlurmJobs
 
 
@@ -35,6 +37,7 @@ class ShardingPlan:
     slurm: SlurmJobs | None = None
 
 
+NO_PATIENT_LEFT_OUT = ("no patient", "the patient's cell is empty, so no split is safe for it")
 OWN_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time", "site"}
 OWN_COLUMNS |= {"samples", "amplitude_mv", "sha256", "flags"}
 
@@ -66,6 +69,52 @@ def check_plan(plan: ShardingPlan) -> None:
             raise ValueError(
                 f"--keep {name}: the index has a column {name} of its own; rename it in the table"
             )
+
+
+def shard_numbers(cohort: Cohort, plan: ShardingPlan) -> range:
+    return range(math.ceil(len(cohort) / plan.records_per_shard))
+
+
+def jobs_of(
+    cohort: Cohort, assignment: Assignment, plan: ShardingPlan, work: Path, shards: Iterable[int]
+) -> Iterator[ShardJob]:
+    """Shard k holds rows kS to (k+1)S - 1 of the table, less those left out."""
+    size = plan.records_per_shard
+    for shard in shards:
+        rows = range(shard * size, min((shard + 1) * size, len(cohort)))
+        yield ShardJob(
+            shard=shard,
+            rows=rows_of(cohort, assignment, plan, rows),
+            recordings=plan.recordings,
+            work=work,
+        )
+
+
+def rows_of(cohort: Cohort, assignment: Assignment, plan: ShardingPlan, rows: range) -> list[Row]:
+    part = slice(rows.start, rows.stop)
+    files, patients = cohort.files.iloc[part], cohort.patients.iloc[part]
+    rates_hz = [plan.rate_hz] * len(rows)
+    if cohort.rates_hz is not None:
+        rates_hz = [None if math.isnan(rate) else rate for rate in cohort.rates_hz[part].tolist()]
+    return [
+        Row(
+            row=row,
+            file=file,
+            rate_hz=rate_hz,
+            left_out=assignment.left_out.get(row) if patient != NO_PATIENT else NO_PATIENT_LEFT_OUT,
+        )
+        for row, file, patient, rate_hz in zip(rows, files, patients, rates_hz, strict=True)
+    ]
+
+
+def parse_slurm(text: str) -> SlurmJobs:
+    """`jobs=8,partition=cpu` -> an array of eight; options as submitit's executor names them."""
+    words = dict(word.partition("=")[::2] for word in text.split(","))
+    jobs = words.pop("jobs", "8")
+    if not jobs.isdecimal() or int(jobs) < 1 or not all(words.values()):
+        raise ValueError(f"--slurm: expected words like jobs=8,partition=cpu,time=60, got {text!r}")
+    numbers = {key: int(v) if v.isdecimal() else v for key, v in words.items() if key}
+    return SlurmJobs(jobs=int(jobs), parameters=numbers)
 
 
 def made_from(plan: ShardingPlan) -> dict[str, Any]:

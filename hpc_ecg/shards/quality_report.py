@@ -6,7 +6,7 @@ those of the user's table; the page says what each reason means and shows a samp
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from hpc_ecg.ecg.signal import LEADS
 from hpc_ecg.ecg_paper import COMPACT, draw_ecg
 from hpc_ecg.page import inline_svg, render_page
 from hpc_ecg.plots import histogram
-from hpc_ecg.shards.format import key_of_row, row_of_key
-from hpc_ecg.shards.index import LeftOut, kinds_of
-from hpc_ecg.writing import write_text
+from hpc_ecg.shards.format import key_of_row, rows_of_keys
+from hpc_ecg.shards.index import LeftOut, count_kinds, kinds_of
+from hpc_ecg.writing import write_text, write_whole
 
 NUM_PICTURES = 12
 NOTHING_TO_DRAW = ("not found", "unreadable")
@@ -51,25 +51,24 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
     """Write both files into the folder `out`; returns the page."""
     table = quality_table(report)
     assert table["row"].nunique() == report.records, "a row of the table is in no list"
-    write_text(out / "quality.csv", table.to_csv(index=False))
-    is_kept = table["status"] == "kept"
-    kept, left_out = table[is_kept], table[~is_kept]
-    flagged = kept[kept["reason_or_flags"] != ""]
-    flags, values = flagged["reason_or_flags"].tolist(), report.index["amplitude_mv"]
+    write_whole(out / "quality.csv", lambda aside: table.to_csv(aside, index=False))
+    is_kept_N, values = table["status"] == "kept", report.index["amplitude_mv"]
+    left_out = table[~is_kept_N]
+    flagged = table[is_kept_N & (table["reason_or_flags"] != "")]
     drawable = left_out[~left_out["reason_or_flags"].isin(NOTHING_TO_DRAW)]
     page = render_page(
         "quality_report.html.jinja",
         num_rows=report.records,
-        num_kept=kept["row"].nunique(),
+        num_kept=table["row"][is_kept_N].nunique(),
         num_left_out=len(left_out),
-        num_records=len(kept),
+        num_records=len(report.index),
         num_flagged=len(flagged),
         amplitude=report.amplitude,
-        reasons=count_names(left_out["reason_or_flags"]),
-        flags=count_names(kind for of_record in flags for kind in kinds_of(of_record)),
+        reasons=most_frequent(Counter(left_out["reason_or_flags"])),
+        flags=most_frequent(count_kinds(flagged["reason_or_flags"])),
         histogram=draw_amplitudes(values) if len(values) else None,
-        left_out_pictures=_draw(report, drawable, drawable["reason_or_flags"].tolist()),
-        flagged_pictures=_draw(report, flagged, rarest_kinds(flags)),
+        left_out_pictures=_draw(report, drawable, drawable["reason_or_flags"].to_numpy(object)),
+        flagged_pictures=_draw(report, flagged, rarest_kinds(flagged["reason_or_flags"])),
     )
     write_text(out / "quality.html", page)
     return out / "quality.html"
@@ -77,40 +76,41 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
 
 def quality_table(report: QualityFacts) -> pd.DataFrame:
     """A line for each record or window, kept or left out; rows count from 1."""
-    kept = [
-        (row_of_key(key) + 1, key, "kept", flags, "")
-        for key, flags in zip(report.index["key"], report.index["flags"], strict=True)
-    ]
+    key, flags = report.index["key"], report.index["flags"]
+    kept = pd.DataFrame({"row": rows_of_keys(key) + 1, "key": key, "status": "kept"})
+    kept = kept.assign(reason_or_flags=flags, message="")
     left_out = [
         (item.row + 1, key_of_row(item.row), "left_out", item.reason, item.message)
         for item in report.left_out
     ]
-    columns = ["row", "key", "status", "reason_or_flags", "message"]
-    return pd.DataFrame(sorted(kept + left_out), columns=columns)
+    table = pd.concat([kept, pd.DataFrame(left_out, columns=kept.columns).astype(kept.dtypes)])
+    return table.sort_values("row", kind="stable", ignore_index=True)
 
 
-def rarest_kinds(flags: Sequence[str]) -> list[str]:
+def rarest_kinds(flags: pd.Series) -> np.ndarray:
     """Of each record's kinds the one that the fewest have; "" where there is none."""
-    kinds = [kinds_of(of_record) for of_record in flags]
-    count = Counter(kind for of_record in kinds for kind in of_record)
-    return [min(of, key=lambda kind: (count[kind], kind), default="") for of in kinds]
+    count = count_kinds(flags)
+    codes, distinct = pd.factorize(flags)
+    rarest = [min(kinds_of(of), key=lambda k: (count[k], k), default="") for of in distinct]
+    return np.array(rarest, object)[codes]
 
 
-def count_names(names: Iterable[str]) -> list[tuple[str, int]]:
-    """The most frequent first."""
-    return sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
+def most_frequent(count: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(count.items(), key=lambda item: (-item[1], item[0]))
 
 
 def choose_evenly(
-    names: Sequence[str], groups: Sequence[str], count: int, seed: int = 0
+    names: Iterable[str], group_N: np.ndarray, count: int, seed: int = 0
 ) -> list[int]:
     """Positions of up to `count` items, one of each group in turn; which ones, a hash of seed and
     name says, so that more records elsewhere do not change it. In the order of groups."""
-    digests = [hashlib.sha256(f"{seed} {name}".encode()).hexdigest() for name in names]
-    items = pd.DataFrame({"group": groups, "digest": digests}).sort_values("digest")
+    hashes = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names)
+    digest_N = np.fromiter((int.from_bytes(digest[:8]) for digest in hashes), np.uint64)
+    items = pd.DataFrame({"group": pd.factorize(group_N)[0], "digest": digest_N})
+    items = items.sort_values("digest").groupby("group").head(count)
     items["turn"] = items.groupby("group").cumcount()
     chosen = items.sort_values(["turn", "digest"]).index[:count]
-    return sorted(chosen.tolist(), key=lambda n: (groups[n], n))
+    return sorted(chosen.tolist(), key=lambda n: (group_N[n], n))
 
 
 def draw_amplitudes(values: pd.Series) -> Markup:
@@ -125,9 +125,9 @@ def draw_amplitudes(values: pd.Series) -> Markup:
     return inline_svg(svg, "How many records have which amplitude; numbers in the text")
 
 
-def _draw(report: QualityFacts, rows: pd.DataFrame, groups: list[str]) -> list[Picture]:
+def _draw(report: QualityFacts, rows: pd.DataFrame, group_N: np.ndarray) -> list[Picture]:
     """A sample of these rows of the table; those that cannot be drawn last."""
-    chosen = rows.iloc[choose_evenly(rows["key"].tolist(), groups, NUM_PICTURES)]
+    chosen = rows.iloc[choose_evenly(rows["key"], group_N, NUM_PICTURES)]
     pictures = []
     for line in chosen.to_dict("records"):
         words = filter(None, [line["reason_or_flags"].replace(";", ", "), line["message"]])

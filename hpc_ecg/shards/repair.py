@@ -12,8 +12,7 @@ from hpc_ecg.cohort.splits import assign_splits
 from hpc_ecg.cohort.table import read_cohort
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.job import write_shard
-from hpc_ecg.shards.plan import plan_of
-from hpc_ecg.shards.sharding import jobs_of
+from hpc_ecg.shards.plan import jobs_of, plan_of
 from hpc_ecg.writing import sha256_of
 
 
@@ -35,19 +34,17 @@ def repair(folder: Path, table: Path | None = None, signals: Path | None = None)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     # beside the old one, so that the new one takes its place in one step
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".repair-") as work:
-        jobs = jobs_of(cohort, assignment, plan, Path(work))
         for name in ("shards", "notes"):
             (Path(work) / name).mkdir()
-        for number in damaged:
-            about = shards.description["shards"][number]
-            if number < len(jobs):
-                write_shard(jobs[number])
-            if number >= len(jobs) or not _is_as_written(jobs[number].tar, about):
+        for job in jobs_of(cohort, assignment, plan, Path(work), damaged):
+            about = shards.description["shards"][job.shard]
+            write_shard(job)
+            if not _is_as_written(job.tar, about):
                 raise ValueError(
                     f"{folder / about['name']} cannot be made again: {plan.table} or the "
                     f"recordings in {plan.recordings.signals} have changed; write the shards again"
                 )
-            jobs[number].tar.replace(folder / about["name"])
+            job.tar.replace(folder / about["name"])
     return [shards.description["shards"][number]["name"] for number in damaged]
 
 

@@ -10,8 +10,9 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.log import progress_bar
 from hpc_ecg.shards import job as shard_job
+from hpc_ecg.shards.format import shard_name
 from hpc_ecg.shards.index import (
     LeftOut,
     Written,
@@ -35,15 +37,23 @@ from hpc_ecg.shards.index import (
     read_notes,
     write_beside_shards,
 )
-from hpc_ecg.shards.job import Row, ShardJob
-from hpc_ecg.shards.plan import ShardingPlan, check_plan, made_from
+from hpc_ecg.shards.job import ShardJob
+from hpc_ecg.shards.plan import (
+    ShardingPlan,
+    check_plan,
+    jobs_of,
+    made_from,
+    rows_of,
+    shard_numbers,
+)
 from hpc_ecg.shards.quality_report import QualityFacts, write_quality_report
 from hpc_ecg.submit import Job, run_on_slurm
 from hpc_ecg.writing import sync_all
 
 logger = logging.getLogger("hpc_ecg")
 
-NO_PATIENT_LEFT_OUT = ("no patient", "the patient's cell is empty, so no split is safe for it")
+JobsOf = Callable[[Iterable[int]], Iterator[ShardJob]]
+"""Of shards by their numbers. Made when asked for, so that not all rows are there at once."""
 
 
 def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
@@ -66,11 +76,12 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     # 2. The shards, as many at a time as there are workers; those of an earlier try are kept.
     out = plan.out.resolve()  # where a link points to, so that the link may stay
     with _claimed(out) as work:
-        jobs = jobs_of(cohort, assignment, plan, work)
-        _write_missing(jobs, plan, work)
+        shards = shard_numbers(cohort, plan)
+        jobs = partial(jobs_of, cohort, assignment, plan, work)
+        _write_missing(jobs, shards, plan, work)
 
         # 3. All together: leaks, duplicates, counts; then the folder gets its name.
-        written = read_notes(job.note for job in jobs)
+        written = read_notes(job.note for job in jobs(shards))
         if written.records.empty:
             shutil.rmtree(work / "notes")  # nothing to keep
             raise ValueError(_all_left_out(written.left_out))
@@ -81,40 +92,11 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
         signal = plan.recordings.signal
         description = describe(index, written, signal, cohort.label_names, provenance)
         _check_no_empty_split(description["records"], assignment.how)
-        shards = work / "shards"
-        description = write_beside_shards(shards, index, description, written.left_out, public)
-        write_quality_report(shards, _quality(index, written, jobs, plan))
-        _publish(shards, out)
+        folder = work / "shards"
+        description = write_beside_shards(folder, index, description, written.left_out, public)
+        write_quality_report(folder, _quality(index, written, cohort, assignment, plan))
+        _publish(folder, out)
     return description
-
-
-def jobs_of(
-    cohort: Cohort, assignment: Assignment, plan: ShardingPlan, work: Path
-) -> list[ShardJob]:
-    """Shard k holds rows kS to (k+1)S - 1 of the table, less those left out."""
-    size = plan.records_per_shard
-    return [
-        ShardJob(
-            shard=shard,
-            rows=[
-                _row_of(cohort, assignment, plan, row)
-                for row in range(start, min(start + size, len(cohort)))
-            ],
-            recordings=plan.recordings,
-            work=work,
-        )
-        for shard, start in enumerate(range(0, len(cohort), size))
-    ]
-
-
-def _row_of(cohort: Cohort, assignment: Assignment, plan: ShardingPlan, row: int) -> Row:
-    no_patient = NO_PATIENT_LEFT_OUT if cohort.patients[row] == NO_PATIENT else None
-    return Row(
-        row=row,
-        file=cohort.files[row],
-        rate_hz=cohort.rates_hz[row] if cohort.rates_hz else plan.rate_hz,
-        left_out=no_patient or assignment.left_out.get(row),
-    )
 
 
 @contextlib.contextmanager
@@ -141,12 +123,16 @@ def _claimed(out: Path) -> Iterator[Path]:
 
 
 def _quality(
-    index: pd.DataFrame, written: Written, jobs: Sequence[ShardJob], plan: ShardingPlan
+    index: pd.DataFrame,
+    written: Written,
+    cohort: Cohort,
+    assignment: Assignment,
+    plan: ShardingPlan,
 ) -> QualityFacts:
     def picture_of(row: int) -> Recording | None:
-        job = jobs[row // plan.records_per_shard]
+        (of_table,) = rows_of(cohort, assignment, plan, range(row, row + 1))
         try:
-            recording = shard_job.read_row(job.rows[row - job.rows[0].row], plan.recordings)
+            recording = shard_job.read_row(of_table, plan.recordings)
         except RecordError:
             return None
         if plan.recordings.names_shown:
@@ -154,7 +140,7 @@ def _quality(
         return replace(recording, leads=tuple(normalize_lead(n) or "?" for n in recording.leads))
 
     return QualityFacts(
-        records=sum(len(job.rows) for job in jobs),
+        records=len(cohort),
         index=index,
         left_out=written.left_out,
         amplitude=amplitude_of_cohort(index, plan.recordings.signal),
@@ -162,35 +148,40 @@ def _quality(
     )
 
 
-def _write_missing(jobs: Sequence[ShardJob], plan: ShardingPlan, work: Path) -> None:
-    tars = {job.tar for job in jobs}
+def _write_missing(jobs: JobsOf, shards: range, plan: ShardingPlan, work: Path) -> None:
+    names = {shard_name(shard) for shard in shards}
     for stray in (work / "shards").iterdir():  # of a try with more shards, or a killed merge
-        if stray not in tars:
+        if stray.name not in names:
             stray.unlink()
-    todo = [job for job in jobs if not shard_job.is_done(job)]
-    if len(todo) < len(jobs):
-        logger.info("%d of %d shards are done already", len(jobs) - len(todo), len(jobs))
-    with progress_bar("shards", len(jobs), len(jobs) - len(todo)) as advance:
+    todo = _not_done(jobs(shards))
+    done = len(shards) - len(todo)
+    if done:
+        logger.info("%d of %d shards are done already", done, len(shards))
+    with progress_bar("shards", len(shards), done) as advance:
         if plan.slurm is None or not todo:
-            for _ in shard_job.write_shards(todo, plan.workers):
+            for _ in shard_job.write_shards(jobs(todo), min(plan.workers, len(todo))):
                 advance()
             return
-        for outcome in run_on_slurm(_deal(todo, plan), work / "slurm", plan.slurm):
+        for outcome in run_on_slurm(_deal(todo, jobs, plan), work / "slurm", plan.slurm):
             if outcome.error:
                 raise ValueError(f"{outcome.name} failed: {outcome.error}; see {outcome.log}")
             advance(len(outcome.value))
-    lost = [job.shard for job in todo if not shard_job.is_done(job)]
+    lost = _not_done(jobs(todo))
     if lost:
         raise ValueError(f"shards {lost[:5]} are not seen from here; is {work} on a shared disk?")
 
 
-def _deal(todo: Sequence[ShardJob], plan: ShardingPlan) -> list[Job]:
+def _not_done(jobs: Iterable[ShardJob]) -> list[int]:
+    return [job.shard for job in jobs if not shard_job.is_done(job)]
+
+
+def _deal(todo: Sequence[int], jobs: JobsOf, plan: ShardingPlan) -> list[Job]:
     """Neighbouring shards to one job, so that each reads one part of the table's files."""
     assert plan.slurm is not None
     count = min(plan.slurm.jobs, len(todo))
     parts = [todo[k * len(todo) // count : (k + 1) * len(todo) // count] for k in range(count)]
     return [
-        Job(name=f"shards-{part[0].shard}", function=_write_part, arguments=(part,))
+        Job(name=f"shards-{part[0]}", function=_write_part, arguments=(list(jobs(part)),))
         for part in parts
     ]
 
@@ -198,7 +189,7 @@ def _deal(todo: Sequence[ShardJob], plan: ShardingPlan) -> list[Job]:
 def _write_part(jobs: Sequence[ShardJob]) -> list[int]:
     """In a job of Slurm: as many workers as it has CPUs, not as the machine that submitted it."""
     workers = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-    return list(shard_job.write_shards(jobs, workers))
+    return list(shard_job.write_shards(jobs, min(workers, len(jobs))))
 
 
 def _publish(shards: Path, out: Path) -> None:
@@ -213,7 +204,7 @@ def _patient_note(plan: ShardingPlan) -> str:
 
 
 def _check_patients(cohort: Cohort, plan: ShardingPlan) -> None:
-    if not any(cohort.patients):
+    if (cohort.patients == NO_PATIENT).all():
         raise ValueError(
             f"column {plan.columns.patient} names no patient in any row; if each record is a "
             "patient of its own, say so: --one-patient-per-record"

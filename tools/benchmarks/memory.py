@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-TARGETS = {"kb_per_record": 4.0}
+TARGETS = {"kb_per_record": 1.0}
 NUM_FILES = 500
 SHARD = """
 import resource, sys
