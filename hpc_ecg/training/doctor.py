@@ -26,8 +26,8 @@ from hpc_ecg.weights.initialize import initialize
 
 ALONE = "engine"
 """Name of what each process finds for itself; everything else is found by all of them."""
-PATIENCE_MIN = 5.0
-"""For the other processes: who asks a doctor wants an answer."""
+PATIENCE_MIN = 10.0
+"""Who asks a doctor wants an answer; but on a CPU a step may take minutes."""
 
 
 def diagnose(config: FinetuneConfig) -> Iterator[Finding]:

@@ -105,17 +105,19 @@ def check_gpus(config: EngineConfig) -> list[Finding]:
     """Of a node: a GPU for each task, and none that idles."""
     tasks, seen = read_ranks(os.environ).local_world_size, torch.cuda.device_count()
     # with --gpus-per-task each task sees its own alone
-    given = max(seen, int(os.environ.get("SLURM_GPUS_ON_NODE", "0")))
+    slurm = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
+    given = seen if seen >= tasks else max(seen, slurm)
+    expected = config.device == "cuda" or given or DRIVER.exists()
     level, text = "ok", f"{tasks} tasks and {given} GPUs on a node"
-    if config.device == "cpu":
-        level, text = (
-            ("warning", f"{text}, which idle: engine.device=cpu") if given else ("ok", text)
-        )
-    elif not seen and (given or DRIVER.exists() or config.device == "cuda"):
+    if config.device == "cpu" and given:
+        level, text = "warning", f"{text}, which idle: engine.device=cpu"
+    elif config.device != "cpu" and expected and not seen:
         why = "see nvidia-smi" if torch.version.cuda else f"torch {torch.__version__} has no CUDA"
         mend = "ask Slurm for GPUs, install a torch for them, or say engine.device=cpu"
         level, text = "error", f"{text}, of which torch sees none ({why}); {mend}"
-    elif seen and given < tasks:
+    elif not seen:
+        text = f"{tasks} tasks on the CPU of a node"
+    elif given < tasks:
         level, text = "error", f"{text}; each task needs its own: --ntasks-per-node={given}"
     elif given > tasks:
         level, text = "warning", f"{text}; some idle: --ntasks-per-node={given}"

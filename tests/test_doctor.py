@@ -1,0 +1,385 @@
+"""The doctor: a run that would work is found well, each thing that would go wrong is named."""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FIXTURES, words_for
+from ranks import _variables, run_on_ranks
+
+from hpc_ecg.cli import main
+from hpc_ecg.config import load_config, to_yaml
+from hpc_ecg.data.dataset import DataConfig, open_shards
+from hpc_ecg.training import doctor_cluster, doctor_disks, doctor_run
+from hpc_ecg.training.doctor import _open, diagnose
+from hpc_ecg.training.doctor_cluster import Finding, attempt, check_gpus, heed, merged
+from hpc_ecg.training.doctor_run import check_amplitude, project
+from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.engine_settings import EngineConfig
+from hpc_ecg.training.finetune import FinetuneConfig
+from hpc_ecg.training.plan import TrainConfig
+
+GOOD = ["versions", "gpus", "run_dir", "data", "weights", "ranks", "folder", "clock", "space"]
+GOOD += ["amplitude", "digests", "step", "time"]
+
+
+def config_of(shards, run_dir, *more) -> FinetuneConfig:
+    return load_config(FinetuneConfig, [], words_for(shards, run_dir, *more))
+
+
+def found(config) -> dict[str, Finding]:
+    """What is not as it should be, by name."""
+    return {f.name: f for f in diagnose(config) if f.level != "ok"}
+
+
+def test_a_run_that_would_work_is_found_well_and_nothing_of_it_is_made(shards, tmp_path, capsys):
+    assert main(["doctor", *words_for(shards, tmp_path / "run")]) == 0
+    *lines, sums = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"ok      {name}" for name in GOOD]
+    assert sums == f"{len(GOOD)} ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_step_leaves_the_weights_as_they_were(shards, tmp_path):
+    setup, _ = _open(config_of(shards, tmp_path / "run", "train.freeze=none"))
+    before = {name: value.clone() for name, value in setup.start.model.state_dict().items()}
+    engine = Engine(EngineConfig(device="cpu"))
+    try:
+        [step], seconds = doctor_run.check_step(engine, setup)
+    finally:
+        engine.close()
+    assert step.level == "ok" and seconds > 0
+    after = setup.start.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_and_the_first_one_speaks(shards, tmp_path):
+    first, second = run_on_ranks(2, ["doctor", *words_for(shards, tmp_path / "run")])
+    assert second == ""
+    assert "meeting: 2 processes met at 127.0.0.1:" in first
+    assert "ranks: 2 on 1 nodes; all-reduce of a number in " in first
+    assert f"{len(GOOD) + 1} ok" in first
+    assert list(tmp_path.iterdir()) == []
+
+
+# Each process is a node with a name and a folder of its own, another clock and another version.
+OTHER_NODE = """
+import sys, time
+from hpc_ecg.training import doctor_cluster, doctor_disks
+doctor_disks.PATIENCE_S, doctor_cluster.SLOW_GB_S = 1.0, 1e9
+if sys.argv.pop(1) == "1":
+    doctor_cluster.hpc_ecg.__version__ = "0.0"
+    ours = time.time
+    time.time = lambda: ours() + 400
+from hpc_ecg.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a process a disk of its own")
+def test_nodes_that_differ_are_named(shards, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    stream = "data.read=stream", "data.stream_lanes=3"
+    words = ["doctor", *words_for(shards, place / "run", *stream)]
+    script = 'hostname node$0; mount -t tmpfs none "$1"; shift; exec "$@"'
+    alone = ["unshare", "--uts", "--mount", "sh", "-c", script]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [*alone, str(rank), str(place), sys.executable, "-c", OTHER_NODE, str(rank), *words],
+            env=os.environ | _variables(rank, 2, port),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = (process.communicate(timeout=120)[0] for process in processes)
+    assert [process.returncode for process in processes] == [2, 2] and second == ""
+    lines = [line for line in first.splitlines() if not line.startswith("ok ")]
+    for line, part in zip(
+        lines,
+        (
+            "error   versions: they differ",
+            "warning ranks: 2 on 2 nodes; ",
+            f"error   folder: what another node writes in {place} is not read here within 1 s",
+            "error   clock: node1 is +400",
+            "error   data: data.stream_lanes=3 cannot be shared by 2 processes",
+            "skipped step: the data must be mended first",
+            "10 ok, 4 error, 1 warning, 1 skipped",
+        ),
+        strict=True,
+    ):
+        assert part in line
+    assert "(1 of 2 nodes: node0)" in first and "(2 of 2 nodes)" in first
+
+
+def test_findings_of_nodes_are_said_once_with_their_nodes(monkeypatch):
+    fine, bad = Finding("ok", "gpus", "4"), Finding("error", "gpus", "none")
+    everyone = [("a", [fine]), ("a", [fine]), ("b", [fine, bad]), ("c", [fine])]
+    monkeypatch.setattr(doctor_cluster, "exchange", lambda _: everyone)
+    assert [f.text for f in merged([])] == ["4 (3 of 3 nodes)", "none (1 of 3 nodes: b)"]
+
+
+def test_a_check_that_breaks_is_an_error_of_its_own():
+    def broken():
+        raise KeyError
+
+    assert attempt("space", broken) == [Finding("error", "space", "KeyError")]
+
+
+@pytest.mark.parametrize(
+    ("device", "seen", "tasks", "slurm", "level", "part"),
+    [
+        ("auto", 4, 4, 4, "ok", "4 tasks and 4 GPUs"),
+        ("auto", 1, 4, 4, "ok", "4 tasks and 4 GPUs"),  # --gpus-per-task=1
+        ("auto", 1, 1, 4, "ok", "1 tasks and 1 GPUs"),  # several runs in one job
+        ("auto", 2, 4, 2, "error", "each task needs its own: --ntasks-per-node=2"),
+        ("auto", 1, 2, 1, "error", "each task needs its own: --ntasks-per-node=1"),
+        ("auto", 4, 1, 4, "warning", "some idle: --ntasks-per-node=4"),
+        ("cpu", 4, 4, 4, "warning", "which idle: engine.device=cpu"),
+        ("cpu", 0, 2, 0, "ok", "2 tasks on the CPU"),
+        ("auto", 0, 1, 0, "ok", "1 tasks on the CPU"),
+        ("auto", 0, 2, 2, "error", "2 GPUs on a node, of which torch sees none"),
+        ("cuda", 0, 1, 0, "error", "of which torch sees none"),
+    ],
+)
+def test_gpus_are_held_against_tasks(monkeypatch, device, seen, tasks, slurm, level, part):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(doctor_cluster, "DRIVER", Path("/no/driver"))
+    for name, value in _variables(0, tasks, port=1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", str(slurm))
+    [finding] = check_gpus(EngineConfig(device=device))
+    assert finding.level == level and part in finding.text
+
+
+def test_two_processes_on_one_gpu_are_named(monkeypatch):
+    monkeypatch.setattr(doctor_cluster, "exchange", lambda _: ["a", "b", "a", None])
+    [finding] = doctor_cluster.check_own_gpus(torch.device("cpu"))
+    assert finding.level == "error" and "ranks 0, 2 have a GPU in common" in finding.text
+
+
+def test_a_job_of_several_tasks_without_srun_is_named(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    [finding] = doctor_cluster.check_ranks(torch.device("cpu"))
+    assert finding.level == "warning" and "the job has 4 tasks; start it with srun" in finding.text
+
+
+def test_missing_shards_are_an_error_and_the_cluster_is_still_looked_at(tmp_path, capsys):
+    assert main(["doctor", *words_for(tmp_path / "none", tmp_path / "run")]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    names = {line.split(":")[0] for line in lines}
+    assert {"error   data", "skipped weights", "skipped the rest"} <= names
+    assert {"ok      ranks", "ok      folder", "ok      clock"} <= names
+
+
+def test_a_damaged_shard_is_named_before_a_record_of_it_is_read(shards, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    name = json.loads((broken / "dataset.json").read_text())["shards"][-1]["name"]
+    with (broken / name).open("r+b") as file:
+        file.seek(600)
+        byte = file.read(1)
+        file.seek(600)
+        file.write(bytes([byte[0] ^ 1]))
+    wrong = found(config_of(broken, tmp_path / "run"))
+    assert wrong.keys() == {"digests", "step"}
+    assert f"{name} is damaged" in wrong["digests"].text and wrong["step"].level == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        (f"init.checkpoint={FIXTURES / 'golden_curve.json'}", "not a torch file"),
+        ("init.signal.sample_rate_hz=500", "do not mean the same: sample_rate_hz: 250 in"),
+    ],
+)
+def test_weights_that_do_not_fit_are_an_error(shards, tmp_path, word, part):
+    wrong = found(config_of(shards, tmp_path / "run", word))
+    assert wrong.keys() == {"weights", "the rest"}
+    assert wrong["weights"].level == "error" and part in wrong["weights"].text
+
+
+@pytest.mark.parametrize(
+    ("times", "level", "part"),
+    [
+        (1, "ok", "as expected"),
+        (1000, "error", "µV taken for mV"),
+        (0.001, "error", "V taken for mV"),
+        (4.88, "warning", "mended by × 0.205"),
+    ],
+)
+def test_an_amplitude_that_is_not_in_millivolts_is_named(shards, times, level, part):
+    opened, _ = open_shards(DataConfig(shards=str(shards)))
+    index = opened.index.assign(amplitude_mv=opened.index["amplitude_mv"] * times)
+    [finding] = check_amplitude(replace(opened, index=index))
+    assert finding.level == level and part in finding.text
+
+
+@pytest.fixture
+def tiny_disk(tmp_path, monkeypatch):
+    """A folder with 1 MB and few files left."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1M,nr_inodes=50", "none", str(place)]
+    if os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0:
+        yield place
+        subprocess.run(["umount", str(place)], check=True)
+    else:
+        usage, disk = type(shutil.disk_usage("/")), os.statvfs("/")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 0, 10**6))
+        few = type("Disk", (), {"f_files": disk.f_files or 50, "f_favail": 49})
+        monkeypatch.setattr(os, "statvfs", lambda _: few)
+        yield place
+
+
+def test_a_full_disk_is_an_error_unless_old_checkpoints_make_room(tiny_disk):
+    train = TrainConfig(keep_checkpoints=2)
+    [finding] = doctor_disks.check_space(tiny_disk / "run", train, 400_000)
+    assert finding.level == "error" and "for 2 + 1 checkpoints of 1.2 MB; make room" in finding.text
+    [finding] = doctor_disks.check_space(tiny_disk / "run", train, 40_000)
+    assert finding.level == "error" and "more files can be made" in finding.text
+
+
+def test_checkpoints_that_will_be_replaced_count_as_space(tmp_path, monkeypatch):
+    usage = type(shutil.disk_usage("/"))(10**6, 0, 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    train = TrainConfig(keep_checkpoints=2)
+    assert doctor_disks.check_space(tmp_path, train, 200_000)[0].level == "error"
+    (tmp_path / "model.safetensors").write_bytes(bytes(1_100_000))
+    assert doctor_disks.check_space(tmp_path, train, 200_000)[0].level == "ok"
+    ema = TrainConfig(keep_checkpoints=2, average="ema")
+    assert doctor_disks.check_space(tmp_path, ema, 200_000)[0].level == "error"
+
+
+def test_a_place_that_cannot_be_written_is_an_error():
+    [finding] = doctor_disks.check_folder(Path("/proc/run"), rank=0)
+    assert finding.level == "error" and finding.text.startswith("/proc cannot be written here: ")
+
+
+@pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (100, "warning"), (-1000, "error")])
+def test_a_clock_that_the_disk_does_not_share_is_named(tmp_path, monkeypatch, seconds, level):
+    ours = time.time
+    monkeypatch.setattr(time, "time", lambda: ours() + seconds)
+    [finding] = doctor_disks.check_clocks(tmp_path / "run", rank=0)
+    assert finding.level == level
+    assert level == "ok" or f"the disk of run_dir is {-seconds:+.1f} s from" in finding.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "level"),
+    [("data.stage_quota_gb=10", "ok"), ("data.stage_quota_gb=0.0001", "warning")],
+)
+def test_a_stage_that_is_too_small_is_named(shards, tmp_path, word, level):
+    config = config_of(shards, tmp_path / "run", f"data.stage_dir={tmp_path}", word)
+    opened, _ = open_shards(config.data)
+    [finding] = doctor_disks.check_stage(config.data, opened)
+    assert finding.level == level
+
+
+def test_a_stage_that_is_nowhere_is_an_error(shards, tmp_path):
+    wrong = found(config_of(shards, tmp_path / "run", "data.stage_dir=$NOT_SET_HERE"))
+    assert wrong.keys() == {"stage"} and "that variable is not set here" in wrong["stage"].text
+
+
+def test_a_folder_of_another_run_is_an_error(shards, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    other = to_yaml(config_of(shards, run_dir, "optim.lr=0.5"))
+    (run_dir / "config.yaml").write_text(other)
+    wrong = found(config_of(shards, run_dir))
+    assert wrong.keys() == {"run_dir"} and "optim.lr: 0.5 there" in wrong["run_dir"].text
+    (run_dir / "finished.json").write_text('{"steps": 1}')
+    wrong = found(config_of(shards, run_dir, "optim.lr=0.5"))
+    assert wrong["run_dir"].level == "warning" and "nothing would be done" in wrong["run_dir"].text
+
+
+def test_a_wish_that_the_engine_cannot_meet_ends_the_rounds(shards, tmp_path):
+    config = config_of(shards, tmp_path / "run", "engine.precision=fp16", "engine.device=cpu")
+    wrong = found(config)
+    assert wrong.keys() == {"engine", "the rest"}
+    assert "engine.precision=fp16 needs a GPU" in wrong["engine"].text
+
+
+def test_a_step_that_takes_too_much_memory_says_what_to_do(shards, tmp_path, monkeypatch):
+    def take_step(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to\nmany lines")
+
+    monkeypatch.setattr(Engine, "take_step", take_step)
+    wrong = found(config_of(shards, tmp_path / "run"))
+    assert wrong.keys() == {"step"} and wrong["step"].level == "error"
+    assert "you tried to; lower engine.micro_batch_size" in wrong["step"].text
+    setup, _ = _open(config_of(shards, tmp_path / "run"))
+    engine = Engine(EngineConfig(device="cpu"))
+    engine.world_size = 2  # who cannot tell the others must not wait for them
+    try:
+        with pytest.raises(ValueError, match=r"^step: .* lower engine\.micro"):
+            doctor_run.check_step(engine, setup)
+    finally:
+        engine.close()
+
+
+def test_a_step_that_nearly_fills_the_memory_is_a_warning(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_run, "memory_gb", lambda: 1e5)
+    wrong = found(config_of(shards, tmp_path / "run"))
+    assert wrong.keys() == {"step"} and wrong["step"].level == "warning"
+
+
+def test_weights_that_give_no_number_are_an_error(shards, tmp_path):
+    setup, _ = _open(config_of(shards, tmp_path / "run"))
+    with torch.no_grad():
+        setup.start.model.head.bias.fill_(float("nan"))
+    engine = Engine(EngineConfig(device="cpu"))
+    try:
+        [finding], seconds = doctor_run.check_step(engine, setup)
+    finally:
+        engine.close()
+    assert finding.level == "error" and "is not finite" in finding.text and seconds is None
+
+
+def test_the_time_of_a_run_is_held_against_that_of_the_job(shards, tmp_path, monkeypatch):
+    config = config_of(shards, tmp_path / "run", "train.max_epochs=100")
+    setup, _ = _open(config)
+    epoch = setup.schedule.steps_per_epoch
+    validation_s = 9 / 3 * len(setup.valid) / 12
+    seconds = 100 * epoch * 9 + 101 * validation_s
+    [finding] = project(setup, 9.0)
+    hours, minutes, rest = finding.text.split(" about ")[1].split(" h")[0].split(":")
+    assert finding.level == "ok" and f"{100 * epoch} steps" in finding.text
+    assert 3600 * int(hours) + 60 * int(minutes) + int(rest) == pytest.approx(seconds, abs=1)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 60))
+    [finding] = project(setup, 9.0)
+    assert finding.level == "warning" and "this job ends in 0:01:00 h" in finding.text
+
+
+def test_a_frozen_backbone_runs_once_however_long_the_head_trains(shards, tmp_path):
+    probe = ("train.freeze=backbone", "train.max_epochs=1000")
+    setup, _ = _open(config_of(shards, tmp_path / "run", *probe))
+    assert "0:00:" in project(setup, 3.0)[0].text
+
+
+def test_errors_stop_a_run_and_are_logged_once(caplog):
+    findings = [Finding("ok", "a", "1"), Finding("error", "b", "2"), Finding("error", "c", "3")]
+    with caplog.at_level(logging.INFO, "hpc_ecg"):
+        heed(findings[:1], is_first=True)
+        with pytest.raises(ValueError, match="errors, 2 in all"):
+            heed(findings, is_first=False)
+        assert caplog.messages == ["ok      a: 1"]
+        with pytest.raises(ValueError, match="errors, 2 in all"):
+            heed(findings, is_first=True)
+    assert caplog.messages[1:] == [str(finding) for finding in findings]
