@@ -25,7 +25,7 @@ def add_cohort(verbs: Any) -> None:
     group = cohort.add_argument_group("which ECGs")
     which = ("all", "first", "last", "random")
     group.add_argument("--ecgs-per-patient", default="all", choices=which, help=DEFAULT)
-    group.add_argument("--seed", type=int, default=0, help="of the choice at random")
+    group.add_argument("--seed", type=int, help="of the choice at random (default: 0)")
     group.add_argument("--min-age", type=float, metavar="YEARS")
     group.add_argument("--max-age", type=float, metavar="YEARS")
     cohort.set_defaults(verb=_cohort)
@@ -82,6 +82,9 @@ def _cohort(options: argparse.Namespace) -> int:
     from hpc_ecg.cohort.rules import Rules, apply_rules
     from hpc_ecg.log import say
 
+    if options.seed is not None and options.ecgs_per_patient != "random":
+        raise ValueError("--seed is for --ecgs-per-patient random; here it would do nothing")
+    options.seed = options.seed or 0
     rules = Rules(**{field.name: getattr(options, field.name) for field in fields(Rules)})
     sources = _sources(options)
     check_asked(rules, sources)

@@ -140,6 +140,7 @@ def _check_together(options: argparse.Namespace) -> None:
         ("repeats", "--folds", options.folds or options.repeats == 1),
         ("array_row", "--array", options.array),
         ("stratify", "--fractions or --folds", by_hash),
+        ("split_seed", "splits by hash or --folds", by_hash),
         ("fractions", "splits by hash or --stratify", by_hash and not options.folds),
     )
     for name, other, is_there in needs:
@@ -156,6 +157,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     from hpc_ecg.shards.job import Recordings
     from hpc_ecg.shards.plan import ShardingPlan, parse_slurm
 
+    layout_given = tuple(n for n in ("axes", "leads", "unit") if getattr(options, n) is not None)
     _take_from_manifest(options)
     _check_together(options)
     rate_hz = _as_number(options.rate)
@@ -184,6 +186,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
         split=_split(options),
         privacy=Privacy(key_file=options.key, dates=options.dates),
         rate_hz=rate_hz,
+        layout_given=layout_given,
         records_per_shard=options.shard_size,
         workers=options.workers,
         slurm=None if options.slurm is None else parse_slurm(options.slurm),

@@ -271,6 +271,8 @@ MISTAKES = [
     ({"--follow-up": "FOLDER/follow.csv", "--follow-up-patient": "x"}, "no column 'x'"),
     ({"--ecgs-per-patient": "two"}, "--ecgs-per-patient: invalid choice: 'two'"),
     ({"--seed": "x"}, "--seed: invalid int value: 'x'"),
+    ({"--seed": "0"}, "--seed is for --ecgs-per-patient random; here it would do nothing"),
+    ({"--seed": "1", "--ecgs-per-patient": "first"}, "--seed is for --ecgs-per-patient random"),
     ({"--min-age": "70"}, "no ECG is left: 1 no patient; 1 no readable date"),
     ({"--unknown": "1"}, "--unknown"),
 ]

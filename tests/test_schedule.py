@@ -30,12 +30,15 @@ def schedules(draw, samplings=SAMPLINGS):
     label_N[:2] = (0, 1)
     patient_N = rng.integers(0, draw(st.integers(1, num_records)), num_records)
     shard_N = np.sort(np.resize(np.repeat(np.arange(len(sizes)), sizes), num_records))
+    read, stream = draw(st.sampled_from(READS)), {}
+    if read == "stream":
+        lanes, buffer = draw(st.sampled_from([12, 24])), draw(st.integers(1, 20))
+        stream = {"stream_lanes": lanes, "stream_buffer": buffer}
     config = DataConfig(
         batch_size=draw(st.integers(1, 50)),
         sampling=draw(st.sampled_from(samplings)),
-        read=draw(st.sampled_from(READS)),
-        stream_lanes=draw(st.sampled_from([12, 24])),
-        stream_buffer=draw(st.integers(1, 20)),
+        read=read,
+        **stream,
     )
     words = patient_words([str(patient) for patient in patient_N])
     words = words if config.sampling == "one_per_patient" else None

@@ -20,11 +20,14 @@ from hpc_ecg.data.source import Source
 from hpc_ecg.shards.format import shard_name
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
 
-SETTINGS = {"read": "stream", "stream_lanes": 6, "stream_buffer": 5, "batch_size": 7}
+STREAM = {"stream_lanes": 6, "stream_buffer": 5}
 
 
 def opened(folder, split="train", **changes):
-    config = DataConfig(shards=str(folder), **(SETTINGS | changes))
+    settings = {"read": "stream", "batch_size": 7} | changes
+    if settings["read"] == "stream":
+        settings = STREAM | settings
+    config = DataConfig(shards=str(folder), **settings)
     shards, names = open_shards(config)
     dataset = open_split(shards, split, names, Source(shards, config))
     return dataset, Schedule.of(dataset, config, 5)

@@ -77,3 +77,12 @@ class DataConfig:
                 "data.order=fixed_batches is an order of all records, read by position; it needs "
                 "data.sampling=all and data.read=map"
             )
+        for name, other, is_there in (
+            ("stream_lanes", "data.read=stream", self.read == "stream"),
+            ("stream_buffer", "data.read=stream", self.read == "stream"),
+            ("stage_quota_gb", "data.stage_dir", self.stage_dir is not None),
+            ("repeat", "data.fold", self.fold is not None),
+        ):
+            value = getattr(self, name)
+            if value != getattr(DataConfig, name) and not is_there:
+                raise ValueError(f"data.{name}={value} is for {other}; here it would do nothing")

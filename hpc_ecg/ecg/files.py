@@ -39,6 +39,14 @@ def find_recording(folder: Path, name: str) -> Place:
     raise RecordError("not found", f"{name!r}: not in {folder}, nor with the ending .hea or .npy")
 
 
+def needs_layout(folder: Path, name: str) -> bool:
+    """Whether an ArrayLayout matters to this recording, or may: if its format is not known."""
+    try:
+        return _reader_of(find_recording(folder, name).path) is read_array
+    except RecordError:
+        return True
+
+
 def read_recording(place: Place | Path, layout: ArrayLayout) -> Recording:
     """Read one recording in any known format; `layout` matters to bare arrays only.
 

@@ -11,7 +11,7 @@ from typing import Any
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import Assignment, SplitPlan
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, Columns
-from hpc_ecg.ecg.files import ArrayLayout
+from hpc_ecg.ecg.files import ArrayLayout, needs_layout
 from hpc_ecg.ecg.leads import order_rows
 from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
 from hpc_ecg.ecg.recording import RecordError
@@ -32,6 +32,8 @@ class ShardingPlan:
     privacy: Privacy = field(default_factory=Privacy)
     rate_hz: float | None = None
     """Rate that every file must have; None: the column of rates, or whatever the files say."""
+    layout_given: tuple[str, ...] = ()
+    """What of the recordings' layout was asked for, not taken by default: axes, leads, unit."""
     records_per_shard: int = 1000
     workers: int = 1
     slurm: SlurmJobs | None = None
@@ -69,6 +71,16 @@ def check_plan(plan: ShardingPlan) -> None:
             raise ValueError(
                 f"--keep {name}: the index has a column {name} of its own; rename it in the table"
             )
+
+
+def check_layout(cohort: Cohort, plan: ShardingPlan) -> None:
+    """ValueError if no recording is one that the layout could change."""
+    signals = plan.recordings.signals
+    if plan.layout_given and not any(needs_layout(signals, file) for file in cohort.files):
+        raise ValueError(
+            f"--{plan.layout_given[0]} is for arrays (.npy, .mat, .h5 …); the files of this table "
+            "say it themselves, so it would do nothing"
+        )
 
 
 def shard_numbers(cohort: Cohort, plan: ShardingPlan) -> range:

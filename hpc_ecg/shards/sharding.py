@@ -40,6 +40,7 @@ from hpc_ecg.shards.index import (
 from hpc_ecg.shards.job import ShardJob
 from hpc_ecg.shards.plan import (
     ShardingPlan,
+    check_layout,
     check_plan,
     jobs_of,
     made_from,
@@ -68,6 +69,7 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     if plan.privacy.key_file is not None:
         plan = replace(plan, recordings=replace(plan.recordings, names_shown=False))
     cohort = read_cohort(plan.table, plan.columns)
+    check_layout(cohort, plan)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     _check_patients(cohort, plan)
     _check_no_empty_split(Counter(assignment.splits), assignment.how)
