@@ -1,13 +1,12 @@
-"""Which process am I? Ranks from torchrun's or Slurm's variables, said in torchrun's words.
+"""Which process am I? Ranks from torchrun's variables (RANK, WORLD_SIZE …) or Slurm's (SLURM_…).
 
-Accelerate and torch.distributed read RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT;
-`srun` sets SLURM_* instead. There is no launcher: `srun python -m hpc_ecg …` is enough.
+There is no launcher: `srun python -m hpc_ecg …` is enough. Where the processes meet is for
+rendezvous.py; this file is read before torch is.
 """
 
 import os
 import re
-import subprocess
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -38,25 +37,6 @@ def read_ranks(env: Mapping[str, str]) -> Ranks:
             local_world_size=_tasks_on_this_node(env),
         )
     return Ranks()
-
-
-def join_world(env: MutableMapping[str, str]) -> Ranks:
-    """Read the ranks and export them, with the address to meet at, for torch.distributed."""
-    ranks = read_ranks(env)
-    if ranks.world_size == 1:
-        return ranks
-    values = (ranks.rank, ranks.local_rank, ranks.world_size, ranks.local_world_size)
-    env.update({name: str(value) for name, value in zip(RANK_VARIABLES, values, strict=True)})
-    if "SLURM_JOB_ID" in env:
-        env.setdefault("MASTER_ADDR", _first_host(env))
-        env.setdefault("MASTER_PORT", str(_port_of_job(env)))
-    missing = [name for name in MASTER_VARIABLES if name not in env]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE={ranks.world_size} but {' and '.join(missing)} not set; "
-            "start several processes with torchrun or srun"
-        )
-    return ranks
 
 
 def without_ranks(env: Mapping[str, str]) -> dict[str, str]:
@@ -91,23 +71,6 @@ def _tasks_on_this_node(env: Mapping[str, str]) -> int:
         assert match, f"SLURM_STEP_TASKS_PER_NODE: {part}"
         counts += [int(match[1])] * int(match[2] or 1)
     return counts[int(env.get("SLURM_NODEID", "0"))]
-
-
-def _first_host(env: Mapping[str, str]) -> str:
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
-    if "[" not in nodes:
-        return nodes.split(",")[0]
-    command = ["scontrol", "show", "hostnames", nodes]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError):  # a container often has no scontrol
-        return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).split(",")[0]
-
-
-def _port_of_job(env: Mapping[str, str]) -> int:
-    """Below the ephemeral range (32768 and up), different for jobs and steps that share a node."""
-    step = int(env.get("SLURM_STEP_ID", "0"))
-    return 20000 + (int(env["SLURM_JOB_ID"]) + 1009 * step) % 12000
 
 
 def this_job() -> dict[str, str]:
