@@ -21,7 +21,7 @@ def add_data(verbs: Any) -> None:
     repair.set_defaults(verb=_repair)
 
     inspect = data_verbs.add_parser("inspect", help="say what is in shards, verify and draw them")
-    inspect.add_argument("shards", type=Path, metavar="SHARDS", help="a folder of shards")
+    inspect.add_argument("shards", metavar="SHARDS", help="a folder of shards, or its URL")
     inspect.add_argument("--split", help="only train, valid or test")
     inspect.add_argument("--no-verify", action="store_true", help="do not read every byte")
     inspect.add_argument("--json", action="store_true", help="numbers for programs")

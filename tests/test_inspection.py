@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from conftest import plan_for
 from hpc_ecg.cli import main
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.shards.format import read_shard_set
-from hpc_ecg.shards.inspection import find_damage, inspect_shards, write_page
+from hpc_ecg.shards.inspection import COPY_AGAIN, find_damage, inspect_shards, write_page
 from hpc_ecg.shards.sharding import shard_ecgs
 
 
@@ -105,6 +107,55 @@ def test_every_damaged_shard_is_named_in_one_line(copied, capsys):
         f"damaged: {third} is cut off: {len(whole) - 1000} of {len(whole)} bytes",
     ]
     assert lines[-1] == f"mend with: hpc-ecg data repair {copied}"
+
+
+@pytest.fixture
+def far(shards):
+    """The shards in fsspec's file system in memory: its URL, and the files there."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(f"{shards}/", "/looked/into", recursive=True)
+    yield "memory://looked/into", filesystem
+    filesystem.rm("/looked", recursive=True)
+
+
+def test_shards_at_a_url_are_looked_into_as_those_of_a_folder(far, shards, tmp_path, capsys):
+    (url, _), here, there = far, tmp_path / "here.html", tmp_path / "there.html"
+    near = inspect(capsys, shards, "--out", here)
+    code, lines, complaints = inspect(capsys, url, "--out", there)
+    assert (code, lines[1:], complaints) == (0, near[1][1:], [])
+    assert keys_on(there) == keys_on(here) and "Shards: into" in there.read_text()
+
+
+def test_damage_at_a_url_is_named_and_mended_where_the_shards_came_from(far, shards, capsys):
+    url, files = far
+    first, second, third, *_ = shard_names(shards)
+    files.rm(f"/looked/into/{first}")
+    files.pipe(f"/looked/into/{second}", (shards / third).read_bytes())
+    files.pipe(f"/looked/into/{third}", (shards / third).read_bytes()[:-9])
+    code, lines, _ = inspect(capsys, url)
+    size = (shards / third).stat().st_size
+    assert code == 1 and [line for line in lines if line.startswith("damaged: ")] == [
+        f"damaged: {first} is missing",
+        f"damaged: {second} is swapped: it holds {third}",
+        f"damaged: {third} is cut off: {size - 9} of {size} bytes",
+    ]
+    assert lines[-1] == f"mend with: {COPY_AGAIN}"
+    code, _, (complaint,) = inspect(capsys, "memory://looked/elsewhere")
+    assert code == 2 and complaint.endswith("memory://looked/elsewhere: dataset.json is missing")
+
+
+@pytest.mark.parametrize(
+    ("leave", "why"), [(Path.mkdir, "cannot be read: Is a directory"), (str, "is missing")]
+)
+def test_a_shard_that_cannot_be_read_is_one_line(copied, tmp_path, capsys, leave, why):
+    """A folder lies in its place, or nothing."""
+    for name in shard_names(copied):
+        (copied / name).unlink()
+        leave(copied / name)
+    code, lines, _ = inspect(capsys, copied)
+    assert code == 1 and lines[-2].endswith(f"shard-000003.tar {why}")
+    code, _, (complaint,) = inspect(capsys, copied, "--no-verify", "--out", tmp_path / "x.html")
+    assert code == 2 and complaint.endswith(why)
 
 
 def test_swapped_shards_are_called_so(copied):

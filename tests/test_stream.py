@@ -213,7 +213,7 @@ def refusal(**settings):
 
 
 def test_a_url_that_cannot_be_read_is_refused_with_what_is_missing(monkeypatch):
-    assert "no such file" in refusal(shards="memory://nothing/here")
+    assert "dataset.json is missing" in refusal(shards="memory://nothing/here")
     assert "Protocol not known: nonsense" in refusal(shards="nonsense://bucket/set")
     monkeypatch.setitem(
         known_implementations,

@@ -17,8 +17,9 @@ import pandas as pd
 
 from hpc_ecg.cohort import splits
 from hpc_ecg.data.settings import DataConfig
-from hpc_ecg.data.source import Source, open_shard_set
+from hpc_ecg.data.source import Source
 from hpc_ecg.data.views import choose_fold, replace_labels
+from hpc_ecg.shards.far import open_shard_set
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, rows_of_keys
 from hpc_ecg.writing import sha256_of
 

@@ -20,7 +20,8 @@ import pandas as pd
 from hpc_ecg.ecg_paper import draw_ecg
 from hpc_ecg.log import progress_bar
 from hpc_ecg.page import inline_svg, render_page
-from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, read_shard_set
+from hpc_ecg.shards.far import digest_shard, open_shard_set, read_part
+from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.index import amplitude_of_cohort, count_kinds
 from hpc_ecg.shards.quality_report import (
     Picture,
@@ -28,7 +29,9 @@ from hpc_ecg.shards.quality_report import (
     draw_amplitudes,
     most_frequent,
 )
-from hpc_ecg.writing import sha256_of, write_text
+from hpc_ecg.writing import write_text
+
+COPY_AGAIN = "a copy of the shards that hpc-ecg data repair has mended in their folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +43,21 @@ class Inspection:
     """All numbers, ready for JSON."""
 
 
-def inspect_shards(folder: Path, split: str | None = None, verify: bool = True) -> Inspection:
+def inspect_shards(place: str | Path, split: str | None = None, verify: bool = True) -> Inspection:
     """`facts["damaged"]` holds a line for each shard that is not as written, None if not verified.
 
     ValueError if description or index are missing or damaged, or the split has no record.
     """
-    shards = read_shard_set(folder, check_sizes=False)
+    shards = open_shard_set(place, check_sizes=False)
     index = shards.index
     if split is not None:
         index = index[index["split"] == split]
     if index.empty:
         found = ", ".join(shards.index["split"].unique())
-        raise ValueError(f"{folder} has no records in split {split}; there are {found}")
+        raise ValueError(f"{place} has no records in split {split}; there are {found}")
     about = shards.description
     facts = {
-        "folder": str(folder),
+        "folder": shards.name,
         "tool": about.get("tool"),
         "signal": asdict(shards.signal),
         "shards": len(about["shards"]),
@@ -69,6 +72,7 @@ def inspect_shards(folder: Path, split: str | None = None, verify: bool = True) 
         "left_out": about.get("left_out", {}),
         "split_policy": about.get("split"),
         "damaged": find_damage(shards) if verify else None,
+        "mend": f"hpc-ecg data repair {shards.name}" if shards.url is None else COPY_AGAIN,
     }
     return Inspection(shards=shards, index=index, facts=facts)
 
@@ -89,7 +93,7 @@ def describe_inspection(facts: dict[str, Any]) -> list[str]:
     lines.append(f"split: {_show_list(facts['split_policy'] or {})}")
     if facts["damaged"]:
         lines += [f"damaged: {line}" for line in facts["damaged"]]
-        return [*lines, f"mend with: hpc-ecg data repair {facts['folder']}"]
+        return [*lines, f"mend with: {facts['mend']}"]
     verified = "not verified" if facts["damaged"] is None else "all shards are as written"
     return [*lines, f"digests: {verified}"]
 
@@ -98,7 +102,7 @@ def write_page(path: Path, inspection: Inspection, num_plots: int, seed: int = 0
     page = render_page(
         "inspection.html.jinja",
         facts=inspection.facts,
-        title=inspection.shards.folder.resolve().name,
+        title=Path(inspection.shards.url or inspection.shards.folder.resolve()).name,
         histogram=draw_amplitudes(inspection.index["amplitude_mv"]),
         pictures=_draw_sample(inspection, num_plots, seed),
         show_signal=_show_signal,
@@ -123,18 +127,19 @@ def find_damage(shards: ShardSet) -> list[str]:
 
 
 def _check_shard(shards: ShardSet, number: int) -> str | None:
-    about, path = shards.description["shards"], shards.shard_path(number)
-    name, size = about[number]["name"], about[number]["bytes"]
-    if not path.is_file():
-        return f"{name} is missing"
-    digest = sha256_of(path)
+    about = shards.description["shards"]
+    name, expected = about[number]["name"], about[number]["bytes"]
+    try:
+        digest, size = digest_shard(shards, number)
+    except ValueError as error:
+        return str(error).removeprefix(f"{shards.name}: ")
     twins = [other["name"] for other in about if other["sha256"] == digest]
     if name in twins:
         return None
     if twins:
         return f"{name} is swapped: it holds {twins[0]}"
-    if path.stat().st_size < size:
-        return f"{name} is cut off: {path.stat().st_size} of {size} bytes"
+    if size < expected:
+        return f"{name} is cut off: {size} of {expected} bytes"
     return f"{name} is damaged (its SHA-256)"
 
 
@@ -224,13 +229,13 @@ def _draw(shards: ShardSet, record: pd.Series) -> Picture:
 
 def _read_mv(shards: ShardSet, record: pd.Series) -> np.ndarray:
     """[L, S]; NaN where a padded record has no samples."""
-    path, signal = shards.shard_path(int(record["shard"])), shards.signal
-    shape = len(signal.leads), signal.num_samples
-    counts = np.fromfile(path, "<i2", count=shape[0] * shape[1], offset=int(record["offset"]))
-    if hashlib.sha256(counts.tobytes()).hexdigest() != record["sha256"]:
+    shard, shape = int(record["shard"]), (len(shards.signal.leads), shards.signal.num_samples)
+    data = read_part(shards, shard, int(record["offset"]), 2 * shape[0] * shape[1])
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        name = f"{shards.name}/{shards.shard_path(shard).name}"
         raise ValueError(
-            f"{path} is damaged (key {record['key']}); leave out --no-verify to see all"
+            f"{name} is damaged (key {record['key']}); leave out --no-verify to see all"
         )
-    ecg_LS = counts.reshape(shape) * (shards.microvolts_per_count / 1000)
+    ecg_LS = np.frombuffer(data, "<i2").reshape(shape) * (shards.microvolts_per_count / 1000)
     ecg_LS[:, int(record["samples"]) :] = np.nan
     return ecg_LS
