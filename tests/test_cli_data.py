@@ -229,6 +229,28 @@ def test_a_damaged_shard_is_made_again_from_the_sources(folder, tmp_path, capsys
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_what_repair_cannot_mend_is_one_line_that_says_what_to_do(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert exit_code_of(words_of(folder, out, {"--shard-size": 3})) == 0
+    first, second, *_ = sorted(out.glob("*.tar"))
+    first.unlink()
+    second.unlink()
+    second.mkdir()
+
+    def refusal():
+        capsys.readouterr()
+        assert exit_code_of(["data", "repair", str(out)]) == 2
+        assert second.is_dir() and not first.exists()
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert refusal().endswith(f"{second} is a folder in a shard's place; move it away, then repair")
+    (out / "index.parquet").write_bytes(b"PAR1")
+    assert "(its SHA-256); copy it again from where the shards were written, or" in refusal()
+    (out / "index.parquet").unlink()
+    assert "index.parquet is missing; copy it again from where" in refusal()
+
+
 def test_a_shard_whose_sources_changed_is_not_replaced(folder, tmp_path, capsys):
     out, moved = tmp_path / "out", tmp_path / "moved"
     shutil.copytree(folder, moved)

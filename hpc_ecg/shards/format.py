@@ -31,6 +31,7 @@ LABEL_PREFIX = "label."
 FOLD_PREFIX = "fold."
 NEEDED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")
 ARRAY_ENDING = ".ecg.npy"
+NO_INDEX = "copy it again from where the shards were written, or write them again (repair needs it)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +118,12 @@ def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
     description = _read_description(folder)
     index_path = folder / "index.parquet"
     if not index_path.is_file():
-        raise ValueError(f"{index_path} is missing; write the shards again")
+        raise ValueError(f"{index_path} is missing; {NO_INDEX}")
     digest = sha256_of(index_path)
     if digest != description["index_sha256"]:
-        raise ValueError(f"{index_path} is not the one that dataset.json describes (its SHA-256)")
+        raise ValueError(
+            f"{index_path} is not the one that dataset.json describes (its SHA-256); {NO_INDEX}"
+        )
     if check_sizes:
         _check_sizes(folder, description["shards"])
     return ShardSet(
@@ -144,7 +147,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise ValueError(f"{path}: not JSON ({error}); {NO_INDEX}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path}: not a description of {FORMAT}; write the shards again")
     missing = [name for name in NEEDED if name not in description]

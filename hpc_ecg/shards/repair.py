@@ -29,6 +29,10 @@ def repair(folder: Path, table: Path | None = None, signals: Path | None = None)
     ]
     if not damaged:
         return []
+    for number in damaged:
+        path = shards.shard_path(number)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder in a shard's place; move it away, then repair")
     plan = plan_of(shards, table, signals)
     cohort = read_cohort(plan.table, plan.columns)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
