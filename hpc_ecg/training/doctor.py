@@ -15,7 +15,7 @@ from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.schedule import Schedule
 from hpc_ecg.data.source import Source
 from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.training.doctor_cluster import Finding, attempt, exchange
+from hpc_ecg.training.doctor_cluster import Finding, attempt, exchange, reason
 from hpc_ecg.training.doctor_disks import nearest_folder
 from hpc_ecg.training.doctor_run import Setup, examine, look_at_node
 from hpc_ecg.training.engine import Engine
@@ -40,7 +40,7 @@ def diagnose(config: FinetuneConfig) -> Iterator[Finding]:
         engine = Engine(patience, nearest_folder(run_dir))
     except Exception as error:
         yield from found
-        yield Finding("error", ALONE, f"on {socket.gethostname()}: {str(error).splitlines()[0]}")
+        yield Finding("error", ALONE, f"on {socket.gethostname()}: {reason(error)}")
         yield Finding("skipped", "the rest", "the processes must meet first")
         return
     try:
@@ -51,7 +51,7 @@ def diagnose(config: FinetuneConfig) -> Iterator[Finding]:
             yield Finding("ok", "meeting", text)
         yield from examine(engine, run_dir, setup, found)
     except RuntimeError as error:
-        why = f"{socket.gethostname()} has lost the others: {str(error).splitlines()[0]}"
+        why = f"{socket.gethostname()} has lost the others: {reason(error)}"
         yield Finding("error", ALONE, why)
     finally:
         engine.close()
@@ -68,7 +68,7 @@ def _open(config: FinetuneConfig) -> tuple[Setup | None, list[Finding]]:
         Judge(valid, config.data.task, config.train.best_metric, config.loss)
     except Exception as error:
         skipped = Finding("skipped", "weights", "they must fit the data, which must be read first")
-        return None, [*found, Finding("error", "data", str(error)), skipped]
+        return None, [*found, Finding("error", "data", reason(error)), skipped]
     text = f"{len(train)} records train and {len(valid)} validate, labels {', '.join(labels)}"
     found.append(Finding("ok", "data", text))
     try:
@@ -80,7 +80,7 @@ def _open(config: FinetuneConfig) -> tuple[Setup | None, list[Finding]]:
         check_start(start, shards, config.init.checkpoint)
         describe_stages(start, stages)
     except Exception as error:
-        return None, [*found, Finding("error", "weights", str(error))]
+        return None, [*found, Finding("error", "weights", reason(error))]
     counts, head = start.report["counts"], start.report["head"]
     text = f"{counts['tensors_loaded']} tensors loaded, {counts['tensors_fresh']} new, "
     text += (

@@ -38,7 +38,8 @@ class Finding(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.level:8}{self.name}: {self.text}"
+        line = f"{self.level:8}{self.name}: {self.text}"
+        return "".join(c if c.isprintable() else " " for c in line)  # a file's own words, too
 
 
 def attempt(
@@ -48,7 +49,12 @@ def attempt(
     try:
         return check(*arguments) or []
     except Exception as error:  # of any kind: that is what the doctor is asked about
-        return [Finding("error", name, str(error) or type(error).__name__)]
+        return [Finding("error", name, reason(error))]
+
+
+def reason(error: Exception) -> str:
+    """Without the lines of C++ that torch adds."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def exchange(value: Any) -> list[Any]:

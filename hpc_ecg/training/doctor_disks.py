@@ -1,6 +1,7 @@
 """The doctor's checks of disks and clocks: what is written is seen everywhere, and there is space.
 
-Files are written beside the run, or where its folder will be made, and removed again.
+Files are written beside the run, or where its folder will be made, and removed again (by a later
+start of the run, if the doctor is killed).
 """
 
 import os
@@ -36,7 +37,8 @@ def check_folder(run_dir: Path, rank: int) -> list[Finding]:
     """Of the world: what a node writes beside the run is read on the others, both ways."""
     place, token = exchange((nearest_folder(run_dir), uuid.uuid4().hex))[0]
     hosts = exchange(socket.gethostname())
-    files = {host: place / f".doctor-{token}-{n}" for n, host in enumerate(dict.fromkeys(hosts))}
+    names = {host: f".doctor.{n}-{token}.partial" for n, host in enumerate(dict.fromkeys(hosts))}
+    files = {host: place / name for host, name in names.items()}
     mine, first, speaks = files[hosts[rank]], files[hosts[0]], hosts.index(hosts[rank]) == rank
     others = [file for file in files.values() if first in (mine, file)] if speaks else []
     try:
@@ -87,7 +89,9 @@ def check_clocks(run_dir: Path, rank: int) -> list[Finding]:
 def _disk_ahead(folder: Path) -> float:
     """Seconds; 0 where nothing can be written, which is another check's finding."""
     try:
-        with NamedTemporaryFile(dir=folder, prefix=".doctor-", buffering=0) as file:
+        with NamedTemporaryFile(
+            dir=folder, prefix=".doctor.0", suffix=".partial", buffering=0
+        ) as file:
             before = time.time()
             file.write(b"x")
             os.fsync(file.fileno())

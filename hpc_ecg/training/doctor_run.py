@@ -5,7 +5,6 @@ step is taken with a learning rate of 0, so the weights stay as they were.
 """
 
 import hashlib
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.shards.index import amplitude_of_cohort
 from hpc_ecg.training import doctor_cluster as cluster
 from hpc_ecg.training import doctor_disks as disks
-from hpc_ecg.training.doctor_cluster import Finding, attempt, exchange, merged
+from hpc_ecg.training.doctor_cluster import Finding, attempt, exchange, merged, reason
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.engine_settings import EngineConfig
 from hpc_ecg.training.inputs import Change
@@ -87,7 +86,7 @@ def _check_shard(train: Dataset, shard: int) -> list[Finding]:
             while block := file.read(BLOCK):
                 digest.update(block)
     except (ValueError, OSError) as error:
-        return [Finding("error", "digests", str(error))]
+        return [Finding("error", "digests", reason(error))]
     if digest.hexdigest() == train.shards.description["shards"][shard]["sha256"]:
         return []
     why = train.damage(shard, "its SHA-256 is not that of dataset.json")
@@ -115,7 +114,7 @@ def check_step(engine: Engine, setup: Setup) -> tuple[list[Finding], float | Non
     try:
         batch = next(batches)
     except (ValueError, OSError) as error:
-        wrong = [Finding("error", "step", str(error))]
+        wrong = [Finding("error", "step", reason(error))]
     wrong = merged(wrong)
     if wrong or batch is None:
         return wrong, None
@@ -123,7 +122,7 @@ def check_step(engine: Engine, setup: Setup) -> tuple[list[Finding], float | Non
         loss, seconds = _take_steps(engine, setup, batch)
     except (ValueError, RuntimeError) as error:
         is_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-        why = f"{str(error).splitlines()[0]}{LESS_MEMORY if is_memory else ''}"
+        why = f"{reason(error)}{LESS_MEMORY if is_memory else ''}"
         if engine.world_size > 1:
             raise ValueError(f"step: {why}") from None
         return [Finding("error", "step", why)], None
@@ -132,7 +131,7 @@ def check_step(engine: Engine, setup: Setup) -> tuple[list[Finding], float | Non
         f"{len(batch.positions)} records in {seconds:.2g} s, at most {used:.1f} of {limit:.0f} GB "
     )
     text += f"for a process, loss {loss:.4g}"
-    if not math.isfinite(loss) or engine.first_bad_step() is not None:
+    if engine.first_bad_step() is not None:
         mend = "look at the weights, and at the amplitude of the data"
         return [Finding("error", "step", f"{text}: loss or gradient is not finite; {mend}")], None
     if used > FULL * limit:
