@@ -373,8 +373,7 @@ def test_a_frozen_backbone_runs_once_however_long_the_head_trains(shards, tmp_pa
     assert "0:00:" in project(setup, 3.0)[0].text
 
 
-def test_errors_stop_a_run_and_are_logged_once(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("hpc_ecg"), "propagate", True)
+def test_errors_stop_a_run_and_are_logged_once(caplog):
     findings = [Finding("ok", "a", "1"), Finding("error", "b", "2"), Finding("error", "c", "3")]
     with caplog.at_level(logging.INFO, "hpc_ecg"):
         heed(findings[:1], is_first=True)
