@@ -17,7 +17,7 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 # its rank: all libraries then mean the same one by its number, and GPUs reach each other.
 unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
 
-say() { echo "$(date '+%F %T') slurm: $*" >&2; }
+say() { printf '%(%F %T)T slurm: %s\n' -1 "$*" >&2; }
 
 run() {
   local options=(--kill-on-bad-exit=1) said copier step signalled=yes code name

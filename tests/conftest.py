@@ -4,11 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
+from ranks import run_on_ranks
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cohort.privacy import Privacy
@@ -102,6 +105,13 @@ def words_for(shards: Path, run_dir: Path, *more: str) -> list[str]:
     ]
 
 
+def long_words(shards: Path, run_dir: Path) -> list[str]:
+    """100 steps, long enough to be interrupted; one is saved before each validation, every 4."""
+    return words_for(
+        shards, run_dir, "train.max_epochs=25", "train.patience=null", "optim.lr=0.0002"
+    )
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory) -> Iterator[Path]:
     """A real Slurm of three nodes on this machine; its folder. SLURM_CONF points to it."""
@@ -112,11 +122,30 @@ def slurm(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("slurm")
     script = str(Path(__file__).parent / "slurm" / "slurm-local.sh")
     environment = os.environ | {"SLURM_LOCAL_ROOT": str(folder), "ACCT": "none"}
-    subprocess.run(["bash", script, "start", "3"], check=True, env=environment)
     before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
-    yield folder
-    subprocess.run(["bash", script, "stop"], check=True, env=environment)
+    with FileLock(Path(tempfile.gettempdir()) / "hpc_ecg-slurm.lock"):  # ports are the machine's
+        subprocess.run(["bash", script, "start", "3"], check=True, env=environment)
+        os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+        yield folder
+        subprocess.run(["bash", script, "stop"], check=True, env=environment)
     os.environ.pop("SLURM_CONF")
     if before is not None:
         os.environ["SLURM_CONF"] = before
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """Where a user submits: the scripts, and no site file of whoever runs the tests."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("job.sh", "finetune.sh", "sweep.sh"):
+        (folder / "slurm").mkdir(exist_ok=True)
+        shutil.copy(FIXTURES.parents[1] / "slurm" / name, folder / "slurm" / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shards, tmp_path_factory) -> Path:
+    """Two processes, no Slurm, no interruption."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_on_ranks(2, ["finetune", *long_words(shards, folder)])
+    return folder

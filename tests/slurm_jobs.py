@@ -1,0 +1,134 @@
+"""Jobs of the test cluster: submitted as a user does, watched, and done harm to.
+
+Everything runs on this machine as root, so a test can look at a job's processes and kill them.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from test_finetune import events, same_tensors
+
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
+
+
+def command(*words: str, **options) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True, **options).stdout
+
+
+def sbatch(
+    project: Path, log: Path, options: str, script: str, *words: str, **variables: str
+) -> subprocess.CompletedProcess:
+    """`variables`: of the shell that submits."""
+    given = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", *options.split()]
+    environment = os.environ | {"HPC_ECG_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*given, f"slurm/{script}", *words],
+        env=environment | variables,
+        cwd=project,
+        capture_output=True,
+        text=True,
+    )
+
+
+class Job:
+    """A run submitted by slurm/finetune.sh (or another script) and its log."""
+
+    def __init__(self, project: Path, log: Path, options: str, *words: str, **more: str) -> None:
+        self._log = log
+        script = more.pop("script", "finetune.sh")
+        answer = sbatch(project, log, options, script, *words, **more)
+        assert answer.returncode == 0, answer.stderr
+        self.id = answer.stdout.strip()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    def facts(self) -> dict[str, str]:
+        shown = command("scontrol", "--oneliner", "show", "job", self.id)
+        return dict(re.findall(r"(\w+)=(\S+)", shown))
+
+    def end(self, patience_s: float = 120) -> str:
+        """Its state, as soon as nothing more will happen."""
+        wait_until(lambda: self.facts()["JobState"] in ENDED, self, patience_s)
+        return self.facts()["JobState"]
+
+    def restarts(self) -> int:
+        return int(self.facts()["Restarts"])
+
+    def processes(self) -> dict[int, int]:
+        """Rank -> pid of the processes that run hpc_ecg."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                pairs = (folder / "environ").read_bytes().split(b"\0")
+            except OSError:  # it ended
+                continue
+            env = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
+            mine = env.get(b"SLURM_JOB_ID") == self.id.encode() and b"SLURM_STEP_ID" in env
+            if mine and words[1:3] == [b"-m", b"hpc_ecg"] and b"python" in words[0]:
+                found[int(env[b"SLURM_PROCID"])] = int(folder.name)
+        return found
+
+    def shell(self) -> int:
+        """The pid of the batch script."""
+        return int(command("pgrep", "-f", rf"job0*{self.id}/slurm_script$").split()[0])
+
+
+def wait_until(condition: Callable[[], object], job: Job, patience_s: float = 60) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {patience_s} s in vain; its log:\n{job.log}"
+        time.sleep(0.1)
+
+
+def wait_for_step(job: Job, run_dir: Path, step: int) -> None:
+    mark = f'"event": "step", "step": {step},'
+    metrics = run_dir / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and mark in metrics.read_text(), job)
+
+
+def hold_until_told(job: Job, number: int, ask: Callable[[], object]) -> None:
+    """Stop its processes in their tracks until Slurm has done what it is asked for: to send them
+    a signal, which may take half a minute. (With some it sends one that lets them go on.)"""
+    held = job.processes().values()
+    assert held
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    ask()
+    wait_until(lambda: all(_is_told(pid, number) for pid in held), job)
+    for pid in held:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _is_told(pid: int, number: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+    pending = [int(mask, 16) for mask in re.findall(r"(?:Sig|Shd)Pnd:\s*(\w+)", status)]
+    return "\nState:\tT" not in status or any(mask >> (number - 1) & 1 for mask in pending)
+
+
+def assert_as_if_undisturbed(run_dir: Path, undisturbed: Path, at_most_lost: int) -> None:
+    """It was resumed once, lost no more steps than that, and all it left is the same, bitwise."""
+    (resumed,) = events(run_dir, "resumed")
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    before = lines[: lines.index(resumed)]
+    lost = max(line.get("step", 0) for line in before) - resumed["step"]
+    assert 0 < resumed["step"] < 100 and lost <= at_most_lost
+    assert (run_dir / "finished.json").exists()
+    files = [path.relative_to(undisturbed) for path in undisturbed.rglob("*.safetensors")]
+    assert len(files) == 5, "best weights and two checkpoints"
+    for file in files:
+        assert same_tensors(run_dir / file, undisturbed / file), file

@@ -1,0 +1,79 @@
+"""slurm/finetune.sh under a real Slurm: any size gives one process's result; what Slurm does to a
+job costs at most what was not saved."""
+
+from signal import SIGUSR2
+
+import numpy as np
+import pytest
+from conftest import long_words, words_for
+from slurm_jobs import (
+    Job,
+    assert_as_if_undisturbed,
+    command,
+    hold_until_told,
+    wait_for_step,
+    wait_until,
+)
+from test_finetune import events, losses, run
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+
+@pytest.fixture(scope="session")
+def alone(shards, tmp_path_factory):
+    """Eight steps of one process."""
+    return run(words_for(shards, tmp_path_factory.mktemp("alone") / "run"))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "zero2"])
+def test_two_nodes_of_two_tasks_give_the_losses_of_one_process(
+    slurm, project, shards, tmp_path, alone, parallel
+):
+    words = words_for(shards, tmp_path / "run", f"engine.parallel={parallel}")
+    job = Job(project, tmp_path / "log", "-N2 --ntasks-per-node=2", *words)
+    assert job.end() == "COMPLETED", job.log
+    started = events(tmp_path / "run", "started")[0]
+    assert started["processes"] == 4 and started["slurm"]["SLURM_JOB_NODELIST"] == "node[1-2]"
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-6)
+    assert not list((tmp_path / "run").glob(".meeting*"))
+
+
+def test_at_the_time_limit_a_run_is_saved_and_goes_on_by_itself(
+    slurm, project, shards, tmp_path, undisturbed
+):
+    words = long_words(shards, tmp_path / "run")
+    job = Job(project, tmp_path / "log", "-N2 --time=5", *words)
+    wait_for_step(job, tmp_path / "run", 20)
+    limit = ["scontrol", "update", f"JobId={job.id}", "TimeLimit=1"]
+    hold_until_told(job, SIGUSR2, lambda: command(*limit))
+    assert job.end() == "COMPLETED", job.log
+    assert f"saved after a signal: job {job.id} is back in the queue" in job.log
+    assert_as_if_undisturbed(tmp_path / "run", undisturbed, at_most_lost=0)
+    assert job.restarts() == 1
+
+
+def test_a_job_that_goes_first_takes_the_nodes_and_gives_them_back(
+    slurm, project, shards, tmp_path, undisturbed
+):
+    words = long_words(shards, tmp_path / "run")
+    job = Job(project, tmp_path / "log", "-N2 --partition=low --exclusive", *words)
+    wait_for_step(job, tmp_path / "run", 20)
+    first = ["--partition=main", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    hold_until_told(job, SIGUSR2, lambda: command("sbatch", *first))
+    assert job.end() == "COMPLETED", job.log
+    assert_as_if_undisturbed(tmp_path / "run", undisturbed, at_most_lost=0)
+
+
+def test_two_jobs_on_one_node_do_not_meet_each_other(slurm, project, shards, tmp_path, alone):
+    jobs = [
+        Job(
+            *(project, tmp_path / f"log-{name}", "--ntasks-per-node=2 --nodelist=node1"),
+            *words_for(shards, tmp_path / name),
+        )
+        for name in ("a", "b")
+    ]
+    wait_until(lambda: all(len(job.processes()) == 2 for job in jobs), jobs[0])
+    for job in jobs:
+        assert job.end() == "COMPLETED", job.log
+    for name in ("a", "b"):
+        np.testing.assert_allclose(losses(tmp_path / name), losses(alone), rtol=1e-6)
