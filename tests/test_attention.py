@@ -16,7 +16,7 @@ from hpc_ecg.model.kernels import explain_attention
 
 LENGTHS = torch.tensor([9, 5, 1])
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-OFF = RecordDropout(0.0)
+OFF = RecordDropout(0.0, stream=1)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -119,7 +119,7 @@ def test_dropout_of_weights_is_the_records_own(kind):
 
 def test_dropout_of_weights_keeps_their_mean():
     q_BHTE = torch.zeros(64, 4, 9, 8)
-    drop = RecordDropout(0.3)
+    drop = RecordDropout(0.3, stream=1)
     out = attend(q_BHTE, q_BHTE, q_BHTE + 1, None, "math", drop, torch.arange(64))
     spread = math.sqrt(0.3 / 0.7 / (64 * 4 * 9 * 9))
     assert abs(out.mean().item() - 1) < 4 * spread

@@ -102,7 +102,7 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
-        self.dropout = RecordDropout(dropout)
+        self.dropout = RecordDropout(dropout, stream=1)
 
     def forward(
         self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None

@@ -1,7 +1,7 @@
 """Dropout whose mask belongs to the record: not to its rank, its micro-batch or its place there.
 
 A word per record and an activation go in, the activation with some elements dropped comes out. An
-element is dropped by its record's word, the module's stream, its token and its column alone, in
+element is dropped by its record's word, the place in the model, its token and its column alone, in
 integer arithmetic that is the same on every device; no generator has a state to keep.
 
 Each token has two random numbers a, s of 32 bits and each column one, c; an element is dropped if
@@ -9,9 +9,7 @@ a c + s mod 2^32 is below p 2^32. So two elements of a token are dropped as if i
 2^(k-32) where their columns' numbers agree in the last k bits (multiply-shift hashing;
 Dietzfelbinger 1996), and a mask costs three passes over the elements.
 """
-# B batch, T tokens, D width
-
-import zlib
+# B batch, L layers, T tokens, D width
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +18,12 @@ from torch import Tensor, nn
 
 class RecordDropout(nn.Module):
     """Dropout on [B, T, D] in training: by a word for each record (int64 [B], any values, the
-    record's own in this step), or from torch's generator where none are given."""
+    record's own in this step), or from torch's generator where none are given. `stream` numbers
+    the dropouts that are given the same words."""
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, stream: int) -> None:
         super().__init__()
-        self.p, self.stream = p, 0
+        self.p, self.stream = p, stream
 
     def forward(self, x_BTD: Tensor, words_B: Tensor | None = None) -> Tensor:
         if not self.training or self.p == 0.0:
@@ -32,18 +31,17 @@ class RecordDropout(nn.Module):
         if words_B is None:
             return F.dropout(x_BTD, self.p)
         _, num_tokens, width = x_BTD.shape
-        is_kept_BTD = _kept(words_B ^ self.stream, num_tokens, width, self.p)
+        is_kept_BTD = _kept(words_B ^ (self.stream << 32), num_tokens, width, self.p)
         return x_BTD * is_kept_BTD * (1 / (1 - self.p))
 
     def extra_repr(self) -> str:
-        return f"p={self.p}"
+        return f"p={self.p}, stream={self.stream}"
 
 
-def name_streams(model: nn.Module) -> None:
-    """Give each dropout of a model a stream of its own, by its name."""
-    for name, module in model.named_modules():
-        if isinstance(module, RecordDropout):
-            module.stream = zlib.crc32(name.encode())
+def words_of_layers(words_B: Tensor, num_layers: int) -> Tensor:
+    """Each record's words for layers that are alike, [L, B]: so one compiled layer serves all."""
+    layer_L = torch.arange(num_layers, device=words_B.device)
+    return _mix(_mix(words_B) + layer_L[:, None])
 
 
 def _kept(words_B: Tensor, num_tokens: int, width: int, p: float) -> Tensor:
@@ -56,7 +54,7 @@ def _kept(words_B: Tensor, num_tokens: int, width: int, p: float) -> Tensor:
 
 
 def _mix(word: Tensor) -> Tensor:
-    """Neighbouring int64 words in, unrelated ones out: two rounds of multiply and shift, with the
-    constants of SplitMix64 (Steele, Lea and Flood 2014); int64 wraps around."""
-    word = word * -4658895280553007687
+    """Neighbouring int64 words in, unrelated ones out after two such rounds of multiply and shift,
+    with the constants of SplitMix64 (Steele, Lea and Flood 2014); int64 wraps around."""
+    word = (word - 7046029254386353131) * -4658895280553007687
     return (word ^ (word >> 32)) * -7723592293110705685

@@ -26,7 +26,7 @@ def explain_attention(
     q_BHTE.requires_grad_()
     mask_BT = torch.zeros(2, num_tokens, dtype=torch.bool, device=device)
     mask_BT[1, max(1, num_tokens // 2) :] = True
-    dropout = RecordDropout(attention.dropout.p)
+    dropout = RecordDropout(attention.dropout.p, stream=1)
     words_B = torch.zeros(2, dtype=torch.int64, device=device)
     case = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
     case += f" {'with' if has_mask else 'without'} padding"

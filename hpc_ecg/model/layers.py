@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hpc_ecg.model.architecture import Architecture, ModelConfig
 from hpc_ecg.model.attention import SelfAttention
-from hpc_ecg.model.dropout import RecordDropout
+from hpc_ecg.model.dropout import RecordDropout, words_of_layers
 
 
 class ConvStem(nn.Module):
@@ -91,9 +91,9 @@ class EncoderLayer(nn.Module):
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
         self.final_layer_norm = nn.LayerNorm(width)
-        self.attended_dropout = RecordDropout(config.dropout)
-        self.activation_dropout = RecordDropout(config.activation_dropout)
-        self.dropout = RecordDropout(config.dropout)
+        self.attended_dropout = RecordDropout(config.dropout, stream=2)
+        self.activation_dropout = RecordDropout(config.activation_dropout, stream=3)
+        self.dropout = RecordDropout(config.dropout, stream=4)
 
     def forward(
         self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
             EncoderLayer(architecture, config) for _ in range(architecture.encoder_layers)
         )
         self.layer_norm = nn.LayerNorm(architecture.encoder_embed_dim)
-        self.dropout = RecordDropout(config.dropout)
+        self.dropout = RecordDropout(config.dropout, stream=2)
         self.checkpoint_layers = False
 
     def forward(
@@ -124,7 +124,9 @@ class Encoder(nn.Module):
         if mask_BT is not None:
             x_BTD = x_BTD.masked_fill(mask_BT[..., None], 0.0)
         x_BTD = self.dropout(self.layer_norm(x_BTD), words_B)
-        for layer in self.layers:
+        words_LB = None if words_B is None else words_of_layers(words_B, len(self.layers))
+        for number, layer in enumerate(self.layers):
+            words_B = None if words_LB is None else words_LB[number]
             if self.checkpoint_layers and layer.training:
                 x_BTD = checkpoint(layer, x_BTD, mask_BT, words_B, use_reentrant=False)
             else:

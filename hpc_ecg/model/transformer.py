@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_ecg.model.architecture import Architecture, ModelConfig, resolve_architecture
-from hpc_ecg.model.dropout import RecordDropout, name_streams
+from hpc_ecg.model.dropout import RecordDropout
 from hpc_ecg.model.layers import ConvStem, Encoder, PositionalConv
 
 __all__ = [
@@ -47,7 +47,7 @@ class ECGTransformer(nn.Module):
         conv_pos = PositionalConv(width, architecture.conv_pos, architecture.conv_pos_groups)
         self.conv_pos = nn.ModuleDict({"pos_conv": nn.Sequential(conv_pos)})
         self.layer_norm = nn.LayerNorm(features)
-        self.dropout_input = RecordDropout(config.dropout_input)
+        self.dropout_input = RecordDropout(config.dropout_input, stream=1)
 
     def extract(
         self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
@@ -101,10 +101,9 @@ class ECGClassifier(nn.Module):
             raise ValueError(f"the model needs at least one label, got {num_labels}")
         self.backbone = ECGTransformer(architecture, config)
         self.head = nn.Linear(architecture.encoder_embed_dim, num_labels)
-        self.final_dropout = RecordDropout(config.final_dropout)
+        self.final_dropout = RecordDropout(config.final_dropout, stream=3)
         self.pooling = config.pooling
         self.frozen: list[nn.Module] = []
-        name_streams(self)
 
     @property
     def stem(self) -> ConvStem:
