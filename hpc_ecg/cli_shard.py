@@ -90,6 +90,7 @@ def _add_signal(shard: argparse.ArgumentParser) -> None:
     group.add_argument("--window", default="first", help="first (default), centre or all")
     group.add_argument("--pad-short", action="store_true", help="fill up with zeros, flagged")
     group.add_argument("--missing-leads", default="leave_out", help="or zero: filled, flagged")
+    group.add_argument("--clip", action="store_true", help="keep what is beyond ±32 mV, flagged")
     group.add_argument("--highpass", type=float, metavar="HZ", help="against baseline wander")
     group.add_argument("--notch", type=float, metavar="HZ", help="against mains: 50 or 60")
     group.add_argument("--resampling", default="resample_poly", help="or decimate: x[::k]")
@@ -182,6 +183,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
             ),
             signal=_signal(options),
             missing_leads=options.missing_leads,
+            clip=options.clip,
         ),
         split=_split(options),
         privacy=Privacy(key_file=options.key, dates=options.dates),

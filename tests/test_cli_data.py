@@ -229,6 +229,28 @@ def test_a_damaged_shard_is_made_again_from_the_sources(folder, tmp_path, capsys
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_a_layout_is_for_the_arrays_among_other_files(folder, tmp_path):
+    table = pd.read_csv(folder / "table.csv")
+    table["path"] = [f"{'npy' if n == 5 else 'wfdb'}/r{n}" for n in range(8)]
+    table.to_csv(folder / "mixed.csv", index=False)
+    changes = {"TABLE": folder / "mixed.csv", "--signals": folder, "--file": "path"}
+    changes |= {"--axes": "samples,leads", "--unit": "uV", "--rate": "500"}
+    index = index_of(folder, tmp_path / "out", changes)
+    (folder / "mixed.csv").unlink()
+    assert len(index) == 8
+
+
+def test_clipped_records_are_flagged_and_repaired_as_clipped(folder, tmp_path):
+    changes = {"--signals": folder / "npy", "--axes": "samples,leads", "--unit": "V"}
+    index = index_of(folder, tmp_path / "out", changes | {"--rate": "500", "--clip": True})
+    assert len(index) == 8 and index["flags"].str.contains("clipped:").all()
+    tar = tmp_path / "out" / "shard-000000.tar"
+    before = tar.read_bytes()
+    tar.unlink()
+    assert exit_code_of(["data", "repair", str(tmp_path / "out")]) == 0
+    assert tar.read_bytes() == before
+
+
 def test_what_repair_cannot_mend_is_one_line_that_says_what_to_do(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert exit_code_of(words_of(folder, out, {"--shard-size": 3})) == 0

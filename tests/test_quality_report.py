@@ -26,7 +26,7 @@ REASONS = ["not found", "unreadable", "leads", "rate", "too short", "NaN", "flat
 REASONS += ["amplitude", "no patient", "other period"]
 FLAGS = ["large_amplitude", "derived:III,aVF", "zero_filled:V3", "padded", "saturated"]
 FLAGS += ["lead_swap_suspected", "limb_leads_inconsistent", "duplicate_signal"]
-FLAGS += ["amplitude_unlike_cohort", "windows_left_out:2"]
+FLAGS += ["clipped:V1", "amplitude_unlike_cohort", "windows_left_out:2"]
 
 
 class Page(HTMLParser):

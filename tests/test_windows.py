@@ -124,6 +124,21 @@ def test_missing_leads_are_refused_or_zeros_on_request():
         prepare(recording, SPEC, missing_leads="zero")
 
 
+def test_what_cannot_be_stored_is_left_out_or_clipped_and_flagged_on_request():
+    signal_LS = np.random.default_rng(0).normal(0, 0.3, (12, 1000))
+    signal_LS[6, 600], signal_LS[8, 700] = 40.0, -32.8  # V1 and V3, in the second of two windows
+    recording = Recording(signal_LS=signal_LS, leads=LEADS, sample_rate_hz=250.0)
+    spec = replace(SPEC, window="all")
+    (first,) = prepare(recording, spec)
+    assert "windows_left_out:1" in first.flags
+    first, second = prepare(recording, spec, clip=True)
+    assert not any("clipped" in flag for flag in first.flags) and "clipped:V1,V3" in second.flags
+    assert (second.counts_LS[6, 100], second.counts_LS[8, 200]) == (32767, -32767)
+    kept_LS = np.delete(second.counts_LS, [100, 200], axis=1)
+    expected_LS = np.delete(np.rint(1000 * signal_LS[:, 500:]), [100, 200], axis=1)
+    np.testing.assert_array_equal(kept_LS, expected_LS)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

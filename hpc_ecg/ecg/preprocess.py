@@ -19,6 +19,7 @@ from hpc_ecg.ecg.signal import SignalSpec
 # L leads, S samples
 
 MICROVOLTS_PER_COUNT = 1.0
+MAX_MV = np.iinfo(np.int16).max * MICROVOLTS_PER_COUNT / 1000
 MIN_RATE_HZ, MAX_RATE_HZ = 50.0, 10_000.0
 WINDOWS = ("first", "centre", "all")
 PADDED = "+padded"
@@ -43,10 +44,14 @@ class PreparedECG:
 
 
 def prepare(
-    recording: Recording, spec: SignalSpec, missing_leads: str = "leave_out"
+    recording: Recording,
+    spec: SignalSpec,
+    missing_leads: str = "leave_out",
+    clip: bool = False,
 ) -> list[PreparedECG]:
     """The recording as `spec` wants it: one window, or all of them. Of several windows those that
-    are unfit are left out, and the others flagged `windows_left_out:n`.
+    are unfit are left out, and the others flagged `windows_left_out:n`. Beyond ±MAX_MV a window is
+    unfit, or on request clipped there and flagged `clipped:V1,V2`.
 
     RecordError: "leads", "NaN" (anywhere in the recording), "rate", "too short", "flat lead",
     "amplitude" (the last two within the window).
@@ -63,6 +68,8 @@ def prepare(
         window_LS = resampled_LS[:, start : start + spec.num_samples]
         recorded_LS = _same_time(signal_LS, start, recording.sample_rate_hz, spec)
         try:
+            if not clip:
+                check_amplitude(window_LS, spec.leads, MAX_MV)
             ecg = _finish(window_LS, recorded_LS, recording.sample_rate_hz, spec, there)
         except RecordError as error:
             refused.append(error)
@@ -155,14 +162,18 @@ def _finish(
     there: Sequence[int],
 ) -> PreparedECG:
     check_not_flat(window_LS[there], [spec.leads[row] for row in there])
-    check_amplitude(window_LS, spec.leads, np.iinfo(np.int16).max * MICROVOLTS_PER_COUNT / 1000)
     counts_LS = np.zeros((len(spec.leads), spec.num_samples), np.int16)
     samples = window_LS.shape[1]
-    counts_LS[:, :samples] = np.rint(window_LS * (1000 / MICROVOLTS_PER_COUNT))
+    stored_LS = np.clip(window_LS, -MAX_MV, MAX_MV)
+    counts_LS[:, :samples] = np.rint(stored_LS * (1000 / MICROVOLTS_PER_COUNT))
+    is_clipped_L = (stored_LS != window_LS).any(axis=1)
+    clipped = ",".join(np.array(spec.leads)[is_clipped_L])
     flags = find_flags(recorded_LS, spec.leads, recorded_hz)
     return PreparedECG(
         counts_LS=counts_LS,
-        flags=flags + ("padded",) * (samples < spec.num_samples),
+        flags=flags
+        + (f"clipped:{clipped}",) * bool(clipped)
+        + ("padded",) * (samples < spec.num_samples),
         samples=samples,
         amplitude_mv=amplitude_of(window_LS[there]),
     )

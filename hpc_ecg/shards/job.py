@@ -37,6 +37,8 @@ class Recordings:
     signal: SignalSpec = field(default_factory=SignalSpec)
     missing_leads: str = "leave_out"
     """leave_out or zero."""
+    clip: bool = False
+    """Keep what is beyond the range that can be stored, clipped and flagged."""
     names_shown: bool = True
     """False: reasons come without messages, which may hold the names of people's files."""
 
@@ -162,7 +164,8 @@ def prepare_row(row: Row, recordings: Recordings) -> list[PreparedECG]:
     """The windows of one row; RecordError if it is left out."""
     if row.left_out:
         raise RecordError(*row.left_out)
-    return prepare(read_row(row, recordings), recordings.signal, recordings.missing_leads)
+    recording = read_row(row, recordings)
+    return prepare(recording, recordings.signal, recordings.missing_leads, recordings.clip)
 
 
 def read_row(row: Row, recordings: Recordings) -> Recording:

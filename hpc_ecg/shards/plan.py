@@ -161,6 +161,7 @@ def plan_of(shards: ShardSet, table: Path | None, signals: Path | None) -> Shard
             layout=ArrayLayout(**layout),
             signal=shards.signal,
             missing_leads=recordings["missing_leads"],
+            clip=recordings.get("clip", False),  # what older sets did
         ),
         split=SplitPlan(**split),
         rate_hz=made["rate_hz"],
