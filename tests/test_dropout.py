@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hpc_ecg.model.architecture import Architecture, ModelConfig
-from hpc_ecg.model.dropout import RecordDropout
+from hpc_ecg.model.dropout import RecordDropout, token_words
 from hpc_ecg.model.transformer import build_model
 
 TINY = Architecture(
@@ -29,10 +29,10 @@ def words(number, seed=0):
     return torch.randint(-(2**63), 2**63 - 1, (number,), generator=generator)
 
 
-def dropped(words_B, p=0.1, stream=1, shape=(50, 257), dtype=torch.float32):
+def dropped(words_B, p=0.1, stream=1, shape=(50, 257)):
     """Which elements of an activation go."""
-    dropout = RecordDropout(p, stream)
-    return dropout(torch.ones(len(words_B), *shape, dtype=dtype), words_B) == 0
+    words_BT = words_B if words_B.ndim == 2 else token_words(words_B, shape[0])
+    return RecordDropout(p, stream)(torch.ones(len(words_B), *shape), words_BT) == 0
 
 
 def deviation(first, second, p=0.1):
@@ -95,7 +95,9 @@ def test_no_two_dropouts_of_a_model_have_the_same_mask():
     for module in model.modules():
         if isinstance(module, RecordDropout):
             module.register_forward_hook(
-                lambda module, inputs, output: masks.append(dropped(inputs[1], 0.1, module.stream))
+                lambda module, inputs, output: masks.append(
+                    dropped(inputs[1], 0.1, module.stream, (31, 257))
+                )
             )
     model(torch.randn(16, 12, 500), None, torch.arange(16))
     assert len(masks) == 2 * 4 + 3
@@ -141,7 +143,7 @@ def test_no_two_columns_are_dropped_together():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_kept_is_scaled_in_its_own_dtype_and_so_is_its_gradient(dtype):
     dropout, x_BTD = RecordDropout(0.2, 1), torch.randn(3, 5, 7).to(dtype).requires_grad_()
-    out_BTD = dropout(x_BTD, words(3))
+    out_BTD = dropout(x_BTD, token_words(words(3), 5))
     out_BTD.sum().backward()
     is_kept = out_BTD != 0
     assert out_BTD.dtype == dtype
@@ -155,7 +157,7 @@ def test_without_words_torchs_generator_decides_and_evaluation_drops_nothing():
     first = dropout(x_BTD)
     torch.manual_seed(0)
     assert torch.equal(first, torch.nn.functional.dropout(x_BTD, 0.5))
-    assert torch.equal(dropout.eval()(x_BTD, words(2)), x_BTD)
+    assert torch.equal(dropout.eval()(x_BTD, token_words(words(2), 3)), x_BTD)
 
 
 @pytest.mark.parametrize("p", [0.0, 1 - 2**-53])

@@ -17,37 +17,45 @@ from torch import Tensor, nn
 
 
 class RecordDropout(nn.Module):
-    """Dropout on [B, T, D] in training: by a word for each record (int64 [B], any values, the
-    record's own in this step), or from torch's generator where none are given. `stream` numbers
-    the dropouts that are given the same words."""
+    """Dropout on [B, T, D] in training: by a word for each token (`token_words`), or from torch's
+    generator where none are given. `stream` numbers the dropouts that are given the same words."""
 
     def __init__(self, p: float, stream: int) -> None:
         super().__init__()
         self.p, self.stream = p, stream
 
-    def forward(self, x_BTD: Tensor, words_B: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, words_BT: Tensor | None = None) -> Tensor:
         if not self.training or self.p == 0.0:
             return x_BTD
-        if words_B is None:
+        if words_BT is None:
             return F.dropout(x_BTD, self.p)
-        _, num_tokens, width = x_BTD.shape
-        is_kept_BTD = _kept(words_B ^ (self.stream << 32), num_tokens, width, self.p)
+        is_kept_BTD = _kept(words_BT ^ (self.stream << 32), x_BTD.shape[-1], self.p)
         return x_BTD * is_kept_BTD * (1 / (1 - self.p))
 
     def extra_repr(self) -> str:
         return f"p={self.p}, stream={self.stream}"
 
 
-def words_of_layers(words_B: Tensor, num_layers: int) -> Tensor:
-    """Each record's words for layers that are alike, [L, B]: so one compiled layer serves all."""
-    layer_L = torch.arange(num_layers, device=words_B.device)
-    return _mix(_mix(words_B) + layer_L[:, None])
-
-
-def _kept(words_B: Tensor, num_tokens: int, width: int, p: float) -> Tensor:
+def token_words(words_B: Tensor | None, num_tokens: int) -> Tensor | None:
+    """Words of a record's tokens, int64 [B, T], of the record's own in this step (any values)."""
+    if words_B is None:
+        return None
     token_T = torch.arange(num_tokens, device=words_B.device)
-    word_BT1 = _mix(_mix(words_B)[:, None] + token_T)[..., None]
-    column_D = (_mix(torch.arange(width, device=words_B.device)) >> 32).to(torch.int32)
+    return _mix(_mix(words_B)[:, None] + token_T)
+
+
+def layer_words(words_BT: Tensor, num_layers: int) -> Tensor:
+    """Words of tokens in each of the layers, [L, B, T]. Made here and not in the layers: so layers
+    are alike, and one that torch.compile has fused does not make them for every element again."""
+    layer_L = torch.arange(num_layers, device=words_BT.device)
+    return _mix(words_BT + layer_L[:, None, None])
+
+
+def _kept(words_BT: Tensor, width: int, p: float) -> Tensor:
+    word_BT1 = _mix(words_BT)[..., None]
+    column_D = torch.arange(width, dtype=torch.int32, device=words_BT.device)
+    column_D = (column_D ^ 1640531527) * 739982445
+    column_D = (column_D ^ (column_D >> 15)) * 695872825
     # Not addcmul: as fast on a GPU at best, and three times slower on a CPU.
     hash_BTD = ((word_BT1 >> 32).to(torch.int32) * column_D).add_(word_BT1.to(torch.int32))
     return hash_BTD >= min(round(p * 2**32), 2**32 - 1) - 2**31
@@ -55,6 +63,7 @@ def _kept(words_B: Tensor, num_tokens: int, width: int, p: float) -> Tensor:
 
 def _mix(word: Tensor) -> Tensor:
     """Neighbouring int64 words in, unrelated ones out after two such rounds of multiply and shift,
-    with the constants of SplitMix64 (Steele, Lea and Flood 2014); int64 wraps around."""
-    word = (word - 7046029254386353131) * -4658895280553007687
+    with the constants of SplitMix64 (Steele, Lea and Flood 2014); int64 wraps around. The first
+    step is no arithmetic: torch.compile would do that of an index without wrapping around."""
+    word = (word ^ -7046029254386353131) * -4658895280553007687
     return (word ^ (word >> 32)) * -7723592293110705685

@@ -8,13 +8,14 @@ mean over tokens and a linear head. Parameter names: `backbone.` + the name in b
 # B batch, C leads, S samples, T tokens, D width, K labels
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_ecg.model.architecture import Architecture, ModelConfig, resolve_architecture
-from hpc_ecg.model.dropout import RecordDropout
+from hpc_ecg.model.dropout import RecordDropout, token_words
 from hpc_ecg.model.layers import ConvStem, Encoder, PositionalConv
 
 __all__ = [
@@ -54,20 +55,21 @@ class ECGTransformer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Token features [B, T, D] of ECGs in mV [B, C, S], and the token mask [B, T] (True =
         padded) made of a padding mask [B, S] or [B, C, S]; None without one."""
-        x_BTD = self.embed(ecg_BCS, words_B)
+        x_BTD = self.embed(ecg_BCS)
+        words_BT = token_words(words_B, x_BTD.shape[1])
+        x_BTD = self.dropout_input(x_BTD, words_BT)
         mask_BT = None if padding_mask is None else self.token_mask(padding_mask, x_BTD.shape[1])
         x_BTD = x_BTD + F.gelu(self.conv_pos["pos_conv"](x_BTD))
-        return self.encoder(x_BTD, mask_BT, words_B), mask_BT
+        return self.encoder(x_BTD, mask_BT, words_BT), mask_BT
 
     forward = extract
 
-    def embed(self, ecg_BCS: Tensor, words_B: Tensor | None = None) -> Tensor:
+    def embed(self, ecg_BCS: Tensor) -> Tensor:
         """Conv stem, LayerNorm and projection: [B, C, S] -> [B, T, D]."""
         x_BCT = self.feature_extractor(ecg_BCS)
         if self.stem_gradient != 1.0:  # forward unchanged to the bit: the difference is exactly 0
             x_BCT = x_BCT.detach() + (x_BCT - x_BCT.detach()) * self.stem_gradient
-        x_BTD = self.post_extract_proj(self.layer_norm(x_BCT.transpose(1, 2)))
-        return self.dropout_input(x_BTD, words_B)
+        return self.post_extract_proj(self.layer_norm(x_BCT.transpose(1, 2)))
 
     def before_layers(self) -> list[nn.Module]:
         """All that a record passes before the first encoder layer."""
@@ -139,7 +141,7 @@ class ECGClassifier(nn.Module):
         self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None
     ) -> Tensor:
         """Mean over the tokens that count -> [B, D] (what model.pooling says)."""
-        x_BTD = self.final_dropout(x_BTD, words_B)
+        x_BTD = self.final_dropout(x_BTD, token_words(words_B, x_BTD.shape[1]))
         if mask_BT is not None:
             x_BTD = x_BTD.masked_fill(mask_BT[..., None], 0.0)
         if self.pooling == "nonzero":
@@ -173,6 +175,15 @@ class ECGClassifier(nn.Module):
         for module in self.frozen:
             module.requires_grad_(False)
         self.train(self.training)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """torch.compile, in place, of one encoder layer, which all of them share: the whole model
+        would take as many times longer to compile as it has layers."""
+        # A kind of batch (whole or short, padded or not, trained or evaluated) is a recompilation;
+        # beyond torch's limit of 8 it would go on uncompiled.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+        for layer in self.backbone.encoder.layers:
+            layer.compile(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "ECGClassifier":
         super().train(mode)
