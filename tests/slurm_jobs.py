@@ -61,9 +61,6 @@ class Job:
         wait_until(lambda: self.facts()["JobState"] in ENDED, self, patience_s)
         return self.facts()["JobState"]
 
-    def restarts(self) -> int:
-        return int(self.facts()["Restarts"])
-
     def processes(self) -> dict[int, int]:
         """Rank -> pid of the processes that run hpc_ecg."""
         found = {}
@@ -81,7 +78,7 @@ class Job:
 
     def shell(self) -> int:
         """The pid of the batch script."""
-        return int(command("pgrep", "-f", rf"job0*{self.id}/slurm_script$").split()[0])
+        return int(command("pgrep", "-f", rf"job0*{self.id}/slurm_script( |$)").split()[0])
 
 
 def wait_until(condition: Callable[[], object], job: Job, patience_s: float = 60) -> None:

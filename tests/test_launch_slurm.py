@@ -11,6 +11,7 @@ from slurm_jobs import (
     assert_as_if_undisturbed,
     command,
     hold_until_told,
+    sbatch,
     wait_for_step,
     wait_until,
 )
@@ -44,12 +45,14 @@ def test_at_the_time_limit_a_run_is_saved_and_goes_on_by_itself(
     words = long_words(shards, tmp_path / "run")
     job = Job(project, tmp_path / "log", "-N2 --time=5", *words)
     wait_for_step(job, tmp_path / "run", 20)
-    limit = ["scontrol", "update", f"JobId={job.id}", "TimeLimit=1"]
-    hold_until_told(job, SIGUSR2, lambda: command(*limit))
+    update = ["scontrol", "update", f"JobId={job.id}"]
+    hold_until_told(job, SIGUSR2, lambda: command(*update, "TimeLimit=1"))
+    wait_until(lambda: job.facts()["JobState"] == "PENDING", job)
+    command(*update, "TimeLimit=5")
     assert job.end() == "COMPLETED", job.log
     assert f"saved after a signal: job {job.id} is back in the queue" in job.log
     assert_as_if_undisturbed(tmp_path / "run", undisturbed, at_most_lost=0)
-    assert job.restarts() == 1
+    assert job.facts()["Restarts"] == "1"
 
 
 def test_a_job_that_goes_first_takes_the_nodes_and_gives_them_back(
@@ -77,3 +80,28 @@ def test_two_jobs_on_one_node_do_not_meet_each_other(slurm, project, shards, tmp
         assert job.end() == "COMPLETED", job.log
     for name in ("a", "b"):
         np.testing.assert_allclose(losses(tmp_path / name), losses(alone), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--partition=nowhere", "Invalid partition name specified"),
+        ("--gpus-per-node=8", "Requested node configuration is not available"),
+        ("--nodes=9", "Requested node configuration is not available"),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_said_at_once(slurm, project, tmp_path, options, reason):
+    answer = sbatch(
+        project, tmp_path / "log", options, "finetune.sh", f"run_dir={tmp_path / 'run'}"
+    )
+    assert answer.returncode == 1 and reason in answer.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_is_one_line_and_not_started_again(slurm, project, tmp_path):
+    job = Job(
+        project, tmp_path / "log", "--ntasks-per-node=2", f"run_dir={tmp_path}", "optim.lrr=1"
+    )
+    assert job.end() == "FAILED"
+    assert "did you mean optim.lr?" in job.log and "not started again" in job.log
+    assert job.facts()["Restarts"] == "0" and job.facts()["ExitCode"] == "2:0"
