@@ -8,7 +8,9 @@ import torch
 from conftest import words_for
 
 from hpc_ecg.config import load_config
-from hpc_ecg.training.engine import Engine, EngineConfig
+from hpc_ecg.training import engine_world
+from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.engine_settings import EngineConfig
 from hpc_ecg.training.finetune import FinetuneConfig, finetune
 
 NO_DROPOUT = "model.activation_dropout=0"
@@ -53,9 +55,15 @@ def test_what_the_first_process_finds_wrong_is_wrong_for_all(engine):
     assert engine.on_first(lambda: 3) == 3
 
 
-def test_a_launch_of_more_processes_than_accelerate_sees_is_an_error(monkeypatch, engine):
-    with pytest.raises(RuntimeError, match="promises 2 processes, but Accelerate runs with 1"):
-        engine._check_world(2)
+def test_a_world_that_accelerate_does_not_see_is_an_error(monkeypatch):
+    real = engine_world.Accelerator
+
+    class Blind(real):
+        num_processes = 3
+
+    monkeypatch.setattr(engine_world, "Accelerator", Blind)
+    with pytest.raises(RuntimeError, match="promises 1 processes, but Accelerate runs with 3"):
+        Engine(EngineConfig(device="cpu"))
 
 
 def test_half_a_launch_is_named(monkeypatch):

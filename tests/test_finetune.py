@@ -114,11 +114,11 @@ class StoppedError(Exception):
 def stop_at_step(monkeypatch, step):
     real, taken = Engine.take_step, []
 
-    def take_step(self, *arguments):
+    def take_step(self, *arguments, **named):
         if len(taken) == step:
             raise StoppedError
         taken.append(1)
-        return real(self, *arguments)
+        return real(self, *arguments, **named)
 
     monkeypatch.setattr(Engine, "take_step", take_step)
 
@@ -136,16 +136,15 @@ def stop_in_evaluation(monkeypatch, number):
 
 
 def stop_while_saving(monkeypatch, number):
-    real, seen = checkpoint.write_json, []
+    real, seen = checkpoint.save_file, []
 
-    def write_json(path, value):
-        if "partial" in str(path):
-            seen.append(1)
-            if len(seen) == number:
-                raise StoppedError
-        real(path, value)
+    def save_file(tensors, path):
+        seen.append(1)
+        if len(seen) == 2 * number:  # weights and moments of each checkpoint
+            raise StoppedError
+        real(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "write_json", write_json)
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`hpc-ecg evaluate RUN_DIR`: the best weights of a finished run on its test split."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
         what = "is not finished: start it again" if folder.config.exists() else "is no run folder"
         raise ValueError(f"{folder.path} {what} (no finished.json)")
     folder.check_same_config(to_yaml(config))
-    engine = Engine(config.engine)
+    # one process holds the whole model with ease when nothing trains
+    engine = Engine(replace(config.engine, parallel="ddp", trackers=[]), folder.path)
     try:
         path = folder.predictions / f"{SPLIT}.parquet"
         _predict(folder, config, engine, path)

@@ -51,8 +51,10 @@ class Extractor(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ecg_BCS: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        return self.model.features(ecg_BCS, padding_mask)
+    def forward(
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+    ) -> Tensor:
+        return self.model.features(ecg_BCS, padding_mask, words_B)
 
 
 class FeatureDataset(Dataset):
