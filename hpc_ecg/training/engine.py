@@ -1,58 +1,32 @@
-"""One optimizer step on any number of processes, through Accelerate; nothing else imports it.
+"""One optimizer step on any number of processes, through Accelerate; only engine*.py import it.
 
 The engine is handed this rank's micro-batches and what the whole global batch is divided by; it
 returns the loss and gradient norm of the global batch. Accelerate never sees a data loader: it
 would deal records its own way (DESIGN: the order is ours). The gradient of rank r is its local sum
-times W over the global count, so DDP's mean over W ranks is the mean over the global batch.
+times W over the global count, so the mean over W ranks is the mean over the global batch, whatever
+ties the ranks (engine_native.py: DDP, FSDP2; engine_zero.py: DeepSpeed).
 """
 
 # B batch, n records of a micro-batch, C leads, S samples, K labels, W ranks
 
-import contextlib
-import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from hpc_ecg.cluster import join_world
 from hpc_ecg.data.batches import MicroBatch, StepBatch
 from hpc_ecg.data.schedule import Share
-from hpc_ecg.training.inputs import Augment, model_inputs
-
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    precision: str = "auto"
-    """Arithmetic: auto (bf16 on GPUs that have it, fp32 elsewhere), fp32, bf16 or fp16."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu or cuda."""
-    micro_batch_size: int | None = None
-    """Records of one forward on one process; null = its whole part of the batch at once."""
-    cpu_threads: int | None = None
-    """Threads of torch on a CPU; null = torch's own choice."""
-    timeout_min: int = 30
-    """Minutes after which a process that waits for the others gives up."""
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("auto", *PRECISIONS):
-            allowed = ", ".join(("auto", *PRECISIONS))
-            raise ValueError(f"engine.precision must be one of {allowed}, got {self.precision!r}")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"engine.device must be auto, cpu or cuda, got {self.device!r}")
-        for name in ("micro_batch_size", "cpu_threads", "timeout_min"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"engine.{name} must be at least 1, got {value}")
+from hpc_ecg.training.engine_native import Build, NativeTies
+from hpc_ecg.training.engine_settings import EngineConfig, choose_hardware
+from hpc_ecg.training.engine_world import enter_world, failures_told, leave_world
+from hpc_ecg.training.engine_zero import ZeroTies
+from hpc_ecg.training.inputs import Change, model_inputs
+from hpc_ecg.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,28 +35,25 @@ class StepResult:
 
     loss: Tensor
     grad_norm: Tensor
+    wishes: Tensor
+    """Sum of the wishes of all ranks."""
+    skipped: bool = False
+    """The weights were left as they were: loss or gradient was not finite."""
 
 
 class Engine:
-    def __init__(self, config: EngineConfig) -> None:
-        """Join the other processes. ValueError if the wish cannot be met on this machine."""
-        on_cpu, precision = _choose_hardware(config)
-        ranks = join_world(os.environ)
-        _forget_earlier_engine()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
-            self._accelerator = Accelerator(
-                cpu=on_cpu,
-                mixed_precision=PRECISIONS[precision],
-                kwargs_handlers=[
-                    InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_min))
-                ],
-            )
+    def __init__(self, config: EngineConfig, meeting: Path | None = None) -> None:
+        """Join the other processes, which under Slurm meet through a file in `meeting`. ValueError
+        if the wish cannot be met on this machine."""
+        self.config = config
+        on_cpu, self.precision = choose_hardware(config)
+        self._accelerator, ranks, self._store = enter_world(config, meeting, on_cpu, self.precision)
+        self.failures_told = partial(failures_told, ranks, self._store)
         if config.cpu_threads:
             torch.set_num_threads(config.cpu_threads)
-        self._check_world(ranks.world_size)
-        self.precision = precision
         self.device = self._accelerator.device
+        is_gpu = self.device.type == "cuda"
+        self.device_name = torch.cuda.get_device_name(self.device) if is_gpu else "CPU"
         self.rank, self.world_size = ranks.rank, ranks.world_size
         self.is_first = ranks.rank == 0
         self.share = Share(
@@ -90,71 +61,107 @@ class Engine:
         )
         self._first_bad = torch.tensor(-1, device=self.device)
         self._model: Any = None
-        self._optimizer: Any = None
+        self._ties: Any = None
+        self._watchdog = Watchdog(60 * config.timeout_min, self.rank)
 
-    def _check_world(self, world_size: int) -> None:
-        """Accelerate can fall back to single processes without a word; then it must not train."""
-        seen = self._accelerator.num_processes
-        if seen != world_size:
-            raise RuntimeError(
-                f"the launch promises {world_size} processes, but Accelerate runs with {seen} "
-                f"({self._accelerator.distributed_type})"
-            )
-
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Move the model to the device and, with an optimizer, tie it to the other ranks; what was
-        tied before is let go. The set of parameters that train must be final: DDP does not
-        synchronise what is unfrozen later."""
+    def prepare(
+        self,
+        module: nn.Module,
+        build: Build | None = None,
+        clip_norm: float | None = None,
+        moments: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Move the module to the device and, with a builder of its optimizer, tie it to the other
+        ranks, with the `moments` of a checkpoint; what was tied before is let go. The set of
+        parameters that train must be final: no rank hears of what is unfrozen later."""
         self._release()
-        if optimizer is None:
-            self._model = model.to(self.device)
+        if build is None:
+            self._model = module.to(self.device)
             return
-        self._model, self._optimizer = self._accelerator.prepare(model, optimizer)
+        config = self.config
+        if stage := config.zero_stage:
+            self._ties = ZeroTies(self._accelerator, module, build, clip_norm, stage)
+        else:
+            shard = config.parallel == "fsdp2"
+            self._ties = NativeTies(self._accelerator, module, build, clip_norm, shard)
+        self._model = self._ties.called
+        if config.compile:
+            self._ties.own.compile()
+        if moments:
+            self._ties.restore(moments)
+        self._watchdog.start()
 
     def _release(self) -> None:
-        """Undo what Accelerate did to the module of before (wrapper, autocast)."""
-        if self._model is not None:
-            self._accelerator.unwrap_model(self._model, keep_fp32_wrapper=False)
+        if self._ties is not None:
+            self._ties.release()
         self._accelerator.free_memory()
-        self._model = self._optimizer = None
+        self._model = self._ties = None
 
     @property
-    def device_name(self) -> str:
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return "CPU"
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._ties.optimizer
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """By name; under fsdp2 in parts."""
+        return self._ties.trained()
+
+    def collect(self) -> None:
+        """Bring the weights home into the module that was given; all ranks take part."""
+        self._ties.collect()
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimizer's, whole and by parameter name, on the first rank; all ranks take part."""
+        if self.config.parallel == "ddp" and not self.is_first:
+            return {}
+        return self._ties.moments()
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What goes with parameters, by name, as a checkpoint has it; all ranks take part."""
+        return self._ties.whole(tensors)
+
+    def in_parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The way back, to where the parameters are."""
+        return self._ties.in_parts(tensors)
 
     def take_step(
         self,
         batch: StepBatch,
         loss_sum: Callable[[Tensor, Tensor], Tensor],
         divide_by: float,
-        clip_norm: float | None,
         millivolts_per_count: float,
-        augment: Augment | None = None,
+        change: Change | None = None,
+        wishes: tuple[float, ...] = (),
+        may_skip: bool = False,
     ) -> StepResult:
         """Forward, backward, clip, update. `divide_by`: normalizer of the *global* batch. The
-        learning rate is what the optimizer's groups say."""
+        learning rate is what the optimizer's groups say. `wishes`: this rank's, to be summed.
+        `may_skip`: no update if loss or gradient is not finite (waits for the device)."""
+        self._watchdog.beat()
         self._model.train()
         loss = torch.zeros((), device=self.device)
         for piece, micro in enumerate(batch.micro_batches):
             is_last = piece == len(batch.micro_batches) - 1
-            hold = contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._model)
-            with hold:
-                inputs = model_inputs(micro, self.device, millivolts_per_count, augment)
-                with self._accelerator.autocast():
+            with self._ties.hold(is_last):
+                inputs = model_inputs(micro, self.device, millivolts_per_count, change)
+                with self._autocast():
                     logits_nK = self._model(*inputs)
                 targets_nK = torch.from_numpy(micro.labels_nK).to(self.device)
                 local = loss_sum(logits_nK.float(), targets_nK) * (micro.weight / divide_by)
-                self._accelerator.backward(local * self.world_size)
+                self._ties.backward(local * self.world_size, is_last)
             loss += local.detach()
-        parameters = [p for p in self._model.parameters() if p.requires_grad]
-        grad_norm = self._accelerator.clip_grad_norm_(parameters, clip_norm or float("inf"))
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        loss = self._accelerator.reduce(loss, "sum")
-        self._watch(batch.step, loss, grad_norm)
-        return StepResult(loss=loss, grad_norm=grad_norm)
+        grad_norm = self._ties.clip()
+        said = torch.stack([loss, *torch.tensor(wishes, device=self.device)])
+        said = self._accelerator.reduce(said, "sum")
+        skipped = may_skip and not bool(said[0].isfinite() & grad_norm.isfinite())
+        if not skipped:
+            self._ties.update()
+            self._watch(batch.step, said[0], grad_norm)
+        self._ties.forget_gradients()
+        return StepResult(loss=said[0], grad_norm=grad_norm, wishes=said[1:], skipped=skipped)
+
+    def _autocast(self) -> torch.autocast:
+        kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, kind, enabled=self.precision != "fp32")
 
     def seed_dropout(self, seed: int) -> None:
         """Of this process and its device alone: torch.manual_seed would keep a note for each GPU
@@ -187,12 +194,23 @@ class Engine:
         if state and self._accelerator.scaler:
             self._accelerator.scaler.load_state_dict(state)
 
-    @torch.inference_mode()
+    @property
+    def runs_together(self) -> bool:
+        """Whether every rank must run each forward, as its weights lie in parts."""
+        return self._ties is not None and self._ties.runs_together
+
+    @torch.no_grad()
     def infer(self, micro: MicroBatch, millivolts_per_count: float) -> Tensor:
-        """Logits [n, K] in eval mode, float32, on the CPU; no communication."""
-        model = self._accelerator.unwrap_model(self._model).eval()
-        with self._accelerator.autocast():
-            return model(*model_inputs(micro, self.device, millivolts_per_count)).float().cpu()
+        """Logits [n, K] in eval mode, float32, on the CPU."""
+        self._watchdog.beat()
+        model = self._model if self.runs_together else self._plain()
+        model.eval()
+        with self._autocast():
+            logits_nK = model(*model_inputs(micro, self.device, millivolts_per_count))
+        return logits_nK.float().cpu()
+
+    def _plain(self) -> nn.Module:
+        return self._model if self._ties is None else self._ties.own
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all ranks, in the order of the ranks; as many rows from each."""
@@ -204,7 +222,7 @@ class Engine:
         if self.is_first:
             try:
                 outcome = [action(), None]
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 outcome = [None, str(error)]
         if self.world_size > 1:
             broadcast_object_list(outcome)
@@ -212,31 +230,23 @@ class Engine:
             raise ValueError(outcome[1])
         return outcome[0]
 
+    def start_trackers(self, settings: Mapping[str, Any]) -> None:
+        """`settings`: of the run, by dotted key."""
+        if self.config.trackers:
+            plain = {key: str(value) for key, value in settings.items()}
+            self._accelerator.init_trackers("hpc_ecg", config=plain)
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        if self.config.trackers:
+            self._accelerator.log(dict(values), step=step)
+
     def wait_for_all(self) -> None:
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Leave the process group, so that another engine can be made in this process."""
+        self._watchdog.stop()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
         self._release()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        _forget_earlier_engine()
-
-
-def _choose_hardware(config: EngineConfig) -> tuple[bool, str]:
-    """(run on the CPU?, precision); an explicit wish that cannot be met is an error."""
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise ValueError("engine.device=cuda, but torch sees no GPU here; use engine.device=cpu")
-    on_cpu = config.device == "cpu" or not has_gpu
-    if config.precision == "auto":
-        return on_cpu, "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "fp32"
-    if on_cpu and config.precision == "fp16":
-        raise ValueError("engine.precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
-    return on_cpu, config.precision
-
-
-def _forget_earlier_engine() -> None:
-    """Accelerate keeps its state in the classes; a second run in one process must start afresh."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+        leave_world(self._store)
