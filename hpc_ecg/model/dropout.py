@@ -53,17 +53,22 @@ def layer_words(words_BT: Tensor, num_layers: int) -> Tensor:
 
 def _kept(words_BT: Tensor, width: int, p: float) -> Tensor:
     word_BT1 = _mix(words_BT)[..., None]
-    column_D = torch.arange(width, dtype=torch.int32, device=words_BT.device)
-    column_D = (column_D ^ 1640531527) * 739982445
-    column_D = (column_D ^ (column_D >> 15)) * 695872825
+    column_D = _columns(torch.arange(width, device=words_BT.device))
     # Not addcmul: as fast on a GPU at best, and three times slower on a CPU.
     hash_BTD = ((word_BT1 >> 32).to(torch.int32) * column_D).add_(word_BT1.to(torch.int32))
     return hash_BTD >= min(round(p * 2**32), 2**32 - 1) - 2**31
 
 
+def _columns(column_D: Tensor) -> Tensor:
+    """An int32 number for each column. Nothing overflows: torch.compile writes C++ for a CPU, whose
+    compiler may take a known number's overflow for impossible, and then masks differ (seen)."""
+    column_D = (column_D ^ 1640531527) * 739982445
+    column_D = ((column_D ^ (column_D >> 29)) & (2**31 - 1)) * 1395872825
+    return (column_D >> 20).to(torch.int32)
+
+
 def _mix(word: Tensor) -> Tensor:
     """Neighbouring int64 words in, unrelated ones out after two such rounds of multiply and shift,
-    with the constants of SplitMix64 (Steele, Lea and Flood 2014); int64 wraps around. The first
-    step is no arithmetic: torch.compile would do that of an index without wrapping around."""
+    with the constants of SplitMix64 (Steele, Lea and Flood 2014); int64 wraps around."""
     word = (word ^ -7046029254386353131) * -4658895280553007687
     return (word ^ (word >> 32)) * -7723592293110705685
