@@ -120,17 +120,20 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.log import logger, say, start_logging
 
     _check_words(options.settings)
+    from hpc_ecg.signals import Stopped
     from hpc_ecg.sweep.grid import load_sweep
     from hpc_ecg.sweep.launch import launch
 
     start_logging()
-    # as Ctrl-C: the runs are stopped, too
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sweep = load_sweep(*_files_and_words(options.settings))
-    failures = launch(sweep)
+    try:
+        failures = launch(sweep)
+    except Stopped as stopped:
+        logger.info("%s", stopped)
+        return stopped.code
     for failure in failures:
         say(f"failed: {failure}")
     say(f"compare the runs: hpc-ecg report {sweep.config.sweep_dir}")

@@ -21,6 +21,7 @@ from hpc_ecg.cluster import without_ranks
 from hpc_ecg.writing import wait_until_seen
 
 POLL_SECONDS = 0.2
+STOP_SECONDS = 1.0
 SLURM_POLL_SECONDS = 2.0
 RESULT_PATIENCE_S = 15.0
 
@@ -52,18 +53,25 @@ class SlurmJobs:
 
 
 def run_locally(
-    jobs: Sequence[Job], folder: Path, at_once: int, timeout_min: int, gpus: Sequence[int]
+    jobs: Sequence[Job],
+    folder: Path,
+    at_once: int,
+    timeout_min: int,
+    gpus: Sequence[int],
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome]:
     """Run the jobs as processes of this machine, `at_once` at a time; yields each as it ends.
 
-    A job gets one of `gpus` while it runs. When the caller stops early, the jobs are stopped too.
+    A job gets one of `gpus` while it runs. Once `must_stop` says so, no other starts, and those
+    that run get SIGTERM until they end. When the caller stops early, they are stopped at once.
     """
     assert not gpus or len(gpus) >= at_once
     waiting, free = list(jobs), list(range(at_once))
     running: dict[int, tuple[Job, submitit.Job[Any]]] = {}
     try:
-        while waiting or running:
-            while waiting and free:
+        while running or (waiting and not must_stop()):
+            stopping = must_stop()
+            while waiting and free and not stopping:
                 slot, job = free.pop(0), waiting.pop(0)
                 gpu = [gpus[slot]] if gpus else []
                 running[slot] = job, _submit(job, folder, timeout_min, gpu)
@@ -72,7 +80,9 @@ def run_locally(
                     del running[slot]
                     free.append(slot)
                     yield Outcome(name=job.name, error=_error_of(handle), log=handle.paths.stderr)
-            time.sleep(POLL_SECONDS)
+                elif stopping:  # again and again: a job that only starts does not listen yet
+                    os.kill(int(handle.job_id), signal.SIGTERM)
+            time.sleep(STOP_SECONDS if stopping else POLL_SECONDS)
     finally:
         for _, handle in running.values():
             handle.cancel(check=False)
@@ -139,7 +149,10 @@ def _submit(job: Job, folder: Path, timeout_min: int, gpus: list[int]) -> Any:
     inherited, terminal = dict(os.environ), os.dup(2)
     # submitit stops a job by SIGINT, which a process in the background (nohup, &) ignores, and so
     # would its children
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    # Slurm may send these to every process of a job, and submitit's watcher of the job would die
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        before[number] = signal.signal(number, signal.SIG_IGN)
     try:  # a job is a run of its own, not a rank of the process that submits it
         os.environ.clear()
         os.environ.update(without_ranks(inherited))
@@ -150,7 +163,8 @@ def _submit(job: Job, folder: Path, timeout_min: int, gpus: list[int]) -> Any:
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
-        signal.signal(signal.SIGINT, interrupt)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         os.environ.clear()
         os.environ.update(inherited)
 

@@ -105,11 +105,10 @@ def words_for(shards: Path, run_dir: Path, *more: str) -> list[str]:
     ]
 
 
-def long_words(shards: Path, run_dir: Path) -> list[str]:
+def long_words(shards: Path, run_dir: Path, *more: str) -> list[str]:
     """100 steps, long enough to be interrupted; one is saved before each validation, every 4."""
-    return words_for(
-        shards, run_dir, "train.max_epochs=25", "train.patience=null", "optim.lr=0.0002"
-    )
+    own = ("train.max_epochs=25", "train.patience=null", "optim.lr=0.0002")
+    return words_for(shards, run_dir, *own, *more)
 
 
 @pytest.fixture(scope="session")

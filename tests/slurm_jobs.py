@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from test_finetune import events, same_tensors
@@ -62,23 +62,32 @@ class Job:
         return self.facts()["JobState"]
 
     def processes(self) -> dict[int, int]:
-        """Rank -> pid of the processes that run hpc_ecg."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-                pairs = (folder / "environ").read_bytes().split(b"\0")
-            except OSError:  # it ended
-                continue
-            env = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
-            mine = env.get(b"SLURM_JOB_ID") == self.id.encode() and b"SLURM_STEP_ID" in env
-            if mine and words[1:3] == [b"-m", b"hpc_ecg"] and b"python" in words[0]:
-                found[int(env[b"SLURM_PROCID"])] = int(folder.name)
-        return found
+        """Rank -> pid of the processes that srun started."""
+        started = [
+            (pid, env) for pid, words, env in _processes() if words[1:3] == ["-m", "hpc_ecg"]
+        ]
+        mine = [(pid, env) for pid, env in started if env.get("SLURM_JOB_ID") == self.id]
+        return {int(env["SLURM_PROCID"]): pid for pid, env in mine if "SLURM_STEP_ID" in env}
+
+    def environments_of_runs(self) -> list[dict[str, str]]:
+        """Of the runs that a sweep started inside the job."""
+        runs = [env for _, words, env in _processes() if "submitit.core._submit" in words]
+        return [env for env in runs if env.get("SLURM_JOB_ID") == self.id]
 
     def shell(self) -> int:
         """The pid of the batch script."""
         return int(command("pgrep", "-f", rf"job0*{self.id}/slurm_script( |$)").split()[0])
+
+
+def _processes() -> Iterator[tuple[int, list[str], dict[str, str]]]:
+    """(pid, command line, environment) of all that run."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            texts = [(folder / name).read_text(errors="replace") for name in ("cmdline", "environ")]
+        except OSError:  # it ended
+            continue
+        words, pairs = (text.split("\0") for text in texts)
+        yield int(folder.name), words, dict(p.split("=", 1) for p in pairs if "=" in p)
 
 
 def wait_until(condition: Callable[[], object], job: Job, patience_s: float = 60) -> None:

@@ -5,7 +5,7 @@ from signal import SIGUSR2
 
 import numpy as np
 import pytest
-from conftest import long_words, words_for
+from conftest import FIXTURES, long_words, words_for
 from slurm_jobs import (
     Job,
     assert_as_if_undisturbed,
@@ -87,7 +87,7 @@ def test_two_jobs_on_one_node_do_not_meet_each_other(slurm, project, shards, tmp
     [
         ("--partition=nowhere", "Invalid partition name specified"),
         ("--gpus-per-node=8", "Requested node configuration is not available"),
-        ("--nodes=9", "Requested node configuration is not available"),
+        ("--mem=999G", "Requested node configuration is not available"),
     ],
 )
 def test_what_the_cluster_does_not_have_is_said_at_once(slurm, project, tmp_path, options, reason):
@@ -105,3 +105,24 @@ def test_a_mistake_is_one_line_and_not_started_again(slurm, project, tmp_path):
     assert job.end() == "FAILED"
     assert "did you mean optim.lr?" in job.log and "not started again" in job.log
     assert job.facts()["Restarts"] == "0" and job.facts()["ExitCode"] == "2:0"
+
+
+def test_runs_packed_into_one_job_save_when_slurm_says_and_go_on(slurm, project, shards, tmp_path):
+    shared = long_words(shards, tmp_path, "train.max_epochs=10")
+    words = [f"run.{word}" for word in shared if not word.startswith(("run_dir", "init."))]
+    words += [f"run.files.base_ssl={FIXTURES / 'tiny_base_ssl.pt'}", "seeds=[0,1]"]
+    words += [f"sweep_dir={tmp_path / 'sweep'}", "strategies=[ssl_new_head]", "runs_at_once=2"]
+    file = str(FIXTURES.parents[1] / "configs" / "sweep.yaml")
+    options = "--gpus-per-task=2"
+    job = Job(project, tmp_path / "log", options, file, *words, script="sweep.sh")
+    cells = [tmp_path / "sweep" / "ssl_new_head" / f"seed-{seed}" for seed in (0, 1)]
+    for cell in cells:
+        wait_for_step(job, cell, 8)
+    gpus = {env["CUDA_VISIBLE_DEVICES"] for env in job.environments_of_runs()}
+    assert gpus == {"0", "1"}, "one each"
+    command("scancel", "--signal=USR2", job.id)
+    assert job.end() == "COMPLETED", job.log
+    assert job.facts()["Restarts"] == "1" and "2 cells, 0 done before" in job.log
+    for cell in cells:
+        assert events(cell, "resumed") and (cell / "evaluation.json").exists()
+        assert not (cell / "error.txt").exists()

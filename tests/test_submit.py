@@ -1,6 +1,7 @@
 """Jobs through submitit's local executor: so many at a time, errors told, nothing left running."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -25,6 +26,17 @@ def succeed(folder, name, seconds):
     start = time.time()
     time.sleep(seconds)
     (Path(folder) / name).write_text(f"{start} {time.time()} {seen}")
+
+
+def save_when_told(folder):
+    """As a run: note a signal, and save at the next step."""
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    (Path(folder) / "ready").touch()
+    while not told:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    (Path(folder) / "saved").touch()
 
 
 def fail(text):
@@ -107,6 +119,26 @@ def test_outcomes_come_as_jobs_end_and_those_that_still_run_are_stopped_with_the
         time.sleep(0.1)
     assert len(pids) == 1 and not is_alive(pids[0])
     assert not (tmp_path / "jobs/never").exists()
+
+
+def test_jobs_that_must_stop_are_told_until_they_have_saved_and_no_other_starts(tmp_path):
+    ready = tmp_path / "ready"
+    jobs = [
+        Job(name="saving", function=save_when_told, arguments=(str(tmp_path),)),
+        job(tmp_path, "never", 0),
+    ]
+    asked = []
+
+    def must_stop():
+        if ready.exists() and not asked:  # as Slurm does, to submitit's watcher as well
+            (pid,) = [int(path.name.split("_")[0]) for path in tmp_path.glob("jobs/*/*.pkl")]
+            os.kill(pid, signal.SIGUSR2)
+            asked.append(pid)
+        return bool(asked)
+
+    outcomes = list(run_locally(jobs, tmp_path / "jobs", 1, 5, [], must_stop))
+    assert [(o.name, o.error) for o in outcomes] == [("saving", None)]
+    assert (tmp_path / "saved").exists() and not (tmp_path / "never").exists()
 
 
 def is_alive(pid):

@@ -6,6 +6,7 @@ be started again at any time; what is done stays, what failed or was lost runs a
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hpc_ecg.config import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.log import progress_bar, start_logging
 from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.signals import Wishes
 from hpc_ecg.submit import Job, run_locally
 from hpc_ecg.sweep.grid import Cell, Sweep, SweepConfig
 from hpc_ecg.training.evaluate import describe_evaluation, evaluate
@@ -30,7 +32,8 @@ def launch(sweep: Sweep) -> list[str]:
     """Run what is not done; returns one line for each cell that failed.
 
     Raises ValueError before the first run starts: data, weights or folder do not fit, or another
-    sweep is at work in the same folder.
+    sweep is at work in the same folder. Raises Stopped, with all runs saved, if somebody asked for
+    it.
     """
     config, folder = sweep.config, Path(sweep.config.sweep_dir)
     gpus = _visible_gpus()
@@ -40,14 +43,22 @@ def launch(sweep: Sweep) -> list[str]:
     _check_cells(sweep)
     lock = RunFolder(folder)
     lock.claim()
+    wishes = Wishes(folder, is_first=True)
     try:
         _write_sweep(folder, sweep)
-        return _run_cells(sweep, folder, gpus)
+        failures = _run_cells(sweep, folder, gpus, lambda: any(wishes.told()[:2]))
+        is_signal, is_stop, _ = wishes.told()
+        if (is_signal or is_stop) and not all(map(_is_done, sweep.cells)):
+            raise wishes.stopped(by_signal=bool(is_signal))
+        return failures
     finally:
+        wishes.close()
         lock.release()
 
 
-def _run_cells(sweep: Sweep, folder: Path, gpus: list[int]) -> list[str]:
+def _run_cells(
+    sweep: Sweep, folder: Path, gpus: list[int], must_stop: Callable[[], bool]
+) -> list[str]:
     config = sweep.config
     todo = [cell for cell in sweep.cells if not _is_done(cell)]
     logger.info("%d cells, %d done before", len(sweep.cells), len(sweep.cells) - len(todo))
@@ -58,11 +69,13 @@ def _run_cells(sweep: Sweep, folder: Path, gpus: list[int]) -> list[str]:
     failures = []
     at_once, minutes = config.runs_at_once, config.run_timeout_min
     with progress_bar("runs", len(todo)) as advance:
-        for outcome in run_locally(jobs, folder / "submitit", at_once, minutes, gpus):
+        for outcome in run_locally(jobs, folder / "submitit", at_once, minutes, gpus, must_stop):
             run_dir = folder / outcome.name
             if outcome.error is None:
                 result = read_json(RunFolder(run_dir).evaluation)
                 logger.info("%s: %s", outcome.name, describe_evaluation(result)[0])
+            elif must_stop():  # if it was a failure, the next start will say so
+                logger.info("%s: %s", outcome.name, _last_line(outcome.error))
             else:
                 run_dir.mkdir(parents=True, exist_ok=True)
                 write_text(run_dir / "error.txt", f"log: {outcome.log}\n{outcome.error}\n")
