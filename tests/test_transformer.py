@@ -341,3 +341,31 @@ def test_logits_stay_float32_under_autocast():
         logits = model(ecg)
     assert logits.dtype == torch.float32
     assert (logits != logits.bfloat16().float()).any()
+
+
+@pytest.mark.parametrize("words_B", [None, torch.tensor([3, -5])], ids=["generator", "words"])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_layers_computed_again_give_the_same_gradients_to_the_bit(words_B, is_padded):
+    config = ModelConfig(dropout=0.2, activation_dropout=0.2, attention_dropout=0.2)
+    model = build_model(TINY, 1, config).train()
+    model.freeze("none", num_layers=1)
+    ecg_BCS = torch.randn(2, 12, 500)
+    mask_BS = (torch.arange(500) >= torch.tensor([[500], [300]])) if is_padded else None
+    found, kept = [], []
+    for again in (False, True):
+        model.backbone.encoder.checkpoint_layers = again
+        model.zero_grad()
+        sizes = {}
+
+        def note(tensor, sizes=sizes):
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        torch.manual_seed(7)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            logits = model(ecg_BCS, mask_BS, words_B)
+        logits.sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        kept.append(sum(sizes.values()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert kept[1] < kept[0] / 2
