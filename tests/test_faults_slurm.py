@@ -37,6 +37,13 @@ def test_a_termination_without_grace(job, tmp_path, undisturbed):
     assert_as_if_undisturbed(tmp_path / "run", undisturbed, SAVED_EVERY)
 
 
+def test_a_batch_shell_that_is_told_to_end_has_the_run_saved_first(job, tmp_path, undisturbed):
+    os.kill(job.shell(), SIGTERM)
+    assert job.end() == "COMPLETED", job.log
+    assert f"saved after a signal: job {job.id} is back in the queue" in job.log
+    assert_as_if_undisturbed(tmp_path / "run", undisturbed, at_most_lost=0)
+
+
 def test_a_killed_batch_shell_ends_the_job_and_submitting_again_goes_on(
     job, tmp_path, undisturbed, project, shards
 ):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -26,18 +27,22 @@ def test_the_sbatch_lines_come_before_the_first_command(name):
     directives = [k for k, line in enumerate(lines) if line.startswith("#SBATCH ")]
     first_command = next(k for k, line in enumerate(lines) if line and not line.startswith("#"))
     assert directives and max(directives) < first_command
-    assert all(re.fullmatch(r"#SBATCH --[a-z-]+=\S+", lines[k]) for k in directives)
+    assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", lines[k]) for k in directives)
 
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
     """A PATH on which srun drops its own options and runs the command once."""
-    srun = tmp_path / "bin" / "srun"
-    srun.parent.mkdir()
-    srun.write_text('#!/bin/bash\nwhile [[ "$1" == -* ]]; do shift; done\nexec "$@"\n')
-    srun.chmod(srun.stat().st_mode | stat.S_IEXEC)
-    path = f"{srun.parent}:{os.environ['PATH']}"
+    stand_in(tmp_path, "srun", 'while [[ "$1" == -* ]]; do shift; done; exec "$@"')
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     return os.environ | {"PATH": path, "HPC_ECG_PYTHON": sys.executable}
+
+
+def stand_in(folder: Path, name: str, text: str) -> None:
+    program = folder / "bin" / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/bash\n{text}\n")
+    program.chmod(program.stat().st_mode | stat.S_IEXEC)
 
 
 def run_script(name: str, words: list[str], environment: dict[str, str]):
@@ -66,10 +71,102 @@ def test_a_sweep_runs_inside_one_job(environment, shards, tmp_path):
     assert (tmp_path / "sweep" / "ssl_new_head" / "seed-0" / "evaluation.json").exists()
 
 
-@pytest.mark.slow
-def test_the_site_file_is_read_inside_the_job(environment, tmp_path):
-    site = tmp_path / "slurm" / "site.sh"
-    site.parent.mkdir()
-    site.write_text("echo site file read\n")
-    inside = environment | {"SLURM_SUBMIT_DIR": str(tmp_path)}
-    assert "site file read" in run_script("finetune.sh", ["--help"], inside).stdout
+def first(what: str, code: int) -> str:
+    """An srun whose second process ends first, and whose first one ends with the highest code."""
+    lines = [f"srun: error: node2: task 1: {what}", "srun: Terminating StepId=7.0"]
+    lines += ["srun: error: node1: task 0: Killed"]
+    return "\n".join(
+        ["printf 'no line\\n' >&2", *(f"echo '{x}' >&2" for x in lines), f"exit {code}"]
+    )
+
+
+RUNNING, TIMED_OUT = "JobState=RUNNING Reason=None", "JobState=COMPLETING Reason=TimeLimit"
+CANCELLED = "JobState=COMPLETING Reason=None"
+
+
+@pytest.mark.parametrize(
+    ("srun", "state", "restarts", "code", "said"),
+    [
+        ("exit 0", RUNNING, 0, 0, ""),
+        (first("Exited with exit code 75", 137), RUNNING, 99, 75, "is back in the queue"),
+        (first("Exited with exit code 76", 137), RUNNING, 4, 76, "is back in the queue"),
+        (first("Exited with exit code 76", 137), RUNNING, 5, 76, "after 5 restarts not once more"),
+        (first("Killed", 137), RUNNING, 0, 137, "is back in the queue"),
+        (first("Killed", 137), RUNNING, 5, 137, "after 5 restarts not once more"),
+        (first("Segmentation fault (core dumped)", 139), RUNNING, 0, 139, "is back in the queue"),
+        (first("Exited with exit code 1", 137), RUNNING, 0, 1, "exit code 1, for the reason above"),
+        (first("Exited with exit code 2", 143), RUNNING, 0, 2, "exit code 2, for the reason above"),
+        ("exit 1", RUNNING, 0, 1, "not started again"),
+        (first("Exited with exit code 75", 75), TIMED_OUT, 0, 75, "is back in the queue"),
+        (first("Exited with exit code 75", 75), CANCELLED, 0, 75, "Slurm ended the job"),
+        (first("Exited with exit code 75", 75), "", 0, 75, "no Slurm answers here: submit again"),
+        (
+            first("Exited with exit code 75", 75),
+            f"{RUNNING} no",
+            0,
+            75,
+            "does not take the job back",
+        ),
+    ],
+)
+def test_how_the_first_process_ended_decides_what_follows(
+    environment, tmp_path, srun, state, restarts, code, said
+):
+    asked = tmp_path / "asked"
+    stand_in(tmp_path, "srun", srun)
+    show = f"[ -n '{state}' ] && echo 'JobId=7 {state} Dependency=(null)'; exit"
+    refuses = "exit 1" if state.endswith(" no") else "exit 0"
+    stand_in(
+        tmp_path, "scontrol", f'[ "$1" = requeue ] && {{ echo $* > {asked}; {refuses}; }}\n{show}'
+    )
+    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+    result = run_script("finetune.sh", [], environment | job)
+    assert result.returncode == code and said in result.stderr
+    is_asked = said in ("is back in the queue", "does not take the job back")
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if is_asked else "")
+
+
+@pytest.fixture
+def site(environment, tmp_path):
+    """Run finetune.sh in a project with this site file, on an srun that shows its words."""
+    stand_in(tmp_path, "srun", "printf '<%s>' \"$@\"; env | grep GPUS_PER_TASK; true")
+    (tmp_path / "slurm").mkdir()
+    shutil.copy(ROOT / "slurm" / "job.sh", tmp_path / "slurm")
+
+    def run(text, **job):
+        (tmp_path / "slurm" / "site.sh").write_text(text)
+        inside = environment | {"SLURM_SUBMIT_DIR": str(tmp_path)} | job
+        return run_script("finetune.sh", ["a=b c"], inside)
+
+    return run
+
+
+def test_the_command_of_a_container_may_have_spaces(site):
+    result = site('HPC_ECG_PYTHON=(apptainer exec --nv "/my images/a.sif" python)\n')
+    words = "<apptainer><exec><--nv></my images/a.sif><python><-m><hpc_ecg><finetune><a=b c>"
+    assert result.returncode == 0 and result.stdout.endswith(words), result
+
+
+def test_a_site_file_may_be_written_for_a_lax_shell(site):
+    result = site("echo $NO_SUCH_VARIABLE; false; HPC_ECG_PYTHON=mine\n")
+    assert result.returncode == 0 and "<mine><-m>" in result.stdout
+
+
+def test_a_process_is_not_left_with_one_gpu(site):
+    assert "GPUS_PER_TASK" not in site("", SLURM_GPUS_PER_TASK="1").stdout
+
+
+def test_who_forgot_to_source_the_site_file_is_told(site):
+    settings = "SBATCH_PARTITION=gpu,big\nSBATCH_ACCOUNT=lab\nSBATCH_GPUS_PER_TASK=1\n"
+    forgot = site(settings, SLURM_JOB_PARTITION="cpu", SLURM_JOB_ACCOUNT="guests").stderr
+    assert "warning: SBATCH_PARTITION is gpu,big, but the job has cpu; source" in forgot
+    assert "warning: SBATCH_ACCOUNT is lab, but the job has guests; source" in forgot
+    assert "ask for GPUs, but the job has none; source slurm/site.sh" in forgot
+    heeded = {"SLURM_JOB_PARTITION": "big", "SLURM_JOB_ACCOUNT": "lab", "SLURM_JOB_GPUS": "0,1"}
+    assert site(settings, **heeded).stderr == ""
+
+
+def test_the_example_of_a_site_file_can_be_sourced_by_who_submits():
+    command = ["bash", "-euc", "source slurm/site.example.sh; env"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "SBATCH_PARTITION=gpu" in result.stdout and "SBATCH_GPUS_PER_TASK=1" in result.stdout
