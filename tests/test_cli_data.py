@@ -12,9 +12,17 @@ from synthetic import write_wfdb
 
 from hpc_ecg.cli import main
 from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.shards import quality_report
 from hpc_ecg.shards.format import read_shard_set
 
 TOOL = Path(__file__).parent.parent / "tools" / "shard_ecgs.py"
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They have their own tests, and would take longer than the shards."""
+    monkeypatch.setattr(quality_report, "NUM_PICTURES", 0)
+    monkeypatch.setattr(quality_report, "draw_amplitudes", lambda values: None)
 
 
 @pytest.fixture(scope="module")

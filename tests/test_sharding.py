@@ -23,7 +23,7 @@ from hpc_ecg.data.dataset import open_split
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.signal import LEADS, SignalSpec
 from hpc_ecg.shards import job as shard_job
-from hpc_ecg.shards import sharding
+from hpc_ecg.shards import quality_report, sharding
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.index import describe_outcome
 from hpc_ecg.shards.sharding import shard_ecgs
@@ -60,6 +60,13 @@ SOUND = [
     ("b1", "ben", "valid", 3),
     ("c1", "cem", "test", 4),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They have their own tests, and would take longer than the shards."""
+    monkeypatch.setattr(quality_report, "NUM_PICTURES", 0)
+    monkeypatch.setattr(quality_report, "draw_amplitudes", lambda values: None)
 
 
 @pytest.fixture
@@ -141,6 +148,7 @@ def test_with_a_key_no_file_that_could_name_a_person_is_named(tmp_path):
     assert not any(b"miller" in path.read_bytes() for path in (tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path, table, monkeypatch):
     given = plan(table, tmp_path / "out", records_per_shard=1, workers=2)
     with monkeypatch.context() as patch:
@@ -156,6 +164,7 @@ def die(job):
     os.kill(os.getpid(), 9)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path, table):
     """In a process of its own: what is said while it ends counts, too."""
     code = (
@@ -189,9 +198,9 @@ def test_a_column_of_the_indexs_own_is_not_taken_from_the_table(tmp_path, table,
     assert message.startswith(f"--keep {name}: the index has a column {name} of its own")
 
 
-def test_an_amplitude_factor_that_was_asked_for_is_no_mistake(cohort, tmp_path):
+def test_an_amplitude_factor_that_was_asked_for_is_no_mistake(table, tmp_path):
     signal = SignalSpec(amplitude="calibrated*4")
-    facts = shard_ecgs(plan_for(cohort, tmp_path / "out", signal=signal))["amplitude"]
+    facts = shard_ecgs(plan(table, tmp_path / "out", signal=signal))["amplitude"]
     assert facts["suggested_factor"] is None
 
 
@@ -473,14 +482,10 @@ def test_what_is_done_is_verified_before_it_is_kept(tmp_path, table, monkeypatch
         "lose note": note.unlink,
         "cut note": lambda: note.write_bytes(note.read_bytes()[:50]),
     }[damage]()
-    written = []
-    write = shard_job.write_shard
-    monkeypatch.setattr(
-        shard_job, "write_shard", lambda job: written.append(job.shard) or write(job)
-    )
-    shard_ecgs(given)
+    with monkeypatch.context() as patch:
+        written = note_what_is_written(patch)
+        shard_ecgs(given)
     assert written == ([1] if damage == "none" else [0, 1])
-    monkeypatch.undo()
     shard_ecgs(plan(table, tmp_path / "fresh", records_per_shard=2))
     assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "fresh")
 
@@ -500,11 +505,7 @@ def test_a_shard_is_kept_if_its_signals_do_not_depend_on_what_changed(
     stop_after_the_first_shard(plan(table, tmp_path / "out", records_per_shard=2), monkeypatch)
     if "window" in changes:
         changes = {"signal": SignalSpec(**changes)}
-    written = []
-    write = shard_job.write_shard
-    monkeypatch.setattr(
-        shard_job, "write_shard", lambda job: written.append(job.shard) or write(job)
-    )
+    written = note_what_is_written(monkeypatch)
     shard_ecgs(plan(table, tmp_path / "out", records_per_shard=2, **changes))
     assert written == ([1] if kept else [0, 1])
 

@@ -222,6 +222,7 @@ def test_a_variable_that_is_not_set_and_a_folder_that_is_not_there_are_named(
         stage_folder(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_stage_gives_the_same_curve_and_leaves_nothing(shards, tmp_path, disk):
     curves = []
     for name, more in (("plain", ()), ("staged", (f"data.stage_dir={disk}",))):
