@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""Kill a tiny run at random moments and start it again until it is finished, again and again.
+
+Every finished run must be, bitwise, what the undisturbed one is: best weights, checkpoints,
+predictions, and the loss of each step. A start is a fork of this process, which has imported
+everything and computed nothing: much quicker than a new interpreter. Exit code 1 if a run differs,
+or if a process ends in a way that it should not.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from signal import SIGKILL, SIGTERM, SIGUSR2
+from typing import Any
+
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # no threads to fork
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
+from synthetic import Population, write_cohort
+
+from hpc_ecg.cli import main as hpc_ecg
+from hpc_ecg.signals import AGAIN
+from hpc_ecg.training import finetune, loop
+from hpc_ecg.training.engine import Engine
+from hpc_ecg.watchdog import LOST
+
+PHASES = ("starting", "stepping", "saving", "evaluating", "ending")
+SIGNALS = (SIGKILL, SIGKILL, SIGTERM, SIGUSR2)
+EXPECTED = {0, AGAIN, LOST, -SIGKILL, -SIGTERM, -SIGUSR2}
+PATIENCE_S = 20.0
+"""For the processes that were not killed, which then are: srun does that, too."""
+SETTINGS = """
+model:
+  encoder_layers: 2
+  encoder_embed_dim: 48
+  encoder_ffn_embed_dim: 96
+  encoder_attention_heads: 4
+  conv_feature_layers: "[(16, 2, 2)] * 4"
+  conv_pos: 8
+  conv_pos_groups: 4
+data: {batch_size: 12}
+optim: {lr: 0.002}
+train:
+  max_epochs: 3
+  eval_every: 3
+  save_every: 1
+  log_every: 1
+  patience: null
+  average: ema
+  calibration: temperature
+engine: {device: cpu, cpu_threads: 1, timeout_min: 1}
+"""
+
+
+def main() -> int:
+    options = read_options()
+    folder = Path(tempfile.mkdtemp(prefix="hpc_ecg-soak-"))
+    soak = Soak(folder, options.ranks, np.random.default_rng(options.seed))
+    runs = 0
+    while soak.kills.total() < options.cycles:
+        soak.run_to_the_end(f"run-{runs:04d}", options.cycles)
+        runs += 1
+    where = ", ".join(f"{soak.kills[phase]} {phase}" for phase in PHASES)
+    print(
+        f"{soak.kills.total()} cycles of kill and resume in {runs} runs, {options.ranks} rank(s), "
+        f"seed {options.seed}: killed while {where}; {len(soak.faults)} mismatches"
+    )
+    if soak.faults:
+        print(*soak.faults, f"the folders are left in {folder}", sep="\n", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--cycles", type=int, default=200, metavar="N", help="at least (200)")
+    parser.add_argument("--ranks", type=int, default=1, choices=(1, 2), help="processes (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the kills (0)")
+    return parser.parse_args()
+
+
+class Soak:
+    """The undisturbed run, and what came of the others so far."""
+
+    def __init__(self, folder: Path, ranks: int, rng: np.random.Generator) -> None:
+        self.folder, self.ranks, self.rng = folder, ranks, rng
+        self.kills: Counter[str] = Counter()
+        self.faults: list[str] = []
+        self.marks = mmap.mmap(-1, ranks)
+        mark_phases(self.marks)
+        (folder / "run.yaml").write_text(SETTINGS)
+        wait_for([fork(lambda: make_shards(folder), folder / "shards.log")])
+        began = time.monotonic()
+        codes = wait_for(self.start("undisturbed"))
+        self.length_s = time.monotonic() - began
+        if codes != [0] * ranks:
+            raise RuntimeError(f"the undisturbed run ended with {codes}; see {folder}")
+
+    def run_to_the_end(self, name: str, cycles: int) -> None:
+        """Kill and start again until it is finished, then compare; stops killing after `cycles`."""
+        finished = self.folder / name / "finished.json"
+        before = len(self.faults)
+        while not finished.exists() and len(self.faults) == before:
+            pids = self.start(name)
+            phase = "" if self.kills.total() >= cycles else self.disturb(pids)
+            codes = wait_for(pids)
+            self.kills[phase] += bool(phase) and not finished.exists()
+            if not set(codes) <= EXPECTED or (not phase and codes != [0] * self.ranks):
+                self.faults.append(f"{name}: killed {phase or 'not at all'}, ended with {codes}")
+        if len(self.faults) == before:
+            self.faults += differences(self.folder / name, self.folder / "undisturbed")
+        if len(self.faults) == before:
+            shutil.rmtree(self.folder / name)
+
+    def start(self, name: str) -> list[int]:
+        """The processes of a run."""
+        self.marks[:] = bytes(self.ranks)
+        words = [f"{self.folder}/run.yaml", f"data.shards={self.folder}/set"]
+        words += [f"run_dir={self.folder / name}"]
+        port, log = free_port(), self.folder / f"{name}.log"
+
+        def of(rank: int) -> int:
+            size = str(self.ranks)
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size)
+            os.environ.update(LOCAL_WORLD_SIZE=size, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            return hpc_ecg(["finetune", *words])
+
+        return [fork(partial(of, rank), log) for rank in range(self.ranks)]
+
+    def disturb(self, pids: list[int]) -> str:
+        """Send a signal at a random moment, half of the time in a certain phase; returns the phase
+        in which it fell, or nothing if the run was sooner."""
+        victim, number = self.rng.integers(self.ranks), self.rng.choice(SIGNALS)
+        aim = self.rng.choice([*PHASES, *["any"] * len(PHASES)])
+        share = self.rng.random() * (1.0 if aim == "any" else 0.5)
+        moment = time.monotonic() + share * self.length_s
+        while time.monotonic() < moment or aim not in ("any", PHASES[self.marks[victim]]):
+            if has_ended(pids[victim]):
+                return ""
+            time.sleep(0.0005)
+        time.sleep(self.rng.random() * 0.005)
+        phase = PHASES[self.marks[victim]]
+        everyone = number != SIGKILL and self.rng.random() < 0.5  # as Slurm does
+        for pid in pids if everyone else [pids[victim]]:
+            os.kill(pid, number)
+        return phase
+
+
+def mark_phases(marks: mmap.mmap) -> None:
+    """Have the run note in `marks`, at the place of its rank, what it is at."""
+
+    def mark(owner: Any, name: str, during: str, after: str) -> None:
+        real = getattr(owner, name)
+
+        def marked(*arguments: Any, **named: Any) -> Any:
+            rank = int(os.environ["RANK"])
+            marks[rank] = PHASES.index(during)
+            result = real(*arguments, **named)
+            marks[rank] = PHASES.index(after)
+            return result
+
+        setattr(owner, name, marked)
+
+    mark(Engine, "take_step", "stepping", "stepping")
+    mark(loop, "_save", "saving", "stepping")
+    mark(loop, "_evaluate", "evaluating", "stepping")
+    mark(finetune, "_train", "starting", "ending")
+
+
+def make_shards(folder: Path) -> int:
+    population = Population(af_prevalence=0.4)
+    table = write_cohort(folder / "cohort", num_patients=40, seed=3, population=population)
+    words = f"data shard {table} --signals {table.parent} --out {folder / 'set'} --label af "
+    words += "--patient patient_id --fractions 0.5,0.25,0.25 --workers 1"
+    return hpc_ecg(words.split())
+
+
+def fork(action: Callable[[], int], log: Path) -> int:
+    """Its pid; what it says goes to `log`."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        code = action()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def has_ended(pid: int) -> bool:
+    """Without taking note of how: that is for `wait_for`."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def wait_for(pids: list[int]) -> list[int]:
+    """Their exit codes, -9 for SIGKILL. When one has ended, the others soon must."""
+    deadline = float("inf")
+    while not all(has_ended(pid) for pid in pids):
+        if any(has_ended(pid) for pid in pids):
+            deadline = min(deadline, time.monotonic() + PATIENCE_S)
+        if time.monotonic() > deadline:
+            for pid in pids:
+                os.kill(pid, SIGKILL)
+        time.sleep(0.005)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def differences(run: Path, whole: Path) -> list[str]:
+    """What a run left that is not bitwise as the undisturbed one left it."""
+    ours, theirs = (
+        sorted(p.relative_to(f) for p in f.rglob("*.safetensors")) for f in (run, whole)
+    )
+    found = [] if ours == theirs else [f"files {ours}, not {theirs}"]
+    found += [str(file) for file in theirs if bits(run / file) != bits(whole / file)]
+    found += ["the curve"] if curve(run) != curve(whole) else []
+    tables = [pd.read_parquet(folder / "predictions" / "valid.parquet") for folder in (run, whole)]
+    found += [] if tables[0].equals(tables[1]) else ["predictions"]
+    return [f"{run.name}: {what} differs" for what in found]
+
+
+def bits(file: Path) -> dict[str, bytes]:
+    """Of each tensor; the order of a file's metadata is random."""
+    return (
+        {name: array.tobytes() for name, array in load_file(file).items()} if file.exists() else {}
+    )
+
+
+def curve(run: Path) -> dict[int, tuple[float, float]]:
+    """Step -> loss and gradient norm: the last line of a step counts."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line]
+    steps = [line for line in lines if line["event"] == "step"]
+    return {line["step"]: (line["loss"], line["grad_norm"]) for line in steps}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
