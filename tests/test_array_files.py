@@ -16,7 +16,7 @@ import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpc_ecg.ecg.array_stores import MAX_BYTES
+from hpc_ecg.ecg import array_stores
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, name_of_row, read_recording
 from hpc_ecg.ecg.recording import RecordError
 
@@ -177,12 +177,13 @@ def test_an_npz_that_claims_too_much_is_refused_before_it_is_unpacked(tmp_path):
     assert refusal(tmp_path, "a.npz")[0] == "unreadable"
 
 
-def test_a_mat_that_unpacks_to_gigabytes_is_refused(tmp_path):
-    packed = zlib.compress(bytes(MAX_BYTES + 1), 9)
+def test_a_mat_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_stores, "MAX_BYTES", 4 << 20)
+    packed = zlib.compress(bytes((4 << 20) + 1), 9)
     head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
     content = head + struct.pack("<2I", 15, len(packed)) + packed
     (tmp_path / "a.mat").write_bytes(content)
-    assert refusal(tmp_path, "a.mat") == ("unreadable", "a.mat: unpacks to more than 256 MB")
+    assert refusal(tmp_path, "a.mat") == ("unreadable", "a.mat: unpacks to more than 4 MB")
 
 
 def test_nothing_is_unpickled(tmp_path):

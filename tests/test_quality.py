@@ -91,6 +91,7 @@ def test_leads_that_are_not_there_are_not_judged(signal_LS):
     assert find_flags(signal_LS[6:8], ["V1", "V2"], 500) == ()
 
 
+@pytest.mark.slow
 def test_of_real_recordings_few_are_flagged(real_data):
     """Bounds were set on these; the saturated ones and one I against V6 were looked at."""
     folder = real_data / "ecg" / "ptbxl"

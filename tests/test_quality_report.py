@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_ecg.ecg.amplitude import compare_amplitudes
@@ -116,6 +116,7 @@ def test_each_reason_and_each_flag_has_words_and_unknown_ones_are_shown(tmp_path
         assert all(means and to_do and [means, to_do] != lost for means, to_do in words.values())
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     left_out=st.lists(st.sampled_from([*REASONS, "eaten"]), max_size=30),
     flags=st.lists(
@@ -225,6 +226,7 @@ def test_the_report_is_the_same_every_time(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     groups=st.lists(st.sampled_from("abcd"), max_size=40),
     count=st.integers(0, 12),

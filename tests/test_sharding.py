@@ -27,7 +27,8 @@ from hpc_ecg.shards import quality_report, sharding
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.index import describe_outcome
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.settings import FinetuneConfig
 
 REASONS = ("unreadable", "flat lead", "NaN", "leads", "not found")  # of BROKEN, in its order
 EXPLICIT = Columns(labels=["af"], patient="patient", split="split")
@@ -607,6 +608,7 @@ def test_a_missing_folder_of_signals_is_named(tmp_path, table):
 # Real recordings
 
 
+@pytest.mark.slow
 def test_all_of_ptbxl_is_taken(real_data, tmp_path):
     folder = real_data / "ecg" / "ptbxl"
     columns = Columns(labels=["af"], patient="patient_id")

@@ -18,7 +18,8 @@ from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.schedule import Schedule, Share
 from hpc_ecg.data.source import Source
 from hpc_ecg.shards.format import shard_name
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.settings import FinetuneConfig
 
 STREAM = {"stream_lanes": 6, "stream_buffer": 5}
 
@@ -248,6 +249,7 @@ def test_a_description_that_names_files_elsewhere_is_refused(shards, in_memory):
     assert "names a file '../../etc/passwd'" in refusal(shards=in_memory)
 
 
+@pytest.mark.slow
 def test_a_run_trains_from_a_url(in_memory, tmp_path):
     words = words_for(in_memory, tmp_path / "run", "train.max_steps=2", "train.freeze=backbone")
     folder = finetune(load_config(FinetuneConfig, [], words))
