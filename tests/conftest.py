@@ -106,8 +106,8 @@ def words_for(shards: Path, run_dir: Path, *more: str) -> list[str]:
 
 
 def long_words(shards: Path, run_dir: Path, *more: str) -> list[str]:
-    """100 steps, long enough to be interrupted; one is saved before each validation, every 4."""
-    own = ("train.max_epochs=25", "train.patience=null", "optim.lr=0.0002")
+    """60 steps, long enough to be interrupted; one is saved before each validation, every 4."""
+    own = ("train.max_epochs=15", "train.patience=null", "optim.lr=0.0002")
     return words_for(shards, run_dir, *own, *more)
 
 

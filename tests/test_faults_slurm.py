@@ -16,9 +16,9 @@ SAVED_EVERY = 4
 
 @pytest.fixture
 def job(slurm, project, shards, tmp_path) -> Job:
-    """A run of two nodes that stands at step 20 or later."""
+    """A run of two nodes that stands at step 12 or later."""
     job = Job(project, tmp_path / "log", "-N2", *long_words(shards, tmp_path / "run"))
-    wait_for_step(job, tmp_path / "run", 20)
+    wait_for_step(job, tmp_path / "run", 12)
     return job
 
 

@@ -44,7 +44,7 @@ def test_at_the_time_limit_a_run_is_saved_and_goes_on_by_itself(
 ):
     words = long_words(shards, tmp_path / "run")
     job = Job(project, tmp_path / "log", "-N2 --time=5", *words)
-    wait_for_step(job, tmp_path / "run", 20)
+    wait_for_step(job, tmp_path / "run", 12)
     update = ["scontrol", "update", f"JobId={job.id}"]
     hold_until_told(job, SIGUSR2, lambda: command(*update, "TimeLimit=1"))
     wait_until(lambda: job.facts()["JobState"] == "PENDING", job)
@@ -60,7 +60,7 @@ def test_a_job_that_goes_first_takes_the_nodes_and_gives_them_back(
 ):
     words = long_words(shards, tmp_path / "run")
     job = Job(project, tmp_path / "log", "-N2 --partition=low --exclusive", *words)
-    wait_for_step(job, tmp_path / "run", 20)
+    wait_for_step(job, tmp_path / "run", 12)
     first = ["--partition=main", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"]
     hold_until_told(job, SIGUSR2, lambda: command("sbatch", *first))
     assert job.end() == "COMPLETED", job.log
