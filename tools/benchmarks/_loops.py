@@ -1,0 +1,226 @@
+"""Training loops to compare: ours as a run has it, bare PyTorch, Accelerate alone, HF's Trainer.
+
+A host loop calls `Pairs.turn` before each of its steps. In its pauses the rivals take as many steps
+as it took, so that whatever else this machine does falls on all of them alike. All have the same
+model, weights, batches, dropout words, AdamW and clipping; their losses must agree.
+"""
+
+# B batch, C leads, S samples, K labels
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from hpc_ecg.data.batches import read_step
+from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.source import Source
+from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.model.transformer import ECGClassifier, build_model
+from hpc_ecg.training import meter
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.inputs import Change, model_inputs
+from hpc_ecg.training.optimizer import OptimConfig, build_optimizer
+from hpc_ecg.training.settings import FinetuneConfig
+
+CPU = torch.device("cpu")
+Batch = tuple[tuple[Tensor | None, ...], Tensor]
+"""What the model is called with, and its targets [B, K]."""
+
+
+class Pairs:
+    """Seconds per step of a host loop and of its rivals, in alternating blocks of steps."""
+
+    def __init__(self, rivals: dict[str, Callable[[], object]], block: int) -> None:
+        self.rivals, self._block = rivals, block
+        self._calls, self._began = 0, 0.0
+        self.host: list[float] = []
+        self.of: dict[str, list[float]] = {name: [] for name in rivals}
+
+    def turn(self) -> None:
+        """To be called by the host before each of its steps."""
+        if self._calls % self._block == 0:
+            now = time.perf_counter()
+            if self._calls:
+                self.host.append((now - self._began) / self._block)
+            for name, step in self.rivals.items():
+                began = time.perf_counter()
+                for _ in range(self._block):
+                    step()
+                self.of[name].append((time.perf_counter() - began) / self._block)
+            self._began = time.perf_counter()
+        self._calls += 1
+
+    def ratios(self, rival: str) -> list[float]:
+        """Host over rival, whose blocks before and after count together; without the first, in
+        which memory is taken."""
+        around = zip(self.of[rival], self.of[rival][1:], strict=False)
+        pairs = zip(self.host, around, strict=False)
+        return [host / ((before + after) / 2) for host, (before, after) in pairs][1:]
+
+    def seconds(self, rival: str | None = None) -> float:
+        return median((self.of[rival] if rival else self.host)[1:])
+
+
+def host_steps(block: int, num_pairs: int) -> int:
+    """Steps of a host for so many pairs: the first block warms up, the last step ends a block."""
+    return block * (num_pairs + 1) + 1
+
+
+def batches_of(config: FinetuneConfig, num_steps: int) -> list[Batch]:
+    """As the model takes them, the same records and words of dropout as in our run."""
+    shards, labels = open_shards(config.data)
+    train = open_split(shards, "train", labels, Source(shards, config.data))
+    schedule = Schedule.of(train, config.data, config.seed)
+    batches: list[Batch] = []
+    for number in range(num_steps):
+        micro = read_step(train, number, schedule, Share()).micro_batches[0]
+        change = Change(dataset=train, augment=config.augment, seed=config.seed, step=number)
+        inputs = model_inputs(micro, CPU, train.millivolts_per_count, change)
+        batches.append((inputs, torch.from_numpy(micro.labels_nK)))
+    return batches
+
+
+def model_of(architecture: Architecture, config: FinetuneConfig) -> ECGClassifier:
+    return build_model(architecture, 1, config.model, config.seed).train()
+
+
+# Ours
+
+
+def run_ours(config: FinetuneConfig, turn: Callable[[], None]) -> dict[int, float]:
+    """`finetune` itself, with its log lines; returns the losses in them by number of step. Its
+    meter is told of each step first: that is where the rivals come in."""
+
+    class Turning(meter.Meter):
+        def waits(self) -> Any:
+            turn()
+            return super().waits()
+
+    with mock.patch("hpc_ecg.training.finetune.Meter", Turning):
+        run = finetune(config)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["event"] == "step"}
+
+
+# Rivals
+
+
+def bare_loop(model: nn.Module, batches: Iterable[Batch], optim: OptimConfig) -> Iterator[Tensor]:
+    """A loop that does nothing but train; its losses."""
+    optimizer = build_optimizer(model, optim, CPU)
+    for inputs, targets_BK in batches:
+        loss = F.binary_cross_entropy_with_logits(model(*inputs), targets_BK)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss.detach()
+
+
+class AsRecords(Dataset[dict[str, Tensor]]):
+    """Batches cut into records, for loaders that make batches themselves."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        whole = [batch for batch in batches if len(batch[1]) == len(batches[0][1])]
+        self._ecgs = [ecg_CS for inputs, _ in whole for ecg_CS in _given(inputs[0])]
+        self._words = [word for inputs, _ in whole for word in _given(inputs[2])]
+        self._labels = [labels_K for _, labels_BK in whole for labels_K in labels_BK]
+
+    def __len__(self) -> int:
+        return len(self._ecgs)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        parts = self._ecgs[number], self._words[number], self._labels[number]
+        return dict(zip(("ecg_BCS", "words_B", "labels"), parts, strict=True))
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
+def run_accelerate(
+    model: nn.Module,
+    records: AsRecords,
+    batch_size: int,
+    optim: OptimConfig,
+    turn: Callable[[], None],
+) -> None:
+    """The loop of Accelerate's own examples."""
+    accelerator = Accelerator(cpu=True)
+    loader = DataLoader(records, batch_size=batch_size)
+    model, optimizer, loader = accelerator.prepare(
+        model, build_optimizer(model, optim, CPU), loader
+    )
+    for batch in loader:
+        turn()
+        with accelerator.accumulate(model):
+            logits_BK = model(batch["ecg_BCS"], None, batch["words_B"])
+            loss = F.binary_cross_entropy_with_logits(logits_BK, batch["labels"])
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), optim.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def run_trainer(
+    model: nn.Module,
+    records: AsRecords,
+    batch_size: int,
+    optim: OptimConfig,
+    turn: Callable[[], None],
+    folder: Path,
+) -> None:
+    """Hugging Face's Trainer, logging every 10 steps as we do."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Turn(TrainerCallback):
+        def on_step_begin(self, *args: object, **kwargs: object) -> None:
+            turn()
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=1,
+        max_grad_norm=optim.clip_norm or 0.0,
+        lr_scheduler_type="constant",
+        logging_steps=10,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    Trainer(
+        model=WithLoss(model),
+        args=arguments,
+        train_dataset=records,
+        optimizers=(build_optimizer(model, optim, CPU), None),
+        callbacks=[Turn()],
+    ).train()
+
+
+class WithLoss(nn.Module):
+    """As Trainer wants it: the loss is the model's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ecg_BCS: Tensor, words_B: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits_BK = self.model(ecg_BCS, None, words_B)
+        return {
+            "loss": F.binary_cross_entropy_with_logits(logits_BK, labels),
+            "logits": logits_BK.detach(),
+        }
