@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file or folder aside, sync it, and give it its final name."""
@@ -18,8 +20,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     _remove(aside)  # of a process that was killed: containers give the same number again
     try:
         write(aside)
-    except BaseException:
+    except BaseException as error:
         _remove(aside)
+        if isinstance(error, SafetensorError):  # of a full disk, which is the user's to mend
+            raise OSError(f"{path} cannot be written: {error}") from None
         raise
     sync_all(aside)
     if path.is_dir():  # deleted bit by bit, so not under its own name

@@ -24,7 +24,9 @@ from hpc_ecg.training import engine
 from hpc_ecg.training.engine import Engine
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["hpc_ecg.cli", "hpc_ecg.training.finetune", "torch.distributed.fsdp"])
+FORKS.set_forkserver_preload(
+    ["hpc_ecg.cli", "hpc_ecg.training.finetune", "torch.distributed.fsdp", "torch._dynamo"]
+)
 
 
 class Ended:

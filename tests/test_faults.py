@@ -15,6 +15,7 @@ from faults import Ended, at_step, finetune_on_ranks, get
 from test_finetune import events, same_tensors
 
 from hpc_ecg.data.dataset import DataConfig, open_shards
+from hpc_ecg.sweep.cells import read_events
 from hpc_ecg.writing import read_json
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,8 @@ def on_two(folder: Path, words: list[str], *harms, **named) -> Ended:
 
 def assert_as(whole: Path, run: Path, resumed_at: list[int]) -> None:
     """Bitwise the same, and it was resumed at these steps."""
-    assert [line["step"] for line in events(run, "resumed")] == resumed_at
+    lines = read_events(run / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["event"] == "resumed"] == resumed_at
     files = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
     assert len(files) == 5, "best weights and two checkpoints"
     for file in files:
@@ -44,7 +46,9 @@ def assert_as(whole: Path, run: Path, resumed_at: list[int]) -> None:
 
 
 def curve(run: Path) -> dict[int, tuple[float, float]]:
-    return {line["step"]: (line["loss"], line["grad_norm"]) for line in events(run, "step")}
+    """The last line of a step counts."""
+    steps = [line for line in read_events(run / "metrics.jsonl") if line["event"] == "step"]
+    return {line["step"]: (line["loss"], line["grad_norm"]) for line in steps}
 
 
 def flip_a_bit(file: Path, place: int) -> None:

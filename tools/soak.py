@@ -8,7 +8,7 @@ or if a process ends in a way that it should not.
 """
 
 import argparse
-import json
+import gc
 import mmap
 import os
 import shutil
@@ -28,11 +28,13 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # no t
 
 import numpy as np
 import pandas as pd
+import torch._dynamo  # noqa: F401 - the first optimizer would import it: seconds
 from safetensors.numpy import load_file
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cli import main as hpc_ecg
 from hpc_ecg.signals import AGAIN
+from hpc_ecg.sweep.cells import read_events
 from hpc_ecg.training import finetune, loop
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.watchdog import LOST
@@ -101,6 +103,7 @@ class Soak:
         self.kills: Counter[str] = Counter()
         self.faults: list[str] = []
         self.marks = mmap.mmap(-1, ranks)
+        gc.freeze()  # what was imported is not searched again by each start
         mark_phases(self.marks)
         (folder / "run.yaml").write_text(SETTINGS)
         wait_for([fork(lambda: make_shards(folder), folder / "shards.log")])
@@ -151,7 +154,7 @@ class Soak:
         while time.monotonic() < moment or aim not in ("any", PHASES[self.marks[victim]]):
             if has_ended(pids[victim]):
                 return ""
-            time.sleep(0.0005)
+            time.sleep(0.001)
         time.sleep(self.rng.random() * 0.005)
         phase = PHASES[self.marks[victim]]
         everyone = number != SIGKILL and self.rng.random() < 0.5  # as Slurm does
@@ -254,8 +257,7 @@ def bits(file: Path) -> dict[str, bytes]:
 
 def curve(run: Path) -> dict[int, tuple[float, float]]:
     """Step -> loss and gradient norm: the last line of a step counts."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line]
-    steps = [line for line in lines if line["event"] == "step"]
+    steps = [line for line in read_events(run / "metrics.jsonl") if line["event"] == "step"]
     return {line["step"]: (line["loss"], line["grad_norm"]) for line in steps}
 
 

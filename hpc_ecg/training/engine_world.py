@@ -68,6 +68,8 @@ def enter_world(
 def failures_told(ranks: Ranks, store: Any) -> Iterator[None]:
     """A mistake that one process meets is told to the others, which would else only see it gone.
     Raises Lost where nobody said why."""
+    if store is None and torch.distributed.is_initialized():  # torchrun's way: torch made one
+        store = torch.distributed.distributed_c10d._get_default_store()
     try:
         yield
     except (ValueError, OSError) as error:
