@@ -91,7 +91,8 @@ def _finetune(options: argparse.Namespace) -> int:
     from hpc_ecg.config import load_config
     from hpc_ecg.signals import Stopped
     from hpc_ecg.training.engine_world import Lost
-    from hpc_ecg.training.finetune import FinetuneConfig, finetune
+    from hpc_ecg.training.finetune import finetune
+    from hpc_ecg.training.settings import FinetuneConfig
     from hpc_ecg.watchdog import LOST
 
     start_logging()
@@ -155,7 +156,7 @@ def _config(options: argparse.Namespace) -> int:
     from hpc_ecg.explain import explain
     from hpc_ecg.log import say
     from hpc_ecg.sweep.grid import SweepConfig
-    from hpc_ecg.training.finetune import FinetuneConfig
+    from hpc_ecg.training.settings import FinetuneConfig
 
     if options.of in (None, "finetune"):
         say("# hpc-ecg finetune", "")

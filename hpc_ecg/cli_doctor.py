@@ -18,7 +18,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from hpc_ecg.config import load_config
     from hpc_ecg.log import start_logging
     from hpc_ecg.training.doctor import ALONE, diagnose
-    from hpc_ecg.training.finetune import FinetuneConfig
+    from hpc_ecg.training.settings import FinetuneConfig
 
     rank = start_logging()
     logging.getLogger("hpc_ecg").setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ from hpc_ecg.config import RENAMED, load_config, to_yaml
 from hpc_ecg.explain import explain
 from hpc_ecg.run_folder import flatten
 from hpc_ecg.sweep.grid import SweepConfig, load_sweep
-from hpc_ecg.training.finetune import FinetuneConfig
+from hpc_ecg.training.settings import FinetuneConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NEEDED = ["run_dir=r", "data.shards=s"]

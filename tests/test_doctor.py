@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import FIXTURES, words_for
 from ranks import _variables, run_on_ranks
+from safetensors.torch import load_file
 
 from hpc_ecg.cli import main
 from hpc_ecg.config import load_config, to_yaml
@@ -25,8 +26,9 @@ from hpc_ecg.training.doctor_cluster import Finding, attempt, check_gpus, heed, 
 from hpc_ecg.training.doctor_run import check_amplitude, project
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.engine_settings import EngineConfig
-from hpc_ecg.training.finetune import FinetuneConfig
+from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.plan import TrainConfig
+from hpc_ecg.training.settings import FinetuneConfig
 
 GOOD = ["versions", "gpus", "run_dir", "data", "weights", "ranks", "folder", "clock", "space"]
 GOOD += ["amplitude", "digests", "step", "time"]
@@ -383,3 +385,25 @@ def test_errors_stop_a_run_and_are_logged_once(caplog):
         with pytest.raises(ValueError, match="errors, 2 in all"):
             heed(findings, is_first=True)
     assert caplog.messages[1:] == [str(finding) for finding in findings]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_a_run_with_the_doctor_is_the_run_without_to_the_bit(shards, tmp_path, caplog, parallel):
+    words = (f"engine.parallel={parallel}", "train.freeze=none", "train.max_epochs=1")
+    plain = finetune(config_of(shards, tmp_path / "plain", *words))
+    assert not [m for m in caplog.messages if " step: " in m]
+    caplog.set_level(logging.INFO, "hpc_ecg")
+    seen = finetune(config_of(shards, tmp_path / "seen", *words, "train.doctor=true"))
+    assert [m for m in caplog.messages if m.startswith("ok      step: ")]
+    ours, theirs = (load_file(f.best / "model.safetensors") for f in (plain, seen))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    files = [{p.relative_to(f.path) for p in f.path.rglob("*")} for f in (plain, seen)]
+    assert files[0] == files[1]
+
+
+def test_an_error_of_the_doctor_stops_a_run_before_it_is_one(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_disks, "FEW_FILES", 10**18)
+    with pytest.raises(ValueError, match="the doctor found errors, 1 in all"):
+        finetune(config_of(shards, tmp_path / "run", "train.doctor=true"))
+    assert not (tmp_path / "run").exists()

@@ -11,7 +11,8 @@ from hpc_ecg.config import load_config
 from hpc_ecg.training import engine_world
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.engine_settings import EngineConfig
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.settings import FinetuneConfig
 
 NO_DROPOUT = "model.activation_dropout=0"
 

@@ -14,7 +14,8 @@ from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training.evaluate import evaluate, load_run
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.writing import read_json
 
 pytestmark = pytest.mark.slow  # each runs a training

@@ -28,8 +28,9 @@ from hpc_ecg.training import finetune as story
 from hpc_ecg.training.best import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.outcome import Judge
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights import load_model
 from hpc_ecg.writing import read_json
 

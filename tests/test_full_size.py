@@ -8,7 +8,7 @@ import torch
 from conftest import FIXTURES
 
 from hpc_ecg.config import load_config
-from hpc_ecg.training.finetune import FinetuneConfig
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import describe_stages, stages_of
 from hpc_ecg.weights.initialize import initialize
 from hpc_ecg.weights.reading import read_checkpoint

@@ -16,8 +16,9 @@ from hpc_ecg.data.batches import MicroBatch
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.inputs import model_inputs
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights import load_model
 from hpc_ecg.writing import sha256_of
 

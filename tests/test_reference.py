@@ -22,7 +22,8 @@ from hpc_ecg.config import load_config
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.shards.format import FORMAT, ShardWriter, find_arrays, key_of_row, shard_name
 from hpc_ecg.training.checkpoint import complete_checkpoints
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights.mapping import map_names
 from hpc_ecg.writing import sha256_of
 

@@ -14,9 +14,10 @@ from hpc_ecg.training import loop
 from hpc_ecg.training.best import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.optimizer import OptimConfig
 from hpc_ecg.training.plan import StageConfig, TrainConfig
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
 from hpc_ecg.writing import read_json
@@ -98,11 +99,11 @@ class StoppedError(Exception):
 def stop_before(patch, step):
     real, taken = Engine.take_step, []
 
-    def take_step(self, *arguments):
+    def take_step(self, *arguments, **named):
         if len(taken) == step:
             raise StoppedError
         taken.append(1)
-        return real(self, *arguments)
+        return real(self, *arguments, **named)
 
     patch.setattr(Engine, "take_step", take_step)
 

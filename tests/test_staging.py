@@ -18,7 +18,8 @@ from hpc_ecg.data.schedule import Schedule
 from hpc_ecg.data.source import Source
 from hpc_ecg.data.staging import Stage, stage_folder
 from hpc_ecg.shards.format import shard_name
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.settings import FinetuneConfig
 
 
 @pytest.fixture

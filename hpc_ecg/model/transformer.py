@@ -7,7 +7,6 @@ mean over tokens and a linear head. Parameter names: `backbone.` + the name in b
 """
 # B batch, C leads, S samples, T tokens, D width, K labels
 
-import math
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from hpc_ecg.model.architecture import Architecture, ModelConfig, resolve_architecture
 from hpc_ecg.model.dropout import RecordDropout, token_words
 from hpc_ecg.model.layers import ConvStem, Encoder, PositionalConv
+from hpc_ecg.model.randomize import randomize_backbone, randomize_head
 
 __all__ = [
     "Architecture",
@@ -218,32 +218,3 @@ def build_empty(
     memory = {name: torch.empty(tensor.shape) for name, tensor in model.state_dict().items()}
     model.load_state_dict(memory, assign=True)
     return model
-
-
-def randomize_head(head: nn.Linear, seed: int) -> None:
-    """The original's fresh head: xavier uniform weight, zero bias. Depends on seed and shape only,
-    never on the global state of torch nor on which checkpoint the backbone is from."""
-    nn.init.xavier_uniform_(head.weight, generator=torch.Generator().manual_seed(seed))
-    nn.init.zeros_(head.bias)
-
-
-def randomize_backbone(backbone: ECGTransformer, seed: int) -> None:
-    """Random weights by the convention of wav2vec 2.0 (fairseq: `init_bert_params`, after BERT's
-    normal(0, 0.02) for linears with zero bias; `ConvFeatureExtractionModel`: He normal;
-    `make_conv_pos`: normal with std sqrt(4 / (kernel * width)); norms 1 and 0)."""
-    generator = torch.Generator().manual_seed(seed + 2**32)  # not the stream of the head
-    for module in backbone.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02, generator=generator)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv1d):
-            nn.init.kaiming_normal_(module.weight, generator=generator)
-        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, PositionalConv):
-            std = math.sqrt(4 / (module.kernel * module.bias.numel()))
-            nn.init.normal_(module.weight_v, std=std, generator=generator)
-            nn.init.zeros_(module.bias)
-            norm = torch.linalg.vector_norm(module.weight_v.detach(), dim=(0, 1), keepdim=True)
-            module.weight_g.data.copy_(norm)

@@ -14,7 +14,7 @@ from typing import Any, cast
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hpc_ecg.config import Source, merge_sources, parse_word, read_yaml
-from hpc_ecg.training.finetune import FinetuneConfig
+from hpc_ecg.training.settings import FinetuneConfig
 
 RUN = "run"
 

@@ -22,7 +22,8 @@ from hpc_ecg.signals import Wishes
 from hpc_ecg.submit import Job, run_locally
 from hpc_ecg.sweep.grid import Cell, Sweep, SweepConfig
 from hpc_ecg.training.evaluate import describe_evaluation, evaluate
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.writing import read_json, write_text
 
 logger = logging.getLogger("hpc_ecg")

@@ -19,8 +19,8 @@ from hpc_ecg.training.doctor_cluster import Finding, attempt, exchange, reason
 from hpc_ecg.training.doctor_disks import nearest_folder
 from hpc_ecg.training.doctor_run import Setup, examine, look_at_node
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.finetune import FinetuneConfig
 from hpc_ecg.training.outcome import Judge, check_start
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import describe_stages, stages_of
 from hpc_ecg.weights.initialize import initialize
 

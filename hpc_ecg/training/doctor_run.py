@@ -149,7 +149,7 @@ def _take_steps(engine: Engine, setup: Setup, batch: StepBatch) -> tuple[float, 
     setup.start.model.freeze(stage.freeze, stage.train.freeze_layers)
     build = partial(build_optimizer, config=stage.optim, device=engine.device)
     engine.prepare(setup.start.model, build, stage.optim.clip_norm)
-    for group in engine.optimizer.param_groups:
+    for group in engine.ties.optimizer.param_groups:
         group["lr"] = 0.0
     divide_by = normalizer(torch.from_numpy(batch.global_labels_BK), setup.loss)
     change = Change(dataset=setup.train, augment=setup.augment, seed=setup.seed, step=batch.step)

@@ -61,7 +61,8 @@ class Engine:
         )
         self._first_bad = torch.tensor(-1, device=self.device)
         self._model: Any = None
-        self._ties: Any = None
+        self.ties: Any = None
+        """NativeTies or ZeroTies, while something trains."""
         self._watchdog = Watchdog(60 * config.timeout_min, self.rank)
 
     def prepare(
@@ -78,50 +79,23 @@ class Engine:
         if build is None:
             self._model = module.to(self.device)
             return
-        config = self.config
-        if stage := config.zero_stage:
-            self._ties = ZeroTies(self._accelerator, module, build, clip_norm, stage)
+        if stage := self.config.zero_stage:
+            self.ties = ZeroTies(self._accelerator, module, build, clip_norm, stage)
         else:
-            shard = config.parallel == "fsdp2"
-            self._ties = NativeTies(self._accelerator, module, build, clip_norm, shard)
-        self._model = self._ties.called
-        if config.compile:
-            self._ties.own.compile()
+            shard = self.config.parallel == "fsdp2"
+            self.ties = NativeTies(self._accelerator, module, build, clip_norm, shard)
+        self._model = self.ties.called
+        if self.config.compile:
+            self.ties.own.compile()
         if moments:
-            self._ties.restore(moments)
+            self.ties.restore(moments)
         self._watchdog.start()
 
     def _release(self) -> None:
-        if self._ties is not None:
-            self._ties.release()
+        if self.ties is not None:
+            self.ties.release()
         self._accelerator.free_memory()
-        self._model = self._ties = None
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self._ties.optimizer
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """By name; under fsdp2 in parts."""
-        return self._ties.trained()
-
-    def collect(self) -> None:
-        """Bring the weights home into the module that was given; all ranks take part."""
-        self._ties.collect()
-
-    def moments(self) -> dict[str, Tensor]:
-        """The optimizer's, whole and by parameter name, on the first rank; all ranks take part."""
-        if self.config.parallel == "ddp" and not self.is_first:
-            return {}
-        return self._ties.moments()
-
-    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What goes with parameters, by name, as a checkpoint has it; all ranks take part."""
-        return self._ties.whole(tensors)
-
-    def in_parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The way back, to where the parameters are."""
-        return self._ties.in_parts(tensors)
+        self._model = self.ties = None
 
     def take_step(
         self,
@@ -141,22 +115,22 @@ class Engine:
         loss = torch.zeros((), device=self.device)
         for piece, micro in enumerate(batch.micro_batches):
             is_last = piece == len(batch.micro_batches) - 1
-            with self._ties.hold(is_last):
+            with self.ties.hold(is_last):
                 inputs = model_inputs(micro, self.device, millivolts_per_count, change)
                 with self._autocast():
                     logits_nK = self._model(*inputs)
                 targets_nK = torch.from_numpy(micro.labels_nK).to(self.device)
                 local = loss_sum(logits_nK.float(), targets_nK) * (micro.weight / divide_by)
-                self._ties.backward(local * self.world_size, is_last)
+                self.ties.backward(local * self.world_size, is_last)
             loss += local.detach()
-        grad_norm = self._ties.clip()
+        grad_norm = self.ties.clip()
         said = torch.stack([loss, *torch.tensor(wishes, device=self.device)])
         said = self._accelerator.reduce(said, "sum")
         skipped = may_skip and not bool(said[0].isfinite() & grad_norm.isfinite())
         if not skipped:
-            self._ties.update()
+            self.ties.update()
             self._watch(batch.step, said[0], grad_norm)
-        self._ties.forget_gradients()
+        self.ties.forget_gradients()
         return StepResult(loss=said[0], grad_norm=grad_norm, wishes=said[1:], skipped=skipped)
 
     def _autocast(self) -> torch.autocast:
@@ -184,33 +158,19 @@ class Engine:
         return None if step < 0 else step
 
     @property
-    def scaler(self) -> dict[str, Any] | None:
-        """State of fp16's loss scale, plain numbers; None in other precisions."""
-        scaler = self._accelerator.scaler
-        return scaler.state_dict() if scaler else None
-
-    @scaler.setter
-    def scaler(self, state: dict[str, Any] | None) -> None:
-        if state and self._accelerator.scaler:
-            self._accelerator.scaler.load_state_dict(state)
-
-    @property
     def runs_together(self) -> bool:
         """Whether every rank must run each forward, as its weights lie in parts."""
-        return self._ties is not None and self._ties.runs_together
+        return self.ties is not None and self.ties.runs_together
 
     @torch.no_grad()
     def infer(self, micro: MicroBatch, millivolts_per_count: float) -> Tensor:
         """Logits [n, K] in eval mode, float32, on the CPU."""
         self._watchdog.beat()
-        model = self._model if self.runs_together else self._plain()
+        model = self.ties.own if self.ties and not self.runs_together else self._model
         model.eval()
         with self._autocast():
             logits_nK = model(*model_inputs(micro, self.device, millivolts_per_count))
         return logits_nK.float().cpu()
-
-    def _plain(self) -> nn.Module:
-        return self._model if self._ties is None else self._ties.own
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all ranks, in the order of the ranks; as many rows from each."""

@@ -8,6 +8,7 @@ that never meet, without a word. It works on a copy, so that the caller's module
 import contextlib
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -40,7 +41,8 @@ class NativeTies:
         else:
             self.own = module.to(accelerator.device)
             self.called, self.optimizer = accelerator.prepare(self.own, build(self.own))
-            assert isinstance(self.called, DistributedDataParallel) == accelerator.use_distributed
+            alone = accelerator.num_processes == 1
+            assert alone or isinstance(self.called, DistributedDataParallel)
 
     @property
     def runs_together(self) -> bool:
@@ -79,7 +81,9 @@ class NativeTies:
 
     def moments(self) -> dict[str, Tensor]:
         """`<moment>/<parameter name>` -> whole tensor, so that no position in a list has to agree;
-        all ranks take part."""
+        all ranks take part. Under DDP they are the same on all: only the first copies them."""
+        if not self._accelerator.is_main_process and not self.runs_together:
+            return {}
         return self.whole(
             {
                 f"{moment}/{name}": value
@@ -112,6 +116,17 @@ class NativeTies:
                 here = distribute_tensor(here, mesh, places, src_data_rank=None)
             parts[key] = here
         return parts
+
+    @property
+    def scaler(self) -> dict[str, Any] | None:
+        """State of fp16's loss scale, plain numbers; None in other precisions."""
+        scaler = self._accelerator.scaler
+        return scaler.state_dict() if scaler else None
+
+    @scaler.setter
+    def scaler(self, state: dict[str, Any] | None) -> None:
+        if state and self._accelerator.scaler:
+            self._accelerator.scaler.load_state_dict(state)
 
     def release(self) -> None:
         """Undo what Accelerate did to the module under fp16 (autocast)."""

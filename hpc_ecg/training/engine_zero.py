@@ -59,6 +59,9 @@ def make_plugin(stage: int, precision: str, on_cpu: bool) -> DeepSpeedPlugin:
 class ZeroTies:
     """`called`: DeepSpeed's engine; `own`: the copy whose parameters train."""
 
+    scaler: dict[str, Any] | None = None
+    """There is none: fp16 is refused."""
+
     def __init__(
         self,
         accelerator: Accelerator,

@@ -13,8 +13,8 @@ from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, view_of
-from hpc_ecg.training.finetune import FinetuneConfig
 from hpc_ecg.training.predict import as_predictions, predict
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
 from hpc_ecg.writing import read_json, write_json

@@ -7,33 +7,28 @@ Every process runs this same function; what must happen once happens on the firs
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from omegaconf import MISSING
 
 from hpc_ecg.cluster import this_job
 from hpc_ecg.config import to_yaml
-from hpc_ecg.data.augment import AugmentConfig
-from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
+from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.schedule import Schedule
 from hpc_ecg.data.source import Source
-from hpc_ecg.model.losses import LossConfig
-from hpc_ecg.model.transformer import ModelConfig
 from hpc_ecg.run_folder import RunFolder, flatten
 from hpc_ecg.signals import Wishes
 from hpc_ecg.training.best import BestWeights, provenance_of, write_valid
 from hpc_ecg.training.checkpoint import Progress, newest_checkpoint
+from hpc_ecg.training.doctor_cluster import heed
+from hpc_ecg.training.doctor_run import Setup, examine, look_at_node
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.engine_settings import EngineConfig
 from hpc_ecg.training.features import FeatureCache, view_of
 from hpc_ecg.training.loop import Run, train_stage
 from hpc_ecg.training.meter import Meter
-from hpc_ecg.training.optimizer import OptimConfig
-from hpc_ecg.training.outcome import Judge, check_start, open_run
-from hpc_ecg.training.plan import TrainConfig
+from hpc_ecg.training.outcome import Judge, check_start, open_run, summary_of
 from hpc_ecg.training.predict import as_predictions, predict
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import (
     Stage,
     check_parallel,
@@ -43,39 +38,11 @@ from hpc_ecg.training.stages import (
     stages_of,
     trains_head_only,
 )
+from hpc_ecg.training.workload import choose_kernels
 from hpc_ecg.weights import load_model
-from hpc_ecg.weights.initialize import InitConfig, initialize
+from hpc_ecg.weights.initialize import initialize
 
 logger = logging.getLogger("hpc_ecg")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """All settings of one run."""
-
-    run_dir: str = MISSING
-    """Folder of this run; starting again on it goes on."""
-    seed: int = 0
-    """Sets new weights, order of records and dropout; never the split."""
-    files: dict[str, str] = field(default_factory=dict)
-    """Names for paths, to be used elsewhere as ${files.name}."""
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    init: InitConfig = field(default_factory=InitConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.data.task == "regression" and self.train.calibration != "none":
-            raise ValueError(
-                f"train.calibration={self.train.calibration} is for probabilities, and "
-                "data.task=regression has none; use train.calibration=none"
-            )
 
 
 def finetune(config: FinetuneConfig) -> RunFolder:
@@ -118,6 +85,18 @@ def finetune(config: FinetuneConfig) -> RunFolder:
         place |= {"precision": engine.precision, "slurm": this_job()}
         notes = place | {"data_index_sha256": shards.index_sha256}
         schedule.check_world(engine.world_size)
+        if config.train.doctor:
+            setup = Setup(
+                seed=config.seed,
+                augment=config.augment,
+                loss=config.loss,
+                train=train,
+                valid=valid,
+                schedule=schedule,
+                stages=stages,
+                start=start,
+            )
+            heed(examine(engine, folder.path, setup, look_at_node(engine.config)), engine.is_first)
         source.stage(schedule.first_use())
         engine.on_first(lambda: open_run(folder, to_yaml(config), notes, start.report))
         engine.start_trackers(flatten(yaml.safe_load(to_yaml(config))))
@@ -130,6 +109,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
         )
         provenance = provenance_of(start.report)
         best = BestWeights(folder=folder, valid=valid, provenance=provenance)
+        choose_kernels(start.model, train, engine)
         run = Run(
             schedule=schedule,
             augment=config.augment,
@@ -180,17 +160,9 @@ def _train(run: Run, stages: Sequence[Stage], place: dict[str, Any]) -> dict[str
         head_only = trains_head_only(stages, stage)
         progress, stop = train_stage(run, stage, head_only, progress, meter, path)
         path = None
-    progress = meter.at_step(progress.step, progress)
-    return {
+    return summary_of(run.judge.metric, meter.at_step(progress.step, progress), meter) | {
         "stopped": stop,
-        "steps": progress.step,
         "epochs": progress.step / run.schedule.steps_per_epoch,
-        "metric": run.judge.metric,
-        "best_step": progress.best_step,
-        "best_score": progress.best_score,
-        "train_seconds": progress.seconds,
-        "process_seconds": progress.process_seconds,
-        "ecg_per_s": meter.mean(),
         "processes": engine.world_size,
         "device": engine.device_name,
     }

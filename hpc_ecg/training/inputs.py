@@ -55,3 +55,9 @@ def model_inputs(
     samples_n = torch.from_numpy(micro.samples_n).to(device)
     is_padded_nS = torch.arange(ecg_nCS.shape[-1], device=device) >= samples_n[:, None]
     return ecg_nCS.masked_fill(is_padded_nS[:, None], 0.0), is_padded_nS, words
+
+
+def seed_of_step(seed: int, step: int, rank: int) -> int:
+    """For what draws from torch's own generator (dropout inside fused attention): a function of
+    (seed, step, rank), so there is no generator state to save or to lose."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hpc_ecg.data.ahead import read_ahead
@@ -23,22 +22,18 @@ from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.signals import Wishes
 from hpc_ecg.training.averaging import Average
 from hpc_ecg.training.best import BestWeights
-from hpc_ecg.training.checkpoint import (
-    Progress,
-    load_checkpoint,
-    save_checkpoint,
-    update_progress,
-)
+from hpc_ecg.training.checkpoint import Progress, load_checkpoint, save_checkpoint, update_progress
 from hpc_ecg.training.engine import Engine, StepResult
 from hpc_ecg.training.features import FeatureCache, View, view_of
-from hpc_ecg.training.inputs import Change
+from hpc_ecg.training.inputs import Change, seed_of_step
 from hpc_ecg.training.meter import Meter, SaveTimer
+from hpc_ecg.training.nonfinite import not_finite
 from hpc_ecg.training.optimizer import build_optimizer, set_rates
 from hpc_ecg.training.outcome import Judge
 from hpc_ecg.training.plan import Plan
 from hpc_ecg.training.predict import predict
 from hpc_ecg.training.stages import Stage
-from hpc_ecg.writing import write_json
+from hpc_ecg.training.workload import workload
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -78,10 +73,11 @@ def train_stage(
     saved = load_checkpoint(path, view.kept) if path else None
     build = partial(build_optimizer, config=stage.optim, device=engine.device)
     engine.prepare(view.module, build, stage.optim.clip_norm, saved.moments if saved else None)
-    average = Average(engine.trained(), stage.train.average, stage.train.ema_decay)
+    meter.works_at(*workload(run.model, run.train, stage, engine))
+    average = Average(engine.ties.trained(), stage.train.average, stage.train.ema_decay)
     if saved:
-        average.restore(engine.in_parts(saved.average))
-    engine.scaler = progress.scaler
+        average.restore(engine.ties.in_parts(saved.average))
+    engine.ties.scaler = progress.scaler
     if progress.step == plan.began:
         run.note("stage", step=progress.step, stage=stage.name, of=plan.end)
 
@@ -102,8 +98,8 @@ def train_stage(
                 break
             with meter.waits():
                 batch = next(batches)
-            engine.seed_dropout(_seed_of_step(run.seed, batch.step, engine.rank))
-            lr = set_rates(engine.optimizer, batch.step - plan.began, plan.steps, stage.optim)
+            engine.seed_dropout(seed_of_step(run.seed, batch.step, engine.rank))
+            lr = set_rates(engine.ties.optimizer, batch.step - plan.began, plan.steps, stage.optim)
             divide_by = normalizer(torch.from_numpy(batch.global_labels_BK), run.loss)
             run.wishes.save_now |= timer.is_due()
             result = engine.take_step(
@@ -139,7 +135,7 @@ def train_stage(
     swa_began = plan.began + stage.train.swa_start * plan.steps
     if stage.train.average == "swa" and (progress.best_step or 0) < swa_began:
         logger.warning("the best weights are from before the mean of swa began: a single step's")
-    engine.collect()
+    engine.ties.collect()
     if engine.is_first:
         run.best.finish(run.model)
     return progress, stop
@@ -160,9 +156,9 @@ def _save(run: Run, view: View, average: Average, plan: Plan, progress: Progress
     """A checkpoint of weights, moments and progress; all ranks take part in collecting them."""
     _check_finite(run)
     engine = run.engine
-    progress = replace(progress, scaler=engine.scaler)
-    engine.collect()
-    moments, mean = engine.moments(), engine.whole(average.state())
+    progress = replace(progress, scaler=engine.ties.scaler)
+    engine.ties.collect()
+    moments, mean = engine.ties.moments(), engine.ties.whole(average.state())
     where = run.folder.checkpoints, progress, view.kept
     engine.on_first(lambda: save_checkpoint(*where, moments, plan.keep_checkpoints, mean))
     run.wishes.saved()
@@ -176,7 +172,7 @@ def _evaluate(run: Run, view: View, average: Average, plan: Plan, progress: Prog
         scores = run.engine.on_first(partial(run.judge.score, logits_NK))
         progress, is_best = run.judge.decide(progress, scores)
         if is_best:
-            run.engine.collect()
+            run.engine.ties.collect()
             run.engine.on_first(lambda: run.best.save(run.model, view.kept))
     run.engine.on_first(lambda: update_progress(run.folder.checkpoints, progress))
     epoch = progress.step / plan.epoch_steps
@@ -190,37 +186,18 @@ def _evaluate(run: Run, view: View, average: Average, plan: Plan, progress: Prog
     return progress
 
 
-def _seed_of_step(seed: int, step: int, rank: int) -> int:
-    """For what draws from torch's own generator (dropout inside fused attention): a function of
-    (seed, step, rank), so there is no generator state to save or to lose."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
-
-
 def _check_finite(run: Run) -> None:
     """Before anything is noted or saved: weights that diverged must not replace good ones."""
     step = run.engine.first_bad_step()
     if step is not None:
-        raise _not_finite(run, step)
+        raise not_finite(run.folder, run.schedule, run.train, step)
 
 
 def _skip(run: Run, progress: Progress, budget: int) -> Progress:
     progress = replace(progress, skipped=progress.skipped + 1)
-    error = _not_finite(run, progress.step - 1)
+    error = not_finite(run.folder, run.schedule, run.train, progress.step - 1)
     if progress.skipped > budget:
         raise error
     run.note("skipped", step=progress.step, count=progress.skipped)
     logger.warning("%s: skipped (%d of train.skip_nonfinite)", error, progress.skipped)
     return progress
-
-
-def _not_finite(run: Run, step: int) -> ValueError:
-    """The error, which names the file with the batch's records."""
-    positions = run.schedule.batch(step)
-    batch = [{"key": run.train.keys[p], "record": run.train.records[p]} for p in positions]
-    path = run.folder.path / f"nonfinite-step-{step + 1:07d}.json"
-    if run.engine.is_first:
-        write_json(path, {"step": step + 1, "batch": batch})
-    return ValueError(
-        f"loss or gradient is not finite at step {step + 1}; lower optim.lr, or look at the "
-        f"{len(batch)} records of its batch, listed in {path}"
-    )

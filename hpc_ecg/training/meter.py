@@ -22,18 +22,16 @@ SECONDS_BETWEEN_FAILURES = 24 * 3600.0
 class Meter:
     """Of the run over all its starts, and of the steps between two log lines."""
 
-    def __init__(
-        self,
-        before: Progress,
-        processes: int,
-        flops_per_ecg: float | None = None,
-        peak_flops: float | None = None,
-    ) -> None:
-        """`flops_per_ecg`: in training; `peak_flops`: a second's, of one process's device."""
+    def __init__(self, before: Progress, processes: int) -> None:
         self._began, self._before, self._processes = time.monotonic(), before, processes
-        self._flops_per_ecg, self._peak_flops = flops_per_ecg, peak_flops
+        self._flops_per_ecg: float | None = None
+        self._peak_flops: float | None = None
         self._stepping, self._ecgs = 0.0, 0
         self.restart()
+
+    def works_at(self, flops_per_ecg: float, peak_flops: float | None) -> None:
+        """From now on: of a training step; and in a second, of one process's device."""
+        self._flops_per_ecg, self._peak_flops = flops_per_ecg, peak_flops
 
     def at_step(self, step: int, progress: Progress) -> Progress:
         """The progress with this step and the time that it took."""

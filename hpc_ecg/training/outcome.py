@@ -13,6 +13,7 @@ from hpc_ecg.model.losses import LOSSES, REGRESSION, LossConfig, check_loss
 from hpc_ecg.run_folder import RunFolder, describe_environment
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.checkpoint import Progress
+from hpc_ecg.training.meter import Meter
 from hpc_ecg.training.predict import score_validation
 from hpc_ecg.weights.initialize import Initialized
 from hpc_ecg.writing import read_json, write_json, write_text
@@ -148,3 +149,17 @@ def check_start(start: Initialized, shards: ShardSet, checkpoint: str | None) ->
         *(counts["tensors_loaded"], checkpoint or "nothing", counts["tensors_fresh"]),
         *(counts["tensors_ignored"], counts["tensors_frozen"], head["taken"], head["reason"]),
     )
+
+
+def summary_of(metric: str, progress: Progress, meter: Meter) -> dict[str, Any]:
+    """What finished.json says of score and cost."""
+    return {
+        "steps": progress.step,
+        "metric": metric,
+        "best_step": progress.best_step,
+        "best_score": progress.best_score,
+        "skipped": progress.skipped,
+        "train_seconds": progress.seconds,
+        "process_seconds": progress.process_seconds,
+        "ecg_per_s": meter.mean(),
+    }
