@@ -1,0 +1,143 @@
+"""Variants of the model in one training step (forward and backward), against the package's own.
+
+Variants take turns, and each time of a variant is divided by the package's own of the same turn;
+the median counts. Below 1 a variant is faster.
+
+  fft          positional convolution by FFT in place of the direct one
+  plain        attention without a fused kernel
+  torch        dropout from torch's generator; `off` without any
+  checkpoint   layers computed again in the backward pass
+  compiled     torch.compile, in both passes (compilation not counted; `variant_compile_seconds`)
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from hpc_ecg.model.flops import training_flops
+from hpc_ecg.model.layers import PositionalConv
+from hpc_ecg.model.transformer import Architecture, ECGClassifier, ModelConfig, build_model
+
+TARGETS: dict[str, float] = {}
+SMALL = Architecture(
+    encoder_layers=4,
+    encoder_embed_dim=256,
+    encoder_ffn_embed_dim=1024,
+    encoder_attention_heads=4,
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5, help="steps of each variant (default 5)")
+    parser.add_argument("--small", action="store_true", help="4 layers of 256, not the published")
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    architecture = SMALL if options.small else Architecture()
+    return measure_variants(architecture, options.batch_size, options.repeats)
+
+
+def measure_variants(
+    architecture: Architecture | None = None, batch_size: int = 8, repeats: int = 5
+) -> dict[str, float]:
+    """Ratios of time to the package's own step by name, and what that takes."""
+    architecture = architecture or Architecture()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ecg_BCS = torch.randn(batch_size, architecture.in_d, 2500, device=device)
+    words_B = torch.arange(batch_size, device=device)
+    models = {
+        name: build_model(architecture, 1, config).to(device)
+        for name, config in {
+            "own": ModelConfig(),
+            "plain": ModelConfig(attention="math"),
+            "off": ModelConfig(activation_dropout=0.0),
+        }.items()
+    }
+    own = models["own"]
+    steps: dict[str, Callable[[], None]] = {
+        "own": lambda: _step(own, ecg_BCS, words_B),
+        "fft": lambda: _step_with_fft(own, ecg_BCS, words_B),
+        "plain": lambda: _step(models["plain"], ecg_BCS, words_B),
+        "torch": lambda: _step(own, ecg_BCS, None),
+        "off": lambda: _step(models["off"], ecg_BCS, words_B),
+        "checkpoint": lambda: _step_with_checkpoints(own, ecg_BCS, words_B),
+    }
+    compiled = build_model(architecture, 1, ModelConfig()).to(device)
+    compiled.compile()
+    began = time.perf_counter()
+    _step(compiled, ecg_BCS, words_B)
+    compile_seconds = time.perf_counter() - began
+    steps["compiled"] = lambda: _step(compiled, ecg_BCS, words_B)
+    seconds = _times(steps, repeats, device)
+    numbers = {
+        f"variant_{name}_to_own": statistics.median(
+            other / mine for other, mine in zip(seconds[name], seconds["own"], strict=True)
+        )
+        for name in steps
+        if name != "own"
+    }
+    own_seconds = statistics.median(seconds["own"])
+    flops = batch_size * training_flops(architecture, ecg_BCS.shape[-1])
+    return {
+        "variant_own_seconds": own_seconds,
+        "variant_own_gigaflops_per_second": flops / own_seconds / 1e9,
+        **numbers,
+        "variant_compile_seconds": compile_seconds,
+    }
+
+
+def _times(
+    steps: dict[str, Callable[[], None]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:  # the first is to warm up
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _step(model: ECGClassifier, ecg_BCS: Tensor, words_B: Tensor | None) -> None:
+    model.zero_grad()
+    model(ecg_BCS, None, words_B).sum().backward()
+
+
+def _step_with_checkpoints(model: ECGClassifier, ecg_BCS: Tensor, words_B: Tensor) -> None:
+    model.backbone.encoder.checkpoint_layers = True
+    try:
+        _step(model, ecg_BCS, words_B)
+    finally:
+        model.backbone.encoder.checkpoint_layers = False
+
+
+def _step_with_fft(model: ECGClassifier, ecg_BCS: Tensor, words_B: Tensor) -> None:
+    (conv,) = (m for m in model.modules() if isinstance(m, PositionalConv))
+    conv.forward = lambda x_BTD: convolve_by_fft(conv, x_BTD)  # type: ignore[method-assign]
+    try:
+        _step(model, ecg_BCS, words_B)
+    finally:
+        del conv.forward
+
+
+def convolve_by_fft(conv: PositionalConv, x_BTD: Tensor) -> Tensor:
+    """What `conv` gives, in float32, by products of spectra (n frequencies) in place of sums over
+    the kernel: about 30 times fewer operations, but complex ones."""
+    num_tokens, before = x_BTD.shape[1], conv.kernel // 2
+    length = next_fast_len(num_tokens + max(before, conv.kernel - before), real=True)
+    padded_BDT = F.pad(x_BTD.float().transpose(1, 2), (before, length - num_tokens - before))
+    x_BGIn = torch.fft.rfft(padded_BDT).unflatten(1, (conv.groups, -1))
+    weight_GOIn = torch.fft.rfft(conv.weight(), n=length).conj().unflatten(0, (conv.groups, -1))
+    out_BDn = torch.einsum("bgin,goin->bgon", x_BGIn, weight_GOIn).flatten(1, 2)
+    out_BDT = torch.fft.irfft(out_BDn, n=length)[..., :num_tokens]
+    return (out_BDT.transpose(1, 2) + conv.bias).to(x_BTD.dtype)
