@@ -99,6 +99,12 @@ OTHER = {
     "train.best_metric": "loss",
     "engine.precision": "bf16",
     "engine.device": "cpu",
+    "engine.parallel": "fsdp2",
+    "engine.activation_checkpointing": "true",
+    "engine.compile": "true",
+    "model.attention": "math",
+    "model.pooling": "nonzero",
+    "train.doctor": "true",
 }
 # Without these a setting would do nothing, and is refused.
 WITH = {
