@@ -11,10 +11,10 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -39,37 +39,41 @@ Batch = tuple[tuple[Tensor | None, ...], Tensor]
 
 
 class Pairs:
-    """Seconds per step of a host loop and of its rivals, in alternating blocks of steps."""
+    """Seconds per step of a host loop and of its rivals, in alternating blocks of steps: by the
+    wall's clock, and of this process on any core, which others disturb less."""
 
     def __init__(self, rivals: dict[str, Callable[[], object]], block: int) -> None:
-        self.rivals, self._block = rivals, block
-        self._calls, self._began = 0, 0.0
-        self.host: list[float] = []
-        self.of: dict[str, list[float]] = {name: [] for name in rivals}
+        self._rivals, self._block = rivals, block
+        self._calls, self._began = 0, _now()
+        self._host: list[np.ndarray] = []
+        self._of: dict[str, list[np.ndarray]] = {name: [] for name in rivals}
 
     def turn(self) -> None:
         """To be called by the host before each of its steps."""
         if self._calls % self._block == 0:
-            now = time.perf_counter()
             if self._calls:
-                self.host.append((now - self._began) / self._block)
-            for name, step in self.rivals.items():
-                began = time.perf_counter()
+                self._host.append((_now() - self._began) / self._block)
+            for name, step in self._rivals.items():
+                began = _now()
                 for _ in range(self._block):
                     step()
-                self.of[name].append((time.perf_counter() - began) / self._block)
-            self._began = time.perf_counter()
+                self._of[name].append((_now() - began) / self._block)
+            self._began = _now()
         self._calls += 1
 
-    def ratios(self, rival: str) -> list[float]:
-        """Host over rival, whose blocks before and after count together; without the first, in
-        which memory is taken."""
-        around = zip(self.of[rival], self.of[rival][1:], strict=False)
-        pairs = zip(self.host, around, strict=False)
-        return [host / ((before + after) / 2) for host, (before, after) in pairs][1:]
+    def ratio(self, rival: str) -> np.ndarray:
+        """Host over rival, whose blocks before and after count together: the median, by each clock.
+        Without the first block, in which memory is taken."""
+        host, other = np.array(self._host), np.array(self._of[rival])
+        return np.median((host / ((other[1:] + other[:-1]) / 2))[1:], axis=0)
 
-    def seconds(self, rival: str | None = None) -> float:
-        return median((self.of[rival] if rival else self.host)[1:])
+    def seconds(self, rival: str | None = None) -> np.ndarray:
+        """Of a step, by each clock."""
+        return np.median((self._of[rival] if rival else self._host)[1:], axis=0)
+
+
+def _now() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def host_steps(block: int, num_pairs: int) -> int:
@@ -116,7 +120,7 @@ def run_ours(config: FinetuneConfig, turn: Callable[[], None]) -> dict[int, floa
 # Rivals
 
 
-def bare_loop(model: nn.Module, batches: Iterable[Batch], optim: OptimConfig) -> Iterator[Tensor]:
+def bare_loop(model: nn.Module, batches: Iterable[Batch], optim: OptimConfig) -> Iterator[float]:
     """A loop that does nothing but train; its losses."""
     optimizer = build_optimizer(model, optim, CPU)
     for inputs, targets_BK in batches:
@@ -125,7 +129,7 @@ def bare_loop(model: nn.Module, batches: Iterable[Batch], optim: OptimConfig) ->
         nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
-        yield loss.detach()
+        yield loss.item()
 
 
 class AsRecords(Dataset[dict[str, Tensor]]):
