@@ -54,7 +54,7 @@ def layer_words(words_BT: Tensor, num_layers: int) -> Tensor:
 def _kept(words_BT: Tensor, width: int, p: float) -> Tensor:
     word_BT1 = _mix(words_BT)[..., None]
     column_D = _columns(torch.arange(width, device=words_BT.device))
-    # Not addcmul: as fast on a GPU at best, and three times slower on a CPU.
+    # Not addcmul: it takes three times as long on a CPU.
     hash_BTD = ((word_BT1 >> 32).to(torch.int32) * column_D).add_(word_BT1.to(torch.int32))
     return hash_BTD >= min(round(p * 2**32), 2**32 - 1) - 2**31
 
