@@ -9,8 +9,8 @@ The limit is a matrix product of the published sizes, measured between the steps
 `share_of_limit` = operations of a step / its seconds / operations per second of the product.
 
 Weak scaling: the small model in 1 and in 2 processes, a thread each; `limit` is two runs that know
-nothing of each other. `*_loss_difference_*`: the largest between our losses and the bare loop's. `*_cpu`: by seconds of
-processors, not of the wall, for a machine that others use, too.
+nothing of each other. `*_loss_difference_*`: the largest between our losses and the bare loop's.
+`*_cpu`: by seconds of processors, not of the wall, for a machine that others use, too.
 """
 
 import argparse
