@@ -213,6 +213,8 @@ def run_trainer(
         optimizers=(build_optimizer(model, optim, CPU), None),
         callbacks=[Turn()],
     ).train()
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        print("Trainer's weights are not finite: do not rely on its numbers")
 
 
 class WithLoss(nn.Module):
