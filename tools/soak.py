@@ -81,7 +81,7 @@ def main() -> int:
         f"seed {options.seed}: killed while {where}; {len(soak.faults)} mismatches"
     )
     if soak.faults:
-        print(*soak.faults, f"the folders are left in {folder}", sep="\n", file=sys.stderr)
+        print(f"\nthe folders are left in {folder}", file=sys.stderr)
         return 1
     shutil.rmtree(folder)
     return 0
@@ -128,6 +128,7 @@ class Soak:
             self.faults += differences(self.folder / name, self.folder / "undisturbed")
         if len(self.faults) == before:
             shutil.rmtree(self.folder / name)
+        print(*self.faults[before:], sep="\n", end="", file=sys.stderr, flush=True)
 
     def start(self, name: str) -> list[int]:
         """The processes of a run."""
