@@ -55,12 +55,12 @@ class BestWeights:
             self._write(model, model.state_dict() | head, self.provenance)
             self._aside.unlink()
 
-    def calibrate(self, model: ECGClassifier, logits_NK: np.ndarray, kind: str) -> np.ndarray:
-        """Fit on the logits of the best model and put slope and offset into its head, and into
-        best/; returns the logits of the calibrated model. A label that cannot be fitted stays as it
-        is, which is said and noted; so does a model that was calibrated before the run died."""
+    def calibrate(self, model: ECGClassifier, logits_NK: np.ndarray, kind: str) -> bool:
+        """Fit on the logits of the best model and put slope and offset into its head, in best/;
+        whether that was done. A label that cannot be fitted stays as it is, which is said and
+        noted; so does a model that was calibrated before the run died."""
         if kind == "none" or any(step["action"] == CALIBRATE for step in self._done()):
-            return logits_NK
+            return False
         labels_NK = self.valid.labels_NK.astype(np.float64)
         fits: dict[str, dict[str, Any]] = {}
         for k, name in enumerate(self.valid.label_names):
@@ -77,9 +77,9 @@ class BestWeights:
         weight, bias = state["head.weight"].cpu().double(), state["head.bias"].cpu().double()
         state["head.weight"] = (slope_K[:, None] * weight).float()
         state["head.bias"] = (slope_K * bias + offset_K).float()
-        self._write(model, state, [*self.provenance, {"action": CALIBRATE, "labels": fits}])
         write_json(self.folder.best / "calibration.json", fits)
-        return (logits_NK * slope_K.numpy() + offset_K.numpy()).astype(np.float32)
+        self._write(model, state, [*self.provenance, {"action": CALIBRATE, "labels": fits}])
+        return True
 
     def _done(self) -> list[dict[str, Any]]:
         """What this run did to the file in best/; what others did before it does not count."""

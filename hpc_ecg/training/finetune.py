@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import yaml
 
 from hpc_ecg.cluster import this_job
@@ -16,6 +17,7 @@ from hpc_ecg.config import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.schedule import Schedule
 from hpc_ecg.data.source import Source
+from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.run_folder import RunFolder, flatten
 from hpc_ecg.signals import Wishes
 from hpc_ecg.training.best import BestWeights, provenance_of, write_valid
@@ -127,19 +129,20 @@ def finetune(config: FinetuneConfig) -> RunFolder:
         summary = _train(run, stages, place)
 
         # 6. The best weights predict the validation split: calibration and thresholds come from
-        #    there, and stay.
-        engine.wait_for_all()  # the first process may still be writing them
-        model = load_model(folder.best, model_config=config.model).to(engine.device)
-        view = view_of(cache, model, train, valid, trains_head_only(stages), trains=False)
-        engine.prepare(view.module)
-        logits_NK = predict(engine, view.valid, config.data.batch_size)
+        #    there, and stay. What is calibrated predicts again: so it is the same after a kill.
+        def logits_of_best() -> tuple[ECGClassifier, np.ndarray]:
+            engine.wait_for_all()  # the first process may still be writing them
+            model = load_model(folder.best, model_config=config.model).to(engine.device)
+            view = view_of(cache, model, train, valid, trains_head_only(stages), trains=False)
+            engine.prepare(view.module)
+            return model, predict(engine, view.valid, config.data.batch_size)
 
-        def conclude() -> None:
-            calibrated_NK = best.calibrate(model, logits_NK, config.train.calibration)
-            write_valid(folder, as_predictions(valid, calibrated_NK, config.data.task))
-            folder.finish(summary)
-
-        engine.on_first(conclude)
+        model, logits_NK = logits_of_best()
+        if engine.on_first(lambda: best.calibrate(model, logits_NK, config.train.calibration)):
+            logits_NK = logits_of_best()[1]
+        predictions = as_predictions(valid, logits_NK, config.data.task)
+        engine.on_first(lambda: write_valid(folder, predictions))
+        engine.on_first(lambda: folder.finish(summary))
     return folder
 
 

@@ -24,7 +24,8 @@ from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.shards.job import Recordings
 from hpc_ecg.shards.plan import ShardingPlan
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.training.finetune import FinetuneConfig, finetune
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights.export import export_original
 
 TARGETS = {"largest_difference": 1e-5}
