@@ -4,7 +4,7 @@ ends bitwise as if nothing had been. Lost are at most the steps since that check
 import os
 import subprocess
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL, SIGSTOP, SIGTERM
 
 import pytest
 from conftest import long_words
@@ -34,6 +34,18 @@ def test_a_termination_without_grace(job, tmp_path, undisturbed):
         for pid in job.processes().values():
             os.kill(pid, number)
     assert job.end() == "COMPLETED", job.log
+    assert_as_if_undisturbed(tmp_path / "run", undisturbed, SAVED_EVERY)
+
+
+def test_a_process_that_hangs(slurm, project, shards, tmp_path, undisturbed):
+    """Stopped, it cannot watch itself: the other one does, and Slurm ends both."""
+    words = long_words(shards, tmp_path / "run", "engine.timeout_min=0.25")
+    job = Job(project, tmp_path / "log", "-N2", *words)
+    wait_for_step(job, tmp_path / "run", 12)
+    os.kill(job.processes()[1], SIGSTOP)
+    assert job.end() == "COMPLETED", job.log
+    assert "process 0: no step for" in job.log and "in train_stage" in job.log, "its stacks"
+    assert "a process lost the others, or hung: job" in job.log
     assert_as_if_undisturbed(tmp_path / "run", undisturbed, SAVED_EVERY)
 
 
