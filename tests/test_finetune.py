@@ -377,7 +377,7 @@ def test_patience_stops_a_run_that_no_longer_gains(shards, tmp_path):
 
 def test_a_prediction_that_is_not_a_number_fails_the_validation(shards):
     opened, names = open_shards(DataConfig(shards=str(shards)))
-    judge = Judge(open_split(opened, "valid", names), "binary", "auto", story.LossConfig())
+    judge = Judge(open_split(opened, "valid", names), "binary", "auto", LossConfig())
     logits_NK = np.zeros((len(judge.valid), 1), np.float32)
     logits_NK[3] = np.nan
     with pytest.raises(ValueError, match="predicts NaN or infinity on validation"):

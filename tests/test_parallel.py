@@ -116,7 +116,8 @@ def test_bf16_is_the_same_arithmetic_in_every_kind(shards, tmp_path):
     kinds = ("ddp", "fsdp2", "zero2")
     of = {k: start(shards, tmp_path / k, k, 2, "engine.precision=bf16") for k in kinds}
     for kind in kinds[1:]:
-        np.testing.assert_allclose(curve(of[kind]), curve(of["ddp"]), rtol=2e-3)
+        np.testing.assert_allclose(curve(of[kind])[:, 0], curve(of["ddp"])[:, 0], rtol=2e-3)
+        np.testing.assert_allclose(curve(of[kind])[:, 1], curve(of["ddp"])[:, 1], rtol=1e-2)
 
 
 def test_a_mean_of_weights_is_the_same_in_parts(shards, tmp_path):

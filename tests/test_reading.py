@@ -54,11 +54,11 @@ def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(shards, tmp_path, m
     whole = run(words_for(shards, tmp_path / "whole", *more))
     real, taken = Engine.take_step, []
 
-    def take_step(self, *arguments):
+    def take_step(self, *arguments, **named):
         if len(taken) == 2:
             raise StoppedError
         taken.append(1)
-        return real(self, *arguments)
+        return real(self, *arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "take_step", take_step)
@@ -129,7 +129,7 @@ def test_a_mask_is_given_where_a_record_is_padded_and_nowhere_else(padded, shard
         positions=np.array([0, 1]),
         labels_nK=np.zeros((2, 1), np.float32),
     )
-    ecg_nCS, mask_nS = model_inputs(micro, torch.device("cpu"), 0.001)
+    ecg_nCS, mask_nS, _ = model_inputs(micro, torch.device("cpu"), 0.001)
     assert mask_nS.sum(1).tolist() == [1000, 0] and not mask_nS[0, :1500].any()
     assert ecg_nCS[0, :, 1500:].abs().max() == 0 and (ecg_nCS[1] != 0).all()
 
