@@ -39,6 +39,7 @@ NEUTRAL = (
     "model.attention",
 )
 NEUTRAL_PREFIXES = tuple(f"{key}." for key in NEUTRAL)
+RESTART_PATIENCE_S = 120
 PACKAGES = (
     "hpc-ecg",
     "torch",
@@ -71,7 +72,9 @@ class RunFolder:
         self._lock = FileLock(self.path / "lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            # a lock of the node that was lost may outlive it for a while
+            is_restart = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+            self._lock.acquire(timeout=RESTART_PATIENCE_S if is_restart else 0)
         except Timeout:
             who = holder.read_text().strip() if holder.exists() else "another process"
             raise ValueError(

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config import Source, load_config, merge_sources, parse_word, read_yaml, to_yaml
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
+from hpc_ecg.model.losses import LossConfig
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training import checkpoint
