@@ -120,6 +120,19 @@ def test_bf16_is_the_same_arithmetic_in_every_kind(shards, tmp_path):
         np.testing.assert_allclose(curve(of[kind])[:, 1], curve(of["ddp"])[:, 1], rtol=1e-2)
 
 
+def test_stages_are_tied_anew_in_every_kind(shards, tmp_path):
+    stages = (
+        "probe.freeze=backbone",
+        "probe.max_epochs=2",
+        "tune.freeze=stem",
+        "tune.max_epochs=3",
+    )
+    words = [f"train.stages.{word}" for word in stages]
+    alone = start(shards, tmp_path / "alone", "ddp", 1, *words)
+    for kind in ("fsdp2", "zero3"):
+        assert_same(start(shards, tmp_path / kind, kind, 2, *words), alone)
+
+
 def test_a_mean_of_weights_is_the_same_in_parts(shards, tmp_path):
     of = {k: start(shards, tmp_path / k, k, 2, "train.average=ema") for k in ("ddp", "fsdp2")}
     assert_same(of["fsdp2"], of["ddp"])
