@@ -1,6 +1,7 @@
 """Every kind of parallelism gives the numbers of one process, and takes over from every other."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from conftest import words_for
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
+from hpc_ecg.config import load_config
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.training.checkpoint import complete_checkpoints
+from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.settings import FinetuneConfig
 
 pytestmark = pytest.mark.slow
 # 5 epochs of 4 steps, each of which is kept
@@ -136,6 +140,14 @@ def test_stages_are_tied_anew_in_every_kind(shards, tmp_path):
 def test_a_mean_of_weights_is_the_same_in_parts(shards, tmp_path):
     of = {k: start(shards, tmp_path / k, k, 2, "train.average=ema") for k in ("ddp", "fsdp2")}
     assert_same(of["fsdp2"], of["ddp"])
+
+
+def test_engines_of_several_kinds_follow_each_other_in_one_process(shards, tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    for kind in ("zero2", "zero3", "ddp", "fsdp2", "zero1"):
+        words = words_for(shards, tmp_path / kind, "train.max_steps=3", f"engine.parallel={kind}")
+        assert finetune(load_config(FinetuneConfig, [], words)).is_finished()
+    assert "RANK" not in os.environ
 
 
 @pytest.mark.parametrize(

@@ -209,4 +209,4 @@ class Engine:
         for tracker in self._accelerator.trackers:
             tracker.finish()
         self._release()
-        leave_world(self._store)
+        leave_world(self._store, self.config.zero_stage is not None)

@@ -22,7 +22,7 @@ from accelerate.tracking import get_available_trackers
 from hpc_ecg.cluster import MASTER_VARIABLES, RANK_VARIABLES, Ranks
 from hpc_ecg.rendezvous import join_world
 from hpc_ecg.training.engine_settings import EngineConfig
-from hpc_ecg.training.engine_zero import make_plugin
+from hpc_ecg.training.engine_zero import destroy_group, make_plugin
 
 FAILED = "failed"
 LISTEN_S = 2.0
@@ -101,10 +101,10 @@ def _told(store: Any) -> str:
         return ""
 
 
-def leave_world(store: Any) -> None:
+def leave_world(store: Any, is_zero: bool) -> None:
     """So that another engine can be made in this process."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        (destroy_group if is_zero else torch.distributed.destroy_process_group)()
     if store is not None:
         for name in (*RANK_VARIABLES, *MASTER_VARIABLES):
             os.environ.pop(name, None)

@@ -32,7 +32,9 @@ def make_plugin(stage: int, precision: str, on_cpu: bool) -> DeepSpeedPlugin:
             f"engine.parallel=zero{stage} needs DeepSpeed ({error}); pip install deepspeed, or use "
             "engine.parallel=fsdp2"
         ) from None
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message=".*torch.distributed.* is deprecated.*", category=FutureWarning
+    )
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # It would be compiled for minutes on a CPU; gloo does its work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -54,6 +56,14 @@ def make_plugin(stage: int, precision: str, on_cpu: bool) -> DeepSpeedPlugin:
             },
         }
     )
+
+
+def destroy_group() -> None:
+    """The process group, and what DeepSpeed remembers of it: the next engine has another."""
+    import deepspeed
+
+    deepspeed.comm.destroy_process_group()
+    deepspeed.comm.comm.cdb = None
 
 
 class ZeroTies:
