@@ -10,13 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import hpc_ecg
 from hpc_ecg.cli_cohort import add_cohort
 from hpc_ecg.cli_data import add_data
 from hpc_ecg.cli_doctor import add_doctor
+from hpc_ecg.cli_report import add_report
 from hpc_ecg.cli_weights import add_weights
 
 SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg config` lists them"
@@ -74,9 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add_argument("settings", nargs="*", help=SETTINGS_HELP)
     sweep.set_defaults(verb=_sweep)
 
-    report = verbs.add_parser("report", help="compare the runs of a sweep")
-    report.add_argument("sweep_dir", metavar="SWEEP_DIR")
-    report.set_defaults(verb=_report)
+    add_report(verbs)
 
     config = verbs.add_parser("config", help="print every setting with default and meaning")
     config.add_argument("of", nargs="?", choices=("finetune", "sweep"), help="default: both")
@@ -139,17 +137,6 @@ def _sweep(options: argparse.Namespace) -> int:
         say(f"failed: {failure}")
     say(f"compare the runs: hpc-ecg report {sweep.config.sweep_dir}")
     return 1 if failures else 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import say
-    from hpc_ecg.sweep.compare import compare
-    from hpc_ecg.sweep.report import format_table, write_comparison
-
-    folder = Path(options.sweep_dir)
-    comparison = compare(folder)
-    say(format_table(comparison), "", f"report: {write_comparison(comparison, folder).page}")
-    return 0
 
 
 def _config(options: argparse.Namespace) -> int:
