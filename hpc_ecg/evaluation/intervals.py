@@ -31,6 +31,20 @@ def percentile_interval(value: float, value_R: FloatArray, warning: str | None =
     return result | ({"warning": text} if text else {})
 
 
+def interval_of(
+    value: float,
+    value_R: FloatArray,
+    *,
+    metric: str,
+    num_patients: int | None = None,
+    warning: str | None = None,
+) -> dict:
+    """The interval of `metric` by the method that holds best for it. `num_patients` is the number
+    of patients behind it: those of the smaller class for a ranking metric, those of the
+    denominator for a share; None where it does not matter."""
+    return percentile_interval(value, value_R, warning) | {"method": "percentile"}
+
+
 def few_patients_warning(counts: dict) -> str | None:
     """The text for fewer than 20 patients in a class, or None. `counts` is from `count_label`.
 
