@@ -14,14 +14,22 @@ from hpc_ecg.plots import INK
 
 def render_page(template: str, **values: object) -> str:
     """The page's text; a value that the template names and nobody gave is an error."""
-    environment = Environment(
+    return _environment(autoescape=True).get_template(template).render(**values)
+
+
+def render_text(template: str, **values: object) -> str:
+    """The same for plain text (Markdown), in which nothing is escaped."""
+    return _environment(autoescape=False).get_template(template).render(**values)
+
+
+def _environment(autoescape: bool) -> Environment:
+    return Environment(
         loader=PackageLoader("hpc_ecg", "templates"),
-        autoescape=True,
+        autoescape=autoescape,  # noqa: S701  # off for Markdown alone
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
 
 
 def inline_svg(svg: str, description: str) -> Markup:

@@ -69,6 +69,8 @@ class Group:
     name: str
     thin: list[Line] = field(default_factory=list)
     bold: Line | None = None
+    band: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None
+    """Positions, lower and upper ends of a shaded area."""
 
 
 def forest_plot(
@@ -100,6 +102,8 @@ def line_plot(
     ylabel: str,
     unit_square: bool = False,
     reference: Line | None = None,
+    ylim: tuple[float, float] | None = None,
+    log_x: bool = False,
 ) -> str:
     """Groups in one colour and line style each. `unit_square`: both axes from 0 to 1."""
     with new_figure(4.4, 3.9 if unit_square else 3.2) as (figure, axes):
@@ -109,6 +113,11 @@ def line_plot(
             _draw_group(axes, group, style)
         if unit_square:
             axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        if ylim:
+            axes.set_ylim(ylim)
+        if log_x:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid()
         columns = 1 if max(len(g.name) for g in groups) > 22 else 2
@@ -144,6 +153,8 @@ def _draw_group(axes: Axes, group: Group, style: int) -> None:
     thin = {"linewidth": 0.7, "alpha": 0.4} if group.bold else {"linewidth": 1.3, "linestyle": line}
     for x, y in group.thin:
         axes.plot(x, y, color=color, **thin)
+    if group.band:
+        axes.fill_between(*group.band, color=color, alpha=0.15, linewidth=0)
     bold = group.bold if group.bold else ([], [])
     axes.plot(*bold, color=color, linestyle=line, linewidth=2, label=group.name)
 

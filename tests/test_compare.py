@@ -11,7 +11,8 @@ from hpc_ecg.evaluation.evaluate import evaluate_predictions
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
 from hpc_ecg.sweep.cells import read_cells, read_events
 from hpc_ecg.sweep.compare import compare
-from hpc_ecg.sweep.verdict import format_table, verdict
+from hpc_ecg.sweep.terminal import format_table
+from hpc_ecg.sweep.verdict import verdict
 
 REPLICATES = 200
 
@@ -113,7 +114,9 @@ def test_values_are_means_over_seeds_of_scikit_learn_values(tmp_path):
     assert first.per_seed["auroc"] == pytest.approx(dict(enumerate(values)))
     assert first.estimates["auroc"].value == pytest.approx(np.mean(values))
     assert first.estimates["auroc"].seed_sd == pytest.approx(np.std(values, ddof=1))
-    assert first.hours == {"GPU-hours": pytest.approx(2 * (1800 + 1860 + 1920) / 3600)}
+    assert comparison.cost["a"].hours == {
+        "GPU-hours": pytest.approx(2 * (1800 + 1860 + 1920) / 3600)
+    }
 
 
 def test_a_clear_difference_is_called_best(tmp_path):

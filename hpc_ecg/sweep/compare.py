@@ -6,9 +6,11 @@ and that of each difference, hold the chance of patients and of seeds (evaluatio
 The verdict (verdict.py) is written from these numbers only.
 """
 
-# S seeds, R replicates, L scored labels
+# S seeds, R replicates
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,220 +18,166 @@ import numpy as np
 
 from hpc_ecg.evaluation.comparisons import (
     Difference,
-    Estimate,
     SeedScores,
     compare_strategies,
+    detectable_difference,
     estimate_mean,
+    non_inferior,
+    probability_best,
 )
-from hpc_ecg.evaluation.evaluate import (
-    labels_not_scored,
-    mean_over_labels,
-    point_values,
-    replicates_of,
-)
-from hpc_ecg.evaluation.intervals import FEW_PATIENTS
-from hpc_ecg.evaluation.metrics import count_label
+from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.predictions import Predictions
-from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
-from hpc_ecg.sweep.cells import CellResult, Problem, read_cells, read_note
+from hpc_ecg.sweep.caveats import caveats_of
+from hpc_ecg.sweep.cells import CellResult, read_cells, read_note
+from hpc_ecg.sweep.chosen import choose
+from hpc_ecg.sweep.comparison import Comparison, StrategyResult
+from hpc_ecg.sweep.cost import costs_of
+from hpc_ecg.sweep.rivals import (
+    against_baselines,
+    ensembles,
+    rank_rivals,
+    read_baselines,
+    soups,
+    what_it_adds,
+)
+from hpc_ecg.sweep.scoring import SHARES, Scorer
 
-METRIC_NAMES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "r2": "R²",
-    "mae": "MAE",
-    "pearson": "Pearson's r",
-}
-SHARES = ("auroc", "auprc")  # between 0 and 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class StrategyResult:
-    name: str
-    seeds: list[int]
-    estimates: dict[str, Estimate]
-    """By metric."""
-    per_seed: dict[str, dict[int, float]]
-    hours: dict[str, float]
-    """Processes × hours of training over all seeds, by unit: GPU-hours, CPU process-hours."""
+MARGIN = 0.02
+"""What non-inferiority is judged by, in the deciding metric, unless another is stated."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    task: str
-    metric: str
-    """The metric that decides; `metrics` are all that are reported."""
-    metrics: list[str]
-    labels: list[str]
-    """Those that are scored; `not_scored` gives the reasons for the others."""
-    not_scored: dict[str, str]
-    counts: dict[str, dict[str, Any]]
-    """Of the test set, by label: records, patients, positive ones, prevalence."""
-    strategies: list[StrategyResult]
-    """Highest metric first."""
-    pairs: list[Difference]
-    problems: list[Problem]
-    warnings: list[str]
-    replicates: int
-    seed: int
-    cells: list[CellResult] = field(repr=False)
-
-    @property
-    def metric_name(self) -> str:
-        return self.name_of(self.metric)
-
-    def name_of(self, metric: str) -> str:
-        mean = "macro " if len(self.labels) > 1 else ""
-        return mean + METRIC_NAMES[metric]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the cells."""
-        return asdict(replace(self, cells=[])) | {"cells": [cell.name for cell in self.cells]}
-
-
-def compare(sweep_dir: Path, replicates: int = 2000, seed: int = 0) -> Comparison:
+def compare(
+    sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float = MARGIN
+) -> Comparison:
     """Raises `ValueError` when no cell is finished, or when cells were tested on different sets."""
+    sweep_dir = Path(sweep_dir)
+    if not 0 < margin < 1:
+        raise ValueError(f"the margin must be between 0 and 1, got {margin}; {MARGIN} is usual")
+
     # 1. read what is finished, and say of the rest why it is not
-    cells, problems = read_cells(Path(sweep_dir))
+    cells, problems = read_cells(sweep_dir)
     if not cells:
         reasons = "; ".join(f"{p.strategy}/seed-{p.seed} {p.reason}" for p in problems[:3])
         raise ValueError(f"{sweep_dir}: no finished cell to compare ({reasons or 'it is empty'})")
-    test = cells[0].test
-    task = "regression" if test.probability_NK is None else "classification"
-    not_scored = labels_not_scored(test, task)
-    scored = [k for k, name in enumerate(test.labels) if name not in not_scored]
 
     # 2. score every cell on the same draws of patients
-    metrics = _metrics(task, len(scored))
-    resamples = draw_resamples(test.patient_N, replicates, seed)
-    scores = _score_cells(cells, task, metrics, scored, resamples)
+    scorer = Scorer.of(cells[0].test, replicates, seed)
+    scores = scorer.seed_scores(cells)
+    metric = scorer.metrics[0]
 
     # 3. estimate each strategy and compare all pairs
-    counts = {test.labels[k]: count_label_or_value(test, k, task) for k in scored}
-    patients = _patients_behind(counts, task, resamples.num_patients)
-    strategies = [_result(name, cells, scores, patients) for name in scores[metrics[0]]]
-    strategies.sort(key=lambda s: (-s.estimates[metrics[0]].value, s.name))
-    pairs = compare_strategies({s.name: scores[metrics[0]][s.name] for s in strategies}, patients)
+    strategies = [_result(name, cells, scores, scorer) for name in scores[metric]]
+    strategies.sort(key=lambda s: (-s.estimates[metric].value, s.name))
+    order = [s.name for s in strategies]
+    pairs_of = {
+        m: compare_strategies({name: scores[m][name] for name in order}, scorer.num_patients)
+        for m in scorer.metrics
+    }
+
+    # 4. what else could be used: ensembles, soups, and baselines without a network
+    baselines = read_baselines(sweep_dir / "baselines", scorer.test)
+    kinds = {
+        "ensemble": _in(order, ensembles(cells)),
+        "soup": _in(order, soups(cells, sweep_dir)),
+        "baseline": baselines.test,
+    }
+    rivals = rank_rivals(scorer, kinds)
     comparison = Comparison(
-        task=task,
-        metric=metrics[0],
-        metrics=metrics,
-        labels=list(counts),
-        not_scored=not_scored,
-        counts=counts,
+        task=scorer.task,
+        metric=metric,
+        metrics=scorer.metrics,
+        labels=scorer.label_names,
+        not_scored=scorer.not_scored,
+        counts=scorer.counts,
         strategies=strategies,
-        pairs=pairs,
+        pairs_of=pairs_of,
+        rivals=rivals,
+        baselines=against_baselines(
+            scorer, {name: scores[metric][name] for name in order}, baselines.test
+        ),
+        adds=what_it_adds(scorer, cells, baselines),
+        baselines_left_out=baselines.left_out,
+        probability_best=probability_best(scores[metric], scorer.num_patients),
+        margin=margin,
+        non_inferior=_non_inferior(pairs_of[metric], order, margin),
+        detectable={
+            f"{pair.first} - {pair.second}": detectable_difference(pair.estimate)
+            for pair in pairs_of[metric]
+        },
+        delong=_delong(scorer, kinds["ensemble"]),
+        chosen=sorted(choose(cells), key=lambda c: order.index(c.strategy)),
+        cost=costs_of(cells),
         problems=problems,
         warnings=[],
         replicates=replicates,
         seed=seed,
         cells=cells,
     )
-    note = [text] if (text := read_note(Path(sweep_dir))) else []
-    return replace(comparison, warnings=note + _warnings(comparison))
+    note = [text] if (text := read_note(sweep_dir)) else []
+    return replace(comparison, warnings=note + caveats_of(comparison))
 
 
-def count_label_or_value(test: Predictions, k: int, task: str) -> dict[str, Any]:
-    counts = count_label(test.label_NK[:, k], test.patient_N)
-    if task == "regression":
-        return {name: counts[name] for name in ("n", "n_missing", "n_patients")}
-    return counts
-
-
-def _metrics(task: str, num_labels: int) -> list[str]:
-    if task != "regression":
-        return ["auroc", "auprc"]
-    return ["r2", "mae" if num_labels == 1 else "pearson"]  # MAE of several units has no mean
-
-
-def _score_cells(
-    cells: list[CellResult], task: str, metrics: list[str], scored: list[int], resamples: Resamples
-) -> dict[str, dict[str, SeedScores]]:
-    """By metric and strategy: value and replicates of each seed, as means over the labels."""
-    scores: dict[str, dict[str, SeedScores]] = {metric: {} for metric in metrics}
-    for cell in cells:
-        points = [point_values(cell.test, k, task) for k in scored]
-        drawn = [replicates_of(cell.test, k, task, resamples) for k in scored]
-        for metric in metrics:
-            empty = SeedScores(value={}, replicate_R={})
-            seeds = scores[metric].setdefault(cell.strategy, empty)
-            seeds.value[cell.seed] = float(np.mean([p[metric] for p in points]))
-            seeds.replicate_R[cell.seed] = mean_over_labels(np.stack([d[metric] for d in drawn]))
-    return scores
-
-
-def _patients_behind(counts: dict[str, dict[str, Any]], task: str, num_patients: int) -> int:
-    """Patients of the smaller class, whose chance dominates; all of them where there is none."""
-    if task == "regression" or len(counts) > 1:
-        return num_patients
-    (only,) = counts.values()
-    return min(only["n_positive_patients"], only["n_negative_patients"])
+def _in(order: list[str], predictions: dict[str, Predictions]) -> dict[str, Predictions]:
+    return {name: predictions[name] for name in order if name in predictions}
 
 
 def _result(
-    name: str, cells: list[CellResult], scores: dict[str, dict[str, SeedScores]], patients: int
+    name: str,
+    cells: list[CellResult],
+    scores: dict[str, dict[str, SeedScores]],
+    scorer: Scorer,
 ) -> StrategyResult:
     own = [cell for cell in cells if cell.strategy == name]
     estimates, per_seed = {}, {}
     for metric, by_strategy in scores.items():
         seeds = by_strategy[name]
         replicate_SR = np.stack(list(seeds.replicate_R.values()))
-        estimate = estimate_mean(np.array(list(seeds.value.values())), replicate_SR, patients)
+        value_S = np.array(list(seeds.value.values()))
+        estimate = estimate_mean(value_S, replicate_SR, scorer.num_patients)
         if metric in SHARES:
             estimate = replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
         estimates[metric], per_seed[metric] = estimate, seeds.value
     return StrategyResult(
         name=name,
+        base=own[0].base,
+        varied=own[0].varied,
         seeds=[c.seed for c in own],
         estimates=estimates,
         per_seed=per_seed,
-        hours=_hours(own),
     )
 
 
-def _hours(cells: list[CellResult]) -> dict[str, float]:
-    hours: dict[str, float] = {}
-    for cell in cells:
-        device = cell.finished["device"].lower()
-        unit = "CPU process-hours" if device.startswith("cpu") else "GPU-hours"
-        hours[unit] = hours.get(unit, 0.0) + cell.finished["process_seconds"] / 3600
-    return hours
+def _non_inferior(pairs: list[Difference], order: list[str], margin: float) -> list[dict[str, Any]]:
+    """Of each strategy against the one with the highest value."""
+    found = []
+    for pair in pairs:
+        if order[0] in (pair.first, pair.second):
+            seen = pair if pair.second == order[0] else flipped(pair)
+            found.append({"strategy": seen.first, "to": order[0]} | non_inferior(seen, margin))
+    return found
 
 
-def _warnings(comparison: Comparison) -> list[str]:
-    """What a reader must know before believing a number, in plain words."""
-    texts = []
-    if comparison.task != "regression":
-        for label, counts in comparison.counts.items():
-            for kind in ("positive", "negative"):
-                number = counts[f"n_{kind}_patients"]
-                if number < FEW_PATIENTS:
-                    noun = "patient" if number == 1 else "patients"
-                    texts.append(
-                        f"{label} has only {number} {kind} {noun} in the test set: "
-                        "intervals and p-values are rough."
-                    )
-    single = [s.name for s in comparison.strategies if len(s.seeds) == 1]
-    if single:
-        texts.append(
-            f"One seed only for {_list(single)}: these intervals hold the chance of the "
-            "test patients, not that of training. Run more seeds."
+def flipped(pair: Difference) -> Difference:
+    """The same difference, seen from the other side."""
+    e = pair.estimate
+    turned = replace(e, value=-e.value, low=-e.high, high=-e.low)
+    return replace(pair, first=pair.second, second=pair.first, estimate=turned)
+
+
+def _delong(scorer: Scorer, together: Mapping[str, Predictions]) -> list[dict[str, Any]]:
+    if scorer.task == "regression" or len(scorer.label_names) != 1:
+        return []
+    k = scorer.test.labels.index(scorer.label_names[0])
+    label_N = scorer.test.label_NK[:, k]
+    known_N = ~np.isnan(label_N)
+    patient_N = scorer.test.patient_N[known_N]
+    return [
+        {"first": a, "second": b}
+        | delong_difference(
+            label_N[known_N],
+            together[a].logit_NK[known_N, k],
+            together[b].logit_NK[known_N, k],
+            patient_N,
         )
-    double = [s.name for s in comparison.strategies if len(s.seeds) == 2]
-    if double:
-        texts.append(
-            f"Two seeds only for {_list(double)}: where training is noisy, such a test "
-            "finds a difference that is none in up to 1 of 10 cases."
-        )
-    if comparison.problems:
-        total = len(comparison.problems) + len(comparison.cells)
-        texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} cells.")
-    if len({tuple(s.seeds) for s in comparison.strategies}) > 1:
-        texts.append("Strategies have different seeds; a difference uses the seeds of both.")
-    for label, reason in comparison.not_scored.items():
-        texts.append(f"{label} is not scored: {reason}.")
-    return texts
-
-
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        for a, b in combinations(together, 2)
+    ]

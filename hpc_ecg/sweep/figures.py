@@ -4,29 +4,27 @@ A figure that makes no sense for the task is left out: no ROC curve for a regres
 labels, no differences with one strategy, no learning curves without events.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-from hpc_ecg.evaluation.curves import precision_recall_on_grid, roc_on_grid
-from hpc_ecg.evaluation.metrics import FloatArray
 from hpc_ecg.plots import Group, Line, Row, forest_plot, line_plot
 from hpc_ecg.sweep.cells import CellResult, read_events
-from hpc_ecg.sweep.compare import METRIC_NAMES, Comparison
+from hpc_ecg.sweep.comparison import Comparison
+from hpc_ecg.sweep.curve_figures import draw_curves
+from hpc_ecg.sweep.scoring import METRIC_NAMES
 
+FRACTION = "data.label_fraction"
 MAX_POINTS = 300
 MAX_PAIRS = 28  # all pairs of eight strategies
-Curve = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 
 
 def draw_figures(comparison: Comparison) -> dict[str, str]:
     """Name → SVG. Strategies keep their colour and line style through all of them."""
-    figures = {"strategies": draw_strategies(comparison)}
+    figures: dict[str, str | None] = {"strategies": draw_strategies(comparison)}
     if comparison.pairs:
         figures["differences"] = draw_differences(comparison)
-    if comparison.task != "regression" and len(comparison.labels) == 1:
-        figures["roc"] = draw_roc(comparison)
-        figures["precision_recall"] = draw_precision_recall(comparison)
+    figures |= draw_curves(comparison)
+    figures["subgroups"] = draw_subgroups(comparison)
+    figures["efficiency"] = draw_efficiency(comparison)
     for name, event, key, ylabel in (
         ("validation", "eval", "score", f"validation {_selection(comparison.cells)}"),
         ("loss", "step", "loss", "training loss"),
@@ -34,7 +32,7 @@ def draw_figures(comparison: Comparison) -> dict[str, str]:
         groups = _learning(comparison, event, key)
         if any(group.thin for group in groups):
             figures[name] = line_plot(groups, name=name, xlabel="step", ylabel=ylabel)
-    return figures
+    return {name: svg for name, svg in figures.items() if svg}
 
 
 def draw_strategies(comparison: Comparison) -> str:
@@ -52,6 +50,11 @@ def draw_strategies(comparison: Comparison) -> str:
                 style=style,
             )
         )
+    for rival in comparison.rivals:
+        if rival.estimates:
+            e = rival.estimates[comparison.metric]
+            name = rival.name if rival.kind == "baseline" else f"{rival.name}, {rival.kind}"
+            rows.append(Row(name=name, value=e.value, low=e.low, high=e.high, style=6))
     return forest_plot(rows, f"{comparison.metric_name}, 95 % interval", name="strategies")
 
 
@@ -71,52 +74,46 @@ def draw_differences(comparison: Comparison) -> str:
     return forest_plot(rows, label, name="differences", reference=0.0)
 
 
-def draw_roc(comparison: Comparison) -> str:
-    groups = _curves(comparison, roc_on_grid)
-    return line_plot(
-        groups,
-        name="roc",
-        xlabel="1 − specificity",
-        ylabel="sensitivity",
-        unit_square=True,
-        reference=([0, 1], [0, 1]),
-    )
-
-
-def draw_precision_recall(comparison: Comparison) -> str:
-    (counts,) = comparison.counts.values()
-    groups = _curves(comparison, precision_recall_on_grid)
-    prevalence = counts["prevalence"]
-    return line_plot(
-        groups,
-        name="precision_recall",
-        xlabel="recall (sensitivity)",
-        ylabel="precision (PPV)",
-        unit_square=True,
-        reference=([0, 1], [prevalence, prevalence]),
-    )
-
-
-def _curves(comparison: Comparison, curve: Curve) -> list[Group]:
-    """Seeds thin, their mean at each grid point bold."""
+def draw_efficiency(comparison: Comparison) -> str | None:
+    """Metric by share of the training patients, a line per strategy; None if no grid varied it."""
     groups = []
-    for strategy in comparison.strategies:
-        lines = [
-            _curve_of(cell, comparison.labels[0], curve)
-            for cell in comparison.cells
-            if cell.strategy == strategy.name
-        ]
-        mean = (lines[0][0], np.mean([y for _, y in lines], axis=0))
-        thin: list[Line] = [(x.tolist(), y.tolist()) for x, y in lines] if len(lines) > 1 else []
-        groups.append(
-            Group(name=strategy.name, thin=thin, bold=(mean[0].tolist(), mean[1].tolist()))
-        )
-    return groups
+    for base in dict.fromkeys(s.base for s in comparison.strategies):
+        arms = [s for s in comparison.strategies if s.base == base and list(s.varied) == [FRACTION]]
+        arms.sort(key=lambda s: s.varied[FRACTION])
+        if len(arms) > 1:
+            x = [100 * float(s.varied[FRACTION]) for s in arms]
+            estimates = [s.estimates[comparison.metric] for s in arms]
+            bold = x, [e.value for e in estimates]
+            band = x, [e.low for e in estimates], [e.high for e in estimates]
+            groups.append(Group(name=base, bold=bold, band=band))
+    if not groups:
+        return None
+    return line_plot(
+        groups,
+        name="efficiency",
+        xlabel="training patients used (%)",
+        ylabel=comparison.metric_name,
+        log_x=True,
+    )
 
 
-def _curve_of(cell: CellResult, label: str, curve: Curve) -> tuple[FloatArray, FloatArray]:
-    k = cell.test.labels.index(label)
-    return curve(cell.test.label_NK[:, k], cell.test.logit_NK[:, k])
+def draw_subgroups(comparison: Comparison) -> str | None:
+    """AUROC of the best strategy's chosen model by subgroup; None if there are none."""
+    chosen = comparison.chosen[0]
+    if comparison.task == "regression" or len(comparison.labels) != 1:
+        return None
+    label = chosen.label(comparison.labels[0])
+    found = [level for level in label.get("subgroups", []) if level.get("auroc")]
+    if not found:
+        return None
+    levels = [("all", label["auroc"])]
+    levels += [(f"{level['group']}: {level['level']}", level["auroc"]) for level in found]
+    rows = [
+        Row(name=name, value=a["value"], low=a["low"], high=a["high"], style=6 * (name == "all"))
+        for name, a in levels
+    ]
+    label_x = f"AUROC of {chosen.cell.name}, 95 % interval"
+    return forest_plot(rows, label_x, name="subgroups", reference=label["auroc"]["value"])
 
 
 def _learning(comparison: Comparison, event: str, key: str) -> list[Group]:

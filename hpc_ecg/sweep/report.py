@@ -2,13 +2,15 @@
 
     report/index.html       one file, no network, light and dark, readable on paper
     report/comparison.json  every number of the page
-    report/table.csv        a row per strategy;  pairs.csv  a row per difference
-    report/figures/*.svg    the figures, for a paper
+    report/*.csv            the tables;  report/figures/*.svg  the figures, for a paper
+    report/cards/<strategy>/ MODEL_CARD.md and RUN_CARD.md of each chosen model
 
-The page's order is that of a reader's questions: which is best, by how much, what was run.
+The page's order is that of a reader's questions: which is best, by how much, whom was it tested on,
+what was run. What no two runs have in common (time, cost, machines) stands in one block at its end
+and in cost.csv alone.
 """
 
-import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,72 +18,87 @@ from typing import Any
 import pandas as pd
 
 from hpc_ecg.page import inline_svg, render_page
-from hpc_ecg.sweep.cells import CellResult, read_optional
-from hpc_ecg.sweep.compare import Comparison, StrategyResult, compare
+from hpc_ecg.sweep.cards import write_cards
+from hpc_ecg.sweep.cells import CellResult
+from hpc_ecg.sweep.checklist import checklist
+from hpc_ecg.sweep.compare import MARGIN, compare
+from hpc_ecg.sweep.comparison import Comparison, StrategyResult
+from hpc_ecg.sweep.cost import environment_of
 from hpc_ecg.sweep.figures import draw_figures
+from hpc_ecg.sweep.flow import CohortFlow, read_flow
 from hpc_ecg.sweep.settings import tell_apart
-from hpc_ecg.sweep.verdict import (
-    format_table,
-    number,
-    show_hours,
-    show_interval,
-    show_p,
-    verdict_sentences,
-)
+from hpc_ecg.sweep.tables import as_json, tables_of
+from hpc_ecg.sweep.verdict import sentences_on_baselines, sentences_on_chance, verdict_sentences
+from hpc_ecg.sweep.wording import number, share, show_hours, show_interval, show_p
 from hpc_ecg.writing import read_json, write_json, write_text
-
-__all__ = ["ReportPaths", "format_table", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPaths:
     page: Path
     comparison: Path
-    table: Path
-    pairs: Path
+    tables: dict[str, Path]
     figures: list[Path]
+    cards: list[Path]
 
 
-def write_report(sweep_dir: Path, replicates: int = 2000, seed: int = 0) -> ReportPaths:
+def write_report(
+    sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float = MARGIN
+) -> ReportPaths:
     """Compare and write; files of an earlier report are replaced. Raises as `compare` does."""
     sweep_dir = Path(sweep_dir)
-    return write_comparison(compare(sweep_dir, replicates, seed), sweep_dir)
+    return write_comparison(compare(sweep_dir, replicates, seed, margin), sweep_dir)
 
 
 def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     """For a caller that has the comparison already and shows `format_table` of it."""
     folder = sweep_dir / "report"
-    figures = draw_figures(comparison)
+    for part in ("figures", "cards"):  # what an earlier one had and this one has not
+        shutil.rmtree(folder / part, ignore_errors=True)
+    for table in folder.glob("*.csv"):
+        table.unlink()
+    figures, tables = draw_figures(comparison), tables_of(comparison)
+    flow = read_flow(comparison.cells[0].settings)
     paths = ReportPaths(
         page=folder / "index.html",
         comparison=folder / "comparison.json",
-        table=folder / "table.csv",
-        pairs=folder / "pairs.csv",
+        tables={name: folder / f"{name}.csv" for name in tables},
         figures=[folder / "figures" / f"{name}.svg" for name in figures],
+        cards=write_cards(comparison, flow, folder / "cards"),
     )
     for path, svg in zip(paths.figures, figures.values(), strict=True):
         write_text(path, svg)
-    write_json(paths.comparison, comparison.to_dict())
-    write_text(paths.table, pd.DataFrame(_table_rows(comparison)).to_csv(index=False))
-    write_text(paths.pairs, pd.DataFrame(_pair_rows(comparison)).to_csv(index=False))
-    write_text(paths.page, render_report(comparison, figures, sweep_dir.resolve().name))
+    write_json(paths.comparison, as_json(comparison))
+    for name, rows in tables.items():
+        write_text(paths.tables[name], pd.DataFrame(rows).to_csv(index=False))
+    write_text(paths.page, render_report(comparison, figures, sweep_dir, flow))
     return paths
 
 
-def render_report(comparison: Comparison, figures: dict[str, str], title: str) -> str:
+def render_report(
+    comparison: Comparison, figures: dict[str, str], sweep_dir: Path, flow: CohortFlow | str
+) -> str:
     by_strategy = {cell.strategy: cell.settings for cell in comparison.cells}
     settings, shared = tell_apart({s.name: by_strategy[s.name] for s in comparison.strategies})
+    tuning = sweep_dir / "tuning.json"
     return render_page(
         "sweep_report.html.jinja",
-        title=title,
+        title=sweep_dir.resolve().name,
         comparison=comparison,
         sentences=verdict_sentences(comparison),
+        on_baselines=sentences_on_baselines(comparison),
+        on_chance=sentences_on_chance(comparison),
         figures={n: inline_svg(svg, _describe(n, comparison)) for n, svg in figures.items()},
         cards=[_card(strategy, comparison.cells) for strategy in comparison.strategies],
-        environment=_environment(comparison.cells),
+        environment=environment_of(comparison.cells),
         settings=settings,
         shared_settings=shared,
+        flow=flow,
+        has_flow=isinstance(flow, CohortFlow),
+        tuning=read_json(tuning) if tuning.exists() else {},
+        checklist=checklist(comparison, flow),
         number=number,
+        share=share,
         show_interval=show_interval,
         show_p=show_p,
         show_hours=show_hours,
@@ -92,49 +109,17 @@ def _describe(name: str, comparison: Comparison) -> str:
     """What a figure shows, for a reader who hears the page."""
     metric = comparison.metric_name
     return {
-        "strategies": f"{metric} of each strategy with its interval; values in the table above",
+        "strategies": f"{metric} of each strategy with its interval; values in the table below",
         "differences": f"Differences in {metric} with intervals; values in the table above",
         "roc": "ROC curve of each strategy, seeds thin",
         "precision_recall": "Precision-recall curve of each strategy, seeds thin",
+        "calibration": "Observed share by predicted probability, a line per chosen model",
+        "decision": "Net benefit by threshold probability, a line per chosen model",
+        "subgroups": "AUROC of the best strategy's chosen model by subgroup, with intervals",
+        "efficiency": f"{metric} by share of the training patients, a line per strategy",
         "validation": "Validation metric by step, a line per run",
         "loss": "Training loss by step, a line per run",
     }[name]
-
-
-def _table_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    rows = []
-    for strategy in comparison.strategies:
-        row: dict[str, Any] = {"strategy": strategy.name, "num_seeds": len(strategy.seeds)}
-        row["seeds"] = " ".join(str(s) for s in strategy.seeds)
-        for metric, e in strategy.estimates.items():
-            row |= {
-                metric: e.value,
-                f"{metric}_low": e.low,
-                f"{metric}_high": e.high,
-                f"{metric}_standard_error": e.standard_error,
-                f"{metric}_seed_sd": e.seed_sd,
-            }
-        rows.append(row | {unit.replace(" ", "_"): h for unit, h in strategy.hours.items()})
-    return rows
-
-
-def _pair_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    return [
-        {
-            "first": pair.first,
-            "second": pair.second,
-            "metric": comparison.metric,
-            "seeds": " ".join(str(s) for s in pair.seeds),
-            "difference": pair.estimate.value,
-            "low": pair.estimate.low,
-            "high": pair.estimate.high,
-            "standard_error": pair.estimate.standard_error,
-            "degrees_of_freedom": pair.estimate.degrees_of_freedom,
-            "p_value": pair.estimate.p_value,
-            "p_holm": pair.p_holm,
-        }
-        for pair in comparison.pairs
-    ]
 
 
 def _card(strategy: StrategyResult, cells: list[CellResult]) -> dict[str, Any]:
@@ -142,7 +127,6 @@ def _card(strategy: StrategyResult, cells: list[CellResult]) -> dict[str, Any]:
     own = [cell for cell in cells if cell.strategy == strategy.name]
     report = read_json(own[0].run.init_report)
     counts, checkpoint = report["counts"], report["checkpoint"]
-    speeds = [c.finished["ecg_per_s"] for c in own if c.finished.get("ecg_per_s")]
     return {
         "name": strategy.name,
         "checkpoint": Path(checkpoint["path"]).name if checkpoint else "none (random weights)",
@@ -152,7 +136,6 @@ def _card(strategy: StrategyResult, cells: list[CellResult]) -> dict[str, Any]:
         "steps": _each(own, "steps"),
         "best_step": _each(own, "best_step"),
         "stopped": _each(own, "stopped"),
-        "speed": f"{sum(speeds) / len(speeds):.0f}" if speeds else "–",
     }
 
 
@@ -160,22 +143,3 @@ def _each(cells: list[CellResult], key: str) -> str:
     """The values of all cells in the order of their seeds, one where they agree."""
     values = [str(cell.finished.get(key, "–")) for cell in cells]
     return values[0] if len(set(values)) == 1 else ", ".join(values)
-
-
-def _environment(cells: list[CellResult]) -> list[tuple[str, str]]:
-    """Facts of all cells; where they differ, each value that occurred (at most three)."""
-    seen: dict[str, dict[str, None]] = {}
-    for cell in cells:
-        for key, value in read_optional(cell.run.environment).items():
-            if value and key not in ("time", "command"):  # these differ by nature
-                seen.setdefault(key, {})[_plain(value)] = None
-    return [
-        (key, " | ".join(list(values)[:3]) + (" | …" if len(values) > 3 else ""))
-        for key, values in seen.items()
-    ]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
-    return value if isinstance(value, str) else json.dumps(value)

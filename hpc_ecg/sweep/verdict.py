@@ -1,21 +1,27 @@
-"""The verdict in words, and the table for a terminal: a `Comparison` in, plain text out.
+"""The verdict in words: a `Comparison` in, plain sentences out.
 
 No sentence is chosen by taste: better means a Holm-corrected p below 0.05; everything else "cannot
 be told apart", with the interval that says how large the difference may be.
 """
 
-import textwrap
-
-from hpc_ecg.evaluation.comparisons import Difference, Estimate
-from hpc_ecg.sweep.compare import Comparison, StrategyResult
+from hpc_ecg.evaluation.comparisons import Difference
+from hpc_ecg.sweep.comparison import Comparison
+from hpc_ecg.sweep.wording import listed, number, show_interval, show_p, show_value
 
 ALPHA = 0.05
-WIDTH = 80
 
 
 def verdict(comparison: Comparison) -> str:
     """A few sentences on the strategies, then the warnings."""
-    return " ".join([*verdict_sentences(comparison), *comparison.warnings])
+    return " ".join([*all_sentences(comparison), *comparison.warnings])
+
+
+def all_sentences(comparison: Comparison) -> list[str]:
+    return [
+        *verdict_sentences(comparison),
+        *sentences_on_baselines(comparison),
+        *sentences_on_chance(comparison),
+    ]
 
 
 def verdict_sentences(comparison: Comparison) -> list[str]:
@@ -59,79 +65,87 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
         )
     if apart:
         sentences.append(f"{best.name} shares no seed with {', '.join(apart)}: not compared.")
+    if alike:
+        sentences.append(_what_could_be_found(comparison, best.name, alike))
     if len(comparison.pairs) > 1:
         sentences.append(f"(p: Holm's correction over {len(comparison.pairs)} comparisons.)")
     return sentences
 
 
-def show_value(estimate: Estimate) -> str:
-    return f"{number(estimate.value)}, 95 % interval {show_interval(estimate)}"
+def sentences_on_baselines(comparison: Comparison) -> list[str]:
+    """Whether a network is worth it: what beats the simple ways is named, and so is what does
+    not."""
+    names = dict.fromkeys(pair.second for pair in comparison.baselines)
+    sentences = [_on_baseline(comparison, name) for name in names]
+    best = comparison.strategies[0].name
+    for pair in comparison.adds:
+        if pair.first == f"{best} + {pair.second}":
+            verb = "adds" if _is_above(pair) else "is not shown to add anything: it adds"
+            sentences.append(
+                f"To {pair.second}, {best} {verb} {_gain(pair)} {comparison.metric_name}."
+            )
+    return sentences
 
 
-def show_interval(estimate: Estimate) -> str:
-    return f"{number(estimate.low)} to {number(estimate.high)}"
+def _on_baseline(comparison: Comparison, baseline: str) -> str:
+    pairs = [pair for pair in comparison.baselines if pair.second == baseline]
+    beat, rest = [p for p in pairs if _is_above(p)], [p for p in pairs if not _is_above(p)]
+    own = next(r for r in comparison.rivals if r.name == baseline).estimates[comparison.metric]
+    name = f"{baseline} alone ({comparison.metric_name} {number(own.value)})"
+    if not rest:
+        return f"Every network beats {name}."
+    if not beat:
+        best = max(pairs, key=lambda p: p.estimate.value)
+        return (
+            f"No network is shown to beat {name}; {best.first}, the best, differs by {_gain(best)}."
+        )
+    verb = "beats" if len(beat) == 1 else "beat"
+    be = "is" if len(rest) == 1 else "are"
+    winners, others = listed([p.first for p in beat]), listed([p.first for p in rest])
+    return f"{winners} {verb} {name}; {others} {be} not shown to."
 
 
-def number(value: float, signed: bool = False) -> str:
-    """Three decimals with a true minus sign; large values keep three figures."""
-    size = abs(value)
-    text = f"{size:.3f}" if size < 100 else f"{size:.3g}"
-    minus = value < 0 and float(text) != 0
-    return f"{'−' if minus else '+' if signed else ''}{text}"
+def _is_above(pair: Difference) -> bool:
+    return pair.estimate.value > 0 and pair.p_holm < ALPHA
 
 
-def show_p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+def _gain(pair: Difference) -> str:
+    e = pair.estimate
+    return f"{number(e.value, True)} (95 % interval {show_interval(e)})"
 
 
-def show_hours(strategy: StrategyResult) -> str:
-    return ", ".join(
-        f"{hours:.2g} {unit}" if hours < 10 else f"{hours:.0f} {unit}"
-        for unit, hours in strategy.hours.items()
-    )
-
-
-def format_table(comparison: Comparison) -> str:
-    """For a terminal: strategies, differences from the best, verdict; no line over 80 columns."""
-    first, second = comparison.metrics
-    header = [
-        "",
-        "seeds",
-        comparison.name_of(first),
-        "95 % interval",
-        "seed SD",
-        comparison.name_of(second),
-        "hours",
+def sentences_on_chance(comparison: Comparison) -> list[str]:
+    """How sure the order is: probability of being best, and who is not worse than the margin."""
+    if len(comparison.strategies) < 2:
+        return []
+    ranked = sorted(comparison.probability_best.items(), key=lambda item: -item[1])
+    sentences = [
+        "Probability of being the best of these: "
+        + ", ".join(f"{name} {number_of_chance(p)}" for name, p in ranked[:3])
+        + (" …" if len(ranked) > 3 else "")
+        + "."
     ]
-    rows = [header, *(_table_row(s, first, second) for s in comparison.strategies)]
-    widths = [max(len(row[c]) for row in rows) for c in range(len(header))]
-    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
-    lines = [_line(row, widths) for row in rows]
-    units = sorted({unit for s in comparison.strategies for unit in s.hours})
-    lines += ["", f"hours: {' and '.join(units)}"] if units else []
-    lines += ["", *textwrap.wrap(" ".join(verdict_sentences(comparison)), WIDTH)]
-    lines += [""] if comparison.warnings else []
-    for warning in comparison.warnings:
-        lines += textwrap.wrap(warning, WIDTH, initial_indent="! ", subsequent_indent="  ")
-    for problem in comparison.problems:
-        text = f"{problem.strategy}/seed-{problem.seed}: {problem.reason}"
-        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
-    return "\n".join(lines) + "\n"
+    within = [n["strategy"] for n in comparison.non_inferior if n["is_non_inferior"]]
+    if within:
+        sentences.append(
+            f"Not worse than {comparison.strategies[0].name} by more than {comparison.margin:g} "
+            f"{comparison.metric_name} (non-inferior, one-sided p < 0.025): {listed(within)}."
+        )
+    return sentences
 
 
-def _table_row(strategy: StrategyResult, first: str, second: str) -> list[str]:
-    main = strategy.estimates[first]
-    spread = "-" if main.seed_sd is None else number(main.seed_sd)
-    hours = f"{sum(strategy.hours.values()):.2g}"
-    other = number(strategy.estimates[second].value)
-    seeds, value = str(len(strategy.seeds)), number(main.value)
-    return [strategy.name, seeds, value, show_interval(main), spread, other, hours]
+def number_of_chance(p: float) -> str:
+    return "> 0.99" if p > 0.99 else "< 0.01" if p < 0.01 else f"{p:.2f}"
 
 
-def _line(cells: list[str], widths: list[int]) -> str:
-    name = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 1] + "…"
-    numbers = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-    return "  ".join([name.ljust(widths[0]), *numbers]).rstrip()
+def _what_could_be_found(comparison: Comparison, best: str, alike: list[str]) -> str:
+    sizes = [
+        comparison.detectable.get(f"{best} - {n}") or comparison.detectable[f"{n} - {best}"]
+        for n in alike
+    ]
+    low, high = number(min(sizes)), number(max(sizes))
+    size = low if low == high else f"{low} to {high}"
+    return f"With these patients and seeds, 4 of 5 sweeps would find a difference of {size}."
 
 
 def _has_seeds(pair: Difference | None) -> bool:

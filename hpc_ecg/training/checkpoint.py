@@ -40,6 +40,7 @@ class Progress:
     seconds: float = 0.0
     process_seconds: float = 0.0
     """Seconds times processes: the cost, also when a run went on with another number of them."""
+    energy_kwh: float | None = None
     scaler: dict[str, Any] | None = None
     skipped: int = 0
     """Steps that left the weights as they were, as loss or gradient was not finite."""

@@ -151,7 +151,7 @@ def _train(run: Run, stages: Sequence[Stage], place: dict[str, Any]) -> dict[str
     engine, folder = run.engine, run.folder
     newest = engine.on_first(lambda: newest_checkpoint(folder.checkpoints))
     path, progress = newest or (None, Progress())
-    meter = Meter(progress, engine.world_size)
+    meter = Meter(progress, engine.world_size, engine.device)
     run.note("resumed" if newest else "started", step=progress.step, **place)
     if newest:
         logger.info("%s: going on from step %d", folder.path, progress.step)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hpc_ecg.training.checkpoint import Progress
+from hpc_ecg.training.energy import gpu_kwh
 
 SECONDS_BETWEEN_FAILURES = 24 * 3600.0
 
@@ -22,8 +23,9 @@ SECONDS_BETWEEN_FAILURES = 24 * 3600.0
 class Meter:
     """Of the run over all its starts, and of the steps between two log lines."""
 
-    def __init__(self, before: Progress, processes: int) -> None:
+    def __init__(self, before: Progress, processes: int, device: torch.device) -> None:
         self._began, self._before, self._processes = time.monotonic(), before, processes
+        self._device, self._kwh = device, gpu_kwh(device)
         self._flops_per_ecg: float | None = None
         self._peak_flops: float | None = None
         self._stepping, self._ecgs = 0.0, 0
@@ -35,12 +37,15 @@ class Meter:
 
     def at_step(self, step: int, progress: Progress) -> Progress:
         """The progress with this step and the time that it took."""
-        seconds = time.monotonic() - self._began
+        seconds, energy = time.monotonic() - self._began, None
+        if self._kwh is not None and (now := gpu_kwh(self._device)) is not None:
+            energy = (self._before.energy_kwh or 0) + (now - self._kwh) * self._processes
         return replace(
             progress,
             step=step,
             seconds=self._before.seconds + seconds,
             process_seconds=self._before.process_seconds + seconds * self._processes,
+            energy_kwh=energy,
         )
 
     def restart(self) -> None:

@@ -161,5 +161,6 @@ def summary_of(metric: str, progress: Progress, meter: Meter) -> dict[str, Any]:
         "skipped": progress.skipped,
         "train_seconds": progress.seconds,
         "process_seconds": progress.process_seconds,
+        "energy_kwh": progress.energy_kwh,
         "ecg_per_s": meter.mean(),
     }

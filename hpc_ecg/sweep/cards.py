@@ -1,0 +1,50 @@
+"""Two Markdown files for each chosen model, to travel with it: what it is for and how well it does
+(MODEL_CARD.md), and how exactly it was made (RUN_CARD.md)."""
+
+from pathlib import Path
+from typing import Any
+
+from hpc_ecg.page import render_text
+from hpc_ecg.sweep.cells import read_optional
+from hpc_ecg.sweep.chosen import Chosen
+from hpc_ecg.sweep.comparison import Comparison
+from hpc_ecg.sweep.flow import CohortFlow
+from hpc_ecg.sweep.verdict import verdict_sentences
+from hpc_ecg.sweep.wording import number, share
+from hpc_ecg.writing import write_text
+
+
+def write_cards(comparison: Comparison, flow: CohortFlow | str, folder: Path) -> list[Path]:
+    """A folder per strategy; returns the files."""
+    paths = []
+    for chosen in comparison.chosen:
+        values = _values(comparison, chosen, flow)
+        for name in ("MODEL_CARD", "RUN_CARD"):
+            path = folder / chosen.strategy / f"{name}.md"
+            write_text(path, render_text(f"{name.lower()}.md.jinja", **values))
+            paths.append(path)
+    return paths
+
+
+def _values(comparison: Comparison, chosen: Chosen, flow: CohortFlow | str) -> dict[str, Any]:
+    run = chosen.cell.run
+    init = read_optional(run.init_report)
+    environment = read_optional(run.environment)
+    settings = chosen.cell.settings
+    return {
+        "c": comparison,
+        "chosen": chosen,
+        "init": init,
+        "weights": read_optional(run.best / "weights.json"),
+        "calibration": read_optional(run.best / "calibration.json"),
+        "labels": {name: chosen.label(name) for name in comparison.labels},
+        "signal": init.get("signal") or {},
+        "settings": sorted((k, v) for k, v in settings.items() if v not in (None, {}, [])),
+        "environment": environment,
+        "index_sha256": settings.get("data_index_sha256", ""),
+        "flow": flow,
+        "has_flow": isinstance(flow, CohortFlow),
+        "verdict": verdict_sentences(comparison),
+        "number": number,
+        "share": share,
+    }

@@ -1,0 +1,64 @@
+"""What a reader must know before believing a number, in plain words."""
+
+from hpc_ecg.evaluation.intervals import FEW_PATIENTS
+from hpc_ecg.sweep.comparison import Comparison
+from hpc_ecg.sweep.wording import listed
+
+
+def caveats_of(comparison: Comparison) -> list[str]:
+    return [*_few_patients(comparison), *_few_seeds(comparison), *_what_is_missing(comparison)]
+
+
+def _few_patients(comparison: Comparison) -> list[str]:
+    if comparison.task == "regression":
+        return []
+    texts = []
+    for label, counts in comparison.counts.items():
+        for kind in ("positive", "negative"):
+            number = counts[f"n_{kind}_patients"]
+            if number < FEW_PATIENTS:
+                noun = "patient" if number == 1 else "patients"
+                texts.append(
+                    f"{label} has only {number} {kind} {noun} in the test set: "
+                    "intervals and p-values are rough."
+                )
+    return texts
+
+
+def _few_seeds(comparison: Comparison) -> list[str]:
+    texts = []
+    single = [s.name for s in comparison.strategies if len(s.seeds) == 1]
+    if single:
+        texts.append(
+            f"One seed only for {_whom(single, comparison)}: these intervals hold the chance of "
+            "the test patients, not that of training. Run more seeds."
+        )
+    double = [s.name for s in comparison.strategies if len(s.seeds) == 2]
+    if double:
+        texts.append(
+            f"Two seeds only for {_whom(double, comparison)}: where training is noisy, such a test "
+            "finds a difference that is none in up to 1 of 10 cases."
+        )
+    if len({tuple(s.seeds) for s in comparison.strategies}) > 1:
+        texts.append("Strategies have different seeds; a difference uses the seeds of both.")
+    return texts
+
+
+def _what_is_missing(comparison: Comparison) -> list[str]:
+    texts = []
+    if comparison.problems:
+        total = len(comparison.problems) + len(comparison.cells)
+        texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} cells.")
+    for label, reason in comparison.not_scored.items():
+        texts.append(f"{label} is not scored: {reason}.")
+    if not any(rival.kind == "baseline" for rival in comparison.rivals):
+        texts.append(
+            "No baseline stands beside the networks: whether they beat age and sex, or the "
+            "irregularity of the heartbeat alone, is not known."
+        )
+    return texts
+
+
+def _whom(names: list[str], comparison: Comparison) -> str:
+    everybody = len(names) == len(comparison.strategies) > 2
+    return "all strategies" if everybody else listed(names)

@@ -1,0 +1,125 @@
+"""Curves on the test set: ROC and precision-recall over all seeds; calibration and decision curves
+of each strategy's chosen model, from its evaluation.json."""
+
+# N records, G grid points, S seeds, R replicates
+
+from typing import Any
+
+import numpy as np
+
+from hpc_ecg.evaluation.bands import Band, precision_recall_band, roc_band
+from hpc_ecg.evaluation.resampling import draw_resamples
+from hpc_ecg.plots import Group, Line, line_plot
+from hpc_ecg.sweep.comparison import Comparison
+
+BAND_REPLICATES = 200
+MOST_BANDS = 3
+"""With more strategies, only the best has a band: more cannot be told apart by eye."""
+
+
+def draw_curves(comparison: Comparison) -> dict[str, str]:
+    """Name → SVG; {} for a regression, and for many labels, which would need a figure each."""
+    if comparison.task == "regression" or len(comparison.labels) != 1:
+        return {}
+    roc, precision_recall = _bands(comparison)
+    prevalence = comparison.counts[comparison.labels[0]]["prevalence"]
+    figures = {
+        "roc": line_plot(
+            _groups(comparison, roc),
+            name="roc",
+            xlabel="1 − specificity",
+            ylabel="sensitivity",
+            unit_square=True,
+            reference=([0, 1], [0, 1]),
+        ),
+        "precision_recall": line_plot(
+            _groups(comparison, precision_recall),
+            name="precision_recall",
+            xlabel="recall (sensitivity)",
+            ylabel="precision (PPV)",
+            unit_square=True,
+            reference=([0, 1], [prevalence, prevalence]),
+        ),
+    }
+    calibration = [
+        _calibration(c.strategy, c.label(comparison.labels[0])) for c in comparison.chosen
+    ]
+    if any(group.bold for group in calibration):
+        figures["calibration"] = line_plot(
+            calibration,
+            name="calibration",
+            xlabel="predicted probability",
+            ylabel="observed share",
+            unit_square=True,
+            reference=([0, 1], [0, 1]),
+        )
+    decision = [_decision(c.strategy, c.label(comparison.labels[0])) for c in comparison.chosen]
+    if any(group.bold for group in decision):
+        figures["decision"] = _draw_decision(comparison, decision, prevalence)
+    return figures
+
+
+def _bands(comparison: Comparison) -> tuple[dict[str, Band], dict[str, Band]]:
+    test = comparison.cells[0].test
+    k = test.labels.index(comparison.labels[0])
+    draws = draw_resamples(test.patient_N, BAND_REPLICATES, comparison.seed)
+    found: tuple[dict[str, Band], dict[str, Band]] = {}, {}
+    for strategy in comparison.strategies:
+        cells = [cell for cell in comparison.cells if cell.strategy == strategy.name]
+        scores = [cell.test.logit_NK[:, k] for cell in cells]
+        common = test.label_NK[:, k], scores, draws.patient_N, draws.multiplicity_RP
+        found[0][strategy.name] = roc_band(*common)
+        found[1][strategy.name] = precision_recall_band(*common)
+    return found
+
+
+def _groups(comparison: Comparison, bands: dict[str, Band]) -> list[Group]:
+    """Mean over seeds bold, seeds thin."""
+    few = len(bands) <= MOST_BANDS
+    groups = []
+    for name, band in bands.items():
+        x = band.x_G.tolist()
+        thin: list[Line] = [(x, y.tolist()) for y in band.seed_SG] if len(band.seed_SG) > 1 else []
+        groups.append(
+            Group(
+                name=name,
+                thin=thin,
+                bold=(x, band.seed_SG.mean(axis=0).tolist()),
+                band=(x, band.low_G.tolist(), band.high_G.tolist())
+                if few or name == comparison.strategies[0].name
+                else None,
+            )
+        )
+    return groups
+
+
+def _calibration(name: str, label: dict[str, Any]) -> Group:
+    curve = label.get("calibration", {}).get("curve", [])
+    if not curve:
+        return Group(name=name)
+    keys = ("predicted", "observed", "low", "high")
+    x, y, low, high = ([part[key] for part in curve] for key in keys)
+    return Group(name=name, bold=(x, y), band=(x, low, high))
+
+
+def _decision(name: str, label: dict[str, Any]) -> Group:
+    curve = label.get("decision_curve", {})
+    if not curve:
+        return Group(name=name)
+    x = curve["threshold"]
+    return Group(name=name, bold=(x, curve["net_benefit"]), band=(x, curve["low"], curve["high"]))
+
+
+def _draw_decision(comparison: Comparison, groups: list[Group], prevalence: float) -> str:
+    label = next(c.label(comparison.labels[0]) for c in comparison.chosen if c.evaluation)
+    curve = label["decision_curve"]
+    everybody = Group(name="everybody is treated", bold=(curve["threshold"], curve["treat_all"]))
+    tops = [max(group.bold[1]) for group in groups if group.bold]
+    return line_plot(
+        [*groups, everybody],
+        name="decision",
+        xlabel="probability at which one would act",
+        ylabel="net benefit",
+        reference=([0, 1], [0, 0]),
+        ylim=(-0.25 * prevalence, 1.1 * float(np.max([*tops, prevalence]))),
+    )

@@ -1,0 +1,189 @@
+"""What stands beside the strategies in the table: ensembles, weight soups, and baselines that need
+no network; and what a network adds to age and sex.
+
+An ensemble is the mean of the seeds' probabilities, a soup the mean of their weights: one model
+each, so their intervals hold the chance of the patients alone. A baseline has no seed either; in
+a difference to it the seeds are those of the strategy.
+"""
+
+# N records, S seeds, R replicates
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from hpc_ecg.evaluation.comparisons import (
+    Difference,
+    Estimate,
+    SeedScores,
+    estimate_mean,
+    holm,
+)
+from hpc_ecg.evaluation.predictions import Predictions, read_predictions
+from hpc_ecg.sweep.baselines import adds_to_age_sex
+from hpc_ecg.sweep.cells import CellResult
+from hpc_ecg.sweep.scoring import Scorer, gather
+from hpc_ecg.writing import read_json
+
+BASELINES = {
+    "prevalence": "prevalence",
+    "age_sex": "age and sex",
+    "rr_irregularity": "beat-to-beat irregularity",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """A row that is no strategy."""
+
+    name: str
+    kind: str
+    """ensemble, soup or baseline."""
+    estimates: dict[str, Estimate]
+    """By metric; {} for one that ranks nobody (the prevalence)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """What SWEEP/baselines/ holds: predictions by name, and why others are not there."""
+
+    test: dict[str, Predictions]
+    valid: dict[str, Predictions]
+    left_out: dict[str, str]
+
+
+def read_baselines(folder: Path, test: Predictions) -> Baselines:
+    """Only those of the very records that the strategies are tested on."""
+    if not (folder / "baselines.json").exists():
+        return Baselines(test={}, valid={}, left_out={})
+    note = read_json(folder / "baselines.json")
+    found = Baselines(test={}, valid={}, left_out=dict(note["left_out"]))
+    for name in note["made"]:
+        own = read_predictions(folder / name / "test.parquet").sorted()
+        if not np.array_equal(own.record_N, test.record_N):
+            found.left_out[name] = "it was made for another test set; make the report again"
+            continue
+        found.test[name] = own
+        found.valid[name] = read_predictions(folder / name / "valid.parquet").sorted()
+    return found
+
+
+def ensembles(cells: Sequence[CellResult]) -> dict[str, Predictions]:
+    """The mean prediction of each strategy's seeds; strategies of one seed have none."""
+    by_strategy: dict[str, list[Predictions]] = {}
+    for cell in cells:
+        by_strategy.setdefault(cell.strategy, []).append(cell.test)
+    return {name: _mean(own) for name, own in by_strategy.items() if len(own) > 1}
+
+
+def soups(cells: Sequence[CellResult], sweep_dir: Path) -> dict[str, Predictions]:
+    """Those that the sweep made and that predict the same records."""
+    found = {}
+    for strategy in dict.fromkeys(cell.strategy for cell in cells):
+        path = sweep_dir / strategy / "soup" / "predictions.parquet"
+        if path.exists():
+            own = read_predictions(path).sorted()
+            if np.array_equal(own.record_N, cells[0].test.record_N):
+                found[strategy] = own
+    return found
+
+
+def rank_rivals(scorer: Scorer, kinds: dict[str, dict[str, Predictions]]) -> list[Rival]:
+    """`kinds`: predictions by kind and name; scored on the same draws as the strategies."""
+    rows = {(kind, name): own for kind, by in kinds.items() for name, own in by.items()}
+    ranked = {row: own for row, own in rows.items() if row[1] != "prevalence"}
+    scored = dict(zip(ranked, scorer.score_all(list(ranked.values())), strict=True))
+    rivals = []
+    for kind, name in rows:
+        estimates = {}
+        if (kind, name) in scored:
+            values, replicates = scored[kind, name]
+            estimates = {
+                metric: estimate_mean(
+                    np.array([values[metric]]), replicates[metric][None], scorer.num_patients
+                )
+                for metric in scorer.metrics
+            }
+        rivals.append(Rival(name=BASELINES.get(name, name), kind=kind, estimates=estimates))
+    return rivals
+
+
+def against_baselines(
+    scorer: Scorer, strategies: dict[str, SeedScores], baselines: dict[str, Predictions]
+) -> list[Difference]:
+    """Each strategy minus each baseline that ranks, in the deciding metric; Holm over all."""
+    pairs = []
+    for name, own in baselines.items():
+        if name == "prevalence":
+            continue
+        values, replicates = scorer.score(own)
+        metric = scorer.metrics[0]
+        for strategy, scores in strategies.items():
+            same = SeedScores(
+                value=dict.fromkeys(scores.value, values[metric]),
+                replicate_R=dict.fromkeys(scores.value, replicates[metric]),
+            )
+            pairs.append((strategy, BASELINES[name], _minus(scores, same, scorer.num_patients)))
+    return _corrected(pairs, strategies)
+
+
+def what_it_adds(
+    scorer: Scorer, cells: Sequence[CellResult], baselines: Baselines
+) -> list[Difference]:
+    """Network with age and sex, minus age and sex alone: a logistic regression of both, fitted on
+    validation. Only where there is one label and the table knew age or sex."""
+    if "age_sex" not in baselines.test or len(scorer.label_names) != 1:
+        return []
+    valid, test = baselines.valid["age_sex"], baselines.test["age_sex"]
+    k = test.labels.index(scorer.label_names[0])
+    joined = []
+    for cell in cells:
+        own = read_predictions(cell.run.predictions / "valid.parquet").sorted()
+        logit_NK = cell.test.logit_NK.copy()
+        logit_NK[:, k] = adds_to_age_sex(own, cell.test, valid, test, k)
+        joined.append(replace(cell.test, logit_NK=logit_NK))
+    keys = [(cell.strategy, cell.seed) for cell in cells]
+    metric = scorer.metrics[0]
+    both = gather(scorer.metrics, keys, scorer.score_all(joined))[metric]
+    values, replicates = scorer.score(test)
+    pairs = []
+    for strategy, scores in both.items():
+        same = SeedScores(
+            value=dict.fromkeys(scores.value, values[metric]),
+            replicate_R=dict.fromkeys(scores.value, replicates[metric]),
+        )
+        estimate = _minus(scores, same, scorer.num_patients)
+        pairs.append((f"{strategy} + age and sex", "age and sex", estimate))
+    return _corrected(pairs, {f"{name} + age and sex": s for name, s in both.items()})
+
+
+def _corrected(
+    pairs: list[tuple[str, str, Estimate]], scores: dict[str, SeedScores]
+) -> list[Difference]:
+    adjusted = holm([estimate.p_value for *_, estimate in pairs])
+    return [
+        Difference(
+            first=first, second=second, seeds=sorted(scores[first].value), estimate=e, p_holm=p
+        )
+        for (first, second, e), p in zip(pairs, adjusted, strict=True)
+    ]
+
+
+def _minus(first: SeedScores, second: SeedScores, num_patients: int) -> Estimate:
+    seeds = sorted(first.value)
+    value_S = np.array([first.value[s] - second.value[s] for s in seeds])
+    replicate_SR = np.stack([first.replicate_R[s] - second.replicate_R[s] for s in seeds])
+    return estimate_mean(value_S, replicate_SR, num_patients)
+
+
+def _mean(predictions: list[Predictions]) -> Predictions:
+    """Of probabilities, or of values where there are none."""
+    first = predictions[0]
+    if first.probability_NK is None:
+        return replace(first, logit_NK=np.mean([p.logit_NK for p in predictions], axis=0))
+    # log-odds of the mean probability, without 1 - p: p ties near 1
+    log_p = np.mean(np.exp([-np.logaddexp(0, -p.logit_NK) for p in predictions]), axis=0)
+    log_q = np.mean(np.exp([-np.logaddexp(0, p.logit_NK) for p in predictions]), axis=0)
+    return replace(first, logit_NK=np.log(log_p) - np.log(log_q), probability_NK=log_p)

@@ -1,0 +1,135 @@
+"""The report's numbers as CSV: name → rows. What differs from run to run, time and cost, is in
+cost.csv alone; all other files are the same however often a sweep was interrupted."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from hpc_ecg.evaluation.comparisons import Difference, Estimate
+from hpc_ecg.sweep.comparison import Comparison
+from hpc_ecg.sweep.cost import Cost
+
+Rows = list[dict[str, Any]]
+
+
+def tables_of(comparison: Comparison) -> dict[str, Rows]:
+    """Those that are empty are left out."""
+    tables = {
+        "table": _strategies(comparison),
+        "seeds": _seeds(comparison),
+        "pairs": [
+            row
+            for metric, pairs in comparison.pairs_of.items()
+            for row in _differences(pairs, metric, comparison.detectable)
+        ],
+        "baselines": _differences([*comparison.baselines, *comparison.adds], comparison.metric),
+        "non_inferiority": comparison.non_inferior,
+        "delong": comparison.delong,
+        "thresholds": _thresholds(comparison),
+        "subgroups": _subgroups(comparison),
+        "cost": [_cost(name, cost) for name, cost in comparison.cost.items()],
+    }
+    return {name: rows for name, rows in tables.items() if rows}
+
+
+def _strategies(comparison: Comparison) -> Rows:
+    rows = []
+    for strategy in comparison.strategies:
+        row: dict[str, Any] = {"name": strategy.name, "kind": "strategy"}
+        row["num_seeds"] = len(strategy.seeds)
+        row["seeds"] = " ".join(str(s) for s in strategy.seeds)
+        row["probability_best"] = comparison.probability_best.get(strategy.name)
+        rows.append(row | _estimates(strategy.estimates))
+    for rival in comparison.rivals:
+        rows.append({"name": rival.name, "kind": rival.kind} | _estimates(rival.estimates))
+    return rows
+
+
+def _cost(name: str, cost: Cost) -> dict[str, Any]:
+    hours = {unit.replace(" ", "_"): value for unit, value in cost.hours.items()}
+    own = {"energy_kwh": cost.energy_kwh, "ecg_per_s": cost.ecg_per_s}
+    return {"strategy": name} | hours | own
+
+
+def _estimates(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for metric, e in estimates.items():
+        row |= {
+            metric: e.value,
+            f"{metric}_low": e.low,
+            f"{metric}_high": e.high,
+            f"{metric}_standard_error": e.standard_error,
+            f"{metric}_sampling_sd": e.sampling_sd,
+            f"{metric}_seed_sd": e.seed_sd,
+        }
+    return row
+
+
+def _seeds(comparison: Comparison) -> Rows:
+    return [
+        {"strategy": s.name, "seed": seed, "chosen": seed == chosen.cell.seed}
+        | {metric: s.per_seed[metric][seed] for metric in comparison.metrics}
+        for s, chosen in zip(comparison.strategies, comparison.chosen, strict=True)
+        for seed in s.seeds
+    ]
+
+
+def _differences(
+    pairs: Iterable[Difference], metric: str, detectable: dict[str, float] | None = None
+) -> Rows:
+    rows = []
+    for pair in pairs:
+        e = pair.estimate
+        row: dict[str, Any] = {"first": pair.first, "second": pair.second, "metric": metric}
+        row["seeds"] = " ".join(str(s) for s in pair.seeds)
+        row |= {"difference": e.value, "low": e.low, "high": e.high}
+        row |= {"standard_error": e.standard_error, "degrees_of_freedom": e.degrees_of_freedom}
+        row |= {"p_value": e.p_value, "p_holm": pair.p_holm}
+        if detectable is not None:
+            row["detectable"] = detectable.get(f"{pair.first} - {pair.second}")
+        rows.append(row)
+    return rows
+
+
+def _thresholds(comparison: Comparison) -> Rows:
+    """Of the chosen models, at each threshold that was fitted on validation."""
+    rows = []
+    for chosen in comparison.chosen:
+        for label in comparison.labels:
+            for method, point in chosen.at_thresholds(label).items():
+                row: dict[str, Any] = {
+                    "strategy": chosen.strategy,
+                    "seed": chosen.cell.seed,
+                    "label": label,
+                }
+                row |= {"method": method, "threshold": point["threshold"]}
+                for name, value in point.items():
+                    if isinstance(value, dict) and "value" in value:
+                        row |= {name: value["value"]}
+                        row |= {f"{name}_low": value["low"], f"{name}_high": value["high"]}
+                rows.append(row | point.get("counts", {}))
+    return rows
+
+
+def _subgroups(comparison: Comparison) -> Rows:
+    rows = []
+    for chosen in comparison.chosen:
+        for label in comparison.labels:
+            for level in chosen.label(label).get("subgroups", []):
+                auroc = level.get("auroc") or {}
+                rows.append(
+                    {"strategy": chosen.strategy, "label": label}
+                    | {k: v for k, v in level.items() if not isinstance(v, dict)}
+                    | {f"auroc_{k}": auroc.get(k) for k in ("value", "low", "high")}
+                )
+    return rows
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything of the page: the comparison, and what the chosen models' evaluations say."""
+    chosen = {
+        c.strategy: {"seed": c.cell.seed, "evaluation": c.evaluation, "points": c.points}
+        for c in comparison.chosen
+    }
+    whole = comparison.to_dict()
+    varies = whole.pop("varies")
+    return whole | {"chosen_models": chosen, "varies": varies}
