@@ -8,17 +8,19 @@ free: use the same `multiplicity_RP` for two models. A replicate without both cl
 NaN. Cluster bootstrap: Field & Welsh 2007; Obuchowski 1997 for clustered ROC data.
 """
 
-# N records, P patients, R replicates, A positive records, B negative records
+# N records, P patients, R replicates, B replicates of one block, V columns, K groups of ties
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_ecg.evaluation.metrics import FloatArray
 
-CHUNK_ELEMENTS = 4_000_000  # replicates × records held at once: about 100 MB with the intermediates
+BLOCK = 32  # replicates that are ranked together: one record's counts fill a vector register
+CHUNK_ELEMENTS = 4_000_000  # replicates × patients held at once as float64: 32 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,29 +58,28 @@ def ranked_replicates(
     labels_N: FloatArray, scores_N: FloatArray, patient_N: NDArray, multiplicity_RP: NDArray
 ) -> dict[str, FloatArray]:
     """AUROC and AUPRC of every replicate; NaN where a replicate holds one class only."""
-    positive_A = _by_falling_score(scores_N, labels_N == 1)
-    negative_B = _by_falling_score(scores_N, labels_N == 0)
-    # for each positive: the negatives above it, those not below it, and the positives not below it
-    rising_B = scores_N[negative_B][::-1]
-    above_A = len(rising_B) - np.searchsorted(rising_B, scores_N[positive_A], side="right")
-    not_below_A = len(rising_B) - np.searchsorted(rising_B, scores_N[positive_A], side="left")
-    rising_A = scores_N[positive_A][::-1]
-    rank_A = len(rising_A) - np.searchsorted(rising_A, scores_N[positive_A], side="left")
-    auroc, auprc = [], []
-    for multiplicity in _chunks(multiplicity_RP, len(labels_N)):
-        weight_RA = multiplicity[:, patient_N[positive_A]]
-        hits_RA = _counts(weight_RA)
-        false_RB = _counts(multiplicity[:, patient_N[negative_B]])
-        total_hits_R, total_false_R = hits_RA[:, -1], false_RB[:, -1]
-        found_RA, false_RA = hits_RA[:, rank_A], false_RB[:, not_below_A]
-        # wins over negatives, counted twice so that ties (half a win) stay whole numbers
-        wins_RA = 2 * total_false_R[:, None] - false_RA - false_RB[:, above_A]
-        precision_RA = found_RA / np.maximum(found_RA + false_RA, 1)
-        one_class_R = (total_hits_R == 0) | (total_false_R == 0)
-        denominator_R = np.where(one_class_R, np.nan, total_hits_R)
-        auroc.append((weight_RA * wins_RA).sum(axis=1) / (2 * denominator_R * total_false_R))
-        auprc.append((weight_RA * precision_RA).sum(axis=1) / denominator_R)
-    return {"auroc": np.concatenate(auroc), "auprc": np.concatenate(auprc)}
+    order_N = np.lexsort((labels_N == 0, -scores_N))
+    sorted_patient_N = patient_N[order_N].astype(np.int64)
+    tie_K3 = _ties_with_positives(scores_N[order_N], labels_N[order_N] == 1)
+    value_2R = np.empty((2, len(multiplicity_RP)))
+    for start in range(0, len(multiplicity_RP), BLOCK):
+        block = slice(start, start + BLOCK)
+        draws_PB = np.ascontiguousarray(multiplicity_RP[block].T)
+        value_2R[:, block] = _compiled()(sorted_patient_N, tie_K3, draws_PB)
+    return {"auroc": value_2R[0], "auprc": value_2R[1]}
+
+
+def mean_replicates(
+    values_NV: FloatArray, patient_N: NDArray, multiplicity_RP: NDArray
+) -> FloatArray:
+    """[R, V]: the sum of each column over the records of every replicate. Means, shares, Brier
+    scores and net benefits are ratios of such sums."""
+    num_patients = multiplicity_RP.shape[1]
+    columns = [np.bincount(patient_N, column_N, num_patients) for column_N in values_NV.T]
+    sums_PV = np.stack(columns, axis=1)
+    rows = max(1, CHUNK_ELEMENTS // max(num_patients, 1))
+    starts = range(0, len(multiplicity_RP), rows)
+    return np.concatenate([multiplicity_RP[start : start + rows] @ sums_PV for start in starts])
 
 
 def regression_replicates(
@@ -88,10 +89,8 @@ def regression_replicates(
     y_N, x_N = labels_N - labels_N.mean(), values_N - values_N.mean()
     error_N = values_N - labels_N
     terms = (np.ones_like(y_N), y_N, x_N, y_N**2, x_N**2, x_N * y_N, np.abs(error_N), error_N**2)
-    num_patients = multiplicity_RP.shape[1]
-    sums_PT = np.stack([np.bincount(patient_N, t, minlength=num_patients) for t in terms], axis=1)
-    chunks = _chunks(multiplicity_RP, num_patients)
-    n, y, x, yy, xx, xy, absolute, square = np.concatenate([m @ sums_PT for m in chunks]).T
+    sums_RV = mean_replicates(np.stack(terms, axis=1), patient_N, multiplicity_RP)
+    n, y, x, yy, xx, xy, absolute, square = sums_RV.T
     with np.errstate(invalid="ignore", divide="ignore"):
         var_y, var_x, cov = yy - y**2 / n, xx - x**2 / n, xy - x * y / n
         var_y[var_y <= 1e-12 * yy] = np.nan  # a replicate of one value, but for rounding
@@ -100,19 +99,59 @@ def regression_replicates(
     return {name: np.where(np.isfinite(v), v, np.nan) for name, v in values.items()}
 
 
-def _by_falling_score(scores_N: FloatArray, keep_N: NDArray[np.bool_]) -> NDArray[np.intp]:
-    index = np.flatnonzero(keep_N)
-    return index[np.argsort(-scores_N[index], kind="stable")]
+def _ties_with_positives(scores_N: FloatArray, positive_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[K, 3]: start, end of the positives and end of each group of equal scores that has any, in
+    records sorted by falling score, positives first. Records between are negatives; the last row
+    is the end of all."""
+    start_K = np.flatnonzero(np.diff(scores_N, prepend=np.nan) != 0)
+    counts_K = np.add.reduceat(positive_N.astype(np.int64), start_K)
+    end_K = np.append(start_K[1:], len(scores_N))
+    tie_K3 = np.stack([start_K, start_K + counts_K, end_K], axis=1)[counts_K > 0]
+    return np.concatenate([tie_K3, np.full((1, 3), len(scores_N))])
 
 
-def _counts(weight_RM: NDArray) -> NDArray[np.int64]:
-    """`counts[:, k]` is the weight of the first k records: a cumulative sum that starts at 0."""
-    counts = np.zeros((weight_RM.shape[0], weight_RM.shape[1] + 1), dtype=np.int64)
-    np.cumsum(weight_RM, axis=1, out=counts[:, 1:])
-    return counts
+@cache
+def _compiled() -> Callable[[NDArray, NDArray, NDArray], tuple[FloatArray, FloatArray]]:
+    """`_rank_block` compiled; without numba's cache where it has no place, or a full disk."""
+    import numba
+
+    types = (numba.int64[::1], numba.int64[:, ::1], numba.uint8[:, ::1])
+    try:
+        return numba.njit(types, nogil=True, cache=True)(_rank_block)
+    except (RuntimeError, OSError):
+        return numba.njit(types, nogil=True)(_rank_block)
 
 
-def _chunks(multiplicity_RP: NDArray, width: int) -> Iterator[NDArray]:
-    rows = max(1, CHUNK_ELEMENTS // max(width, 1))
-    for start in range(0, len(multiplicity_RP), rows):
-        yield multiplicity_RP[start : start + rows]
+def _rank_block(
+    patient_N: NDArray, tie_K3: NDArray, draws_PB: NDArray
+) -> tuple[FloatArray, FloatArray]:
+    """AUROC and AUPRC of B replicates in one walk down the scores. B runs innermost, so that one
+    record's counts lie side by side and the additions are vector instructions."""
+    num = draws_PB.shape[1]
+    hits_B, false_B = np.zeros(num, np.int64), np.zeros(num, np.int64)
+    positives_B, negatives_B = np.zeros(num, np.int64), np.zeros(num, np.int64)
+    lost_B, precision_B = np.zeros(num, np.int64), np.zeros(num)
+    start = 0
+    for k in range(len(tie_K3)):
+        first, middle, end = tie_K3[k]
+        positives_B[:] = 0
+        negatives_B[:] = 0
+        for n in range(start, first):
+            for b in range(num):
+                false_B[b] += draws_PB[patient_N[n], b]
+        for n in range(first, middle):
+            for b in range(num):
+                positives_B[b] += draws_PB[patient_N[n], b]
+        for n in range(middle, end):
+            for b in range(num):
+                negatives_B[b] += draws_PB[patient_N[n], b]
+        for b in range(num):
+            # twice the pairs that positives lose, so that a tie (half a pair) stays whole
+            lost_B[b] += positives_B[b] * (2 * false_B[b] + negatives_B[b])
+            hits_B[b] += positives_B[b]
+            false_B[b] += negatives_B[b]
+            precision_B[b] += positives_B[b] * (hits_B[b] / max(hits_B[b] + false_B[b], 1))
+        start = end
+    pairs_B = 2.0 * hits_B * false_B
+    pairs_B[pairs_B == 0] = np.nan
+    return (pairs_B - lost_B) / pairs_B, precision_B / (pairs_B / pairs_B * hits_B)
