@@ -137,14 +137,17 @@ def _rank_block(
         positives_B[:] = 0
         negatives_B[:] = 0
         for n in range(start, first):
+            row_B = draws_PB[patient_N[n]]
             for b in range(num):
-                false_B[b] += draws_PB[patient_N[n], b]
+                false_B[b] += row_B[b]
         for n in range(first, middle):
+            row_B = draws_PB[patient_N[n]]
             for b in range(num):
-                positives_B[b] += draws_PB[patient_N[n], b]
+                positives_B[b] += row_B[b]
         for n in range(middle, end):
+            row_B = draws_PB[patient_N[n]]
             for b in range(num):
-                negatives_B[b] += draws_PB[patient_N[n], b]
+                negatives_B[b] += row_B[b]
         for b in range(num):
             # twice the pairs that positives lose, so that a tie (half a pair) stays whole
             lost_B[b] += positives_B[b] * (2 * false_B[b] + negatives_B[b])
