@@ -157,7 +157,7 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
     for name, value in values.items():
         key = f"{prefix}{name}"
         kind, is_optional = _without_none(_type_of(schema, key, source, root_prefix=prefix))
-        if _is_section(kind):
+        if _is_section(kind) and not (value is None and is_optional):
             if not isinstance(value, dict):
                 raise ValueError(f"{key} is a section, got {value!r} ({source})")
             _check_keys_and_text(value, kind, f"{key}.", source)

@@ -16,8 +16,10 @@ def explain(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str, str
     hints, docs = typing.get_type_hints(schema), _field_docs(schema)
     for item in dataclasses.fields(schema):
         key, kind = prefix + item.name, hints[item.name]
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from explain(kind, key + ".")
+        # a section, or one that may be left out: Section | None
+        section = next(iter(typing.get_args(kind)), kind) if item.default is None else kind
+        if dataclasses.is_dataclass(section) and isinstance(section, type):
+            yield from explain(section, key + ".")
             continue
         default = item.default
         if item.default_factory is not dataclasses.MISSING:

@@ -1,7 +1,8 @@
-"""The cells of a sweep on disk: `<sweep_dir>/<strategy>/seed-<N>/`, each one run's folder.
+"""The cells of a sweep on disk: `<sweep_dir>/<arm>/seed-<N>/`, each one run's folder.
 
 In: the sweep's folder. Out: the finished cells with their test predictions, and for every other
-cell the reason why it is not there. The cells that should exist are read from `sweep.yaml`.
+cell the reason why it is not there. The cells that should exist are read from `sweep.yaml`; what
+an arm is, from the `arm.json` in its folder.
 """
 
 import json
@@ -15,6 +16,7 @@ import yaml
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.sweep.arms import arms_of
 from hpc_ecg.sweep.settings import check_alike
 from hpc_ecg.writing import read_json
 
@@ -22,6 +24,7 @@ from hpc_ecg.writing import read_json
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
     strategy: str
+    """The arm's name."""
     seed: int
     run: RunFolder
     finished: dict[str, Any]
@@ -29,6 +32,10 @@ class CellResult:
     """By dotted key, with the digest of the data's index."""
     test: Predictions
     """Sorted by record."""
+    base: str
+    """The strategy of the arm …"""
+    varied: dict[str, Any]
+    """… and what a grid sets in it, by dotted key."""
 
     @property
     def name(self) -> str:
@@ -50,7 +57,7 @@ def read_cells(sweep_dir: Path) -> tuple[list[CellResult], list[Problem]]:
         raise ValueError(f"{sweep_dir} is not a folder; give the folder that a sweep made")
     cells: list[CellResult] = []
     problems: list[Problem] = []
-    for strategy, seed in _expected(sweep_dir):
+    for strategy, seed in expected_cells(sweep_dir):
         outcome = _read_cell(sweep_dir, strategy, seed)
         if isinstance(outcome, Problem):
             problems.append(outcome)
@@ -80,11 +87,11 @@ def read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _expected(sweep_dir: Path) -> list[tuple[str, int]]:
-    """Cells of sweep.yaml first, then cells that lie in the folder and that it does not name."""
+def expected_cells(sweep_dir: Path) -> list[tuple[str, int]]:
+    """Arm and seed: of sweep.yaml first, then what lies in the folder and is not named there."""
     config = _read_sweep(sweep_dir)
-    seeds = config.get("seeds") or []
-    planned = [(str(s), int(n)) for s in config.get("strategies") or [] for n in seeds]
+    arms = arms_of(config.get("strategies") or [], config.get("grid") or {})
+    planned = [(arm.name, int(seed)) for arm in arms for seed in config.get("seeds") or []]
     found = [
         (folder.parent.name, int(folder.name.removeprefix("seed-")))
         for folder in sweep_dir.glob("*/seed-*")
@@ -118,6 +125,7 @@ def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> CellResult | Proble
         return Problem(strategy=strategy, seed=seed, reason=reason)
     settings = run.read_settings()
     settings["data_index_sha256"] = read_json(run.environment)["data_index_sha256"]
+    arm = read_optional(run.path.parent / "arm.json")
     return CellResult(
         strategy=strategy,
         seed=seed,
@@ -125,6 +133,8 @@ def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> CellResult | Proble
         finished=read_json(run.finished),
         settings=settings,
         test=test,
+        base=arm.get("base", strategy),
+        varied=arm.get("varied", {}),
     )
 
 
