@@ -1,13 +1,14 @@
 """A sweep's folder in, strategies side by side and a verdict out."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hpc_ecg.evaluation.evaluate import evaluate_predictions
+from hpc_ecg.evaluation.evaluate import evaluate_predictions, fit_operating_points
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
 from hpc_ecg.sweep.cells import read_cells, read_events
 from hpc_ecg.sweep.compare import compare
@@ -42,8 +43,10 @@ def make_cell(folder, test_set, quality, seed, task="binary", noise=0.4, order=N
         logit_NK=50 + 10 * logit_NK if task == "regression" else logit_NK,
         probability_NK=None if task == "regression" else 1 / (1 + np.exp(-logit_NK)),
     )
-    write_predictions(folder / "predictions" / "test.parquet", predictions)
-    evaluation = evaluate_predictions(predictions, task, None, 20) | {"split": "test"}
+    for split in ("valid", "test"):
+        write_predictions(folder / "predictions" / f"{split}.parquet", predictions)
+    points = None if task == "regression" else fit_operating_points(predictions)
+    evaluation = evaluate_predictions(predictions, task, points, 20) | {"split": "test"}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     write_training(folder, quality, seed)
     return predictions
@@ -101,6 +104,19 @@ def make_sweep(sweep_dir, qualities, seeds=(0, 1, 2), test_set=None, **options):
     plan = {"strategies": list(qualities), "seeds": list(seeds)}
     (sweep_dir / "sweep.yaml").write_text(json.dumps(plan))  # JSON is YAML
     return sweep_dir
+
+
+def make_baselines(sweep_dir, test_set, quality, left_out=None):
+    """What the sweep keeps of the ways without a network: irregularity as good as `quality`."""
+    folder = sweep_dir / "baselines"
+    for name, good in {"prevalence": 0.0, "age_sex": 0.3, "rr_irregularity": quality}.items():
+        own = make_cell(sweep_dir / "elsewhere", test_set, good, 7)
+        logit_NK = np.zeros_like(own.logit_NK) if name == "prevalence" else own.logit_NK
+        for split in ("valid", "test"):
+            write_predictions(folder / name / f"{split}.parquet", replace(own, logit_NK=logit_NK))
+    shutil.rmtree(sweep_dir / "elsewhere")
+    note = {"made": ["prevalence", "age_sex", "rr_irregularity"], "left_out": left_out or {}}
+    (folder / "baselines.json").write_text(json.dumps(note | {"details": {}}))
 
 
 def test_values_are_means_over_seeds_of_scikit_learn_values(tmp_path):
@@ -250,3 +266,105 @@ def test_steps_that_a_resumed_run_did_again_count_once(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "st')
     steps = [(e["step"], e["loss"]) for e in read_events(path) if e["event"] == "step"]
     assert steps == [(1, 1.0), (2, 0.5)]
+
+
+def test_networks_that_do_not_beat_a_baseline_are_said_not_to(tmp_path):
+    test_set = make_test_set()
+    make_sweep(tmp_path, {"good": 3.0, "poor": 1.0}, test_set=test_set)
+    make_baselines(tmp_path, test_set, 2.0)
+    comparison = compare(tmp_path, REPLICATES)
+    text = verdict(comparison)
+    assert "good beats beat-to-beat irregularity alone (AUROC 0." in text
+    assert "; poor is not shown to." in text
+    assert "Every network beats age and sex alone" in text
+    assert "To age and sex, good adds +0." in text
+    rows = {(r.kind, r.name): r.estimates for r in comparison.rivals}
+    assert rows["baseline", "prevalence"] == {}
+    irregular = rows["baseline", "beat-to-beat irregularity"]["auroc"].value
+    good = comparison.strategies[0].estimates["auroc"].value
+    (pair,) = [p for p in comparison.baselines if p.first == "good" and "beat" in p.second]
+    assert pair.estimate.value == pytest.approx(good - irregular)
+
+
+def test_where_no_network_beats_a_baseline_that_is_the_verdict(tmp_path):
+    test_set = make_test_set()
+    make_sweep(tmp_path, {"a": 1.0, "b": 0.9}, test_set=test_set)
+    make_baselines(tmp_path, test_set, 4.0)
+    assert "No network is shown to beat beat-to-beat irregularity" in verdict(compare(tmp_path, 50))
+
+
+def test_baselines_of_another_test_set_are_not_used(tmp_path):
+    make_sweep(tmp_path, {"a": 1.0, "b": 0.9})
+    make_baselines(tmp_path, make_test_set(num_patients=120), 4.0, {"other": "no such column"})
+    comparison = compare(tmp_path, 50)
+    assert not comparison.baselines
+    assert "another test set" in comparison.baselines_left_out["age_sex"]
+    assert comparison.baselines_left_out["other"] == "no such column"
+    assert "No baseline stands beside the networks" in verdict(comparison)
+
+
+def test_an_ensemble_is_the_mean_probability_of_its_seeds(tmp_path):
+    comparison = compare(make_sweep(tmp_path, {"a": 1.0, "b": 0.5}), REPLICATES)
+    tests = [
+        read_predictions(tmp_path / f"a/seed-{seed}/predictions/test.parquet") for seed in range(3)
+    ]
+    mean_N = np.mean([t.probability_NK[:, 0] for t in tests], axis=0)
+    (row,) = [r for r in comparison.rivals if (r.kind, r.name) == ("ensemble", "a")]
+    expected = roc_auc_score(tests[0].label_NK[:, 0], mean_N)
+    assert row.estimates["auroc"].value == pytest.approx(expected)
+    assert not row.estimates["auroc"].includes_seeds
+    (pair,) = comparison.delong
+    ensembles = {r.name: r.estimates["auroc"].value for r in comparison.rivals}
+    assert pair["difference"] == pytest.approx(ensembles["a"] - ensembles["b"])
+
+
+def test_a_soup_of_the_same_records_is_a_row(tmp_path):
+    make_sweep(tmp_path, {"a": 1.0})
+    own = read_predictions(tmp_path / "a/seed-1/predictions/test.parquet")
+    write_predictions(tmp_path / "a/soup/predictions.parquet", own)
+    rivals = {r.kind: r for r in compare(tmp_path, 50).rivals}
+    assert rivals["soup"].estimates["auroc"].value == pytest.approx(
+        roc_auc_score(own.label_NK[:, 0], own.logit_NK[:, 0])
+    )
+
+
+def test_the_model_to_take_home_is_chosen_on_validation(tmp_path):
+    make_sweep(tmp_path, {"a": 1.0, "b": 0.5})
+    for seed, score in enumerate((0.70, 0.90, 0.90)):
+        path = tmp_path / f"a/seed-{seed}/finished.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"best_score": score}))
+    for seed, loss in enumerate((0.4, 0.3, 0.2)):
+        path = tmp_path / f"b/seed-{seed}/finished.json"
+        values = json.loads(path.read_text()) | {"best_score": loss, "metric": "loss"}
+        path.write_text(json.dumps(values))
+    chosen = {c.strategy: c.cell.seed for c in compare(tmp_path, 50).chosen}
+    assert chosen == {"a": 1, "b": 2}
+
+
+def test_non_inferiority_is_judged_by_the_margin_that_was_stated(tmp_path):
+    make_sweep(tmp_path, {"a": 1.0, "b": 0.99, "c": 0.1})
+    narrow, wide = (compare(tmp_path, REPLICATES, margin=m) for m in (0.0001, 0.05))
+    found = {n["strategy"]: n["is_non_inferior"] for n in wide.non_inferior}
+    assert len(found) == 2 and not found["c"] and sum(found.values()) == 1
+    assert not any(n["is_non_inferior"] for n in narrow.non_inferior)
+    assert "by more than 0.05 AUROC" in verdict(wide)
+    with pytest.raises(ValueError, match="margin must be between 0 and 1, got 2"):
+        compare(tmp_path, 50, margin=2)
+
+
+def test_the_probabilities_of_being_best_sum_to_one(tmp_path):
+    comparison = compare(make_sweep(tmp_path, {"a": 2.0, "b": 0.5, "c": 0.5}), REPLICATES)
+    chances = comparison.probability_best
+    assert sum(chances.values()) == pytest.approx(1) and chances["a"] > 0.9
+
+
+def test_time_and_cost_stand_apart_in_the_numbers(tmp_path):
+    make_sweep(tmp_path, {"a": 1.0, "b": 0.5}, (0, 1))
+    before = compare(tmp_path, 50).to_dict()
+    path = tmp_path / "a/seed-0/finished.json"
+    slower = {"process_seconds": 9e9, "train_seconds": 9e9, "ecg_per_s": 1.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | slower))
+    after = compare(tmp_path, 50).to_dict()
+    assert before["varies"] != after["varies"]
+    del before["varies"], after["varies"]
+    assert before == after

@@ -7,11 +7,12 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
-from test_compare import make_sweep, make_test_set
+from test_compare import make_baselines, make_sweep, make_test_set
 
 from hpc_ecg.page import render_page
 from hpc_ecg.sweep.report import write_report
 
+CURVES = {"roc", "precision_recall", "calibration", "decision"}
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -44,6 +45,7 @@ class Page(HTMLParser):
 def sweep_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweeps") / "afib"
     make_sweep(folder, {"ssl_new_head": 1.0, "afib_keep_head": 1.6, "random": 0.3})
+    make_baselines(folder, make_test_set(), 0.5)
     (folder / "random/seed-2/finished.json").unlink()
     (folder / "random/seed-2/error.txt").write_text("loss is <NaN> & stays so")
     return folder
@@ -57,9 +59,10 @@ def paths(sweep_dir):
 def test_the_page_is_one_well_formed_file_with_its_figures(paths):
     text = paths.page.read_text()
     page = Page(text)
-    assert page.figures == len(paths.figures) == 6
+    assert page.figures == len(paths.figures) == 8
     assert len(page.ids) == len(set(page.ids))
-    assert {"verdict", "strategies", "pairs", "cohort", "cards", "problems"} <= set(page.ids)
+    assert {"verdict", "strategies", "pairs", "pairs-auprc", "cohort", "cards"} <= set(page.ids)
+    assert {"baselines", "chosen", "thresholds", "checklist", "problems"} <= set(page.ids)
 
 
 def test_the_page_needs_no_network_and_no_script(paths):
@@ -77,18 +80,64 @@ def test_the_page_says_the_verdict_the_start_the_cost_and_what_failed(paths):
 
 def test_figures_are_svg_files(paths):
     names = {path.stem for path in paths.figures}
-    assert names == {"strategies", "differences", "roc", "precision_recall", "validation", "loss"}
+    assert names == {"strategies", "differences", "validation", "loss"} | CURVES
     for path in paths.figures:
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
 def test_tables_hold_the_numbers_of_the_page(paths):
-    table, pairs = pd.read_csv(paths.table), pd.read_csv(paths.pairs)
-    comparison = json.loads(paths.comparison.read_text())
-    assert table["strategy"].tolist() == ["afib_keep_head", "ssl_new_head", "random"]
+    tables = {name: pd.read_csv(path) for name, path in paths.tables.items()}
+    comparison, text = json.loads(paths.comparison.read_text()), paths.page.read_text()
+    table, pairs = tables["table"], tables["pairs"]
+    assert table["name"].tolist()[:3] == ["afib_keep_head", "ssl_new_head", "random"]
     assert table["auroc"][0] == comparison["strategies"][0]["estimates"]["auroc"]["value"]
-    assert f"{table['auroc'][0]:.3f}" in paths.page.read_text()
-    assert len(pairs) == 3 and (pairs["p_holm"] >= pairs["p_value"]).all()
+    assert f"{table['auroc'][0]:.3f}" in text
+    assert set(table["kind"]) == {"strategy", "ensemble", "baseline"}
+    assert pairs["metric"].value_counts().to_dict() == {"auroc": 3, "auprc": 3}
+    assert (pairs["p_holm"] >= pairs["p_value"]).all()
+    assert len(tables["baselines"]) == 9  # 3 strategies against 2, and with age and sex
+    assert len(tables["thresholds"]) == 9  # 3 models at 3 thresholds
+    for value in tables["thresholds"]["sensitivity"]:
+        assert f"{value:.3f}" in text
+    assert set(tables["cost"]["strategy"]) == set(table["name"][:3])
+
+
+def test_time_and_cost_stand_in_one_block_of_the_page_and_in_one_table(paths, sweep_dir):
+    before = contents(sweep_dir)
+    for path in sweep_dir.glob("*/seed-*/finished.json"):
+        slow = {"process_seconds": 7777777.0, "train_seconds": 3.0, "ecg_per_s": 1.5}
+        path.write_text(json.dumps(json.loads(path.read_text()) | slow))
+    for path in sweep_dir.glob("*/seed-*/environment.json"):
+        other = {"machine": {"host": "elsewhere"}, "time": "2031"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    write_report(sweep_dir, replicates=200)
+    after = contents(sweep_dir)
+    changed = {name for name in before if before[name] != after[name]}
+    cards = {name for name in changed if name.endswith("RUN_CARD.md")}
+    assert changed == {"index.html", "comparison.json", "cost.csv"} | cards
+    block = re.compile(r'<section id="varies">.*?</section>', re.DOTALL)
+    assert block.sub("", before["index.html"]) == block.sub("", after["index.html"])
+
+
+def contents(sweep_dir):
+    report = sweep_dir / "report"
+    return {str(p.relative_to(report)): p.read_text() for p in report.rglob("*") if p.is_file()}
+
+
+def test_cards_say_where_thresholds_come_from_and_how_the_run_was_made(paths):
+    cards = {path.parent.name + "/" + path.stem: path.read_text() for path in paths.cards}
+    assert len(cards) == 6
+    model, run = cards["afib_keep_head/MODEL_CARD"], cards["afib_keep_head/RUN_CARD"]
+    for text in ("Intended use", "fitted on validation", "sensitivity_90", "Limits", "Calibration"):
+        assert text in model
+    assert "optim.lr | 5e-05" in run and "SHA-256 `" + "0f" * 32 in run
+    assert "{{" not in model + run and "None" not in model
+
+
+def test_an_item_of_the_checklist_that_a_sweep_cannot_know_is_left_to_the_authors(paths):
+    text = paths.page.read_text()
+    rows = re.findall(r'<tr class="open"><td>(\d+\w?)</td>.*?yours to write', text)
+    assert "17" in rows and "8" in rows and "12a" not in rows
 
 
 def test_the_report_is_the_same_every_time(paths, sweep_dir):
