@@ -1,15 +1,14 @@
-"""Point values against scikit-learn, refusals, operating points, and the predictions file."""
+"""Point values against scikit-learn, refusals, operating points."""
 
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
 from hpc_ecg.evaluation.evaluate import evaluate_predictions, fit_operating_points
 from hpc_ecg.evaluation.metrics import auprc, auroc, check_scorable, regression_metrics, score_label
-from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
+from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.thresholds import apply_operating_point, fit_operating_point
 
 
@@ -141,31 +140,3 @@ def test_regression_is_evaluated_without_probabilities():
     result = evaluate_predictions(predictions, "regression", None, replicates=200)
     r2 = result["labels"]["lvef"]["r2"]
     assert r2["low"] < r2["value"] < r2["high"]
-
-
-def test_predictions_survive_the_file(tmp_path):
-    path = tmp_path / "predictions" / "test.parquet"
-    predictions = make_predictions(labels=("afib", "afib.5y"), missing=3)
-    write_predictions(path, predictions)
-    back = read_predictions(path)
-    assert back.labels == predictions.labels
-    assert [p.name for p in path.parent.iterdir()] == ["test.parquet"]
-    for name in ("record_N", "patient_N", "label_NK", "logit_NK", "probability_NK"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(predictions, name))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: pd.concat([t, t[:1]]), "1 records come more than once, such as 'r00000'"),
-        (lambda t: t.drop(columns="afib.logit"), "no column afib.logit among"),
-        (lambda t: t.drop(columns="afib.label"), "no column <name>.label among"),
-        (lambda t: t.assign(patient=[None, *t["patient"][1:]]), "1 rows have no record or no pat"),
-    ],
-)
-def test_a_broken_predictions_file_is_refused(tmp_path, change, message):
-    path = tmp_path / "test.parquet"
-    write_predictions(path, make_predictions(num=10))
-    change(pd.read_parquet(path)).to_parquet(path)
-    with pytest.raises(ValueError, match=message):
-        read_predictions(path)

@@ -2,11 +2,12 @@
 
 Columns: `record`, `patient` (text), and per label L: `L.label` (NaN: missing), `L.logit`,
 `L.probability`. For regression `L.logit` is the predicted value and there is no probability.
+`group.<name>` are facts for subgroups: numbers, or text ('' where it is not known).
 """
 
 # N records, K labels
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from hpc_ecg.evaluation.metrics import FloatArray
 from hpc_ecg.writing import write_whole
+
+GROUP_PREFIX = "group."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,8 @@ class Predictions:
     logit_NK: FloatArray
     probability_NK: FloatArray | None
     """None for regression."""
+    groups: dict[str, NDArray] = field(default_factory=dict)
+    """Of each record, by name: age, sex, site, time and whatever else the index kept."""
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -38,19 +43,21 @@ class Predictions:
         """The same rows in the order of their record names."""
         order = np.argsort(self.record_N, kind="stable")
         probability = self.probability_NK
-        return Predictions(
+        return replace(
+            self,
             record_N=self.record_N[order],
             patient_N=self.patient_N[order],
-            labels=self.labels,
             label_NK=self.label_NK[order],
             logit_NK=self.logit_NK[order],
             probability_NK=None if probability is None else probability[order],
+            groups={name: values_N[order] for name, values_N in self.groups.items()},
         )
 
 
 def read_predictions(path: Path) -> Predictions:
     """Raises `ValueError` for missing columns, repeated records and records without patient."""
     table = pd.read_parquet(path)
+    groups = {c.removeprefix(GROUP_PREFIX): table.pop(c) for c in _group_columns(table)}
     labels = [c.removesuffix(".label") for c in table.columns if c.endswith(".label")]
     needed = ["record", "patient", *(f"{name}.logit" for name in labels)]
     missing = [c for c in needed if c not in table.columns]
@@ -71,6 +78,7 @@ def read_predictions(path: Path) -> Predictions:
             label_NK=_columns(table, labels, "label"),
             logit_NK=_columns(table, labels, "logit"),
             probability_NK=_probabilities(table, labels),
+            groups={name: as_group(column) for name, column in groups.items()},
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -87,8 +95,20 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         columns[f"{name}.logit"] = predictions.logit_NK[:, k]
         if predictions.probability_NK is not None:
             columns[f"{name}.probability"] = predictions.probability_NK[:, k]
+    columns |= {f"{GROUP_PREFIX}{name}": group for name, group in predictions.groups.items()}
     table = pd.DataFrame(columns)
     write_whole(path, lambda aside: table.to_parquet(aside, index=False))
+
+
+def as_group(column: pd.Series) -> NDArray:
+    """Numbers as float64, anything else as text."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return column.fillna("").astype(str).to_numpy(dtype=object)
+
+
+def _group_columns(table: pd.DataFrame) -> list[str]:
+    return [c for c in table.columns if c.startswith(GROUP_PREFIX)]
 
 
 def _columns(table: pd.DataFrame, labels: list[str], kind: str) -> FloatArray:
@@ -112,6 +132,9 @@ def _check_shapes(predictions: Predictions) -> None:
         raise ValueError(
             f"{len(predictions.patient_N)} patients for {shape[0]} records; give each one"
         )
+    for name, values_N in predictions.groups.items():
+        if len(values_N) != shape[0]:
+            raise ValueError(f"group {name}: {len(values_N)} values for {shape[0]} records")
     if not shape[0] or not shape[1]:
         raise ValueError(f"needs records and labels, got {shape[0]} records and {shape[1]} labels")
 

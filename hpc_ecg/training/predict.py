@@ -11,9 +11,13 @@ from hpc_ecg.data import order
 from hpc_ecg.data.ahead import read_in_order
 from hpc_ecg.data.batches import empty_rows, read_piece
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.evaluation.predictions import Predictions
+from hpc_ecg.evaluation.predictions import Predictions, as_group
 from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
+from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX
 from hpc_ecg.training.engine import Engine
+
+SHARD_COLUMNS = ("key", "shard", "offset", "patient", "split", "samples", "amplitude_mv", "sha256")
+SHARD_COLUMNS += ("flags",)
 
 
 def predict(
@@ -53,7 +57,16 @@ def as_predictions(dataset: Dataset, logits_NK: np.ndarray, task: str) -> Predic
         label_NK=dataset.labels_NK.astype(np.float64),
         logit_NK=logits.numpy(),
         probability_NK=None if task == "regression" else torch.sigmoid(logits).numpy(),
+        groups=_groups_of(dataset),
     )
+
+
+def _groups_of(dataset: Dataset) -> dict[str, np.ndarray]:
+    """What the index knows of the records besides what the shards themselves need."""
+    index = dataset.shards.index.set_index("record").loc[dataset.records]
+    prefixes = (LABEL_PREFIX, FOLD_PREFIX)
+    names = [n for n in index if n not in SHARD_COLUMNS and not n.startswith(prefixes)]
+    return {name: as_group(index[name]) for name in names}
 
 
 def score_validation(
