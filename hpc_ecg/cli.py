@@ -17,6 +17,7 @@ from hpc_ecg.cli_cohort import add_cohort
 from hpc_ecg.cli_data import add_data
 from hpc_ecg.cli_doctor import add_doctor
 from hpc_ecg.cli_report import add_report
+from hpc_ecg.cli_sweep import add_sweep
 from hpc_ecg.cli_weights import add_weights
 
 SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg config` lists them"
@@ -70,10 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("settings", nargs="*", help="settings laid over the run's own")
     evaluate.set_defaults(verb=_evaluate)
 
-    sweep = verbs.add_parser("sweep", help="run strategies x seeds")
-    sweep.add_argument("settings", nargs="*", help=SETTINGS_HELP)
-    sweep.set_defaults(verb=_sweep)
-
+    add_sweep(verbs, SETTINGS_HELP)
     add_report(verbs)
 
     config = verbs.add_parser("config", help="print every setting with default and meaning")
@@ -83,10 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _finetune(options: argparse.Namespace) -> int:
+    from hpc_ecg.config import load_config, split_words
     from hpc_ecg.log import logger, start_logging
 
-    _check_words(options.settings)
-    from hpc_ecg.config import load_config
+    files_and_words = split_words(options.settings)
     from hpc_ecg.signals import Stopped
     from hpc_ecg.training.engine_world import Lost
     from hpc_ecg.training.finetune import finetune
@@ -95,7 +93,7 @@ def _finetune(options: argparse.Namespace) -> int:
 
     start_logging()
     try:
-        finetune(load_config(FinetuneConfig, *_files_and_words(options.settings)))
+        finetune(load_config(FinetuneConfig, *files_and_words))
     except Stopped as stopped:
         # Slurm ends the processes that are still leaving when the first one has left
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -118,27 +116,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _sweep(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import logger, say, start_logging
-
-    _check_words(options.settings)
-    from hpc_ecg.signals import Stopped
-    from hpc_ecg.sweep.grid import load_sweep
-    from hpc_ecg.sweep.launch import launch
-
-    start_logging()
-    sweep = load_sweep(*_files_and_words(options.settings))
-    try:
-        failures = launch(sweep)
-    except Stopped as stopped:
-        logger.info("%s", stopped)
-        return stopped.code
-    for failure in failures:
-        say(f"failed: {failure}")
-    say(f"compare the runs: hpc-ecg report {sweep.config.sweep_dir}")
-    return 1 if failures else 0
-
-
 def _config(options: argparse.Namespace) -> int:
     from hpc_ecg.explain import explain
     from hpc_ecg.log import say
@@ -154,15 +131,3 @@ def _config(options: argparse.Namespace) -> int:
         for key, kind, default, text in explain(SweepConfig):
             say(f"{key}: {kind} = {default}", f"    {text}")
     return 0
-
-
-def _check_words(settings: Sequence[str]) -> None:
-    """Before torch is imported: seconds matter to somebody who mistyped."""
-    for word in settings:
-        if "=" not in word and not word.endswith((".yaml", ".yml")):
-            raise ValueError(f"{word!r} is neither a .yaml file nor a setting key=value")
-
-
-def _files_and_words(settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    files = [word for word in settings if "=" not in word]
-    return files, [word for word in settings if "=" in word]

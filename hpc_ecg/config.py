@@ -70,6 +70,15 @@ def load_config(schema: type[Schema], files: Sequence[str], words: Sequence[str]
     return merge_sources(schema, sources)
 
 
+def split_words(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's YAML files, and its `key=value` words. Asked before torch is imported:
+    seconds matter to somebody who mistyped."""
+    for word in settings:
+        if "=" not in word and not word.endswith((".yaml", ".yml")):
+            raise ValueError(f"{word!r} is neither a .yaml file nor a setting key=value")
+    return [w for w in settings if "=" not in w], [w for w in settings if "=" in w]
+
+
 def merge_sources(schema: type[Schema], sources: Sequence[Source]) -> Schema:
     """The defaults of the schema with the sources laid over them, later over earlier."""
     merged = OmegaConf.structured(schema)

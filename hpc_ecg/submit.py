@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,8 @@ def run_on_slurm(jobs: Sequence[Job], folder: Path, how: SlurmJobs) -> Iterator[
     A job has ended when its result is there, or when the queue does not know it any more: where
     nobody keeps accounts, `sacct` and so submitit would never say that a job was killed.
     """
-    try:
-        executor = submitit.SlurmExecutor(folder=folder)
-        executor.update_parameters(**how.parameters)
-        with executor.batch():
-            handles = [executor.submit(job.function, *job.arguments) for job in jobs]
-    except (submitit.core.utils.FailedJobError, ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f"Slurm takes no job: {_one_line(error)}") from None
+    functions = [partial(job.function, *job.arguments) for job in jobs]
+    handles = submit_to_slurm(functions, folder, how.parameters)
     running = list(zip(jobs, handles, strict=True))
     try:
         while running:
@@ -114,6 +110,18 @@ def run_on_slurm(jobs: Sequence[Job], folder: Path, how: SlurmJobs) -> Iterator[
     finally:
         for _, handle in running:
             handle.cancel(check=False)
+
+
+def submit_to_slurm(
+    functions: Sequence[Callable[[], Any]], folder: Path, parameters: dict[str, Any], **more: Any
+) -> list[Any]:
+    """submitit's jobs of one array. `more`: of its executor. ValueError if Slurm takes no job."""
+    try:
+        executor = submitit.SlurmExecutor(folder=folder, **more)
+        executor.update_parameters(**parameters)
+        return executor.submit_array(functions)
+    except (submitit.core.utils.FailedJobError, ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f"Slurm takes no job: {_one_line(error)}") from None
 
 
 def _one_line(error: Exception) -> str:
