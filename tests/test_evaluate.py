@@ -51,9 +51,12 @@ def test_every_test_record_is_predicted_once(finished, shards):
 
 def test_the_threshold_comes_from_validation(finished):
     result = evaluate(load_run(str(finished.path), []))
-    point = read_json(finished.best / "operating_point.json")["af"]
+    points = read_json(finished.best / "operating_point.json")["af"]
     at = result["labels"]["af"]["at_threshold"]
-    assert at["threshold"] == point["threshold"] and at["fitted_on"] == "valid"
+    assert list(at) == ["youden", "sensitivity_90", "specificity_90"]
+    for method, point in points.items():
+        assert at[method]["threshold"] == point["threshold"]
+        assert at[method]["fitted_on"] == "valid"
 
 
 def test_a_second_evaluation_gives_the_same(finished):

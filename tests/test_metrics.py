@@ -1,15 +1,12 @@
-"""Point values against scikit-learn, refusals, operating points."""
-
-import json
+"""Point values against scikit-learn, and refusals."""
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hpc_ecg.evaluation.evaluate import evaluate_predictions, fit_operating_points
+from hpc_ecg.evaluation.evaluate import evaluate_predictions
 from hpc_ecg.evaluation.metrics import auprc, auroc, check_scorable, regression_metrics, score_label
 from hpc_ecg.evaluation.predictions import Predictions
-from hpc_ecg.evaluation.thresholds import apply_operating_point, fit_operating_point
 
 
 def make_predictions(num=400, labels=("afib",), seed=0, missing=0, probability=True):
@@ -81,36 +78,6 @@ def test_a_nan_prediction_of_an_unlabelled_record_still_fails():
     predictions.logit_NK[0, 0] = np.nan
     with pytest.raises(ValueError, match="afib: 1 of 400 predictions are NaN"):
         evaluate_predictions(predictions, "binary", None, replicates=50)
-
-
-def test_youden_threshold_is_the_best_of_all_thresholds():
-    predictions = make_predictions()
-    labels, probabilities = predictions.label_NK[:, 0], predictions.probability_NK[:, 0]
-    point = fit_operating_point(labels, probabilities)
-    applied = [
-        apply_operating_point(labels, probabilities, point | {"threshold": t})
-        for t in probabilities
-    ]
-    best = max(a["sensitivity"] + a["specificity"] for a in applied)
-    assert point["sensitivity"] + point["specificity"] == pytest.approx(best)
-    assert point["fitted_on"] == "valid"
-
-
-def test_operating_point_on_test_is_the_confusion_matrix_at_the_frozen_threshold():
-    valid, test = make_predictions(seed=1), make_predictions(seed=2)
-    points = fit_operating_points(valid)
-    result = evaluate_predictions(test, "binary", points, replicates=50)
-    applied = result["labels"]["afib"]["at_threshold"]
-    flagged = test.probability_NK[:, 0] >= points["afib"]["threshold"]
-    tn, fp, fn, tp = sk.confusion_matrix(test.label_NK[:, 0], flagged).ravel()
-    assert applied["counts"] == {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
-    assert applied["ppv"] == tp / (tp + fp)
-    assert json.loads(json.dumps(result)) == result
-
-
-def test_a_threshold_fitted_on_test_is_refused():
-    with pytest.raises(ValueError, match="fitted on 'test'; only 'valid' is allowed"):
-        apply_operating_point(np.ones(2), np.ones(2), {"threshold": 0.5, "fitted_on": "test"})
 
 
 def test_a_label_of_one_class_is_listed_among_several_and_fatal_alone():

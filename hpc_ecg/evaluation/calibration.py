@@ -1,14 +1,18 @@
-"""Calibration of logits on validation data: p = sigmoid(slope * logit + offset).
+"""Calibration of logits on validation data: p = sigmoid(slope * logit + offset), or a table.
 
 `temperature` fits one factor (Guo et al. 2017), `platt` factor and offset (Platt 1999, with his
 smoothed targets, so that classes which are apart do not drive the slope to infinity). Both keep the
-order of records, so AUROC stays.
+order of records, so AUROC stays, and both can be put into a head. `isotonic` (Zadrozny & Elkan
+2002) is a rising step function of the logit, a table that no head can hold: it goes with the
+predictions.
 """
 
 # N records
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.isotonic import IsotonicRegression
 
 from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, present
 
@@ -41,3 +45,23 @@ def fit_calibration(
             why = "one factor cannot mend these logits, as the prevalence is another; try platt"
         raise ValueError(f"{name}: {kind} calibration has slope {slope:.3g} on validation: {why}")
     return {"kind": kind, "slope": slope, "offset": offset, "n": len(labels), "fitted_on": "valid"}
+
+
+def fit_isotonic(labels_N: FloatArray, logits_N: FloatArray, name: str = "label") -> dict:
+    """`logit` and `probability`, the corners of the function, straight lines between. Kept 1 / (n +
+    2) away from 0 and 1, which n records cannot tell from it. Missing labels are left out."""
+    keep_N = present(labels_N)
+    labels, logits = labels_N[keep_N], logits_N[keep_N].astype(np.float64)
+    check_scorable(labels, logits, name)
+    least = 1 / (len(labels) + 2)
+    fit = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
+    fit.fit(logits, labels)
+    table = {"logit": fit.X_thresholds_.tolist(), "probability": fit.y_thresholds_.tolist()}
+    return {"kind": "isotonic", **table, "n": len(labels), "fitted_on": "valid"}
+
+
+def calibrated(logits_N: FloatArray, fit: dict) -> FloatArray:
+    """Probabilities by a fit of any kind."""
+    if fit["kind"] == "isotonic":
+        return np.interp(logits_N, fit["logit"], fit["probability"])
+    return np.asarray(expit(fit["slope"] * logits_N + fit["offset"]))

@@ -1,78 +1,120 @@
 """A predictions table in, `evaluation.json` out: values, intervals, counts, operating points.
 
-Per label: counts, AUROC and AUPRC with patient intervals, Brier score, log loss, and what happens
-at the threshold that was fitted on validation. With several labels also the mean over labels, its
-interval from the same draws of patients. For regression: MAE, RMSE, R², Pearson's r.
+Per label: counts, AUROC, AUPRC, Brier score and log loss, what happens at the thresholds that were
+fitted on validation, calibration, decision curve, subgroups, and one ECG per patient. With several
+labels also their mean (macro) and all of them pooled (micro). For regression: MAE, RMSE, R²,
+Pearson's r. All intervals come from the same draws of patients.
 """
 
 # N records, P patients, K labels, R replicates
 
+from contextlib import suppress
+from dataclasses import replace
+
 import numpy as np
 
-from hpc_ecg.evaluation.intervals import few_patients_warning, percentile_interval
+from hpc_ecg.evaluation.averages import averages_at_thresholds, macro, micro
+from hpc_ecg.evaluation.calibration import calibrated, fit_calibration, fit_isotonic
+from hpc_ecg.evaluation.cases import Cases, intervals_of
+from hpc_ecg.evaluation.decision import decision_curve
+from hpc_ecg.evaluation.intervals import interval_of
 from hpc_ecg.evaluation.metrics import (
     FloatArray,
+    brier,
     check_finite,
     check_regression,
+    log_loss,
     present,
     regression_metrics,
     score_label,
     why_not_scorable,
 )
 from hpc_ecg.evaluation.predictions import Predictions
+from hpc_ecg.evaluation.reliability import calibration_of
 from hpc_ecg.evaluation.resampling import (
     Resamples,
     draw_resamples,
     ranked_replicates,
     regression_replicates,
 )
-from hpc_ecg.evaluation.thresholds import apply_operating_point, fit_operating_point
+from hpc_ecg.evaluation.subgroups import one_ecg_per_patient, subgroups_of
+from hpc_ecg.evaluation.thresholds import TARGETS, apply_operating_point, fit_thresholds, points_of
 
-RANKED = ("auroc", "auprc")
 REGRESSION = ("mae", "rmse", "r2", "pearson")
 
 
 def evaluate_predictions(
     predictions: Predictions,
     task: str,
-    operating_point: dict | None = None,
+    operating_points: dict | None = None,
     replicates: int = 2000,
     seed: int = 0,
+    calibrators: dict | None = None,
 ) -> dict:
-    """`operating_point` is what `fit_operating_points` gave on validation (label name → point).
+    """`operating_points` and `calibrators` are what `fit_operating_points` and `fit_calibrators`
+    gave on validation.
 
     Raises `ValueError` for NaN or constant predictions, and for a single label of one class. Among
-    several labels, one of one class is listed under `not_scored`, and the macro mean leaves it out.
+    several labels, one of one class is listed under `not_scored`, and the averages leave it out.
     """
     resamples = draw_resamples(predictions.patient_N, replicates, seed)
     not_scored = labels_not_scored(predictions, task)
-    labels, replicate = {}, {}
-    for k, name in enumerate(predictions.labels):
-        if name in not_scored:
-            continue
-        values_R = replicates_of(predictions, k, task, resamples)
-        point = _point_of(operating_point, name, predictions.labels)
-        labels[name] = _label_result(predictions, k, task, values_R, point)
-        replicate[name] = values_R
+    scored = {name: k for k, name in enumerate(predictions.labels) if name not in not_scored}
     result = {"task": task, "n": len(predictions), "n_patients": resamples.num_patients}
-    result |= {"interval": "95 %, percentile, patients resampled", "replicates": replicates}
-    result |= {"seed": seed, "labels": labels, "not_scored": not_scored}
+    result |= {"interval": "95 %, patients resampled", "replicates": replicates, "seed": seed}
+    values = {name: point_values(predictions, k, task) for name, k in scored.items()}
+    if task == "regression":
+        values_R = {
+            name: replicates_of(predictions, k, task, resamples) for name, k in scored.items()
+        }
+        labels = {name: _regression(values[name], values_R[name]) for name in scored}
+        more = {"macro": macro(labels, values_R)} if len(predictions.labels) > 1 else {}
+        return result | {"labels": labels, "not_scored": not_scored} | more
+    cases = {name: Cases.of(predictions, k, resamples) for name, k in scored.items()}
+    points = {name: points_of(operating_points, name, predictions.labels) for name in scored}
+    values_R = {name: own.replicates() for name, own in cases.items()}
+    labels = {
+        name: _classification(
+            *(values[name], values_R[name], own, points[name], (calibrators or {}).get(name, {}))
+        )
+        for name, own in cases.items()
+    }
+    result |= {"labels": labels, "not_scored": not_scored}
     if len(predictions.labels) > 1:
-        result["macro"] = {"n_labels": len(labels)} | _macro(labels, replicate)
+        at = averages_at_thresholds(cases, points)
+        result["macro"] = macro(labels, values_R) | {"at_threshold": at["macro"]}
+        result["micro"] = micro(cases) | {"at_threshold": at["micro"]}
     return result
 
 
-def fit_operating_points(predictions: Predictions) -> dict[str, dict]:
-    """Youden points by label from *validation* predictions; labels of one class have none."""
+def fit_operating_points(
+    predictions: Predictions, targets: tuple[tuple[str, float], ...] = TARGETS
+) -> dict[str, dict]:
+    """By label and method, from *validation* predictions; labels of one class have none."""
     skip = labels_not_scored(predictions, "classification")
     if predictions.probability_NK is None:
         raise ValueError("operating points need probabilities; a regression has none")
     label_KN, probability_KN = predictions.label_NK.T, predictions.probability_NK.T
     return {
-        name: fit_operating_point(label_KN[k], probability_KN[k], name)
+        name: fit_thresholds(label_KN[k], probability_KN[k], name, targets)
         for k, name in enumerate(predictions.labels)
         if name not in skip
     }
+
+
+def fit_calibrators(predictions: Predictions) -> dict[str, dict[str, dict]]:
+    """By label and kind, from *validation* predictions; what cannot be fitted is left out."""
+    skip = labels_not_scored(predictions, "classification")
+    fits: dict[str, dict[str, dict]] = {}
+    for k, name in enumerate(predictions.labels):
+        if name in skip:
+            continue
+        label_N, logit_N = predictions.label_NK[:, k], predictions.logit_NK[:, k]
+        fits[name] = {"isotonic": fit_isotonic(label_N, logit_N, name)}
+        for kind in ("temperature", "platt"):
+            with suppress(ValueError):  # it ranks the wrong way round, which the AUROC tells
+                fits[name][kind] = fit_calibration(label_N, logit_N, kind, name)
+    return fits
 
 
 def labels_not_scored(predictions: Predictions, task: str) -> dict[str, str]:
@@ -118,46 +160,37 @@ def point_values(predictions: Predictions, k: int, task: str) -> dict:
     return counts | regression_metrics(label_N[keep_N], logit_N[keep_N])
 
 
-def _label_result(
-    predictions: Predictions, k: int, task: str, values_R: dict, point: dict | None
+def _regression(values: dict, values_R: dict[str, FloatArray]) -> dict:
+    intervals = {m: interval_of(values[m], values_R[m], metric=m) for m in REGRESSION}
+    return values | intervals
+
+
+def _classification(
+    values: dict,
+    values_R: dict[str, FloatArray],
+    cases: Cases,
+    points: dict[str, dict],
+    fits: dict[str, dict],
 ) -> dict:
-    result = point_values(predictions, k, task)
-    regression = task == "regression"
-    warning = None if regression else few_patients_warning(result)
-    for metric in REGRESSION if regression else RANKED:
-        result[metric] = percentile_interval(result[metric], values_R[metric], warning)
-    if point is not None and predictions.probability_NK is not None:
-        label_N, probability_N = predictions.label_NK[:, k], predictions.probability_NK[:, k]
-        result["at_threshold"] = apply_operating_point(
-            label_N, probability_N, point, predictions.labels[k]
-        )
+    result = values | intervals_of(values, values_R, cases)
+    if points:
+        result["at_threshold"] = {
+            method: apply_operating_point(cases, point) for method, point in points.items()
+        }
+    result["calibration"] = calibration_of(cases)
+    if fits:
+        result["recalibrated"] = {kind: _recalibrated(cases, fit) for kind, fit in fits.items()}
+    result["decision_curve"] = decision_curve(cases)
+    result["subgroups"] = subgroups_of(cases)
+    result["one_ecg_per_patient"] = one_ecg_per_patient(cases)
     return result
 
 
-def _macro(labels: dict[str, dict], replicate: dict[str, dict]) -> dict:
-    """Means over labels. A replicate that lacks a class of some label averages over the others."""
-    result = {}
-    for metric in next(iter(replicate.values())):
-        value = float(np.mean([label[metric]["value"] for label in labels.values()]))
-        value_LR = np.stack([values[metric] for values in replicate.values()])
-        result[metric] = percentile_interval(value, mean_over_labels(value_LR))
-        incomplete = int(np.isnan(value_LR).any(axis=0).sum())
-        if incomplete:
-            text = f"{incomplete} replicates lacked a class of some label: mean over the others"
-            result[metric]["warning"] = text
-    return result
-
-
-def mean_over_labels(value_LR: FloatArray) -> FloatArray:
-    """Mean over the labels that have a value in the replicate; NaN where none has."""
-    count_R = np.isfinite(value_LR).sum(axis=0)
-    return np.where(count_R > 0, np.nansum(value_LR, axis=0) / np.maximum(count_R, 1), np.nan)
-
-
-def _point_of(points: dict | None, name: str, labels: list[str]) -> dict | None:
-    """A point by label name; a bare point is accepted where there is one label."""
-    if points is None:
-        return None
-    if "threshold" in points and len(labels) == 1:
-        return points
-    return points.get(name)
+def _recalibrated(cases: Cases, fit: dict) -> dict:
+    """What this fit would make of Brier score, log loss and ECE."""
+    new = replace(cases, probabilities_N=calibrated(cases.logits_N, fit))
+    y_N, p_N = new.labels_N, new.probabilities_N
+    values = {"brier": brier(y_N, p_N), "log_loss": log_loss(y_N, p_N)}
+    calibration = calibration_of(new)
+    curve = {part: calibration[part] for part in ("ece", "curve")}
+    return intervals_of(values, new.losses(), new) | curve | {"fit": fit}

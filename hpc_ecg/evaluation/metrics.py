@@ -42,6 +42,13 @@ def log_loss(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
     return float(sklearn_log_loss(labels_N, probabilities_N, labels=[0, 1]))
 
 
+def log_losses(labels_N: FloatArray, probabilities_N: FloatArray) -> FloatArray:
+    """Of each record; their mean is `log_loss`."""
+    tiny = np.finfo(np.float64).eps
+    right_N = np.where(labels_N == 1, probabilities_N, 1 - probabilities_N)
+    return -np.log(np.clip(right_N, tiny, 1 - tiny))
+
+
 def regression_metrics(labels_N: FloatArray, values_N: FloatArray) -> dict[str, float]:
     """MAE and RMSE in the label's unit, R² against the labels' own mean, Pearson's r."""
     error_N = values_N - labels_N

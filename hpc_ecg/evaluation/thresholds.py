@@ -1,76 +1,144 @@
-"""Operating points: a threshold fitted on validation, frozen, and applied to the test set.
+"""Operating points: thresholds fitted on validation, frozen, and applied to the test set.
 
-In: labels and probabilities. Out: small dicts for JSON (`best/operating_point.json` holds one per
-label, by the label's name). A point says where it was fitted, and `apply_operating_point` refuses
-one that was not fitted on validation: a threshold chosen on the test set flatters.
+In: labels and probabilities. Out: small dicts for JSON (`best/operating_point.json` holds those of
+each label, by the method that fitted them). A point says where it was fitted, and one that was not
+fitted on validation is refused: a threshold chosen on the test set flatters.
 """
 
-# N records
+# N records, R replicates; 4 columns of counts: true and false positives, false and true negatives
 
 import numpy as np
 from sklearn.metrics import roc_curve
 
+from hpc_ecg.evaluation.cases import Cases, interval_or_none
 from hpc_ecg.evaluation.metrics import FloatArray, check_probabilities, check_scorable, present
 
+YOUDEN = "youden"
+TARGETS = (("sensitivity", 0.9), ("specificity", 0.9))
+COUNTS = ("tp", "fp", "fn", "tn")
 
-def fit_operating_point(
-    labels_N: FloatArray, probabilities_N: FloatArray, name: str = "label"
-) -> dict:
-    """The threshold with the highest sensitivity + specificity (Youden's J) on validation data;
-    a record is positive at `probability >= threshold`. Missing labels (NaN) are left out."""
+
+def fit_thresholds(
+    labels_N: FloatArray,
+    probabilities_N: FloatArray,
+    name: str = "label",
+    targets: tuple[tuple[str, float], ...] = TARGETS,
+) -> dict[str, dict]:
+    """By method, on validation data; a record is positive at `probability >= threshold`.
+
+    `youden` has the highest sensitivity + specificity (Youden's J); `sensitivity_90` the highest
+    specificity of those with sensitivity >= 0.90, `specificity_90` the other way round (left out
+    where only a threshold above all records would reach it). Missing labels (NaN) are left out.
+    """
     keep_N = present(labels_N)
     labels, probabilities = labels_N[keep_N], probabilities_N[keep_N].astype(np.float64)
     check_scorable(labels, probabilities, name)
     check_probabilities(probabilities, name)
-    false_rate, true_rate, thresholds = roc_curve(labels, probabilities)
+    curve = roc_curve(labels, probabilities, drop_intermediate=False)
     # the first point is "nobody is positive", at an infinite threshold
-    best = 1 + int(np.argmax((true_rate - false_rate)[1:]))
+    false_rate, sensitivity, thresholds = (values[1:] for values in curve)
+    specificity = 1 - false_rate
+    chosen = {YOUDEN: int(np.argmax(sensitivity - false_rate))}
+    for kind, level in targets:
+        if kind == "sensitivity":
+            reached = np.flatnonzero(sensitivity >= level - 1e-12)[:1]
+        else:
+            reached = np.flatnonzero(specificity >= level - 1e-12)[-1:]
+        chosen |= {f"{kind}_{100 * level:g}": int(best) for best in reached}
     return {
-        "threshold": float(thresholds[best]),
-        "sensitivity": float(true_rate[best]),
-        "specificity": float(1 - false_rate[best]),
-        "method": "youden",
-        "fitted_on": "valid",
-        "n": len(labels),
-        "n_positive": int(labels.sum()),
+        method: {
+            "threshold": float(thresholds[best]),
+            "sensitivity": float(sensitivity[best]),
+            "specificity": float(specificity[best]),
+            "method": method,
+            "fitted_on": "valid",
+            "n": len(labels),
+            "n_positive": int(labels.sum()),
+        }
+        for method, best in chosen.items()
     }
 
 
-def apply_operating_point(
-    labels_N: FloatArray, probabilities_N: FloatArray, point: dict, name: str = "label"
-) -> dict:
-    """Sensitivity, specificity, PPV and NPV at a frozen threshold, with the counts behind them; a
-    share of nobody is None. Raises `ValueError` for a point that was not fitted on validation."""
+def points_of(points: dict | None, name: str, labels: list[str]) -> dict[str, dict]:
+    """A label's points by method. Accepted as well: one point per label, as older runs wrote it,
+    and a bare point where there is one label."""
+    if points is None:
+        return {}
+    own = points if "threshold" in points and len(labels) == 1 else points.get(name, {})
+    own = {own.get("method", YOUDEN): own} if "threshold" in own else own
+    for point in own.values():
+        check_operating_point(point, name)
+    return own
+
+
+def count_flagged(cases: Cases, threshold: float) -> tuple[FloatArray, FloatArray]:
+    """The four counts at a threshold, and in every replicate [R, 4]."""
+    positive_N, flagged_N = cases.labels_N == 1, cases.probabilities_N >= threshold
+    flagged = positive_N & flagged_N, ~positive_N & flagged_N
+    passed = positive_N & ~flagged_N, ~positive_N & ~flagged_N
+    cell_N4 = np.stack([*flagged, *passed], axis=1).astype(np.float64)
+    return cell_N4.sum(axis=0), cases.sums(cell_N4)
+
+
+def rates(counts_X4: FloatArray) -> dict[str, FloatArray]:
+    """Shares from counts in the last axis; NaN for a share of nobody."""
+    tp, fp, fn, tn = np.moveaxis(counts_X4, -1, 0)
+    with np.errstate(invalid="ignore"):
+        return {
+            "sensitivity": tp / (tp + fn),
+            "specificity": tn / (tn + fp),
+            "ppv": tp / (tp + fp),
+            "npv": tn / (tn + fn),
+            "f1": 2 * tp / (2 * tp + fp + fn),
+        }
+
+
+def patients_behind(cases: Cases, threshold: float) -> dict[str, int]:
+    """Of the denominator of each share."""
+    positive_N, flagged_N = cases.labels_N == 1, cases.probabilities_N >= threshold
+    members = {"sensitivity": positive_N, "specificity": ~positive_N, "ppv": flagged_N}
+    members |= {"npv": ~flagged_N, "f1": positive_N | flagged_N}
+    return {rate: cases.patients(is_in_N) for rate, is_in_N in members.items()}
+
+
+def with_intervals(
+    values: dict[str, FloatArray],
+    values_R: dict[str, FloatArray],
+    num_patients: dict[str, int] | None = None,
+) -> dict[str, dict]:
+    """Each rate with its interval, and the number needed to screen: how many have to be looked at
+    for one true positive, 1 / PPV."""
+    result = {
+        rate: interval_or_none(float(value), values_R[rate], rate, (num_patients or {}).get(rate))
+        for rate, value in values.items()
+    }
+    ppv = result["ppv"]
+    turned = {"value": ppv["value"], "low": ppv["high"], "high": ppv["low"]}
+    return result | {"nns": {end: 1 / share if share else None for end, share in turned.items()}}
+
+
+def apply_operating_point(cases: Cases, point: dict, name: str = "label") -> dict:
+    """What happens at a frozen threshold, with intervals, and the counts behind it. Raises
+    `ValueError` for a point that was not fitted on validation."""
     check_operating_point(point, name)
-    keep_N = present(labels_N)
-    positive = labels_N[keep_N] == 1
-    flagged = probabilities_N[keep_N].astype(np.float64) >= point["threshold"]
-    tp, fp = int(np.sum(positive & flagged)), int(np.sum(~positive & flagged))
-    fn, tn = int(np.sum(positive & ~flagged)), int(np.sum(~positive & ~flagged))
-    return {
-        "threshold": point["threshold"],
-        "fitted_on": point["fitted_on"],
-        "method": point.get("method"),
-        "sensitivity": _share(tp, tp + fn),
-        "specificity": _share(tn, tn + fp),
-        "ppv": _share(tp, tp + fp),
-        "npv": _share(tn, tn + fn),
-        "counts": {"tp": tp, "fp": fp, "fn": fn, "tn": tn},
-    }
+    counts_4, counts_R4 = count_flagged(cases, point["threshold"])
+    return (
+        {name: point.get(name) for name in ("threshold", "fitted_on", "method")}
+        | with_intervals(
+            rates(counts_4), rates(counts_R4), patients_behind(cases, point["threshold"])
+        )
+        | {"counts": dict(zip(COUNTS, map(int, counts_4), strict=True))}
+    )
 
 
 def check_operating_point(point: dict, name: str) -> None:
     if "threshold" not in point:
         raise ValueError(
             f"{name}: operating point has no threshold, got {sorted(point)}; "
-            "fit it with fit_operating_point"
+            "fit it with fit_thresholds"
         )
     if point.get("fitted_on") != "valid":
         raise ValueError(
             f"{name}: operating point was fitted on {point.get('fitted_on')!r}; "
             "only 'valid' is allowed: a threshold chosen on the test set flatters"
         )
-
-
-def _share(count: int, total: int) -> float | None:
-    return count / total if total else None

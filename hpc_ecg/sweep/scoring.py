@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from hpc_ecg.evaluation.averages import mean_over_labels
 from hpc_ecg.evaluation.comparisons import SeedScores
 from hpc_ecg.evaluation.evaluate import (
     labels_not_scored,
-    mean_over_labels,
     point_values,
     replicates_of,
 )

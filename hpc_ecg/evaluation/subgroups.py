@@ -1,0 +1,116 @@
+"""Groups of patients side by side, and whether the model ranks them differently well.
+
+Per level: counts, prevalence, mean prediction, AUROC. Interaction: the levels' AUROCs against each
+other by Cochran's Q (chi-square with levels - 1 degrees of freedom), in the form that knows that a
+patient with ECGs in two levels ties them: variances and covariances are those of the patient
+bootstrap. Few patients have no number: AUROC needs ten of each class.
+"""
+
+# N records, L levels, R replicates
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from hpc_ecg.evaluation.cases import Cases, intervals_of
+from hpc_ecg.evaluation.comparisons import holm
+from hpc_ecg.evaluation.metrics import FloatArray, auprc, auroc, count_label
+from hpc_ecg.evaluation.predictions import Predictions
+
+FEWEST_PATIENTS = 10
+MOST_LEVELS = 8
+UNKNOWN = "not known"
+AGE_BANDS = {"< 50": 50.0, "50–64": 65.0, "65–79": 80.0, "≥ 80": np.inf}
+ORDER = ("age", "sex", "site")
+
+
+def subgroup_levels(predictions: Predictions) -> dict[str, NDArray]:
+    """By group: each record's level as text. Age in bands, sex, site, and any other column of text
+    with 2 to 8 levels; an empty cell is `not known`."""
+    return levels_of(predictions.groups)
+
+
+def levels_of(groups: dict[str, NDArray]) -> dict[str, NDArray]:
+    found = {}
+    for name in sorted(groups, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
+        values_N = groups[name]
+        if name == "age":
+            band_N = np.searchsorted(list(AGE_BANDS.values()), values_N, side="right")
+            level_N = np.array([*AGE_BANDS, UNKNOWN], dtype=object)[band_N]
+        elif values_N.dtype.kind == "f" or name == "time":
+            continue
+        else:
+            level_N = np.where(values_N == "", UNKNOWN, values_N).astype(object)
+        levels = set(level_N.tolist()) - {UNKNOWN}
+        if len(levels) >= 2 and (len(levels) <= MOST_LEVELS or name in ORDER):
+            found[name] = level_N
+    return found
+
+
+def subgroups_of(cases: Cases) -> list[dict]:
+    """A row for each level of each group: counts, and `auroc` or the `reason` why there is none;
+    `interaction_p` is that of its group, `interaction_p_holm` corrected over the groups."""
+    rows, p_values = [], {}
+    for group, level_N in levels_of(cases.groups).items():
+        own, value_L, replicate_LR = [], [], []
+        names = [name for name in AGE_BANDS if name in set(level_N)] if group == "age" else []
+        others = sorted(set(level_N.tolist()) - {*names, UNKNOWN})
+        unknown = [UNKNOWN] if (level_N == UNKNOWN).any() else []
+        for level in [*names, *others, *unknown]:
+            part = cases.take(level_N == level)
+            row, replicate_R = _level(part)
+            own.append({"group": group, "level": level} | row)
+            if replicate_R is not None and level != UNKNOWN:
+                value_L.append(row["auroc"]["value"])
+                replicate_LR.append(replicate_R)
+        if len(value_L) > 1:
+            p_values[group] = heterogeneity(np.array(value_L), np.stack(replicate_LR))[1]
+        rows += own
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    for row in rows:
+        row["interaction_p"] = p_values.get(row["group"])
+        row["interaction_p_holm"] = adjusted.get(row["group"])
+    return rows
+
+
+def heterogeneity(value_L: FloatArray, replicate_LR: FloatArray) -> tuple[float, float]:
+    """Q and its p: the differences of the levels to the first, weighed by their covariance over
+    replicates. For independent levels this is Cochran's Q with inverse-variance weights."""
+    usable_R = np.isfinite(replicate_LR).all(axis=0)
+    apart_KR = (replicate_LR[1:] - replicate_LR[:1])[:, usable_R]
+    apart_K = value_L[1:] - value_L[0]
+    q = float(apart_K @ np.linalg.pinv(np.atleast_2d(np.cov(apart_KR))) @ apart_K)
+    return q, float(stats.chi2.sf(q, len(apart_K)))
+
+
+def one_ecg_per_patient(cases: Cases) -> dict:
+    """AUROC and AUPRC on each patient's first ECG that has the label: by time where every record
+    has one, else by the record's name."""
+    times = pd.Series(cases.groups.get("time", []), dtype=object)
+    time_N = pd.to_datetime(times, format="ISO8601", errors="coerce", utc=True)
+    by_time = len(time_N) > 0 and bool(time_N.notna().all())
+    name_N = cases.record_N.astype(str)
+    order_N = np.lexsort((name_N, time_N) if by_time else (name_N,))
+    first = order_N[np.unique(cases.patient_N[order_N], return_index=True)[1]]
+    part = cases.take(np.sort(first))
+    result = {"chosen_by": "time" if by_time else "record", "n": len(part)}
+    result["n_positive"] = int(part.labels_N.sum())
+    if result["n_positive"] in (0, len(part)) or np.ptp(part.logits_N) == 0:
+        return result | {"reason": "one class, or one prediction, only"}
+    values = {"auroc": auroc, "auprc": auprc}
+    known = {name: of(part.labels_N, part.logits_N) for name, of in values.items()}
+    return result | intervals_of(known, part.ranked(), part)
+
+
+def _level(part: Cases) -> tuple[dict, FloatArray | None]:
+    counts = count_label(part.labels_N, part.patient_N)
+    row = {name: counts[name] for name in ("n", "n_positive", "n_patients", "prevalence")}
+    row["mean_prediction"] = float(part.probabilities_N.mean())
+    for kind in ("positive", "negative"):
+        if counts[f"n_{kind}_patients"] < FEWEST_PATIENTS:
+            return row | {"reason": f"fewer than {FEWEST_PATIENTS} {kind} patients"}, None
+    if np.ptp(part.logits_N) == 0:
+        return row | {"reason": "all predictions are the same"}, None
+    value, value_R = auroc(part.labels_N, part.logits_N), part.ranked()["auroc"]
+    return row | intervals_of({"auroc": value}, {"auroc": value_R}, part), value_R

@@ -1,0 +1,166 @@
+"""Operating points: what each method promises on validation, and what is said of them on test."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from test_metrics import make_predictions
+
+from hpc_ecg.evaluation.cases import Cases
+from hpc_ecg.evaluation.evaluate import evaluate_predictions, fit_operating_points
+from hpc_ecg.evaluation.resampling import draw_resamples
+from hpc_ecg.evaluation.thresholds import apply_operating_point, fit_thresholds
+
+
+def sample(ties: bool):
+    rng = np.random.default_rng(5)
+    labels = (rng.random(300) < 0.3).astype(float)
+    scores = 1 / (1 + np.exp(-1.5 * labels - rng.normal(size=300)))
+    return labels, np.round(scores, 1) if ties else scores
+
+
+def confusion(labels, flagged):
+    tn, fp, fn, tp = sk.confusion_matrix(labels, flagged).ravel()
+    return tp / (tp + fn), tn / (tn + fp)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_no_other_threshold_keeps_a_methods_promise_better(ties):
+    labels, scores = sample(ties)
+    points = fit_thresholds(labels, scores, targets=(("sensitivity", 0.9), ("specificity", 0.75)))
+    every = {t: confusion(labels, scores >= t) for t in np.unique(scores)}
+    youden = points["youden"]
+    assert sum(every[youden["threshold"]]) == pytest.approx(max(map(sum, every.values())))
+    sensitive, specific = points["sensitivity_90"], points["specificity_75"]
+    enough = {t: pair for t, pair in every.items() if pair[0] >= 0.9}
+    assert sensitive["threshold"] == max(enough)
+    enough = {t: pair for t, pair in every.items() if pair[1] >= 0.75}
+    assert specific["threshold"] == min(enough)
+    for point in points.values():
+        seen = every[point["threshold"]]
+        assert (point["sensitivity"], point["specificity"]) == pytest.approx(seen)
+
+
+def test_a_target_that_is_reached_exactly_counts_as_reached():
+    labels = np.repeat([0.0, 1.0], 10)
+    scores = np.r_[np.arange(10), np.arange(8, 18)] / 20
+    points = fit_thresholds(labels, scores)
+    assert points["specificity_90"]["specificity"] == pytest.approx(0.9)
+    assert points["sensitivity_90"]["sensitivity"] == pytest.approx(0.9)
+
+
+def test_a_specificity_that_only_nobody_reaches_is_left_out():
+    labels, scores = np.array([0.0] * 5 + [1.0] * 5), np.array([0.9] * 4 + [0.1] + [0.9] * 5)
+    assert set(fit_thresholds(labels, scores)) == {"youden", "sensitivity_90"}
+
+
+def test_what_is_said_at_a_threshold_is_what_scikit_learn_says():
+    valid, test = make_predictions(seed=1), make_predictions(seed=2, missing=11)
+    points = fit_operating_points(valid)
+    result = evaluate_predictions(test, "binary", points, replicates=50)
+    label_N = test.label_NK[11:, 0]
+    for method, point in points["afib"].items():
+        at = result["labels"]["afib"]["at_threshold"][method]
+        flagged = test.probability_NK[11:, 0] >= point["threshold"]
+        tn, fp, fn, tp = sk.confusion_matrix(label_N, flagged).ravel()
+        assert at["counts"] == {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
+        assert at["sensitivity"]["value"] == pytest.approx(sk.recall_score(label_N, flagged))
+        known = sk.recall_score(label_N, flagged, pos_label=0)
+        assert at["specificity"]["value"] == pytest.approx(known)
+        assert at["ppv"]["value"] == pytest.approx(sk.precision_score(label_N, flagged))
+        known = sk.precision_score(label_N, flagged, pos_label=0)
+        assert at["npv"]["value"] == pytest.approx(known)
+        assert at["f1"]["value"] == pytest.approx(sk.f1_score(label_N, flagged))
+        assert at["nns"]["value"] == pytest.approx(1 / at["ppv"]["value"])
+        assert at["nns"]["low"] == pytest.approx(1 / at["ppv"]["high"])
+        for rate in ("sensitivity", "specificity", "ppv", "npv", "f1", "nns"):
+            assert at[rate]["low"] < at[rate]["value"] < at[rate]["high"], (method, rate)
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_replicates_of_a_rate_are_the_rates_of_the_resamples():
+    predictions = make_predictions(num=120)
+    resamples = draw_resamples(predictions.patient_N, 20, 0)
+    cases = Cases.of(predictions, 0, resamples)
+    at = apply_operating_point(cases, {"threshold": 0.5, "fitted_on": "valid"})
+    values = []
+    for draw_P in resamples.multiplicity_RP:
+        rows = np.repeat(np.arange(120), draw_P[resamples.patient_N])
+        flagged = predictions.probability_NK[rows, 0] >= 0.5
+        values.append(sk.f1_score(predictions.label_NK[rows, 0], flagged))
+    assert at["f1"]["low"] >= min(values) and at["f1"]["high"] <= max(values)
+    assert at["f1"]["low"] == pytest.approx(np.quantile(values, 0.025), abs=0.03)
+
+
+def test_a_share_of_nobody_has_no_number():
+    predictions = make_predictions()
+    points = {"afib": {"youden": {"threshold": 1.0, "fitted_on": "valid"}}}
+    result = evaluate_predictions(predictions, "binary", points, replicates=50)
+    at = result["labels"]["afib"]["at_threshold"]["youden"]
+    nothing = {"value": None, "low": None, "high": None}
+    assert at["ppv"] == at["nns"] == nothing
+    assert at["sensitivity"]["value"] == 0
+
+
+def test_points_as_older_runs_wrote_them_are_taken():
+    predictions = make_predictions()
+    point = {"threshold": 0.4, "fitted_on": "valid", "method": "youden", "sensitivity": 0.5}
+    for points in ({"afib": point}, point):
+        result = evaluate_predictions(predictions, "binary", points, replicates=50)
+        at = result["labels"]["afib"]["at_threshold"]
+        assert list(at) == ["youden"] and at["youden"]["threshold"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"threshold": 0.5, "fitted_on": "test"}, "fitted on 'test'; only 'valid' is allowed"),
+        ({"cut": 0.5}, r"afib: operating point has no threshold, got \['cut'\]"),
+    ],
+)
+def test_a_threshold_that_is_none_or_was_fitted_on_test_is_refused(point, message):
+    points = {"afib": {"youden": point}}
+    with pytest.raises(ValueError, match=message):
+        evaluate_predictions(make_predictions(), "binary", points, replicates=50)
+
+
+def test_averages_over_labels_are_those_of_scikit_learn():
+    predictions = make_predictions(labels=("a", "b", "c"))
+    predictions.label_NK[:, 2] *= predictions.label_NK[:, 0]  # another prevalence
+    result = evaluate_predictions(
+        predictions, "multilabel", fit_operating_points(predictions), replicates=50
+    )
+    labels, scores = predictions.label_NK, predictions.probability_NK
+    for kind in ("macro", "micro"):
+        own = result[kind]
+        known = sk.roc_auc_score(labels, predictions.logit_NK, average=kind)
+        assert own["auroc"]["value"] == pytest.approx(known)
+        known = sk.average_precision_score(labels, predictions.logit_NK, average=kind)
+        assert own["auprc"]["value"] == pytest.approx(known)
+        cut = [r["at_threshold"]["youden"]["threshold"] for r in result["labels"].values()]
+        at = own["at_threshold"]["youden"]
+        assert at["f1"]["value"] == pytest.approx(sk.f1_score(labels, scores >= cut, average=kind))
+        known = sk.precision_score(labels, scores >= cut, average=kind)
+        assert at["ppv"]["value"] == pytest.approx(known)
+        known = sk.log_loss(labels.ravel(), scores.ravel())  # all labels have as many records
+        assert own["log_loss"]["value"] == pytest.approx(known)
+        for metric in ("auroc", "auprc", "brier", "log_loss"):
+            assert own[metric]["low"] < own[metric]["value"] < own[metric]["high"]
+
+
+def test_a_label_without_the_method_is_not_in_the_average():
+    predictions = make_predictions(labels=("a", "b"))
+    points = fit_operating_points(predictions)
+    del points["b"]["youden"]
+    result = evaluate_predictions(predictions, "multilabel", points, replicates=20)
+    assert (
+        result["macro"]["at_threshold"]["youden"]["f1"]["value"]
+        == result["labels"]["a"]["at_threshold"]["youden"]["f1"]["value"]
+    )
+
+
+def test_a_regression_has_no_operating_points():
+    with pytest.raises(ValueError, match="a regression has none"):
+        fit_operating_points(replace(make_predictions(), probability_NK=None))
