@@ -1,0 +1,61 @@
+"""The report in a real browser: nothing is wider than the page, on a desk, a phone and paper."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from test_compare import make_baselines, make_sweep, make_test_set
+
+from hpc_ecg.sweep.report import write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine"),
+]
+MEASURE = """<script>addEventListener("load", () => {
+  const wide = [...document.querySelectorAll("table, svg, pre, p")].filter(
+    e => e.getBoundingClientRect().right > innerWidth + 1);
+  document.title = `${document.documentElement.scrollWidth} of ${innerWidth}: `
+    + wide.map(e => e.id || e.tagName).join(" ");
+})</script></body>"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    names = (
+        "ssl_probe_then_finetune+gradual_unfreezing",
+        "afib_keep_head",
+        "afib_recalibrate_only",
+    )
+    names += ("random_frozen_stem", "ssl_new_head,label_fraction=0.01", "ssl_linear_probe")
+    make_sweep(folder, {name: 0.3 * k for k, name in enumerate(names)})
+    make_baselines(folder, make_test_set(), 0.5)
+    (folder / names[3] / "seed-1" / "finished.json").unlink()
+    return write_report(folder, replicates=50).page
+
+
+def browse(*options):
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_no_table_and_no_figure_is_wider_than_the_window(page, tmp_path, width):
+    copy = tmp_path / "measured.html"
+    copy.write_text(page.read_text().replace("</body>", MEASURE))
+    dom = browse(f"--window-size={width},900", "--dump-dom", copy.as_uri())
+    title = re.search("<title>(.*?)</title>", dom).group(1)
+    scroll, inner, wide = re.fullmatch(r"(\d+) of (\d+): ?(.*)", title).groups()
+    assert abs(int(inner) - width) < 20, title
+    assert int(scroll) <= int(inner) and not wide, title
+
+
+def test_the_page_can_be_printed(page, tmp_path):
+    pdf = tmp_path / "page.pdf"
+    browse("--no-pdf-header-footer", f"--print-to-pdf={pdf}", page.as_uri())
+    assert pdf.read_bytes().startswith(b"%PDF") and pdf.stat().st_size > 50_000
