@@ -167,8 +167,9 @@ def detectable_difference(estimate: Estimate, power: float = 0.8) -> float:
     critical = stats.t.ppf((1 + LEVEL) / 2, df)
 
     def lacks(effect: float) -> float:
-        found = stats.nct.sf(critical, df, effect) + stats.nct.cdf(-critical, df, effect)
-        return float(found) - power
+        # scipy's far tail is NaN at times where it is below 1e-15
+        wrong_way = np.nan_to_num(stats.nct.cdf(-critical, df, effect))
+        return float(stats.nct.sf(critical, df, effect) + wrong_way) - power
 
     return float(optimize.brentq(lacks, 0, 100)) * estimate.standard_error
 
