@@ -23,13 +23,20 @@ def render_text(template: str, **values: object) -> str:
 
 
 def _environment(autoescape: bool) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("hpc_ecg", "templates"),
         autoescape=autoescape,  # noqa: S701  # off for Markdown alone
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A long name that may go on in the next line of a narrow table, but not within a word."""
+    return Markup(re.sub(r"([_+,/])", r"\1<wbr>", str(escape(name))))  # noqa: S704  # escaped
 
 
 def inline_svg(svg: str, description: str) -> Markup:

@@ -13,7 +13,7 @@ from hpc_ecg.page import render_page
 from hpc_ecg.sweep.report import write_report
 
 CURVES = {"roc", "precision_recall", "calibration", "decision"}
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 
 
 class Page(HTMLParser):

@@ -95,7 +95,7 @@ def compare(
         baselines=against_baselines(
             scorer, {name: scores[metric][name] for name in order}, baselines.test
         ),
-        adds=what_it_adds(scorer, cells, baselines),
+        adds=what_it_adds(scorer, sorted(cells, key=lambda c: order.index(c.strategy)), baselines),
         baselines_left_out=baselines.left_out,
         probability_best=probability_best(scores[metric], scorer.num_patients),
         margin=margin,

@@ -3,6 +3,7 @@ of each strategy's chosen model, from its evaluation.json."""
 
 # N records, G grid points, S seeds, R replicates
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def draw_curves(comparison: Comparison) -> dict[str, str]:
     prevalence = comparison.counts[comparison.labels[0]]["prevalence"]
     figures = {
         "roc": line_plot(
-            _groups(comparison, roc),
+            _groups(roc),
             name="roc",
             xlabel="1 − specificity",
             ylabel="sensitivity",
@@ -33,7 +34,7 @@ def draw_curves(comparison: Comparison) -> dict[str, str]:
             reference=([0, 1], [0, 1]),
         ),
         "precision_recall": line_plot(
-            _groups(comparison, precision_recall),
+            _groups(precision_recall),
             name="precision_recall",
             xlabel="recall (sensitivity)",
             ylabel="precision (PPV)",
@@ -41,9 +42,9 @@ def draw_curves(comparison: Comparison) -> dict[str, str]:
             reference=([0, 1], [prevalence, prevalence]),
         ),
     }
-    calibration = [
-        _calibration(c.strategy, c.label(comparison.labels[0])) for c in comparison.chosen
-    ]
+    calibration = _with_few_bands(
+        [_calibration(c.strategy, c.label(comparison.labels[0])) for c in comparison.chosen]
+    )
     if any(group.bold for group in calibration):
         figures["calibration"] = line_plot(
             calibration,
@@ -53,7 +54,9 @@ def draw_curves(comparison: Comparison) -> dict[str, str]:
             unit_square=True,
             reference=([0, 1], [0, 1]),
         )
-    decision = [_decision(c.strategy, c.label(comparison.labels[0])) for c in comparison.chosen]
+    decision = _with_few_bands(
+        [_decision(c.strategy, c.label(comparison.labels[0])) for c in comparison.chosen]
+    )
     if any(group.bold for group in decision):
         figures["decision"] = _draw_decision(comparison, decision, prevalence)
     return figures
@@ -73,9 +76,8 @@ def _bands(comparison: Comparison) -> tuple[dict[str, Band], dict[str, Band]]:
     return found
 
 
-def _groups(comparison: Comparison, bands: dict[str, Band]) -> list[Group]:
+def _groups(bands: dict[str, Band]) -> list[Group]:
     """Mean over seeds bold, seeds thin."""
-    few = len(bands) <= MOST_BANDS
     groups = []
     for name, band in bands.items():
         x = band.x_G.tolist()
@@ -85,12 +87,16 @@ def _groups(comparison: Comparison, bands: dict[str, Band]) -> list[Group]:
                 name=name,
                 thin=thin,
                 bold=(x, band.seed_SG.mean(axis=0).tolist()),
-                band=(x, band.low_G.tolist(), band.high_G.tolist())
-                if few or name == comparison.strategies[0].name
-                else None,
+                band=(x, band.low_G.tolist(), band.high_G.tolist()),
             )
         )
-    return groups
+    return _with_few_bands(groups)
+
+
+def _with_few_bands(groups: list[Group]) -> list[Group]:
+    if len(groups) <= MOST_BANDS:
+        return groups
+    return [groups[0], *(replace(group, band=None) for group in groups[1:])]
 
 
 def _calibration(name: str, label: dict[str, Any]) -> Group:

@@ -32,8 +32,9 @@ class CohortFlow:
 def read_flow(settings: Mapping[str, Any]) -> CohortFlow | str:
     """`settings` of one run, by dotted key. A text that says why, where it cannot be had."""
     try:
-        shards = open_shard_set(str(settings["data.shards"]), bool(settings["data.allow_pipe"]))
-    except (ValueError, OSError, KeyError) as error:
+        allow_pipe = bool(settings.get("data.allow_pipe"))
+        shards = open_shard_set(str(settings["data.shards"]), allow_pipe)
+    except (ValueError, OSError) as error:
         return f"the shards cannot be read here: {error}"
     left_out = {str(k): int(n) for k, n in shards.description["left_out"].items()}
     labels = list(settings.get("data.labels") or shards.label_names)
