@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
+from hpc_ecg.evaluation.intervals import LEVEL, RANKED, limits_at_edge, logit
 from hpc_ecg.evaluation.metrics import FloatArray
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,35 +69,33 @@ class Difference:
     p_holm: float
 
 
-def estimate_mean(value_S: FloatArray, replicate_SR: FloatArray, num_patients: int) -> Estimate:
-    """Mean over seeds with patients and seeds as sources of chance.
+def estimate_mean(
+    value_S: FloatArray, replicate_SR: FloatArray, num_patients: int, metric: str | None = None
+) -> Estimate:
+    """Mean over seeds with patients and seeds as sources of chance. With a `metric` between 0 and 1
+    that ranks, the interval is made on the logit scale, as that of a single model is.
 
     `num_patients` is the number behind the bootstrap variance: for a yes/no label the patients of
     the smaller class, whose chance dominates that of a ranking metric.
     """
     num_seeds = len(value_S)
-    whole_SR = replicate_SR[:, np.isfinite(replicate_SR).all(axis=0)]
-    # the bootstrap's variance is that of the sample itself: (n - 1) / n of the population's
-    covariance_SS = np.atleast_2d(np.cov(whole_SR)) * num_patients / max(num_patients - 1, 1)
-    sampling = float(covariance_SS.mean())
-    if num_seeds == 1:
-        patients, seeds = sampling, 0.0
-    else:
-        off_diagonal = covariance_SS.sum() - np.trace(covariance_SS)
-        patients = max(float(off_diagonal) / (num_seeds * (num_seeds - 1)), 0.0)
-        seeds = float(np.var(value_S, ddof=1)) / num_seeds
-    value, error = float(np.mean(value_S)), float(np.sqrt(patients + seeds))
-    freedom = _degrees_of_freedom(patients, num_patients - 1, seeds, num_seeds - 1)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+    value = float(np.mean(value_S))
+    error, freedom, sampling = _chance(value_S, replicate_SR, num_patients)
+    low, high = value + _quantile(freedom) * error * np.array([-1, 1])
+    if metric in RANKED and value in (0, 1):
+        low, high = limits_at_edge(value, num_patients)
+    elif metric in RANKED:
+        on_logits, df, _ = _chance(logit(value_S), logit(replicate_SR), num_patients)
+        low, high = special.expit(logit(value) + _quantile(df) * on_logits * np.array([-1, 1]))
     return Estimate(
         value=value,
-        low=value - half,
-        high=value + half,
+        low=min(float(low), value),
+        high=max(float(high), value),
         standard_error=error,
         degrees_of_freedom=freedom,
         p_value=_two_sided(value, error, freedom),
         seed_sd=float(np.std(value_S, ddof=1)) if num_seeds > 1 else None,
-        sampling_sd=float(np.sqrt(sampling)),
+        sampling_sd=sampling,
         includes_seeds=num_seeds > 1,
     )
 
@@ -164,7 +161,7 @@ def detectable_difference(estimate: Estimate, power: float = 0.8) -> float:
     """The true difference that patients and seeds like these would show with this power, at the
     level of one comparison."""
     df = estimate.degrees_of_freedom
-    critical = stats.t.ppf((1 + LEVEL) / 2, df)
+    critical = _quantile(df)
 
     def lacks(effect: float) -> float:
         # scipy's far tail is NaN at times where it is below 1e-15
@@ -201,11 +198,29 @@ def _states(one: SeedScores, variate_R: dict[int, FloatArray], num_patients: int
     return state_R
 
 
-def _degrees_of_freedom(patients: float, patient_df: int, seeds: float, seed_df: int) -> float:
+def _chance(
+    value_S: FloatArray, replicate_SR: FloatArray, num_patients: int
+) -> tuple[float, float, float]:
+    """Standard error of the mean over seeds, its degrees of freedom, and the error from patients
+    alone."""
+    num_seeds, patient_df = len(value_S), max(num_patients - 1, 1)
+    whole_SR = replicate_SR[:, np.isfinite(replicate_SR).all(axis=0)]
+    # the bootstrap's variance is that of the sample itself: (n - 1) / n of the population's
+    covariance_SS = np.atleast_2d(np.cov(whole_SR)) * num_patients / patient_df
+    sampling = float(covariance_SS.mean())
+    if num_seeds == 1:
+        return float(np.sqrt(sampling)), float(patient_df), float(np.sqrt(sampling))
+    off_diagonal = float(covariance_SS.sum() - np.trace(covariance_SS))
+    patients = max(off_diagonal / (num_seeds * (num_seeds - 1)), 0.0)
+    seeds = float(np.var(value_S, ddof=1)) / num_seeds
     if patients + seeds == 0:
-        return float(max(patient_df, 1))
-    squares = patients**2 / max(patient_df, 1) + seeds**2 / max(seed_df, 1)
-    return (patients**2 + seeds**2) / squares
+        return 0.0, float(patient_df), float(np.sqrt(sampling))
+    freedom = (patients**2 + seeds**2) / (patients**2 / patient_df + seeds**2 / (num_seeds - 1))
+    return float(np.sqrt(patients + seeds)), freedom, float(np.sqrt(sampling))
+
+
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def _two_sided(value: float, error: float, freedom: float) -> float:
