@@ -126,7 +126,7 @@ def write_shards(jobs: Iterable[ShardJob], workers: int) -> Iterator[int]:
     waiting = iter(jobs)
     running: set[Future[int]] = set()
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         try:
             while True:
                 # few ahead: a cohort's rows need not all lie in the queue
@@ -147,7 +147,7 @@ def write_shards(jobs: Iterable[ShardJob], workers: int) -> Iterator[int]:
             raise
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever; Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -1,0 +1,190 @@
+"""Baselines: the records of a run, honest about what they rest on, and hard to beat on AF."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import plan_for, words_for
+from sklearn.metrics import brier_score_loss, roc_auc_score
+
+from hpc_ecg.config import load_config
+from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.evaluation.predictions import Predictions, read_predictions
+from hpc_ecg.shards.sharding import shard_ecgs
+from hpc_ecg.sweep import baselines
+from hpc_ecg.sweep.baselines import adds_to_age_sex, write_baselines
+from hpc_ecg.sweep.heartbeat import _features, features_of, irregularity
+from hpc_ecg.training.settings import FinetuneConfig
+
+
+@pytest.fixture(scope="module")
+def config(shards, tmp_path_factory) -> FinetuneConfig:
+    return load_config(FinetuneConfig, [], words_for(shards, tmp_path_factory.mktemp("b") / "run"))
+
+
+@pytest.fixture(scope="module")
+def made(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("baselines") / "all"
+    assert write_baselines(config, folder) == ["prevalence", "age_sex", "rr_irregularity"]
+    return folder
+
+
+@pytest.fixture
+def no_detector(monkeypatch):
+    """R peaks are looked for elsewhere."""
+    draw = np.random.default_rng(0).normal
+    find = lambda parts: [draw(size=(len(rows), 3)) for _, rows in parts]  # noqa: E731
+    monkeypatch.setattr(baselines, "irregularity", find)
+
+
+def note_of(folder):
+    return json.loads((folder / "baselines.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["prevalence", "age_sex", "rr_irregularity"])
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_baseline_predicts_the_records_of_a_run(made, config, name, split):
+    opened, labels = open_shards(config.data)
+    dataset = open_split(opened, split, labels)
+    predictions = read_predictions(made / name / f"{split}.parquet")
+    assert predictions.record_N.tolist() == dataset.records
+    assert predictions.patient_N.tolist() == dataset.patients
+    np.testing.assert_array_equal(predictions.label_NK, dataset.labels_NK)
+    odds = 1 / (1 + np.exp(-predictions.logit_NK))
+    np.testing.assert_allclose(predictions.probability_NK, odds)
+
+
+def test_the_prevalence_is_that_of_training_and_has_no_auroc(made, config):
+    opened, labels = open_shards(config.data)
+    known = open_split(opened, "train", labels).labels_NK
+    predictions = read_predictions(made / "prevalence" / "test.parquet")
+    np.testing.assert_allclose(predictions.probability_NK, np.nanmean(known), rtol=1e-6)
+    details = note_of(made)["details"]["prevalence"]
+    assert details["auroc"] == "0.5 by definition: a constant ranks nobody"
+    there = ~np.isnan(predictions.label_NK[:, 0])
+    score = brier_score_loss(predictions.label_NK[there, 0], predictions.probability_NK[there, 0])
+    brier = details["af"]["brier"]
+    assert brier["value"] == pytest.approx(score)
+    assert brier["low"] < brier["value"] < brier["high"]
+
+
+def test_the_same_data_is_kept_and_other_labels_are_made_anew(
+    made, config, shards, tmp_path, no_detector
+):
+    before = {p: p.stat().st_mtime_ns for p in made.rglob("*")}
+    write_baselines(config, made)
+    assert {p: p.stat().st_mtime_ns for p in made.rglob("*")} == before
+    words = words_for(shards, tmp_path, "data.task=regression", "train.calibration=none")
+    regression = load_config(FinetuneConfig, [], words)
+    assert write_baselines(regression, made.parent / "other") == []
+    assert set(note_of(made.parent / "other")["left_out"]) == set(baselines.NAMES)
+    folder = made.parent / "other"
+    assert write_baselines(config, folder) == note_of(made)["made"] == note_of(folder)["made"]
+
+
+def test_what_cannot_be_made_is_left_out_with_the_reason(cohort, tmp_path, no_detector):
+    table = pd.read_csv(cohort).drop(columns=["age", "sex"])
+    table.to_csv(cohort.parent / "bare.csv", index=False)
+    shard_ecgs(plan_for(cohort.parent / "bare.csv", tmp_path / "shards"))
+    words = words_for(tmp_path / "shards", tmp_path / "run")
+    names = write_baselines(load_config(FinetuneConfig, [], words), tmp_path / "made")
+    assert names == ["prevalence", "rr_irregularity"]
+    reason = "the shards' index has neither age nor sex"
+    assert note_of(tmp_path / "made")["left_out"] == {"age_sex": reason}
+    (cohort.parent / "bare.csv").unlink()
+
+
+def test_missing_age_and_sex_are_filled_and_marked():
+    groups = {"age": np.array([40, 60, 80, np.nan]), "sex": np.array(["F", "F", "M", ""], object)}
+    design = baselines._design_of(groups)
+    age, square, no_age, man, no_sex = design(groups).T
+    assert age[3] == age[1] == 0  # the median, which is the mean here
+    np.testing.assert_allclose(square, age**2)
+    assert (no_age.tolist(), man.tolist()) == ([0, 0, 0, 1], [0, 0, 1, 0])
+    assert no_sex.tolist() == [0, 0, 0, 1]
+    over_89 = design({"age": np.array([300.0, 90.0]), "sex": np.array(["M", "other"], object)})
+    assert over_89[0, 0] == over_89[1, 0]
+    assert over_89[1, 4] == 1
+
+
+def predictions_of(label_N, logit_N, split):
+    return Predictions(
+        record_N=np.array([f"{split}{i}" for i in range(len(label_N))], dtype=object),
+        patient_N=np.arange(len(label_N)).astype(str).astype(object),
+        labels=["af"],
+        label_NK=label_N[:, None],
+        logit_NK=logit_N[:, None],
+        probability_NK=1 / (1 + np.exp(-logit_N[:, None])),
+    )
+
+
+def test_what_the_network_adds_is_learned_on_validation(rng):
+    both = []
+    for split in ("valid", "test"):
+        first, second = rng.normal(size=(2, 3000))
+        label = (rng.random(3000) < 1 / (1 + np.exp(1 - first - 2 * second))).astype(float)
+        both.append([predictions_of(label, scores, split) for scores in (first, 5 * second)])
+    (valid_age, valid), (test_age, test) = both
+    joined = adds_to_age_sex(valid, test, valid_age, test_age, 0)
+    label = test.label_NK[:, 0]
+    alone = max(roc_auc_score(label, p.logit_NK[:, 0]) for p in (test, test_age))
+    best = roc_auc_score(label, test_age.logit_NK[:, 0] + 2 * test.logit_NK[:, 0] / 5)
+    assert roc_auc_score(label, joined) > alone + 0.02
+    assert roc_auc_score(label, joined) == pytest.approx(best, abs=0.003)
+    with pytest.raises(ValueError, match="other records"):
+        adds_to_age_sex(valid, test, valid_age, valid_age, 0)
+
+
+def test_the_three_numbers_are_those_of_the_rr_intervals():
+    peaks = np.array([100, 300, 520, 700])  # 200, 220, 180
+    rr = np.array([200.0, 220.0, 180.0])
+    rmssd = np.sqrt((20**2 + 40**2) / 2)
+    known = [np.log(rmssd / 200), np.log(rr.std() / 200), 60 / 200]
+    np.testing.assert_allclose(_features(peaks), known)
+    assert np.isnan(_features(peaks[:2])).all()
+    assert np.isfinite(_features(np.array([0, 250, 500]))).all()  # as regular as can be
+
+
+def test_beats_are_found_where_they_are():
+    time = np.arange(2500) / 250
+    beats = np.sort(np.r_[np.arange(0.6, 10, 0.8)])
+    lead = 1000 * sum(np.exp(-(((time - at) / 0.02) ** 2)) for at in beats)
+    lead += np.random.default_rng(0).normal(0, 10, 2500)
+    ((_, _, rate),) = features_of(lead.astype(np.int16)[None], 0.001, 250)
+    assert rate == pytest.approx(75, abs=1)
+    assert np.isnan(features_of(np.zeros((1, 2500), np.int16), 0.001, 250)).all()
+
+
+@pytest.mark.slow
+def test_processes_give_what_one_gives(config):
+    opened, labels = open_shards(config.data)
+    test = open_split(opened, "test", labels)
+    rows = np.arange(len(test))
+    lead = opened.signal.leads.index("II")
+    alone = features_of(test.read(rows)[:, lead], test.millivolts_per_count, 250)
+    np.testing.assert_array_equal(irregularity([(test, rows)])[0], alone)
+
+
+@pytest.mark.slow
+def test_irregularity_alone_tells_real_af_from_the_rest(real_data, tmp_path):
+    table = pd.read_csv(real_data / "ecg" / "ptbxl" / "table.csv")
+    table = table[(table["af"] == 1) | (np.arange(len(table)) < 120)]
+    table.to_csv(tmp_path / "table.csv", index=False)
+    recordings = plan_for(
+        tmp_path / "table.csv",
+        tmp_path / "shards",
+        signals=real_data / "ecg" / "ptbxl",
+        fractions=(0.4, 0.3, 0.3),
+        stratify=True,
+    )
+    shard_ecgs(recordings)
+    words = words_for(tmp_path / "shards", tmp_path / "run")
+    write_baselines(load_config(FinetuneConfig, [], words), tmp_path / "made")
+    parts = [
+        read_predictions(tmp_path / f"made/rr_irregularity/{s}.parquet") for s in ("valid", "test")
+    ]
+    label, score = (
+        np.concatenate([getattr(p, a)[:, 0] for p in parts]) for a in ("label_NK", "logit_NK")
+    )
+    assert roc_auc_score(label, score) > 0.9
