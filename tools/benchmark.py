@@ -16,14 +16,15 @@ BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 
 
 def main(arguments: list[str]) -> int:
-    names = sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))
+    # statistics_.py: a file of the standard library's name would hide it from the others
+    files = {path.stem.rstrip("_"): path.stem for path in sorted(BENCHMARKS.glob("[a-z]*.py"))}
     parser = argparse.ArgumentParser(
         prog="benchmark.py", description=(__doc__ or "").partition("\n\n")[0]
     )
-    parser.add_argument("name", choices=names)
+    parser.add_argument("name", choices=list(files))
     name = parser.parse_args(arguments[:1]).name
     sys.path.insert(0, str(BENCHMARKS))
-    benchmark = importlib.import_module(name)
+    benchmark = importlib.import_module(files[name])
     parser = argparse.ArgumentParser(
         prog=f"benchmark.py {name}",
         description=benchmark.__doc__,
