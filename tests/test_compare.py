@@ -42,6 +42,7 @@ def make_cell(folder, test_set, quality, seed, task="binary", noise=0.4, order=N
         label_NK=truth_NK,
         logit_NK=50 + 10 * logit_NK if task == "regression" else logit_NK,
         probability_NK=None if task == "regression" else 1 / (1 + np.exp(-logit_NK)),
+        groups={"sex": np.array([("female", "male")[p % 2] for p in patients], dtype=object)},
     )
     for split in ("valid", "test"):
         write_predictions(folder / "predictions" / f"{split}.parquet", predictions)

@@ -59,7 +59,7 @@ def paths(sweep_dir):
 def test_the_page_is_one_well_formed_file_with_its_figures(paths):
     text = paths.page.read_text()
     page = Page(text)
-    assert page.figures == len(paths.figures) == 8
+    assert page.figures == len(paths.figures) == 9
     assert len(page.ids) == len(set(page.ids))
     assert {"verdict", "strategies", "pairs", "pairs-auprc", "cohort", "cards"} <= set(page.ids)
     assert {"baselines", "chosen", "thresholds", "checklist", "problems"} <= set(page.ids)
@@ -80,7 +80,7 @@ def test_the_page_says_the_verdict_the_start_the_cost_and_what_failed(paths):
 
 def test_figures_are_svg_files(paths):
     names = {path.stem for path in paths.figures}
-    assert names == {"strategies", "differences", "validation", "loss"} | CURVES
+    assert names == {"strategies", "differences", "subgroups", "validation", "loss"} | CURVES
     for path in paths.figures:
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
@@ -132,6 +132,27 @@ def test_cards_say_where_thresholds_come_from_and_how_the_run_was_made(paths):
         assert text in model
     assert "optim.lr | 5e-05" in run and "SHA-256 `" + "0f" * 32 in run
     assert "{{" not in model + run and "None" not in model
+
+
+def test_subgroups_of_the_best_model_are_shown_with_a_test_of_interaction(paths):
+    text = paths.page.read_text()
+    rows = re.search(r'<table id="subgroups">(.*?)</table>', text, re.DOTALL).group(1)
+    assert "female" in rows and "male" in rows and "p of interaction" in rows
+    subgroups = pd.read_csv(paths.tables["subgroups"])
+    assert f"{subgroups['auroc_value'][0]:.3f}" in rows
+
+
+def test_label_fractions_of_a_grid_make_a_curve(tmp_path):
+    arms = [(base, share) for base in "ab" for share in (0.1, 1)]
+    names = [f"{base},label_fraction={share}" for base, share in arms]
+    make_sweep(tmp_path, {name: 0.5 + k for k, name in enumerate(names)}, (0, 1))
+    for name, (base, share) in zip(names, arms, strict=True):
+        arm = {"base": base, "varied": {"data.label_fraction": share}}
+        (tmp_path / name / "arm.json").write_text(json.dumps(arm))
+    paths = write_report(tmp_path, replicates=50)
+    assert "efficiency" in {path.stem for path in paths.figures}
+    assert "training patients used" in (tmp_path / "report/figures/efficiency.svg").read_text()
+    assert "How many labels are needed" in paths.page.read_text()
 
 
 def test_an_item_of_the_checklist_that_a_sweep_cannot_know_is_left_to_the_authors(paths):
