@@ -131,7 +131,7 @@ class SlurmTask:
         if read_ranks(os.environ).rank > 0:  # the first to leave would take the first with it
             time.sleep(UNTIL_ENDED_S)
             return
-        state = state_of(os.environ["SLURM_JOB_ID"])
+        state = state_of(submitit.JobEnvironment().job_id)
         logger.info("%s (the job: %s)", saved, state)
         if not state.startswith("RUNNING") and "TimeLimit" not in state:
             return

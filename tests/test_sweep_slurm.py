@@ -1,0 +1,156 @@
+"""A sweep on a real Slurm: whatever is killed, by whomever, all cells end as if nothing had been."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import FIXTURES, long_words
+from slurm_jobs import _is_told, _processes, command, wait_until
+from test_faults_slurm import tell_cluster
+from test_finetune import events
+
+from hpc_ecg.sweep.grid import load_sweep
+from hpc_ecg.sweep.jobs import in_queue
+from hpc_ecg.sweep.task import run_cell
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+STRATEGIES = FIXTURES.parents[1] / "configs" / "strategies"
+
+
+class Launcher:
+    """`hpc-ecg sweep WORDS` as a process, and the jobs of its sweep."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.folder, self._log = folder, folder.with_suffix(".log")
+        with self._log.open("a") as log:
+            command = [sys.executable, "-m", "hpc_ecg", "sweep", *words]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    @property
+    def log(self) -> str:
+        jobs = sorted((self.folder / "submitit").glob("*.err"))
+        return self._log.read_text() + "".join(f"{j.name}:\n{j.read_text()}" for j in jobs)
+
+    def end(self, patience_s: float = 200) -> int:
+        wait_until(lambda: self.process.poll() is not None, self, patience_s)
+        return self.process.returncode
+
+    def job_of(self, cell: str):
+        return (in_queue(self.folder, [cell]) or {}).get(cell)
+
+    def processes_of(self, cell: str) -> list[int]:
+        """By rank; [] when the cell does not run."""
+        job = self.job_of(cell)
+        if job is None:
+            return []
+        array, _, index = job.id.partition("_")
+        found = {}
+        for pid, words, env in _processes():
+            own = env.get("SLURM_ARRAY_JOB_ID", env.get("SLURM_JOB_ID"))
+            if "submitit.core._submit" in words and "SLURM_STEP_ID" in env and own == array:
+                if env.get("SLURM_ARRAY_TASK_ID", "") == index and words[0] != "srun":
+                    found[int(env["SLURM_PROCID"])] = pid
+        return [found[rank] for rank in sorted(found)]
+
+    def node_of(self, cell: str) -> str:
+        job = self.job_of(cell).id
+        return command("squeue", "--noheader", "--format=%N", f"--jobs={job}").strip()
+
+    def hold(self, cell: str, step: int) -> None:
+        """Stop its processes in their tracks, at this step or later."""
+        metrics = self.folder / cell / "metrics.jsonl"
+        mark = f'"event": "step", "step": {step},'
+        wait_until(lambda: metrics.exists() and mark in metrics.read_text(), self)
+        for pid in self.processes_of(cell):
+            os.kill(pid, signal.SIGSTOP)
+
+
+def let_go(pids: list[int], once_told: int | None = None) -> None:
+    deadline = time.monotonic() + 60
+    for pid in pids:
+        while once_told and not _is_told(pid, once_told):
+            assert time.monotonic() < deadline, "Slurm told it nothing"
+            time.sleep(0.1)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def words_of(shards: Path, folder: Path, *more: str) -> list[str]:
+    shared = long_words(shards, folder)
+    shared = [word for word in shared if not word.startswith(("run_dir", "init."))]
+    return [
+        f"sweep_dir={folder}",
+        f"strategy_dir={STRATEGIES}",
+        *[f"run.{word}" for word in shared],
+        f"run.files.base_ssl={FIXTURES / 'tiny_base_ssl.pt'}",
+        f"run.files.wcr_afib_5y={FIXTURES / 'tiny_wcr_afib_5y.pt'}",
+        "slurm.time=10",
+        "slurm.cpus_per_task=64",  # one process to a node
+        *more,
+    ]
+
+
+def assert_same_results(words: list[str], folder: Path, tmp_path: Path) -> None:
+    """As runs that nobody disturbed, one after the other in this process."""
+    undisturbed = load_sweep([], [*words, f"sweep_dir={tmp_path / 'undisturbed'}"])
+    for cell in undisturbed.cells:
+        run_cell(cell.run)
+        for split in ("valid", "test"):
+            name = f"{cell.name}/predictions/{split}.parquet"
+            found = pd.read_parquet(folder / name)
+            pd.testing.assert_frame_equal(
+                found, pd.read_parquet(tmp_path / "undisturbed" / name), check_exact=True
+            )
+
+
+def test_two_processes_on_two_nodes_save_when_told_and_are_requeued(slurm, shards, tmp_path):
+    folder, cell = tmp_path / "sweep", "ssl_new_head/seed-0"
+    own = ("strategies=[ssl_new_head]", "seeds=[0]", "slurm.nodes=2")
+    words = words_of(shards, folder, *own)
+    launcher = Launcher(folder, *words)
+    launcher.hold(cell, 8)
+    pids = launcher.processes_of(cell)
+    assert len(pids) == 2
+    command("scancel", "--signal=USR2", launcher.job_of(cell).id)
+    let_go(pids)
+    wait_until(lambda: launcher.job_of(cell).waits, launcher)
+    assert launcher.end() == 0, launcher.log
+    (resumed,) = events(folder / cell, "resumed")
+    assert resumed["processes"] == 2 and resumed["step"] >= 8
+    assert len(list((folder / "jobs").glob("*.json"))) == 1, "the job went on, no other was needed"
+    assert not (folder / cell / "error.txt").exists()
+
+
+def test_a_killed_run_a_lost_node_a_preemption_and_a_killed_launcher_change_nothing(
+    slurm, shards, tmp_path
+):
+    folder = tmp_path / "sweep"
+    names = ("ssl_new_head", "afib_keep_head", "afib_reset_head", "ssl_linear_probe")
+    own = (f"strategies=[{','.join(names)}]", "seeds=[0,1,2]", "slurm.partition=low")
+    words = words_of(shards, folder, *own)
+    launcher = Launcher(folder, *words)
+    killed, told, on_lost_node = (f"ssl_new_head/seed-{seed}" for seed in range(3))
+    for cell in (killed, told, on_lost_node):
+        launcher.hold(cell, 8)
+    launcher.process.kill()
+    os.kill(launcher.processes_of(killed)[0], signal.SIGKILL)
+    goes_first = ["--partition=main", "--exclusive", f"--nodelist={launcher.node_of(told)}"]
+    command("sbatch", *goes_first, "--output=/dev/null", "--wrap=true")
+    let_go(launcher.processes_of(told), once_told=signal.SIGUSR2)
+    node = launcher.node_of(on_lost_node)
+    tell_cluster(slurm, "crash", node)
+    again = Launcher(folder, *words)
+    wait_until(lambda: again.job_of(on_lost_node).state != "R", again)
+    tell_cluster(slurm, "node", node)
+    assert again.end() == 0, again.log
+    assert "since an earlier start" in again.log
+    for cell in (killed, told, on_lost_node):
+        assert events(folder / cell, "resumed"), cell
+    assert not list(folder.glob("*/*/error.txt"))
+    assert_same_results(words, folder, tmp_path)
