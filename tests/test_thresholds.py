@@ -11,7 +11,7 @@ from test_metrics import make_predictions
 from hpc_ecg.evaluation.cases import Cases
 from hpc_ecg.evaluation.evaluate import evaluate_predictions, fit_operating_points
 from hpc_ecg.evaluation.resampling import draw_resamples
-from hpc_ecg.evaluation.thresholds import apply_operating_point, fit_thresholds
+from hpc_ecg.evaluation.thresholds import count_flagged, fit_thresholds, rates
 
 
 def sample(ties: bool):
@@ -83,15 +83,13 @@ def test_what_is_said_at_a_threshold_is_what_scikit_learn_says():
 def test_replicates_of_a_rate_are_the_rates_of_the_resamples():
     predictions = make_predictions(num=120)
     resamples = draw_resamples(predictions.patient_N, 20, 0)
-    cases = Cases.of(predictions, 0, resamples)
-    at = apply_operating_point(cases, {"threshold": 0.5, "fitted_on": "valid"})
-    values = []
-    for draw_P in resamples.multiplicity_RP:
+    _, counts_R4 = count_flagged(Cases.of(predictions, 0, resamples), 0.5)
+    found = rates(counts_R4)
+    for draw_P, f1, ppv in zip(resamples.multiplicity_RP, found["f1"], found["ppv"], strict=True):
         rows = np.repeat(np.arange(120), draw_P[resamples.patient_N])
-        flagged = predictions.probability_NK[rows, 0] >= 0.5
-        values.append(sk.f1_score(predictions.label_NK[rows, 0], flagged))
-    assert at["f1"]["low"] >= min(values) and at["f1"]["high"] <= max(values)
-    assert at["f1"]["low"] == pytest.approx(np.quantile(values, 0.025), abs=0.03)
+        label_n, flagged = predictions.label_NK[rows, 0], predictions.probability_NK[rows, 0] >= 0.5
+        assert f1 == pytest.approx(sk.f1_score(label_n, flagged))
+        assert ppv == pytest.approx(sk.precision_score(label_n, flagged))
 
 
 def test_a_share_of_nobody_has_no_number():

@@ -16,7 +16,6 @@ from hpc_ecg.evaluation.metrics import (
     check_finite,
     check_probabilities,
     count_label,
-    log_losses,
     present,
 )
 from hpc_ecg.evaluation.predictions import Predictions
@@ -91,6 +90,13 @@ class Cases:
     def sums(self, values_NV: FloatArray) -> FloatArray:
         """[R, V]: the sum of each column in every replicate."""
         return mean_replicates(values_NV, self.patient_N, self.multiplicity_RP)
+
+
+def log_losses(labels_N: FloatArray, probabilities_N: FloatArray) -> FloatArray:
+    """Of each record; their mean is `metrics.log_loss`."""
+    tiny = np.finfo(np.float64).eps
+    right_N = np.where(labels_N == 1, probabilities_N, 1 - probabilities_N)
+    return -np.log(np.clip(right_N, tiny, 1 - tiny))
 
 
 def pooled(parts: Sequence[Cases]) -> Cases:

@@ -9,8 +9,7 @@ are NaN: `present` leaves them out, and `score_label` counts them.
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.metrics import log_loss as sklearn_log_loss
+from sklearn import metrics as sklearn
 
 FloatArray = NDArray[np.float64]
 
@@ -23,13 +22,13 @@ def present(labels_N: FloatArray) -> NDArray[np.bool_]:
 def auroc(labels_N: FloatArray, scores_N: FloatArray) -> float:
     """Area under the ROC curve; tied scores count one half."""
     check_scorable(labels_N, scores_N, "auroc")
-    return float(roc_auc_score(labels_N, scores_N))
+    return float(sklearn.roc_auc_score(labels_N, scores_N))
 
 
 def auprc(labels_N: FloatArray, scores_N: FloatArray) -> float:
     """Average precision: the step-wise area under the precision-recall curve."""
     check_scorable(labels_N, scores_N, "auprc")
-    return float(average_precision_score(labels_N, scores_N))
+    return float(sklearn.average_precision_score(labels_N, scores_N))
 
 
 def brier(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
@@ -39,14 +38,7 @@ def brier(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
 
 def log_loss(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
     """Mean negative log likelihood in nats; probabilities are kept 2e-16 away from 0 and 1."""
-    return float(sklearn_log_loss(labels_N, probabilities_N, labels=[0, 1]))
-
-
-def log_losses(labels_N: FloatArray, probabilities_N: FloatArray) -> FloatArray:
-    """Of each record; their mean is `log_loss`."""
-    tiny = np.finfo(np.float64).eps
-    right_N = np.where(labels_N == 1, probabilities_N, 1 - probabilities_N)
-    return -np.log(np.clip(right_N, tiny, 1 - tiny))
+    return float(sklearn.log_loss(labels_N, probabilities_N, labels=[0, 1]))
 
 
 def regression_metrics(labels_N: FloatArray, values_N: FloatArray) -> dict[str, float]:
