@@ -44,11 +44,11 @@ def test_no_other_threshold_keeps_a_methods_promise_better(ties):
 
 
 def test_a_target_that_is_reached_exactly_counts_as_reached():
-    labels = np.repeat([0.0, 1.0], 10)
-    scores = np.r_[np.arange(10), np.arange(8, 18)] / 20
-    points = fit_thresholds(labels, scores)
-    assert points["specificity_90"]["specificity"] == pytest.approx(0.9)
-    assert points["sensitivity_90"]["sensitivity"] == pytest.approx(0.9)
+    labels, scores = np.repeat([0.0, 1.0], 100), np.r_[np.arange(100), np.arange(50, 150)] / 200
+    points = fit_thresholds(labels, scores, targets=(("specificity", 0.93), ("sensitivity", 0.93)))
+    assert 1 - 7 / 100 < 0.93  # so rounded
+    assert points["specificity_93"]["specificity"] == pytest.approx(0.93)
+    assert points["sensitivity_93"]["sensitivity"] == pytest.approx(0.93)
 
 
 def test_a_specificity_that_only_nobody_reaches_is_left_out():
