@@ -10,6 +10,7 @@ from statsmodels.stats.power import TTestPower
 
 from hpc_ecg.evaluation.comparisons import (
     SeedScores,
+    _degrees_of_freedom,
     compare_strategies,
     detectable_difference,
     estimate_mean,
@@ -59,13 +60,35 @@ def test_variance_has_a_part_of_patients_and_a_part_of_seeds_and_none_twice():
     estimate = estimate_mean(values, replicates, num_patients=101)
     patients, seeds = 0.03**2 * 101 / 100, 0.04**2 / 3  # what a seed has of its own is in the 0.04
     assert estimate.standard_error == pytest.approx(np.sqrt(patients + seeds))
-    freedom = (patients**2 + seeds**2) / (patients**2 / 100 + seeds**2 / 2)
+    share = seeds / (patients + seeds)  # with 2 degrees of freedom, the divisor has squares only
+    inverse = share**2 / 2 / (share**2 + (1 - share) ** 2) + (1 - share) ** 2 / 100
+    freedom = 1 / inverse
     assert estimate.degrees_of_freedom == pytest.approx(freedom)
     half = stats.t.ppf(0.975, freedom) * estimate.standard_error
     assert (estimate.low, estimate.high) == pytest.approx((0.74 - half, 0.74 + half))
     assert estimate.seed_sd == pytest.approx(0.04)
     assert estimate.sampling_sd == pytest.approx(np.sqrt((0.03**2 + 0.02**2 / 3) * 101 / 100))
     assert estimate.includes_seeds
+
+
+def test_with_seeds_or_patients_alone_the_degrees_of_freedom_are_theirs():
+    seeds_alone = estimate_mean(*parts([0.70, 0.74, 0.78], common=0.0, own=0.01), 101)
+    assert seeds_alone.degrees_of_freedom == pytest.approx(2)
+    patients_alone = estimate_mean(*parts([0.74, 0.74, 0.74], common=0.03, own=0.0), 101)
+    assert patients_alone.degrees_of_freedom == pytest.approx(100)
+
+
+def test_the_error_is_near_its_level_whatever_part_of_the_variance_seeds_have():
+    """Exact for normal values, patients' variance known: the chance that |D̄| passes the t limit,
+    averaged over the estimated variance of seeds."""
+    middle = (np.arange(400) + 0.5) / 400
+    for num_seeds, low, high in ((3, 4.5, 5.8), (5, 4.7, 5.1), (10, 4.7, 5.1)):
+        ratio_K1 = np.exp(np.linspace(-4, 5, 19))[:, None]  # seeds' variance, in patients'
+        seen_KM = ratio_K1 * stats.chi2.ppf(middle, num_seeds - 1) / (num_seeds - 1)
+        freedom = np.vectorize(_degrees_of_freedom)(seen_KM / (1 + seen_KM), num_seeds - 1, 10**6)
+        limit_KM = stats.t.ppf(0.975, freedom) * np.sqrt(1 + seen_KM)
+        error_K = 100 * np.mean(2 * stats.norm.sf(limit_KM / np.sqrt(1 + ratio_K1)), axis=1)
+        assert low < error_K.min() and error_K.max() < high
 
 
 def test_the_mean_of_a_ranking_metric_has_the_interval_of_a_single_model():

@@ -215,8 +215,14 @@ def _chance(
     seeds = float(np.var(value_S, ddof=1)) / num_seeds
     if patients + seeds == 0:
         return 0.0, float(patient_df), float(np.sqrt(sampling))
-    freedom = (patients**2 + seeds**2) / (patients**2 / patient_df + seeds**2 / (num_seeds - 1))
+    freedom = _degrees_of_freedom(seeds / (patients + seeds), num_seeds - 1, patient_df)
     return float(np.sqrt(patients + seeds)), freedom, float(np.sqrt(sampling))
+
+
+def _degrees_of_freedom(share: float, seed_df: int, patient_df: int) -> float:
+    """`share` of the variance comes from seeds. Without the divisor this is Satterthwaite 1946."""
+    divisor = share**2 + (1 - share) ** (1 + (2 / seed_df) ** 2)
+    return 1 / (share**2 / seed_df / divisor + (1 - share) ** 2 / patient_df)
 
 
 def _quantile(freedom: float) -> float:

@@ -78,7 +78,7 @@ def wilson_limits(value: float, value_R: FloatArray, num_patients: int | None) -
     variance = float(np.var(value_R, ddof=1)) * _growth(num_patients) ** 2
     square = _quantile(num_patients) ** 2 * variance / (value * (1 - value))  # t² / n
     half = np.sqrt(square * value * (1 - value) + square**2 / 4)
-    return (value + square / 2 + np.array([-half, half])) / (1 + square)
+    return np.clip((value + square / 2 + np.array([-half, half])) / (1 + square), 0, 1)
 
 
 def limits_at_edge(value: float, num_patients: int | None) -> Iterable[float]:
