@@ -1,10 +1,12 @@
-"""Intervals of one model: what they hold, what they warn of, how often they are right."""
+"""Intervals of one model: their limits, and what they warn of."""
 
 import numpy as np
 import pytest
+from scipy import special, stats
+from statsmodels.stats.proportion import proportion_confint
 
 from hpc_ecg.evaluation.evaluate import evaluate_predictions
-from hpc_ecg.evaluation.intervals import few_patients_warning
+from hpc_ecg.evaluation.intervals import few_patients_warning, interval_of
 from hpc_ecg.evaluation.predictions import Predictions
 
 
@@ -43,11 +45,71 @@ def test_replicates_of_one_class_are_left_out_counted_and_reported():
 
 def test_few_patients_of_either_class_are_warned_about_and_twenty_are_enough():
     counts = {"n_positive_patients": 7, "n_negative_patients": 90}
-    text = "only 7 positive patients: a 95 % interval of this kind is known to cover 74–85 % there"
-    assert few_patients_warning(counts) == text
+    assert few_patients_warning(counts).startswith("only 7 positive patients: ")
     assert few_patients_warning(counts | {"n_positive_patients": 20}) is None
-    counts = {"n_positive_patients": 90, "n_negative_patients": 7}
-    assert few_patients_warning(counts).startswith("only 7 negative patients")
+    counts = {"n_positive_patients": 90, "n_negative_patients": 1}
+    assert few_patients_warning(counts).startswith("only 1 negative patient: ")
+
+
+def replicates_like(value, spread, num=20_000):
+    return np.random.default_rng(1).normal(value, spread, num)
+
+
+def test_a_ranking_metric_has_a_t_interval_on_the_logit_scale():
+    value_R = special.expit(replicates_like(special.logit(0.9), 0.4))
+    found = interval_of(0.9, value_R, metric="auroc", num_patients=12)
+    half = stats.t.ppf(0.975, 11) * 0.4 * np.sqrt(12 / 11)
+    expected = special.expit(special.logit(0.9) + np.array([-half, half]))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), abs=0.004)
+    many = interval_of(0.9, value_R, metric="auroc")
+    expected = special.expit(special.logit(0.9) + 1.96 * np.array([-0.4, 0.4]))
+    assert (many["low"], many["high"]) == pytest.approx(tuple(expected), abs=0.002)
+
+
+def test_a_share_of_independent_patients_has_wilsons_interval():
+    """A replicate of n patients with k hits is binomial; statsmodels has Wilson's interval."""
+    value_R = np.random.default_rng(1).binomial(500, 0.9, 200_000) / 500
+    found = interval_of(0.9, value_R, metric="sensitivity")
+    expected = proportion_confint(450, 500, method="wilson")
+    assert (found["low"], found["high"]) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["auroc", "auprc", "sensitivity"])
+def test_without_any_error_the_interval_is_what_the_number_of_patients_leaves_possible(metric):
+    found = interval_of(1.0, np.ones(50), metric=metric, num_patients=20)
+    low, high = proportion_confint(20, 20, method="beta")
+    assert (found["low"], found["high"]) == pytest.approx((low, high))
+    found = interval_of(0.0, np.zeros(50), metric=metric, num_patients=20)
+    assert (found["low"], found["high"]) == pytest.approx((0.0, 1 - low))
+
+
+@pytest.mark.parametrize("metric", ["auroc", "sensitivity"])
+def test_one_patient_tells_nothing(metric):
+    found = interval_of(0.9, replicates_like(0.9, 0.01), metric=metric, num_patients=1)
+    assert (found["low"], found["high"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("metric", ["auroc", "auprc", "sensitivity", "ppv"])
+@pytest.mark.parametrize("value", [1e-7, 0.3, 0.99999])
+@pytest.mark.parametrize("num_patients", [2, 7, None])
+def test_an_interval_holds_its_value_and_stays_between_0_and_1(metric, value, num_patients):
+    value_R = np.clip(replicates_like(value, 0.05), 0, 1)
+    found = interval_of(value, value_R, metric=metric, num_patients=num_patients)
+    assert 0 <= found["low"] <= value <= found["high"] <= 1
+
+
+def test_other_metrics_have_the_percentiles():
+    value_R = np.append(np.arange(1001.0), np.nan)
+    found = interval_of(500.0, value_R, metric="mae")
+    assert (found["low"], found["high"]) == pytest.approx((25.0, 975.0))
+    assert found["replicates"] == 1001
+    assert found["method"] == "percentile"
+    assert found["warning"] == "1 replicates had one class only and were left out"
+
+
+def test_without_replicates_there_is_no_interval():
+    with pytest.raises(ValueError, match="only 1 of 3 replicates hold both classes"):
+        interval_of(0.9, np.array([0.9, np.nan, np.nan]), metric="auroc", num_patients=5)
 
 
 def test_repeat_ecgs_widen_the_interval():
