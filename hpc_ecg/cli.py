@@ -16,6 +16,7 @@ import hpc_ecg
 from hpc_ecg.cli_cohort import add_cohort
 from hpc_ecg.cli_data import add_data
 from hpc_ecg.cli_doctor import add_doctor
+from hpc_ecg.cli_evaluate import add_evaluate
 from hpc_ecg.cli_report import add_report
 from hpc_ecg.cli_sweep import add_sweep
 from hpc_ecg.cli_weights import add_weights
@@ -65,12 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     finetune.set_defaults(verb=_finetune)
 
     add_doctor(verbs, SETTINGS_HELP)
-
-    evaluate = verbs.add_parser("evaluate", help="score a finished run on its test split")
-    evaluate.add_argument("run_dir", metavar="RUN_DIR")
-    evaluate.add_argument("settings", nargs="*", help="settings laid over the run's own")
-    evaluate.set_defaults(verb=_evaluate)
-
+    add_evaluate(verbs)
     add_sweep(verbs, SETTINGS_HELP)
     add_report(verbs)
 
@@ -102,17 +98,6 @@ def _finetune(options: argparse.Namespace) -> int:
     except Lost as lost:
         logger.error("%s", lost)
         return LOST
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import say, start_logging
-    from hpc_ecg.training.evaluate import describe_evaluation, evaluate, load_run
-
-    rank = start_logging()
-    result = evaluate(load_run(options.run_dir, options.settings))
-    if rank == 0:
-        say(*describe_evaluation(result), f"written: {options.run_dir}/evaluation.json")
     return 0
 
 

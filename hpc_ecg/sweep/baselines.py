@@ -48,8 +48,9 @@ Made = tuple[dict[str, FloatArray], dict[str, Any]]
 
 
 def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
-    """Names of those that are there. Those of the same data are kept."""
-    shards, labels = open_shards(config.data)
+    """Names of those that are there. Those of the same data are kept. They learn from all training
+    records, also where a run had fewer of the labels."""
+    shards, labels = open_shards(replace(config.data, label_fraction=1.0))
     data: dict[str, Any] = {"data_index_sha256": shards.index_sha256, "labels": labels}
     data |= {"task": config.data.task, "fold": config.data.fold, "repeat": config.data.repeat}
     note_path = folder / "baselines.json"

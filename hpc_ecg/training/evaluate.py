@@ -1,6 +1,10 @@
-"""`hpc-ecg evaluate RUN_DIR`: the best weights of a finished run on its test split."""
+"""`hpc-ecg evaluate`: the best weights of a finished run on its test split, or any weights on any
+shards, such as another hospital's. Thresholds and calibration stay those of the run's validation.
+"""
 
 import logging
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,21 +12,34 @@ from typing import Any
 from hpc_ecg.config import load_config, to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.source import Source
-from hpc_ecg.evaluation.evaluate import evaluate_predictions
+from hpc_ecg.ecg.signal import check_same_signal
+from hpc_ecg.evaluation.evaluate import (
+    evaluate_predictions,
+    fit_calibrators,
+    fit_operating_points,
+)
 from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
+from hpc_ecg.evaluation.thresholds import points_of
 from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, view_of
 from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
+from hpc_ecg.weights.reading import read_checkpoint
 from hpc_ecg.writing import read_json, write_json
 
 logger = logging.getLogger("hpc_ecg")
 
 SPLIT = "test"
+SPLITS = ("test", "valid", "all")
 REPLICATES = 2000
+OF_ITS_OWN_SHARDS = ("fold=null", "repeat=0", "label_table=null", "label_fraction=1")
+"""Settings of `data` that mean nothing for another cohort, unless they are given anew."""
+
+Targets = Sequence[tuple[str, float]]
 
 
 def evaluate(config: FinetuneConfig) -> dict[str, Any]:
@@ -32,19 +49,66 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     Raises ValueError for an unfinished run, settings other than the run's (but for what does
     not change the result), and predictions that cannot be scored.
     """
-    folder = RunFolder(config.run_dir)
-    if not folder.is_finished():
-        what = "is not finished: start it again" if folder.config.exists() else "is no run folder"
-        raise ValueError(f"{folder.path} {what} (no finished.json)")
+    folder = finished_run(config.run_dir)
     folder.check_same_config(to_yaml(config))
-    # one process holds the whole model with ease when nothing trains
-    engine = Engine(replace(config.engine, parallel="ddp", trackers=[]), folder.path)
-    try:
+    with closing(_engine(config, folder.path)) as engine:
         path = folder.predictions / f"{SPLIT}.parquet"
         _predict(folder, config, engine, path)
-        return engine.on_first(lambda: _score(folder, config, path))
-    finally:
-        engine.close()
+        about = {"split": SPLIT}
+        return engine.on_first(
+            lambda: _score(path, folder.evaluation, config.data.task, folder.best, about)
+        )
+
+
+def evaluate_weights(
+    config: FinetuneConfig,
+    weights: Path,
+    out: Path,
+    shards: str | None = None,
+    split: str = SPLIT,
+    targets: Targets = (),
+) -> dict[str, Any]:
+    """Predict and score any weights (a file, or a folder like best/) on `shards`, or on those of
+    `config`; writes out/predictions.parquet and out/evaluation.json and returns what the latter
+    holds. `data.labels` are the shards' columns in the order of the weights' labels. `targets`:
+    more thresholds, such as ("sensitivity", 0.95), fitted on validation too.
+
+    Raises ValueError for signals that mean something else, labels that are not there, and records
+    that the run was trained on.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}")
+    data = config.data if shards is None else replace(config.data, shards=shards)
+    checkpoint = read_checkpoint(weights)
+    names = checkpoint.labels or data.labels
+    data = replace(data, labels=data.labels or names)
+    opened, columns = open_shards(data)
+    if len(columns) != len(names or columns):
+        raise ValueError(
+            f"data.labels={columns} are {len(columns)}, {weights} predicts {len(names)} "
+            f"({', '.join(names)}); give the shards' column for each of them, in that order"
+        )
+    if checkpoint.signal is not None:
+        named = f"data.shards={opened.name}", str(weights)
+        check_same_signal(opened.signal, checkpoint.signal, *named)
+    about = {"split": split, "shards": opened.name, "data_index_sha256": opened.index_sha256}
+    about["note"] = _check_unseen(RunFolder(config.run_dir), opened, split)
+    if split == "all":
+        opened = replace(opened, index=opened.index.assign(split=split))
+    path = out / "predictions.parquet"
+    with closing(_engine(config, out)) as engine, closing(Source(opened, data)) as source:
+        dataset = open_split(opened, split, columns, source)
+        model = load_model(weights, model_config=config.model).to(engine.device)
+        engine.prepare(model)
+        logits_NK = predict(engine, dataset, data.batch_size)
+        predictions = as_predictions(dataset, logits_NK, data.task)
+        predictions = replace(predictions, labels=names or columns)
+        if engine.is_first:
+            write_predictions(path, predictions)
+        home = weights if weights.is_dir() else weights.parent
+        return engine.on_first(
+            lambda: _score(path, out / "evaluation.json", data.task, home, about, targets)
+        )
 
 
 def load_run(run_dir: str, words: list[str]) -> FinetuneConfig:
@@ -53,6 +117,54 @@ def load_run(run_dir: str, words: list[str]) -> FinetuneConfig:
     if not file.exists():
         raise ValueError(f"{run_dir} is no run folder (no config.yaml)")
     return load_config(FinetuneConfig, [str(file)], [f"run_dir={run_dir}", *words])
+
+
+def load_run_for(run_dir: str, shards: str, words: list[str]) -> FinetuneConfig:
+    """The same for another cohort's shards. Beyond its data nothing may be another."""
+    own = [f"data.{word}" for word in OF_ITS_OWN_SHARDS]
+    config = load_run(run_dir, [*own, f"data.shards={shards}", *words])
+    data = replace(load_run(run_dir, []).data, task=config.data.task)
+    finished_run(run_dir).check_same_config(to_yaml(replace(config, data=data)))
+    return config
+
+
+def finished_run(run_dir: str) -> RunFolder:
+    folder = RunFolder(run_dir)
+    if not folder.is_finished():
+        what = "is not finished: start it again" if folder.config.exists() else "is no run folder"
+        raise ValueError(f"{folder.path} {what} (no finished.json)")
+    return folder
+
+
+def _engine(config: FinetuneConfig, folder: Path) -> Engine:
+    # one process holds the whole model with ease when nothing trains
+    return Engine(replace(config.engine, parallel="ddp", trackers=[]), folder)
+
+
+def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
+    """Nobody is scored whom the run was trained on; says how far that is known."""
+    trained_on = read_json(run.environment)["data_index_sha256"] if run.environment.exists() else ""
+    if trained_on in ("", shards.index_sha256):
+        if split == "all":
+            raise ValueError(
+                f"--split all of {shards.name} holds what {run.path} was trained on; "
+                "take test, or give another cohort with --shards"
+            )
+        return "the run's own cohort" + (", where thresholds were fitted" if split != SPLIT else "")
+    apart = "patients have other pseudonyms in another cohort and cannot be compared"
+    try:
+        index = open_shards(load_run(str(run.path), []).data)[0].index
+    except (ValueError, OSError):
+        return f"signals were not compared with the run's own shards, which are not here; {apart}"
+    known = index.loc[index["split"] != SPLIT, "sha256"]
+    scored = shards.index if split == "all" else shards.index[shards.index["split"] == split]
+    twins = int(scored["sha256"].isin(known).sum())
+    if twins:
+        raise ValueError(
+            f"{twins} of {len(scored)} signals of {shards.name} are among those that "
+            f"{run.path} was trained on or validated with; make shards without them"
+        )
+    return f"no signal is one that the run was trained on or validated with; {apart}"
 
 
 def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Path) -> None:
@@ -79,17 +191,34 @@ def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Pa
         write_predictions(path, predictions)
 
 
-def _score(folder: RunFolder, config: FinetuneConfig, path: Path) -> dict[str, Any]:
-    points = folder.best / "operating_point.json"
+def _score(
+    path: Path, out: Path, task: str, home: Path, about: dict[str, Any], targets: Targets = ()
+) -> dict[str, Any]:
+    points, calibrators = _fitted_on_validation(home, targets)
     result = evaluate_predictions(
-        read_predictions(path),
-        config.data.task,
-        read_json(points) if points.exists() else None,
-        replicates=REPLICATES,
+        read_predictions(path), task, points, REPLICATES, calibrators=calibrators
     )
-    result = {"split": SPLIT, **result}
-    write_json(folder.evaluation, result)
+    result = about | result
+    write_json(out, result)
     return result
+
+
+def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, dict | None]:
+    """Operating points and calibrators by label, from what lies beside the weights."""
+    points_path = home / "operating_point.json"
+    points = read_json(points_path) if points_path.exists() else None
+    valid_path = RunFolder(home.parent).predictions / "valid.parquet"
+    if not valid_path.exists():
+        if targets:
+            raise ValueError(f"more thresholds are fitted on validation: {valid_path} is missing")
+        return points, None
+    valid = read_predictions(valid_path)
+    if valid.probability_NK is None:
+        return points, None
+    if targets:
+        more = fit_operating_points(valid, tuple(targets))
+        points = {name: own | points_of(points, name, valid.labels) for name, own in more.items()}
+    return points, fit_calibrators(valid)
 
 
 def describe_evaluation(result: dict[str, Any]) -> list[str]:
