@@ -16,8 +16,10 @@ from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX
 from hpc_ecg.training.engine import Engine
 
-SHARD_COLUMNS = ("key", "shard", "offset", "patient", "split", "samples", "amplitude_mv", "sha256")
-SHARD_COLUMNS += ("flags",)
+SHARD_COLUMNS = (
+    *("key", "shard", "offset", "patient", "split"),
+    *("samples", "amplitude_mv", "sha256", "flags"),
+)
 
 
 def predict(
@@ -65,7 +67,8 @@ def _groups_of(dataset: Dataset) -> dict[str, np.ndarray]:
     """What the index knows of the records besides what the shards themselves need."""
     index = dataset.shards.index.set_index("record").loc[dataset.records]
     prefixes = (LABEL_PREFIX, FOLD_PREFIX)
-    names = [n for n in index if n not in SHARD_COLUMNS and not n.startswith(prefixes)]
+    columns = map(str, index)
+    names = [n for n in columns if n not in SHARD_COLUMNS and not n.startswith(prefixes)]
     return {name: as_group(index[name]) for name in names}
 
 
