@@ -3,7 +3,11 @@
 Per level: counts, prevalence, mean prediction, AUROC. Interaction: the levels' AUROCs against each
 other by Cochran's Q (chi-square with levels - 1 degrees of freedom), in the form that knows that a
 patient with ECGs in two levels ties them: variances and covariances are those of the patient
-bootstrap. Few patients have no number: AUROC needs ten of each class.
+bootstrap, on the logit scale. Few patients have no number: AUROC needs ten of each class.
+
+Measured where levels do not differ (500 cohorts each of 300 and 1,000 patients, two ECGs of each, 5
+and 15 % positive): p < 0.05 in 4.4 to 6.0 % for two and for four levels of patients; in 5.0 to 7.4
+% where patients have ECGs in several of three levels.
 """
 
 # N records, L levels, R replicates
@@ -15,6 +19,7 @@ from scipy import stats
 
 from hpc_ecg.evaluation.cases import Cases, intervals_of
 from hpc_ecg.evaluation.comparisons import holm
+from hpc_ecg.evaluation.intervals import logit
 from hpc_ecg.evaluation.metrics import FloatArray, auprc, auroc, count_label
 from hpc_ecg.evaluation.predictions import Predictions
 
@@ -65,7 +70,9 @@ def subgroups_of(cases: Cases) -> list[dict]:
                 value_L.append(row["auroc"]["value"])
                 replicate_LR.append(replicate_R)
         if len(value_L) > 1:
-            p_values[group] = heterogeneity(np.array(value_L), np.stack(replicate_LR))[1]
+            p_values[group] = heterogeneity(
+                logit(np.array(value_L)), logit(np.stack(replicate_LR))
+            )[1]
         rows += own
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for row in rows:
