@@ -2,6 +2,7 @@
 on a test set is what others say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,6 @@ from hpc_ecg.evaluation.calibration import calibrated, fit_calibration, fit_isot
 from hpc_ecg.evaluation.cases import Cases
 from hpc_ecg.evaluation.evaluate import evaluate_predictions, fit_calibrators
 from hpc_ecg.evaluation.reliability import (
-    calibration_curve,
-    calibration_error,
     calibration_of,
     fit_intercept,
     fit_slope,
@@ -114,13 +113,15 @@ def test_a_fit_of_slope_and_offset_is_applied_as_the_head_would():
 def test_the_curve_is_that_of_scikit_learn(rng, ties):
     labels, logits = sample(rng, 0.7, -0.5, 1000)
     probabilities = np.round(expit(logits), 1) if ties else expit(logits)
-    predicted, observed, count = calibration_curve(labels, probabilities)
+    cases = replace(cases_of(labels, logits), probabilities_N=probabilities)
+    result = calibration_of(cases)
     known = sk.calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
-    np.testing.assert_allclose(observed, known[0])
-    np.testing.assert_allclose(predicted, known[1])
-    assert count.sum() == 1000 and len(count) == (10 if not ties else len(known[0]))
+    for part, values in zip(("observed", "predicted"), known, strict=True):
+        np.testing.assert_allclose([point[part] for point in result["curve"]], values)
+    count = np.array([point["n"] for point in result["curve"]])
+    assert count.sum() == 1000 and (ties or set(count) == {100})
     error = np.sum(count * np.abs(known[0] - known[1])) / 1000
-    assert calibration_error(labels, probabilities) == pytest.approx(error)
+    assert result["ece"]["value"] == pytest.approx(error)
 
 
 def test_slope_and_intercept_are_those_of_statsmodels(rng):

@@ -54,25 +54,6 @@ def bins_of(probabilities_N: FloatArray, num_bins: int = NUM_BINS) -> NDArray[np
     return np.unique(bin_N, return_inverse=True)[1]
 
 
-def calibration_curve(
-    labels_N: FloatArray, probabilities_N: FloatArray, num_bins: int = NUM_BINS
-) -> tuple[FloatArray, FloatArray, NDArray[np.intp]]:
-    """Mean prediction, observed share and number of records of each bin."""
-    bin_N = bins_of(probabilities_N, num_bins)
-    count_B = np.bincount(bin_N)
-    sums = (np.bincount(bin_N, values_N) for values_N in (probabilities_N, labels_N))
-    predicted_B, observed_B = (sum_B / count_B for sum_B in sums)
-    return predicted_B, observed_B, count_B
-
-
-def calibration_error(
-    labels_N: FloatArray, probabilities_N: FloatArray, num_bins: int = NUM_BINS
-) -> float:
-    """ECE: the mean distance between prediction and share over bins, by their records."""
-    predicted_B, observed_B, count_B = calibration_curve(labels_N, probabilities_N, num_bins)
-    return float(np.average(np.abs(predicted_B - observed_B), weights=count_B))
-
-
 def fit_slope(labels_N: FloatArray, logits_N: FloatArray) -> tuple[float, float]:
     """Offset and slope of logistic recalibration."""
     scale = float(logits_N.std())

@@ -21,7 +21,6 @@ from hpc_ecg.evaluation.cases import Cases, intervals_of
 from hpc_ecg.evaluation.comparisons import holm
 from hpc_ecg.evaluation.intervals import logit
 from hpc_ecg.evaluation.metrics import FloatArray, auprc, auroc, count_label
-from hpc_ecg.evaluation.predictions import Predictions
 
 FEWEST_PATIENTS = 10
 MOST_LEVELS = 8
@@ -30,13 +29,9 @@ AGE_BANDS = {"< 50": 50.0, "50–64": 65.0, "65–79": 80.0, "≥ 80": np.inf}
 ORDER = ("age", "sex", "site")
 
 
-def subgroup_levels(predictions: Predictions) -> dict[str, NDArray]:
+def subgroup_levels(groups: dict[str, NDArray]) -> dict[str, NDArray]:
     """By group: each record's level as text. Age in bands, sex, site, and any other column of text
     with 2 to 8 levels; an empty cell is `not known`."""
-    return levels_of(predictions.groups)
-
-
-def levels_of(groups: dict[str, NDArray]) -> dict[str, NDArray]:
     found = {}
     for name in sorted(groups, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
         values_N = groups[name]
@@ -57,7 +52,7 @@ def subgroups_of(cases: Cases) -> list[dict]:
     """A row for each level of each group: counts, and `auroc` or the `reason` why there is none;
     `interaction_p` is that of its group, `interaction_p_holm` corrected over the groups."""
     rows, p_values = [], {}
-    for group, level_N in levels_of(cases.groups).items():
+    for group, level_N in subgroup_levels(cases.groups).items():
         own, value_L, replicate_LR = [], [], []
         names = [name for name in AGE_BANDS if name in set(level_N)] if group == "age" else []
         others = sorted(set(level_N.tolist()) - {*names, UNKNOWN})
