@@ -82,7 +82,7 @@ def let_go(pids: list[int], once_told: int | None = None) -> None:
 
 
 def words_of(shards: Path, folder: Path, *more: str) -> list[str]:
-    shared = long_words(shards, folder)
+    shared = long_words(shards, folder, "train.max_epochs=6")
     shared = [word for word in shared if not word.startswith(("run_dir", "init."))]
     return [
         f"sweep_dir={folder}",

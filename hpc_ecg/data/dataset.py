@@ -18,7 +18,7 @@ import pandas as pd
 from hpc_ecg.cohort import splits
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import Source
-from hpc_ecg.data.views import choose_fold, replace_labels
+from hpc_ecg.data.views import choose_fold, keep_label_fraction, replace_labels
 from hpc_ecg.shards.far import open_shard_set
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, rows_of_keys
 from hpc_ecg.writing import sha256_of
@@ -111,8 +111,8 @@ class Dataset:
 
 
 def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
-    """The set of shards and the labels to use, with the fold and the labels that `config` asks for;
-    ValueError if they do not fit."""
+    """The set of shards and the labels to use, with the fold, the labels and the share of them that
+    `config` asks for; ValueError if they do not fit."""
     shards = open_shard_set(config.shards, config.allow_pipe)
     if config.fold is not None:
         index = choose_fold(shards.index, config.fold, config.repeat)
@@ -125,6 +125,10 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
     names = config.labels or shards.label_names
     _check_labels(config, shards, names)
     _check_patients_apart(shards)
+    if config.label_fraction < 1:
+        is_class = config.task != "regression"
+        index = keep_label_fraction(shards.index, names, config.label_fraction, is_class)
+        shards = replace(shards, index=index)
     return shards, names
 
 

@@ -26,6 +26,9 @@ class DataConfig:
     splits of the shards."""
     repeat: int = 0
     """Which of the repeated divisions into folds."""
+    label_fraction: float = 1.0
+    """Share of the training patients with a label that are trained on, to see what labels are
+    worth; the same patients for all seeds, and those of a smaller share are among them."""
     batch_size: int = 128
     """Records of one optimizer step, over all processes together."""
     order: str = "shuffled"
@@ -66,6 +69,10 @@ class DataConfig:
             least = int(name != "repeat")
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.label_fraction <= 1:
+            raise ValueError(
+                f"data.label_fraction is a share above 0 and up to 1, got {self.label_fraction:g}"
+            )
         if self.fold is not None and self.fold < 0:
             raise ValueError(f"data.fold counts from 0, got {self.fold}")
         if self.stage_quota_gb is not None and self.stage_quota_gb <= 0:

@@ -1,11 +1,14 @@
-"""What a run may change of the index without touching a signal: which fold tests, which labels.
+"""What a run may change of the index without touching a signal: which fold tests, which labels,
+which share of the training patients.
 
 An index comes in, a copy with other splits or labels goes out.
 """
 
 # N records of the index, K folds
 
+import hashlib
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,30 @@ def replace_labels(
     labels_NK = np.where(rows[:, None] < 0, np.nan, table.labels_NK[rows])
     index = index.drop(columns=[name for name in index if str(name).startswith(LABEL_PREFIX)])
     return index.assign(**{LABEL_PREFIX + n: labels_NK[:, k] for k, n in enumerate(names)}), names
+
+
+def keep_label_fraction(
+    index: pd.DataFrame, names: list[str], fraction: float, needs_positives: bool
+) -> pd.DataFrame:
+    """So many of the training patients that have a label, in the order of a hash of the patient;
+    the other training records get the split `left_out`. ValueError if a label has no positive one
+    left that had some."""
+    labels = index[[LABEL_PREFIX + name for name in names]]
+    is_train = index["split"] == "train"
+    patients = index["patient"][is_train & labels.notna().any(axis=1)].unique()
+    ranked = sorted(
+        patients, key=lambda patient: hashlib.sha256(f"label {patient}".encode()).digest()
+    )
+    kept = ranked[: math.ceil(fraction * len(ranked))]
+    is_kept = is_train & index["patient"].isin(kept)
+    had, has = ((labels[rows] > 0).any() for rows in (is_train, is_kept))
+    without = [name for name in names if had[LABEL_PREFIX + name] and not has[LABEL_PREFIX + name]]
+    if needs_positives and without:
+        raise ValueError(
+            f"data.label_fraction={fraction:g} leaves {len(kept)} of {len(ranked)} training "
+            f"patients, and none that is positive for {', '.join(without)}; give a larger share"
+        )
+    return index.assign(split=index["split"].where(is_kept | ~is_train, "left_out"))
 
 
 def _names_of(index: pd.DataFrame, by: str) -> list[str]:
