@@ -46,7 +46,10 @@ def delong(
 def delong_difference(
     labels_N: FloatArray, first_N: FloatArray, second_N: FloatArray, patients_N: NDArray
 ) -> dict[str, float]:
-    """AUROC of `first_N` minus that of `second_N` on the same records, by the normal law."""
+    """AUROC of `first_N` minus that of `second_N` on the same records, by the normal law.
+
+    The normal law is too sure with few patients: 95 % intervals were seen to cover 84 % with 4
+    positive patients, 91 % with 10 and 93 % with 20 (tools/coverage_tables.py)."""
     auroc_M, covariance_MM = delong(labels_N, np.stack([first_N, second_N]), patients_N)
     difference = float(auroc_M[0] - auroc_M[1])
     contrast_M = np.array([1.0, -1.0])

@@ -11,7 +11,15 @@ without a value (one class only) are left out and the count of those used is rep
                 the bootstrap's variance
   others        percentiles
 
-COVERAGE
+Measured by tools/coverage_tables.py (95 % intervals, 1 to 4 ECGs per patient, AUROC 0.75 and 0.9,
+2,000 cohorts a cell, 1,000 at 5,000 patients): among 200 to 5,000 patients, 20 or more positive on
+average, 94.1–96.5 % for AUROC and 93.6–96.4 % for AUPRC; percentiles 90.0–95.5 % and 92.8–94.9 %.
+With exactly 2, 3, 5, 7, 10, 15 positive patients among 300 (AUROC of 0.98, too) AUROC is covered in
+at least 99.9, 97.9, 97.4, 96.8, 95.0, 94.4 %, by percentiles in 46, 60, 69, 73, 78, 82 %; AUPRC in
+97.9 % or more, since the bootstrap lets the number of positives vary (with 20 and 40: 97.0–98.2 %).
+Sensitivities of 0.7 to 0.95 with 20 to 100 positive patients: 94.0–97.7 %, by percentiles
+86.6–93.1 %; with 5 and 10: 97.5–99.7 %. The way of many papers, percentiles of 70 % of the ECGs
+drawn without replacement, covers 44–70 %.
 """
 
 # R replicates
@@ -100,7 +108,10 @@ def few_patients_warning(counts: dict) -> str | None:
         number = counts[f"n_{kind}_patients"]
         if number < FEW_PATIENTS:
             noun = "patient" if number == 1 else "patients"
-            return f"only {number} {kind} {noun}: what is known is little, and the interval is wide"
+            return (
+                f"only {number} {kind} {noun}: the interval is wide, and errs on the safe side "
+                "(95 % intervals cover 94–100 % there)"
+            )
     return None
 
 
