@@ -133,7 +133,7 @@ def _result(
         seeds = by_strategy[name]
         replicate_SR = np.stack(list(seeds.replicate_R.values()))
         value_S = np.array(list(seeds.value.values()))
-        estimate = estimate_mean(value_S, replicate_SR, scorer.num_patients)
+        estimate = estimate_mean(value_S, replicate_SR, scorer.num_patients, metric)
         if metric in SHARES:
             estimate = replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
         estimates[metric], per_seed[metric] = estimate, seeds.value

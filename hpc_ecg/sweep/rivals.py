@@ -102,7 +102,10 @@ def rank_rivals(scorer: Scorer, kinds: dict[str, dict[str, Predictions]]) -> lis
             values, replicates = scored[kind, name]
             estimates = {
                 metric: estimate_mean(
-                    np.array([values[metric]]), replicates[metric][None], scorer.num_patients
+                    np.array([values[metric]]),
+                    replicates[metric][None],
+                    scorer.num_patients,
+                    metric,
                 )
                 for metric in scorer.metrics
             }
