@@ -51,7 +51,6 @@ def test_a_grid_that_is_none_is_refused(grid, message):
     [
         ("grid.optim.lrr=[1]", r"unknown setting optim.lrr .*grid.*did you mean optim.lr"),
         ("grid.optim.lr=[-1]", "optim.lr must be positive"),
-        ("grid.train.freeze=[sky]", "sky"),
         ("tune_trials=3", "tune_trials needs tune"),
         ("tune.optim.lr=[1,2] tune_seed=0", "tune_seed=0 must be a seed outside of"),
         ("tune.optim.lr=[1,2] grid.optim.lr=[1,2]", "grid and tune both set optim.lr"),

@@ -20,8 +20,10 @@ from hpc_ecg.signals import Wishes
 from hpc_ecg.sweep.grid import Sweep
 from hpc_ecg.sweep.here import run_here, share_cores, visible_gpus
 from hpc_ecg.sweep.jobs import alone
+from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.task import Task, task_of_run
 from hpc_ecg.sweep.there import run_there
+from hpc_ecg.sweep.tuning import chosen_before, tune
 from hpc_ecg.training.evaluate import describe_evaluation
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.writing import read_json, write_json, write_text
@@ -45,12 +47,28 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
     sweep is at work in the same folder. Raises Stopped, with all runs saved, if somebody asked for
     it.
     """
+    sweep = sweep.with_cells(chosen_before(sweep))
     check_sweep(sweep)
     with _place(sweep, wait) as place:
+        # 1. each strategy chooses its own values, if it may
+        if sweep.config.tune:
+            chosen, is_complete = tune(sweep, place.run_all, place.adapt)
+            if not is_complete:
+                logger.info("tuning is not done yet: start the sweep again to go on")
+                return []
+            sweep = sweep.with_cells(chosen)
+            check_sweep(sweep)
+
+        # 2. every cell that is not done
         tasks = [task_of_run(cell.name, place.adapt(cell.run)) for cell in sweep.cells]
         done = sum(task.is_done() for task in tasks)
         logger.info("%d cells, %d done before", len(tasks), done)
-        return place.run_all([task for task in tasks if only in (None, task.name)])
+        failures = place.run_all([task for task in tasks if only in (None, task.name)])
+
+        # 3. the mean of each arm's weights, where all of its seeds are done
+        if sweep.config.soup:
+            failures += place.run_all(soup_tasks(sweep, place.adapt))
+        return failures
 
 
 def check_sweep(sweep: Sweep) -> None:

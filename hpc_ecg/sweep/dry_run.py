@@ -1,0 +1,71 @@
+"""`hpc-ecg sweep … --dry-run`: what would run, what sbatch would get, what it may cost; nothing is
+written."""
+
+from pathlib import Path
+
+from hpc_ecg.sweep.cells import read_optional
+from hpc_ecg.sweep.grid import Sweep
+from hpc_ecg.sweep.launch import check_sweep
+from hpc_ecg.sweep.slurm import script_of
+from hpc_ecg.sweep.task import task_of_run
+from hpc_ecg.sweep.tuning import chosen_before
+
+DONE, TO_DO = "done", "to do"
+
+
+def describe(sweep: Sweep) -> list[str]:
+    """Lines for a terminal. Raises as a start would."""
+    sweep = sweep.with_cells(chosen_before(sweep))
+    check_sweep(sweep)
+    config, folder = sweep.config, Path(sweep.config.sweep_dir)
+    is_done = {cell.name: task_of_run(cell.name, cell.run).is_done() for cell in sweep.cells}
+    todo = [name for name, done in is_done.items() if not done]
+    width = max(len(cell.arm.name) for cell in sweep.cells)
+    lines = [f"{'':<{width}}  " + "  ".join(f"seed {seed:<4}" for seed in config.seeds)]
+    for arm in dict.fromkeys(cell.arm.name for cell in sweep.cells):
+        states = [DONE if is_done[f"{arm}/seed-{seed}"] else TO_DO for seed in config.seeds]
+        lines.append(f"{arm:<{width}}  " + "  ".join(f"{state:<9}" for state in states).rstrip())
+    lines += ["", f"{len(todo)} of {len(is_done)} runs to do", *_before_and_after(sweep)]
+    lines.append(_cost(sweep, is_done))
+    if config.slurm is not None and todo:
+        script = script_of(config.slurm, folder / "submitit", "hpc_ecg-0000-…", len(todo))
+        lines += ["", "sbatch gets:", "", script.rstrip()]
+    elif config.slurm is None:
+        lines.append(f"on this machine, {config.runs_at_once} at a time")
+    return lines
+
+
+def _before_and_after(sweep: Sweep) -> list[str]:
+    config, lines = sweep.config, []
+    if config.tune:
+        count = config.tune_trials
+        if count is None:
+            count = 1
+            for values in config.tune.values():
+                count *= len(values) if isinstance(values, list) else 1
+        lines.append(f"before them, tuning: {count} trials of each of {len(config.strategies)}")
+    if config.soup:
+        lines.append("after them, a weight soup of each arm's seeds")
+    return lines
+
+
+def _cost(sweep: Sweep, is_done: dict[str, bool]) -> str:
+    """From runs of this sweep that are finished: the arm's own, or all."""
+    hours: dict[str, list[float]] = {}
+    units = set()
+    for cell in sweep.cells:
+        finished = read_optional(Path(cell.run.run_dir) / "finished.json")
+        if finished:
+            hours.setdefault(cell.arm.name, []).append(finished["process_seconds"] / 3600)
+            is_cpu = str(finished["device"]).lower().startswith("cpu")
+            units.add("CPU process-hours" if is_cpu else "GPU-hours")
+    if not hours:
+        return "cost: unknown until one run is finished"
+    every = [value for values in hours.values() for value in values]
+    means = {
+        cell.name: sum(own) / len(own)
+        for cell in sweep.cells
+        if (own := hours.get(cell.arm.name, every))
+    }
+    total = sum(means[name] for name, done in is_done.items() if not done)
+    return f"cost: about {total:.2g} {' and '.join(units)}, as the {len(every)} finished runs took"

@@ -1,0 +1,193 @@
+"""A sweep that tunes, mixes soups and says how it is: each strategy's own values come from
+validation, and a later start goes on."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+from test_sweep import words_of_sweep
+
+from hpc_ecg.cli import main
+from hpc_ecg.sweep.grid import load_sweep
+from hpc_ecg.sweep.tuning import _distribution, chosen_before
+from hpc_ecg.writing import read_json, write_json
+
+TUNED = ["strategies=[ssl_linear_probe,afib_recalibrate_only]", "seeds=[0,1]", "runs_at_once=2"]
+TUNED += ["tune.optim.lr=[1e-6,0.01]", "soup=true"]
+
+
+@pytest.fixture(scope="module")
+def sweep(shards, tmp_path_factory):
+    """A sweep that has run: folder and words."""
+    folder = tmp_path_factory.mktemp("tuned") / "sweep"
+    words = words_of_sweep(shards, folder, *TUNED)
+    assert main(["sweep", *words]) == 0
+    return folder, words
+
+
+@pytest.mark.slow
+def test_each_strategy_takes_the_value_that_is_best_on_validation(sweep):
+    folder, _ = sweep
+    tuning = read_json(folder / "tuning.json")
+    assert set(tuning) == {"ssl_linear_probe", "afib_recalibrate_only"}
+    for strategy, found in tuning.items():
+        scores = [trial["score"] for trial in found["trials"]]
+        assert len(scores) == 2, "not the same budget for all"
+        best = found["trials"][scores.index(max(scores))]
+        assert found["chosen"] == best["values"]
+        for seed in (0, 1):
+            config = (folder / strategy / f"seed-{seed}" / "config.yaml").read_text()
+            assert float(re.search(r"  lr: (.*)", config).group(1)) == best["values"]["optim.lr"]
+
+
+@pytest.mark.slow
+def test_trials_never_see_the_test_split(sweep):
+    folder, _ = sweep
+    runs = [path.parent for path in folder.glob("tuning/*/*/finished.json")]
+    assert len(runs) == 4
+    for run in runs:
+        assert not (run / "evaluation.json").exists()
+        assert not (run / "predictions/test.parquet").exists()
+
+
+@pytest.mark.slow
+def test_the_soup_is_the_mean_of_the_seeds_weights(sweep):
+    folder, _ = sweep
+    arm = folder / "ssl_linear_probe"
+    own = [load_file(arm / f"seed-{seed}/best/model.safetensors") for seed in (0, 1)]
+    mixed = load_file(arm / "soup/model.safetensors")
+    assert mixed.keys() == own[0].keys()
+    for name, tensor in mixed.items():
+        mean = (own[0][name].double() + own[1][name].double()) / 2
+        assert (tensor.double() - mean).abs().max() < 1e-6, name
+    test = pd.read_parquet(arm / "seed-0/predictions/test.parquet")
+    assert list(pd.read_parquet(arm / "soup/predictions.parquet")["record"]) == list(test["record"])
+    assert read_json(arm / "soup/soup.json") == {"seeds": [0, 1]}
+
+
+@pytest.mark.slow
+def test_another_start_does_nothing_again(sweep):
+    folder, words = sweep
+    files = [*folder.rglob("finished.json"), *folder.rglob("evaluation.json")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    assert main(["sweep", *words]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.slow
+def test_a_dry_run_tells_what_is_left_and_writes_nothing(sweep, capsys):
+    folder, words = sweep
+    before = sorted(folder.rglob("*"))
+    capsys.readouterr()
+    assert main(["sweep", *words, "seeds=[0,1,2]", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"ssl_linear_probe +done +done +to do", said)
+    assert "2 of 6 runs to do" in said and "tuning: 2 trials" in said
+    assert re.search(r"cost: about [\d.e-]+ CPU process-hours, as the 4 finished runs took", said)
+    slurm = ["slurm.partition=gpu", "slurm.gpus_per_node=1", "slurm.time=90"]
+    assert main(["sweep", *words, "seeds=[0,1,2]", *slurm, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for line in ("--partition=gpu", "--gpus-per-node=1", "--time=90", "--array=0-1", "--requeue"):
+        assert f"#SBATCH {line}" in said, said
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_status_says_what_is_done_failed_stopped_and_not_begun(sweep, capsys):
+    folder, _ = sweep
+    plan = (folder / "sweep.yaml").read_text()
+    (folder / "sweep.yaml").write_text(plan.replace("seeds:\n- 0\n- 1", "seeds: [0, 1, 2, 3, 4]"))
+    failed, stopped = (folder / "ssl_linear_probe" / f"seed-{n}" for n in (2, 3))
+    for path in (failed, stopped):
+        path.mkdir()
+    (failed / "error.txt").write_text("log: /logs/7.err\nTraceback\nValueError: too cold\n")
+    event = {"event": "step", "step": 7, "epoch": 0.5, "ecg_per_s": 12.4}
+    (stopped / "metrics.jsonl").write_text(json.dumps(event) + "\n")
+    (stopped / "config.yaml").write_text("train: {max_epochs: 4}\n")
+    (stopped / "lock.holder").write_text("process 999999999 on elsewhere\n")
+    capsys.readouterr()
+    try:
+        assert main(["sweep", "status", str(folder)]) == 0
+        said = capsys.readouterr().out
+        assert re.search(r"ssl_linear_probe/seed-0 +done +test AUROC 0\.\d+", said)
+        assert "seed-2  failed  ValueError: too cold (see /logs/7.err)" in said
+        assert "seed-3  running  here at step 7, epoch 0.5 of 4, 12 ECG/s" in said
+        (stopped / "lock.holder").unlink()
+        assert main(["sweep", "status", str(folder)]) == 0
+        said = capsys.readouterr().out
+        assert "seed-3  stopped  at step 7" in said and "start the sweep again" in said
+        assert "seed-4  waiting  not started" in said
+        assert "4 done, 1 failed, 1 stopped, 4 waiting" in said
+    finally:
+        (folder / "sweep.yaml").write_text(plan)
+        for path in (failed, stopped):
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["status", "nowhere"], "nowhere is not a sweep's folder"),
+        (["cancel", "nowhere"], "nowhere is not a sweep's folder"),
+        (["retry", "nowhere", "a/seed-0"], "nowhere is not a sweep's folder"),
+        (["status"], "SWEEP_DIR"),
+        (["strategies"], "neither a .yaml file nor a setting"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words, message, capsys):
+    try:
+        code = main(["sweep", *words])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_cell_that_is_not_there_cannot_be_retried_or_cancelled(sweep, capsys):
+    for verb in ("retry", "cancel"):
+        assert main(["sweep", verb, str(sweep[0]), "ssl_linear_probe/seed-7"]) == 2
+        assert "has no cell ssl_linear_probe/seed-7; it has" in capsys.readouterr().err
+    assert main(["sweep", "cancel", str(sweep[0])]) == 0
+    assert "nothing runs or waits in a queue" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_optuna_proposes_the_same_again_where_a_sweep_goes_on(shards, tmp_path):
+    pytest.importorskip("optuna")
+    words = words_of_sweep(shards, tmp_path / "s", "strategies=[ssl_linear_probe]", "seeds=[0]")
+    words += ["tune.optim.lr=[1e-5,1e-2]", "tune_trials=2"]
+    assert main(["sweep", *words]) == 0
+    first = read_json(tmp_path / "s/tuning.json")
+    values = [t["values"]["optim.lr"] for t in first["ssl_linear_probe"]["trials"]]
+    assert len(set(values)) == 2 and all(1e-5 <= value <= 1e-2 for value in values)
+    (tmp_path / "s/tuning.json").unlink()
+    before = sorted((tmp_path / "s/tuning").rglob("finished.json"))
+    assert main(["sweep", *words]) == 0
+    assert read_json(tmp_path / "s/tuning.json") == first
+    assert sorted((tmp_path / "s/tuning").rglob("finished.json")) == before
+
+
+def test_two_numbers_are_a_range_and_anything_else_a_choice():
+    assert _distribution("k", [1e-5, 1e-2]).log and not _distribution("k", [0.1, 0.5]).log
+    assert _distribution("k", [1, 4]).single() is False
+    assert _distribution("k", ["none", "ema"]).choices == ("none", "ema")
+    assert _distribution("k", [0.1, 0.2, 0.3]).choices == (0.1, 0.2, 0.3)
+    with pytest.raises(ValueError, match=r"tune.k=\[2, 1\]: a range goes from a lower"):
+        _distribution("k", [2, 1])
+
+
+def test_what_was_chosen_for_other_values_is_not_taken(shards, tmp_path):
+    sweep = load_sweep([], words_of_sweep(shards, tmp_path, *TUNED))
+    trials = [{"values": {"optim.lr": v}, "score": 0.5, "metric": "auroc"} for v in (1e-6, 0.01)]
+    found = {"chosen": {"optim.lr": 0.01}, "trials": trials}
+    write_json(Path(tmp_path) / "tuning.json", {"ssl_linear_probe": found})
+    assert chosen_before(sweep) == {"ssl_linear_probe": {"optim.lr": 0.01}}
+    other = load_sweep([], words_of_sweep(shards, tmp_path, *TUNED, "tune.optim.lr=[1e-6,0.1]"))
+    assert chosen_before(other) == {}
