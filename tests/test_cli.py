@@ -31,7 +31,7 @@ def test_config_prints_every_setting_of_runs_and_sweeps(capsys):
     for key in ("run_dir", "data.shards", "optim.lr", "init.signal.sample_rate_hz", "sweep_dir"):
         assert f"\n{key}: " in printed
     assert main(["config", "sweep"]) == 0
-    assert "optim.lr" not in capsys.readouterr().out
+    assert "\noptim.lr: " not in capsys.readouterr().out
 
 
 def failure(capsys, *words) -> str:

@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm: whatever is killed, by whomever, all cells end as if nothing had been."""
+"""A sweep on a real Slurm: whatever is killed, all cells end as if nothing had been."""
 
 import contextlib
 import os
@@ -53,9 +53,10 @@ class Launcher:
         found = {}
         for pid, words, env in _processes():
             own = env.get("SLURM_ARRAY_JOB_ID", env.get("SLURM_JOB_ID"))
-            if "submitit.core._submit" in words and "SLURM_STEP_ID" in env and own == array:
-                if env.get("SLURM_ARRAY_TASK_ID", "") == index and words[0] != "srun":
-                    found[int(env["SLURM_PROCID"])] = pid
+            is_task = "submitit.core._submit" in words and "SLURM_STEP_ID" in env
+            is_this = own == array and env.get("SLURM_ARRAY_TASK_ID", "") == index
+            if is_task and is_this and words[0] != "srun":
+                found[int(env["SLURM_PROCID"])] = pid
         return [found[rank] for rank in sorted(found)]
 
     def node_of(self, cell: str) -> str:

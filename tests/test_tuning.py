@@ -85,8 +85,10 @@ def test_a_dry_run_tells_what_is_left_and_writes_nothing(sweep, capsys):
     assert main(["sweep", *words, "seeds=[0,1,2]", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"ssl_linear_probe +done +done +to do", said)
-    assert "2 of 6 runs to do" in said and "tuning: 2 trials" in said
+    assert "2 of 6 runs to do" in said and "tuning" not in said
     assert re.search(r"cost: about [\d.e-]+ CPU process-hours, as the 4 finished runs took", said)
+    assert main(["sweep", *words, "tune.optim.lr=[1e-6,0.01,0.1]", "--dry-run"]) == 0
+    assert "before them, tuning: 3 trials of each of 2 strategies" in capsys.readouterr().out
     slurm = ["slurm.partition=gpu", "slurm.gpus_per_node=1", "slurm.time=90"]
     assert main(["sweep", *words, "seeds=[0,1,2]", *slurm, "--dry-run"]) == 0
     said = capsys.readouterr().out

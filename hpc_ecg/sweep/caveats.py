@@ -20,7 +20,7 @@ def _few_patients(comparison: Comparison) -> list[str]:
                 noun = "patient" if number == 1 else "patients"
                 texts.append(
                     f"{label} has only {number} {kind} {noun} in the test set: "
-                    "intervals and p-values are rough."
+                    "intervals are wide, and p-values rough."
                 )
     return texts
 

@@ -3,9 +3,10 @@ written."""
 
 from pathlib import Path
 
+from hpc_ecg.sweep.arms import axes_of, choices_of
 from hpc_ecg.sweep.cells import read_optional
 from hpc_ecg.sweep.grid import Sweep
-from hpc_ecg.sweep.launch import check_sweep
+from hpc_ecg.sweep.launch import checked
 from hpc_ecg.sweep.slurm import script_of
 from hpc_ecg.sweep.task import task_of_run
 from hpc_ecg.sweep.tuning import chosen_before
@@ -15,8 +16,7 @@ DONE, TO_DO = "done", "to do"
 
 def describe(sweep: Sweep) -> list[str]:
     """Lines for a terminal. Raises as a start would."""
-    sweep = sweep.with_cells(chosen_before(sweep))
-    check_sweep(sweep)
+    sweep = checked(sweep)
     config, folder = sweep.config, Path(sweep.config.sweep_dir)
     is_done = {cell.name: task_of_run(cell.name, cell.run).is_done() for cell in sweep.cells}
     todo = [name for name, done in is_done.items() if not done]
@@ -37,13 +37,10 @@ def describe(sweep: Sweep) -> list[str]:
 
 def _before_and_after(sweep: Sweep) -> list[str]:
     config, lines = sweep.config, []
-    if config.tune:
-        count = config.tune_trials
-        if count is None:
-            count = 1
-            for values in config.tune.values():
-                count *= len(values) if isinstance(values, list) else 1
-        lines.append(f"before them, tuning: {count} trials of each of {len(config.strategies)}")
+    left = len(config.strategies) - len(chosen_before(sweep))
+    if config.tune and left:
+        count = config.tune_trials or len(choices_of(axes_of("tune", config.tune)))
+        lines.append(f"before them, tuning: {count} trials of each of {left} strategies")
     if config.soup:
         lines.append("after them, a weight soup of each arm's seeds")
     return lines

@@ -47,17 +47,14 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
     sweep is at work in the same folder. Raises Stopped, with all runs saved, if somebody asked for
     it.
     """
-    sweep = sweep.with_cells(chosen_before(sweep))
-    check_sweep(sweep)
+    sweep = checked(sweep)
     with _place(sweep, wait) as place:
         # 1. each strategy chooses its own values, if it may
         if sweep.config.tune:
-            chosen, is_complete = tune(sweep, place.run_all, place.adapt)
-            if not is_complete:
+            if not tune(sweep, place.run_all, place.adapt):
                 logger.info("tuning is not done yet: start the sweep again to go on")
                 return []
-            sweep = sweep.with_cells(chosen)
-            check_sweep(sweep)
+            sweep = checked(sweep)
 
         # 2. every cell that is not done
         tasks = [task_of_run(cell.name, place.adapt(cell.run)) for cell in sweep.cells]
@@ -71,14 +68,19 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
         return failures
 
 
-def check_sweep(sweep: Sweep) -> None:
-    """What would fail in every cell must fail here, once."""
+def checked(sweep: Sweep) -> Sweep:
+    """The sweep with what its strategies have chosen so far. What would fail in every cell fails
+    here, once."""
+    chosen = chosen_before(sweep)
+    sweep = sweep.with_cells(chosen)
+    is_tuned = not sweep.config.tune or len(chosen) == len(sweep.config.strategies)
     folder = Path(sweep.config.sweep_dir)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "sweep.yaml").exists():
         raise ValueError(f"sweep_dir={folder} is not empty and not a sweep's; give a new folder")
     checked: set[str] = set()
     for cell in sweep.cells:
-        RunFolder(cell.run.run_dir).check_same_config(to_yaml(cell.run))
+        if is_tuned:
+            RunFolder(cell.run.run_dir).check_same_config(to_yaml(cell.run))
         if repr(cell.run.data) not in checked:
             checked.add(repr(cell.run.data))
             shards, labels = open_shards(cell.run.data)
@@ -87,6 +89,7 @@ def check_sweep(sweep: Sweep) -> None:
         weights = cell.run.init.checkpoint
         if weights and not Path(weights).exists():
             raise ValueError(f"{cell.strategy}: init.checkpoint={weights}: no such file")
+    return sweep
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """What each strategy chooses for itself before its seeds run: the values with the best score on
 validation, from as many trials for every strategy.
 
-Comes in: a sweep with `tune`; goes out: the values by strategy, and SWEEP/tuning.json, which a
-later start reads. A trial is a run in SWEEP/tuning/ with a seed of its own; it never sees the test
-split. With `tune_trials` optuna proposes the values: trial n of a strategy follows from its trials
-before n, so a sweep that was interrupted goes on with the same proposals.
+Comes in: a sweep with `tune`; goes out: SWEEP/tuning.json, which says what each strategy chose. A
+trial is a run in SWEEP/tuning/ with a seed of its own; it never sees the test split. With
+`tune_trials` optuna proposes the values: trial n of a strategy follows from its trials before n, so
+a sweep that was interrupted goes on with the same proposals.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,13 +52,13 @@ def chosen_before(sweep: Sweep) -> dict[str, dict[str, Any]]:
     }
 
 
-def tune(sweep: Sweep, run_all: RunAll, adapt: Adapt) -> tuple[dict[str, dict[str, Any]], bool]:
-    """The values by strategy, and whether all have theirs: jobs may still be at work. ValueError
-    if every trial of a strategy failed."""
+def tune(sweep: Sweep, run_all: RunAll, adapt: Adapt) -> bool:
+    """Run the trials and write tuning.json; False while jobs are still at work. ValueError if every
+    trial of a strategy failed."""
     chosen = chosen_before(sweep)
     left = [name for name in sweep.config.strategies if name not in chosen]
     if not left:
-        return chosen, True
+        return True
     if sweep.config.tune_trials is None:
         choices = choices_of(axes_of("tune", sweep.config.tune))
         trials = [_trial(sweep, adapt, name, values) for name in left for values in choices]
@@ -66,15 +66,15 @@ def tune(sweep: Sweep, run_all: RunAll, adapt: Adapt) -> tuple[dict[str, dict[st
     else:
         trials = _propose_and_run(sweep, left, run_all, adapt)
     if not all(trial.task.is_done() or trial.task.error.exists() for trial in trials):
-        return chosen, False
+        return False
     path = Path(sweep.config.sweep_dir) / "tuning.json"
     tuning = read_json(path) if path.exists() else {}
     for name in left:
         tuning[name] = _choose(name, [t.outcome() for t in trials if t.strategy == name])
-        chosen[name] = tuning[name]["chosen"]
-        logger.info("%s: %s, of %d trials", name, chosen[name], len(tuning[name]["trials"]))
+        taken, count = tuning[name]["chosen"], len(tuning[name]["trials"])
+        logger.info("%s: %s, of %d trials", name, taken, count)
     write_json(path, tuning)
-    return chosen, True
+    return True
 
 
 def _choose(strategy: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
