@@ -1,7 +1,9 @@
 """A sweep on a real Slurm: whatever is killed, all cells end as if nothing had been."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from test_finetune import events
 
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.jobs import in_queue
+from hpc_ecg.sweep.report import write_report
 from hpc_ecg.sweep.task import run_cell
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -99,15 +102,31 @@ def words_of(shards: Path, folder: Path, *more: str) -> list[str]:
 
 def assert_same_results(words: list[str], folder: Path, tmp_path: Path) -> None:
     """As runs that nobody disturbed, one after the other in this process."""
-    undisturbed = load_sweep([], [*words, f"sweep_dir={tmp_path / 'undisturbed'}"])
+    calm = tmp_path / "undisturbed" / "sweep"
+    undisturbed = load_sweep([], [*words, f"sweep_dir={calm}"])
     for cell in undisturbed.cells:
         run_cell(cell.run)
         for split in ("valid", "test"):
             name = f"{cell.name}/predictions/{split}.parquet"
             found = pd.read_parquet(folder / name)
-            pd.testing.assert_frame_equal(
-                found, pd.read_parquet(tmp_path / "undisturbed" / name), check_exact=True
-            )
+            pd.testing.assert_frame_equal(found, pd.read_parquet(calm / name), check_exact=True)
+    (calm / "sweep.yaml").write_text((folder / "sweep.yaml").read_text())
+    reports = [report_without_cost(sweep_dir) for sweep_dir in (folder, calm)]
+    assert reports[0].keys() == reports[1].keys()
+    different = [name for name in reports[0] if reports[0][name] != reports[1][name]]
+    assert not different
+
+
+def report_without_cost(sweep_dir: Path) -> dict[str, str]:
+    """Every file of the report, but for what it says of time, cost and machines."""
+    write_report(sweep_dir, replicates=200)
+    folder = sweep_dir / "report"
+    files = {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    page = re.sub(r'<section id="varies">.*?</section>', "", files["index.html"], flags=re.DOTALL)
+    numbers = json.loads(files["comparison.json"])
+    del numbers["varies"]
+    files |= {"index.html": page, "comparison.json": json.dumps(numbers)}
+    return {n: t for n, t in files.items() if n != "cost.csv" and not n.endswith("RUN_CARD.md")}
 
 
 def test_two_processes_on_two_nodes_save_when_told_and_are_requeued(slurm, shards, tmp_path):
