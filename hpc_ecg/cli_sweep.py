@@ -81,7 +81,8 @@ def _run(sweep: Any, wait: bool, only: str | None = None) -> int:
         return stopped.code
     for failure in failures:
         say(f"failed: {failure}")
-    say(f"how they are: hpc-ecg sweep status {folder}" if not wait else "")
+    if not wait:
+        say(f"how they are: hpc-ecg sweep status {folder}")
     say(f"compare the runs: hpc-ecg report {folder}")
     return 1 if failures else 0
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from slurm_jobs import _is_told, _processes, command, wait_until
 from test_faults_slurm import tell_cluster
 from test_finetune import events
 
+from hpc_ecg.cli import main
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.jobs import in_queue
 from hpc_ecg.sweep.report import write_report
+from hpc_ecg.sweep.status import states_of
 from hpc_ecg.sweep.task import run_cell
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -73,6 +76,7 @@ class Launcher:
         wait_until(lambda: metrics.exists() and mark in metrics.read_text(), self)
         for pid in self.processes_of(cell):
             os.kill(pid, signal.SIGSTOP)
+        assert '"event": "step", "step": 40,' not in metrics.read_text(), "too late: it has ended"
 
 
 def let_go(pids: list[int], once_told: int | None = None) -> None:
@@ -86,7 +90,7 @@ def let_go(pids: list[int], once_told: int | None = None) -> None:
 
 
 def words_of(shards: Path, folder: Path, *more: str) -> list[str]:
-    shared = long_words(shards, folder, "train.max_epochs=6")
+    shared = long_words(shards, folder, "train.max_epochs=10")
     shared = [word for word in shared if not word.startswith(("run_dir", "init."))]
     return [
         f"sweep_dir={folder}",
@@ -145,6 +149,56 @@ def test_two_processes_on_two_nodes_save_when_told_and_are_requeued(slurm, shard
     assert resumed["processes"] == 2 and resumed["step"] >= 8
     assert len(list((folder / "jobs").glob("*.json"))) == 1, "the job went on, no other was needed"
     assert not (folder / cell / "error.txt").exists()
+
+
+def test_how_it_is_ending_one_and_going_on_with_it(slurm, shards, tmp_path, capfd):
+    folder, (first, second) = tmp_path / "sweep", [f"ssl_new_head/seed-{n}" for n in (0, 1)]
+    own = ("strategies=[ssl_new_head]", "seeds=[0,1]", "slurm.array_parallelism=1")
+    words = words_of(shards, folder, *own)
+    for _ in range(2):
+        launcher = Launcher(folder, *words, "--no-wait")
+        assert launcher.end() == 0, launcher.log
+    assert len(list((folder / "jobs").glob("*.json"))) == 1, "submitted once"
+    launcher.hold(first, 8)
+    assert [state.kind for state in states_of(folder)] == ["running", "queued"]
+
+    assert main(["sweep", "cancel", str(folder), first]) == 0
+    assert f"cancelled: {first} (job" in capfd.readouterr().out
+    wait_until(lambda: launcher.job_of(first) is None, launcher)
+    states = {state.name: state for state in states_of(folder)}
+    assert states[first].kind == "stopped" and "at step" in states[first].text
+    assert states[second].kind in ("queued", "running")
+
+    assert main(["sweep", "retry", str(folder), first]) == 0
+    notes = sorted((folder / "jobs").glob("*.json"))
+    assert [json.loads(note.read_text())["tasks"] for note in notes] == [[first, second], [first]]
+    wait_until(lambda: {s.kind for s in states_of(folder)} == {"done"}, launcher, 120)
+    (resumed,) = events(folder / first, "resumed")
+    assert resumed["step"] >= 8, "it saved when it was cancelled"
+
+
+def test_a_mistake_is_not_tried_again_and_a_killed_run_not_more_often_than_told(
+    slurm, shards, tmp_path
+):
+    folder, strategies = tmp_path / "sweep", tmp_path / "strategies"
+    strategies.mkdir()
+    shutil.copy(STRATEGIES / "ssl_new_head.yaml", strategies)
+    wrong = "init: {checkpoint: '${files.base_ssl}', head: keep}\n"  # base_ssl has no head
+    (strategies / "wrong.yaml").write_text(wrong)
+    own = (f"strategy_dir={strategies}", "seeds=[0]", "slurm.max_retries=0")
+    words = words_of(shards, folder, *own)
+    launcher = Launcher(folder, *words, "strategies=[ssl_new_head,wrong]")
+    launcher.hold("ssl_new_head/seed-0", 8)
+    os.kill(launcher.processes_of("ssl_new_head/seed-0")[0], signal.SIGKILL)
+    assert launcher.end() == 1
+    assert re.search(r"failed: wrong/seed-0: ValueError: .*no head.*log.err", launcher.log)
+    lost = r"failed: ssl_new_head/seed-0: its job ended without a result: FAILED \w+; \S+_0_log.err"
+    assert re.search(lost, launcher.log)
+    assert len(list((folder / "jobs").glob("*.json"))) == 1, "nothing was submitted again"
+    assert [state.kind for state in states_of(folder)] == ["failed", "failed"]
+    again = Launcher(folder, *words, "strategies=[ssl_new_head]")
+    assert again.end() == 0, again.log
+    assert not (folder / "ssl_new_head/seed-0/error.txt").exists()
 
 
 def test_a_killed_run_a_lost_node_a_preemption_and_a_killed_launcher_change_nothing(

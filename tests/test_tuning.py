@@ -122,7 +122,9 @@ def test_status_says_what_is_done_failed_stopped_and_not_begun(sweep, capsys):
         said = capsys.readouterr().out
         assert "seed-3  stopped  at step 7" in said and "start the sweep again" in said
         assert "seed-4  waiting  not started" in said
-        assert "4 done, 1 failed, 1 stopped, 4 waiting" in said
+        assert re.search(r"tuning/ssl_linear_probe/lr=0.01 +done +validation auroc 0\.\d+", said)
+        assert re.search(r"ssl_linear_probe/soup +done +test AUROC 0\.\d+", said)
+        assert "10 done, 1 failed, 1 stopped, 4 waiting" in said
     finally:
         (folder / "sweep.yaml").write_text(plan)
         for path in (failed, stopped):
@@ -188,8 +190,10 @@ def test_two_numbers_are_a_range_and_anything_else_a_choice():
 def test_what_was_chosen_for_other_values_is_not_taken(shards, tmp_path):
     sweep = load_sweep([], words_of_sweep(shards, tmp_path, *TUNED))
     trials = [{"values": {"optim.lr": v}, "score": 0.5, "metric": "auroc"} for v in (1e-6, 0.01)]
-    found = {"chosen": {"optim.lr": 0.01}, "trials": trials}
+    asked = {"tune": {"optim.lr": [1e-6, 0.01]}, "trials": None, "seed": 1000}
+    found = {"chosen": {"optim.lr": 0.01}, "trials": trials, "asked": asked}
     write_json(Path(tmp_path) / "tuning.json", {"ssl_linear_probe": found})
     assert chosen_before(sweep) == {"ssl_linear_probe": {"optim.lr": 0.01}}
-    other = load_sweep([], words_of_sweep(shards, tmp_path, *TUNED, "tune.optim.lr=[1e-6,0.1]"))
-    assert chosen_before(other) == {}
+    for word in ("tune.optim.lr=[1e-6,0.1]", "tune_trials=2", "tune_seed=7"):
+        other = load_sweep([], words_of_sweep(shards, tmp_path, *TUNED, word))
+        assert chosen_before(other) == {}, word

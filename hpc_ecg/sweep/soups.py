@@ -47,13 +47,13 @@ def _task(arm: str, cells: list[Cell], config: FinetuneConfig) -> Task:
 
 
 def make_soup(config: FinetuneConfig, sources: list[str], seeds: list[int], folder: Path) -> None:
-    """All processes of the job call this; the first one mixes."""
-    weights = folder / "model.safetensors"
-    if read_ranks(os.environ).rank == 0:
+    """All processes of the job call this; the first one mixes, unless that was done before it was
+    killed. The note is written last: who sees it sees whole weights."""
+    weights, note = folder / "model.safetensors", folder / "soup.json"
+    if read_ranks(os.environ).rank > 0:
+        wait_until_seen(note, PATIENCE_S)
+    elif not note.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        weights.unlink(missing_ok=True)
         soup(sources, weights, force=True)
-        write_json(folder / "soup.json", {"seeds": seeds})
-    else:
-        wait_until_seen(folder / "soup.json", PATIENCE_S)
+        write_json(note, {"seeds": seeds})
     evaluate_weights(config, weights, folder)

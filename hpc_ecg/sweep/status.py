@@ -1,8 +1,8 @@
 """How a sweep's cells are, and ending them.
 
-The truth is each run's own folder; what squeue says is a hint, and is not needed. A line per cell:
-queued, running with its step and speed, done with its score, failed with the reason and the file
-to read.
+The truth is each run's own folder; what squeue says is a hint, and is not needed. A line per cell
+(and per trial of the tuning, and soup): queued, running with its step and speed, done with its
+score, failed with the reason and the file to read.
 """
 
 import re
@@ -21,7 +21,7 @@ from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.signals import STOP
 from hpc_ecg.sweep import slurm
 from hpc_ecg.sweep.cells import expected_cells, read_events
-from hpc_ecg.sweep.jobs import in_queue
+from hpc_ecg.sweep.jobs import in_queue, places
 from hpc_ecg.writing import read_json
 
 WATCH_S = 5.0
@@ -55,20 +55,26 @@ def show(sweep_dir: Path, watch: bool) -> None:
 
 
 def states_of(sweep_dir: Path) -> list[State]:
-    """Of all cells, in the order of sweep.yaml."""
-    _check_sweep_dir(sweep_dir)
-    names = [f"{arm}/seed-{seed}" for arm, seed in expected_cells(sweep_dir)]
-    queue = in_queue(sweep_dir, names) if (sweep_dir / "jobs").is_dir() else {}
-    return [_state(sweep_dir, name, (queue or {}).get(name)) for name in names]
+    """Of all cells, in the order of sweep.yaml, after the trials and before the soups that have
+    begun."""
+    check_cells(sweep_dir, [])
+    submitted = places(sweep_dir)
+    begun = {str(p.relative_to(sweep_dir)) for p in sweep_dir.glob("tuning/*/*")} | set(submitted)
+    begun |= {str(p.relative_to(sweep_dir)) for p in sweep_dir.glob("*/soup")}
+    names = sorted(name for name in begun if name.startswith("tuning/"))
+    names += _cells_of(sweep_dir) + sorted(name for name in begun if name.endswith("/soup"))
+    queue = in_queue(sweep_dir, names)
+    known = set() if queue is None else set(submitted)
+    return [_state(sweep_dir, name, (queue or {}).get(name), name in known) for name in names]
 
 
 def cancel_cells(sweep_dir: Path, cells: list[str]) -> list[str]:
-    """End these cells' jobs, or all; returns what was done, a line each. Runs save first; a new
-    start of the sweep goes on with them."""
+    """End these cells' jobs, or all that the sweep has; returns what was done, a line each. Runs
+    save first; a new start of the sweep goes on with them."""
     check_cells(sweep_dir, cells)
     states = states_of(sweep_dir)
     names = cells or [state.name for state in states]
-    queue = in_queue(sweep_dir, names) if (sweep_dir / "jobs").is_dir() else {}
+    queue = in_queue(sweep_dir, names)
     if queue is None:
         raise ValueError("squeue does not answer; cancel where Slurm's commands are")
     if queue:
@@ -77,7 +83,7 @@ def cancel_cells(sweep_dir: Path, cells: list[str]) -> list[str]:
     here = [name for name in running if name in names and name not in queue]
     for name in here:
         (sweep_dir / name / STOP).touch()
-    if not cells and not queue and (sweep_dir / "lock").exists():
+    if not cells and not queue and _is_held(sweep_dir / "lock.holder"):
         (sweep_dir / STOP).touch()  # whoever runs it here starts no other
         here = here or ["the sweep on this machine"]
     lines = [f"cancelled: {name} (job {job.id})" for name, job in queue.items()]
@@ -87,19 +93,20 @@ def cancel_cells(sweep_dir: Path, cells: list[str]) -> list[str]:
 
 def check_cells(sweep_dir: Path, cells: list[str]) -> None:
     """ValueError if one is not of this sweep."""
-    _check_sweep_dir(sweep_dir)
-    known = [f"{arm}/seed-{seed}" for arm, seed in expected_cells(sweep_dir)]
+    if not (sweep_dir / "sweep.yaml").exists():
+        raise ValueError(f"{sweep_dir} is not a sweep's folder (no sweep.yaml)")
+    known = _cells_of(sweep_dir)
     for cell in cells:
         if cell not in known:
             raise ValueError(f"{sweep_dir} has no cell {cell}; it has {', '.join(known[:4])} …")
 
 
-def _check_sweep_dir(sweep_dir: Path) -> None:
-    if not (sweep_dir / "sweep.yaml").exists():
-        raise ValueError(f"{sweep_dir} is not a sweep's folder (no sweep.yaml)")
+def _cells_of(sweep_dir: Path) -> list[str]:
+    return [f"{arm}/seed-{seed}" for arm, seed in expected_cells(sweep_dir)]
 
 
-def _state(sweep_dir: Path, name: str, job: slurm.InQueue | None) -> State:
+def _state(sweep_dir: Path, name: str, job: slurm.InQueue | None, is_slurms: bool) -> State:
+    """`is_slurms`: without a job nobody is at work on it, whatever was left in its folder."""
     run = RunFolder(sweep_dir / name)
     if job is not None and job.waits:
         return State(name=name, kind="queued", text=f"job {job.id}: {job.reason}")
@@ -108,10 +115,11 @@ def _state(sweep_dir: Path, name: str, job: slurm.InQueue | None) -> State:
         lines = [line for line in error.read_text().splitlines() if line.strip()]
         log = lines[0].removeprefix("log: ") if lines else ""
         return State(name=name, kind="failed", text=f"{lines[-1] if lines else '?'} (see {log})")
-    if run.finished.exists() and run.evaluation.exists():
-        return State(name=name, kind="done", text=_score(read_json(run.evaluation)))
+    is_soup, is_trial = name.endswith("/soup"), name.startswith("tuning/")
+    if (run.finished.exists() or is_soup) and (run.evaluation.exists() or is_trial):
+        return State(name=name, kind="done", text=_score(run))
     progress = _progress(run)
-    if job is not None or _is_held(run.path / "lock.holder"):
+    if job is not None or (not is_slurms and _is_held(run.path / "lock.holder")):
         where = f"job {job.id}" if job else "here"
         return State(name=name, kind="running", text=f"{where} {progress}".rstrip())
     if progress:
@@ -142,7 +150,13 @@ def _progress(run: RunFolder) -> str:
     return text + (f", {speed:.0f} ECG/s" if speed else "")
 
 
-def _score(evaluation: dict[str, Any]) -> str:
+def _score(run: RunFolder) -> str:
+    """On the test split; of a trial, which never sees it, on validation."""
+    if not run.evaluation.exists():
+        found = read_json(run.finished)
+        score = found["best_score"]  # None where nothing was trained
+        return "" if score is None else f"validation {found['metric']} {score:.3f}"
+    evaluation = read_json(run.evaluation)
     labels: dict[str, Any] = evaluation.get("labels", {})
     found: dict[str, Any] = evaluation.get("macro") or next(iter(labels.values()), {})
     for metric in ("auroc", "r2"):

@@ -44,11 +44,11 @@ def chosen_before(sweep: Sweep) -> dict[str, dict[str, Any]]:
     path = Path(sweep.config.sweep_dir) / "tuning.json"
     if not sweep.config.tune or not path.exists():
         return {}
-    known, wanted = read_json(path), choices_of(axes_of("tune", sweep.config.tune))
+    known = read_json(path)
     return {
         strategy: known[strategy]["chosen"]
         for strategy in sweep.config.strategies
-        if strategy in known and _is_same(known[strategy]["trials"], wanted, sweep)
+        if strategy in known and known[strategy].get("asked") == _asked(sweep)
     }
 
 
@@ -70,7 +70,8 @@ def tune(sweep: Sweep, run_all: RunAll, adapt: Adapt) -> bool:
     path = Path(sweep.config.sweep_dir) / "tuning.json"
     tuning = read_json(path) if path.exists() else {}
     for name in left:
-        tuning[name] = _choose(name, [t.outcome() for t in trials if t.strategy == name])
+        found = _choose(name, [t.outcome() for t in trials if t.strategy == name])
+        tuning[name] = found | {"asked": _asked(sweep)}
         taken, count = tuning[name]["chosen"], len(tuning[name]["trials"])
         logger.info("%s: %s, of %d trials", name, taken, count)
     write_json(path, tuning)
@@ -89,6 +90,13 @@ def _choose(strategy: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
     return {"chosen": best["values"], "trials": trials}
 
 
+def _asked(sweep: Sweep) -> dict[str, Any]:
+    """What a choice is the answer to."""
+    config = sweep.config
+    axes = axes_of("tune", config.tune)
+    return {"tune": axes, "trials": config.tune_trials, "seed": config.tune_seed}
+
+
 def _trial(sweep: Sweep, adapt: Adapt, strategy: str, values: dict[str, Any]) -> Trial:
     name = f"tuning/{strategy}/{arm_name('', values).lstrip(',')}"
     run_dir = f"{sweep.config.sweep_dir}/{name}"
@@ -96,12 +104,6 @@ def _trial(sweep: Sweep, adapt: Adapt, strategy: str, values: dict[str, Any]) ->
     return Trial(
         strategy=strategy, values=values, task=task_of_run(name, adapt(config), tests=False)
     )
-
-
-def _is_same(trials: list[dict[str, Any]], wanted: list[dict[str, Any]], sweep: Sweep) -> bool:
-    if sweep.config.tune_trials is not None:
-        return len(trials) == sweep.config.tune_trials
-    return [trial["values"] for trial in trials] == wanted
 
 
 def _propose_and_run(

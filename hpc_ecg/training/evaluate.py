@@ -51,7 +51,7 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     """
     folder = finished_run(config.run_dir)
     folder.check_same_config(to_yaml(config))
-    with closing(_engine(config, folder.path)) as engine:
+    with closing(_engine(config, folder.path)) as engine, engine.failures_told():
         path = folder.predictions / f"{SPLIT}.parquet"
         _predict(folder, config, engine, path)
         about = {"split": SPLIT}
@@ -96,7 +96,8 @@ def evaluate_weights(
     if split == "all":
         opened = replace(opened, index=opened.index.assign(split=split))
     path = out / "predictions.parquet"
-    with closing(_engine(config, out)) as engine, closing(Source(opened, data)) as source:
+    own = closing(_engine(config, out)), closing(Source(opened, data))
+    with own[0] as engine, own[1] as source, engine.failures_told():
         dataset = open_split(opened, split, columns, source)
         model = load_model(weights, model_config=config.model).to(engine.device)
         engine.prepare(model)
