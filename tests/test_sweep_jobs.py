@@ -1,0 +1,139 @@
+"""What a sweep tells Slurm and hears from it, without a Slurm; and a process lost on the way."""
+
+import os
+import socket
+import sys
+
+import pytest
+from conftest import words_for
+from faults import FORKS
+from ranks import _variables
+from test_finetune import run
+
+from hpc_ecg.sweep.jobs import alone, in_queue, places
+from hpc_ecg.sweep.slurm import SlurmConfig, ask_queue, minutes_of, script_of, settings_win
+from hpc_ecg.sweep.task import Task
+from hpc_ecg.sweep.status import cancel_cells, states_of
+from hpc_ecg.sweep.there import submit_missing
+from hpc_ecg.training import evaluate as evaluation
+from hpc_ecg.training.engine_world import Lost
+from hpc_ecg.writing import write_json
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90:30", 90), ("12:00:00", 720), ("2-12", 3600), ("1-0:30", 1470), ("0:10", 1)],
+)
+def test_times_are_written_as_slurm_writes_them(text, minutes):
+    assert minutes_of(text) == minutes
+
+
+def test_a_time_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="SBATCH_TIMELIMIT=soon: no time"):
+        minutes_of("soon")
+
+
+def test_the_shells_variables_are_defaults_and_settings_win_over_them(monkeypatch):
+    for name in ("PARTITION", "TIMELIMIT", "ACCOUNT", "MEM_PER_GPU"):
+        monkeypatch.setenv(f"SBATCH_{name}", "7")
+    assert SlurmConfig().parameters("name")["time"] == 7
+    with settings_win(SlurmConfig(partition="low", mem="8G")):
+        left = {name for name in os.environ if name.startswith("SBATCH_")}
+        assert left == {"SBATCH_ACCOUNT"}
+    assert os.environ["SBATCH_PARTITION"] == "7", "the shell's own environment is as it was"
+
+
+def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_word_of_submitits_own(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "site.sh").touch()
+    own = {"setup": ["module load cuda"], "options": {"exclude": "node3", "exclusive": "true"}}
+    script = script_of(SlurmConfig(gpus_per_node=4, nodes=2, **own), tmp_path / "s", "n", 3)
+    lines = script.splitlines()
+    for option in ("ntasks-per-node=4", "nodes=2", "exclude=node3", "exclusive", "requeue"):
+        assert f"#SBATCH --{option}" in lines
+    assert "#SBATCH --array=0-2%3" in lines and "#SBATCH --signal=USR2@120" in lines
+    assert lines.index(f"source {tmp_path}/slurm/site.sh") < lines.index("module load cuda")
+    assert "wckey" not in script and "--kill-on-bad-exit=1" in script
+
+
+def test_where_no_slurm_answers_nothing_is_known_and_nothing_submitted(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_json(tmp_path / "jobs" / "hpc_ecg-0000-a.json", {"tasks": ["a/seed-0"], "ids": ["1_0"]})
+    assert ask_queue(["name"]) is None and in_queue(tmp_path, ["a/seed-0"]) is None
+    task = Task(
+        name="a/seed-0",
+        folder=tmp_path,
+        function=print,
+        arguments=(),
+        results=(tmp_path / "finished.json",),
+    )
+    with pytest.raises(ValueError, match="squeue does not answer"):
+        submit_missing([task], tmp_path, SlurmConfig())
+
+
+def test_the_last_submission_counts_also_of_a_launcher_that_was_killed_at_once(tmp_path):
+    notes = {"hpc_ecg-0000-b": (["x", "y"], ["1_0", "1_1"]), "hpc_ecg-0001-a": (["y"], [])}
+    for name, (tasks, ids) in notes.items():
+        write_json(tmp_path / "jobs" / f"{name}.json", {"tasks": tasks, "ids": ids})
+    found = places(tmp_path)
+    assert (found["x"].id, found["x"].index) == ("1_0", 0)
+    assert (found["y"].note, found["y"].index, found["y"].id) == ("hpc_ecg-0001-a", 0, "")
+
+
+def test_two_do_not_submit_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpc_ecg.sweep.jobs.LOCK_PATIENCE_S", 0.1)
+    message = "is held by another process"
+    with alone(tmp_path), pytest.raises(ValueError, match=message), alone(tmp_path):
+        pass
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_while_the_test_split_is_predicted_is_no_failure(shards, tmp_path):
+    folder = run(words_for(shards, tmp_path / "run", "train.max_epochs=1"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = [FORKS.Process(target=_evaluate, args=(rank, port, str(folder.path))) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [76, 9]
+
+
+def _evaluate(rank: int, port: int, run_dir: str) -> None:
+    os.environ.update(_variables(rank, 2, port))
+    if rank == 1:
+        evaluation.predict = lambda *_: os._exit(9)
+    try:
+        evaluation.evaluate(evaluation.load_run(run_dir, []))
+    except Lost:
+        sys.exit(76)
+
+
+@pytest.mark.parametrize(("pid", "is_told"), [(os.getpid(), True), (2**22 + 1, False)])
+def test_a_sweep_on_this_machine_is_told_to_stop_only_where_somebody_runs_it(
+    tmp_path, pid, is_told
+):
+    write_json(tmp_path / "sweep.yaml", {"strategies": ["a"], "seeds": [0]})  # JSON is YAML
+    (tmp_path / "lock.holder").write_text(f"process {pid} on {socket.gethostname()}\n")
+    lines = cancel_cells(tmp_path, [])
+    assert (tmp_path / "STOP").exists() == is_told
+    assert lines == (
+        ["told to save and stop: the sweep on this machine"]
+        if is_told
+        else ["nothing runs or waits in a queue"]
+    )
+
+
+def test_a_run_of_slurms_without_a_job_does_not_run_whatever_its_node_left(tmp_path, monkeypatch):
+    write_json(tmp_path / "sweep.yaml", {"strategies": ["a"], "seeds": [0]})
+    write_json(tmp_path / "jobs" / "hpc_ecg-0000-a.json", {"tasks": ["a/seed-0"], "ids": ["1"]})
+    (tmp_path / "a" / "seed-0").mkdir(parents=True)
+    (tmp_path / "a" / "seed-0" / "lock.holder").write_text("process 1 on node7\n")
+    for answer, kind in (({}, "waiting"), (None, "running")):  # None: no Slurm answers
+        monkeypatch.setattr("hpc_ecg.sweep.jobs.ask_queue", lambda names, said=answer: said)
+        assert [state.kind for state in states_of(tmp_path)] == [kind]
