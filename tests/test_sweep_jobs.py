@@ -12,8 +12,8 @@ from test_finetune import run
 
 from hpc_ecg.sweep.jobs import alone, in_queue, places
 from hpc_ecg.sweep.slurm import SlurmConfig, ask_queue, minutes_of, script_of, settings_win
-from hpc_ecg.sweep.task import Task
 from hpc_ecg.sweep.status import cancel_cells, states_of
+from hpc_ecg.sweep.task import Task
 from hpc_ecg.sweep.there import submit_missing
 from hpc_ecg.training import evaluate as evaluation
 from hpc_ecg.training.engine_world import Lost
