@@ -153,9 +153,9 @@ def _progress(run: RunFolder) -> str:
 def _score(run: RunFolder) -> str:
     """On the test split; of a trial, which never sees it, on validation."""
     if not run.evaluation.exists():
-        found = read_json(run.finished)
-        score = found["best_score"]  # None where nothing was trained
-        return "" if score is None else f"validation {found['metric']} {score:.3f}"
+        about = read_json(run.finished)
+        score = about["best_score"]  # None where nothing was trained
+        return "" if score is None else f"validation {about['metric']} {score:.3f}"
     evaluation = read_json(run.evaluation)
     labels: dict[str, Any] = evaluation.get("labels", {})
     found: dict[str, Any] = evaluation.get("macro") or next(iter(labels.values()), {})
