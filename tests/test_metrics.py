@@ -35,6 +35,11 @@ def test_values_are_those_of_scikit_learn_also_with_ties():
     assert result["log_loss"] == pytest.approx(sk.log_loss(labels, scores), abs=1e-14)
 
 
+def test_the_area_of_a_perfect_ranking_is_1_and_not_nearly_so():
+    labels = np.repeat([0.0, 1.0], [64, 29])  # scikit-learn's sum of steps: 0.9999999999999998
+    assert auprc(labels, labels + np.linspace(0, 0.5, 93)) == 1
+
+
 def test_regression_values_are_those_of_scikit_learn():
     rng = np.random.default_rng(3)
     y, x = rng.normal(60, 12, 200), rng.normal(60, 12, 200)
