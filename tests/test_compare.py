@@ -149,6 +149,16 @@ def test_two_alike_cannot_be_told_apart(tmp_path):
     assert "is best" not in text and "has the highest" not in text
 
 
+def test_arms_that_predict_the_same_are_said_to(tmp_path):
+    """As strategies in which nothing trains do, in a grid of learning rates."""
+    make_sweep(tmp_path, {"a": 1.0})
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    comparison = compare(tmp_path, REPLICATES)
+    assert comparison.detectable == {"a - b": 0}
+    words = verdict(comparison)
+    assert "a and b cannot be told apart" in words and "they score exactly the same" in words
+
+
 def test_the_best_may_beat_some_and_not_others(tmp_path):
     text = verdict(compare(make_sweep(tmp_path, {"a": 2.0, "b": 1.999, "c": 0.2}), REPLICATES))
     assert "has the highest AUROC" in text
@@ -257,7 +267,16 @@ def test_the_terminal_table_fits_eighty_columns(tmp_path):
     names = {"ssl_probe_then_finetune": 2.0, "afib_recalibrate_only_with_a_long_name": 1.0}
     text = format_table(compare(make_sweep(tmp_path, names), REPLICATES))
     assert max(len(line) for line in text.splitlines()) <= 80
-    assert "ssl_probe_then_finet" in text and "GPU-hours" in text
+    assert "ssl_probe_then_finetune" in text and "GPU-hours" in text
+
+
+def test_the_terminal_table_tells_the_arms_of_a_grid_apart(tmp_path):
+    names = [f"ssl_probe_then_finetune,label_fraction={share}" for share in (0.5, 1)]
+    text = format_table(compare(make_sweep(tmp_path, dict.fromkeys(names, 1.0)), REPLICATES))
+    lines = text.split("hours: ")[0].splitlines()
+    for name in (*names, *(f"{name} (ensemble)" for name in names)):
+        below = lines[lines.index(name) + 1]
+        assert "0." in below and below.startswith("  ") and len(below) <= 80
 
 
 def test_steps_that_a_resumed_run_did_again_count_once(tmp_path):

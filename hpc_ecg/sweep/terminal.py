@@ -30,7 +30,7 @@ def format_table(comparison: Comparison) -> str:
     ]
     widths = [max(len(row[c]) for row in rows) for c in range(len(header))]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
-    lines = [_line(row, widths) for row in rows]
+    lines = [line for row in rows for line in _lines(row, widths)]
     units = sorted({unit for cost in comparison.cost.values() for unit in cost.hours})
     lines += ["", f"hours: {' and '.join(units)}"] if units else []
     lines += ["", *textwrap.wrap(" ".join(all_sentences(comparison)), WIDTH)]
@@ -58,7 +58,10 @@ def _rival_row(rival: Rival, first: str, second: str) -> list[str]:
     return [name, "-", number(main.value), show_interval(main), "-", other, "-"]
 
 
-def _line(cells: list[str], widths: list[int]) -> str:
-    name = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 1] + "…"
+def _lines(cells: list[str], widths: list[int]) -> list[str]:
+    """A row; a name that is too long for its column has a line of its own, since the arms of a grid
+    differ at their names' ends."""
     numbers = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-    return "  ".join([name.ljust(widths[0]), *numbers]).rstrip()
+    is_long = len(cells[0]) > widths[0]
+    row = "  ".join([("" if is_long else cells[0]).ljust(widths[0]), *numbers]).rstrip()
+    return [*textwrap.wrap(cells[0], WIDTH), row] if is_long else [row]

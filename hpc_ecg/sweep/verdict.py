@@ -122,8 +122,7 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
     sentences = [
         "Probability of being the best of these: "
         + ", ".join(f"{name} {number_of_chance(p)}" for name, p in ranked[:3])
-        + (" …" if len(ranked) > 3 else "")
-        + "."
+        + (" …" if len(ranked) > 3 else ".")
     ]
     within = [n["strategy"] for n in comparison.non_inferior if n["is_non_inferior"]]
     if within:
@@ -139,10 +138,11 @@ def number_of_chance(p: float) -> str:
 
 
 def _what_could_be_found(comparison: Comparison, best: str, alike: list[str]) -> str:
-    sizes = [
-        comparison.detectable.get(f"{best} - {n}") or comparison.detectable[f"{n} - {best}"]
-        for n in alike
-    ]
+    others = [{best, name} for name in alike]
+    pairs = [pair for pair in comparison.pairs if {pair.first, pair.second} in others]
+    sizes = [comparison.detectable[f"{pair.first} - {pair.second}"] for pair in pairs]
+    if not any(sizes):
+        return "On these patients they score exactly the same."
     low, high = number(min(sizes)), number(max(sizes))
     size = low if low == high else f"{low} to {high}"
     return f"With these patients and seeds, 4 of 5 sweeps would find a difference of {size}."
