@@ -128,10 +128,29 @@ def test_cards_say_where_thresholds_come_from_and_how_the_run_was_made(paths):
     cards = {path.parent.name + "/" + path.stem: path.read_text() for path in paths.cards}
     assert len(cards) == 6
     model, run = cards["afib_keep_head/MODEL_CARD"], cards["afib_keep_head/RUN_CARD"]
-    for text in ("Intended use", "fitted on validation", "sensitivity_90", "Limits", "Calibration"):
+    for text in (
+        "Intended use",
+        "fitted on validation",
+        "| sensitivity ≥ 90 % |",
+        "- AUROC: ",
+        "Limits",
+    ):
         assert text in model
     assert "optim.lr | 5e-05" in run and "SHA-256 `" + "0f" * 32 in run
-    assert "{{" not in model + run and "None" not in model
+    for text in ("{{", "{'", "['", "None", "log_loss"):
+        assert text not in model + run, text
+
+
+def test_a_model_that_keeps_the_classes_apart_has_a_card(tmp_path):
+    """Such a model has no calibration slope."""
+    make_sweep(tmp_path, {"only": 1.0}, (0,), make_test_set(num_patients=80))
+    path = tmp_path / "only/seed-0/evaluation.json"
+    evaluation = json.loads(path.read_text())
+    none = {"value": None, "low": None, "high": None, "reason": "the classes are apart"}
+    evaluation["labels"]["afib_5y"]["calibration"]["slope"] = none
+    path.write_text(json.dumps(evaluation))
+    model, _ = write_report(tmp_path, replicates=50).cards
+    assert "Calibration on the test set: slope –, intercept" in model.read_text()
 
 
 def test_subgroups_of_the_best_model_are_shown_with_a_test_of_interaction(paths):

@@ -8,10 +8,14 @@ from hpc_ecg.page import render_text
 from hpc_ecg.sweep.cells import read_optional
 from hpc_ecg.sweep.chosen import Chosen
 from hpc_ecg.sweep.comparison import Comparison
+from hpc_ecg.sweep.cost import plain
 from hpc_ecg.sweep.flow import CohortFlow
+from hpc_ecg.sweep.scoring import METRIC_NAMES
 from hpc_ecg.sweep.verdict import verdict_sentences
-from hpc_ecg.sweep.wording import number, share
+from hpc_ecg.sweep.wording import fitted_for, number, share, show_part
 from hpc_ecg.writing import write_text
+
+NAMES = METRIC_NAMES | {"brier": "Brier score", "log_loss": "log loss", "rmse": "RMSE"}
 
 
 def write_cards(comparison: Comparison, flow: CohortFlow | str, folder: Path) -> list[Path]:
@@ -45,6 +49,10 @@ def _values(comparison: Comparison, chosen: Chosen, flow: CohortFlow | str) -> d
         "flow": flow,
         "has_flow": isinstance(flow, CohortFlow),
         "verdict": verdict_sentences(comparison),
+        "names": NAMES,
+        "fitted_for": fitted_for,
+        "plain": plain,
         "number": number,
         "share": share,
+        "show_part": show_part,
     }

@@ -32,7 +32,7 @@ def environment_of(cells: list[CellResult]) -> list[tuple[str, str]]:
     for cell in cells:
         for key, value in read_optional(cell.run.environment).items():
             if value and key not in ("time", "command"):  # these differ by nature
-                seen.setdefault(key, {})[_plain(value)] = None
+                seen.setdefault(key, {})[plain(value)] = None
     return [
         (key, " | ".join(list(values)[:3]) + (" | …" if len(values) > 3 else ""))
         for key, values in seen.items()
@@ -54,7 +54,10 @@ def _cost(cells: list[CellResult]) -> Cost:
     )
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """As a reader would write it, not as Python does."""
+    if isinstance(value, list):
+        return " ".join(map(plain, value))
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items() if v is not None)
     return value if isinstance(value, str) else json.dumps(value)

@@ -29,7 +29,7 @@ from hpc_ecg.sweep.flow import CohortFlow, read_flow
 from hpc_ecg.sweep.settings import tell_apart
 from hpc_ecg.sweep.tables import as_json, tables_of
 from hpc_ecg.sweep.verdict import sentences_on_baselines, sentences_on_chance, verdict_sentences
-from hpc_ecg.sweep.wording import number, share, show_hours, show_interval, show_p
+from hpc_ecg.sweep.wording import fitted_for, number, share, show_hours, show_interval, show_p
 from hpc_ecg.writing import read_json, write_json, write_text
 
 
@@ -97,6 +97,7 @@ def render_report(
         has_flow=isinstance(flow, CohortFlow),
         tuning=read_json(tuning) if tuning.exists() else {},
         checklist=checklist(comparison, flow),
+        fitted_for=fitted_for,
         number=number,
         share=share,
         show_interval=show_interval,
