@@ -37,8 +37,8 @@ def run_here(
             elif must_stop():  # if it was a failure, the next start will say so
                 logger.info("%s: %s", task.name, outcome.error.strip().splitlines()[-1])
             else:
-                if not task.error.exists():  # it was killed
-                    task.fail(outcome.error, outcome.log)
+                if not task.error.exists():  # it was killed, or out of time
+                    task.fail(outcome.error, outcome.log, from_outside=True)
                 failures.append(f"{task.name}: {task.reason()}; {outcome.log}")
                 logger.warning("%s", failures[-1])
             advance()

@@ -191,7 +191,7 @@ def state_of(job: str) -> str:
     except OSError:
         return ""
     found = re.search(r" JobState=(\w+)(?: Reason=(\w+))?", said)
-    return " ".join(part for part in found.groups() if part) if found else ""
+    return " ".join(part for part in found.groups() if part not in (None, "None")) if found else ""
 
 
 def cancel(jobs: Sequence[str]) -> None:

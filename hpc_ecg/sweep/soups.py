@@ -34,7 +34,9 @@ def soup_tasks(sweep: Sweep, adapt: Callable[[FinetuneConfig], FinetuneConfig]) 
 def _task(arm: str, cells: list[Cell], config: FinetuneConfig) -> Task:
     folder = Path(cells[0].run.run_dir).parent / "soup"
     seeds, note = [cell.seed for cell in cells], folder / "soup.json"
+    evaluation = folder / "evaluation.json"
     if note.exists() and read_json(note)["seeds"] != seeds:
+        evaluation.unlink(missing_ok=True)  # first: the new note must not stand beside the old one
         note.unlink()
     sources = [cell.run.run_dir for cell in cells]
     return Task(
@@ -42,7 +44,7 @@ def _task(arm: str, cells: list[Cell], config: FinetuneConfig) -> Task:
         folder=folder,
         function=make_soup,
         arguments=(config, sources, seeds, folder),
-        results=(note, folder / "evaluation.json"),
+        results=(note, evaluation),
     )
 
 

@@ -22,6 +22,7 @@ from hpc_ecg.signals import STOP
 from hpc_ecg.sweep import slurm
 from hpc_ecg.sweep.cells import expected_cells, read_events
 from hpc_ecg.sweep.jobs import in_queue, places
+from hpc_ecg.sweep.task import log_of
 from hpc_ecg.writing import read_json
 
 WATCH_S = 5.0
@@ -57,12 +58,7 @@ def show(sweep_dir: Path, watch: bool) -> None:
 def states_of(sweep_dir: Path) -> list[State]:
     """Of all cells, in the order of sweep.yaml, after the trials and before the soups that have
     begun."""
-    check_cells(sweep_dir, [])
-    submitted = places(sweep_dir)
-    begun = {str(p.relative_to(sweep_dir)) for p in sweep_dir.glob("tuning/*/*")} | set(submitted)
-    begun |= {str(p.relative_to(sweep_dir)) for p in sweep_dir.glob("*/soup")}
-    names = sorted(name for name in begun if name.startswith("tuning/"))
-    names += _cells_of(sweep_dir) + sorted(name for name in begun if name.endswith("/soup"))
+    names, submitted = _tasks_of(sweep_dir), places(sweep_dir)
     queue = in_queue(sweep_dir, names)
     known = set() if queue is None else set(submitted)
     return [_state(sweep_dir, name, (queue or {}).get(name), name in known) for name in names]
@@ -92,29 +88,37 @@ def cancel_cells(sweep_dir: Path, cells: list[str]) -> list[str]:
 
 
 def check_cells(sweep_dir: Path, cells: list[str]) -> None:
-    """ValueError if one is not of this sweep."""
-    if not (sweep_dir / "sweep.yaml").exists():
-        raise ValueError(f"{sweep_dir} is not a sweep's folder (no sweep.yaml)")
-    known = _cells_of(sweep_dir)
+    """ValueError if one is not of this sweep: no cell, and no trial or soup that has begun."""
+    known = _tasks_of(sweep_dir)
     for cell in cells:
         if cell not in known:
             raise ValueError(f"{sweep_dir} has no cell {cell}; it has {', '.join(known[:4])} …")
 
 
-def _cells_of(sweep_dir: Path) -> list[str]:
-    return [f"{arm}/seed-{seed}" for arm, seed in expected_cells(sweep_dir)]
+def _tasks_of(sweep_dir: Path) -> list[str]:
+    """All cells, after the trials and before the soups that have begun."""
+    if not (sweep_dir / "sweep.yaml").exists():
+        raise ValueError(f"{sweep_dir} is not a sweep's folder (no sweep.yaml)")
+    begun = {str(p.relative_to(sweep_dir)) for p in sweep_dir.glob("tuning/*/*")}
+    begun |= {str(p.relative_to(sweep_dir)) for p in sweep_dir.glob("*/soup")}
+    begun |= set(places(sweep_dir))
+    cells = [f"{arm}/seed-{seed}" for arm, seed in expected_cells(sweep_dir)]
+    trials = sorted(name for name in begun if name.startswith("tuning/"))
+    return trials + cells + sorted(name for name in begun if name.endswith("/soup"))
 
 
 def _state(sweep_dir: Path, name: str, job: slurm.InQueue | None, is_slurms: bool) -> State:
     """`is_slurms`: without a job nobody is at work on it, whatever was left in its folder."""
     run = RunFolder(sweep_dir / name)
     if job is not None and job.waits:
-        return State(name=name, kind="queued", text=f"job {job.id}: {job.reason}")
+        why = "" if job.reason == "None" else f": {job.reason}"
+        return State(name=name, kind="queued", text=f"job {job.id}{why}")
     error = run.path / "error.txt"
     if job is None and error.exists():
-        lines = [line for line in error.read_text().splitlines() if line.strip()]
-        log = lines[0].removeprefix("log: ") if lines else ""
-        return State(name=name, kind="failed", text=f"{lines[-1] if lines else '?'} (see {log})")
+        said = error.read_text()
+        lines = [line for line in said.splitlines() if line.strip()]
+        reason = lines[-1] if lines else "?"
+        return State(name=name, kind="failed", text=f"{reason} (see {log_of(said)})")
     is_soup, is_trial = name.endswith("/soup"), name.startswith("tuning/")
     if (run.finished.exists() or is_soup) and (run.evaluation.exists() or is_trial):
         return State(name=name, kind="done", text=_score(run))

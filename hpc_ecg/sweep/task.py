@@ -1,8 +1,9 @@
 """One task of a sweep, in the process (or processes) of its job: a run, a trial or a soup.
 
 The truth is the task's own folder: it is done when its results are there, and has failed when
-error.txt is. A task that was told to stop, or lost its other processes, leaves neither: it goes on
-when somebody starts it again.
+error.txt is, which also says whether the task itself failed or was ended from outside (killed,
+cancelled, out of time). A task that saved because Slurm told it to, or lost its other processes,
+leaves neither: it goes on when somebody starts it again.
 """
 
 import os
@@ -30,6 +31,8 @@ from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.writing import write_text
 
 UNTIL_ENDED_S = 600
+LOG, LOG_OF_ENDED = "log: ", "ended from outside, log: "
+"""How error.txt begins, before the file to read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +52,15 @@ class Task:
     def error(self) -> Path:
         return self.folder / "error.txt"
 
-    def fail(self, text: str, log: Path | str) -> None:
+    def fail(self, text: str, log: Path | str, *, from_outside: bool = False) -> None:
         """Note for all to see what went wrong: its last line is the reason."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.error, f"log: {log}\n{text.strip()}\n")
+        head = LOG_OF_ENDED if from_outside else LOG
+        write_text(self.error, f"{head}{log}\n{text.strip()}\n")
+
+    def has_failed(self) -> bool:
+        """Of itself: with these settings it would again."""
+        return self.error.exists() and self.error.read_text().startswith(LOG)
 
     def reason(self) -> str:
         """Of its failure, in one line."""
@@ -61,7 +69,12 @@ class Task:
 
     def log(self) -> str:
         """The file to read about its failure."""
-        return self.error.read_text().partition("\n")[0].removeprefix("log: ")
+        return log_of(self.error.read_text())
+
+
+def log_of(error: str) -> str:
+    """The file to read, of what error.txt says."""
+    return error.partition("\n")[0].partition(LOG)[2]
 
 
 def task_of_run(name: str, config: FinetuneConfig, *, tests: bool = True) -> Task:
@@ -96,7 +109,7 @@ def attempt(task: Task) -> None:
         raise
     except Stopped as stopped:
         if is_first and stopped.code != AGAIN:
-            task.fail(str(stopped), log)
+            task.fail(str(stopped), log, from_outside=True)
         raise
     except Exception:
         task.fail(traceback.format_exc(), log)
@@ -139,5 +152,6 @@ class SlurmTask:
             requeue(signal.SIGUSR2, None)
         except UncompletedJobError as error:
             why = f"saved, but {error}: start the sweep again to go on (slurm.max_timeouts)"
-            self.task.fail(why, submitit.JobEnvironment().paths.stderr)
+            log = submitit.JobEnvironment().paths.stderr
+            self.task.fail(why, log, from_outside=True)
             raise

@@ -18,7 +18,8 @@ from hpc_ecg.sweep.task import Task
 POLL_S, POLL_AT_MOST_S, SLOWER = 2.0, 30.0, 1.2
 LOST_AFTER_S = 10.0
 """A folder may show later than the queue what a run left there: shared disks cache."""
-FINAL = ("CANCELLED", "OUT_OF_MEMORY")
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
+FINAL = ("CANCELLED", OUT_OF_MEMORY)
 """Ends that another try would not change."""
 
 
@@ -110,5 +111,6 @@ def _is_lost(task: Task, folder: Path, tries: int, at_most: int) -> bool:
     if tries < at_most and not state.startswith(FINAL):
         return True
     times = f" {tries + 1} times" if tries else ""
-    task.fail(f"its job ended{times} without a result: {state or 'killed or lost'}", place.log)
+    why = f"its job ended{times} without a result: {state or 'killed or lost'}"
+    task.fail(why, place.log, from_outside=not state.startswith(OUT_OF_MEMORY))
     return False
