@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from ranks import _variables
@@ -20,12 +21,16 @@ from ranks import _variables
 from hpc_ecg import signals, watchdog
 from hpc_ecg.cli import main
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.sweep import there
 from hpc_ecg.training import engine
 from hpc_ecg.training.engine import Engine
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["hpc_ecg.cli", "hpc_ecg.training.finetune", "torch.distributed.fsdp", "torch._dynamo"]
+    [
+        *("hpc_ecg.cli", "hpc_ecg.training.finetune", "torch.distributed.fsdp", "torch._dynamo"),
+        "hpc_ecg.sweep.launch",
+    ]
 )
 
 
@@ -69,14 +74,34 @@ def finetune_on_ranks(
     return ended
 
 
+def sweep_in_a_fork(log: Path, words: Sequence[str]) -> Any:
+    """`hpc-ecg sweep WORDS` as a process that has started; it looks at the queue often."""
+    arguments = log, dict(os.environ), words
+    process = FORKS.Process(target=_sweep, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def _sweep(log: Path, environment: dict[str, str], words: Sequence[str]) -> None:
+    _say_to(log)
+    os.environ.clear()  # that of the server may be older than the test cluster
+    os.environ.update(environment)
+    there.POLL_S, there.POLL_AT_MOST_S, there.LOST_AFTER_S = 0.5, 2.0, 3.0
+    sys.exit(main(["sweep", *words]))
+
+
 def _run(log: Path, variables: dict[str, str], words: Sequence[str], harms: tuple) -> None:
-    file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    _say_to(log)
     os.environ.update(variables)
     for harm in harms:
         harm()
     sys.exit(main(["finetune", *words]))
+
+
+def _say_to(log: Path) -> None:
+    file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
 
 
 def at_step(step: int, rank: int, action: Callable[[], object]) -> None:
