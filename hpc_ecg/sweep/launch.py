@@ -23,7 +23,7 @@ from hpc_ecg.sweep.jobs import alone
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.task import Task, task_of_run
 from hpc_ecg.sweep.there import run_there
-from hpc_ecg.sweep.tuning import chosen_before, tune
+from hpc_ecg.sweep.tuning import FOLDER, check_trials, chosen_before, forget_failure, tune
 from hpc_ecg.training.evaluate import describe_evaluation
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.writing import read_json, write_json, write_text
@@ -41,7 +41,7 @@ class Place:
 
 def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str]:
     """Run what is not done, or this cell only; returns one line for each cell that failed. On Slurm
-    without `wait`: as soon as all is submitted.
+    without `wait`: as soon as all is submitted that waits for nothing else of this sweep.
 
     Raises ValueError before the first run starts: data, weights or folder do not fit, or another
     sweep is at work in the same folder. Raises Stopped, with all runs saved, if somebody asked for
@@ -51,9 +51,13 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
     with _place(sweep, wait) as place:
         # 1. each strategy chooses its own values, if it may
         if sweep.config.tune:
-            if not tune(sweep, place.run_all, place.adapt):
-                logger.info("tuning is not done yet: start the sweep again to go on")
-                return []
+            if only is not None and only.startswith(f"{FOLDER}/"):
+                forget_failure(sweep, only)
+            is_tuned, failures = tune(sweep, place.run_all, place.adapt)
+            if not is_tuned:
+                when = "" if wait else " when its trials have ended"
+                logger.info("tuning is not done yet: start the sweep again%s", when)
+                return failures
             sweep = checked(sweep)
 
         # 2. every cell that is not done
@@ -64,7 +68,11 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
 
         # 3. the mean of each arm's weights, where all of its seeds are done
         if sweep.config.soup:
-            failures += place.run_all(soup_tasks(sweep, place.adapt))
+            soups = soup_tasks(sweep, place.adapt)
+            failures += place.run_all(soups)
+            arms = {cell.arm.name for cell in sweep.cells if len(sweep.config.seeds) > 1}
+            if not wait and len(soups) < len(arms):
+                logger.info("soups are made once their seeds are done: start the sweep again then")
         return failures
 
 
@@ -77,6 +85,7 @@ def checked(sweep: Sweep) -> Sweep:
     folder = Path(sweep.config.sweep_dir)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "sweep.yaml").exists():
         raise ValueError(f"sweep_dir={folder} is not empty and not a sweep's; give a new folder")
+    check_trials(sweep)
     checked: set[str] = set()
     for cell in sweep.cells:
         if is_tuned:

@@ -5,6 +5,9 @@ Comes in: a sweep with `tune`; goes out: SWEEP/tuning.json, which says what each
 trial is a run in SWEEP/tuning/ with a seed of its own; it never sees the test split. With
 `tune_trials` optuna proposes the values: trial n of a strategy follows from its trials before n, so
 a sweep that was interrupted goes on with the same proposals.
+
+A strategy chooses when each of its trials has an answer: a score, or a failure of its own, which is
+not tried again. What was killed or cancelled is no answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_ecg.config import to_yaml
 from hpc_ecg.log import logger
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.sweep.arms import arm_name, axes_of, choices_of
@@ -20,6 +24,7 @@ from hpc_ecg.sweep.task import Task, task_of_run
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.writing import read_json, write_json
 
+FOLDER = "tuning"
 LOG_RATIO = 10
 RunAll = Callable[[Sequence[Task]], list[str]]
 Adapt = Callable[[FinetuneConfig], FinetuneConfig]
@@ -31,6 +36,9 @@ class Trial:
     values: dict[str, Any]
     task: Task
 
+    def has_answer(self) -> bool:
+        return self.task.is_done() or self.task.has_failed()
+
     def outcome(self) -> dict[str, Any]:
         """Its score on validation; None if it failed."""
         finished = RunFolder(self.task.folder).finished
@@ -41,53 +49,106 @@ class Trial:
 
 def chosen_before(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """What an earlier start chose, for strategies whose trials are those of these settings."""
-    path = Path(sweep.config.sweep_dir) / "tuning.json"
-    if not sweep.config.tune or not path.exists():
+    if not sweep.config.tune:
         return {}
-    known = read_json(path)
+    known = _read(sweep)
     return {
         strategy: known[strategy]["chosen"]
         for strategy in sweep.config.strategies
-        if strategy in known and known[strategy].get("asked") == _asked(sweep)
+        if strategy in known
+        and known[strategy].get("asked") == _asked(sweep)
+        and known[strategy]["chosen"]
     }
 
 
-def tune(sweep: Sweep, run_all: RunAll, adapt: Adapt) -> bool:
-    """Run the trials and write tuning.json; False while jobs are still at work. ValueError if every
-    trial of a strategy failed."""
+def check_trials(sweep: Sweep) -> None:
+    """ValueError if trials that are there had other settings than the sweep has now: their scores
+    would choose for runs of another kind."""
+    if not sweep.config.tune:
+        return
+    chosen, known = chosen_before(sweep), _read(sweep)
+    grid = [] if sweep.config.tune_trials else choices_of(axes_of("tune", sweep.config.tune))
+    for name in sweep.config.strategies:
+        made = [trial["values"] for trial in known[name]["trials"]] if name in chosen else grid
+        for values in made:
+            _trial(sweep, lambda run: run, name, values)
+
+
+def forget_failure(sweep: Sweep, trial: str) -> None:
+    """So that the next start runs it again. ValueError if its strategy needs it no more."""
+    for name in chosen_before(sweep):
+        if trial.startswith(f"{FOLDER}/{name}/"):
+            raise ValueError(
+                f"{trial}: {name} has chosen already, and its runs rest on that; to choose again, "
+                f"delete {_path(sweep)} and the runs of {name}"
+            )
+    (Path(sweep.config.sweep_dir) / trial / "error.txt").unlink(missing_ok=True)
+
+
+def tune(sweep: Sweep, run_all: RunAll, adapt: Adapt) -> tuple[bool, list[str]]:
+    """Run the trials and write tuning.json. False, and a line for each trial that failed, while
+    some have no answer. ValueError if every trial of a strategy failed: the next start runs those
+    again."""
     chosen = chosen_before(sweep)
     left = [name for name in sweep.config.strategies if name not in chosen]
     if not left:
-        return True
+        return True, []
+    tuning = _forget(sweep, left)
     if sweep.config.tune_trials is None:
         choices = choices_of(axes_of("tune", sweep.config.tune))
         trials = [_trial(sweep, adapt, name, values) for name in left for values in choices]
-        run_all([trial.task for trial in trials])
+        failures = _run(trials, run_all)
     else:
-        trials = _propose_and_run(sweep, left, run_all, adapt)
-    if not all(trial.task.is_done() or trial.task.error.exists() for trial in trials):
-        return False
-    path = Path(sweep.config.sweep_dir) / "tuning.json"
-    tuning = read_json(path) if path.exists() else {}
+        trials, failures = _propose_and_run(sweep, left, run_all, adapt)
+    if not all(trial.has_answer() for trial in trials):
+        return False, failures
     for name in left:
-        found = _choose(name, [t.outcome() for t in trials if t.strategy == name])
-        tuning[name] = found | {"asked": _asked(sweep)}
-        taken, count = tuning[name]["chosen"], len(tuning[name]["trials"])
-        logger.info("%s: %s, of %d trials", name, taken, count)
-    write_json(path, tuning)
-    return True
+        outcomes = [trial.outcome() for trial in trials if trial.strategy == name]
+        tuning[name] = {"chosen": _best(outcomes), "trials": outcomes, "asked": _asked(sweep)}
+        logger.info("%s: %s, of %d trials", name, tuning[name]["chosen"], len(outcomes))
+    write_json(_path(sweep), tuning)
+    for name in left:
+        if not tuning[name]["chosen"]:
+            raise ValueError(
+                f"tune: all {len(tuning[name]['trials'])} trials of {name} failed; see hpc-ecg "
+                "sweep status, or give other values"
+            )
+    return True, []
 
 
-def _choose(strategy: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """The best score; of equal ones the first."""
+def _path(sweep: Sweep) -> Path:
+    return Path(sweep.config.sweep_dir) / "tuning.json"
+
+
+def _read(sweep: Sweep) -> dict[str, Any]:
+    return read_json(_path(sweep)) if _path(sweep).exists() else {}
+
+
+def _forget(sweep: Sweep, strategies: list[str]) -> dict[str, Any]:
+    """What is known of the others. Where these found nothing, or were asked something else, what
+    failed then is tried again, once."""
+    tuning = _read(sweep)
+    found = {name: tuning.pop(name) for name in strategies if name in tuning}
+    for name, old in found.items():
+        for trial in old["trials"]:
+            folder = Path(sweep.config.sweep_dir) / _name(name, trial["values"])
+            (folder / "error.txt").unlink(missing_ok=True)
+    if found:
+        write_json(_path(sweep), tuning)
+    return tuning
+
+
+def _run(trials: Sequence[Trial], run_all: RunAll) -> list[str]:
+    return run_all([trial.task for trial in trials if not trial.task.has_failed()])
+
+
+def _best(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """The values of the best score, of equal ones the first; {} if all failed."""
     scored = [trial for trial in trials if trial["score"] is not None]
     if not scored:
-        raise ValueError(
-            f"tune: all {len(trials)} trials of {strategy} failed; see hpc-ecg sweep status, or "
-            "give other values"
-        )
+        return {}
     best = max(scored, key=lambda t: -t["score"] if t["metric"] == "loss" else t["score"])
-    return {"chosen": best["values"], "trials": trials}
+    return dict(best["values"])
 
 
 def _asked(sweep: Sweep) -> dict[str, Any]:
@@ -97,10 +158,16 @@ def _asked(sweep: Sweep) -> dict[str, Any]:
     return {"tune": axes, "trials": config.tune_trials, "seed": config.tune_seed}
 
 
+def _name(strategy: str, values: dict[str, Any]) -> str:
+    return f"{FOLDER}/{strategy}/{arm_name('', values).lstrip(',')}"
+
+
 def _trial(sweep: Sweep, adapt: Adapt, strategy: str, values: dict[str, Any]) -> Trial:
-    name = f"tuning/{strategy}/{arm_name('', values).lstrip(',')}"
+    """ValueError if it was run with other settings."""
+    name = _name(strategy, values)
     run_dir = f"{sweep.config.sweep_dir}/{name}"
     config = sweep.run_of(strategy, values, sweep.config.tune_seed, run_dir)
+    RunFolder(run_dir).check_same_config(to_yaml(config))
     return Trial(
         strategy=strategy, values=values, task=task_of_run(name, adapt(config), tests=False)
     )
@@ -108,8 +175,9 @@ def _trial(sweep: Sweep, adapt: Adapt, strategy: str, values: dict[str, Any]) ->
 
 def _propose_and_run(
     sweep: Sweep, strategies: list[str], run_all: RunAll, adapt: Adapt
-) -> list[Trial]:
-    """Trial after trial, all strategies side by side."""
+) -> tuple[list[Trial], list[str]]:
+    """Trial after trial, all strategies side by side, until one has no answer; with a line for
+    each of the last ones that failed."""
     try:
         import optuna
     except ImportError:
@@ -124,10 +192,10 @@ def _propose_and_run(
     for _ in range(sweep.config.tune_trials or 0):
         asked = {name: study.ask(space) for name, study in studies.items()}
         now = [_trial(sweep, adapt, name, dict(own.params)) for name, own in asked.items()]
-        run_all([trial.task for trial in now])
+        failures = _run(now, run_all)
         trials += now
-        if not all(trial.task.is_done() or trial.task.error.exists() for trial in now):
-            return trials
+        if not all(trial.has_answer() for trial in now):
+            return trials, failures
         for trial in now:
             found = trial.outcome()
             score = found["score"]
@@ -137,7 +205,7 @@ def _propose_and_run(
             else:  # a study minimizes
                 loss = score if found["metric"] == "loss" else -score
                 studies[trial.strategy].tell(asked[trial.strategy], loss)
-    return trials
+    return trials, []
 
 
 def _distribution(key: str, values: list[Any]) -> Any:

@@ -1,0 +1,94 @@
+"""Tuning and soups on a real Slurm: what is cancelled or killed chooses nothing, and the sweep ends
+as one that nobody disturbed."""
+
+import os
+from pathlib import Path
+from signal import SIGKILL
+
+import pandas as pd
+import pytest
+from slurm_jobs import wait_until
+from test_finetune import same_tensors
+from test_sweep_slurm import Launcher, words_of
+
+from hpc_ecg.cli import main
+from hpc_ecg.sweep.grid import Sweep, load_sweep
+from hpc_ecg.sweep.jobs import places
+from hpc_ecg.sweep.soups import soup_tasks
+from hpc_ecg.sweep.status import states_of
+from hpc_ecg.sweep.task import task_of_run
+from hpc_ecg.sweep.tuning import chosen_before, tune
+from hpc_ecg.writing import read_json
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+CELLS = [f"ssl_new_head/seed-{seed}" for seed in (0, 1)]
+SOUP = "ssl_new_head/soup"
+
+
+def test_a_choice_waits_for_every_trial_and_then_all_is_as_if_undisturbed(
+    slurm, shards, tmp_path, capfd
+):
+    folder = tmp_path / "sweep"
+    killed, cancelled = (f"tuning/ssl_new_head/lr={lr}" for lr in ("0.002", "0.0002"))
+    own = ("strategies=[ssl_new_head]", "seeds=[0,1]", "tune.optim.lr=[0.002,0.0002]", "soup=true")
+    words = words_of(shards, folder, *own, "run.train.max_epochs=2")
+    launcher = Launcher(folder, *words, "slurm.array_parallelism=1")
+    wait_until(lambda: launcher.processes_of(killed), launcher)
+    os.kill(launcher.processes_of(killed)[0], SIGKILL)
+    assert main(["sweep", "cancel", str(folder), cancelled]) == 0
+    assert launcher.end() == 1, launcher.log
+    assert f"lost, submitted again: {killed}" in launcher.log
+    assert f"failed: {cancelled}: its job ended without a result: CANCELLED" in launcher.log
+    assert kinds(folder) == {cancelled: "failed", killed: "done"} | dict.fromkeys(CELLS, "waiting")
+    assert not (folder / "tuning.json").exists(), "chosen without a trial that was cancelled"
+
+    assert main(["sweep", *words, "--no-wait"]) == 0
+    assert "tuning is not done yet: start the sweep again when" in capfd.readouterr().err
+    assert kinds(folder)[cancelled] in ("queued", "running")
+    wait_until(lambda: kinds(folder)[cancelled] == "done", launcher)
+    assert main(["sweep", *words, "--no-wait"]) == 0
+    assert "soups are made once their seeds are done" in capfd.readouterr().err
+    again = Launcher(folder, *words)
+    assert again.end() == 0, again.log
+    assert kinds(folder) == dict.fromkeys((killed, cancelled, *CELLS, SOUP), "done")
+    assert {place.note[:12] for place in places(folder).values()} == {
+        f"hpc_ecg-000{n}" for n in range(1, 5)
+    }, "the first submission was undone; each of the others has what is there"
+    assert_same(folder, calm(words, tmp_path / "undisturbed"))
+
+
+def kinds(folder: Path) -> dict[str, str]:
+    return {state.name: state.kind for state in states_of(folder)}
+
+
+def calm(words: list[str], folder: Path) -> Path:
+    """The same sweep in this process, without a Slurm."""
+    sweep = load_sweep([], [*words, f"sweep_dir={folder}"])
+    assert tune(sweep, _do_all, lambda run: run) == (True, [])
+    sweep = _with_choice(sweep)
+    _do_all([task_of_run(cell.name, cell.run) for cell in sweep.cells])
+    _do_all(soup_tasks(sweep, lambda run: run))
+    return folder
+
+
+def _with_choice(sweep: Sweep) -> Sweep:
+    return sweep.with_cells(chosen_before(sweep))
+
+
+def _do_all(tasks) -> list[str]:
+    for task in tasks:
+        task.function(*task.arguments)
+    return []
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    """The choice, the predictions and the weights, bitwise."""
+    assert read_json(folder / "tuning.json") == read_json(undisturbed / "tuning.json")
+    predicted = [f"{cell}/predictions/{split}" for cell in CELLS for split in ("valid", "test")]
+    for name in (*predicted, f"{SOUP}/predictions"):
+        tables = [pd.read_parquet(f"{where}/{name}.parquet") for where in (folder, undisturbed)]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+    for name in (*(f"{cell}/best" for cell in CELLS), SOUP):
+        weights = f"{name}/model.safetensors"
+        assert same_tensors(folder / weights, undisturbed / weights), name
+    assert read_json(folder / SOUP / "soup.json") == {"seeds": [0, 1]}
