@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from sklearn import metrics as sklearn
 
 FloatArray = NDArray[np.float64]
-ROUNDING = 1e-12
-"""A sum of steps ends so near to 1 where it is 1; an interval must know that it is."""
 
 
 def present(labels_N: FloatArray) -> NDArray[np.bool_]:
@@ -31,7 +29,7 @@ def auprc(labels_N: FloatArray, scores_N: FloatArray) -> float:
     """Average precision: the step-wise area under the precision-recall curve."""
     check_scorable(labels_N, scores_N, "auprc")
     value = float(sklearn.average_precision_score(labels_N, scores_N))
-    return 1.0 if value > 1 - ROUNDING else value
+    return 1.0 if value > 1 - 1e-12 else value  # its sum of steps ends near 1 where it is 1
 
 
 def brier(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
