@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from hpc_ecg import cluster
-from hpc_ecg.writing import read_json, tidy, write_json
+from hpc_ecg.writing import read_json, read_settings_file, tidy, write_json
 
 # What may differ when a run goes on: where things lie and how often, not what is computed.
 NEUTRAL = (
@@ -92,8 +92,9 @@ class RunFolder:
             (self.path / "lock").unlink(missing_ok=True)  # while held: later it may be another's
             self._lock.release()
 
-    def check_same_config(self, config_yaml: str) -> None:
-        """Refuse a folder of another configuration; what is NEUTRAL may differ."""
+    def check_same_config(self, config_yaml: str, setting: str = "run_dir") -> None:
+        """Refuse a folder of another configuration; what is NEUTRAL may differ. `setting` is where
+        the user says which folder."""
         if not self.config.exists():
             inside = self.path.iterdir() if self.path.is_dir() else ()
             foreign = [path.name for path in inside if not self._is_early(path)]
@@ -111,17 +112,12 @@ class RunFolder:
         if differing:
             raise ValueError(
                 f"{self.path} belongs to another configuration ({'; '.join(differing)}); "
-                "give another run_dir, or the settings of that run"
+                f"give another {setting}, or the settings of that run"
             )
 
     def read_settings(self) -> dict[str, Any]:
         """The settings of config.yaml by dotted key."""
-        values = yaml.safe_load(self.config.read_text())
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{self.config} is damaged: it holds no settings; give another run_dir"
-            )
-        return flatten(values)
+        return flatten(read_settings_file(self.config))
 
     def is_finished(self) -> bool:
         """ValueError if finished.json is there but damaged."""

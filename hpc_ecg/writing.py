@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
 
@@ -56,6 +57,19 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} is damaged ({error}); delete it and start the run again"
         ) from None
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file that we wrote. ValueError names one that is gone or damaged."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings; delete it and start again")
+    return values
 
 
 def sync_all(path: Path) -> None:

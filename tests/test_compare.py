@@ -218,6 +218,25 @@ def test_a_cell_with_nan_or_constant_predictions_takes_no_part(tmp_path):
     assert "predictions are 0.5; such a model tells nothing apart" in reasons[1]
 
 
+def test_a_damaged_run_takes_no_part_and_a_damaged_sweep_is_named(tmp_path):
+    sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5, "c": 0.5}, (0, 1))
+    (sweep_dir / "b/seed-0/config.yaml").write_text("[: {")
+    (sweep_dir / "b/seed-1/environment.json").unlink()
+    (sweep_dir / "c/seed-0/predictions/test.parquet").unlink()
+    (sweep_dir / "c/seed-1/finished.json").write_text('{"steps": 2')
+    cells, problems = read_cells(sweep_dir)
+    assert [cell.name for cell in cells] == ["a/seed-0", "a/seed-1"]
+    for problem, text in zip(
+        problems,
+        ("config.yaml is damaged", "environment.json", "test.parquet: no such file", "is damaged"),
+        strict=True,
+    ):
+        assert problem.reason.startswith("cannot be used: ") and text in problem.reason
+    (sweep_dir / "sweep.yaml").write_text("[: {")
+    with pytest.raises(ValueError, match=r"sweep.yaml is damaged: it holds no settings"):
+        compare(sweep_dir, REPLICATES)
+
+
 def test_different_test_sets_are_refused_by_name(tmp_path):
     sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
     make_cell(sweep_dir / "b" / "seed-1", make_test_set(num_patients=190), 1.0, 1)
@@ -261,6 +280,12 @@ def test_regression_is_compared_by_r_squared(tmp_path):
     comparison = compare(sweep_dir, REPLICATES)
     assert comparison.metrics == ["r2", "mae"]
     assert verdict(comparison).startswith("a is best (R² 0.")
+
+
+def test_a_regression_that_the_mean_beats_is_said_to_be_one(tmp_path):
+    sweep_dir = make_sweep(tmp_path, {"a": 0.0, "b": 2.0}, task="regression", noise=9.0)
+    (text, *_) = compare(sweep_dir, REPLICATES).warnings
+    assert text.startswith("R² is below 0 for a and b: the mean of all labels predicts better.")
 
 
 def test_the_terminal_table_fits_eighty_columns(tmp_path):

@@ -55,7 +55,10 @@ class Predictions:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Raises `ValueError` for missing columns, repeated records and records without patient."""
+    """Raises `ValueError` for no such file, missing columns, repeated records and records without
+    patient."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
     table = pd.read_parquet(path)
     groups = {c.removeprefix(GROUP_PREFIX): table.pop(c) for c in _group_columns(table)}
     labels = [c.removesuffix(".label") for c in table.columns if c.endswith(".label")]

@@ -6,7 +6,18 @@ from hpc_ecg.sweep.wording import listed
 
 
 def caveats_of(comparison: Comparison) -> list[str]:
-    return [*_few_patients(comparison), *_few_seeds(comparison), *_what_is_missing(comparison)]
+    parts = (_worse_than_the_mean, _few_patients, _few_seeds, _what_is_missing)
+    return [text for part in parts for text in part(comparison)]
+
+
+def _worse_than_the_mean(comparison: Comparison) -> list[str]:
+    names = [s.name for s in comparison.strategies if s.estimates[comparison.metric].value < 0]
+    if comparison.metric != "r2" or not names:
+        return []
+    return [
+        f"R² is below 0 for {_whom(names, comparison)}: the mean of all labels predicts better. "
+        "Train longer, or on labels brought to mean 0 and spread 1."
+    ]
 
 
 def _few_patients(comparison: Comparison) -> list[str]:
@@ -51,7 +62,8 @@ def _what_is_missing(comparison: Comparison) -> list[str]:
         texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} cells.")
     for label, reason in comparison.not_scored.items():
         texts.append(f"{label} is not scored: {reason}.")
-    if not any(rival.kind == "baseline" for rival in comparison.rivals):
+    is_regression = comparison.task == "regression"
+    if not is_regression and not any(rival.kind == "baseline" for rival in comparison.rivals):
         texts.append(
             "No baseline stands beside the networks: whether they beat age and sex, or the "
             "irregularity of the heartbeat alone, is not known."

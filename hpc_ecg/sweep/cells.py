@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.sweep.arms import arms_of
 from hpc_ecg.sweep.settings import check_alike
-from hpc_ecg.writing import read_json
+from hpc_ecg.writing import read_json, read_settings_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,24 +106,28 @@ def read_note(sweep_dir: Path) -> str | None:
 
 def _read_sweep(sweep_dir: Path) -> dict[str, Any]:
     path = sweep_dir / "sweep.yaml"
-    return yaml.safe_load(path.read_text()) if path.exists() else {}
+    return read_settings_file(path) if path.exists() and path.stat().st_size else {}
 
 
 def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> CellResult | Problem:
     run = RunFolder(sweep_dir / strategy / f"seed-{seed}")
     reason = _why_not_finished(run)
-    if reason is None:
-        try:
-            test = read_predictions(run.predictions / "test.parquet").sorted()
-            for k, label in enumerate(test.labels):
-                check_finite(test.logit_NK[:, k], label)
-                check_not_constant(test.logit_NK[:, k], label)
-        except (ValueError, OSError) as error:
-            reason = f"test predictions cannot be used: {error}"
     if reason is not None:
         return Problem(strategy=strategy, seed=seed, reason=reason)
+    try:
+        return _read_finished(run, strategy, seed)
+    except (ValueError, OSError) as error:
+        return Problem(strategy=strategy, seed=seed, reason=f"cannot be used: {error}")
+
+
+def _read_finished(run: RunFolder, strategy: str, seed: int) -> CellResult:
+    test = read_predictions(run.predictions / "test.parquet").sorted()
+    for k, label in enumerate(test.labels):
+        check_finite(test.logit_NK[:, k], label)
+        check_not_constant(test.logit_NK[:, k], label)
     settings = run.read_settings()
     settings["data_index_sha256"] = read_json(run.environment)["data_index_sha256"]
+    read_json(run.init_report)  # the report shows what the run started from
     arm = read_optional(run.path.parent / "arm.json")
     return CellResult(
         strategy=strategy,

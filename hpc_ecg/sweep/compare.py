@@ -58,7 +58,8 @@ def compare(
     cells, problems = read_cells(sweep_dir)
     if not cells:
         reasons = "; ".join(f"{p.strategy}/seed-{p.seed} {p.reason}" for p in problems[:3])
-        raise ValueError(f"{sweep_dir}: no finished cell to compare ({reasons or 'it is empty'})")
+        nothing = "no sweep.yaml and no runs are there; give the folder that a sweep made"
+        raise ValueError(f"{sweep_dir}: no finished cell to compare ({reasons or nothing})")
 
     # 2. score every cell on the same draws of patients
     scorer = Scorer.of(cells[0].test, replicates, seed)
