@@ -19,6 +19,22 @@ TUNED = ["strategies=[ssl_linear_probe,afib_recalibrate_only]", "seeds=[0,1]", "
 TUNED += ["tune.optim.lr=[1e-6,0.01]", "soup=true"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def runs_are_called():
+    """In this process, one after the other: each would import everything anew. As processes they
+    run in test_sweep.py, and on Slurm in test_tuning_slurm.py."""
+
+    def run_here(tasks, *_):
+        for task in tasks:
+            if not task.is_done():
+                task.function(*task.arguments)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hpc_ecg.sweep.launch.run_here", run_here)
+        yield
+
+
 @pytest.fixture(scope="module")
 def sweep(shards, tmp_path_factory):
     """A sweep that has run: folder and words."""
