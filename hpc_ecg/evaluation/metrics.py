@@ -116,8 +116,7 @@ def check_scorable(labels_N: FloatArray, scores_N: FloatArray, name: str) -> Non
     if np.isnan(labels_N).any():
         count = int(np.isnan(labels_N).sum())
         raise ValueError(f"{name}: {count} labels are missing (NaN); leave them out with present()")
-    reason = why_not_scorable(labels_N)
-    if reason is not None:
+    if reason := why_not_scorable(labels_N):
         raise ValueError(f"{name}: {reason}; check the split, or leave this label out")
     check_not_constant(scores_N, name)
 
