@@ -111,6 +111,7 @@ def _is_lost(task: Task, folder: Path, tries: int, at_most: int) -> bool:
     if tries < at_most and not state.startswith(FINAL):
         return True
     times = f" {tries + 1} times" if tries else ""
-    why = f"its job ended{times} without a result: {state or 'killed or lost'}"
+    how = "CANCELLED" if state.startswith("CANCELLED") else state  # without what it had waited for
+    why = f"its job ended{times} without a result: {how or 'killed or lost'}"
     task.fail(why, place.log, from_outside=not state.startswith(OUT_OF_MEMORY))
     return False
