@@ -109,5 +109,5 @@ def _retry(options: argparse.Namespace) -> int:
 
     check_cells(options.sweep_dir, [options.cells])
     start_logging()
-    sweep = load_sweep([str(options.sweep_dir / "sweep.yaml")], [])
+    sweep = load_sweep([str(options.sweep_dir / "sweep.yaml")], [f"sweep_dir={options.sweep_dir}"])
     return _run(sweep, wait=sweep.config.slurm is None, only=options.cells)

@@ -19,7 +19,13 @@ from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.evaluation.calibration import fit_isotonic
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.training.evaluate import evaluate, evaluate_weights, load_run, load_run_for
+from hpc_ecg.training.evaluate import (
+    describe_evaluation,
+    evaluate,
+    evaluate_weights,
+    load_run,
+    load_run_for,
+)
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.writing import read_json
@@ -129,6 +135,13 @@ def elsewhere(other_hospital):
 
 COLUMNS = Columns(labels=["fibrillation", "old"], patient="patient_id")
 RENAMED = "data.labels=[fibrillation]"
+
+
+def test_several_labels_are_one_line_of_their_mean():
+    own = {"value": 0.8, "low": 0.7, "high": 0.9}
+    result = {"n": 9, "n_patients": 5, "labels": {"a": {"n": 9, "auroc": own}, "b": {}}}
+    line = describe_evaluation(result | {"macro": {"auroc": own}})
+    assert line == "2 labels: 9 ECGs of 5 patients, macro AUROC 0.800 (0.700–0.900)"
 
 
 def test_another_cohort_is_scored_with_the_runs_own_thresholds(finished, elsewhere, capsys):

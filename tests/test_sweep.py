@@ -98,6 +98,10 @@ def test_what_would_fail_in_every_cell_fails_before_the_first(words, tmp_path):
     for word, expected in {
         "run.data.shards=nope": "data.shards=nope does not exist",
         "run.files.base_ssl=nope.pt": "ssl_new_head: init.checkpoint=nope.pt: no such file",
+        "run.loss.name=mse": "data.task=binary needs loss.name=",
+        "run.train.best_metric=nope": "train.best_metric",
+        "tune.optim.lr=[fast]": "optim.lr: Value 'fast'",
+        "tune.optim.lrr=[0.1]": "unknown setting optim.lrr",
     }.items():
         with pytest.raises(ValueError, match=expected):
             load_and_launch([*words, word])
@@ -122,6 +126,14 @@ def test_a_folder_of_something_else_and_a_sweep_at_work_are_left_alone(words, tm
 def test_what_the_sweep_sets_for_each_run_cannot_be_set_for_all(words):
     with pytest.raises(ValueError, match=r"run.seed is set by the sweep"):
         load_sweep([], [*words, "run.seed=3"])
+
+
+def test_a_setting_of_the_runs_is_said_to_stand_below_run(words, tmp_path):
+    with pytest.raises(ValueError, match=r"optim is a setting of the runs.*below run: run.optim"):
+        load_sweep([], [*words, "optim.lr=0.1"])
+    (tmp_path / "sweep.yaml").write_text("train: {max_epochs: 3}\n")
+    with pytest.raises(ValueError, match=r"train is a setting of the runs \(.*sweep.yaml\)"):
+        load_sweep([str(tmp_path / "sweep.yaml")], words)
 
 
 def test_gpus_that_are_named_otherwise_than_by_number_are_refused(words, monkeypatch):

@@ -3,6 +3,7 @@ validation, and a later start goes on."""
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,10 @@ from safetensors.torch import load_file
 from test_sweep import words_of_sweep
 
 from hpc_ecg.cli import main
+from hpc_ecg.config import to_yaml
+from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.sweep.grid import load_sweep
+from hpc_ecg.sweep.launch import checked
 from hpc_ecg.sweep.tuning import _distribution, chosen_before
 from hpc_ecg.writing import read_json, write_json
 
@@ -138,7 +142,7 @@ def test_status_says_what_is_done_failed_stopped_and_not_begun(sweep, capsys):
         said = capsys.readouterr().out
         assert "seed-3  stopped  at step 7" in said and "start the sweep again" in said
         assert "seed-4  waiting  not started" in said
-        assert re.search(r"tuning/ssl_linear_probe/lr=0.01 +done +validation auroc 0\.\d+", said)
+        assert re.search(r"tuning/ssl_linear_probe/lr=0.01 +done +validation AUROC 0\.\d+", said)
         assert re.search(r"ssl_linear_probe/soup +done +test AUROC 0\.\d+", said)
         assert "10 done, 1 failed, 1 stopped, 4 waiting" in said
     finally:
@@ -201,6 +205,25 @@ def test_two_numbers_are_a_range_and_anything_else_a_choice():
     assert _distribution("k", [0.1, 0.2, 0.3]).choices == (0.1, 0.2, 0.3)
     with pytest.raises(ValueError, match=r"tune.k=\[2, 1\]: a range goes from a lower"):
         _distribution("k", [2, 1])
+
+
+def test_a_cell_that_no_choice_can_be_stops_the_tuning_before_the_first_trial(shards, tmp_path):
+    (tmp_path / "sweep.yaml").touch()
+    words = words_of_sweep(shards, tmp_path, *TUNED)
+    sweep = load_sweep([], words)
+    cell = sweep.cells[1]
+    folder = RunFolder(cell.run.run_dir)
+    folder.path.mkdir(parents=True)
+    for lr, batch_size, message in (
+        (0.001, 12, "has run before this tuning, with optim.lr=0.001; give another sweep_dir"),
+        (0.01, 4, "data.batch_size: 4 there, 12 now.*give another sweep_dir"),
+        (0.01, 12, None),
+    ):
+        values = {"optim.lr": lr, "data.batch_size": batch_size}
+        ran = sweep.run_of(cell.arm.base, values, cell.seed, cell.run.run_dir)
+        folder.config.write_text(to_yaml(ran))
+        with pytest.raises(ValueError, match=message) if message else nullcontext():
+            checked(sweep)
 
 
 def test_what_was_chosen_for_other_values_is_not_taken(shards, tmp_path):

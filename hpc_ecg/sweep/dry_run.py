@@ -21,12 +21,14 @@ def describe(sweep: Sweep) -> list[str]:
     is_done = {cell.name: task_of_run(cell.name, cell.run).is_done() for cell in sweep.cells}
     todo = [name for name, done in is_done.items() if not done]
     width = max(len(cell.arm.name) for cell in sweep.cells)
-    lines = [f"{'':<{width}}  " + "  ".join(f"seed {seed:<4}" for seed in config.seeds)]
+    seeds = "  ".join(f"seed {seed:<4}" for seed in config.seeds)
+    lines = [f"{'':<{width}}  {seeds}".rstrip()]
     for arm in dict.fromkeys(cell.arm.name for cell in sweep.cells):
         states = [DONE if is_done[f"{arm}/seed-{seed}"] else TO_DO for seed in config.seeds]
         lines.append(f"{arm:<{width}}  " + "  ".join(f"{state:<9}" for state in states).rstrip())
     lines += ["", f"{len(todo)} of {len(is_done)} runs to do", *_before_and_after(sweep)]
-    lines.append(_cost(sweep, is_done))
+    if todo:
+        lines.append(_cost(sweep, is_done))
     if config.slurm is not None and todo:
         script = script_of(config.slurm, folder / "submitit", "hpc_ecg-0000-…", len(todo))
         lines += ["", "sbatch gets:", "", script.rstrip()]

@@ -6,8 +6,8 @@ what all runs share (`run` in the sweep's file, `run.key=value` on the command l
 strategy's overrides, what tuning chose, the grid's values, the seed and the folder laid over it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,11 +148,13 @@ def load_sweep(files: Sequence[str], words: Sequence[str]) -> Sweep:
     for file in files:
         source = read_yaml(file)
         shared.append(Source(_take_run(source), f"{file}, below {RUN}"))
+        _check_whose(source.values, file)
         own.append(source)
     for word in words:
         if word.startswith(f"{RUN}."):
             shared.append(parse_word(word.removeprefix(f"{RUN}."), FinetuneConfig))
         else:
+            _check_whose(word.partition("=")[0].split(".")[:1], "command line")
             own.append(parse_word(word, SweepConfig))
     for source in shared:
         for key in ("seed", "run_dir"):
@@ -163,6 +165,18 @@ def load_sweep(files: Sequence[str], words: Sequence[str]) -> Sweep:
     config = replace(config, strategy_dir=str(folder))
     overrides = {strategy: _read_strategy(folder, strategy) for strategy in config.strategies}
     return Sweep(config=config, shared=shared, overrides=overrides, cells=[]).with_cells({})
+
+
+def _check_whose(keys: Iterable[Any], where: str) -> None:
+    """ValueError for a run's setting where the sweep's own stand."""
+    own = {field.name for field in fields(SweepConfig)}
+    runs = {field.name for field in fields(FinetuneConfig)} - own
+    for key in keys:
+        if key in runs:
+            raise ValueError(
+                f"{key} is a setting of the runs ({where}); in a sweep it stands below {RUN}: "
+                f"{RUN}.{key}"
+            )
 
 
 def _take_run(source: Source) -> DictConfig:

@@ -17,14 +17,23 @@ from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.log import logger
 from hpc_ecg.run_folder import RunFolder
 from hpc_ecg.signals import Wishes
-from hpc_ecg.sweep.grid import Sweep
+from hpc_ecg.sweep.arms import axes_of
+from hpc_ecg.sweep.grid import Cell, Sweep
 from hpc_ecg.sweep.here import run_here, share_cores, visible_gpus
 from hpc_ecg.sweep.jobs import alone
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.task import Task, task_of_run
 from hpc_ecg.sweep.there import run_there
-from hpc_ecg.sweep.tuning import FOLDER, check_trials, chosen_before, forget_failure, tune
+from hpc_ecg.sweep.tuning import (
+    FOLDER,
+    check_trials,
+    chosen_before,
+    forget_failure,
+    trial_runs,
+    tune,
+)
 from hpc_ecg.training.evaluate import describe_evaluation
+from hpc_ecg.training.outcome import Judge
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.writing import read_json, write_json, write_text
 
@@ -81,24 +90,51 @@ def checked(sweep: Sweep) -> Sweep:
     here, once."""
     chosen = chosen_before(sweep)
     sweep = sweep.with_cells(chosen)
-    is_tuned = not sweep.config.tune or len(chosen) == len(sweep.config.strategies)
     folder = Path(sweep.config.sweep_dir)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "sweep.yaml").exists():
         raise ValueError(f"sweep_dir={folder} is not empty and not a sweep's; give a new folder")
     check_trials(sweep)
-    checked: set[str] = set()
+    left = set(sweep.config.strategies) - chosen.keys() if sweep.config.tune else set()
     for cell in sweep.cells:
-        if is_tuned:
-            RunFolder(cell.run.run_dir).check_same_config(to_yaml(cell.run))
-        if repr(cell.run.data) not in checked:
-            checked.add(repr(cell.run.data))
-            shards, labels = open_shards(cell.run.data)
-            for split in SPLITS:
-                open_split(shards, split, labels)
-        weights = cell.run.init.checkpoint
-        if weights and not Path(weights).exists():
-            raise ValueError(f"{cell.strategy}: init.checkpoint={weights}: no such file")
+        if cell.arm.base in left:
+            _check_choice(sweep, cell)
+        else:
+            RunFolder(cell.run.run_dir).check_same_config(to_yaml(cell.run), "sweep_dir")
+    _check_runs([(c.strategy, c.run) for c in sweep.cells if c.arm.base not in left])
+    _check_runs(trial_runs(sweep, left))
     return sweep
+
+
+def _check_choice(sweep: Sweep, cell: Cell) -> None:
+    """ValueError if what has run there is none of what the cell's strategy may choose."""
+    folder, axes = RunFolder(cell.run.run_dir), axes_of("tune", sweep.config.tune)
+    if not folder.config.exists():
+        return
+    settings = folder.read_settings()
+    ran = {key: settings.get(key) for key in axes}
+    for key, value in ran.items():
+        if sweep.config.tune_trials is None and value not in axes[key]:
+            raise ValueError(
+                f"{cell.name} has run before this tuning, with {key}={value}; give another "
+                f"sweep_dir, or have {value} among tune.{key}"
+            )
+    known = sweep.run_of(cell.arm.base, {**ran, **cell.arm.varied}, cell.seed, cell.run.run_dir)
+    folder.check_same_config(to_yaml(known), "sweep_dir")
+
+
+def _check_runs(runs: Sequence[tuple[str, FinetuneConfig]]) -> None:
+    """ValueError, with the strategy's name, for data, loss or weights that do not fit."""
+    checked: set[str] = set()
+    for strategy, run in runs:
+        data, loss, metric = run.data, run.loss, run.train.best_metric
+        if repr((data, loss, metric)) not in checked:
+            checked.add(repr((data, loss, metric)))
+            shards, labels = open_shards(data)
+            opened = {split: open_split(shards, split, labels) for split in SPLITS}
+            Judge(opened["valid"], data.task, metric, loss)
+        weights = run.init.checkpoint
+        if weights and not Path(weights).exists():
+            raise ValueError(f"{strategy}: init.checkpoint={weights}: no such file")
 
 
 @contextmanager
@@ -154,5 +190,5 @@ def _write_sweep(folder: Path, sweep: Sweep) -> None:
 
 def _report(task: Task) -> None:
     scored = [path for path in task.results if path.name == "evaluation.json"]
-    what = describe_evaluation(read_json(scored[0]))[0] if scored else "done"
+    what = describe_evaluation(read_json(scored[0])) if scored else "done"
     logger.info("%s: %s", task.name, what)

@@ -22,6 +22,7 @@ from hpc_ecg.signals import STOP
 from hpc_ecg.sweep import slurm
 from hpc_ecg.sweep.cells import expected_cells, read_events
 from hpc_ecg.sweep.jobs import in_queue, places
+from hpc_ecg.sweep.scoring import METRIC_NAMES
 from hpc_ecg.sweep.task import log_of
 from hpc_ecg.writing import read_json
 
@@ -159,13 +160,15 @@ def _score(run: RunFolder) -> str:
     if not run.evaluation.exists():
         about = read_json(run.finished)
         score = about["best_score"]  # None where nothing was trained
-        return "" if score is None else f"validation {about['metric']} {score:.3f}"
+        name = METRIC_NAMES.get(about["metric"], about["metric"])
+        return "" if score is None else f"validation {name} {score:.3f}"
     evaluation = read_json(run.evaluation)
     labels: dict[str, Any] = evaluation.get("labels", {})
     found: dict[str, Any] = evaluation.get("macro") or next(iter(labels.values()), {})
+    mean = "macro " if "macro" in evaluation else ""
     for metric in ("auroc", "r2"):
         if metric in found:
-            return f"test {metric.upper()} {found[metric]['value']:.3f}"
+            return f"test {mean}{METRIC_NAMES[metric]} {found[metric]['value']:.3f}"
     return ""
 
 

@@ -10,7 +10,7 @@ A strategy chooses when each of its trials has an answer: a score, or a failure 
 not tried again. What was killed or cancelled is no answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,21 @@ class Trial:
         found = read_json(finished) if finished.exists() else {}
         names = {"score": found.get("best_score"), "metric": found.get("metric")}
         return {"values": self.values} | names
+
+
+def trial_runs(sweep: Sweep, strategies: Collection[str]) -> list[tuple[str, FinetuneConfig]]:
+    """What trials of these strategies run with, and with optuna between what; for a look at it
+    before the first one. ValueError for values that no run has, or no range."""
+    config = sweep.config
+    axes = axes_of("tune", config.tune)
+    if config.tune_trials is not None:
+        _space(sweep)
+    return [
+        (name, sweep.run_of(name, values, config.tune_seed, config.sweep_dir))
+        for name in config.strategies
+        if name in strategies
+        for values in choices_of(axes)
+    ]
 
 
 def chosen_before(sweep: Sweep) -> dict[str, dict[str, Any]]:
@@ -167,7 +182,7 @@ def _trial(sweep: Sweep, adapt: Adapt, strategy: str, values: dict[str, Any]) ->
     name = _name(strategy, values)
     run_dir = f"{sweep.config.sweep_dir}/{name}"
     config = sweep.run_of(strategy, values, sweep.config.tune_seed, run_dir)
-    RunFolder(run_dir).check_same_config(to_yaml(config))
+    RunFolder(run_dir).check_same_config(to_yaml(config), "sweep_dir")
     return Trial(
         strategy=strategy, values=values, task=task_of_run(name, adapt(config), tests=False)
     )
@@ -178,12 +193,10 @@ def _propose_and_run(
 ) -> tuple[list[Trial], list[str]]:
     """Trial after trial, all strategies side by side, until one has no answer; with a line for
     each of the last ones that failed."""
-    try:
-        import optuna
-    except ImportError:
-        raise ValueError("tune_trials needs optuna: pip install -e '.[search]'") from None
+    space = _space(sweep)
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {key: _distribution(key, v) for key, v in axes_of("tune", sweep.config.tune).items()}
     studies = {
         name: optuna.create_study(sampler=optuna.samplers.TPESampler(seed=sweep.config.tune_seed))
         for name in strategies
@@ -206,6 +219,15 @@ def _propose_and_run(
                 loss = score if found["metric"] == "loss" else -score
                 studies[trial.strategy].tell(asked[trial.strategy], loss)
     return trials, []
+
+
+def _space(sweep: Sweep) -> dict[str, Any]:
+    """What optuna proposes from, by dotted key."""
+    try:
+        import optuna  # noqa: F401  # _distribution would fail with more than a line
+    except ImportError:
+        raise ValueError("tune_trials needs optuna: pip install -e '.[search]'") from None
+    return {key: _distribution(key, v) for key, v in axes_of("tune", sweep.config.tune).items()}
 
 
 def _distribution(key: str, values: list[Any]) -> Any:

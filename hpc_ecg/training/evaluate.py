@@ -222,20 +222,20 @@ def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, di
     return points, fit_calibrators(valid)
 
 
-def describe_evaluation(result: dict[str, Any]) -> list[str]:
-    """One line per label for a terminal."""
-    lines = []
-    for name, label in result["labels"].items():
-        parts = [f"{name}: {label['n']} ECGs of {label['n_patients']} patients"]
-        if "n_positive" in label:
-            parts.append(f"{label['n_positive']} positive")
-        for metric in ("auroc", "auprc", "rmse", "r2"):
-            if metric in label:
-                value = label[metric]
-                between = f"{value['low']:.3f}–{value['high']:.3f}"
-                parts.append(f"{metric.upper()} {value['value']:.3f} ({between})")
-        lines.append(", ".join(parts))
-        warning = label.get("auroc", {}).get("warning")
-        lines += [f"  {warning}"] if warning else []
-    lines += [f"{name}: not scored: {why}" for name, why in result["not_scored"].items()]
-    return lines
+def describe_evaluation(result: dict[str, Any]) -> str:
+    """In one line for a terminal: the label, or the mean over several."""
+    names = {"auroc": "AUROC", "auprc": "AUPRC", "rmse": "RMSE", "r2": "R²"}
+    if "macro" in result:
+        values, mean = result["macro"], "macro "
+        about = result | {"name": f"{len(result['labels'])} labels"}
+    else:
+        ((name, values),) = result["labels"].items()
+        about, mean = values | {"name": name}, ""
+    parts = [f"{about['name']}: {about['n']} ECGs of {about['n_patients']} patients"]
+    if "n_positive" in about:
+        parts.append(f"{about['n_positive']} positive")
+    for metric, name in names.items():
+        if own := values.get(metric):
+            between = f"{own['low']:.3f}–{own['high']:.3f}"
+            parts.append(f"{mean}{name} {own['value']:.3f} ({between})")
+    return ", ".join(parts)
