@@ -105,7 +105,8 @@ def line_plot(
     ylim: tuple[float, float] | None = None,
     log_x: bool = False,
 ) -> str:
-    """Groups in one colour and line style each. `unit_square`: both axes from 0 to 1."""
+    """Groups in one colour and line style each. `unit_square`: both axes from 0 to 1. `log_x`: with
+    the bold lines' own positions as ticks."""
     with new_figure(4.4, 3.9 if unit_square else 3.2) as (figure, axes):
         if reference is not None:
             axes.plot(*reference, color=INK, linewidth=1, alpha=0.5)
@@ -117,7 +118,9 @@ def line_plot(
             axes.set_ylim(ylim)
         if log_x:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
+            ticks = sorted({x for group in groups if group.bold for x in group.bold[0]})
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid()
         columns = 1 if max(len(g.name) for g in groups) > 22 else 2

@@ -3,14 +3,19 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_compare import make_baselines, make_sweep, make_test_set
 
 from hpc_ecg.page import render_page
-from hpc_ecg.sweep.report import write_report
+from hpc_ecg.plots import Group, line_plot
+from hpc_ecg.sweep.compare import compare
+from hpc_ecg.sweep.flow import CohortFlow, _split
+from hpc_ecg.sweep.report import render_report, write_report
 
 CURVES = {"roc", "precision_recall", "calibration", "decision"}
 VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
@@ -172,6 +177,30 @@ def test_label_fractions_of_a_grid_make_a_curve(tmp_path):
     assert "efficiency" in {path.stem for path in paths.figures}
     assert "training patients used" in (tmp_path / "report/figures/efficiency.svg").read_text()
     assert "How many labels are needed" in paths.page.read_text()
+
+
+def test_a_line_over_a_logarithmic_axis_has_its_own_positions_as_ticks():
+    group = Group(name="a", bold=([50.0, 100.0], [0.1, 0.2]))
+    svg = line_plot([group], name="n", xlabel="x", ylabel="y", log_x=True)
+    assert ">50<" in svg and ">100<" in svg
+    assert "×" not in svg and "mathdefault" not in svg
+
+
+def test_a_number_has_no_positives_in_the_flow(tmp_path):
+    index = pd.DataFrame({"split": "test", "patient": ["1", "2"], "label.lvef": [55.0, np.nan]})
+    flow = CohortFlow(
+        in_table=2,
+        left_out={},
+        splits=[_split(SimpleNamespace(index=index), "test", ["lvef"])],
+        labels=["lvef"],
+        flags={},
+        signal="12 leads",
+        index_sha256="ab" * 32,
+    )
+    make_sweep(tmp_path, {"x": 0.1}, (0,), make_test_set(labels=("lvef",)), task="regression")
+    page = render_report(compare(tmp_path, 50), {}, tmp_path, flow)
+    assert flow.splits[0]["lvef"] == {"positive": 0, "missing": 1}
+    assert "lvef: missing" in page and "positive / " not in page
 
 
 def test_an_item_of_the_checklist_that_a_sweep_cannot_know_is_left_to_the_authors(paths):

@@ -11,9 +11,11 @@ import pytest
 from safetensors.torch import load_file
 from test_sweep import words_of_sweep
 
+from hpc_ecg import cli_sweep
 from hpc_ecg.cli import main
 from hpc_ecg.config import to_yaml
 from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.sweep import launch
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import checked
 from hpc_ecg.sweep.tuning import _distribution, chosen_before
@@ -196,6 +198,15 @@ def test_optuna_proposes_the_same_again_where_a_sweep_goes_on(shards, tmp_path):
     assert main(["sweep", *words]) == 0
     assert read_json(tmp_path / "s/tuning.json") == first
     assert sorted((tmp_path / "s/tuning").rglob("finished.json")) == before
+
+
+def test_a_sweep_that_was_copied_is_retried_where_it_lies(shards, tmp_path, monkeypatch):
+    words = words_of_sweep(shards, tmp_path / "first", *TUNED)
+    launch._write_sweep(tmp_path / "copy", load_sweep([], words))
+    begun = []
+    monkeypatch.setattr(cli_sweep, "_run", lambda sweep, **_: begun.append(sweep) or 0)
+    assert main(["sweep", "retry", str(tmp_path / "copy"), "ssl_linear_probe/seed-0"]) == 0
+    assert begun[0].cells[0].run.run_dir.startswith(str(tmp_path / "copy"))
 
 
 def test_two_numbers_are_a_range_and_anything_else_a_choice():

@@ -84,7 +84,7 @@ def _known(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
     if isinstance(flow, CohortFlow):
         known |= {"7": f"{flow.signal}; see Cohort", "20": "see Cohort"}
     if any(c.label(name).get("subgroups") for c in comparison.chosen for name in comparison.labels):
-        known["14"] = "see Subgroups, with tests of interaction"
+        known["14"] = "see Subgroups, or subgroups.csv for all, with tests of interaction"
     return known
 
 

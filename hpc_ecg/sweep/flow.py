@@ -69,8 +69,11 @@ def _split(shards: ShardSet, split: str, labels: list[str]) -> dict[str, Any]:
         found["sex"] = _shares(rows["sex"])
     for name in labels:
         values = rows.get(LABEL_PREFIX + name)
-        if values is not None and values.dropna().isin([0, 1]).all():
-            found[name] = {"positive": int(values.sum()), "missing": int(values.isna().sum())}
+        if values is not None:
+            found[name] = {
+                "positive": int((values == 1).sum()),
+                "missing": int(values.isna().sum()),
+            }
     return found
 
 

@@ -26,6 +26,7 @@ from hpc_ecg.sweep.comparison import Comparison, StrategyResult
 from hpc_ecg.sweep.cost import environment_of
 from hpc_ecg.sweep.figures import draw_figures
 from hpc_ecg.sweep.flow import CohortFlow, read_flow
+from hpc_ecg.sweep.rivals import BASELINES
 from hpc_ecg.sweep.settings import tell_apart
 from hpc_ecg.sweep.tables import as_json, tables_of
 from hpc_ecg.sweep.verdict import sentences_on_baselines, sentences_on_chance, verdict_sentences
@@ -97,6 +98,7 @@ def render_report(
         has_flow=isinstance(flow, CohortFlow),
         tuning=read_json(tuning) if tuning.exists() else {},
         checklist=checklist(comparison, flow),
+        baseline_names=BASELINES,
         fitted_for=fitted_for,
         number=number,
         share=share,
