@@ -128,17 +128,18 @@ def _thresholds(points: dict[str, dict[str, Any]]) -> list[str]:
 def _said(method: str) -> str:
     """sensitivity_90 → sensitivity ≥ 90 %."""
     kind, _, percent = method.partition("_")
-    return f"{kind} ≥ {percent} %" if percent else kind
+    return f"{kind} ≥ {percent} %" if percent else "Youden's J"
 
 
 def show(value: dict[str, Any]) -> str:
-    """0.812 (0.701–0.893); a dash for what does not exist."""
+    """0.812 (0.701–0.893), −0.1 (−0.4 to 0.2); a dash for what does not exist."""
     if value["value"] is None:
         return "–"
     low, high = ("–" if value[end] is None else number(value[end]) for end in ("low", "high"))
-    return f"{number(value['value'])} ({low}–{high})"
+    to = " to " if "−" in low + high else "–"
+    return f"{number(value['value'])} ({low}{to}{high})"
 
 
 def number(value: float) -> str:
     decimals = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
-    return f"{value:.{decimals}f}"
+    return f"{value:.{decimals}f}".replace("-", "−")
