@@ -34,6 +34,7 @@ def test_a_wandering_baseline_and_an_artefact_hardly_move_the_amplitude(rng):
     assert amplitude_of(beats_LS[:, :1]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cohort", COHORTS)
 def test_a_real_cohort_is_as_expected(measured, cohort):
     facts = compare_amplitudes(measured[cohort])

@@ -113,6 +113,7 @@ def test_a_row_may_be_named_with_its_dataset_and_its_group(tmp_path):
     np.testing.assert_array_equal(read(tmp_path, "X.h5::y::2").signal_LS, MANY_NLS[2] + 1)
 
 
+@pytest.mark.slow
 def test_rows_of_a_large_array_cost_no_memory(tmp_path):
     shape = (100_000, 12, 2500)
     with (tmp_path / "X.npy").open("wb") as file:
@@ -234,6 +235,7 @@ def test_without_h5py_a_line_says_how_to_get_it(tmp_path, monkeypatch):
     assert "pip install 'hpc-ecg[formats]'" in refusal(tmp_path, "a.h5")[1]
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -17,6 +17,8 @@ from hpc_ecg.sweep.baselines import adds_to_age_sex, write_baselines
 from hpc_ecg.sweep.heartbeat import _features, features_of, irregularity
 from hpc_ecg.training.settings import FinetuneConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(shards, tmp_path_factory) -> FinetuneConfig:

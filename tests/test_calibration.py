@@ -136,6 +136,7 @@ def test_slope_and_intercept_are_those_of_statsmodels(rng):
         assert result[part]["low"] < value < result[part]["high"]
 
 
+@pytest.mark.slow
 def test_one_newton_step_is_as_good_as_a_fit_of_every_replicate(rng):
     patients = np.repeat(np.arange(150), 3)
     labels, logits = sample(rng, 0.7, -0.5, 450)
@@ -192,6 +193,7 @@ def test_classes_that_are_apart_have_no_slope():
     json.dumps(result, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_what_a_calibration_would_change_is_judged_on_the_test_set():
     valid, test = make_predictions(num=3000, seed=1), make_predictions(num=2000, seed=2)
     fits = fit_calibrators(valid)

@@ -139,6 +139,7 @@ def test_the_labelled_table_is_read_as_a_cohort(folder, tmp_path):
     assert cohort.records.tolist() == ["e1", "e3", "e6"]
 
 
+@pytest.mark.slow
 def test_every_option_reaches_the_rules(folder, tmp_path):
     out = tmp_path / "cohort.csv"
     labels = {"e1": "1", "e3": "", "e6": ""}

@@ -142,6 +142,7 @@ def cohorts(draw):
     return ecgs, events, rules
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(cohorts())
 def test_the_rules_do_what_a_slow_and_obvious_reading_of_them_does_and_the_counts_add_up(cohort):

@@ -15,6 +15,8 @@ from hpc_ecg.sweep.compare import compare
 from hpc_ecg.sweep.terminal import format_table
 from hpc_ecg.sweep.verdict import verdict
 
+pytestmark = pytest.mark.slow
+
 REPLICATES = 200
 
 

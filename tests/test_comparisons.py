@@ -158,6 +158,7 @@ def simulated_p(rng, num_seeds, seed_sd, num_patients=150):
     return compare_strategies(scores, smaller_class)[0].estimate.p_value
 
 
+@pytest.mark.slow
 def test_one_seed_errs_often_where_seeds_differ():
     """Why the report warns about one seed: this is far above one in twenty."""
     rng = np.random.default_rng(12)

@@ -93,6 +93,7 @@ def test_a_compiled_mask_is_the_eager_one(fresh_compiler, num_records):
         assert torch.equal(torch.compile(function)(scores_BHTT) == 0, eager == 0)
 
 
+@pytest.mark.slow
 def test_compiling_raises_torchs_limit_of_graphs():
     model = build_model(TINY, 1, ModelConfig())
     model.compile()

@@ -64,6 +64,7 @@ def test_an_option_that_is_not_there_is_named_with_those_that_are():
         load_sweep([], [*words, "run.data.shards=d"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sweep", "demo"])
 def test_every_sweep_builds_all_its_cells(name):
     words = ["sweep_dir=s", "run.data.shards=d", *[f"run.{word}" for word in FILES]]

@@ -16,6 +16,8 @@ from coverage_tables import (
 )
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+pytestmark = pytest.mark.slow
+
 
 def options(simulations, seed=0):
     return argparse.Namespace(simulations=simulations, replicates=300, seed=seed)

@@ -30,6 +30,8 @@ from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.plan import TrainConfig
 from hpc_ecg.training.settings import FinetuneConfig
 
+pytestmark = pytest.mark.slow
+
 GOOD = ["versions", "gpus", "run_dir", "data", "weights", "ranks", "folder", "clock", "space"]
 GOOD += ["amplitude", "digests", "step", "time"]
 

@@ -198,6 +198,7 @@ def test_a_run_killed_without_warning_goes_on_to_the_same_bits(whole, shards, tm
     assert same_tensors(folder.best / "model.safetensors", whole.best / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_curve_of_the_whole_batch(shards, tmp_path):
     whole = run(words_for(shards, tmp_path / "a", NO_DROPOUT))
     pieces = run(words_for(shards, tmp_path / "b", NO_DROPOUT, "engine.micro_batch_size=5"))
@@ -385,6 +386,7 @@ def test_a_prediction_that_is_not_a_number_fails_the_validation(shards):
         judge.score(logits_NK)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_records(shards, tmp_path):
     with pytest.raises(ValueError, match=r"not finite at step \d+; lower optim.lr"):
         run(words_for(shards, tmp_path / "run", "optim.lr=1e30", "optim.clip_norm=null"))

@@ -37,12 +37,14 @@ def counted(architecture, num_samples, freeze=None, freeze_layers=0):
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [PUBLISHED, SMALL, WITHOUT_PROJECTION])
 @pytest.mark.parametrize("num_samples", [1250, 2501])
 def test_the_forward_pass_costs_what_torch_counts(architecture, num_samples):
     assert forward_flops(architecture, num_samples) == counted(architecture, num_samples)
 
 
+@pytest.mark.slow
 # One group: for more, torch counts the gradient of the weights once too often for each.
 @pytest.mark.parametrize("architecture", [SMALL, WITHOUT_PROJECTION])
 @pytest.mark.parametrize(

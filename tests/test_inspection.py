@@ -61,6 +61,7 @@ def test_an_unknown_split_is_one_line(shards, capsys):
     assert code == 2 and not lines and "no records in split exam; there are" in complaint
 
 
+@pytest.mark.slow
 def test_missing_labels_ages_and_other_numbers_are_told(cohort, tmp_path, capsys):
     table = pd.read_csv(cohort)
     table["lvef"] = np.linspace(20, 70, len(table))
@@ -175,6 +176,7 @@ def test_without_verifying_damage_is_not_looked_for_and_said_to_be_so(copied, ca
     assert code == 0 and lines[-1] == "digests: not verified"
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_never_drawn(copied, tmp_path, capsys):
     name = shard_names(copied)[0]
     index = pd.read_parquet(copied / "index.parquet")

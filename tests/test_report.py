@@ -17,6 +17,8 @@ from hpc_ecg.sweep.compare import compare
 from hpc_ecg.sweep.flow import CohortFlow, _split
 from hpc_ecg.sweep.report import render_report, write_report
 
+pytestmark = pytest.mark.slow
+
 CURVES = {"roc", "precision_recall", "calibration", "decision"}
 VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 

@@ -109,6 +109,7 @@ def test_draws_are_a_function_of_the_seed_and_keep_the_number_of_patients():
     assert (first.sum(axis=1) == 50).all()
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_where_compiled_code_has_no_place_to_be_kept(tmp_path):
     """A read-only installation and no home: numba's cache has no folder that it can write."""
     package = Path(resampling.__file__).parents[2]

@@ -45,6 +45,7 @@ def samples_of(folder):
 # What lies in a shard
 
 
+@pytest.mark.slow
 def test_plain_webdataset_reads_the_arrays_and_what_they_mean(shards, cohort):
     samples = samples_of(shards)
     index = pd.read_parquet(shards / "index.parquet")
@@ -150,6 +151,7 @@ def digests(folder):
     return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_made_twice_all_files_have_the_same_bytes(shards, cohort, tmp_path):
     shard_ecgs(plan_for(cohort, tmp_path / "again"))
     assert digests(tmp_path / "again") == digests(shards)

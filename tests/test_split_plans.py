@@ -59,6 +59,7 @@ def test_every_stratum_gets_its_fractions_as_near_as_whole_patients_allow(patien
 # Folds
 
 
+@pytest.mark.slow
 @given(PATIENTS, st.integers(3, 6), st.integers(1, 3), st.booleans())
 def test_folds_hold_whole_patients_and_equal_numbers_of_them(patients, folds, repeats, stratify):
     assume(len(set(patients) - {""}) >= folds)
@@ -121,6 +122,7 @@ def test_bounds_that_are_no_dates_in_order_are_refused(bounds):
         by_time(["a"], DATES[:1], valid_from=bounds[0], test_from=bounds[1])
 
 
+@pytest.mark.slow
 @given(PATIENTS, st.data())
 def test_no_patient_is_in_two_periods(patients, data):
     days = st.dates(pd.Timestamp("2017-01-01").date(), pd.Timestamp("2021-12-31").date())

@@ -19,6 +19,7 @@ from hpc_ecg.cohort.splits import (
 FRACTIONS = (0.7, 0.1, 0.2)
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(), max_size=30), st.lists(st.text(), max_size=30), st.integers())
 def test_a_patient_stays_in_its_split_when_the_cohort_grows(patients, newcomers, seed):
     before = split_by_hash(patients, FRACTIONS, seed)

@@ -114,7 +114,11 @@ def _evaluate(rank: int, port: int, run_dir: str) -> None:
         sys.exit(76)
 
 
-@pytest.mark.parametrize(("pid", "is_told"), [(os.getpid(), True), (2**22 + 1, False)])
+@pytest.mark.parametrize(
+    ("pid", "is_told"),
+    [(os.getpid(), True), (2**22 + 1, False)],
+    ids=["of a process that is there", "of a process that is gone"],
+)
 def test_a_sweep_on_this_machine_is_told_to_stop_only_where_somebody_runs_it(
     tmp_path, pid, is_told
 ):

@@ -167,6 +167,7 @@ def test_a_cohort_table_has_repeat_patients_and_missing_labels(cohort):
     assert len({row["record"] for row in rows}) == len(rows)
 
 
+@pytest.mark.slow
 def test_sound_records_of_a_cohort_can_be_used_and_broken_ones_say_why(cohort):
     folder, rows = cohort
     reasons = []

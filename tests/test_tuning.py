@@ -237,6 +237,7 @@ def test_a_cell_that_no_choice_can_be_stops_the_tuning_before_the_first_trial(sh
             checked(sweep)
 
 
+@pytest.mark.slow
 def test_what_was_chosen_for_other_values_is_not_taken(shards, tmp_path):
     sweep = load_sweep([], words_of_sweep(shards, tmp_path, *TUNED))
     trials = [{"values": {"optim.lr": v}, "score": 0.5, "metric": "auroc"} for v in (1e-6, 0.01)]

@@ -262,6 +262,7 @@ def bombs():
         yield f"<{root}>" + "<a>" * 50_000 + "</a>" * 50_000 + f"</{name}>"
 
 
+@pytest.mark.slow
 def test_xml_bombs_are_refused(tmp_path):
     path = tmp_path / "x.xml"
     read(path, muse(COUNTS_LS))  # what is imported late is there now
@@ -365,6 +366,7 @@ def small(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=st.data())
 def test_no_damage_to_a_vendors_file_raises_anything_but_a_record_error(tmp_path, small, data):

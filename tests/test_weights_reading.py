@@ -209,6 +209,7 @@ def repacked(path, compression):
     return path
 
 
+@pytest.mark.slow
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
     bomb = tmp_path / "bomb.pt"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
