@@ -1,13 +1,15 @@
 """Baselines: the records of a run, honest about what they rest on, and hard to beat on AF."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import plan_for, words_for
-from sklearn.metrics import brier_score_loss, roc_auc_score
+from sklearn.metrics import brier_score_loss, r2_score, roc_auc_score
 
+from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config import load_config
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
@@ -38,6 +40,10 @@ def no_detector(monkeypatch):
     draw = np.random.default_rng(0).normal
     find = lambda parts: [draw(size=(len(rows), 3)) for _, rows in parts]  # noqa: E731
     monkeypatch.setattr(baselines, "irregularity", find)
+
+
+def as_regression(config):
+    return replace(config.data, task="regression")
 
 
 def note_of(folder):
@@ -77,11 +83,11 @@ def test_the_same_data_is_kept_and_other_labels_are_made_anew(
     before = {p: p.stat().st_mtime_ns for p in made.rglob("*")}
     write_baselines(config, made)
     assert {p: p.stat().st_mtime_ns for p in made.rglob("*")} == before
-    words = words_for(shards, tmp_path, "data.task=regression", "train.calibration=none")
-    regression = load_config(FinetuneConfig, [], words)
-    assert write_baselines(regression, made.parent / "other") == []
-    assert set(note_of(made.parent / "other")["left_out"]) == set(baselines.NAMES)
     folder = made.parent / "other"
+    assert (
+        write_baselines(replace(config, data=as_regression(config)), folder)[0] == "training_mean"
+    )
+    assert note_of(folder)["made"] != note_of(made)["made"]
     assert write_baselines(config, folder) == note_of(made)["made"] == note_of(folder)["made"]
 
 
@@ -95,6 +101,29 @@ def test_what_cannot_be_made_is_left_out_with_the_reason(cohort, tmp_path, no_de
     reason = "the shards' index has neither age nor sex"
     assert note_of(tmp_path / "made")["left_out"] == {"age_sex": reason}
     (cohort.parent / "bare.csv").unlink()
+
+
+def test_a_regression_has_linear_ones_in_the_unit_of_its_label(cohort, tmp_path, no_detector, rng):
+    table = pd.read_csv(cohort)
+    table["lvef"] = 70 - 0.2 * table["age"].clip(upper=90) + rng.normal(0, 0.5, len(table))
+    table.to_csv(cohort.parent / "lvef.csv", index=False)
+    columns = Columns(labels=["lvef", "age"], patient="patient_id")
+    shard_ecgs(plan_for(cohort.parent / "lvef.csv", tmp_path / "shards", columns=columns))
+    (cohort.parent / "lvef.csv").unlink()
+    words = words_for(tmp_path / "shards", tmp_path / "run", "data.task=regression")
+    words += ["data.labels=[lvef]", "train.calibration=none"]
+    config = load_config(FinetuneConfig, [], words)
+    made = write_baselines(config, tmp_path / "made")
+    assert made == ["training_mean", "age_sex", "rr_irregularity"]
+    test, age_sex = (read_predictions(tmp_path / f"made/{n}/test.parquet") for n in made[:2])
+    assert age_sex.probability_NK is None
+    assert r2_score(age_sex.label_NK, age_sex.logit_NK) > 0.8
+    shards, labels = open_shards(config.data)
+    mean = open_split(shards, "train", labels).labels_NK.mean()
+    np.testing.assert_allclose(test.logit_NK, mean, rtol=1e-6)
+    of_age = load_config(FinetuneConfig, [], [*words, "data.labels=[age]"])
+    write_baselines(of_age, tmp_path / "of_age")
+    assert note_of(tmp_path / "of_age")["left_out"] == {"age_sex": "age is what is to be predicted"}
 
 
 def test_missing_age_and_sex_are_filled_and_marked():

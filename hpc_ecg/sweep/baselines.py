@@ -1,5 +1,6 @@
-"""What needs no network: predictions from the prevalence, from age and sex, and from how
-irregularly the heart beats. Each label is fitted on the training split by logistic regression.
+"""What needs no network: predictions from the prevalence (regression: the mean), from age and sex,
+and from how irregularly the heart beats. Each label is fitted on the training split, by logistic
+regression or, for data.task=regression, a linear one.
 
 In: a run's settings, for its data. Out: FOLDER/<name>/{valid,test}.parquet as a run writes them,
 and FOLDER/baselines.json: which were made, why others were not, and what they rest on.
@@ -18,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
@@ -36,7 +37,8 @@ from hpc_ecg.writing import read_json, write_json
 
 logger = logging.getLogger("hpc_ecg")
 
-NAMES = ("prevalence", "age_sex", "rr_irregularity")
+CONSTANTS = ("prevalence", "training_mean")
+"""Of yes/no labels and of regression; they rank nobody."""
 SPLITS = ("valid", "test")
 MOST_TRAINING_RECORDS = 2000
 REPLICATES = 2000
@@ -45,6 +47,8 @@ OLDEST = 90.0
 
 Split = tuple[Dataset, Predictions]
 Made = tuple[dict[str, FloatArray], dict[str, Any]]
+Model = Callable[[FloatArray], FloatArray]
+"""[N, F] in, logits or values [N] out."""
 
 
 def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
@@ -58,12 +62,11 @@ def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
     if note.get("data") == data:
         return list(note["made"])
     made: dict[str, Any] = {"data": data, "made": [], "left_out": {}, "details": {}}
+    task = config.data.task
     with closing(Source(shards, config.data)) as source:
-        splits = {name: _open(name, shards, labels, source) for name in ("train", *SPLITS)}
-        for name, make in zip(NAMES, (_prevalence, _age_sex, _irregularity), strict=True):
+        splits = {name: _open(name, shards, labels, source, task) for name in ("train", *SPLITS)}
+        for name, make in _ways(task).items():
             try:
-                if config.data.task == "regression":
-                    raise ValueError("baselines are for yes/no labels, not data.task=regression")
                 logits, made["details"][name] = make(splits)
             except ValueError as error:
                 made["left_out"][name] = str(error)
@@ -77,6 +80,11 @@ def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
     return list(made["made"])
 
 
+def _ways(task: str) -> dict[str, Callable[[Mapping[str, Split]], Made]]:
+    constant = {"training_mean": _mean} if task == "regression" else {"prevalence": _prevalence}
+    return constant | {"age_sex": _age_sex, "rr_irregularity": _irregularity}
+
+
 def adds_to_age_sex(
     valid: Predictions,
     test: Predictions,
@@ -84,8 +92,8 @@ def adds_to_age_sex(
     age_sex_test: Predictions,
     k: int,
 ) -> FloatArray:
-    """What network and age and sex say together: test logits [N] of label k by a logistic
-    regression of both logits, fitted on validation."""
+    """What network and age and sex say together: test logits (regression: values) [N] of label k
+    by a regression on both logits, fitted on validation."""
     for network, baseline in ((valid, age_sex_valid), (test, age_sex_test)):
         if network.record_N.tolist() != baseline.record_N.tolist():
             raise ValueError("network and baseline predict other records, or in another order")
@@ -93,16 +101,21 @@ def adds_to_age_sex(
         np.stack([baseline.logit_NK[:, k], network.logit_NK[:, k]], axis=1)
         for network, baseline in ((valid, age_sex_valid), (test, age_sex_test))
     )
-    return _fit(x_N2, valid.label_NK[:, k], valid.labels[k]).decision_function(both_N2)
+    return _fit(valid, k, x_N2)(both_N2)
 
 
-def _open(name: str, shards: ShardSet, labels: list[str], source: Source) -> Split:
+def _open(name: str, shards: ShardSet, labels: list[str], source: Source, task: str) -> Split:
     dataset = open_split(shards, name, labels, source)
-    return dataset, as_predictions(dataset, np.zeros((len(dataset), len(labels))), "binary")
+    return dataset, as_predictions(dataset, np.zeros((len(dataset), len(labels))), task)
 
 
 def _predicting(predictions: Predictions, logit_NK: FloatArray) -> Predictions:
-    return replace(predictions, logit_NK=logit_NK, probability_NK=expit(logit_NK))
+    probability_NK = None if _is_regression(predictions) else expit(logit_NK)
+    return replace(predictions, logit_NK=logit_NK, probability_NK=probability_NK)
+
+
+def _is_regression(predictions: Predictions) -> bool:
+    return predictions.probability_NK is None
 
 
 def _prevalence(splits: Mapping[str, Split]) -> Made:
@@ -123,8 +136,18 @@ def _prevalence(splits: Mapping[str, Split]) -> Made:
     return logits, details
 
 
+def _mean(splits: Mapping[str, Split]) -> Made:
+    train = splits["train"][1]
+    mean_K = np.nanmean(train.label_NK, axis=0)
+    values = {split: np.tile(mean_K, (len(splits[split][1]), 1)) for split in SPLITS}
+    details: dict[str, Any] = {"r2": "0 at most by definition: a constant explains nothing"}
+    return values, details | dict(zip(train.labels, mean_K.tolist(), strict=True))
+
+
 def _age_sex(splits: Mapping[str, Split]) -> Made:
     train = splits["train"][1]
+    if own := {"age", "sex"} & set(train.labels):
+        raise ValueError(f"{', '.join(sorted(own))} is what is to be predicted")
     design = _design_of(train.groups)
     x_NF = {split: design(own.groups) for split, (_, own) in splits.items()}
     details = {
@@ -134,7 +157,7 @@ def _age_sex(splits: Mapping[str, Split]) -> Made:
             for split, (_, own) in splits.items()
         },
     }
-    models = [_fit(x_NF["train"], train.label_NK[:, k], name) for k, name in _labels(train)]
+    models = [_fit(train, k, x_NF["train"]) for k in range(len(train.labels))]
     return {split: _predict(models, x_NF[split]) for split in SPLITS}, details
 
 
@@ -150,9 +173,9 @@ def _irregularity(splits: Mapping[str, Split]) -> Made:
         raise ValueError(f"no training record has {FEWEST_BEATS} heartbeats")
     median_F = np.nanmedian(x_NF["train"], axis=0)
     x_NF = {split: np.where(np.isnan(values), median_F, values) for split, values in x_NF.items()}
-    label_NK = train.label_NK[rows["train"]]
-    models = [_fit(x_NF["train"], label_NK[:, k], name) for k, name in _labels(train)]
-    details: dict[str, Any] = {"trained_on": len(label_NK), "of_training_records": len(train)}
+    learned = replace(train, label_NK=train.label_NK[rows["train"]])
+    models = [_fit(learned, k, x_NF["train"]) for k in range(len(train.labels))]
+    details: dict[str, Any] = {"trained_on": len(drawn), "of_training_records": len(train)}
     details |= {"features": list(FEATURES), f"fewer_than_{FEWEST_BEATS}_beats": few}
     return {split: _predict(models, x_NF[split]) for split in SPLITS}, details
 
@@ -191,19 +214,23 @@ def _is_missing(values_N: NDArray) -> NDArray:
     return np.isnan(values_N) if values_N.dtype.kind == "f" else values_N == ""
 
 
-def _labels(predictions: Predictions) -> list[tuple[int, str]]:
-    return list(enumerate(predictions.labels))
-
-
-def _fit(x_NF: FloatArray, label_N: FloatArray, name: str) -> Pipeline:
-    """scikit-learn's own penalty (C = 1) keeps it finite where few records tell classes apart."""
-    _check_two_classes(label_N, name)
+def _fit(known: Predictions, k: int, x_NF: FloatArray) -> Model:
+    """Label k from x. scikit-learn's own penalty (C = 1) keeps the logistic one finite where few
+    records tell classes apart."""
+    label_N = known.label_NK[:, k]
     keep_N = present(label_N)
-    return make_pipeline(StandardScaler(), LogisticRegression()).fit(x_NF[keep_N], label_N[keep_N])
+    if _is_regression(known):
+        if len(np.unique(label_N[keep_N])) < 2:
+            raise ValueError(f"{known.labels[k]} has not two values in the records to be fitted on")
+        linear = make_pipeline(StandardScaler(), LinearRegression())
+        return linear.fit(x_NF[keep_N], label_N[keep_N]).predict
+    _check_two_classes(label_N, known.labels[k])
+    logistic = make_pipeline(StandardScaler(), LogisticRegression())
+    return logistic.fit(x_NF[keep_N], label_N[keep_N]).decision_function
 
 
-def _predict(models: list[Pipeline], x_NF: FloatArray) -> FloatArray:
-    return np.stack([model.decision_function(x_NF) for model in models], axis=1)
+def _predict(models: list[Model], x_NF: FloatArray) -> FloatArray:
+    return np.stack([model(x_NF) for model in models], axis=1)
 
 
 def _check_two_classes(label_N: FloatArray, name: str) -> None:

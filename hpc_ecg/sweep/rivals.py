@@ -22,13 +22,14 @@ from hpc_ecg.evaluation.comparisons import (
     holm,
 )
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
-from hpc_ecg.sweep.baselines import adds_to_age_sex
+from hpc_ecg.sweep.baselines import CONSTANTS, adds_to_age_sex
 from hpc_ecg.sweep.cells import CellResult
 from hpc_ecg.sweep.scoring import Scorer, gather
 from hpc_ecg.writing import read_json
 
 BASELINES = {
     "prevalence": "prevalence",
+    "training_mean": "mean of the training split",
     "age_sex": "age and sex",
     "rr_irregularity": "beat-to-beat irregularity",
 }
@@ -93,7 +94,7 @@ def soups(cells: Sequence[CellResult], sweep_dir: Path) -> dict[str, Predictions
 def rank_rivals(scorer: Scorer, kinds: dict[str, dict[str, Predictions]]) -> list[Rival]:
     """`kinds`: predictions by kind and name; scored on the same draws as the strategies."""
     rows = {(kind, name): own for kind, by in kinds.items() for name, own in by.items()}
-    ranked = {row: own for row, own in rows.items() if row[1] != "prevalence"}
+    ranked = {row: own for row, own in rows.items() if row[1] not in CONSTANTS}
     scored = dict(zip(ranked, scorer.score_all(list(ranked.values())), strict=True))
     rivals = []
     for kind, name in rows:
@@ -119,7 +120,7 @@ def against_baselines(
     """Each strategy minus each baseline that ranks, in the deciding metric; Holm over all."""
     pairs = []
     for name, own in baselines.items():
-        if name == "prevalence":
+        if name in CONSTANTS:
             continue
         values, replicates = scorer.score(own)
         metric = scorer.metrics[0]
@@ -135,7 +136,7 @@ def against_baselines(
 def what_it_adds(
     scorer: Scorer, cells: Sequence[CellResult], baselines: Baselines
 ) -> list[Difference]:
-    """Network with age and sex, minus age and sex alone: a logistic regression of both, fitted on
+    """Network with age and sex, minus age and sex alone: a regression of both, fitted on
     validation. Only where there is one label and the table knew age or sex."""
     if "age_sex" not in baselines.test or len(scorer.label_names) != 1:
         return []
