@@ -9,8 +9,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
+from statsmodels.stats.multitest import multipletests
 from test_compare import make_baselines, make_sweep, make_test_set
 
+from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.page import render_page
 from hpc_ecg.plots import Group, line_plot
 from hpc_ecg.sweep.compare import compare
@@ -223,7 +226,6 @@ def test_the_report_is_the_same_every_time(paths, sweep_dir):
     [
         ("regression", ("lvef",), {"strategies", "differences", "validation", "loss"}),
         ("regression", ("lvef", "age"), {"strategies", "differences", "validation", "loss"}),
-        ("multilabel", ("a", "b"), {"strategies", "differences", "validation", "loss"}),
     ],
 )
 def test_figures_without_sense_are_left_out(tmp_path, task, labels, figures):
@@ -232,6 +234,44 @@ def test_figures_without_sense_are_left_out(tmp_path, task, labels, figures):
     paths = write_report(tmp_path, replicates=50)
     assert {path.stem for path in paths.figures} == figures
     Page(paths.page.read_text())
+
+
+def test_each_of_several_labels_has_its_row_and_its_curves(tmp_path):
+    test_set = make_test_set(num_patients=150, labels=("AF", "AV block", "AV/block"))
+    make_sweep(tmp_path, {"x": 0.1, "y": 1.5}, (0, 1, 2), test_set, task="multilabel")
+    paths = write_report(tmp_path, replicates=100)
+    text = paths.page.read_text()
+    ids = Page(text).ids
+    assert len(ids) == len(set(ids))
+    ends = {"-AF": "AF", "-AV-block": "AV block", "-AV-block-3": "AV/block"}
+    kinds = ("roc", "precision_recall", "calibration", "decision", "subgroups")
+    assert {f"{kind}{end}" for kind in kinds for end in ends} <= {p.stem for p in paths.figures}
+    assert all(f"Curves on the test set: {name.split('/')[0]}" in text for name in ends.values())
+    labels = pd.read_csv(paths.tables["labels"]).set_index(["label", "strategy"])
+    for label in ends.values():
+        scores = [
+            roc_auc_score(own.label_NK[:, k], own.logit_NK[:, k])
+            for seed in (0, 1, 2)
+            for own in [read_predictions(tmp_path / f"y/seed-{seed}/predictions/test.parquet")]
+            for k in [own.labels.index(label)]
+        ]
+        assert labels.loc[(label, "y"), "auroc"] == pytest.approx(np.mean(scores))
+        assert f"{np.mean(scores):.3f}" in re.search(r'id="labels".*?</table>', text, re.S)[0]
+    table = pd.read_csv(paths.tables["table"]).query("kind == 'strategy'").set_index("name")
+    assert labels["auroc"].xs("y", level="strategy").mean() == pytest.approx(table["auroc"]["y"])
+    pairs = pd.read_csv(paths.tables["pairs_by_label"])
+    assert pairs["label"].tolist() == list(ends.values())
+    expected = multipletests(pairs["p_value"], method="holm")[1]
+    np.testing.assert_allclose(pairs["p_holm"], expected)
+
+
+def test_with_many_labels_the_first_ones_are_drawn_and_the_page_says_so(tmp_path):
+    labels = tuple(f"label{k}" for k in range(10))
+    make_sweep(tmp_path, {"x": 0.5}, (0,), make_test_set(100, labels), task="multilabel")
+    paths = write_report(tmp_path, replicates=50)
+    assert sum(path.stem.startswith("roc") for path in paths.figures) == 8
+    assert "Of 10 labels the first 8 are drawn" in paths.page.read_text()
+    assert pd.read_csv(paths.tables["labels"])["label"].tolist() == list(labels)
 
 
 def test_a_bare_run_without_optional_files_is_reported(tmp_path):

@@ -21,12 +21,12 @@ from hpc_ecg.evaluation.comparisons import (
     SeedScores,
     compare_strategies,
     detectable_difference,
-    estimate_mean,
     non_inferior,
     probability_best,
 )
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.predictions import Predictions
+from hpc_ecg.sweep.by_label import each_label
 from hpc_ecg.sweep.caveats import caveats_of
 from hpc_ecg.sweep.cells import CellResult, read_cells, read_note
 from hpc_ecg.sweep.chosen import choose
@@ -40,7 +40,7 @@ from hpc_ecg.sweep.rivals import (
     soups,
     what_it_adds,
 )
-from hpc_ecg.sweep.scoring import SHARES, Scorer
+from hpc_ecg.sweep.scoring import Scorer, estimate_strategy, gather
 
 MARGIN = 0.02
 """What non-inferiority is judged by, in the deciding metric, unless another is stated."""
@@ -63,7 +63,9 @@ def compare(
 
     # 2. score every cell on the same draws of patients
     scorer = Scorer.of(cells[0].test, replicates, seed)
-    scores = scorer.seed_scores(cells)
+    keys = [(cell.strategy, cell.seed) for cell in cells]
+    scored = scorer.score_labels_all([cell.test for cell in cells])
+    scores = gather(scorer.metrics, keys, [scorer.mean(own) for own in scored])
     metric = scorer.metrics[0]
 
     # 3. estimate each strategy and compare all pairs
@@ -92,6 +94,7 @@ def compare(
         counts=scorer.counts,
         strategies=strategies,
         pairs_of=pairs_of,
+        by_label=each_label(scorer, keys, scored, order),
         rivals=rivals,
         baselines=against_baselines(
             scorer, {name: scores[metric][name] for name in order}, baselines.test
@@ -131,13 +134,8 @@ def _result(
     own = [cell for cell in cells if cell.strategy == name]
     estimates, per_seed = {}, {}
     for metric, by_strategy in scores.items():
-        seeds = by_strategy[name]
-        replicate_SR = np.stack(list(seeds.replicate_R.values()))
-        value_S = np.array(list(seeds.value.values()))
-        estimate = estimate_mean(value_S, replicate_SR, scorer.num_patients, metric)
-        if metric in SHARES:
-            estimate = replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
-        estimates[metric], per_seed[metric] = estimate, seeds.value
+        estimates[metric] = estimate_strategy(by_strategy[name], scorer.num_patients, metric)
+        per_seed[metric] = by_strategy[name].value
     return StrategyResult(
         name=name,
         base=own[0].base,

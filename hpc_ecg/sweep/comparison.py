@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
+from hpc_ecg.sweep.by_label import LabelResult
 from hpc_ecg.sweep.cells import CellResult, Problem
 from hpc_ecg.sweep.chosen import Chosen
 from hpc_ecg.sweep.cost import Cost
@@ -38,6 +39,8 @@ class Comparison:
     """Highest metric first."""
     pairs_of: dict[str, list[Difference]]
     """By metric: every pair of strategies; Holm's correction over the pairs of one metric."""
+    by_label: list[LabelResult]
+    """[] for a single label."""
     rivals: list[Rival]
     baselines: list[Difference]
     """Strategy minus baseline."""

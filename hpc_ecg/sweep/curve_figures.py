@@ -1,5 +1,5 @@
-"""Curves on the test set: ROC and precision-recall over all seeds; calibration and decision curves
-of each strategy's chosen model, from its evaluation.json."""
+"""Curves of one label on the test set: ROC and precision-recall over all seeds; calibration and
+decision curves of each strategy's chosen model, from its evaluation.json."""
 
 # N records, G grid points, S seeds, R replicates
 
@@ -18,53 +18,49 @@ MOST_BANDS = 3
 """With more strategies, only the best has a band: more cannot be told apart by eye."""
 
 
-def draw_curves(comparison: Comparison) -> dict[str, str]:
-    """Name → SVG; {} for a regression, and for many labels, which would need a figure each."""
-    if comparison.task == "regression" or len(comparison.labels) != 1:
-        return {}
-    roc, precision_recall = _bands(comparison)
-    prevalence = comparison.counts[comparison.labels[0]]["prevalence"]
+def draw_curves(comparison: Comparison, label: str, end: str) -> dict[str, str]:
+    """Name → SVG; each name ends in `end`."""
+    roc, precision_recall = _bands(comparison, label)
+    prevalence = comparison.counts[label]["prevalence"]
     figures = {
-        "roc": line_plot(
+        f"roc{end}": line_plot(
             _groups(roc),
-            name="roc",
+            name=f"roc{end}",
             xlabel="1 − specificity",
             ylabel="sensitivity",
             unit_square=True,
             reference=([0, 1], [0, 1]),
         ),
-        "precision_recall": line_plot(
+        f"precision_recall{end}": line_plot(
             _groups(precision_recall),
-            name="precision_recall",
+            name=f"precision_recall{end}",
             xlabel="recall (sensitivity)",
             ylabel="precision (PPV)",
             unit_square=True,
             reference=([0, 1], [prevalence, prevalence]),
         ),
     }
-    calibration = _with_few_bands(
-        [_calibration(c.strategy, c.label(comparison.labels[0])) for c in comparison.chosen]
-    )
+    chosen = [(c.strategy, c.label(label)) for c in comparison.chosen]
+    calibration = _with_few_bands([_calibration(*own) for own in chosen])
     if any(group.bold for group in calibration):
-        figures["calibration"] = line_plot(
+        figures[f"calibration{end}"] = line_plot(
             calibration,
-            name="calibration",
+            name=f"calibration{end}",
             xlabel="predicted probability",
             ylabel="observed share",
             unit_square=True,
             reference=([0, 1], [0, 1]),
         )
-    decision = _with_few_bands(
-        [_decision(c.strategy, c.label(comparison.labels[0])) for c in comparison.chosen]
-    )
+    decision = _with_few_bands([_decision(*own) for own in chosen])
     if any(group.bold for group in decision):
-        figures["decision"] = _draw_decision(comparison, decision, prevalence)
+        (curve, *_) = (own["decision_curve"] for _, own in chosen if own.get("decision_curve"))
+        figures[f"decision{end}"] = _draw_decision(decision, curve, prevalence, f"decision{end}")
     return figures
 
 
-def _bands(comparison: Comparison) -> tuple[dict[str, Band], dict[str, Band]]:
+def _bands(comparison: Comparison, label: str) -> tuple[dict[str, Band], dict[str, Band]]:
     test = comparison.cells[0].test
-    k = test.labels.index(comparison.labels[0])
+    k = test.labels.index(label)
     draws = draw_resamples(test.patient_N, BAND_REPLICATES, comparison.seed)
     found: tuple[dict[str, Band], dict[str, Band]] = {}, {}
     for strategy in comparison.strategies:
@@ -116,14 +112,12 @@ def _decision(name: str, label: dict[str, Any]) -> Group:
     return Group(name=name, bold=(x, curve["net_benefit"]), band=(x, curve["low"], curve["high"]))
 
 
-def _draw_decision(comparison: Comparison, groups: list[Group], prevalence: float) -> str:
-    label = next(c.label(comparison.labels[0]) for c in comparison.chosen if c.evaluation)
-    curve = label["decision_curve"]
+def _draw_decision(groups: list[Group], curve: dict[str, Any], prevalence: float, name: str) -> str:
     everybody = Group(name="everybody is treated", bold=(curve["threshold"], curve["treat_all"]))
     tops = [max(group.bold[1]) for group in groups if group.bold]
     return line_plot(
         [*groups, everybody],
-        name="decision",
+        name=name,
         xlabel="probability at which one would act",
         ylabel="net benefit",
         reference=([0, 1], [0, 0]),

@@ -1,8 +1,10 @@
 """The figures of a sweep's report: a `Comparison` in, SVG texts by name out.
 
-A figure that makes no sense for the task is left out: no ROC curve for a regression or for many
-labels, no differences with one strategy, no learning curves without events.
+A figure that makes no sense for the task is left out: no ROC curve for a regression, no differences
+with one strategy, no learning curves without events. Of several labels each has its own curves.
 """
+
+import re
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from hpc_ecg.sweep.scoring import METRIC_NAMES
 FRACTION = "data.label_fraction"
 MAX_POINTS = 300
 MAX_PAIRS = 28  # all pairs of eight strategies
+MOST_LABELS = 8
+"""With more labels, the first ones have curves; tables and JSON have all."""
 
 
 def draw_figures(comparison: Comparison) -> dict[str, str]:
@@ -22,8 +26,9 @@ def draw_figures(comparison: Comparison) -> dict[str, str]:
     figures: dict[str, str | None] = {"strategies": draw_strategies(comparison)}
     if comparison.pairs:
         figures["differences"] = draw_differences(comparison)
-    figures |= draw_curves(comparison)
-    figures["subgroups"] = draw_subgroups(comparison)
+    for label, end in drawn_labels(comparison).items():
+        figures |= draw_curves(comparison, label, end)
+        figures[f"subgroups{end}"] = draw_subgroups(comparison, label, f"subgroups{end}")
     figures["efficiency"] = draw_efficiency(comparison)
     for name, event, key, ylabel in (
         ("validation", "eval", "score", f"validation {_selection(comparison.cells)}"),
@@ -33,6 +38,19 @@ def draw_figures(comparison: Comparison) -> dict[str, str]:
         if any(group.thin for group in groups):
             figures[name] = line_plot(groups, name=name, xlabel="step", ylabel=ylabel)
     return {name: svg for name, svg in figures.items() if svg}
+
+
+def drawn_labels(comparison: Comparison) -> dict[str, str]:
+    """Label → how the names of its figures end: "" for a single one, else "-" and its name."""
+    if comparison.task == "regression":
+        return {}
+    if len(comparison.labels) == 1:
+        return {comparison.labels[0]: ""}
+    ends: dict[str, str] = {}
+    for number, label in enumerate(comparison.labels[:MOST_LABELS], 1):
+        end = "-" + re.sub(r"[^\w.-]+", "-", label)
+        ends[label] = end if end not in ends.values() else f"{end}-{number}"
+    return ends
 
 
 def draw_strategies(comparison: Comparison) -> str:
@@ -97,12 +115,10 @@ def draw_efficiency(comparison: Comparison) -> str | None:
     )
 
 
-def draw_subgroups(comparison: Comparison) -> str | None:
+def draw_subgroups(comparison: Comparison, name: str, figure: str) -> str | None:
     """AUROC of the best strategy's chosen model by subgroup; None if there are none."""
     chosen = comparison.chosen[0]
-    if comparison.task == "regression" or len(comparison.labels) != 1:
-        return None
-    label = chosen.label(comparison.labels[0])
+    label = chosen.label(name)
     found = [level for level in label.get("subgroups", []) if level.get("auroc")]
     if not found:
         return None
@@ -113,7 +129,7 @@ def draw_subgroups(comparison: Comparison) -> str | None:
         for name, a in levels
     ]
     label_x = f"AUROC of {chosen.cell.name}, 95 % interval"
-    return forest_plot(rows, label_x, name="subgroups", reference=label["auroc"]["value"])
+    return forest_plot(rows, label_x, name=figure, reference=label["auroc"]["value"])
 
 
 def _learning(comparison: Comparison, event: str, key: str) -> list[Group]:

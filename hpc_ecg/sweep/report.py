@@ -24,7 +24,7 @@ from hpc_ecg.sweep.checklist import checklist
 from hpc_ecg.sweep.compare import MARGIN, compare
 from hpc_ecg.sweep.comparison import Comparison, StrategyResult
 from hpc_ecg.sweep.cost import environment_of
-from hpc_ecg.sweep.figures import draw_figures
+from hpc_ecg.sweep.figures import draw_figures, drawn_labels
 from hpc_ecg.sweep.flow import CohortFlow, read_flow
 from hpc_ecg.sweep.rivals import BASELINES
 from hpc_ecg.sweep.settings import tell_apart
@@ -90,6 +90,7 @@ def render_report(
         on_baselines=sentences_on_baselines(comparison),
         on_chance=sentences_on_chance(comparison),
         figures={n: inline_svg(svg, _describe(n, comparison)) for n, svg in figures.items()},
+        drawn=drawn_labels(comparison),
         cards=[_card(strategy, comparison.cells) for strategy in comparison.strategies],
         environment=environment_of(comparison.cells),
         settings=settings,
@@ -110,19 +111,25 @@ def render_report(
 
 def _describe(name: str, comparison: Comparison) -> str:
     """What a figure shows, for a reader who hears the page."""
-    metric = comparison.metric_name
-    return {
-        "strategies": f"{metric} of each strategy with its interval; values in the table below",
-        "differences": f"Differences in {metric} with intervals; values in the table above",
-        "roc": "ROC curve of each strategy, seeds thin",
-        "precision_recall": "Precision-recall curve of each strategy, seeds thin",
-        "calibration": "Observed share by predicted probability, a line per chosen model",
-        "decision": "Net benefit by threshold probability, a line per chosen model",
-        "subgroups": "AUROC of the best strategy's chosen model by subgroup, with intervals",
-        "efficiency": f"{metric} by share of the training patients, a line per strategy",
-        "validation": "Validation metric by step, a line per run",
-        "loss": "Training loss by step, a line per run",
-    }[name]
+    metric, label = comparison.metric_name, ""
+    for own, end in drawn_labels(comparison).items():
+        if end and name.endswith(end):
+            name, label = name.removesuffix(end), f"{own}: "
+    return (
+        label
+        + {
+            "strategies": f"{metric} of each strategy with its interval; values in the table below",
+            "differences": f"Differences in {metric} with intervals; values in the table above",
+            "roc": "ROC curve of each strategy, seeds thin",
+            "precision_recall": "Precision-recall curve of each strategy, seeds thin",
+            "calibration": "Observed share by predicted probability, a line per chosen model",
+            "decision": "Net benefit by threshold probability, a line per chosen model",
+            "subgroups": "AUROC of the best strategy's chosen model by subgroup, with intervals",
+            "efficiency": f"{metric} by share of the training patients, a line per strategy",
+            "validation": "Validation metric by step, a line per run",
+            "loss": "Training loss by step, a line per run",
+        }[name]
+    )
 
 
 def _card(strategy: StrategyResult, cells: list[CellResult]) -> dict[str, Any]:

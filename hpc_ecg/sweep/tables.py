@@ -21,6 +21,12 @@ def tables_of(comparison: Comparison) -> dict[str, Rows]:
             for metric, pairs in comparison.pairs_of.items()
             for row in _differences(pairs, metric, comparison.detectable)
         ],
+        "labels": _labels(comparison),
+        "pairs_by_label": [
+            {"label": own.label} | row
+            for own in comparison.by_label
+            for row in _differences(own.pairs, comparison.metric)
+        ],
         "baselines": _differences([*comparison.baselines, *comparison.adds], comparison.metric),
         "non_inferiority": comparison.non_inferior,
         "delong": comparison.delong,
@@ -70,6 +76,14 @@ def _seeds(comparison: Comparison) -> Rows:
         | {metric: s.per_seed[metric][seed] for metric in comparison.metrics}
         for s, chosen in zip(comparison.strategies, comparison.chosen, strict=True)
         for seed in s.seeds
+    ]
+
+
+def _labels(comparison: Comparison) -> Rows:
+    return [
+        {"label": own.label, "strategy": name} | _estimates(estimates)
+        for own in comparison.by_label
+        for name, estimates in own.estimates.items()
     ]
 
 
