@@ -207,7 +207,7 @@ def test_a_killed_run_a_lost_node_a_preemption_and_a_killed_launcher_change_noth
     slurm, shards, tmp_path
 ):
     folder = tmp_path / "sweep"
-    names = ("ssl_new_head", "ssl_linear_probe")
+    names = ("ssl_new_head", "afib_keep_head", "afib_reset_head", "ssl_linear_probe")
     own = (f"strategies=[{','.join(names)}]", "seeds=[0,1,2]", "slurm.partition=low")
     words = words_of(shards, folder, *own)
     launcher = Launcher(folder, *words)
