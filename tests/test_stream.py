@@ -1,5 +1,7 @@
 """Shards read from front to back: the same records as by position, and damage that is named."""
 
+import ast
+import io
 import shutil
 import tarfile
 import threading
@@ -17,7 +19,7 @@ from hpc_ecg.data.ahead import read_ahead, read_in_order
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.schedule import Schedule, Share
 from hpc_ecg.data.source import Source
-from hpc_ecg.shards.format import shard_name
+from hpc_ecg.shards.format import array_of, shard_name
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -95,6 +97,39 @@ def test_a_stream_that_is_left_early_leaves_no_thread_behind(shards):
     assert threading.active_count() > before
     reading.close()
     assert threading.active_count() == before
+
+
+def test_a_record_is_what_numpy_reads_and_anything_else_is_refused(rng):
+    counts = rng.integers(-9, 9, (12, 25), dtype=np.int16)
+
+    def npy(array, **options):
+        np.lib.format.write_array(file := io.BytesIO(), array, **options)
+        return file.getvalue()
+
+    np.testing.assert_array_equal(array_of(npy(counts), (12, 25)), counts)
+    header, _, rest = npy(counts).partition(b" " * 9)
+    other_numpy = bytearray(header + rest)  # with fewer spaces at the end
+    other_numpy[8] -= 9
+    np.testing.assert_array_equal(array_of(bytes(other_numpy), (12, 25)), counts)
+    for wrong in (
+        npy(counts.T),
+        npy(np.asfortranarray(counts)),
+        npy(counts.view(np.uint16)),
+        npy(counts.astype(">i2")),
+        npy(counts, version=(2, 0)),
+        npy(counts)[:-2],
+        npy(counts) + b"..",
+        b"",
+    ):
+        with pytest.raises(ValueError, match=r"a record is no int16 array of shape \(12, 25\)"):
+            array_of(wrong, (12, 25))
+
+
+def test_no_lane_parses_python(shards, monkeypatch):
+    """Which numpy's reader does, and Python before 3.11.9 cannot do in threads."""
+    monkeypatch.setattr(ast, "parse", lambda *_, **__: pytest.fail("parsed"))
+    dataset, schedule = opened(shards)
+    assert signals_of(dataset, schedule, range(schedule.steps_per_epoch), Share())
 
 
 # Damage: by both readers, at the read or before

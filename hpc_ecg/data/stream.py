@@ -15,7 +15,7 @@ import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.schedule import Schedule, Share
-from hpc_ecg.shards.format import ARRAY_ENDING
+from hpc_ecg.shards.format import ARRAY_ENDING, array_of
 
 CHUNK = 64
 """Records that are held at once where nothing is shuffled."""
@@ -28,7 +28,7 @@ def read_shard(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """These records of a shard, in the order of the file. ValueError names a shard that cannot be
     read, lacks one of them, or holds other signals."""
-    from webdataset import DataPipeline, decode, pipelinefilter
+    from webdataset import DataPipeline, pipelinefilter
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     wanted = {dataset.keys[position]: position for position in positions}
@@ -43,18 +43,18 @@ def read_shard(
                 [[{"url": dataset.source.name(shard), "stream": file}]],
                 pipelinefilter(tar_file_expander)(select_files=is_wanted),
                 pipelinefilter(group_by_keys)(),
-                decode(),
             )
         )
         while wanted:
             try:
                 sample = next(samples, None)
-            except Exception as error:  # tarfile, numpy and file systems raise many kinds
-                raise ValueError(dataset.damage(shard, str(error).partition("\n")[0])) from None
-            if sample is None:
-                raise ValueError(dataset.damage(shard, f"{len(wanted)} records are not in it"))
+                if sample is None:
+                    raise ValueError(f"{len(wanted)} records are not in it")
+                record = array_of(sample["ecg.npy"], dataset.record_shape)
+            except Exception as error:  # tarfile and file systems raise many kinds
+                why = str(error).partition("\n")[0] or type(error).__name__
+                raise ValueError(dataset.damage(shard, why)) from None
             position = wanted.pop(sample["__key__"])
-            record = np.ascontiguousarray(sample["ecg.npy"])
             dataset.verify(record, position)
             yield position, record
 

@@ -15,13 +15,16 @@ bytes. The index holds the byte offset of each array, so that records are read b
 
 import io
 import json
+import math
 import tarfile
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 from hpc_ecg.writing import sha256_of
@@ -110,6 +113,28 @@ def find_arrays(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
             assert shape == (num_leads, num_samples) and dtype == np.int16 and not fortran
             offsets[member.name.removesuffix(ARRAY_ENDING)] = file.tell()
     return offsets
+
+
+def array_of(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """The counts in the bytes of a `.ecg.npy`; ValueError if it holds anything else.
+
+    numpy's own reader parses each header with `ast`, which now and then fails in threads under
+    Python before 3.11.9 and 3.12.3 (python/cpython#106905).
+    """
+    start = 10 + int.from_bytes(npy[8:10], "little")
+    is_ours = npy[:8] == b"\x93NUMPY\x01\x00" and npy[10:start].rstrip() == _npy_header(shape)
+    if not is_ours or len(npy) != start + 2 * math.prod(shape):
+        raise ValueError(f"a record is no int16 array of shape {shape}")
+    return np.frombuffer(npy, "<i2", offset=start).reshape(shape)
+
+
+@lru_cache(maxsize=8)
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """Without the spaces at its end, of which versions of numpy write more or fewer."""
+    file = io.BytesIO()
+    about = {"descr": "<i2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, about)
+    return file.getvalue()[10:].rstrip()
 
 
 def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
