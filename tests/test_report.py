@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 from statsmodels.stats.multitest import multipletests
 from test_compare import make_baselines, make_sweep, make_test_set
 
@@ -206,6 +206,19 @@ def test_a_number_has_no_positives_in_the_flow(tmp_path):
     page = render_report(compare(tmp_path, 50), {}, tmp_path, flow)
     assert flow.splits[0]["lvef"] == {"positive": 0, "missing": 1}
     assert "lvef: missing" in page and "positive / " not in page
+
+
+def test_the_points_of_the_curves_stand_in_a_table(paths, sweep_dir):
+    curves = pd.read_csv(paths.tables["curves"]).set_index(["curve", "strategy"])
+    assert {kind for kind, _ in curves.index} == CURVES
+    assert ("decision", "everybody is treated") in curves.index
+    runs = (sweep_dir / "afib_keep_head").glob("seed-*")
+    tests = [read_predictions(run / "predictions/test.parquet") for run in runs]
+    roc = curves.loc[("roc", "afib_keep_head")]
+    lines = [roc_curve(own.label_NK[:, 0], own.logit_NK[:, 0]) for own in tests]
+    expected = np.mean([np.interp(roc["x"], false, true) for false, true, _ in lines], axis=0)
+    np.testing.assert_allclose(roc["y"][1:], expected[1:], atol=1e-12)
+    assert (roc["low"] <= roc["y"] + 1e-9).all() and (roc["y"] <= roc["high"] + 1e-9).all()
 
 
 def test_an_item_of_the_checklist_that_a_sweep_cannot_know_is_left_to_the_authors(paths):

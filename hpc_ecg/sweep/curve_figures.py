@@ -1,9 +1,9 @@
-"""Curves of one label on the test set: ROC and precision-recall over all seeds; calibration and
+"""Curves of a label on the test set: ROC and precision-recall over all seeds; calibration and
 decision curves of each strategy's chosen model, from its evaluation.json."""
 
 # N records, G grid points, S seeds, R replicates
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,39 @@ MOST_BANDS = 3
 """With more strategies, only the best has a band: more cannot be told apart by eye."""
 
 
-def draw_curves(comparison: Comparison, label: str, end: str) -> dict[str, str]:
-    """Name → SVG; each name ends in `end`."""
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Of one label, by strategy; those of chosen models have no line where nothing is known."""
+
+    roc: list[Group]
+    precision_recall: list[Group]
+    calibration: list[Group]
+    decision: list[Group]
+    treat_all: Group
+    """Net benefit if everybody is treated."""
+    prevalence: float
+
+
+def curves_of(comparison: Comparison, label: str) -> Curves:
     roc, precision_recall = _bands(comparison, label)
-    prevalence = comparison.counts[label]["prevalence"]
+    chosen = [(c.strategy, c.label(label)) for c in comparison.chosen]
+    known = [own["decision_curve"] for _, own in chosen if own.get("decision_curve")]
+    everybody = (known[0]["threshold"], known[0]["treat_all"]) if known else None
+    return Curves(
+        roc=_groups(roc),
+        precision_recall=_groups(precision_recall),
+        calibration=[_calibration(*own) for own in chosen],
+        decision=[_decision(*own) for own in chosen],
+        treat_all=Group(name="everybody is treated", bold=everybody),
+        prevalence=comparison.counts[label]["prevalence"],
+    )
+
+
+def draw_curves(curves: Curves, end: str) -> dict[str, str]:
+    """Name → SVG; each name ends in `end`."""
     figures = {
         f"roc{end}": line_plot(
-            _groups(roc),
+            _with_few_bands(curves.roc),
             name=f"roc{end}",
             xlabel="1 − specificity",
             ylabel="sensitivity",
@@ -32,29 +58,25 @@ def draw_curves(comparison: Comparison, label: str, end: str) -> dict[str, str]:
             reference=([0, 1], [0, 1]),
         ),
         f"precision_recall{end}": line_plot(
-            _groups(precision_recall),
+            _with_few_bands(curves.precision_recall),
             name=f"precision_recall{end}",
             xlabel="recall (sensitivity)",
             ylabel="precision (PPV)",
             unit_square=True,
-            reference=([0, 1], [prevalence, prevalence]),
+            reference=([0, 1], [curves.prevalence, curves.prevalence]),
         ),
     }
-    chosen = [(c.strategy, c.label(label)) for c in comparison.chosen]
-    calibration = _with_few_bands([_calibration(*own) for own in chosen])
-    if any(group.bold for group in calibration):
+    if any(group.bold for group in curves.calibration):
         figures[f"calibration{end}"] = line_plot(
-            calibration,
+            _with_few_bands(curves.calibration),
             name=f"calibration{end}",
             xlabel="predicted probability",
             ylabel="observed share",
             unit_square=True,
             reference=([0, 1], [0, 1]),
         )
-    decision = _with_few_bands([_decision(*own) for own in chosen])
-    if any(group.bold for group in decision):
-        (curve, *_) = (own["decision_curve"] for _, own in chosen if own.get("decision_curve"))
-        figures[f"decision{end}"] = _draw_decision(decision, curve, prevalence, f"decision{end}")
+    if curves.treat_all.bold:
+        figures[f"decision{end}"] = _draw_decision(curves, f"decision{end}")
     return figures
 
 
@@ -86,7 +108,7 @@ def _groups(bands: dict[str, Band]) -> list[Group]:
                 band=(x, band.low_G.tolist(), band.high_G.tolist()),
             )
         )
-    return _with_few_bands(groups)
+    return groups
 
 
 def _with_few_bands(groups: list[Group]) -> list[Group]:
@@ -112,14 +134,13 @@ def _decision(name: str, label: dict[str, Any]) -> Group:
     return Group(name=name, bold=(x, curve["net_benefit"]), band=(x, curve["low"], curve["high"]))
 
 
-def _draw_decision(groups: list[Group], curve: dict[str, Any], prevalence: float, name: str) -> str:
-    everybody = Group(name="everybody is treated", bold=(curve["threshold"], curve["treat_all"]))
-    tops = [max(group.bold[1]) for group in groups if group.bold]
+def _draw_decision(curves: Curves, name: str) -> str:
+    tops = [max(group.bold[1]) for group in curves.decision if group.bold]
     return line_plot(
-        [*groups, everybody],
+        [*_with_few_bands(curves.decision), curves.treat_all],
         name=name,
         xlabel="probability at which one would act",
         ylabel="net benefit",
         reference=([0, 1], [0, 0]),
-        ylim=(-0.25 * prevalence, 1.1 * float(np.max([*tops, prevalence]))),
+        ylim=(-0.25 * curves.prevalence, 1.1 * float(np.max([*tops, curves.prevalence]))),
     )

@@ -5,13 +5,14 @@ with one strategy, no learning curves without events. Of several labels each has
 """
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
 from hpc_ecg.plots import Group, Line, Row, forest_plot, line_plot
 from hpc_ecg.sweep.cells import CellResult, read_events
 from hpc_ecg.sweep.comparison import Comparison
-from hpc_ecg.sweep.curve_figures import draw_curves
+from hpc_ecg.sweep.curve_figures import Curves, draw_curves
 from hpc_ecg.sweep.scoring import METRIC_NAMES
 
 FRACTION = "data.label_fraction"
@@ -21,13 +22,14 @@ MOST_LABELS = 8
 """With more labels, the first ones have curves; tables and JSON have all."""
 
 
-def draw_figures(comparison: Comparison) -> dict[str, str]:
-    """Name → SVG. Strategies keep their colour and line style through all of them."""
+def draw_figures(comparison: Comparison, curves: Mapping[str, Curves]) -> dict[str, str]:
+    """Name → SVG; `curves`: of each of `drawn_labels`. Strategies keep their colour and line style
+    through all of them."""
     figures: dict[str, str | None] = {"strategies": draw_strategies(comparison)}
     if comparison.pairs:
         figures["differences"] = draw_differences(comparison)
     for label, end in drawn_labels(comparison).items():
-        figures |= draw_curves(comparison, label, end)
+        figures |= draw_curves(curves[label], end)
         figures[f"subgroups{end}"] = draw_subgroups(comparison, label, f"subgroups{end}")
     figures["efficiency"] = draw_efficiency(comparison)
     for name, event, key, ylabel in (

@@ -24,6 +24,7 @@ from hpc_ecg.sweep.checklist import checklist
 from hpc_ecg.sweep.compare import MARGIN, compare
 from hpc_ecg.sweep.comparison import Comparison, StrategyResult
 from hpc_ecg.sweep.cost import environment_of
+from hpc_ecg.sweep.curve_figures import curves_of
 from hpc_ecg.sweep.figures import draw_figures, drawn_labels
 from hpc_ecg.sweep.flow import CohortFlow, read_flow
 from hpc_ecg.sweep.rivals import BASELINES
@@ -58,7 +59,8 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
         shutil.rmtree(folder / part, ignore_errors=True)
     for table in folder.glob("*.csv"):
         table.unlink()
-    figures, tables = draw_figures(comparison), tables_of(comparison)
+    curves = {label: curves_of(comparison, label) for label in drawn_labels(comparison)}
+    figures, tables = draw_figures(comparison, curves), tables_of(comparison, curves)
     flow = read_flow(comparison.cells[0].settings)
     paths = ReportPaths(
         page=folder / "index.html",

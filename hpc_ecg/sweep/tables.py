@@ -1,18 +1,20 @@
 """The report's numbers as CSV: name → rows. What differs from run to run, time and cost, is in
 cost.csv alone; all other files are the same however often a sweep was interrupted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from math import nan
 from typing import Any
 
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
 from hpc_ecg.sweep.comparison import Comparison
 from hpc_ecg.sweep.cost import Cost
+from hpc_ecg.sweep.curve_figures import Curves
 
 Rows = list[dict[str, Any]]
 
 
-def tables_of(comparison: Comparison) -> dict[str, Rows]:
-    """Those that are empty are left out."""
+def tables_of(comparison: Comparison, curves: Mapping[str, Curves]) -> dict[str, Rows]:
+    """`curves`: by label. Tables that are empty are left out."""
     tables = {
         "table": _strategies(comparison),
         "seeds": _seeds(comparison),
@@ -32,6 +34,7 @@ def tables_of(comparison: Comparison) -> dict[str, Rows]:
         "delong": comparison.delong,
         "thresholds": _thresholds(comparison),
         "subgroups": _subgroups(comparison),
+        "curves": [row for label, own in curves.items() for row in _curves(label, own)],
         "cost": [_cost(name, cost) for name, cost in comparison.cost.items()],
     }
     return {name: rows for name, rows in tables.items() if rows}
@@ -135,6 +138,25 @@ def _subgroups(comparison: Comparison) -> Rows:
                     | {k: v for k, v in level.items() if not isinstance(v, dict)}
                     | {f"auroc_{k}": auroc.get(k) for k in ("value", "low", "high")}
                 )
+    return rows
+
+
+def _curves(label: str, curves: Curves) -> Rows:
+    """The points of the lines and bands; of ROC and precision-recall the mean over seeds."""
+    drawn = {
+        "roc": curves.roc,
+        "precision_recall": curves.precision_recall,
+        "calibration": curves.calibration,
+        "decision": [*curves.decision, curves.treat_all],
+    }
+    rows = []
+    for curve, groups in drawn.items():
+        for group in groups:
+            x, y = group.bold or ([], [])
+            _, low, high = group.band or (x, [nan] * len(x), [nan] * len(x))
+            about = {"label": label, "curve": curve, "strategy": group.name}
+            points = zip(x, y, low, high, strict=True)
+            rows += [about | dict(zip(("x", "y", "low", "high"), p, strict=True)) for p in points]
     return rows
 
 
