@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -384,6 +385,18 @@ def test_a_prediction_that_is_not_a_number_fails_the_validation(shards):
     logits_NK[3] = np.nan
     with pytest.raises(ValueError, match="predicts NaN or infinity on validation"):
         judge.score(logits_NK)
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "is_warned"),
+    [(60, 12, True), (0, 1, False), (2, 1, False), (0, 400, True), (0, 0.01, True), (5, 0, False)],
+)
+def test_labels_that_a_new_head_is_far_from_are_warned_of(caplog, rng, mean, spread, is_warned):
+    label_N = mean + spread * rng.normal(size=200)
+    label_N[:9] = np.nan
+    valid = SimpleNamespace(label_names=["lvef"], labels_NK=label_N[:, None])
+    Judge(valid, "regression", "auto", LossConfig(name="mse"))
+    assert ("lvef is" in caplog.text and "standardized" in caplog.text) == is_warned
 
 
 @pytest.mark.slow

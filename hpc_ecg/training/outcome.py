@@ -20,6 +20,8 @@ from hpc_ecg.writing import read_json, write_json, write_text
 
 logger = logging.getLogger("hpc_ecg")
 
+MOST_SPREADS = 3
+
 
 class Judge:
     """Scores the validation split and says which weights are the best so far."""
@@ -45,7 +47,9 @@ class Judge:
             raise ValueError(f"train.best_metric={best_metric} needs classes; use loss")
         self.valid, self.task, self.metric, self._loss = valid, task, best_metric, loss
         self._decimals = decimals
-        if task != "regression":
+        if task == "regression":
+            self._warn_of_units()
+        else:
             self._check_two_classes()
 
     def score(self, logits_NK: np.ndarray) -> dict[str, float]:
@@ -90,6 +94,20 @@ class Judge:
                 f"{int(known.sum())} labels): the best weights cannot be chosen; split again with "
                 "another --split-seed or larger --fractions for valid"
             )
+
+    def _warn_of_units(self) -> None:
+        """A new head says about 0 and moves by about the learning rate a step."""
+        for name, label_N in zip(self.valid.label_names, self.valid.labels_NK.T, strict=True):
+            known_N = label_N[~np.isnan(label_N)]
+            if not len(known_N) or not np.ptp(known_N):
+                continue
+            mean, spread = float(known_N.mean()), float(known_N.std())
+            if abs(mean) > MOST_SPREADS * spread or not 0.1 <= spread <= 10:
+                logger.warning(
+                    "%s is %.3g ± %.3g in split valid: a new head starts at 0 and may never get "
+                    "there; give standardized values, such as (%s − %.3g) / %.3g",
+                    *(name, mean, spread, name, mean, spread),
+                )
 
 
 def open_run(
