@@ -34,6 +34,7 @@ TINY_MODEL = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes (`make test`) one takes all of a file, and one all of the cluster's."""
     for item in items:
