@@ -34,14 +34,6 @@ TINY_MODEL = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (`make test`) one takes all of a file, and one all of the cluster's."""
-    for item in items:
-        group = "slurm" if item.get_closest_marker("slurm") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with `ecg/` (real recordings) and `reference/` (arrays of the original program)."""
