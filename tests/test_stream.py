@@ -126,7 +126,7 @@ def test_a_record_is_what_numpy_reads_and_anything_else_is_refused(rng):
 
 
 def test_no_lane_parses_python(shards, monkeypatch):
-    """Which numpy's reader does, and Python before 3.11.9 cannot do in threads."""
+    """Which numpy's reader does, and Python 3.11.7 cannot do in threads."""
     monkeypatch.setattr(ast, "parse", lambda *_, **__: pytest.fail("parsed"))
     dataset, schedule = opened(shards)
     assert signals_of(dataset, schedule, range(schedule.steps_per_epoch), Share())

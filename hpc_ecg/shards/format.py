@@ -118,8 +118,8 @@ def find_arrays(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
 def array_of(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
     """The counts in the bytes of a `.ecg.npy`; ValueError if it holds anything else.
 
-    numpy's own reader parses each header with `ast`, which now and then fails in threads under
-    Python before 3.11.9 and 3.12.3 (python/cpython#106905).
+    numpy's own reader parses each header with `ast`, which now and then fails in threads of a
+    Python with python/cpython#106905 (seen with 3.11.7).
     """
     start = 10 + int.from_bytes(npy[8:10], "little")
     is_ours = npy[:8] == b"\x93NUMPY\x01\x00" and npy[10:start].rstrip() == _npy_header(shape)

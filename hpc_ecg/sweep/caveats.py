@@ -62,8 +62,7 @@ def _what_is_missing(comparison: Comparison) -> list[str]:
         texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} cells.")
     for label, reason in comparison.not_scored.items():
         texts.append(f"{label} is not scored: {reason}.")
-    is_regression = comparison.task == "regression"
-    if not is_regression and not any(rival.kind == "baseline" for rival in comparison.rivals):
+    if not any(rival.kind == "baseline" for rival in comparison.rivals):
         texts.append(
             "No baseline stands beside the networks: whether they beat age and sex, or the "
             "irregularity of the heartbeat alone, is not known."

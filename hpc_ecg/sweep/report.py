@@ -113,12 +113,11 @@ def render_report(
 
 def _describe(name: str, comparison: Comparison) -> str:
     """What a figure shows, for a reader who hears the page."""
-    metric, label = comparison.metric_name, ""
-    for own, end in drawn_labels(comparison).items():
-        if end and name.endswith(end):
-            name, label = name.removesuffix(end), f"{own}: "
+    metric = comparison.metric_name
+    kind, dash, rest = name.partition("-")
+    label_of = {end: f"{label}: " for label, end in drawn_labels(comparison).items() if end}
     return (
-        label
+        label_of.get(dash + rest, "")
         + {
             "strategies": f"{metric} of each strategy with its interval; values in the table below",
             "differences": f"Differences in {metric} with intervals; values in the table above",
@@ -130,7 +129,7 @@ def _describe(name: str, comparison: Comparison) -> str:
             "efficiency": f"{metric} by share of the training patients, a line per strategy",
             "validation": "Validation metric by step, a line per run",
             "loss": "Training loss by step, a line per run",
-        }[name]
+        }[kind]
     )
 
 
