@@ -112,23 +112,19 @@ def _counts(label: dict[str, Any]) -> str:
 
 
 def _thresholds(points: dict[str, dict[str, Any]]) -> list[str]:
+    from hpc_ecg.sweep.wording import fitted_for
+
     lines = []
     methods = list(points)
     for start in range(0, len(methods), COLUMNS):
         some = methods[start : start + COLUMNS]
-        rows = {"": [_said(method) for method in some]}
+        rows = {"": [fitted_for(method) for method in some]}
         if all("threshold" in points[method] for method in some):
             rows["threshold"] = [f"{points[method]['threshold']:.4g}" for method in some]
         rows |= {text: [show(points[m][rate]) for m in some] for rate, text in RATES.items()}
         for name, row in rows.items():
             lines.append(f"  {name:<13}{''.join(f'{cell:<21}' for cell in row)}".rstrip())
     return lines
-
-
-def _said(method: str) -> str:
-    """sensitivity_90 → sensitivity ≥ 90 %."""
-    kind, _, percent = method.partition("_")
-    return f"{kind} ≥ {percent} %" if percent else "Youden's J"
 
 
 def show(value: dict[str, Any]) -> str:

@@ -38,6 +38,9 @@ from scipy import optimize, special, stats
 from hpc_ecg.evaluation.intervals import LEVEL, RANKED, limits_at_edge, logit
 from hpc_ecg.evaluation.metrics import FloatArray
 
+ALPHA = 0.05
+"""A corrected p below it is called a difference."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hpc_ecg.evaluation.comparisons import (
+    ALPHA,
     Difference,
     Estimate,
     SeedScores,
@@ -26,12 +27,12 @@ class LabelResult:
         """The strategy with the highest value of the deciding metric."""
         return max(self.estimates, key=lambda name: next(iter(self.estimates[name].values())).value)
 
-    def worse(self, alpha: float = 0.05) -> list[str]:
+    def worse(self) -> list[str]:
         """Whom the best is better than; nobody where one seed cannot tell how training varies."""
         found = []
         for pair in self.pairs:
             sign = {pair.first: 1, pair.second: -1}.get(self.best, 0)
-            is_sure = pair.p_holm < alpha and pair.estimate.includes_seeds
+            is_sure = pair.p_holm < ALPHA and pair.estimate.includes_seeds
             if is_sure and sign * pair.estimate.value > 0:
                 found.append(pair.second if sign > 0 else pair.first)
         return found

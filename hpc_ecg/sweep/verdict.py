@@ -4,11 +4,9 @@ No sentence is chosen by taste: better means a Holm-corrected p below 0.05; ever
 be told apart", with the interval that says how large the difference may be.
 """
 
-from hpc_ecg.evaluation.comparisons import Difference
+from hpc_ecg.evaluation.comparisons import ALPHA, Difference
 from hpc_ecg.sweep.comparison import Comparison
 from hpc_ecg.sweep.wording import listed, number, show_interval, show_p, show_value
-
-ALPHA = 0.05
 
 
 def verdict(comparison: Comparison) -> str:
