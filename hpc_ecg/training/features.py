@@ -2,7 +2,9 @@
 
 While nothing below the head trains, what the head sees of a record is always the same: it depends
 on the weights, the signals and the arithmetic alone. The file is named by the digest of those, so
-that every seed, learning rate and set of labels finds it. What comes out is the same split again,
+that every seed, learning rate and set of labels finds it. The size of a batch and the number of
+processes belong to the arithmetic: the last bits of a matrix product depend on its rows, and a
+run's numbers may not depend on which other run came first. What comes out is the same split again,
 whose `read` gives features; the head alone is then the model (`Probe`).
 """
 
@@ -97,8 +99,13 @@ class FeatureCache:
         """The split as features of this model's backbone, from the cache or computed into it.
         ValueError: the cache's folder cannot be written."""
         engine = self.engine
-        inputs = _inputs_of(model, dataset, engine.precision)
-        inputs["backbone_sha256"] = backbone_sha256
+        inputs = _inputs_of(model, dataset) | {
+            "backbone_sha256": backbone_sha256,
+            "precision": engine.precision,
+            "device": engine.device_name,
+            "processes": engine.world_size,
+            "batch_size": self.batch_size,
+        }
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         name = f"{digest[:32]}-{dataset.split}.npy"
         path = Path(engine.on_first(lambda: str(self._folder_for(dataset) / name)))
@@ -170,14 +177,13 @@ def _digest_of(backbone: nn.Module) -> str:
     return weights.hexdigest()
 
 
-def _inputs_of(model: ECGClassifier, dataset: Dataset, precision: str) -> dict[str, Any]:
+def _inputs_of(model: ECGClassifier, dataset: Dataset) -> dict[str, Any]:
     padded_N = dataset.samples(np.arange(len(dataset)))
     padding = {} if padded_N is None else {"samples": padded_N.tolist()}
     return padding | {
         "version": VERSION,
         "heads": model.architecture.encoder_attention_heads,
         "pooling": model.pooling,
-        "precision": precision,
         "signal": asdict(dataset.shards.signal),
         "microvolts_per_count": dataset.shards.microvolts_per_count,
         "records_sha256": hashlib.sha256("".join(dataset.sha256_N).encode()).hexdigest(),
