@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from hpc_ecg.evaluation.evaluate import evaluate_predictions, fit_operating_points
@@ -331,6 +332,41 @@ def test_networks_that_do_not_beat_a_baseline_are_said_not_to(tmp_path):
     good = comparison.strategies[0].estimates["auroc"].value
     (pair,) = [p for p in comparison.baselines if p.first == "good" and "beat" in p.second]
     assert pair.estimate.value == pytest.approx(good - irregular)
+
+
+def test_what_networks_add_to_age_and_sex_is_the_mean_over_labels(tmp_path):
+    test_set = make_test_set(labels=("afib", "flutter"))
+    make_sweep(tmp_path, {"a": 2.0, "b": 0.5}, test_set=test_set, task="multilabel")
+    make_baselines(tmp_path, test_set, 0.5)
+    alone = read_predictions(tmp_path / "baselines/age_sex/test.parquet")
+    gains = []
+    for seed in range(3):
+        network = read_predictions(tmp_path / f"a/seed-{seed}/predictions/test.parquet")
+        for k in range(2):  # the splits of these runs are one: validation is the test set
+            x_N2 = np.stack([alone.logit_NK[:, k], network.logit_NK[:, k]], axis=1)
+            x_N2 = (x_N2 - x_N2.mean(0)) / x_N2.std(0)
+            truth_N = network.label_NK[:, k]
+            both_N = LogisticRegression().fit(x_N2, truth_N).decision_function(x_N2)
+            before = roc_auc_score(truth_N, alone.logit_NK[:, k])
+            gains.append(roc_auc_score(truth_N, both_N) - before)
+    comparison = compare(tmp_path, REPLICATES)
+    (added,) = [p for p in comparison.adds if p.first == "a + age and sex"]
+    assert added.estimate.value == pytest.approx(np.mean(gains), abs=1e-4)
+    assert "To age and sex, a adds +0." in verdict(comparison)
+
+
+def test_a_label_without_positives_in_validation_leaves_out_what_networks_add(tmp_path):
+    test_set = make_test_set(labels=("afib", "flutter"))
+    make_sweep(tmp_path, {"a": 2.0, "b": 0.5}, test_set=test_set, task="multilabel")
+    make_baselines(tmp_path, test_set, 0.5)
+    for path in tmp_path.glob("*/seed-*/predictions/valid.parquet"):
+        own = read_predictions(path)
+        label_NK = own.label_NK.copy()
+        label_NK[:, 1] = 0
+        write_predictions(path, replace(own, label_NK=label_NK))
+    comparison = compare(tmp_path, 50)
+    assert comparison.adds == [] and comparison.baselines
+    assert comparison.baselines_left_out["adds"].startswith("flutter: ")
 
 
 def test_where_no_network_beats_a_baseline_that_is_the_verdict(tmp_path):

@@ -221,6 +221,17 @@ def test_the_points_of_the_curves_stand_in_a_table(paths, sweep_dir):
     assert (roc["low"] <= roc["y"] + 1e-9).all() and (roc["y"] <= roc["high"] + 1e-9).all()
 
 
+def test_the_points_of_the_learning_curves_stand_in_a_table(paths, sweep_dir):
+    learning = pd.read_csv(paths.tables["learning"]).set_index(["curve", "strategy", "seed"])
+    for strategy in ("afib_keep_head", "ssl_new_head"):
+        lines = (sweep_dir / strategy / "seed-1/metrics.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        for curve, event, key in (("validation", "eval", "score"), ("loss", "step", "loss")):
+            own = learning.loc[(curve, strategy, 1)]
+            known = [(e["step"], e[key]) for e in events if e["event"] == event]
+            np.testing.assert_allclose(own[["step", "value"]], known, rtol=1e-12)
+
+
 def test_an_item_of_the_checklist_that_a_sweep_cannot_know_is_left_to_the_authors(paths):
     text = paths.page.read_text()
     rows = re.findall(r'<tr class="open"><td>(\d+\w?)</td>.*?yours to write', text)

@@ -20,11 +20,15 @@ MAX_POINTS = 300
 MAX_PAIRS = 28  # all pairs of eight strategies
 MOST_LABELS = 8
 """With more labels, the first ones have curves; tables and JSON have all."""
+Learning = dict[tuple[str, int], Line]
+"""By strategy and seed."""
 
 
-def draw_figures(comparison: Comparison, curves: Mapping[str, Curves]) -> dict[str, str]:
-    """Name → SVG; `curves`: of each of `drawn_labels`. Strategies keep their colour and line style
-    through all of them."""
+def draw_figures(
+    comparison: Comparison, curves: Mapping[str, Curves], learning: Mapping[str, Learning]
+) -> dict[str, str]:
+    """Name → SVG; `curves`: of each of `drawn_labels`; `learning`: `learning_curves`. Strategies
+    keep their colour and line style through all of them."""
     figures: dict[str, str | None] = {"strategies": draw_strategies(comparison)}
     if comparison.pairs:
         figures["differences"] = draw_differences(comparison)
@@ -32,13 +36,13 @@ def draw_figures(comparison: Comparison, curves: Mapping[str, Curves]) -> dict[s
         figures |= draw_curves(curves[label], end)
         figures[f"subgroups{end}"] = draw_subgroups(comparison, label, f"subgroups{end}")
     figures["efficiency"] = draw_efficiency(comparison)
-    for name, event, key, ylabel in (
-        ("validation", "eval", "score", f"validation {_selection(comparison.cells)}"),
-        ("loss", "step", "loss", "training loss"),
-    ):
-        groups = _learning(comparison, event, key)
-        if any(group.thin for group in groups):
-            figures[name] = line_plot(groups, name=name, xlabel="step", ylabel=ylabel)
+    ylabels = {"validation": f"validation {_selection(comparison.cells)}", "loss": "training loss"}
+    for name, by_cell in learning.items():
+        groups = [
+            Group(name=s.name, thin=[by_cell[s.name, k] for k in s.seeds if (s.name, k) in by_cell])
+            for s in comparison.strategies
+        ]
+        figures[name] = line_plot(groups, name=name, xlabel="step", ylabel=ylabels[name])
     return {name: svg for name, svg in figures.items() if svg}
 
 
@@ -134,13 +138,15 @@ def draw_subgroups(comparison: Comparison, name: str, figure: str) -> str | None
     return forest_plot(rows, label_x, name=figure, reference=label["auroc"]["value"])
 
 
-def _learning(comparison: Comparison, event: str, key: str) -> list[Group]:
-    groups = []
-    for strategy in comparison.strategies:
-        cells = [cell for cell in comparison.cells if cell.strategy == strategy.name]
-        lines = [_series(cell, event, key) for cell in cells]
-        groups.append(Group(name=strategy.name, thin=[line for line in lines if line[0]]))
-    return groups
+def learning_curves(comparison: Comparison) -> dict[str, Learning]:
+    """The validation metric and the training loss by step, of each strategy and seed that has
+    them."""
+    found = {}
+    for name, event, key in (("validation", "eval", "score"), ("loss", "step", "loss")):
+        lines = {(c.strategy, c.seed): _series(c, event, key) for c in comparison.cells}
+        if known := {cell: line for cell, line in lines.items() if line[0]}:
+            found[name] = known
+    return found
 
 
 def _selection(cells: list[CellResult]) -> str:

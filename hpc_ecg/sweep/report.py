@@ -25,7 +25,7 @@ from hpc_ecg.sweep.compare import MARGIN, compare
 from hpc_ecg.sweep.comparison import Comparison, StrategyResult
 from hpc_ecg.sweep.cost import environment_of
 from hpc_ecg.sweep.curve_figures import curves_of
-from hpc_ecg.sweep.figures import draw_figures, drawn_labels
+from hpc_ecg.sweep.figures import draw_figures, drawn_labels, learning_curves
 from hpc_ecg.sweep.flow import CohortFlow, read_flow
 from hpc_ecg.sweep.rivals import BASELINES
 from hpc_ecg.sweep.settings import tell_apart
@@ -60,7 +60,9 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     for table in folder.glob("*.csv"):
         table.unlink()
     curves = {label: curves_of(comparison, label) for label in drawn_labels(comparison)}
-    figures, tables = draw_figures(comparison, curves), tables_of(comparison, curves)
+    learning = learning_curves(comparison)
+    figures = draw_figures(comparison, curves, learning)
+    tables = tables_of(comparison, curves, learning)
     flow = read_flow(comparison.cells[0].settings)
     paths = ReportPaths(
         page=folder / "index.html",

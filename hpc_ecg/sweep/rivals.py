@@ -136,18 +136,16 @@ def against_baselines(
 def what_it_adds(
     scorer: Scorer, cells: Sequence[CellResult], baselines: Baselines
 ) -> list[Difference]:
-    """Network with age and sex, minus age and sex alone: a regression of both, fitted on
-    validation. Only where there is one label and the table knew age or sex."""
-    if "age_sex" not in baselines.test or len(scorer.label_names) != 1:
+    """Network with age and sex, minus age and sex alone: of each label a regression of both,
+    fitted on validation. [] where the table knew neither, or where validation cannot fit one."""
+    if "age_sex" not in baselines.test:
         return []
-    valid, test = baselines.valid["age_sex"], baselines.test["age_sex"]
-    k = test.labels.index(scorer.label_names[0])
-    joined = []
-    for cell in cells:
-        own = read_predictions(cell.run.predictions / "valid.parquet").sorted()
-        logit_NK = cell.test.logit_NK.copy()
-        logit_NK[:, k] = adds_to_age_sex(own, cell.test, valid, test, k)
-        joined.append(replace(cell.test, logit_NK=logit_NK))
+    test = baselines.test["age_sex"]
+    try:
+        joined = [_with_age_sex(scorer, cell, baselines) for cell in cells]
+    except ValueError as error:
+        baselines.left_out["adds"] = str(error)
+        return []
     keys = [(cell.strategy, cell.seed) for cell in cells]
     metric = scorer.metrics[0]
     both = gather(scorer.metrics, keys, scorer.score_all(joined))[metric]
@@ -161,6 +159,16 @@ def what_it_adds(
         estimate = _minus(scores, same, scorer.num_patients)
         pairs.append((f"{strategy} + age and sex", "age and sex", estimate))
     return _corrected(pairs, {f"{name} + age and sex": s for name, s in both.items()})
+
+
+def _with_age_sex(scorer: Scorer, cell: CellResult, baselines: Baselines) -> Predictions:
+    valid, test = baselines.valid["age_sex"], baselines.test["age_sex"]
+    own = read_predictions(cell.run.predictions / "valid.parquet").sorted()
+    logit_NK = cell.test.logit_NK.copy()
+    for name in scorer.label_names:
+        k = test.labels.index(name)
+        logit_NK[:, k] = adds_to_age_sex(own, cell.test, valid, test, k)
+    return replace(cell.test, logit_NK=logit_NK)
 
 
 def _corrected(

@@ -9,11 +9,14 @@ from hpc_ecg.evaluation.comparisons import Difference, Estimate
 from hpc_ecg.sweep.comparison import Comparison
 from hpc_ecg.sweep.cost import Cost
 from hpc_ecg.sweep.curve_figures import Curves
+from hpc_ecg.sweep.figures import Learning
 
 Rows = list[dict[str, Any]]
 
 
-def tables_of(comparison: Comparison, curves: Mapping[str, Curves]) -> dict[str, Rows]:
+def tables_of(
+    comparison: Comparison, curves: Mapping[str, Curves], learning: Mapping[str, Learning]
+) -> dict[str, Rows]:
     """`curves`: by label. Tables that are empty are left out."""
     tables = {
         "table": _strategies(comparison),
@@ -35,6 +38,7 @@ def tables_of(comparison: Comparison, curves: Mapping[str, Curves]) -> dict[str,
         "thresholds": _thresholds(comparison),
         "subgroups": _subgroups(comparison),
         "curves": [row for label, own in curves.items() for row in _curves(label, own)],
+        "learning": _learning(comparison, learning),
         "cost": [_cost(name, cost) for name, cost in comparison.cost.items()],
     }
     return {name: rows for name, rows in tables.items() if rows}
@@ -158,6 +162,16 @@ def _curves(label: str, curves: Curves) -> Rows:
             points = zip(x, y, low, high, strict=True)
             rows += [about | dict(zip(("x", "y", "low", "high"), p, strict=True)) for p in points]
     return rows
+
+
+def _learning(comparison: Comparison, learning: Mapping[str, Learning]) -> Rows:
+    """The points that are drawn: of long runs the means of blocks of steps."""
+    return [
+        {"curve": name, "strategy": cell.strategy, "seed": cell.seed, "step": step, "value": value}
+        for name, by_cell in learning.items()
+        for cell in comparison.cells
+        for step, value in zip(*by_cell.get((cell.strategy, cell.seed), ([], [])), strict=True)
+    ]
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
