@@ -22,17 +22,23 @@ MEASURE = """<script>addEventListener("load", () => {
 })</script></body>"""
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweep")
+LABELS = ("Atrial fibrillation", "Left ventricular ejection fraction below 40 %")
+
+
+@pytest.fixture(scope="module", params=[("afib_5y",), LABELS], ids=["one label", "several"])
+def page(request, tmp_path_factory):
+    folder, labels = tmp_path_factory.mktemp("sweep"), request.param
+    test_set = make_test_set(labels=labels)
     names = (
         "ssl_probe_then_finetune+gradual_unfreezing",
         "afib_keep_head",
         "afib_recalibrate_only",
     )
     names += ("random_frozen_stem", "ssl_new_head,label_fraction=0.01", "ssl_linear_probe")
-    make_sweep(folder, {name: 0.3 * k for k, name in enumerate(names)})
-    make_baselines(folder, make_test_set(), 0.5)
+    qualities = {name: 0.3 * k for k, name in enumerate(names)}
+    task = "binary" if len(labels) == 1 else "multilabel"
+    make_sweep(folder, qualities, test_set=test_set, task=task)
+    make_baselines(folder, test_set, 0.5)
     (folder / names[3] / "seed-1" / "finished.json").unlink()
     return write_report(folder, replicates=50).page
 
