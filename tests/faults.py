@@ -1,22 +1,15 @@
-"""Harm for a run, done from inside at an exact step, and the processes to do it to.
-
-The processes are forks of a server that has imported everything: seconds less than interpreters of
-their own. A harm is called in each of them before the command; it is pickled, so it is a function
-of this file, or a `partial` of one.
-"""
+"""Harm for a run, done from inside at an exact step, and the processes to do it to."""
 
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from ranks import _variables
+from ranks import FORKS, Ended, become, end_on_ranks
 
 from hpc_ecg import signals, watchdog
 from hpc_ecg.cli import main
@@ -25,53 +18,13 @@ from hpc_ecg.sweep import there
 from hpc_ecg.training import engine
 from hpc_ecg.training.engine import Engine
 
-FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        *("hpc_ecg.cli", "hpc_ecg.training.finetune", "torch.distributed.fsdp", "torch._dynamo"),
-        "hpc_ecg.sweep.launch",
-    ]
-)
-
-
-class Ended:
-    """Of all ranks: exit codes (-9: SIGKILL), and what each of them said."""
-
-    def __init__(self, codes: list[int | None], logs: list[str]) -> None:
-        self.codes, self.logs = codes, logs
-
 
 def finetune_on_ranks(
     folder: Path, words: Sequence[Sequence[str]], *harms: Callable[[], None], patience_s: float = 60
 ) -> Ended:
-    """`hpc-ecg finetune WORDS[rank]` on each rank; `folder` takes the logs. Asserts that all end
-    in time."""
-    logs = [folder / f"rank-{rank}.log" for rank in range(len(words))]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        FORKS.Process(
-            target=_run, args=(logs[rank], _variables(rank, len(words), port), own, harms)
-        )
-        for rank, own in enumerate(words)
-    ]
-    for log in logs:
-        log.unlink(missing_ok=True)
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + patience_s
-    try:
-        for process in processes:
-            process.join(max(deadline - time.monotonic(), 0))
-        codes = [process.exitcode for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    ended = Ended(codes, [log.read_text() for log in logs])
-    assert None not in codes, f"{codes}: some did not end:\n" + "\n".join(ended.logs)
-    return ended
+    """`hpc-ecg finetune WORDS[rank]` on each rank."""
+    arguments = [["finetune", *own] for own in words]
+    return end_on_ranks(folder, arguments, *harms, patience_s=patience_s)
 
 
 def sweep_in_a_fork(log: Path, words: Sequence[str]) -> Any:
@@ -83,25 +36,9 @@ def sweep_in_a_fork(log: Path, words: Sequence[str]) -> Any:
 
 
 def _sweep(log: Path, environment: dict[str, str], words: Sequence[str]) -> None:
-    _say_to(log)
-    os.environ.clear()  # that of the server may be older than the test cluster
-    os.environ.update(environment)
+    become(log, environment)
     there.POLL_S, there.POLL_AT_MOST_S, there.LOST_AFTER_S = 0.5, 2.0, 3.0
     sys.exit(main(["sweep", *words]))
-
-
-def _run(log: Path, variables: dict[str, str], words: Sequence[str], harms: tuple) -> None:
-    _say_to(log)
-    os.environ.update(variables)
-    for harm in harms:
-        harm()
-    sys.exit(main(["finetune", *words]))
-
-
-def _say_to(log: Path) -> None:
-    file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
 
 
 def at_step(step: int, rank: int, action: Callable[[], object]) -> None:

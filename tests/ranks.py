@@ -1,37 +1,83 @@
-"""Run the real command as N processes that meet over gloo, as srun would start them."""
+"""Run the command as N processes that meet over gloo, as srun would start them.
+
+The processes are forks of a server that has imported everything: seconds less than interpreters of
+their own, which the tests of the launchers start. A harm is called in each of them before the
+command; it is pickled, so it is a function of a file of the tests, or a `partial` of one.
+"""
 
 import os
 import socket
-import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from pathlib import Path
 
+from hpc_ecg.cli import main
 
-def run_on_ranks(num_ranks: int, arguments: list[str], timeout: float = 300) -> list[str]:
-    """`python -m hpc_ecg ARGUMENTS` on every rank; returns each rank's output. Asserts exit 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "hpc_ecg", *arguments],
-            env=os.environ | _variables(rank, num_ranks, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(num_ranks)
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        *("hpc_ecg.cli", "hpc_ecg.training.finetune", "hpc_ecg.training.evaluate"),
+        *("hpc_ecg.training.doctor", "hpc_ecg.sweep.launch"),
+        *("torch.distributed.fsdp", "torch._dynamo", "deepspeed"),
     ]
+)
+
+
+class Ended:
+    """Of all ranks: exit codes (-9: SIGKILL), and what each of them said."""
+
+    def __init__(self, codes: list[int | None], logs: list[str]) -> None:
+        self.codes, self.logs = codes, logs
+
+
+def run_on_ranks(num_ranks: int, arguments: Sequence[str], timeout: float = 300) -> list[str]:
+    """`hpc-ecg ARGUMENTS` on every rank; returns each rank's output. Asserts exit 0."""
+    with tempfile.TemporaryDirectory() as folder:
+        ended = end_on_ranks(Path(folder), [list(arguments)] * num_ranks, patience_s=timeout)
+    assert ended.codes == [0] * num_ranks, "\n".join(ended.logs)
+    return ended.logs
+
+
+def end_on_ranks(
+    folder: Path,
+    arguments: Sequence[Sequence[str]],
+    *harms: Callable[[], None],
+    patience_s: float = 60,
+) -> Ended:
+    """`hpc-ecg ARGUMENTS[rank]` on each rank; `folder` takes the logs. Asserts that all end in
+    time."""
+    logs = [folder / f"rank-{rank}.log" for rank in range(len(arguments))]
+    port, environment = free_port(), dict(os.environ)
+    processes = [
+        FORKS.Process(
+            target=_run,
+            args=(logs[rank], environment | variables_of(rank, len(arguments), port), own, harms),
+        )
+        for rank, own in enumerate(arguments)
+    ]
+    for log in logs:
+        log.unlink(missing_ok=True)
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + patience_s
     try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        for process in processes:
+            process.join(max(deadline - time.monotonic(), 0))
+        codes = [process.exitcode for process in processes]
     finally:
         for process in processes:
             process.kill()
-    codes = [process.returncode for process in processes]
-    assert codes == [0] * num_ranks, "\n".join(outputs)
-    return outputs
+            process.join()
+    ended = Ended(codes, [log.read_text() for log in logs])
+    assert None not in codes, f"{codes}: some did not end:\n" + "\n".join(ended.logs)
+    return ended
 
 
-def _variables(rank: int, num_ranks: int, port: int) -> dict[str, str]:
+def variables_of(rank: int, num_ranks: int, port: int) -> dict[str, str]:
+    """As torchrun gives them, all on this machine."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -41,3 +87,25 @@ def _variables(rank: int, num_ranks: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def become(log: Path, environment: dict[str, str]) -> None:
+    """In a fork: its words go to the log; the server's environment may be older than a test's."""
+    file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _run(log: Path, environment: dict[str, str], words: Sequence[str], harms: tuple) -> None:
+    become(log, environment)
+    for harm in harms:
+        harm()
+    sys.exit(main(words))

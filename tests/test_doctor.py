@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FIXTURES, words_for
-from ranks import _variables, run_on_ranks
+from ranks import free_port, run_on_ranks, variables_of
 from safetensors.torch import load_file
 
 from hpc_ecg.cli import main
@@ -99,13 +98,11 @@ def test_nodes_that_differ_are_named(shards, tmp_path):
     words = ["doctor", *words_for(shards, place / "run", *stream)]
     script = 'hostname node$0; mount -t tmpfs none "$1"; shift; exec "$@"'
     alone = ["unshare", "--uts", "--mount", "sh", "-c", script]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = [
         subprocess.Popen(
             [*alone, str(rank), str(place), sys.executable, "-c", OTHER_NODE, str(rank), *words],
-            env=os.environ | _variables(rank, 2, port),
+            env=os.environ | variables_of(rank, 2, port),
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -164,7 +161,7 @@ def test_a_check_that_breaks_is_an_error_of_its_own():
 def test_gpus_are_held_against_tasks(monkeypatch, device, seen, tasks, slurm, level, part):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     monkeypatch.setattr(doctor_cluster, "DRIVER", Path("/no/driver"))
-    for name, value in _variables(0, tasks, port=1).items():
+    for name, value in variables_of(0, tasks, port=1).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", str(slurm))
     [finding] = check_gpus(EngineConfig(device=device))

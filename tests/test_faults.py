@@ -11,7 +11,8 @@ from pathlib import Path
 import faults
 import pytest
 from conftest import words_for
-from faults import Ended, at_step, finetune_on_ranks, get
+from faults import at_step, finetune_on_ranks, get
+from ranks import Ended
 from test_finetune import events, same_tensors
 
 from hpc_ecg.data.dataset import DataConfig, open_shards

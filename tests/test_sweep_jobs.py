@@ -6,8 +6,7 @@ import sys
 
 import pytest
 from conftest import words_for
-from faults import FORKS
-from ranks import _variables
+from ranks import FORKS, free_port, variables_of
 from test_finetune import run
 
 from hpc_ecg.sweep.jobs import alone, in_queue, places
@@ -93,9 +92,7 @@ def test_two_do_not_submit_at_once(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_process_that_is_lost_while_the_test_split_is_predicted_is_no_failure(shards, tmp_path):
     folder = run(words_for(shards, tmp_path / "run", "train.max_epochs=1"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     both = [FORKS.Process(target=_evaluate, args=(rank, port, str(folder.path))) for rank in (0, 1)]
     for process in both:
         process.start()
@@ -105,7 +102,7 @@ def test_a_process_that_is_lost_while_the_test_split_is_predicted_is_no_failure(
 
 
 def _evaluate(rank: int, port: int, run_dir: str) -> None:
-    os.environ.update(_variables(rank, 2, port))
+    os.environ.update(variables_of(rank, 2, port))
     if rank == 1:
         evaluation.predict = lambda *_: os._exit(9)
     try:
