@@ -20,7 +20,12 @@ from hpc_ecg.training.settings import FinetuneConfig
 
 pytestmark = pytest.mark.slow
 # 5 epochs of 4 steps; saved half the way and at the end
-WORDS = ("train.max_epochs=5", "train.save_every=10", "train.keep_checkpoints=99", "optim.lr=0.0005")
+WORDS = (
+    "train.max_epochs=5",
+    "train.save_every=10",
+    "train.keep_checkpoints=99",
+    "optim.lr=0.0005",
+)
 HALF = 10
 KINDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 

@@ -19,6 +19,7 @@ from hpc_ecg.plots import Group, line_plot
 from hpc_ecg.sweep.compare import compare
 from hpc_ecg.sweep.flow import CohortFlow, _split
 from hpc_ecg.sweep.report import render_report, write_report
+from hpc_ecg.sweep.tables import as_json, tables_of
 
 pytestmark = pytest.mark.slow
 
@@ -196,7 +197,7 @@ def test_a_number_has_no_positives_in_the_flow(tmp_path):
     flow = CohortFlow(
         in_table=2,
         left_out={},
-        splits=[_split(SimpleNamespace(index=index), "test", ["lvef"])],
+        splits=[_split(SimpleNamespace(index=index), "test", ["lvef"], False)],
         labels=["lvef"],
         flags={},
         signal="12 leads",
@@ -204,8 +205,58 @@ def test_a_number_has_no_positives_in_the_flow(tmp_path):
     )
     make_sweep(tmp_path, {"x": 0.1}, (0,), make_test_set(labels=("lvef",)), task="regression")
     page = render_report(compare(tmp_path, 50), {}, tmp_path, flow)
-    assert flow.splits[0]["lvef"] == {"positive": 0, "missing": 1}
+    assert flow.splits[0]["lvef"] == {"missing": 1}
     assert "lvef: missing" in page and "positive / " not in page
+
+
+def test_cohort_and_chosen_models_stand_in_tables(paths, sweep_dir):
+    table = pd.read_csv(paths.tables["chosen"]).set_index("strategy")
+    assert list(table.index) == ["afib_keep_head", "ssl_new_head", "random"]
+    row = table.loc["afib_keep_head"]
+    evaluation = json.loads(
+        (sweep_dir / f"afib_keep_head/seed-{row['seed']}/evaluation.json").read_text()
+    )
+    own = evaluation["labels"]["afib_5y"]
+    for column, value in (
+        ("brier", own["brier"]["value"]),
+        ("auroc_high", own["auroc"]["high"]),
+        ("calibration_slope", own["calibration"]["slope"]["value"]),
+        ("one_ecg_per_patient_auroc", own["one_ecg_per_patient"]["auroc"]["value"]),
+    ):
+        assert row[column] == pytest.approx(value)
+    (cohort,) = pd.read_csv(paths.tables["cohort"]).to_dict("records")
+    assert (cohort["n"], cohort["n_positive"]) == (own["n"], own["n_positive"])
+
+
+def test_the_way_from_the_table_to_the_splits_stands_in_a_table(tmp_path):
+    index = pd.DataFrame(
+        {"split": "test", "patient": ["1", "2", "2"], "age": 60.0, "label.af": [1, 0, np.nan]}
+    )
+    flow = CohortFlow(
+        in_table=5,
+        left_out={"unreadable": 2},
+        splits=[_split(SimpleNamespace(index=index), "test", ["af"])],
+        labels=["af"],
+        flags={},
+        signal="12 leads",
+        index_sha256="ab" * 32,
+    )
+    comparison = compare(make_sweep(tmp_path, {"x": 0.1}, (0,)), 50)
+    assert tables_of(comparison, {}, {}, flow)["flow"] == [
+        {"part": "in the table", "records": 5},
+        {"part": "left out: unreadable", "records": 2},
+        {
+            "part": "test",
+            "records": 3,
+            "patients": 2,
+            "age": "60 (60–60)",
+            "af_positive": 1,
+            "af_missing": 1,
+        },
+    ]
+    assert as_json(comparison, flow)["flow"]["left_out"] == {"unreadable": 2}
+    assert as_json(comparison, "not readable")["flow"] == "not readable"
+    assert "flow" not in tables_of(comparison, {}, {}, "not readable")
 
 
 def test_the_points_of_the_curves_stand_in_a_table(paths, sweep_dir):

@@ -38,10 +38,11 @@ def read_flow(settings: Mapping[str, Any]) -> CohortFlow | str:
         return f"the shards cannot be read here: {error}"
     left_out = {str(k): int(n) for k, n in shards.description["left_out"].items()}
     labels = list(settings.get("data.labels") or shards.label_names)
+    has_classes = settings.get("data.task") != "regression"
     return CohortFlow(
         in_table=len(shards.index) + sum(left_out.values()),
         left_out=left_out,
-        splits=[_split(shards, split, labels) for split in SPLITS],
+        splits=[_split(shards, split, labels, has_classes) for split in SPLITS],
         labels=[name for name in labels if LABEL_PREFIX + name in shards.index],
         flags={str(k): int(n) for k, n in shards.description.get("flags", {}).items()},
         signal=describe_signal(shards.signal),
@@ -58,7 +59,9 @@ def describe_signal(signal: SignalSpec) -> str:
     )
 
 
-def _split(shards: ShardSet, split: str, labels: list[str]) -> dict[str, Any]:
+def _split(
+    shards: ShardSet, split: str, labels: list[str], has_classes: bool = True
+) -> dict[str, Any]:
     rows = shards.index[shards.index["split"] == split]
     found: dict[str, Any] = {"split": split, "records": len(rows)}
     found["patients"] = int(rows["patient"].nunique())
@@ -70,10 +73,8 @@ def _split(shards: ShardSet, split: str, labels: list[str]) -> dict[str, Any]:
     for name in labels:
         values = rows.get(LABEL_PREFIX + name)
         if values is not None:
-            found[name] = {
-                "positive": int((values == 1).sum()),
-                "missing": int(values.isna().sum()),
-            }
+            found[name] = {"positive": int((values == 1).sum())} if has_classes else {}
+            found[name]["missing"] = int(values.isna().sum())
     return found
 
 

@@ -62,8 +62,8 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     curves = {label: curves_of(comparison, label) for label in drawn_labels(comparison)}
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
-    tables = tables_of(comparison, curves, learning)
     flow = read_flow(comparison.cells[0].settings)
+    tables = tables_of(comparison, curves, learning, flow)
     paths = ReportPaths(
         page=folder / "index.html",
         comparison=folder / "comparison.json",
@@ -73,7 +73,7 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     )
     for path, svg in zip(paths.figures, figures.values(), strict=True):
         write_text(path, svg)
-    write_json(paths.comparison, as_json(comparison))
+    write_json(paths.comparison, as_json(comparison, flow))
     for name, rows in tables.items():
         write_text(paths.tables[name], pd.DataFrame(rows).to_csv(index=False))
     write_text(paths.page, render_report(comparison, figures, sweep_dir, flow))

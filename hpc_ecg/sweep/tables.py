@@ -2,6 +2,7 @@
 cost.csv alone; all other files are the same however often a sweep was interrupted."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from math import nan
 from typing import Any
 
@@ -10,12 +11,16 @@ from hpc_ecg.sweep.comparison import Comparison
 from hpc_ecg.sweep.cost import Cost
 from hpc_ecg.sweep.curve_figures import Curves
 from hpc_ecg.sweep.figures import Learning
+from hpc_ecg.sweep.flow import CohortFlow
 
 Rows = list[dict[str, Any]]
 
 
 def tables_of(
-    comparison: Comparison, curves: Mapping[str, Curves], learning: Mapping[str, Learning]
+    comparison: Comparison,
+    curves: Mapping[str, Curves],
+    learning: Mapping[str, Learning],
+    flow: CohortFlow | str,
 ) -> dict[str, Rows]:
     """`curves`: by label. Tables that are empty are left out."""
     tables = {
@@ -35,6 +40,9 @@ def tables_of(
         "baselines": _differences([*comparison.baselines, *comparison.adds], comparison.metric),
         "non_inferiority": comparison.non_inferior,
         "delong": comparison.delong,
+        "flow": [] if isinstance(flow, str) else _flow(flow),
+        "cohort": [{"label": label} | n for label, n in comparison.counts.items()],
+        "chosen": _chosen(comparison),
         "thresholds": _thresholds(comparison),
         "subgroups": _subgroups(comparison),
         "curves": [row for label, own in curves.items() for row in _curves(label, own)],
@@ -111,6 +119,48 @@ def _differences(
     return rows
 
 
+def _flow(flow: CohortFlow) -> Rows:
+    """From the table to the splits."""
+    rows: Rows = [{"part": "in the table", "records": flow.in_table}]
+    rows += [{"part": f"left out: {why}", "records": n} for why, n in flow.left_out.items()]
+    for split in flow.splits:
+        row: dict[str, Any] = {"part": split["split"]}
+        for name, value in split.items():
+            if isinstance(value, dict):  # of a label
+                row |= {f"{name}_{kind}": n for kind, n in value.items()}
+            elif name != "split":
+                row[name] = value
+        rows.append(row)
+    return rows
+
+
+def _chosen(comparison: Comparison) -> Rows:
+    """What its own evaluation says of each chosen model, without thresholds and subgroups."""
+    rows = []
+    for chosen in comparison.chosen:
+        for label in comparison.labels:
+            if own := chosen.label(label):
+                row: dict[str, Any] = {"strategy": chosen.strategy, "seed": chosen.cell.seed}
+                row |= {"label": label} | _values(own)
+                for part in ("calibration", "one_ecg_per_patient"):
+                    values = _values(own.get(part) or {})
+                    row |= {f"{part}_{name}": value for name, value in values.items()}
+                rows.append(row)
+    return rows
+
+
+def _values(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, and estimates with their intervals, flat."""
+    row: dict[str, Any] = {}
+    for name, value in found.items():
+        if isinstance(value, int | float):
+            row[name] = value
+        elif isinstance(value, dict) and "value" in value:
+            row[name] = value["value"]
+            row |= {f"{name}_{end}": value.get(end) for end in ("low", "high")}
+    return row
+
+
 def _thresholds(comparison: Comparison) -> Rows:
     """Of the chosen models, at each threshold that was fitted on validation."""
     rows = []
@@ -122,11 +172,7 @@ def _thresholds(comparison: Comparison) -> Rows:
                     "seed": chosen.cell.seed,
                     "label": label,
                 }
-                row |= {"method": method, "threshold": point["threshold"]}
-                for name, value in point.items():
-                    if isinstance(value, dict) and "value" in value:
-                        row |= {name: value["value"]}
-                        row |= {f"{name}_low": value["low"], f"{name}_high": value["high"]}
+                row |= {"method": method} | _values(point)
                 rows.append(row | point.get("counts", {}))
     return rows
 
@@ -174,12 +220,14 @@ def _learning(comparison: Comparison, learning: Mapping[str, Learning]) -> Rows:
     ]
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything of the page: the comparison, and what the chosen models' evaluations say."""
+def as_json(comparison: Comparison, flow: CohortFlow | str) -> dict[str, Any]:
+    """Everything of the page: the comparison, what the chosen models' evaluations say, and the way
+    from the table to the splits (a text where it is not known)."""
     chosen = {
         c.strategy: {"seed": c.cell.seed, "evaluation": c.evaluation, "points": c.points}
         for c in comparison.chosen
     }
     whole = comparison.to_dict()
     varies = whole.pop("varies")
-    return whole | {"chosen_models": chosen, "varies": varies}
+    way = flow if isinstance(flow, str) else asdict(flow)
+    return whole | {"chosen_models": chosen, "flow": way, "varies": varies}
