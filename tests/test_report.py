@@ -111,6 +111,8 @@ def test_tables_hold_the_numbers_of_the_page(paths):
     for value in tables["thresholds"]["sensitivity"]:
         assert f"{value:.3f}" in text
     assert set(tables["cost"]["strategy"]) == set(table["name"][:3])
+    counts = pd.read_csv(paths.tables["table"], dtype=str)["num_seeds"].dropna()
+    assert set(counts) == {"3", "2"}  # whole, though baselines have none
 
 
 def test_time_and_cost_stand_in_one_block_of_the_page_and_in_one_table(paths, sweep_dir):

@@ -75,7 +75,8 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
         write_text(path, svg)
     write_json(paths.comparison, as_json(comparison, flow))
     for name, rows in tables.items():
-        write_text(paths.tables[name], pd.DataFrame(rows).to_csv(index=False))
+        whole = pd.DataFrame(rows, dtype=object)  # counts stay whole where others have none
+        write_text(paths.tables[name], whole.to_csv(index=False))
     write_text(paths.page, render_report(comparison, figures, sweep_dir, flow))
     return paths
 
