@@ -366,7 +366,7 @@ def test_a_label_without_positives_in_validation_leaves_out_what_networks_add(tm
         write_predictions(path, replace(own, label_NK=label_NK))
     comparison = compare(tmp_path, 50)
     assert comparison.adds == [] and comparison.baselines
-    assert comparison.baselines_left_out["adds"].startswith("flutter: ")
+    assert comparison.adds_left_out.startswith("flutter: ") and not comparison.baselines_left_out
 
 
 def test_where_no_network_beats_a_baseline_that_is_the_verdict(tmp_path):

@@ -237,7 +237,7 @@ def test_the_way_from_the_table_to_the_splits_stands_in_a_table(tmp_path):
     flow = CohortFlow(
         in_table=5,
         left_out={"unreadable": 2},
-        splits=[_split(SimpleNamespace(index=index), "test", ["af"])],
+        splits=[_split(SimpleNamespace(index=index), "test", ["af"], True)],
         labels=["af"],
         flags={},
         signal="12 leads",

@@ -37,6 +37,7 @@ from hpc_ecg.sweep.rivals import (
     ensembles,
     rank_rivals,
     read_baselines,
+    score_rivals,
     soups,
     what_it_adds,
 )
@@ -84,7 +85,10 @@ def compare(
         "soup": _in(order, soups(cells, sweep_dir)),
         "baseline": baselines.test,
     }
-    rivals = rank_rivals(scorer, kinds)
+    rivals = score_rivals(scorer, kinds)
+    adds, adds_left_out = what_it_adds(
+        scorer, sorted(cells, key=lambda c: order.index(c.strategy)), baselines, rivals
+    )
     comparison = Comparison(
         task=scorer.task,
         metric=metric,
@@ -95,11 +99,10 @@ def compare(
         strategies=strategies,
         pairs_of=pairs_of,
         by_label=each_label(scorer, keys, scored, order),
-        rivals=rivals,
-        baselines=against_baselines(
-            scorer, {name: scores[metric][name] for name in order}, baselines.test
-        ),
-        adds=what_it_adds(scorer, sorted(cells, key=lambda c: order.index(c.strategy)), baselines),
+        rivals=rank_rivals(scorer, kinds, rivals),
+        baselines=against_baselines(scorer, {name: scores[metric][name] for name in order}, rivals),
+        adds=adds,
+        adds_left_out=adds_left_out,
         baselines_left_out=baselines.left_out,
         probability_best=probability_best(scores[metric], scorer.num_patients),
         margin=margin,

@@ -46,6 +46,8 @@ class Comparison:
     """Strategy minus baseline."""
     adds: list[Difference]
     """Network with age and sex, minus age and sex."""
+    adds_left_out: str
+    """Why there is none, where validation cannot fit both; else ""."""
     baselines_left_out: dict[str, str]
     probability_best: dict[str, float]
     margin: float

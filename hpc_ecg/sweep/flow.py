@@ -59,9 +59,7 @@ def describe_signal(signal: SignalSpec) -> str:
     )
 
 
-def _split(
-    shards: ShardSet, split: str, labels: list[str], has_classes: bool = True
-) -> dict[str, Any]:
+def _split(shards: ShardSet, split: str, labels: list[str], has_classes: bool) -> dict[str, Any]:
     rows = shards.index[shards.index["split"] == split]
     found: dict[str, Any] = {"split": split, "records": len(rows)}
     found["patients"] = int(rows["patient"].nunique())

@@ -8,7 +8,7 @@ a difference to it the seeds are those of the strategy.
 
 # N records, S seeds, R replicates
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from hpc_ecg.evaluation.comparisons import (
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.sweep.baselines import CONSTANTS, adds_to_age_sex
 from hpc_ecg.sweep.cells import CellResult
-from hpc_ecg.sweep.scoring import Scorer, gather
+from hpc_ecg.sweep.scoring import Scorer, Scores, gather
 from hpc_ecg.writing import read_json
 
 BASELINES = {
@@ -33,6 +33,8 @@ BASELINES = {
     "age_sex": "age and sex",
     "rr_irregularity": "beat-to-beat irregularity",
 }
+Row = tuple[str, str]
+"""Kind and name of a rival."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,74 +93,70 @@ def soups(cells: Sequence[CellResult], sweep_dir: Path) -> dict[str, Predictions
     return found
 
 
-def rank_rivals(scorer: Scorer, kinds: dict[str, dict[str, Predictions]]) -> list[Rival]:
-    """`kinds`: predictions by kind and name; scored on the same draws as the strategies."""
-    rows = {(kind, name): own for kind, by in kinds.items() for name, own in by.items()}
-    ranked = {row: own for row, own in rows.items() if row[1] not in CONSTANTS}
-    scored = dict(zip(ranked, scorer.score_all(list(ranked.values())), strict=True))
+def rank_rivals(
+    scorer: Scorer, kinds: dict[str, dict[str, Predictions]], scored: Mapping[Row, Scores]
+) -> list[Rival]:
+    """`kinds`: predictions by kind and name; `scored`: of `score_rivals`."""
     rivals = []
-    for kind, name in rows:
-        estimates = {}
-        if (kind, name) in scored:
-            values, replicates = scored[kind, name]
-            estimates = {
-                metric: estimate_mean(
-                    np.array([values[metric]]),
-                    replicates[metric][None],
-                    scorer.num_patients,
-                    metric,
-                )
-                for metric in scorer.metrics
-            }
-        rivals.append(Rival(name=BASELINES.get(name, name), kind=kind, estimates=estimates))
+    for kind, by_name in kinds.items():
+        for name in by_name:
+            estimates = {}
+            if (kind, name) in scored:
+                values, replicates = scored[kind, name]
+                estimates = {
+                    metric: estimate_mean(
+                        np.array([values[metric]]),
+                        replicates[metric][None],
+                        scorer.num_patients,
+                        metric,
+                    )
+                    for metric in scorer.metrics
+                }
+            rivals.append(Rival(name=BASELINES.get(name, name), kind=kind, estimates=estimates))
     return rivals
 
 
+def score_rivals(scorer: Scorer, kinds: dict[str, dict[str, Predictions]]) -> dict[Row, Scores]:
+    """By kind and name, on the same draws as the strategies; without those that rank nobody."""
+    ranked = {
+        (kind, name): own
+        for kind, by_name in kinds.items()
+        for name, own in by_name.items()
+        if name not in CONSTANTS
+    }
+    return dict(zip(ranked, scorer.score_all(list(ranked.values())), strict=True))
+
+
 def against_baselines(
-    scorer: Scorer, strategies: dict[str, SeedScores], baselines: dict[str, Predictions]
+    scorer: Scorer, strategies: dict[str, SeedScores], scored: Mapping[Row, Scores]
 ) -> list[Difference]:
     """Each strategy minus each baseline that ranks, in the deciding metric; Holm over all."""
-    pairs = []
-    for name, own in baselines.items():
-        if name in CONSTANTS:
-            continue
-        values, replicates = scorer.score(own)
-        metric = scorer.metrics[0]
-        for strategy, scores in strategies.items():
-            same = SeedScores(
-                value=dict.fromkeys(scores.value, values[metric]),
-                replicate_R=dict.fromkeys(scores.value, replicates[metric]),
-            )
-            pairs.append((strategy, BASELINES[name], _minus(scores, same, scorer.num_patients)))
+    pairs = [
+        (strategy, BASELINES[name], _minus(scorer, scores, own))
+        for (kind, name), own in scored.items()
+        if kind == "baseline"
+        for strategy, scores in strategies.items()
+    ]
     return _corrected(pairs, strategies)
 
 
 def what_it_adds(
-    scorer: Scorer, cells: Sequence[CellResult], baselines: Baselines
-) -> list[Difference]:
+    scorer: Scorer, cells: Sequence[CellResult], baselines: Baselines, scored: Mapping[Row, Scores]
+) -> tuple[list[Difference], str]:
     """Network with age and sex, minus age and sex alone: of each label a regression of both,
-    fitted on validation. [] where the table knew neither, or where validation cannot fit one."""
+    fitted on validation; and why it cannot be said, where validation cannot fit one. Neither
+    where the table knew no age and no sex."""
     if "age_sex" not in baselines.test:
-        return []
-    test = baselines.test["age_sex"]
+        return [], ""
     try:
         joined = [_with_age_sex(scorer, cell, baselines) for cell in cells]
     except ValueError as error:
-        baselines.left_out["adds"] = str(error)
-        return []
-    keys = [(cell.strategy, cell.seed) for cell in cells]
-    metric = scorer.metrics[0]
-    both = gather(scorer.metrics, keys, scorer.score_all(joined))[metric]
-    values, replicates = scorer.score(test)
-    pairs = []
-    for strategy, scores in both.items():
-        same = SeedScores(
-            value=dict.fromkeys(scores.value, values[metric]),
-            replicate_R=dict.fromkeys(scores.value, replicates[metric]),
-        )
-        estimate = _minus(scores, same, scorer.num_patients)
-        pairs.append((f"{strategy} + age and sex", "age and sex", estimate))
-    return _corrected(pairs, {f"{name} + age and sex": s for name, s in both.items()})
+        return [], str(error)
+    keys = [(f"{cell.strategy} + age and sex", cell.seed) for cell in cells]
+    both = gather(scorer.metrics, keys, scorer.score_all(joined))[scorer.metrics[0]]
+    alone = scored["baseline", "age_sex"]
+    pairs = [(name, "age and sex", _minus(scorer, own, alone)) for name, own in both.items()]
+    return _corrected(pairs, both), ""
 
 
 def _with_age_sex(scorer: Scorer, cell: CellResult, baselines: Baselines) -> Predictions:
@@ -183,11 +181,14 @@ def _corrected(
     ]
 
 
-def _minus(first: SeedScores, second: SeedScores, num_patients: int) -> Estimate:
-    seeds = sorted(first.value)
-    value_S = np.array([first.value[s] - second.value[s] for s in seeds])
-    replicate_SR = np.stack([first.replicate_R[s] - second.replicate_R[s] for s in seeds])
-    return estimate_mean(value_S, replicate_SR, num_patients)
+def _minus(scorer: Scorer, scores: SeedScores, fixed: Scores) -> Estimate:
+    """In the deciding metric; `fixed` has no seed and stands against each one."""
+    metric = scorer.metrics[0]
+    value, replicate_R = fixed[0][metric], fixed[1][metric]
+    seeds = sorted(scores.value)
+    value_S = np.array([scores.value[s] - value for s in seeds])
+    replicate_SR = np.stack([scores.replicate_R[s] - replicate_R for s in seeds])
+    return estimate_mean(value_S, replicate_SR, scorer.num_patients)
 
 
 def _mean(predictions: list[Predictions]) -> Predictions:
