@@ -6,13 +6,14 @@ command; it is pickled, so it is a function of a file of the tests, or a `partia
 """
 
 import os
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
+
+from forks import free_port
 
 from hpc_ecg.cli import main
 
@@ -87,12 +88,6 @@ def variables_of(rank: int, num_ranks: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def become(log: Path, environment: dict[str, str]) -> None:

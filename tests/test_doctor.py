@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FIXTURES, words_for
-from ranks import free_port, run_on_ranks, variables_of
+from forks import free_port
+from ranks import run_on_ranks, variables_of
 from safetensors.torch import load_file
 
 from hpc_ecg.cli import main

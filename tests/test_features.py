@@ -158,6 +158,8 @@ def test_other_weights_or_arithmetic_have_features_of_their_own(own_shards, tmp_
     assert computed == ["train", "valid"] * 2
     run(words_for(own_shards, tmp_path / "c", PROBE, "engine.precision=bf16"))
     assert computed == ["train", "valid"] * 3
+    run(words_for(own_shards, tmp_path / "d", PROBE, "model.attention=math"))
+    assert computed == ["train", "valid"] * 4
 
 
 def test_damaged_features_are_computed_again_and_said(own_shards, tmp_path, computed, caplog):
@@ -226,6 +228,9 @@ def test_two_runs_at_once_and_two_ranks_compute_them_once(own_shards, tmp_path):
     a, c = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "c")
     np.testing.assert_allclose(losses(a), losses(c), rtol=1e-5)
     assert cached(own_shards) == ["train.npy"] * 2 + ["valid.npy"] * 2
+    found = run_on_ranks(2, ["finetune", *words_for(own_shards, tmp_path / "d", PROBE)])
+    assert "computed once" not in found[0]
+    assert losses(RunFolder(tmp_path / "d")) == losses(c)
 
 
 def test_what_another_run_left_changes_no_bit(own_shards, tmp_path, computed):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 from conftest import words_for
-from ranks import FORKS, free_port, variables_of
+from forks import free_port
+from ranks import FORKS, variables_of
 from test_finetune import run
 
 from hpc_ecg.sweep.jobs import alone, in_queue, places

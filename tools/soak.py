@@ -12,13 +12,10 @@ import gc
 import mmap
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, SIGUSR2
@@ -29,6 +26,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # no t
 import numpy as np
 import pandas as pd
 import torch._dynamo  # noqa: F401 - the first optimizer would import it: seconds
+from forks import fork, free_port, has_ended, wait_for
 from safetensors.numpy import load_file
 from synthetic import Population, write_cohort
 
@@ -42,8 +40,6 @@ from hpc_ecg.watchdog import LOST
 PHASES = ("starting", "stepping", "saving", "evaluating", "ending")
 SIGNALS = (SIGKILL, SIGKILL, SIGTERM, SIGUSR2)
 EXPECTED = {0, AGAIN, LOST, -SIGKILL, -SIGTERM, -SIGUSR2}
-PATIENCE_S = 20.0
-"""For the processes that were not killed, which then are: srun does that, too."""
 SETTINGS = """
 model:
   encoder_layers: 2
@@ -191,49 +187,6 @@ def make_shards(folder: Path) -> int:
     words = f"data shard {table} --signals {table.parent} --out {folder / 'set'} --label af "
     words += "--patient patient_id --fractions 0.5,0.25,0.25 --workers 1"
     return hpc_ecg(words.split())
-
-
-def fork(action: Callable[[], int], log: Path) -> int:
-    """Its pid; what it says goes to `log`."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        code = action()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def has_ended(pid: int) -> bool:
-    """Without taking note of how: that is for `wait_for`."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def wait_for(pids: list[int]) -> list[int]:
-    """Their exit codes, -9 for SIGKILL. When one has ended, the others soon must."""
-    deadline = float("inf")
-    while not all(has_ended(pid) for pid in pids):
-        if any(has_ended(pid) for pid in pids):
-            deadline = min(deadline, time.monotonic() + PATIENCE_S)
-        if time.monotonic() > deadline:
-            for pid in pids:
-                os.kill(pid, SIGKILL)
-        time.sleep(0.005)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def differences(run: Path, whole: Path) -> list[str]:

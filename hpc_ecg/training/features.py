@@ -2,8 +2,8 @@
 
 While nothing below the head trains, what the head sees of a record is always the same: it depends
 on the weights, the signals and the arithmetic alone. The file is named by the digest of those, so
-that every seed, learning rate and set of labels finds it. The size of a batch and the number of
-processes belong to the arithmetic: the last bits of a matrix product depend on its rows, and a
+that every seed, learning rate and set of labels finds it. The size of a batch, the number of
+processes and the kind of attention belong to the arithmetic: the last bits depend on them, and a
 run's numbers may not depend on which other run came first. What comes out is the same split again,
 whose `read` gives features; the head alone is then the model (`Probe`).
 """
@@ -178,11 +178,13 @@ def _digest_of(backbone: nn.Module) -> str:
 
 
 def _inputs_of(model: ECGClassifier, dataset: Dataset) -> dict[str, Any]:
+    attention: Any = model.backbone.encoder.layers[0].self_attn
     padded_N = dataset.samples(np.arange(len(dataset)))
     padding = {} if padded_N is None else {"samples": padded_N.tolist()}
     return padding | {
         "version": VERSION,
         "heads": model.architecture.encoder_attention_heads,
+        "attention": attention.kind,
         "pooling": model.pooling,
         "signal": asdict(dataset.shards.signal),
         "microvolts_per_count": dataset.shards.microvolts_per_count,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from forks import free_port
 
 from hpc_ecg.model.architecture import Architecture, ModelConfig, architecture_to_settings
 from hpc_ecg.model.transformer import build_model
@@ -76,9 +76,7 @@ def _rates(folder: Path, name: str, worlds: list[int]) -> list[float]:
     runs = [f"{name}-{number}" for number in range(len(worlds))]
     processes = []
     for run, world in zip(runs, worlds, strict=True):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         words = [*words_of(folder, run, SMALL, 120), "engine.cpu_threads=1"]
         command = [sys.executable, "-m", "hpc_ecg", "finetune", *words]
         command.append(f"data.batch_size={BATCH * world}")
