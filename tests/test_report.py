@@ -206,7 +206,7 @@ def test_a_number_has_no_positives_in_the_flow(tmp_path):
         index_sha256="ab" * 32,
     )
     make_sweep(tmp_path, {"x": 0.1}, (0,), make_test_set(labels=("lvef",)), task="regression")
-    page = render_report(compare(tmp_path, 50), {}, tmp_path, flow)
+    page = render_report(compare(tmp_path, 50), {}, tmp_path, flow, {})
     assert flow.splits[0]["lvef"] == {"missing": 1}
     assert "lvef: missing" in page and "positive / " not in page
 
@@ -230,6 +230,32 @@ def test_cohort_and_chosen_models_stand_in_tables(paths, sweep_dir):
     assert (cohort["n"], cohort["n_positive"]) == (own["n"], own["n_positive"])
 
 
+def test_runs_and_trials_stand_in_tables_and_in_json(tmp_path):
+    make_sweep(tmp_path, {"x": 0.1, "y": 0.5}, (0, 1))
+    trials = [
+        {"values": {"optim.lr": 1e-4}, "score": 0.7},
+        {"values": {"optim.lr": 1e-3}, "score": 0.8},
+        {"values": {"optim.lr": 1.0}, "score": None},
+    ]
+    tuning = {"x": {"chosen": {"optim.lr": 1e-3}, "trials": trials}}
+    (tmp_path / "tuning.json").write_text(json.dumps(tuning))
+    paths = write_report(tmp_path, replicates=50)
+    table = pd.read_csv(paths.tables["tuning"])
+    assert table["optim.lr"].tolist() == [1e-4, 1e-3, 1.0]
+    assert table["chosen"].tolist() == [False, True, False]
+    assert table["score"].tolist()[:2] == [0.7, 0.8] and np.isnan(table["score"][2])
+    runs = pd.read_csv(paths.tables["runs"])
+    assert runs[["strategy", "seed"]].to_numpy().tolist() == [
+        *(["x", 0], ["x", 1], ["y", 0], ["y", 1])
+    ]
+    counts = json.loads((tmp_path / "x/seed-0/init_report.json").read_text())["counts"]
+    assert runs["tensors_loaded"][0] == counts["tensors_loaded"]
+    assert runs["best_step"].tolist() == [100] * 4
+    whole = json.loads(paths.comparison.read_text())
+    assert len(whole["runs"]) == 4 and whole["tuning"][2]["score"] is None
+    assert "0.8000" in paths.page.read_text()
+
+
 def test_the_way_from_the_table_to_the_splits_stands_in_a_table(tmp_path):
     index = pd.DataFrame(
         {"split": "test", "patient": ["1", "2", "2"], "age": 60.0, "label.af": [1, 0, np.nan]}
@@ -244,7 +270,7 @@ def test_the_way_from_the_table_to_the_splits_stands_in_a_table(tmp_path):
         index_sha256="ab" * 32,
     )
     comparison = compare(make_sweep(tmp_path, {"x": 0.1}, (0,)), 50)
-    assert tables_of(comparison, {}, {}, flow)["flow"] == [
+    assert tables_of(comparison, {}, {}, flow, {})["flow"] == [
         {"part": "in the table", "records": 5},
         {"part": "left out: unreadable", "records": 2},
         {
@@ -256,9 +282,9 @@ def test_the_way_from_the_table_to_the_splits_stands_in_a_table(tmp_path):
             "af_missing": 1,
         },
     ]
-    assert as_json(comparison, flow)["flow"]["left_out"] == {"unreadable": 2}
-    assert as_json(comparison, "not readable")["flow"] == "not readable"
-    assert "flow" not in tables_of(comparison, {}, {}, "not readable")
+    assert as_json(comparison, flow, {})["flow"]["left_out"] == {"unreadable": 2}
+    assert as_json(comparison, "not readable", {})["flow"] == "not readable"
+    assert "flow" not in tables_of(comparison, {}, {}, "not readable", {})
 
 
 def test_the_points_of_the_curves_stand_in_a_table(paths, sweep_dir):

@@ -19,7 +19,7 @@ import pandas as pd
 
 from hpc_ecg.page import inline_svg, render_page
 from hpc_ecg.sweep.cards import write_cards
-from hpc_ecg.sweep.cells import CellResult
+from hpc_ecg.sweep.cells import CellResult, read_optional
 from hpc_ecg.sweep.checklist import checklist
 from hpc_ecg.sweep.compare import MARGIN, compare
 from hpc_ecg.sweep.comparison import Comparison, StrategyResult
@@ -63,7 +63,8 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
     flow = read_flow(comparison.cells[0].settings)
-    tables = tables_of(comparison, curves, learning, flow)
+    tuning = read_optional(sweep_dir / "tuning.json")
+    tables = tables_of(comparison, curves, learning, flow, tuning)
     paths = ReportPaths(
         page=folder / "index.html",
         comparison=folder / "comparison.json",
@@ -73,20 +74,23 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     )
     for path, svg in zip(paths.figures, figures.values(), strict=True):
         write_text(path, svg)
-    write_json(paths.comparison, as_json(comparison, flow))
+    write_json(paths.comparison, as_json(comparison, flow, tuning))
     for name, rows in tables.items():
         whole = pd.DataFrame(rows, dtype=object)  # counts stay whole where others have none
         write_text(paths.tables[name], whole.to_csv(index=False))
-    write_text(paths.page, render_report(comparison, figures, sweep_dir, flow))
+    write_text(paths.page, render_report(comparison, figures, sweep_dir, flow, tuning))
     return paths
 
 
 def render_report(
-    comparison: Comparison, figures: dict[str, str], sweep_dir: Path, flow: CohortFlow | str
+    comparison: Comparison,
+    figures: dict[str, str],
+    sweep_dir: Path,
+    flow: CohortFlow | str,
+    tuning: dict[str, Any],
 ) -> str:
     by_strategy = {cell.strategy: cell.settings for cell in comparison.cells}
     settings, shared = tell_apart({s.name: by_strategy[s.name] for s in comparison.strategies})
-    tuning = sweep_dir / "tuning.json"
     return render_page(
         "sweep_report.html.jinja",
         title=sweep_dir.resolve().name,
@@ -102,7 +106,7 @@ def render_report(
         shared_settings=shared,
         flow=flow,
         has_flow=isinstance(flow, CohortFlow),
-        tuning=read_json(tuning) if tuning.exists() else {},
+        tuning=tuning,
         checklist=checklist(comparison, flow),
         baseline_names=BASELINES,
         fitted_for=fitted_for,

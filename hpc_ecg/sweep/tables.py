@@ -12,8 +12,15 @@ from hpc_ecg.sweep.cost import Cost
 from hpc_ecg.sweep.curve_figures import Curves
 from hpc_ecg.sweep.figures import Learning
 from hpc_ecg.sweep.flow import CohortFlow
-
-Rows = list[dict[str, Any]]
+from hpc_ecg.sweep.model_tables import (
+    Rows,
+    chosen_rows,
+    flow_rows,
+    run_rows,
+    subgroup_rows,
+    threshold_rows,
+    tuning_rows,
+)
 
 
 def tables_of(
@@ -21,8 +28,9 @@ def tables_of(
     curves: Mapping[str, Curves],
     learning: Mapping[str, Learning],
     flow: CohortFlow | str,
+    tuning: Mapping[str, Any],
 ) -> dict[str, Rows]:
-    """`curves`: by label. Tables that are empty are left out."""
+    """`curves`: by label; `tuning`: tuning.json. Tables that are empty are left out."""
     tables = {
         "table": _strategies(comparison),
         "seeds": _seeds(comparison),
@@ -40,13 +48,15 @@ def tables_of(
         "baselines": _differences([*comparison.baselines, *comparison.adds], comparison.metric),
         "non_inferiority": comparison.non_inferior,
         "delong": comparison.delong,
-        "flow": [] if isinstance(flow, str) else _flow(flow),
+        "flow": [] if isinstance(flow, str) else flow_rows(flow),
         "cohort": [{"label": label} | n for label, n in comparison.counts.items()],
-        "chosen": _chosen(comparison),
-        "thresholds": _thresholds(comparison),
-        "subgroups": _subgroups(comparison),
+        "chosen": chosen_rows(comparison),
+        "thresholds": threshold_rows(comparison),
+        "subgroups": subgroup_rows(comparison),
         "curves": [row for label, own in curves.items() for row in _curves(label, own)],
         "learning": _learning(comparison, learning),
+        "runs": run_rows(comparison),
+        "tuning": tuning_rows(tuning),
         "cost": [_cost(name, cost) for name, cost in comparison.cost.items()],
     }
     return {name: rows for name, rows in tables.items() if rows}
@@ -119,78 +129,6 @@ def _differences(
     return rows
 
 
-def _flow(flow: CohortFlow) -> Rows:
-    """From the table to the splits."""
-    rows: Rows = [{"part": "in the table", "records": flow.in_table}]
-    rows += [{"part": f"left out: {why}", "records": n} for why, n in flow.left_out.items()]
-    for split in flow.splits:
-        row: dict[str, Any] = {"part": split["split"]}
-        for name, value in split.items():
-            if isinstance(value, dict):  # of a label
-                row |= {f"{name}_{kind}": n for kind, n in value.items()}
-            elif name != "split":
-                row[name] = value
-        rows.append(row)
-    return rows
-
-
-def _chosen(comparison: Comparison) -> Rows:
-    """What its own evaluation says of each chosen model, without thresholds and subgroups."""
-    rows = []
-    for chosen in comparison.chosen:
-        for label in comparison.labels:
-            if own := chosen.label(label):
-                row: dict[str, Any] = {"strategy": chosen.strategy, "seed": chosen.cell.seed}
-                row |= {"label": label} | _values(own)
-                for part in ("calibration", "one_ecg_per_patient"):
-                    values = _values(own.get(part) or {})
-                    row |= {f"{part}_{name}": value for name, value in values.items()}
-                rows.append(row)
-    return rows
-
-
-def _values(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers, and estimates with their intervals, flat."""
-    row: dict[str, Any] = {}
-    for name, value in found.items():
-        if isinstance(value, int | float):
-            row[name] = value
-        elif isinstance(value, dict) and "value" in value:
-            row[name] = value["value"]
-            row |= {f"{name}_{end}": value.get(end) for end in ("low", "high")}
-    return row
-
-
-def _thresholds(comparison: Comparison) -> Rows:
-    """Of the chosen models, at each threshold that was fitted on validation."""
-    rows = []
-    for chosen in comparison.chosen:
-        for label in comparison.labels:
-            for method, point in chosen.at_thresholds(label).items():
-                row: dict[str, Any] = {
-                    "strategy": chosen.strategy,
-                    "seed": chosen.cell.seed,
-                    "label": label,
-                }
-                row |= {"method": method} | _values(point)
-                rows.append(row | point.get("counts", {}))
-    return rows
-
-
-def _subgroups(comparison: Comparison) -> Rows:
-    rows = []
-    for chosen in comparison.chosen:
-        for label in comparison.labels:
-            for level in chosen.label(label).get("subgroups", []):
-                auroc = level.get("auroc") or {}
-                rows.append(
-                    {"strategy": chosen.strategy, "label": label}
-                    | {k: v for k, v in level.items() if not isinstance(v, dict)}
-                    | {f"auroc_{k}": auroc.get(k) for k in ("value", "low", "high")}
-                )
-    return rows
-
-
 def _curves(label: str, curves: Curves) -> Rows:
     """The points of the lines and bands; of ROC and precision-recall the mean over seeds."""
     drawn = {
@@ -220,14 +158,21 @@ def _learning(comparison: Comparison, learning: Mapping[str, Learning]) -> Rows:
     ]
 
 
-def as_json(comparison: Comparison, flow: CohortFlow | str) -> dict[str, Any]:
-    """Everything of the page: the comparison, what the chosen models' evaluations say, and the way
-    from the table to the splits (a text where it is not known)."""
+def as_json(
+    comparison: Comparison, flow: CohortFlow | str, tuning: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything of the page: the comparison, what the chosen models' evaluations say, the way from
+    the table to the splits (a text where it is not known), how runs went, and what tuning chose."""
     chosen = {
         c.strategy: {"seed": c.cell.seed, "evaluation": c.evaluation, "points": c.points}
         for c in comparison.chosen
     }
     whole = comparison.to_dict()
     varies = whole.pop("varies")
-    way = flow if isinstance(flow, str) else asdict(flow)
-    return whole | {"chosen_models": chosen, "flow": way, "varies": varies}
+    more = {
+        "chosen_models": chosen,
+        "flow": flow if isinstance(flow, str) else asdict(flow),
+        "runs": run_rows(comparison),
+        "tuning": tuning_rows(tuning),
+    }
+    return whole | more | {"varies": varies}
