@@ -85,10 +85,9 @@ def compare(
         "soup": _in(order, soups(cells, sweep_dir)),
         "baseline": baselines.test,
     }
-    rivals = score_rivals(scorer, kinds)
-    adds, adds_left_out = what_it_adds(
-        scorer, sorted(cells, key=lambda c: order.index(c.strategy)), baselines, rivals
-    )
+    scored_rivals = score_rivals(scorer, kinds)
+    in_order = sorted(cells, key=lambda c: order.index(c.strategy))
+    adds, adds_left_out = what_it_adds(scorer, in_order, baselines, scored_rivals)
     comparison = Comparison(
         task=scorer.task,
         metric=metric,
@@ -99,8 +98,10 @@ def compare(
         strategies=strategies,
         pairs_of=pairs_of,
         by_label=each_label(scorer, keys, scored, order),
-        rivals=rank_rivals(scorer, kinds, rivals),
-        baselines=against_baselines(scorer, {name: scores[metric][name] for name in order}, rivals),
+        rivals=rank_rivals(scorer, kinds, scored_rivals),
+        baselines=against_baselines(
+            scorer, {name: scores[metric][name] for name in order}, scored_rivals
+        ),
         adds=adds,
         adds_left_out=adds_left_out,
         baselines_left_out=baselines.left_out,
