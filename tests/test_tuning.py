@@ -120,6 +120,23 @@ def test_a_dry_run_tells_what_is_left_and_writes_nothing(sweep, capsys):
 
 
 @pytest.mark.slow
+def test_a_dry_run_before_the_first_run_tells_how_many_ecgs_it_takes_at_most(
+    sweep, capsys, tmp_path
+):
+    folder, words = sweep
+    ran = folder / "ssl_linear_probe" / "seed-0"
+    finished = read_json(ran / "finished.json")
+    assert finished["stopped"] == "max_epochs"
+    batch_size = RunFolder(ran).read_settings()["data.batch_size"]
+    fresh = [f"sweep_dir={tmp_path / 'fresh'}", "tune={}", "soup=false"]
+    capsys.readouterr()
+    assert main(["sweep", *words, *fresh, "--dry-run"]) == 0
+    most = 2 * finished["steps"] * batch_size  # of two seeds; to recalibrate only takes none
+    assert f"cost: at most {most:,} ECGs to train on" in capsys.readouterr().out
+    assert not (tmp_path / "fresh").exists()
+
+
+@pytest.mark.slow
 def test_status_says_what_is_done_failed_stopped_and_not_begun(sweep, capsys):
     folder, _ = sweep
     plan = (folder / "sweep.yaml").read_text()

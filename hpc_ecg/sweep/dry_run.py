@@ -3,6 +3,8 @@ written."""
 
 from pathlib import Path
 
+from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.data.schedule import Schedule
 from hpc_ecg.sweep.arms import axes_of, choices_of
 from hpc_ecg.sweep.cells import read_optional
 from hpc_ecg.sweep.grid import Sweep
@@ -10,6 +12,8 @@ from hpc_ecg.sweep.launch import checked
 from hpc_ecg.sweep.slurm import script_of
 from hpc_ecg.sweep.task import task_of_run
 from hpc_ecg.sweep.tuning import chosen_before
+from hpc_ecg.training.settings import FinetuneConfig
+from hpc_ecg.training.stages import stages_of
 
 DONE, TO_DO = "done", "to do"
 
@@ -49,7 +53,8 @@ def _before_and_after(sweep: Sweep) -> list[str]:
 
 
 def _cost(sweep: Sweep, is_done: dict[str, bool]) -> str:
-    """From runs of this sweep that are finished: the arm's own, or all."""
+    """From runs of this sweep that are finished: the arm's own, or all. Before the first one, what
+    there is to do."""
     hours: dict[str, list[float]] = {}
     units = set()
     for cell in sweep.cells:
@@ -59,7 +64,13 @@ def _cost(sweep: Sweep, is_done: dict[str, bool]) -> str:
             is_cpu = str(finished["device"]).lower().startswith("cpu")
             units.add("CPU process-hours" if is_cpu else "GPU-hours")
     if not hours:
-        return "cost: unknown until one run is finished"
+        arms = {cell.arm.name: cell.run for cell in sweep.cells}
+        most = {arm: _most_ecgs(run) for arm, run in arms.items()}
+        ecgs = sum(most[cell.arm.name] for cell in sweep.cells if not is_done[cell.name])
+        return (
+            f"cost: at most {ecgs:,} ECGs to train on, each counted in every epoch; hours are "
+            "known when one run is finished"
+        )
     every = [value for values in hours.values() for value in values]
     means = {
         cell.name: sum(own) / len(own)
@@ -68,3 +79,13 @@ def _cost(sweep: Sweep, is_done: dict[str, bool]) -> str:
     }
     total = sum(means[name] for name, done in is_done.items() if not done)
     return f"cost: about {total:.2g} {' and '.join(units)}, as the {len(every)} finished runs took"
+
+
+def _most_ecgs(run: FinetuneConfig) -> int:
+    """To the last step that its stages allow; patience may end it sooner."""
+    shards, labels = open_shards(run.data)
+    schedule = Schedule.of(open_split(shards, "train", labels), run.data, run.seed)
+    stages = stages_of(run.train, run.optim, run.init.checkpoint is not None)
+    epoch = schedule.steps_per_epoch
+    steps = sum(s.train.max_steps or s.train.max_epochs * epoch for s in stages)
+    return steps * run.data.batch_size
