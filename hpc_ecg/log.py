@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hpc_ecg.cluster import read_ranks
+from hpc_ecg.distributed.ranks import read_ranks
 
 logger = logging.getLogger("hpc_ecg")
 console = Console(stderr=True)

@@ -17,8 +17,8 @@ from synthetic import Population, write_cohort
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import SplitPlan
 from hpc_ecg.cohort.table import Columns
-from hpc_ecg.shards.job import Recordings
-from hpc_ecg.shards.plan import ShardingPlan
+from hpc_ecg.shards.sharding_job import Recordings
+from hpc_ecg.shards.sharding_plan import ShardingPlan
 from hpc_ecg.shards.sharding import shard_ecgs
 
 FIXTURES = Path(__file__).parent / "fixtures"

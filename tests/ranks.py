@@ -21,7 +21,7 @@ FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *("hpc_ecg.cli", "hpc_ecg.training.finetune", "hpc_ecg.training.evaluate"),
-        *("hpc_ecg.training.doctor", "hpc_ecg.sweep.launch"),
+        *("hpc_ecg.preflight.doctor", "hpc_ecg.sweep.launch"),
         *("torch.distributed.fsdp", "torch._dynamo", "deepspeed"),
     ]
 )

@@ -6,11 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from hpc_ecg.data import ahead
-from hpc_ecg.data.ahead import AHEAD, read_ahead, read_in_order
+from hpc_ecg.data import loader as ahead
+from hpc_ecg.data.loader import AHEAD, read_ahead, read_in_order
 from hpc_ecg.data.batches import read_step
 from hpc_ecg.data.dataset import DataConfig, open_split
-from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.sampler import Schedule, Share
 from hpc_ecg.shards.format import read_shard_set
 
 SEED = 5

@@ -16,7 +16,7 @@ from test_metrics import make_predictions
 
 from hpc_ecg.evaluation.calibration import calibrated, fit_calibration, fit_isotonic
 from hpc_ecg.evaluation.cases import Cases
-from hpc_ecg.evaluation.evaluate import evaluate_predictions, fit_calibrators
+from hpc_ecg.evaluation.scores import evaluate_predictions, fit_calibrators
 from hpc_ecg.evaluation.reliability import (
     calibration_of,
     fit_intercept,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_ecg.cluster import Ranks, read_ranks, this_job, without_ranks
+from hpc_ecg.distributed.ranks import Ranks, read_ranks, this_job, without_ranks
 
 TORCHRUN = {
     "RANK": "5",

@@ -18,16 +18,18 @@ from ranks import run_on_ranks, variables_of
 from safetensors.torch import load_file
 
 from hpc_ecg.cli import main
-from hpc_ecg.config import load_config, to_yaml
+from hpc_ecg.config.load import load_config, to_yaml
 from hpc_ecg.data.dataset import DataConfig, open_shards
-from hpc_ecg.training import doctor_cluster, doctor_disks, doctor_run
-from hpc_ecg.training.doctor import _open, diagnose
-from hpc_ecg.training.doctor_cluster import Finding, attempt, check_gpus, heed, merged
-from hpc_ecg.training.doctor_run import check_amplitude, project
+from hpc_ecg.preflight import cluster_checks as doctor_cluster
+from hpc_ecg.preflight import disk_checks as doctor_disks
+from hpc_ecg.preflight import run_checks as doctor_run
+from hpc_ecg.preflight.doctor import _open, diagnose
+from hpc_ecg.preflight.cluster_checks import Finding, attempt, check_gpus, heed, merged
+from hpc_ecg.preflight.run_checks import check_amplitude, project
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.engine_settings import EngineConfig
+from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.plan import TrainConfig
+from hpc_ecg.training.stage_schedule import TrainConfig
 from hpc_ecg.training.settings import FinetuneConfig
 
 pytestmark = pytest.mark.slow
@@ -79,7 +81,8 @@ def test_two_processes_find_the_same_and_the_first_one_speaks(shards, tmp_path):
 # Each process is a node with a name and a folder of its own, another clock and another version.
 OTHER_NODE = """
 import sys, time
-from hpc_ecg.training import doctor_cluster, doctor_disks
+from hpc_ecg.preflight import cluster_checks as doctor_cluster
+from hpc_ecg.preflight import disk_checks as doctor_disks
 doctor_disks.PATIENCE_S, doctor_cluster.SLOW_GB_S = 1.0, 1e9
 if sys.argv.pop(1) == "1":
     doctor_cluster.hpc_ecg.__version__ = "0.0"

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_ecg.ecg.signal import LEADS
-from hpc_ecg.ecg_paper import COMPACT, CUT, FULL, UNITS_PER_MM, draw_ecg
-from hpc_ecg.page import inline_svg
-from hpc_ecg.plots import INK
+from hpc_ecg.reporting.ecg_paper import COMPACT, CUT, FULL, UNITS_PER_MM, draw_ecg
+from hpc_ecg.reporting.html import inline_svg
+from hpc_ecg.reporting.plots import INK
 
 RATE_HZ = 250
 

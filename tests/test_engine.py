@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import words_for
 
-from hpc_ecg.config import load_config
-from hpc_ecg.training import engine_world
+from hpc_ecg.config.load import load_config
+from hpc_ecg.distributed import process_group as engine_world
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.engine_settings import EngineConfig
+from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
 

@@ -20,21 +20,21 @@ from ranks import run_on_ranks
 from safetensors.torch import load_file
 
 from hpc_ecg.cohort.table import Columns
-from hpc_ecg.config import Source, load_config, merge_sources, parse_word, read_yaml, to_yaml
+from hpc_ecg.config.load import Source, load_config, merge_sources, parse_word, read_yaml, to_yaml
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.model.losses import LossConfig
-from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training import checkpoint
 from hpc_ecg.training import finetune as story
-from hpc_ecg.training.best import BestWeights
+from hpc_ecg.training.best_weights import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.outcome import Judge
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights import load_model
-from hpc_ecg.writing import read_json
+from hpc_ecg.atomic_io import read_json
 
 GOLDEN = FIXTURES / "golden_curve.json"
 NO_DROPOUT = "model.activation_dropout=0"

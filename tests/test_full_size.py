@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import FIXTURES
 
-from hpc_ecg.config import load_config
+from hpc_ecg.config.load import load_config
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import describe_stages, stages_of
 from hpc_ecg.weights.initialize import initialize

@@ -13,7 +13,7 @@ from hpc_ecg.weights import load_model
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import InitConfig, initialize
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.writing import sha256_of
+from hpc_ecg.atomic_io import sha256_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BASE, AFIB = str(FIXTURES / "tiny_base_ssl.pt"), str(FIXTURES / "tiny_wcr_afib_5y.pt")

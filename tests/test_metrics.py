@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hpc_ecg.evaluation.evaluate import evaluate_predictions
+from hpc_ecg.evaluation.scores import evaluate_predictions
 from hpc_ecg.evaluation.metrics import auprc, auroc, check_scorable, regression_metrics, score_label
 from hpc_ecg.evaluation.predictions import Predictions
 

@@ -15,7 +15,7 @@ from hpc_ecg.data.order import (
     slice_of_rank,
     steps_per_epoch,
 )
-from hpc_ecg.data.schedule import Schedule
+from hpc_ecg.data.sampler import Schedule
 from hpc_ecg.data.settings import DataConfig
 
 FIRST = [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7]

@@ -8,7 +8,7 @@ import pytest
 from conftest import words_for
 from test_metrics import make_predictions
 
-from hpc_ecg.config import load_config
+from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.training.predict import as_predictions

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from test_cluster import BATCH_SHELL, STEP, TORCHRUN
 
-from hpc_ecg.cluster import Ranks
-from hpc_ecg.rendezvous import join_world
+from hpc_ecg.distributed.ranks import Ranks
+from hpc_ecg.distributed.rendezvous import join_world
 
 SOON = timedelta(seconds=20)
 AT_ONCE = timedelta(seconds=0.3)

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from test_compare import make_baselines, make_sweep, make_test_set
 
-from hpc_ecg.sweep.report import write_report
+from hpc_ecg.comparison.report import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc_ecg import writing
-from hpc_ecg.run_folder import RunFolder, describe_environment, differing_keys
-from hpc_ecg.writing import read_json, write_json, write_whole
+from hpc_ecg import atomic_io as writing
+from hpc_ecg.training.run_folder import RunFolder, describe_environment, differing_keys
+from hpc_ecg.atomic_io import read_json, write_json, write_whole
 
 CONFIG = "seed: 0\noptim:\n  lr: 0.001\nengine:\n  device: cpu\ntrain:\n  stages: {}\n"
 
@@ -25,7 +25,7 @@ def killed_at(code, folder):
     """Run Python code in another process, which kills itself where the code says `die()`."""
     start = (
         "import os, shutil, signal, sys\nfrom pathlib import Path\n"
-        "from hpc_ecg import writing\nfrom hpc_ecg.writing import *\n"
+        "from hpc_ecg import writing\nfrom hpc_ecg.atomic_io import *\n"
         "folder = Path(sys.argv[1])\n"
         "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -131,7 +131,7 @@ def test_everything_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
 
 HOLD = """
 import sys
-from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.training.run_folder import RunFolder
 folder = RunFolder(sys.argv[1])
 folder.claim()
 print("claimed", flush=True)

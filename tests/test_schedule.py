@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hpc_ecg.data.lanes import arrange_in_lanes
 from hpc_ecg.data.order import epoch_order
 from hpc_ecg.data.sampling import balanced_epoch, one_per_patient, patient_words
-from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.sampler import Schedule, Share
 from hpc_ecg.data.settings import DataConfig
 
 seeds = st.integers(0, 2**31)

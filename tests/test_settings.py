@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_ecg.sweep.settings import check_alike, tell_apart
+from hpc_ecg.comparison.run_settings import check_alike, tell_apart
 
 BASE = {
     "seed": 0,

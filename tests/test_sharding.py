@@ -18,11 +18,11 @@ from synthetic import BROKEN, write_wfdb
 
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.table import Columns
-from hpc_ecg.config import load_config
+from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_split
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.signal import LEADS, SignalSpec
-from hpc_ecg.shards import job as shard_job
+from hpc_ecg.shards import sharding_job as shard_job
 from hpc_ecg.shards import quality_report, sharding
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.index import describe_outcome

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from conftest import words_for
 
-from hpc_ecg.config import load_config
+from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.data.schedule import Schedule
+from hpc_ecg.data.sampler import Schedule
 from hpc_ecg.data.source import Source
-from hpc_ecg.data.staging import Stage, stage_folder
+from hpc_ecg.data.node_cache import Stage, stage_folder
 from hpc_ecg.shards.format import shard_name
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
@@ -139,7 +139,7 @@ def test_two_jobs_share_a_stage_and_the_last_one_cleans_up(shards, disk):
 HOLD = """
 import sys, time
 from pathlib import Path
-from hpc_ecg.data.staging import Stage
+from hpc_ecg.data.node_cache import Stage
 about = [{"name": "shard-000000.tar", "bytes": 3, "sha256": sys.argv[3]}]
 stage = Stage(Path(sys.argv[1]), "feed" * 16, about, lambda shard: open(sys.argv[2], "rb"), [0])
 stage.wait()

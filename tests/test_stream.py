@@ -14,10 +14,10 @@ from fsspec.registry import known_implementations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpc_ecg.config import load_config
-from hpc_ecg.data.ahead import read_ahead, read_in_order
+from hpc_ecg.config.load import load_config
+from hpc_ecg.data.loader import read_ahead, read_in_order
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.sampler import Schedule, Share
 from hpc_ecg.data.source import Source
 from hpc_ecg.shards.format import array_of, shard_name
 from hpc_ecg.training.finetune import finetune

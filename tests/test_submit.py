@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import submitit
 
-from hpc_ecg.submit import Job, run_locally
+from hpc_ecg.jobs.submit import Job, run_locally
 
 pytestmark = pytest.mark.slow  # each job is a process that takes most of a second
 

@@ -7,9 +7,9 @@ import pytest
 from conftest import FIXTURES, words_for
 
 from hpc_ecg.cli import main
-from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.sweep.grid import load_sweep
-from hpc_ecg.writing import read_json
+from hpc_ecg.atomic_io import read_json
 
 STRATEGIES = Path(__file__).parent.parent / "configs" / "strategies"
 

@@ -10,14 +10,14 @@ from forks import free_port
 from ranks import FORKS, variables_of
 from test_finetune import run
 
-from hpc_ecg.sweep.jobs import alone, in_queue, places
-from hpc_ecg.sweep.slurm import SlurmConfig, ask_queue, minutes_of, script_of, settings_win
+from hpc_ecg.sweep.submissions import alone, in_queue, places
+from hpc_ecg.jobs.slurm import SlurmConfig, ask_queue, minutes_of, script_of, settings_win
 from hpc_ecg.sweep.status import cancel_cells, states_of
 from hpc_ecg.sweep.task import Task
-from hpc_ecg.sweep.there import submit_missing
+from hpc_ecg.sweep.slurm_runs import submit_missing
 from hpc_ecg.training import evaluate as evaluation
-from hpc_ecg.training.engine_world import Lost
-from hpc_ecg.writing import write_json
+from hpc_ecg.distributed.process_group import Lost
+from hpc_ecg.atomic_io import write_json
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_last_submission_counts_also_of_a_launcher_that_was_killed_at_once(t
 
 
 def test_two_do_not_submit_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("hpc_ecg.sweep.jobs.LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("hpc_ecg.sweep.submissions.LOCK_PATIENCE_S", 0.1)
     message = "is held by another process"
     with alone(tmp_path), pytest.raises(ValueError, match=message), alone(tmp_path):
         pass
@@ -137,5 +137,5 @@ def test_a_run_of_slurms_without_a_job_does_not_run_whatever_its_node_left(tmp_p
     (tmp_path / "a" / "seed-0").mkdir(parents=True)
     (tmp_path / "a" / "seed-0" / "lock.holder").write_text("process 1 on node7\n")
     for answer, kind in (({}, "waiting"), (None, "running")):  # None: no Slurm answers
-        monkeypatch.setattr("hpc_ecg.sweep.jobs.ask_queue", lambda names, said=answer: said)
+        monkeypatch.setattr("hpc_ecg.sweep.submissions.ask_queue", lambda names, said=answer: said)
         assert [state.kind for state in states_of(tmp_path)] == [kind]

@@ -19,8 +19,8 @@ from test_finetune import events
 
 from hpc_ecg.cli import main
 from hpc_ecg.sweep.grid import load_sweep
-from hpc_ecg.sweep.jobs import in_queue
-from hpc_ecg.sweep.report import write_report
+from hpc_ecg.sweep.submissions import in_queue
+from hpc_ecg.comparison.report import write_report
 from hpc_ecg.sweep.status import states_of
 from hpc_ecg.sweep.task import run_cell
 

@@ -11,15 +11,15 @@ import pytest
 from safetensors.torch import load_file
 from test_sweep import words_of_sweep
 
-from hpc_ecg import cli_sweep
+from hpc_ecg.cli import sweep as cli_sweep
 from hpc_ecg.cli import main
-from hpc_ecg.config import to_yaml
-from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.config.load import to_yaml
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.sweep import launch
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import checked
 from hpc_ecg.sweep.tuning import _distribution, chosen_before
-from hpc_ecg.writing import read_json, write_json
+from hpc_ecg.atomic_io import read_json, write_json
 
 TUNED = ["strategies=[ssl_linear_probe,afib_recalibrate_only]", "seeds=[0,1]", "runs_at_once=2"]
 TUNED += ["tune.optim.lr=[1e-6,0.01]", "soup=true"]

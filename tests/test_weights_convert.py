@@ -19,7 +19,7 @@ from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import InitConfig, initialize
 from hpc_ecg.weights.mapping import KEPT, PRETRAINING, expected_shapes, file_key
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.writing import sha256_of
+from hpc_ecg.atomic_io import sha256_of
 
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"
 PEOPLE = FIXTURES / "tiny_wcr_afib_5y_auc_numpy.pt"

@@ -21,7 +21,7 @@ from hpc_ecg.weights.archive import read_archive
 from hpc_ecg.weights.mapping import deduce_sizes, expected_shapes
 from hpc_ecg.weights.pickles import Inert
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.writing import sha256_of
+from hpc_ecg.atomic_io import sha256_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"

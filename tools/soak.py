@@ -31,11 +31,11 @@ from safetensors.numpy import load_file
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cli import main as hpc_ecg
-from hpc_ecg.signals import AGAIN
-from hpc_ecg.sweep.cells import read_events
+from hpc_ecg.distributed.stop_signals import AGAIN
+from hpc_ecg.comparison.results import read_events
 from hpc_ecg.training import finetune, loop
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.watchdog import LOST
+from hpc_ecg.distributed.watchdog import LOST
 
 PHASES = ("starting", "stepping", "saving", "evaluating", "ending")
 SIGNALS = (SIGKILL, SIGKILL, SIGTERM, SIGUSR2)

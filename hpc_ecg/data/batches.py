@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.sampler import Schedule, Share
 from hpc_ecg.data.stream import StreamReader
 
 

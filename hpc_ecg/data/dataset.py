@@ -19,9 +19,9 @@ from hpc_ecg.cohort import splits
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import Source
 from hpc_ecg.data.views import choose_fold, keep_label_fraction, replace_labels
-from hpc_ecg.shards.far import open_shard_set
+from hpc_ecg.shards.remote import open_shard_set
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, rows_of_keys
-from hpc_ecg.writing import sha256_of
+from hpc_ecg.atomic_io import sha256_of
 
 
 class Dataset:

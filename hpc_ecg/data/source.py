@@ -16,8 +16,8 @@ from typing import BinaryIO
 import numpy as np
 
 from hpc_ecg.data.settings import DataConfig
-from hpc_ecg.data.staging import Stage, stage_folder
-from hpc_ecg.shards.far import Far, locate
+from hpc_ecg.data.node_cache import Stage, stage_folder
+from hpc_ecg.shards.remote import Far, locate
 from hpc_ecg.shards.format import ShardSet
 
 

@@ -14,7 +14,7 @@ from itertools import groupby, islice
 import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.sampler import Schedule, Share
 from hpc_ecg.shards.format import ARRAY_ENDING, array_of
 
 CHUNK = 64

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hpc_ecg.evaluation.metrics import FloatArray
-from hpc_ecg.writing import write_whole
+from hpc_ecg.atomic_io import write_whole
 
 GROUP_PREFIX = "group."
 

@@ -27,7 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
-from hpc_ecg.writing import sha256_of
+from hpc_ecg.atomic_io import sha256_of
 
 FORMAT = "hpc_ecg-shards/2"
 LABEL_PREFIX = "label."

@@ -24,7 +24,7 @@ from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.shards.format import FOLD_PREFIX, FORMAT, LABEL_PREFIX, rows_of_keys
-from hpc_ecg.writing import sha256_of, write_json, write_text
+from hpc_ecg.atomic_io import sha256_of, write_json, write_text
 
 UNLIKE_FACTOR = 10.0
 """A record whose amplitude is that many times the cohort's median, or a part of it, is flagged."""

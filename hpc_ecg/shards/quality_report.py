@@ -18,12 +18,12 @@ from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL, AmplitudeFacts
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import Recording
 from hpc_ecg.ecg.signal import LEADS
-from hpc_ecg.ecg_paper import COMPACT, draw_ecg
-from hpc_ecg.page import inline_svg, render_page
-from hpc_ecg.plots import histogram
+from hpc_ecg.reporting.ecg_paper import COMPACT, draw_ecg
+from hpc_ecg.reporting.html import inline_svg, render_page
+from hpc_ecg.reporting.plots import histogram
 from hpc_ecg.shards.format import key_of_row, rows_of_keys
 from hpc_ecg.shards.index import LeftOut, count_kinds, kinds_of
-from hpc_ecg.writing import write_text, write_whole
+from hpc_ecg.atomic_io import write_text, write_whole
 
 NUM_PICTURES = 12
 NOTHING_TO_DRAW = ("not found", "unreadable")

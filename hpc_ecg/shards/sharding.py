@@ -26,7 +26,7 @@ from hpc_ecg.cohort.table import NO_PATIENT, Cohort, read_cohort
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.log import progress_bar
-from hpc_ecg.shards import job as shard_job
+from hpc_ecg.shards import sharding_job as shard_job
 from hpc_ecg.shards.format import shard_name
 from hpc_ecg.shards.index import (
     LeftOut,
@@ -37,8 +37,8 @@ from hpc_ecg.shards.index import (
     read_notes,
     write_beside_shards,
 )
-from hpc_ecg.shards.job import ShardJob
-from hpc_ecg.shards.plan import (
+from hpc_ecg.shards.sharding_job import ShardJob
+from hpc_ecg.shards.sharding_plan import (
     ShardingPlan,
     check_layout,
     check_plan,
@@ -48,8 +48,8 @@ from hpc_ecg.shards.plan import (
     shard_numbers,
 )
 from hpc_ecg.shards.quality_report import QualityFacts, write_quality_report
-from hpc_ecg.submit import Job, run_on_slurm
-from hpc_ecg.writing import sync_all
+from hpc_ecg.jobs.submit import Job, run_on_slurm
+from hpc_ecg.atomic_io import sync_all
 
 logger = logging.getLogger("hpc_ecg")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from hpc_ecg.run_folder import flatten
+from hpc_ecg.training.run_folder import flatten
 
 PER_RUN = ("seed", "run_dir")
 TAKEN = ("jobs", "submitit", "tuning", "baselines", "report")

@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from hpc_ecg.config import Source, merge_sources, parse_word, read_yaml
+from hpc_ecg.config.load import Source, merge_sources, parse_word, read_yaml
 from hpc_ecg.sweep.arms import TAKEN, Arm, arms_of, axes_of, nest
-from hpc_ecg.sweep.slurm import SlurmConfig
+from hpc_ecg.jobs.slurm import SlurmConfig
 from hpc_ecg.training.settings import FinetuneConfig
 
 RUN = "run"

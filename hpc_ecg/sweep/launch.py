@@ -12,18 +12,18 @@ from pathlib import Path
 import yaml
 
 from hpc_ecg.cohort.splits import SPLITS
-from hpc_ecg.config import to_yaml
+from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.log import logger
-from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.signals import Wishes
+from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.distributed.stop_signals import Wishes
 from hpc_ecg.sweep.arms import axes_of
 from hpc_ecg.sweep.grid import Cell, Sweep
-from hpc_ecg.sweep.here import run_here, share_cores, visible_gpus
-from hpc_ecg.sweep.jobs import alone
+from hpc_ecg.sweep.local_runs import run_here, share_cores, visible_gpus
+from hpc_ecg.sweep.submissions import alone
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.task import Task, task_of_run
-from hpc_ecg.sweep.there import run_there
+from hpc_ecg.sweep.slurm_runs import run_there
 from hpc_ecg.sweep.tuning import (
     FOLDER,
     check_trials,
@@ -35,7 +35,7 @@ from hpc_ecg.sweep.tuning import (
 from hpc_ecg.training.evaluate import describe_evaluation
 from hpc_ecg.training.outcome import Judge
 from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.writing import read_json, write_json, write_text
+from hpc_ecg.atomic_io import read_json, write_json, write_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.signals import STOP
-from hpc_ecg.sweep import slurm
-from hpc_ecg.sweep.cells import expected_cells, read_events
-from hpc_ecg.sweep.jobs import in_queue, places
-from hpc_ecg.sweep.scoring import METRIC_NAMES
+from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.distributed.stop_signals import STOP
+from hpc_ecg.jobs import slurm
+from hpc_ecg.comparison.results import expected_cells, read_events
+from hpc_ecg.sweep.submissions import in_queue, places
+from hpc_ecg.comparison.scoring import METRIC_NAMES
 from hpc_ecg.sweep.task import log_of
-from hpc_ecg.writing import read_json
+from hpc_ecg.atomic_io import read_json
 
 WATCH_S = 5.0
 

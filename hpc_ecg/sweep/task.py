@@ -19,16 +19,16 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
-from hpc_ecg.cluster import read_ranks
+from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.log import logger, start_logging
-from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.signals import AGAIN, Stopped
-from hpc_ecg.sweep.slurm import state_of
-from hpc_ecg.training.engine_world import Lost
+from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.distributed.stop_signals import AGAIN, Stopped
+from hpc_ecg.jobs.slurm import state_of
+from hpc_ecg.distributed.process_group import Lost
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.writing import write_text
+from hpc_ecg.atomic_io import write_text
 
 UNTIL_ENDED_S = 600
 LOG, LOG_OF_ENDED = "log: ", "ended from outside, log: "

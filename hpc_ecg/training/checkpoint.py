@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpc_ecg.writing import read_json, sha256_of, wait_until_seen, write_json, write_whole
+from hpc_ecg.atomic_io import read_json, sha256_of, wait_until_seen, write_json, write_whole
 
 logger = logging.getLogger("hpc_ecg")
 

@@ -20,13 +20,13 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hpc_ecg.data.batches import MicroBatch, StepBatch
-from hpc_ecg.data.schedule import Share
-from hpc_ecg.training.engine_native import Build, NativeTies
-from hpc_ecg.training.engine_settings import EngineConfig, choose_hardware
-from hpc_ecg.training.engine_world import enter_world, failures_told, leave_world
-from hpc_ecg.training.engine_zero import ZeroTies
+from hpc_ecg.data.sampler import Share
+from hpc_ecg.distributed.torch_backends import Build, NativeTies
+from hpc_ecg.distributed.settings import EngineConfig, choose_hardware
+from hpc_ecg.distributed.process_group import enter_world, failures_told, leave_world
+from hpc_ecg.distributed.deepspeed_backend import ZeroTies
 from hpc_ecg.training.inputs import Change, model_inputs
-from hpc_ecg.watchdog import Watchdog
+from hpc_ecg.distributed.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)

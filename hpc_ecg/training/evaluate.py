@@ -9,18 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.config import load_config, to_yaml
+from hpc_ecg.config.load import load_config, to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.source import Source
 from hpc_ecg.ecg.signal import check_same_signal
-from hpc_ecg.evaluation.evaluate import (
+from hpc_ecg.evaluation.scores import (
     evaluate_predictions,
     fit_calibrators,
     fit_operating_points,
 )
 from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.evaluation.thresholds import points_of
-from hpc_ecg.run_folder import RunFolder
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, view_of
@@ -29,7 +29,7 @@ from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.writing import read_json, write_json
+from hpc_ecg.atomic_io import read_json, write_json
 
 logger = logging.getLogger("hpc_ecg")
 

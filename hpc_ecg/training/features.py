@@ -27,7 +27,7 @@ from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.predict import predict
-from hpc_ecg.writing import sha256_of, wait_until_seen, write_json, write_whole
+from hpc_ecg.atomic_io import sha256_of, wait_until_seen, write_json, write_whole
 
 logger = logging.getLogger("hpc_ecg")
 

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hpc_ecg.cluster import this_job
-from hpc_ecg.config import to_yaml
+from hpc_ecg.distributed.ranks import this_job
+from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.data.schedule import Schedule
+from hpc_ecg.data.sampler import Schedule
 from hpc_ecg.data.source import Source
 from hpc_ecg.model.transformer import ECGClassifier
-from hpc_ecg.run_folder import RunFolder, flatten
-from hpc_ecg.signals import Wishes
-from hpc_ecg.training.best import BestWeights, provenance_of, write_valid
+from hpc_ecg.training.run_folder import RunFolder, flatten
+from hpc_ecg.distributed.stop_signals import Wishes
+from hpc_ecg.training.best_weights import BestWeights, provenance_of, write_valid
 from hpc_ecg.training.checkpoint import Progress, newest_checkpoint
-from hpc_ecg.training.doctor_cluster import heed
-from hpc_ecg.training.doctor_run import Setup, examine, look_at_node
+from hpc_ecg.preflight.cluster_checks import heed
+from hpc_ecg.preflight.run_checks import Setup, examine, look_at_node
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, view_of
 from hpc_ecg.training.loop import Run, train_stage

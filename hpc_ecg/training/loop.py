@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from hpc_ecg.data.ahead import read_ahead
+from hpc_ecg.data.loader import read_ahead
 from hpc_ecg.data.augment import AugmentConfig
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.schedule import Schedule
+from hpc_ecg.data.sampler import Schedule
 from hpc_ecg.log import progress_bar
 from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
 from hpc_ecg.model.transformer import ECGClassifier
-from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.signals import Wishes
+from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.distributed.stop_signals import Wishes
 from hpc_ecg.training.averaging import Average
-from hpc_ecg.training.best import BestWeights
+from hpc_ecg.training.best_weights import BestWeights
 from hpc_ecg.training.checkpoint import Progress, load_checkpoint, save_checkpoint, update_progress
 from hpc_ecg.training.engine import Engine, StepResult
 from hpc_ecg.training.features import FeatureCache, View, view_of
@@ -30,7 +30,7 @@ from hpc_ecg.training.meter import Meter, SaveTimer
 from hpc_ecg.training.nonfinite import not_finite
 from hpc_ecg.training.optimizer import build_optimizer, set_rates
 from hpc_ecg.training.outcome import Judge
-from hpc_ecg.training.plan import Plan
+from hpc_ecg.training.stage_schedule import Plan
 from hpc_ecg.training.predict import predict
 from hpc_ecg.training.stages import Stage
 from hpc_ecg.training.workload import workload

@@ -1,9 +1,9 @@
 """A step whose loss or gradient is not finite: which records it was made of, for who looks."""
 
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.schedule import Schedule
-from hpc_ecg.run_folder import RunFolder
-from hpc_ecg.writing import write_json
+from hpc_ecg.data.sampler import Schedule
+from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.atomic_io import write_json
 
 
 def not_finite(folder: RunFolder, schedule: Schedule, train: Dataset, step: int) -> ValueError:

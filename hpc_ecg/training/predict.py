@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from hpc_ecg.data import order
-from hpc_ecg.data.ahead import read_in_order
+from hpc_ecg.data.loader import read_in_order
 from hpc_ecg.data.batches import empty_rows, read_piece
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.evaluation.predictions import Predictions, as_group

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.optimizer import OptimConfig
-from hpc_ecg.training.plan import StageConfig, TrainConfig
+from hpc_ecg.training.stage_schedule import StageConfig, TrainConfig
 from hpc_ecg.weights.initialize import Initialized, decide_freeze
 
 ONLY = "all"

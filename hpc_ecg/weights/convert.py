@@ -17,7 +17,7 @@ from hpc_ecg.weights import original
 from hpc_ecg.weights.facts import Facts
 from hpc_ecg.weights.formats import check_target, write_as
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
-from hpc_ecg.writing import sha256_of, write_whole
+from hpc_ecg.atomic_io import sha256_of, write_whole
 
 
 def convert(

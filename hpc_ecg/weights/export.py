@@ -21,7 +21,7 @@ from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.weights import original
 from hpc_ecg.weights.mapping import KEPT, PRETRAINING, check_fit, expected_shapes, file_key
 from hpc_ecg.weights.reading import OUR_FORMAT, Facts
-from hpc_ecg.writing import write_whole
+from hpc_ecg.atomic_io import write_whole
 
 Weights = ECGClassifier | Mapping[str, Tensor]
 LATENT_VARS, LATENT_GROUPS = 320, 2  # the published codebook

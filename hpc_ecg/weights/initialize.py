@@ -24,7 +24,7 @@ from hpc_ecg.model.transformer import (
     randomize_backbone,
     randomize_head,
 )
-from hpc_ecg.weights.account import account, facts_of
+from hpc_ecg.weights.init_report import account, facts_of
 from hpc_ecg.weights.heads import plan_head
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 

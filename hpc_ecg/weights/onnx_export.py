@@ -22,7 +22,7 @@ from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import architecture_to_settings
 from hpc_ecg.model.transformer import ECGClassifier, build_on_meta
 from hpc_ecg.weights.reading import Facts
-from hpc_ecg.writing import write_whole
+from hpc_ecg.atomic_io import write_whole
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hpc_ecg.data.batches import read_step
 from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.sampler import Schedule, Share
 from hpc_ecg.data.source import Source
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.transformer import ECGClassifier, build_model

@@ -39,14 +39,14 @@ from scipy.signal import resample_poly
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cohort.table import Columns
-from hpc_ecg.data.ahead import read_ahead
+from hpc_ecg.data.loader import read_ahead
 from hpc_ecg.data.batches import empty_rows, read_step
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.schedule import Schedule, Share
+from hpc_ecg.data.sampler import Schedule, Share
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.shards.format import read_shard_set
-from hpc_ecg.shards.job import Recordings
-from hpc_ecg.shards.plan import ShardingPlan
+from hpc_ecg.shards.sharding_job import Recordings
+from hpc_ecg.shards.sharding_plan import ShardingPlan
 from hpc_ecg.shards.sharding import shard_ecgs
 
 AT_LEAST = {

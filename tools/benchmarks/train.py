@@ -39,11 +39,11 @@ from synthetic import Population, write_cohort
 
 from hpc_ecg.cohort.splits import SplitPlan
 from hpc_ecg.cohort.table import Columns
-from hpc_ecg.config import load_config
+from hpc_ecg.config.load import load_config
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.flops import training_flops
-from hpc_ecg.shards.job import Recordings
-from hpc_ecg.shards.plan import ShardingPlan
+from hpc_ecg.shards.sharding_job import Recordings
+from hpc_ecg.shards.sharding_plan import ShardingPlan
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training.settings import FinetuneConfig
 

@@ -1,0 +1,62 @@
+"""The verbs of `hpc-ecg data`: recordings and a table in, shards out; a look into them; mending."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hpc_ecg.cli.shard import add_shard
+
+PLOTS = 12
+
+
+def add_data(verbs: Any) -> None:
+    data = verbs.add_parser("data", help="make shards from a table and recordings")
+    data_verbs = data.add_subparsers(required=True, metavar="VERB")
+    add_shard(data_verbs)
+
+    repair = data_verbs.add_parser("repair", help="make damaged or missing shards again")
+    repair.add_argument("shards", type=Path, metavar="SHARDS", help="a folder of shards")
+    repair.add_argument("--table", type=Path, help="where the table is now, if it has moved")
+    repair.add_argument("--signals", type=Path, metavar="DIR", help="the same for the recordings")
+    repair.set_defaults(verb=_repair)
+
+    inspect = data_verbs.add_parser("inspect", help="say what is in shards, verify and draw them")
+    inspect.add_argument("shards", metavar="SHARDS", help="a folder of shards, or its URL")
+    inspect.add_argument("--split", help="only train, valid or test")
+    inspect.add_argument("--no-verify", action="store_true", help="do not read every byte")
+    inspect.add_argument("--json", action="store_true", help="numbers for programs")
+    inspect.add_argument("--out", type=Path, metavar="FILE.html", help="a page with plots")
+    inspect.add_argument("--plots", type=int, metavar="N", help=f"of --out; default {PLOTS}")
+    inspect.add_argument("--seed", type=int, help="of --out; another seed draws others")
+    inspect.set_defaults(verb=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    import json
+
+    from hpc_ecg.log import say
+    from hpc_ecg.shards.inspection import describe_inspection, inspect_shards, write_page
+
+    plots = PLOTS if options.plots is None else options.plots
+    if plots < 0:
+        raise ValueError(f"--plots must be at least 0, got {plots}")
+    if options.out is None and (options.plots, options.seed) != (None, None):
+        raise ValueError("--plots and --seed are for the page: give --out FILE.html, too")
+    inspection = inspect_shards(options.shards, options.split, not options.no_verify)
+    if options.out is not None:
+        write_page(options.out, inspection, plots, options.seed or 0)
+    if options.json:
+        say(json.dumps(inspection.facts, indent=1))
+    else:
+        say(*describe_inspection(inspection.facts))
+    return 1 if inspection.facts["damaged"] else 0
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.shards.repair import repair
+
+    start_logging()
+    mended = repair(options.shards, options.table, options.signals)
+    say(f"made again: {', '.join(mended)}" if mended else "nothing to mend: all shards are whole")
+    return 0

@@ -1,0 +1,141 @@
+"""`hpc-ecg evaluate RUN_DIR`: a finished run's numbers, on its test split or on other shards."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+WIDTH = 80
+COLUMNS = 3  # thresholds side by side
+NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier score", "log_loss": "log loss"}
+NAMES |= {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson's r"}
+CALIBRATION = {"slope": "slope", "intercept": "intercept", "ece": "ECE"}
+RATES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
+RATES |= {"f1": "F1", "nns": "to screen"}
+
+
+def add_evaluate(verbs: Any) -> None:
+    # options may stand between the settings, which a verb's own parser does not allow
+    evaluate = verbs.add_parser(
+        "evaluate", help="score a finished run", add_help=False, prefix_chars="\0"
+    )
+    evaluate.add_argument("words", nargs="*")
+    evaluate.set_defaults(verb=partial(_evaluate, type(evaluate)))
+
+
+def _parser(parser_class: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = parser_class(prog="hpc-ecg evaluate", description="Score a finished run.")
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("settings", nargs="*", help="settings laid over the run's own")
+    parser.add_argument(
+        "--shards",
+        help="another cohort's; labels of other names: data.labels=[…], in the run's order",
+    )
+    parser.add_argument(
+        "--split", default="test", help="test (default), valid, or all: all records of the shards"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for predictions.parquet and evaluation.json (default: in RUN_DIR)",
+    )
+    for kind in ("sensitivity", "specificity"):
+        parser.add_argument(
+            f"--{kind}",
+            type=float,
+            action="append",
+            default=[],
+            help=f"one more threshold, with this {kind} on validation, such as 0.95",
+        )
+    return parser
+
+
+def _evaluate(parser_class: type[argparse.ArgumentParser], given: argparse.Namespace) -> int:
+    options = _parser(parser_class).parse_intermixed_args(given.words)
+    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.training.evaluate import evaluate, evaluate_weights, load_run, load_run_for
+
+    rank = start_logging()
+    run_dir, shards, out = options.run_dir, options.shards, options.out
+    kinds = ("sensitivity", "specificity")
+    targets = [(kind, level) for kind in kinds for level in getattr(options, kind)]
+    if wrong := [level for _, level in targets if not 0 < level < 1]:
+        raise ValueError(f"--sensitivity and --specificity lie between 0 and 1, got {wrong[0]}")
+    if shards is None and out is None and options.split == "test" and not targets:
+        result, written = evaluate(load_run(run_dir, options.settings)), Path(run_dir)
+    else:
+        config = load_run(run_dir, options.settings)
+        if shards is not None:
+            config = load_run_for(run_dir, shards, options.settings)
+        name = "own" if shards is None else Path(shards.rstrip("/")).name
+        written = out or Path(run_dir) / "evaluations" / f"{name}-{options.split}"
+        weights = Path(run_dir) / "best"
+        result = evaluate_weights(config, weights, written, None, options.split, targets)
+    if rank == 0:
+        say(*table_of(result), f"written: {written}/evaluation.json")
+    return 0
+
+
+def table_of(result: dict[str, Any]) -> list[str]:
+    """For a terminal; intervals are 95 %, patients resampled."""
+    note = f": {result['note']}" if "note" in result else ""
+    lines = _wrapped(f"records: {result['split']}{note}")
+    parts = dict(result["labels"])
+    if "macro" in result:
+        parts |= {f"{kind} average": result[kind] for kind in ("macro", "micro") if kind in result}
+    for name, label in parts.items():
+        lines += ["", f"{name}{_counts(label)}"]
+        lines += [f"  {text:<16}{show(label[m])}" for m, text in NAMES.items() if m in label]
+        calibration = label.get("calibration", {})
+        for part, text in CALIBRATION.items():
+            if part in calibration:
+                lines.append(f"  {text:<16}{show(calibration[part])}")
+        lines += _thresholds(label.get("at_threshold", {}))
+        lines += _wrapped(label.get("auroc", {}).get("warning", ""), "  ")
+    for name, why in result["not_scored"].items():
+        lines += ["", *_wrapped(f"{name} is not scored: {why}")]
+    return [*lines, ""]
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+def _counts(label: dict[str, Any]) -> str:
+    if "n_patients" not in label:
+        return ""
+    text = f": {label['n']} ECGs of {label['n_patients']} patients"
+    if "n_positive" in label:
+        text += f", {label['n_positive']} positive ({100 * label['prevalence']:.1f} %)"
+    return text + (f", {label['n_missing']} without label" if label["n_missing"] else "")
+
+
+def _thresholds(points: dict[str, dict[str, Any]]) -> list[str]:
+    from hpc_ecg.comparison.wording import fitted_for
+
+    lines = []
+    methods = list(points)
+    for start in range(0, len(methods), COLUMNS):
+        some = methods[start : start + COLUMNS]
+        rows = {"": [fitted_for(method) for method in some]}
+        if all("threshold" in points[method] for method in some):
+            rows["threshold"] = [f"{points[method]['threshold']:.4g}" for method in some]
+        rows |= {text: [show(points[m][rate]) for m in some] for rate, text in RATES.items()}
+        for name, row in rows.items():
+            lines.append(f"  {name:<13}{''.join(f'{cell:<21}' for cell in row)}".rstrip())
+    return lines
+
+
+def show(value: dict[str, Any]) -> str:
+    """0.812 (0.701–0.893), −0.1 (−0.4 to 0.2); a dash for what does not exist."""
+    if value["value"] is None:
+        return "–"
+    low, high = ("–" if value[end] is None else number(value[end]) for end in ("low", "high"))
+    to = " to " if "−" in low + high else "–"
+    return f"{number(value['value'])} ({low}{to}{high})"
+
+
+def number(value: float) -> str:
+    decimals = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
+    return f"{value:.{decimals}f}".replace("-", "−")

@@ -1,0 +1,86 @@
+"""What a comparison is: plain numbers, from which verdict, tables, figures and page are made."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from hpc_ecg.evaluation.comparisons import Difference, Estimate
+from hpc_ecg.comparison.by_label import LabelResult
+from hpc_ecg.comparison.results import CellResult, Problem
+from hpc_ecg.comparison.selected import Chosen
+from hpc_ecg.comparison.cost import Cost
+from hpc_ecg.comparison.reference_models import Rival
+from hpc_ecg.comparison.scoring import METRIC_NAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyResult:
+    name: str
+    base: str
+    """The strategy without what a grid varied."""
+    varied: dict[str, Any]
+    seeds: list[int]
+    estimates: dict[str, Estimate]
+    """By metric."""
+    per_seed: dict[str, dict[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    task: str
+    metric: str
+    """The metric that decides; `metrics` are all that are reported."""
+    metrics: list[str]
+    labels: list[str]
+    """Those that are scored; `not_scored` gives the reasons for the others."""
+    not_scored: dict[str, str]
+    counts: dict[str, dict[str, Any]]
+    """Of the test set, by label: records, patients, positive ones, prevalence."""
+    strategies: list[StrategyResult]
+    """Highest metric first."""
+    pairs_of: dict[str, list[Difference]]
+    """By metric: every pair of strategies; Holm's correction over the pairs of one metric."""
+    by_label: list[LabelResult]
+    """[] for a single label."""
+    rivals: list[Rival]
+    baselines: list[Difference]
+    """Strategy minus baseline."""
+    adds: list[Difference]
+    """Network with age and sex, minus age and sex."""
+    adds_left_out: str
+    """Why there is none, where validation cannot fit both; else ""."""
+    baselines_left_out: dict[str, str]
+    probability_best: dict[str, float]
+    margin: float
+    non_inferior: list[dict[str, Any]]
+    """Each strategy against the highest."""
+    detectable: dict[str, float]
+    """By pair, "a - b": the difference that is found in 80 % of such sweeps."""
+    delong: list[dict[str, Any]]
+    """Pairs of ensembles, by DeLong's test for clustered data."""
+    chosen: list[Chosen] = field(repr=False)
+    cost: dict[str, Cost]
+    problems: list[Problem]
+    warnings: list[str]
+    replicates: int
+    seed: int
+    cells: list[CellResult] = field(repr=False)
+
+    @property
+    def pairs(self) -> list[Difference]:
+        return self.pairs_of[self.metric]
+
+    @property
+    def metric_name(self) -> str:
+        return self.name_of(self.metric)
+
+    def name_of(self, metric: str) -> str:
+        mean = "macro " if len(self.labels) > 1 else ""
+        return mean + METRIC_NAMES[metric]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON. What no two runs have in common, time and cost, stands apart, at the end."""
+        values = asdict(replace(self, cells=[], chosen=[], cost={}))
+        values["chosen"] = {c.strategy: c.cell.seed for c in self.chosen}
+        values["cells"] = [cell.name for cell in self.cells]
+        del values["cost"]
+        return values | {"varies": {name: asdict(cost) for name, cost in self.cost.items()}}

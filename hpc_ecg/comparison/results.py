@@ -1,0 +1,183 @@
+"""The cells of a sweep on disk: `<sweep_dir>/<arm>/seed-<N>/`, each one run's folder.
+
+In: the sweep's folder. Out: the finished cells with their test predictions, and for every other
+cell the reason why it is not there. The cells that should exist are read from `sweep.yaml`; what
+an arm is, from the `arm.json` in its folder.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
+from hpc_ecg.evaluation.predictions import Predictions, read_predictions
+from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.sweep.arms import arms_of
+from hpc_ecg.comparison.run_settings import check_alike
+from hpc_ecg.atomic_io import read_json, read_settings_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    strategy: str
+    """The arm's name."""
+    seed: int
+    run: RunFolder
+    finished: dict[str, Any]
+    settings: dict[str, Any]
+    """By dotted key, with the digest of the data's index."""
+    test: Predictions
+    """Sorted by record."""
+    base: str
+    """The strategy of the arm …"""
+    varied: dict[str, Any]
+    """… and what a grid sets in it, by dotted key."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy}/seed-{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A cell that takes no part in the comparison."""
+
+    strategy: str
+    seed: int
+    reason: str
+
+
+def read_cells(sweep_dir: Path) -> tuple[list[CellResult], list[Problem]]:
+    """All cells in the order of sweep.yaml. Raises `ValueError` where test sets differ."""
+    if not sweep_dir.is_dir():
+        raise ValueError(f"{sweep_dir} is not a folder; give the folder that a sweep made")
+    cells: list[CellResult] = []
+    problems: list[Problem] = []
+    for strategy, seed in expected_cells(sweep_dir):
+        outcome = _read_cell(sweep_dir, strategy, seed)
+        if isinstance(outcome, Problem):
+            problems.append(outcome)
+        else:
+            cells.append(_on_the_same_records(outcome, cells))
+    if cells:
+        check_alike([(cell.name, cell.strategy, cell.settings) for cell in cells])
+    return cells, problems
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that count: `started` or `resumed` at a step drops later steps,
+    which the run did again. A line that a crash tore is left out."""
+    events: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if event.get("event") in ("started", "resumed"):
+            events = [e for e in events if e.get("step", 0) <= event["step"]]
+        events.append(event)
+    return events
+
+
+def read_optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def expected_cells(sweep_dir: Path) -> list[tuple[str, int]]:
+    """Arm and seed: of sweep.yaml first, then what lies in the folder and is not named there."""
+    config = _read_sweep(sweep_dir)
+    arms = arms_of(config.get("strategies") or [], config.get("grid") or {})
+    planned = [(arm.name, int(seed)) for arm in arms for seed in config.get("seeds") or []]
+    found = [
+        (folder.parent.name, int(folder.name.removeprefix("seed-")))
+        for folder in sweep_dir.glob("*/seed-*")
+        if folder.name.removeprefix("seed-").isdigit()
+    ]
+    return planned + sorted(set(found) - set(planned))
+
+
+def read_note(sweep_dir: Path) -> str | None:
+    """The sweep's own `note`, for the top of the report."""
+    return _read_sweep(sweep_dir).get("note")
+
+
+def _read_sweep(sweep_dir: Path) -> dict[str, Any]:
+    path = sweep_dir / "sweep.yaml"
+    return read_settings_file(path) if path.exists() and path.stat().st_size else {}
+
+
+def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> CellResult | Problem:
+    run = RunFolder(sweep_dir / strategy / f"seed-{seed}")
+    reason = _why_not_finished(run)
+    if reason is not None:
+        return Problem(strategy=strategy, seed=seed, reason=reason)
+    try:
+        return _read_finished(run, strategy, seed)
+    except (ValueError, OSError) as error:
+        return Problem(strategy=strategy, seed=seed, reason=f"cannot be used: {error}")
+
+
+def _read_finished(run: RunFolder, strategy: str, seed: int) -> CellResult:
+    test = read_predictions(run.predictions / "test.parquet").sorted()
+    for k, label in enumerate(test.labels):
+        check_finite(test.logit_NK[:, k], label)
+        check_not_constant(test.logit_NK[:, k], label)
+    settings = run.read_settings()
+    settings["data_index_sha256"] = read_json(run.environment)["data_index_sha256"]
+    read_json(run.init_report)  # the report shows what the run started from
+    arm = read_optional(run.path.parent / "arm.json")
+    return CellResult(
+        strategy=strategy,
+        seed=seed,
+        run=run,
+        finished=read_json(run.finished),
+        settings=settings,
+        test=test,
+        base=arm.get("base", strategy),
+        varied=arm.get("varied", {}),
+    )
+
+
+def _why_not_finished(run: RunFolder) -> str | None:
+    error = run.path / "error.txt"
+    if run.finished.exists() and not error.exists():
+        return None
+    if error.exists():
+        lines = error.read_text().strip().splitlines()
+        return f"failed: {lines[-1] if lines else 'error.txt is empty'}"
+    if not run.path.exists():
+        return "not started"
+    steps = [e["step"] for e in read_events(run.metrics) if "step" in e]
+    return f"not finished: at step {max(steps)}" if steps else "not finished: no step yet"
+
+
+def _on_the_same_records(cell: CellResult, others: list[CellResult]) -> CellResult:
+    """Refuse another test set than the first cell's; share its arrays, which are the same."""
+    if not others:
+        return cell
+    first, test = others[0].test, cell.test
+    _check_same_records(others[0], cell)
+    shared = replace(
+        test, record_N=first.record_N, patient_N=first.patient_N, label_NK=first.label_NK
+    )
+    return replace(cell, test=shared)
+
+
+def _check_same_records(first: CellResult, cell: CellResult) -> None:
+    a, b = first.test, cell.test
+    who, do = f"{first.name} and {cell.name}", "run both on one data set and one split"
+    if a.labels != b.labels:
+        raise ValueError(f"{who} predict different labels ({a.labels} and {b.labels}); {do}")
+    only = set(a.record_N.tolist()) ^ set(b.record_N.tolist())
+    if only:
+        raise ValueError(
+            f"{who} were tested on different records ({len(a)} and {len(b)}, {len(only)} in one "
+            f"of them only, such as {min(only)!r}); {do}"
+        )
+    if not np.array_equal(a.patient_N, b.patient_N):
+        raise ValueError(f"{who} give a record to different patients; {do}")
+    if not np.array_equal(a.label_NK, b.label_NK, equal_nan=True):
+        raise ValueError(f"{who} have different labels for the same test records; {do}")

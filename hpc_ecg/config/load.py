@@ -1,0 +1,233 @@
+"""Settings: YAML files and `section.key=value` words in, one frozen dataclass out.
+
+Sources are merged one by one, later over earlier, so that an error names the source it came from.
+The schema is the dataclass itself; its field types decide how a word is read: text is taken
+verbatim (a YAML parser would turn `010` into 8 and `12:00:00` into 43200).
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from hpc_ecg.config.describe import explain
+
+Schema = TypeVar("Schema")
+COMMAND_LINE = "command line"
+
+# What users of fairseq-signals type out of habit, and how it is said here.
+RENAMED = {
+    "common.fp16": "engine.precision=fp16",
+    "common.seed": "seed=…",
+    "criterion._name": "loss.name=bce, as (asymmetric), bf (binary focal), mlsml, mse or mse2",
+    "checkpoint.save_dir": "run_dir=…",
+    "checkpoint.patience": "train.patience=…",
+    "checkpoint.finetune_from_model": "init.checkpoint=… init.head=keep",
+    "checkpoint.best_checkpoint_metric": "train.best_metric=…",
+    "dataset.batch_size": "data.batch_size=… (records per step over all processes)",
+    "distributed_training.distributed_world_size": "the number of Slurm tasks (sbatch -N, -n)",
+    "model.feature_grad_mult": "train.freeze=stem (0.0) or train.freeze=none (1.0)",
+    "lr_scheduler.warmup_updates": "optim.warmup_fraction=… (a share of all steps)",
+    "model.freeze_finetune_updates": "train.stages (a first stage with freeze: backbone)",
+    "model.linear_evaluation": "train.freeze=backbone",
+    "model.model_path": "init.checkpoint=…",
+    "model.no_pretrained_weights": "init.checkpoint=null",
+    "model.num_labels": "data.labels=[…] (the head has one output per label)",
+    "optimization.clip_norm": "optim.clip_norm=…",
+    "optimizer.adam_betas": "optim.betas=[…]",
+    "optimizer.adam_eps": "optim.eps=…",
+    "optimizer.weight_decay": "optim.weight_decay=…",
+    "optimization.lr": "optim.lr=…",
+    "optimization.max_epoch": "train.max_epochs=…",
+    "optimization.max_update": "train.max_steps=…",
+    "task.data": "data.shards=…",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Values as nested keys, and where they came from, for error messages."""
+
+    values: DictConfig
+    name: str
+
+
+def load_config(schema: type[Schema], files: Sequence[str], words: Sequence[str]) -> Schema:
+    """Merge YAML files, then `key=value` words, over the schema's defaults.
+
+    Raises ValueError with one line (dotted key, what was seen, source) for an unknown key, a wrong
+    type, a missing value or a file that cannot be read.
+    """
+    sources = [read_yaml(file) for file in files] + [parse_word(word, schema) for word in words]
+    return merge_sources(schema, sources)
+
+
+def split_words(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's YAML files, and its `key=value` words. Asked before torch is imported:
+    seconds matter to somebody who mistyped."""
+    for word in settings:
+        if "=" not in word and not word.endswith((".yaml", ".yml")):
+            raise ValueError(f"{word!r} is neither a .yaml file nor a setting key=value")
+    return [w for w in settings if "=" not in w], [w for w in settings if "=" in w]
+
+
+def merge_sources(schema: type[Schema], sources: Sequence[Source]) -> Schema:
+    """The defaults of the schema with the sources laid over them, later over earlier."""
+    merged = OmegaConf.structured(schema)
+    for source in sources:
+        merged = _merge(merged, source, schema)
+    return _to_dataclass(merged)
+
+
+def read_yaml(file: str) -> Source:
+    """A YAML file of nested keys; ValueError if it is missing or something else."""
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"{file}: no such configuration file; settings are given as key=value")
+    try:
+        loaded = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ValueError(f"{file}, line {line}: not YAML: {error.problem}") from None
+    except Exception as error:  # OmegaConf and the file system raise many kinds
+        raise ValueError(f"{file}: cannot be read: {_first_line(error)}") from None
+    if not isinstance(loaded, DictConfig):
+        raise ValueError(f"{file}: expected `key: value` lines, got something else")
+    return Source(loaded, file)
+
+
+def parse_word(word: str, schema: type) -> Source:
+    """A word `section.key=value` of the command line, read as the schema's type asks."""
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{word!r} is neither a .yaml file nor a setting key=value")
+    wanted, is_optional = _without_none(_type_of(schema, key, COMMAND_LINE))
+    nested: Any
+    if is_optional and value in ("null", "None"):
+        nested = None
+    elif wanted is str:
+        nested = value
+    elif typing.get_origin(wanted) is list and typing.get_args(wanted) == (str,):
+        nested = _split_list(key, value)
+    else:
+        try:
+            return Source(OmegaConf.from_dotlist([word]), COMMAND_LINE)
+        except Exception as error:
+            raise ValueError(f"{key}: cannot read {value!r}: {_first_line(error)}") from None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return Source(OmegaConf.create(nested), COMMAND_LINE)
+
+
+def _to_dataclass(merged: DictConfig) -> Any:
+    """Resolve `${…}` and make the dataclass; ValueError names a value that is still missing."""
+    try:
+        return OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} must be given: {error.full_key}=…") from None
+    except InterpolationKeyError as error:
+        name = re.findall(r"'([^']*)'", str(error))[0]
+        raise ValueError(f"{error.full_key} uses ${{{name}}}: give {name}=…") from None
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key or 'settings'}: {_first_line(error)}") from None
+
+
+def to_yaml(config: Any) -> str:
+    """The whole configuration as YAML; reading it again gives the same configuration."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _split_list(key: str, value: str) -> list[str]:
+    if not (value.startswith("[") and value.endswith("]")):
+        raise ValueError(f"{key}: expected a list like [a,b], got {value!r} ({COMMAND_LINE})")
+    items = [item.strip().strip("'\"") for item in value[1:-1].split(",")]
+    return [item for item in items if item]
+
+
+def _merge(base: DictConfig, source: Source, schema: type) -> DictConfig:
+    try:
+        values = OmegaConf.to_container(source.values, resolve=False)
+        _check_keys_and_text(values, schema, "", source.name)
+        return typing.cast(DictConfig, OmegaConf.merge(base, source.values))
+    except OmegaConfBaseException as error:
+        where = error.full_key or ", ".join(str(key) for key in source.values)
+        raise ValueError(f"{where}: {_first_line(error)} ({source.name})") from None
+
+
+def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) -> None:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        kind, is_optional = _without_none(_type_of(schema, key, source, root_prefix=prefix))
+        if _is_section(kind) and not (value is None and is_optional):
+            if not isinstance(value, dict):
+                raise ValueError(f"{key} is a section, got {value!r} ({source})")
+            _check_keys_and_text(value, kind, f"{key}.", source)
+        elif _is_section(of_each := (typing.get_args(kind) or (None,))[-1]):
+            for part, inner in value.items() if isinstance(value, dict) else ():
+                if not isinstance(inner, dict):
+                    raise ValueError(f"{key}.{part} is a section, got {inner!r} ({source})")
+                _check_keys_and_text(inner, of_each, f"{key}.{part}.", source)
+        elif kind is int and isinstance(value, bool):
+            raise ValueError(f"{key} is a whole number, got {value!r} ({source})")
+        else:
+            _check_text(value, kind, is_optional, key, source)
+
+
+def _is_section(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and isinstance(kind, type)
+
+
+def _check_text(value: Any, kind: Any, is_optional: bool, key: str, source: str) -> None:
+    """OmegaConf would turn a number into text without a word; a leading zero is lost by then."""
+    if kind is str and not isinstance(value, str) and not (value is None and is_optional):
+        raise ValueError(f"{key} is text: write it in quotes, got {value!r} ({source})")
+    if typing.get_args(kind)[-1:] == (str,) and isinstance(value, list | dict):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_text(item, str, False, f"{key}.{name}", source)
+
+
+def _type_of(schema: type, key: str, source: str, root_prefix: str = "") -> Any:
+    """The annotated type of a dotted key; ValueError with the nearest known key."""
+    kind: Any = schema
+    for part in key.removeprefix(root_prefix).split("."):
+        inner, _ = _without_none(kind)
+        if _is_section(inner):
+            hints = typing.get_type_hints(inner)
+            if part not in hints:
+                raise ValueError(_unknown_key(key, schema, root_prefix, source))
+            kind = hints[part]
+        elif typing.get_origin(inner) is dict:
+            kind = typing.get_args(inner)[1]
+        elif inner is not Any:
+            raise ValueError(f"{key}: {part!r} is below a plain value ({source})")
+    return kind
+
+
+def _unknown_key(key: str, schema: type, root_prefix: str, source: str) -> str:
+    if key in RENAMED:
+        return f"{key} is not a setting here; it is said as {RENAMED[key]} ({source})"
+    known = [root_prefix + name for name, *_ in explain(schema)]
+    sections = {name.rpartition(".")[0] for name in known}
+    near = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else "`hpc-ecg config` lists all settings"
+    return f"unknown setting {key} ({source}); {hint}"
+
+
+def _without_none(kind: Any) -> tuple[Any, bool]:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        return inner[0], True
+    return kind, False
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].strip()

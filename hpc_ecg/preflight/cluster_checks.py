@@ -1,0 +1,171 @@
+"""The doctor's checks of a cluster: what each node has, and do the processes reach each other?
+
+A check returns findings. One of a node looks at its own node alone, and `merged` brings those of
+all nodes together; one of the world exchanges what each process saw, so that all processes come to
+the same findings.
+"""
+
+import logging
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import distributed
+
+import hpc_ecg
+from hpc_ecg.distributed.ranks import read_ranks
+from hpc_ecg.distributed.settings import EngineConfig
+
+logger = logging.getLogger("hpc_ecg")
+LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
+
+MANY_FLOATS = 1 << 24
+SLOW_GB_S = 0.12
+"""What a network of 1 Gb/s moves."""
+DRIVER = Path("/sys/module/nvidia/version")
+
+
+class Finding(NamedTuple):
+    level: str
+    """ok, warning, error, or skipped: not looked at, as what it needs is missing."""
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        line = f"{self.level:8}{self.name}: {self.text}"
+        return "".join(c if c.isprintable() else " " for c in line)  # a file's own words, too
+
+
+def attempt(
+    name: str, check: Callable[..., list[Finding] | None], *arguments: Any
+) -> list[Finding]:
+    """A check that fails is an error, and the others go on."""
+    try:
+        return check(*arguments) or []
+    except Exception as error:  # of any kind: that is what the doctor is asked about
+        return [Finding("error", name, reason(error))]
+
+
+def reason(error: Exception) -> str:
+    """Without the lines of C++ that torch adds."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def exchange(value: Any) -> list[Any]:
+    """What every process has, in the order of the ranks."""
+    if not distributed.is_initialized():
+        return [value]
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, value)
+    return everyone
+
+
+def merged(mine: Sequence[Finding]) -> list[Finding]:
+    """The findings of all processes, each once, with the nodes that it is of."""
+    everyone = exchange((socket.gethostname(), mine))
+    nodes: dict[Finding, dict[str, None]] = {}
+    for host, findings in everyone:
+        for finding in findings:
+            nodes.setdefault(finding, {})[host] = None
+    total = len({host for host, _ in everyone})
+    return [
+        finding._replace(text=finding.text + _of_nodes(list(names), total))
+        for finding, names in nodes.items()
+    ]
+
+
+def _of_nodes(names: list[str], total: int) -> str:
+    few = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    which = "" if len(names) == total else f": {few}"
+    return f" ({len(names)} of {total} nodes{which})" if total > 1 else ""
+
+
+def heed(findings: Iterable[Finding], is_first: bool) -> None:
+    """Log them on the first process; ValueError, on all of them, after an error."""
+    errors = 0
+    for finding in findings:
+        errors += finding.level == "error"
+        if is_first:
+            logger.log(LEVELS.get(finding.level, logging.INFO), "%s", finding)
+    if errors:
+        raise ValueError(f"the doctor found errors, {errors} in all (above); mend them first")
+
+
+def check_versions(config: EngineConfig) -> list[Finding]:
+    """Of a node."""
+    names = ["torch", "accelerate", *(["deepspeed"] if config.zero_stage else [])]
+    versions = [f"hpc_ecg {hpc_ecg.__version__}", f"Python {platform.python_version()}"]
+    versions += [f"{name} {metadata.version(name)}" for name in names]
+    versions += [f"CUDA {torch.version.cuda}"] if torch.version.cuda else []
+    versions += [f"NVIDIA driver {DRIVER.read_text().strip()}"] if DRIVER.exists() else []
+    return [Finding("ok", "versions", ", ".join(versions))]
+
+
+def check_gpus(config: EngineConfig) -> list[Finding]:
+    """Of a node: a GPU for each task, and none that idles."""
+    tasks, seen = read_ranks(os.environ).local_world_size, torch.cuda.device_count()
+    # with --gpus-per-task each task sees its own alone
+    slurm = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
+    given = seen if seen >= tasks else max(seen, slurm)
+    expected = config.device == "cuda" or given or DRIVER.exists()
+    level, text = "ok", f"{tasks} tasks and {given} GPUs on a node"
+    if config.device == "cpu" and given:
+        level, text = "warning", f"{text}, which idle: engine.device=cpu"
+    elif config.device != "cpu" and expected and not seen:
+        why = "see nvidia-smi" if torch.version.cuda else f"torch {torch.__version__} has no CUDA"
+        mend = "ask Slurm for GPUs, install a torch for them, or say engine.device=cpu"
+        level, text = "error", f"{text}, of which torch sees none ({why}); {mend}"
+    elif not seen:
+        text = f"{tasks} tasks on the CPU of a node"
+    elif given < tasks:
+        level, text = "error", f"{text}; each task needs its own: --ntasks-per-node={given}"
+    elif given > tasks:
+        level, text = "warning", f"{text}; some idle: --ntasks-per-node={given}"
+    return [Finding(level, "gpus", text)]
+
+
+def check_own_gpus(device: torch.device) -> list[Finding]:
+    """Of the world: no two processes on one GPU."""
+    is_gpu = device.type == "cuda"
+    gpus = exchange(str(torch.cuda.get_device_properties(device).uuid) if is_gpu else None)
+    ranks = [rank for rank, gpu in enumerate(gpus) if gpu and gpus.count(gpu) > 1]
+    why = f"ranks {', '.join(map(str, ranks))} have a GPU in common; give each its own"
+    return [Finding("error", "gpus", why)] if ranks else []
+
+
+def check_ranks(device: torch.device) -> list[Finding]:
+    """Of the world: do all ranks add up, how long does it take, what does the network move?"""
+    hosts = exchange(socket.gethostname())
+    world = len(hosts)
+    if world == 1:
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        if tasks == "1":
+            return [Finding("ok", "ranks", "a single process")]
+        why = f"a single process, though the job has {tasks} tasks; start it with srun"
+        return [Finding("warning", "ranks", why)]
+    numbers = torch.full((MANY_FLOATS,), float(distributed.get_rank()), device=device)
+    distributed.all_reduce(numbers)  # and NCCL connects
+    small_s, large_s = _time_all_reduce(numbers[:1].clone(), 20), _time_all_reduce(numbers, 3)
+    gb_s = 2 * (world - 1) / world * 4 * MANY_FLOATS / large_s / 1e9
+    text = f"{world} on {len(set(hosts))} nodes; all-reduce of a number in {1000 * small_s:.2g} ms"
+    text += f", of 64 MiB at {gb_s:.2g} GB/s (bus)"
+    if gb_s < SLOW_GB_S:
+        mend = "is it the right network (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)?"
+        return [Finding("warning", "ranks", f"{text}, as over 1 Gb/s; {mend}")]
+    return [Finding("ok", "ranks", text)]
+
+
+def _time_all_reduce(numbers: torch.Tensor, times: int) -> float:
+    """Seconds of one, of the slowest process."""
+    distributed.barrier()
+    began = time.monotonic()
+    for _ in range(times):
+        distributed.all_reduce(numbers)
+    float(numbers[0])  # waits for the device
+    return max(exchange((time.monotonic() - began) / times))

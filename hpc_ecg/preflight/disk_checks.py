@@ -1,0 +1,135 @@
+"""The doctor's checks of disks and clocks: what is written is seen everywhere, and there is space.
+
+Files are written beside the run, or where its folder will be made, and removed again (by a later
+start of the run, if the doctor is killed).
+"""
+
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from hpc_ecg.data.settings import DataConfig
+from hpc_ecg.data.node_cache import stage_folder
+from hpc_ecg.shards.format import ShardSet
+from hpc_ecg.preflight.cluster_checks import Finding, exchange, merged
+from hpc_ecg.training.stage_schedule import TrainConfig
+from hpc_ecg.atomic_io import wait_until_seen
+
+PATIENCE_S = 30.0
+"""For a file of another node: shared file systems cache."""
+SKEW_S, LOST_S = 1.0, 300.0
+"""Skew of clocks to warn of, and skew at which munge and Kerberos refuse a node."""
+FEW_FILES = 100
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the one that is there and in which it will be made."""
+    places = (path, *path.absolute().parents)
+    return next(p for p in places if os.path.isdir(p))  # noqa: PTH112 - a hidden one is none
+
+
+def check_folder(run_dir: Path, rank: int) -> list[Finding]:
+    """Of the world: what a node writes beside the run is read on the others, both ways."""
+    place, token = exchange((nearest_folder(run_dir), uuid.uuid4().hex))[0]
+    hosts = exchange(socket.gethostname())
+    names = {host: f".doctor.{n}-{token}.partial" for n, host in enumerate(dict.fromkeys(hosts))}
+    files = {host: place / name for host, name in names.items()}
+    mine, first, speaks = files[hosts[rank]], files[hosts[0]], hosts.index(hosts[rank]) == rank
+    others = [file for file in files.values() if first in (mine, file)] if speaks else []
+    try:
+        wrong = merged(_write(mine, token) if speaks else []) or merged(_read(others, token))
+    finally:
+        if speaks:
+            mine.unlink(missing_ok=True)
+    text = f"{place} can be written, and all nodes ({len(files)}) see the same there"
+    return wrong or [Finding("ok", "folder", text)]
+
+
+def _write(file: Path, token: str) -> list[Finding]:
+    try:
+        file.write_text(token)
+    except OSError as error:
+        why = f"{file.parent} cannot be written here: {error.strerror}; give another run_dir"
+        return [Finding("error", "folder", why)]
+    return []
+
+
+def _read(files: Iterable[Path], token: str) -> list[Finding]:
+    try:
+        for file in files:
+            wait_until_seen(file, PATIENCE_S)
+            if file.read_text() != token:
+                raise ValueError
+    except (ValueError, OSError):
+        why = f"what another node writes in {file.parent} is not read here within {PATIENCE_S:.0f}"
+        mend = "give a run_dir on a disk that all nodes share"
+        return [Finding("error", "folder", f"{why} s; {mend}")]
+    return []
+
+
+def check_clocks(run_dir: Path, rank: int) -> list[Finding]:
+    """Of the world: the nodes' clocks beside the first one's, and that of the disk."""
+    disk_s = exchange(_disk_ahead(nearest_folder(run_dir)) if rank == 0 else 0.0)[0]
+    clocks = exchange((socket.gethostname(), time.time()))
+    ahead = {host: clock - clocks[0][1] for host, clock in clocks}
+    ahead["the disk of run_dir"] = disk_s
+    name, skew_s = max(ahead.items(), key=lambda item: abs(item[1]))
+    if abs(skew_s) < SKEW_S:
+        return [Finding("ok", "clock", f"nodes and disk are at most {abs(skew_s):.2f} s apart")]
+    why = f"{name} is {skew_s:+.1f} s from {clocks[0][0]}, so times in logs do not compare"
+    level = "warning" if abs(skew_s) < LOST_S else "error"
+    return [Finding(level, "clock", f"{why}; tell the site that a clock is not synchronized")]
+
+
+def _disk_ahead(folder: Path) -> float:
+    """Seconds; 0 where nothing can be written, which is another check's finding."""
+    try:
+        with NamedTemporaryFile(
+            dir=folder, prefix=".doctor.0", suffix=".partial", buffering=0
+        ) as file:
+            before = time.time()
+            file.write(b"x")
+            os.fsync(file.fileno())
+            changed = os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return 0.0
+    return changed - min(max(changed, before), time.time())
+
+
+def check_space(run_dir: Path, config: TrainConfig, weight_bytes: int) -> list[Finding]:
+    """Of the first process: the checkpoints that stay, the one being written, and the best."""
+    one = weight_bytes * (3 if config.average == "none" else 4)
+    need = one * (config.keep_checkpoints + 1) + weight_bytes
+    old = sum(file.stat().st_size for file in run_dir.rglob("*.safetensors"))
+    place = nearest_folder(run_dir)
+    free, disk = shutil.disk_usage(place).free + old, os.statvfs(place)
+    text = f"{size(free)} at {place} for {config.keep_checkpoints} + 1 checkpoints of {size(one)}"
+    if free < need:
+        mend = "make room, give another run_dir, or lower train.keep_checkpoints"
+        return [Finding("error", "space", f"{text}; {mend}")]
+    if disk.f_files and disk.f_favail < FEW_FILES:
+        why = f"only {disk.f_favail} more files can be made at {place} (inodes); make room"
+        return [Finding("error", "space", why)]
+    return [Finding("ok", "space", f"{text}; a quota is not seen from here")]
+
+
+def check_stage(config: DataConfig, shards: ShardSet) -> list[Finding]:
+    """Of a node: does the set fit on its own disk?"""
+    if config.stage_dir is None:
+        return []
+    folder, quota_gb = stage_folder(config.stage_dir), config.stage_quota_gb
+    need = sum(about["bytes"] for about in shards.description["shards"])
+    space = quota_gb * 1e9 if quota_gb else 0.9 * shutil.disk_usage(folder).free
+    if space < need:
+        text = f"{folder} has {size(space)} for {size(need)} of shards; others are not staged"
+        return [Finding("warning", "stage", text)]
+    return [Finding("ok", "stage", f"{folder} has space for {size(need)} of shards")]
+
+
+def size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes > 1e8 else f"{num_bytes / 1e6:.3g} MB"

@@ -1,0 +1,169 @@
+"""What `hpc-ecg data shard` was asked to do, checked; what that is for each shard; and the same
+plan found again in a set of shards, so that one of them can be made anew.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc_ecg.cohort.privacy import Privacy
+from hpc_ecg.cohort.splits import Assignment, SplitPlan
+from hpc_ecg.cohort.table import NO_PATIENT, Cohort, Columns
+from hpc_ecg.ecg.files import ArrayLayout, needs_layout
+from hpc_ecg.ecg.leads import order_rows
+from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
+from hpc_ecg.ecg.recording import RecordError
+from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, ShardSet
+from hpc_ecg.shards.sharding_job import Recordings, Row, ShardJob
+from hpc_ecg.jobs.submit import SlurmJobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingPlan:
+    """What `hpc-ecg data shard` was asked to do."""
+
+    table: Path
+    out: Path
+    columns: Columns
+    recordings: Recordings
+    split: SplitPlan = field(default_factory=SplitPlan)
+    privacy: Privacy = field(default_factory=Privacy)
+    rate_hz: float | None = None
+    """Rate that every file must have; None: the column of rates, or whatever the files say."""
+    layout_given: tuple[str, ...] = ()
+    """What of the recordings' layout was asked for, not taken by default: axes, leads, unit."""
+    records_per_shard: int = 1000
+    workers: int = 1
+    slurm: SlurmJobs | None = None
+
+
+NO_PATIENT_LEFT_OUT = ("no patient", "the patient's cell is empty, so no split is safe for it")
+OWN_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time", "site"}
+OWN_COLUMNS |= {"samples", "amplitude_mv", "sha256", "flags"}
+
+
+def check_plan(plan: ShardingPlan) -> None:
+    """ValueError for what cannot be done, before anything is read."""
+    recordings = plan.recordings
+    if not recordings.signals.is_dir():
+        raise ValueError(f"--signals {recordings.signals}: no such folder")
+    try:
+        is_free = not plan.out.exists() or (plan.out.is_dir() and not any(plan.out.iterdir()))
+    except OSError as error:
+        raise ValueError(f"--out {plan.out} cannot be written: {error.strerror}") from None
+    if not is_free:
+        raise ValueError(f"--out {plan.out} exists and is not an empty folder; give a new one")
+    for name, value in (("shard-size", plan.records_per_shard), ("workers", plan.workers)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if plan.rate_hz is not None and not MIN_RATE_HZ <= plan.rate_hz <= MAX_RATE_HZ:
+        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
+        raise ValueError(f"--rate must be {allowed}, or name a column, got {plan.rate_hz:g}")
+    try:
+        order_rows(recordings.layout.leads, recordings.signal.leads)
+    except RecordError as error:
+        raise ValueError(f"--leads: {error}") from None
+    check_spec(recordings.signal)
+    for name in plan.columns.keep:
+        if name in OWN_COLUMNS or name.startswith((LABEL_PREFIX, FOLD_PREFIX)):
+            raise ValueError(
+                f"--keep {name}: the index has a column {name} of its own; rename it in the table"
+            )
+
+
+def check_layout(cohort: Cohort, plan: ShardingPlan) -> None:
+    """ValueError if no recording is one that the layout could change."""
+    signals = plan.recordings.signals
+    if plan.layout_given and not any(needs_layout(signals, file) for file in cohort.files):
+        raise ValueError(
+            f"--{plan.layout_given[0]} is for arrays (.npy, .mat, .h5 …); the files of this table "
+            "say it themselves, so it would do nothing"
+        )
+
+
+def shard_numbers(cohort: Cohort, plan: ShardingPlan) -> range:
+    return range(math.ceil(len(cohort) / plan.records_per_shard))
+
+
+def jobs_of(
+    cohort: Cohort, assignment: Assignment, plan: ShardingPlan, work: Path, shards: Iterable[int]
+) -> Iterator[ShardJob]:
+    """Shard k holds rows kS to (k+1)S - 1 of the table, less those left out."""
+    size = plan.records_per_shard
+    for shard in shards:
+        rows = range(shard * size, min((shard + 1) * size, len(cohort)))
+        yield ShardJob(
+            shard=shard,
+            rows=rows_of(cohort, assignment, plan, rows),
+            recordings=plan.recordings,
+            work=work,
+        )
+
+
+def rows_of(cohort: Cohort, assignment: Assignment, plan: ShardingPlan, rows: range) -> list[Row]:
+    part = slice(rows.start, rows.stop)
+    files, patients = cohort.files.iloc[part], cohort.patients.iloc[part]
+    rates_hz = [plan.rate_hz] * len(rows)
+    if cohort.rates_hz is not None:
+        rates_hz = [None if math.isnan(rate) else rate for rate in cohort.rates_hz[part].tolist()]
+    return [
+        Row(
+            row=row,
+            file=file,
+            rate_hz=rate_hz,
+            left_out=assignment.left_out.get(row) if patient != NO_PATIENT else NO_PATIENT_LEFT_OUT,
+        )
+        for row, file, patient, rate_hz in zip(rows, files, patients, rates_hz, strict=True)
+    ]
+
+
+def parse_slurm(text: str) -> SlurmJobs:
+    """`jobs=8,partition=cpu` -> an array of eight; options as submitit's executor names them."""
+    words = dict(word.partition("=")[::2] for word in text.split(","))
+    jobs = words.pop("jobs", "8")
+    if not jobs.isdecimal() or int(jobs) < 1 or not all(words.values()):
+        raise ValueError(f"--slurm: expected words like jobs=8,partition=cpu,time=60, got {text!r}")
+    numbers = {key: int(v) if v.isdecimal() else v for key, v in words.items() if key}
+    return SlurmJobs(jobs=int(jobs), parameters=numbers)
+
+
+def made_from(plan: ShardingPlan) -> dict[str, Any]:
+    """What `hpc-ecg data repair` needs to make a shard again."""
+    recordings = asdict(plan.recordings)
+    del recordings["signal"]  # dataset.json has it
+    return {
+        "table": str(plan.table.resolve()),
+        "columns": asdict(plan.columns),
+        "recordings": recordings | {"signals": str(plan.recordings.signals.resolve())},
+        "split": asdict(plan.split),
+        "rate_hz": plan.rate_hz,
+        "records_per_shard": plan.records_per_shard,
+    }
+
+
+def plan_of(shards: ShardSet, table: Path | None, signals: Path | None) -> ShardingPlan:
+    """The plan that made these shards; table and recordings may have moved since."""
+    made = shards.description["made_from"]
+    recordings = made["recordings"]
+    layout = recordings["layout"] | {"leads": tuple(recordings["layout"]["leads"])}
+    split: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in made["split"].items()
+    }
+    return ShardingPlan(
+        table=table or Path(made["table"]),
+        out=shards.folder,
+        columns=Columns(**made["columns"]),
+        recordings=Recordings(
+            signals=signals or Path(recordings["signals"]),
+            layout=ArrayLayout(**layout),
+            signal=shards.signal,
+            missing_leads=recordings["missing_leads"],
+            clip=recordings.get("clip", False),  # what older sets did
+        ),
+        split=SplitPlan(**split),
+        rate_hz=made["rate_hz"],
+        records_per_shard=made["records_per_shard"],
+    )
