@@ -14,7 +14,7 @@ import yaml
 from safetensors import SafetensorError
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file or folder aside, sync it, and give it its final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -39,14 +39,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    write_whole(path, lambda aside: _dump(aside, value, indent))
+    write_atomically(path, lambda aside: _dump(aside, value, indent))
 
 
 def write_text(path: Path, text: str) -> None:
     def write(aside: Path) -> None:
         aside.write_text(text, encoding="utf-8")
 
-    write_whole(path, write)
+    write_atomically(path, write)
 
 
 def read_json(path: Path) -> Any:

@@ -17,9 +17,9 @@ from synthetic import Population, write_cohort
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import SplitPlan
 from hpc_ecg.cohort.table import Columns
+from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_job import Recordings
 from hpc_ecg.shards.sharding_plan import ShardingPlan
-from hpc_ecg.shards.sharding import shard_ecgs
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # The sizes of the tiny reference checkpoints, for models that start from random weights.

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from ranks import FORKS, Ended, become, end_on_ranks
 
-from hpc_ecg.distributed import stop_signals as signals
-from hpc_ecg.distributed import watchdog
 from hpc_ecg.cli import main
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.distributed import stop_signals as signals
+from hpc_ecg.distributed import watchdog
 from hpc_ecg.sweep import slurm_runs as there
 from hpc_ecg.training import engine
 from hpc_ecg.training.engine import Engine

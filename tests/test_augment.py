@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_ecg.data.augment import AugmentConfig, _mix, _normal, _uniform, augment, words_of
+from hpc_ecg.data.augment import AugmentConfig, _mix, _normal, _uniform, augment, record_seeds
 from hpc_ecg.data.sampling import mix
 
 RATE = 250
@@ -33,7 +33,7 @@ def ecg():
 
 
 def change(ecg_nCS, config, digests=DIGESTS, seed=0, step=0):
-    return augment(ecg_nCS, words_of(digests, seed, step), config, RATE)
+    return augment(ecg_nCS, record_seeds(digests, seed, step), config, RATE)
 
 
 @settings(max_examples=10, deadline=None)
@@ -65,7 +65,7 @@ def test_the_mixing_is_the_one_of_the_records_words(words):
 
 
 def words(num):
-    return torch.from_numpy(words_of(digests_of(num), 3, 7))[:, None, None]
+    return torch.from_numpy(record_seeds(digests_of(num), 3, 7))[:, None, None]
 
 
 def test_uniform_numbers_are_uniform_and_unrelated():

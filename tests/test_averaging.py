@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpc_ecg.training.averaging import Average
+from hpc_ecg.training.averaging import WeightAverager
 
 
 def walk(average, model, values, validated=lambda _: True):
@@ -26,7 +26,7 @@ def model():
 
 def test_a_state_in_another_order_is_restored_by_name(model):
     model.bias.requires_grad_(True)
-    average = Average(trained(model), "ema", ema_decay=0.5)
+    average = WeightAverager(trained(model), "ema", ema_decay=0.5)
     walk(average, model, [1.0])
     average.restore(dict(sorted(average.state().items())))
     walk(average, model, [2.0])
@@ -34,7 +34,7 @@ def test_a_state_in_another_order_is_restored_by_name(model):
 
 
 def test_ema_falls_exponentially_and_starts_with_a_small_decay(model):
-    average = Average(trained(model), "ema", ema_decay=0.5)
+    average = WeightAverager(trained(model), "ema", ema_decay=0.5)
     walk(average, model, [1.0, 2.0, 4.0])
     expected = 1.0  # the first is taken whole
     for count, value in ((1, 2.0), (2, 4.0)):
@@ -45,13 +45,13 @@ def test_ema_falls_exponentially_and_starts_with_a_small_decay(model):
 
 
 def test_swa_is_the_plain_mean_of_the_validated_weights_from_its_start_on(model):
-    average = Average(trained(model), "swa", ema_decay=0.9)
+    average = WeightAverager(trained(model), "swa", ema_decay=0.9)
     walk(average, model, [9.0, 8.0, 1.0, 2.0, 100.0, 6.0], validated=lambda step: step != 5)
     assert torch.allclose(average.mean["weight"], torch.tensor((1.0 + 2.0 + 6.0) / 3))
 
 
 def test_the_mean_is_applied_inside_and_the_weights_come_back_to_the_bit(model):
-    average = Average(trained(model), "swa", ema_decay=0.9)
+    average = WeightAverager(trained(model), "swa", ema_decay=0.9)
     walk(average, model, [0.0, 1.0 / 3, 0.1])
     own = model.weight.clone()
     with average.applied():
@@ -60,7 +60,7 @@ def test_the_mean_is_applied_inside_and_the_weights_come_back_to_the_bit(model):
 
 
 def test_the_state_comes_back(model):
-    average, again = (Average(trained(model), "ema", ema_decay=0.5) for _ in range(2))
+    average, again = (WeightAverager(trained(model), "ema", ema_decay=0.5) for _ in range(2))
     walk(average, model, [1.0, 2.0])
     again.restore({name: tensor.clone() for name, tensor in average.state().items()})
     for one in (average, again):
@@ -70,7 +70,7 @@ def test_the_state_comes_back(model):
 
 
 def test_without_an_average_nothing_is_kept(model):
-    average = Average(trained(model), "none", ema_decay=0.5)
+    average = WeightAverager(trained(model), "none", ema_decay=0.5)
     walk(average, model, [1.0, 2.0])
     assert average.state() == {}
     with average.applied():

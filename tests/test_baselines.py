@@ -10,13 +10,13 @@ from conftest import plan_for, words_for
 from sklearn.metrics import brier_score_loss, r2_score, roc_auc_score
 
 from hpc_ecg.cohort.table import Columns
+from hpc_ecg.comparison import baselines
+from hpc_ecg.comparison.baselines import adds_to_age_sex, write_baselines
+from hpc_ecg.comparison.heartbeat import _features, features_of, irregularity
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.comparison import baselines
-from hpc_ecg.comparison.baselines import adds_to_age_sex, write_baselines
-from hpc_ecg.comparison.heartbeat import _features, features_of, irregularity
 from hpc_ecg.training.settings import FinetuneConfig
 
 pytestmark = pytest.mark.slow

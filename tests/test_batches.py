@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from hpc_ecg.data import loader as ahead
-from hpc_ecg.data.loader import AHEAD, read_ahead, read_in_order
-from hpc_ecg.data.batches import read_step
+from hpc_ecg.data.batches import collate_step
 from hpc_ecg.data.dataset import DataConfig, open_split
-from hpc_ecg.data.sampler import Schedule, Share
+from hpc_ecg.data.loader import AHEAD, prefetch, prefetch_in_order
+from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.shards.format import read_shard_set
 
 SEED = 5
@@ -22,7 +22,7 @@ def train(shards):
 
 
 def schedule_of(train, batch_size=12, **settings):
-    return Schedule.of(train, DataConfig(batch_size=batch_size, **settings), SEED)
+    return EpochSampler.of(train, DataConfig(batch_size=batch_size, **settings), SEED)
 
 
 def reading_threads():
@@ -43,10 +43,10 @@ def join(step_batches):
 def test_all_ranks_together_read_the_batch_of_the_step(train, world_size, micro_batch_size, step):
     positions = schedule_of(train).batch(step)
     shares = [
-        Share(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
+        RankSlice(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
         for rank in range(world_size)
     ]
-    read = [read_step(train, step, schedule_of(train), share) for share in shares]
+    read = [collate_step(train, step, schedule_of(train), share) for share in shares]
     counts_NCS, labels_NK = join(read)
     np.testing.assert_array_equal(counts_NCS, train.read(positions))
     np.testing.assert_array_equal(labels_NK, train.labels_NK[positions])
@@ -57,44 +57,45 @@ def test_all_ranks_together_read_the_batch_of_the_step(train, world_size, micro_
 
 
 def test_an_empty_piece_is_one_dummy_record_of_weight_zero(train):
-    share = Share(rank=0, world_size=3, micro_batch_size=1)
-    batch = read_step(train, 0, schedule_of(train, 2), share)  # two records for three ranks
+    share = RankSlice(rank=0, world_size=3, micro_batch_size=1)
+    batch = collate_step(train, 0, schedule_of(train, 2), share)  # two records for three ranks
     (piece,) = batch.micro_batches
     assert piece.weight == 0
     assert piece.counts_nCS.shape == (1, 12, 2500) and piece.counts_nCS.dtype == np.int16
     assert piece.labels_nK.shape == (1, 1)
     others = [
-        read_step(train, 0, schedule_of(train, 2), Share(rank=r, world_size=3)) for r in (1, 2)
+        collate_step(train, 0, schedule_of(train, 2), RankSlice(rank=r, world_size=3))
+        for r in (1, 2)
     ]
     assert [b.micro_batches[0].weight for b in others] == [1, 1]
 
 
 def test_reading_ahead_gives_what_reading_step_by_step_gives(train):
-    share = Share(rank=1, world_size=2, micro_batch_size=4)
+    share = RankSlice(rank=1, world_size=2, micro_batch_size=4)
     steps = [2, 3, 4, 9, 10, 11, 12]
     seen = []
-    for batch in read_ahead(train, steps, schedule_of(train), share):
+    for batch in prefetch(train, steps, schedule_of(train), share):
         time.sleep(0.01)  # what is read ahead meanwhile must not touch this batch
         seen.append(batch.step)
-        plain = read_step(train, batch.step, schedule_of(train), share)
+        plain = collate_step(train, batch.step, schedule_of(train), share)
         for ours, theirs in zip(batch.micro_batches, plain.micro_batches, strict=True):
             np.testing.assert_array_equal(ours.counts_nCS, theirs.counts_nCS)
             np.testing.assert_array_equal(ours.labels_nK, theirs.labels_nK)
             assert ours.weight == theirs.weight
     assert seen == steps
-    assert list(read_ahead(train, [], schedule_of(train), share)) == []
+    assert list(prefetch(train, [], schedule_of(train), share)) == []
 
 
 def test_batches_are_read_into_the_same_memory_again(train):
     steps = range(3 * (AHEAD + 1))
-    batches = read_ahead(train, steps, schedule_of(train), Share())
+    batches = prefetch(train, steps, schedule_of(train), RankSlice())
     where = [batch.micro_batches[0].counts_nCS.ctypes.data for batch in batches]
     assert len(set(where)) == AHEAD + 1
 
 
 @pytest.mark.parametrize("part", [slice(0, 30), slice(7, 8), slice(20, 20)])
 def test_a_part_of_a_split_is_read_in_its_own_order(train, part):
-    counts_NCS = [m.counts_nCS.copy() for m in read_in_order(train, part, 8)]
+    counts_NCS = [m.counts_nCS.copy() for m in prefetch_in_order(train, part, 8)]
     expected = train.read(np.arange(part.start, part.stop))
     assert sum(map(len, counts_NCS)) == len(expected)
     if counts_NCS:
@@ -109,7 +110,7 @@ def test_the_next_step_is_read_while_this_one_is_worked_on(train, monkeypatch):
         return step
 
     monkeypatch.setattr(ahead, "read_step", noting)
-    reading = read_ahead(train, range(100), schedule_of(train), Share())
+    reading = prefetch(train, range(100), schedule_of(train), RankSlice())
     assert next(reading) == 0
     time.sleep(0.1)
     assert started == [0, *range(1, AHEAD + 1)]  # and no more: memory stays small
@@ -117,7 +118,7 @@ def test_the_next_step_is_read_while_this_one_is_worked_on(train, monkeypatch):
 
 
 def test_closing_early_leaves_no_thread_behind(train):
-    reading = read_ahead(train, range(1000), schedule_of(train), Share())
+    reading = prefetch(train, range(1000), schedule_of(train), RankSlice())
     next(reading)
     assert len(reading_threads()) == 1
     reading.close()
@@ -131,7 +132,7 @@ def test_an_error_while_reading_reaches_the_caller_at_its_step(train, monkeypatc
         return step
 
     monkeypatch.setattr(ahead, "read_step", failing)
-    reading = read_ahead(train, range(9), schedule_of(train), Share())
+    reading = prefetch(train, range(9), schedule_of(train), RankSlice())
     assert [next(reading), next(reading)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         next(reading)

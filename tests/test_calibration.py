@@ -16,13 +16,13 @@ from test_metrics import make_predictions
 
 from hpc_ecg.evaluation.calibration import calibrated, fit_calibration, fit_isotonic
 from hpc_ecg.evaluation.cases import Cases
-from hpc_ecg.evaluation.scores import evaluate_predictions, fit_calibrators
 from hpc_ecg.evaluation.reliability import (
     calibration_of,
     fit_intercept,
     fit_slope,
 )
 from hpc_ecg.evaluation.resampling import draw_resamples
+from hpc_ecg.evaluation.scores import evaluate_predictions, fit_calibrators
 
 
 def sample(rng, slope, offset, count=20_000):

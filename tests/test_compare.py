@@ -9,12 +9,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
-from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
-from hpc_ecg.comparison.results import read_cells, read_events
 from hpc_ecg.comparison.compare import compare
+from hpc_ecg.comparison.results import read_cells, read_events
 from hpc_ecg.comparison.terminal import format_table
 from hpc_ecg.comparison.verdict import verdict
+from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
+from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
 
 pytestmark = pytest.mark.slow
 
@@ -326,7 +326,7 @@ def test_networks_that_do_not_beat_a_baseline_are_said_not_to(tmp_path):
     assert "; poor is not shown to." in text
     assert "Every network beats age and sex alone" in text
     assert "To age and sex, good adds +0." in text
-    rows = {(r.kind, r.name): r.estimates for r in comparison.rivals}
+    rows = {(r.kind, r.name): r.estimates for r in comparison.reference_models}
     assert rows["baseline", "prevalence"] == {}
     irregular = rows["baseline", "beat-to-beat irregularity"]["auroc"].value
     good = comparison.strategies[0].estimates["auroc"].value
@@ -392,12 +392,12 @@ def test_an_ensemble_is_the_mean_probability_of_its_seeds(tmp_path):
         read_predictions(tmp_path / f"a/seed-{seed}/predictions/test.parquet") for seed in range(3)
     ]
     mean_N = np.mean([t.probability_NK[:, 0] for t in tests], axis=0)
-    (row,) = [r for r in comparison.rivals if (r.kind, r.name) == ("ensemble", "a")]
+    (row,) = [r for r in comparison.reference_models if (r.kind, r.name) == ("ensemble", "a")]
     expected = roc_auc_score(tests[0].label_NK[:, 0], mean_N)
     assert row.estimates["auroc"].value == pytest.approx(expected)
     assert not row.estimates["auroc"].includes_seeds
     (pair,) = comparison.delong
-    ensembles = {r.name: r.estimates["auroc"].value for r in comparison.rivals}
+    ensembles = {r.name: r.estimates["auroc"].value for r in comparison.reference_models}
     assert pair["difference"] == pytest.approx(ensembles["a"] - ensembles["b"])
 
 
@@ -405,8 +405,8 @@ def test_a_soup_of_the_same_records_is_a_row(tmp_path):
     make_sweep(tmp_path, {"a": 1.0})
     own = read_predictions(tmp_path / "a/seed-1/predictions/test.parquet")
     write_predictions(tmp_path / "a/soup/predictions.parquet", own)
-    rivals = {r.kind: r for r in compare(tmp_path, 50).rivals}
-    assert rivals["soup"].estimates["auroc"].value == pytest.approx(
+    reference_models = {r.kind: r for r in compare(tmp_path, 50).reference_models}
+    assert reference_models["soup"].estimates["auroc"].value == pytest.approx(
         roc_auc_score(own.label_NK[:, 0], own.logit_NK[:, 0])
     )
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.shards.format import read_shard_set, shard_name
-from hpc_ecg.atomic_io import sha256_of
 
 
 @pytest.fixture

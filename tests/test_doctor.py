@@ -20,17 +20,17 @@ from safetensors.torch import load_file
 from hpc_ecg.cli import main
 from hpc_ecg.config.load import load_config, to_yaml
 from hpc_ecg.data.dataset import DataConfig, open_shards
+from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.preflight import cluster_checks as doctor_cluster
 from hpc_ecg.preflight import disk_checks as doctor_disks
 from hpc_ecg.preflight import run_checks as doctor_run
+from hpc_ecg.preflight.cluster_checks import Finding, attempt, check_gpus, merged, raise_on_errors
 from hpc_ecg.preflight.doctor import _open, diagnose
-from hpc_ecg.preflight.cluster_checks import Finding, attempt, check_gpus, heed, merged
 from hpc_ecg.preflight.run_checks import check_amplitude, project
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.stage_schedule import TrainConfig
 from hpc_ecg.training.settings import FinetuneConfig
+from hpc_ecg.training.stage_schedule import TrainConfig
 
 pytestmark = pytest.mark.slow
 
@@ -381,12 +381,12 @@ def test_a_frozen_backbone_runs_once_however_long_the_head_trains(shards, tmp_pa
 def test_errors_stop_a_run_and_are_logged_once(caplog):
     findings = [Finding("ok", "a", "1"), Finding("error", "b", "2"), Finding("error", "c", "3")]
     with caplog.at_level(logging.INFO, "hpc_ecg"):
-        heed(findings[:1], is_first=True)
+        raise_on_errors(findings[:1], is_rank_zero=True)
         with pytest.raises(ValueError, match="errors, 2 in all"):
-            heed(findings, is_first=False)
+            raise_on_errors(findings, is_rank_zero=False)
         assert caplog.messages == ["ok      a: 1"]
         with pytest.raises(ValueError, match="errors, 2 in all"):
-            heed(findings, is_first=True)
+            raise_on_errors(findings, is_rank_zero=True)
     assert caplog.messages[1:] == [str(finding) for finding in findings]
 
 

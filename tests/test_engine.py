@@ -9,8 +9,8 @@ from conftest import words_for
 
 from hpc_ecg.config.load import load_config
 from hpc_ecg.distributed import process_group as engine_world
-from hpc_ecg.training.engine import Engine
 from hpc_ecg.distributed.settings import EngineConfig
+from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -52,8 +52,8 @@ def test_what_the_first_process_finds_wrong_is_wrong_for_all(engine):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match=r"^no$"):
-        engine.on_first(refuse)
-    assert engine.on_first(lambda: 3) == 3
+        engine.run_on_rank_zero(refuse)
+    assert engine.run_on_rank_zero(lambda: 3) == 3
 
 
 def test_a_world_that_accelerate_does_not_see_is_an_error(monkeypatch):

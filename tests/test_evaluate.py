@@ -11,6 +11,7 @@ from ranks import run_on_ranks
 from sklearn.metrics import average_precision_score, roc_auc_score
 from synthetic import Population, write_cohort
 
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.cli import main
 from hpc_ecg.cli.evaluate import show
 from hpc_ecg.cohort.table import Columns
@@ -18,7 +19,6 @@ from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.evaluation.calibration import fit_isotonic
-from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training.evaluate import (
     describe_evaluation,
@@ -28,8 +28,8 @@ from hpc_ecg.training.evaluate import (
     load_run_for,
 )
 from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.atomic_io import read_json
 
 pytestmark = pytest.mark.slow  # each runs a training
 

@@ -12,15 +12,15 @@ import torch
 from conftest import FIXTURES, words_for
 from ranks import run_on_ranks
 
+from hpc_ecg.atomic_io import read_json, sha256_of
 from hpc_ecg.config.load import load_config
-from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training import features
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.atomic_io import read_json, sha256_of
 
 pytestmark = pytest.mark.slow  # each runs several trainings
 PROBE = "train.freeze=backbone"

@@ -19,11 +19,18 @@ from omegaconf import OmegaConf
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.cohort.table import Columns
-from hpc_ecg.config.load import Source, load_config, merge_sources, parse_word, read_yaml, to_yaml
+from hpc_ecg.config.load import (
+    SettingsSource,
+    load_config,
+    merge_sources,
+    parse_override,
+    read_yaml,
+    to_yaml,
+)
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.model.losses import LossConfig
-from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training import checkpoint
 from hpc_ecg.training import finetune as story
@@ -31,10 +38,10 @@ from hpc_ecg.training.best_weights import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.outcome import Judge
+from hpc_ecg.training.outcome import BestTracker
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights import load_model
-from hpc_ecg.atomic_io import read_json
 
 GOLDEN = FIXTURES / "golden_curve.json"
 NO_DROPOUT = "model.activation_dropout=0"
@@ -127,7 +134,7 @@ def stop_at_step(monkeypatch, step):
 
 
 def stop_in_evaluation(monkeypatch, number):
-    real, seen = Judge.score, []
+    real, seen = BestTracker.score, []
 
     def score(self, logits_NK):
         seen.append(1)
@@ -135,7 +142,7 @@ def stop_in_evaluation(monkeypatch, number):
             raise StoppedError
         return real(self, logits_NK)
 
-    monkeypatch.setattr(Judge, "score", score)
+    monkeypatch.setattr(BestTracker, "score", score)
 
 
 def stop_while_saving(monkeypatch, number):
@@ -272,13 +279,13 @@ def run_strategy(shards, run_dir, strategy, *more):
     yamls = [FOLDER / f"{parts[0]}.yaml", *(FOLDER / "with" / f"{part}.yaml" for part in parts[1:])]
     config = load_config(FinetuneConfig, [], words)
     own = [read_yaml(str(path)) for path in yamls]
-    words_again = [parse_word(word, FinetuneConfig) for word in more]
+    words_again = [parse_override(word, FinetuneConfig) for word in more]
     config = merge_sources(FinetuneConfig, [config_source(config), *own, *words_again])
     return finetune(config), config
 
 
-def config_source(config) -> Source:
-    return Source(OmegaConf.create(to_yaml(config)), "test")
+def config_source(config) -> SettingsSource:
+    return SettingsSource(OmegaConf.create(to_yaml(config)), "test")
 
 
 def moved_tensors(folder, config) -> tuple[set[str], set[str]]:
@@ -380,11 +387,11 @@ def test_patience_stops_a_run_that_no_longer_gains(shards, tmp_path):
 
 def test_a_prediction_that_is_not_a_number_fails_the_validation(shards):
     opened, names = open_shards(DataConfig(shards=str(shards)))
-    judge = Judge(open_split(opened, "valid", names), "binary", "auto", LossConfig())
-    logits_NK = np.zeros((len(judge.valid), 1), np.float32)
+    best_tracker = BestTracker(open_split(opened, "valid", names), "binary", "auto", LossConfig())
+    logits_NK = np.zeros((len(best_tracker.valid), 1), np.float32)
     logits_NK[3] = np.nan
     with pytest.raises(ValueError, match="predicts NaN or infinity on validation"):
-        judge.score(logits_NK)
+        best_tracker.score(logits_NK)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +402,7 @@ def test_labels_that_a_new_head_is_far_from_are_warned_of(caplog, rng, mean, spr
     label_N = mean + spread * rng.normal(size=200)
     label_N[:9] = np.nan
     valid = SimpleNamespace(label_names=["lvef"], labels_NK=label_N[:, None])
-    Judge(valid, "regression", "auto", LossConfig(name="mse"))
+    BestTracker(valid, "regression", "auto", LossConfig(name="mse"))
     assert ("lvef is" in caplog.text and "standardized" in caplog.text) == is_warned
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.losses import LossConfig, loss_sum
 from hpc_ecg.model.transformer import ModelConfig
@@ -13,7 +14,6 @@ from hpc_ecg.weights import load_model
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import InitConfig, initialize
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.atomic_io import sha256_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BASE, AFIB = str(FIXTURES / "tiny_base_ssl.pt"), str(FIXTURES / "tiny_wcr_afib_5y.pt")

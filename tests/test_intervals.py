@@ -5,9 +5,9 @@ import pytest
 from scipy import special, stats
 from statsmodels.stats.proportion import proportion_confint
 
-from hpc_ecg.evaluation.scores import evaluate_predictions
 from hpc_ecg.evaluation.intervals import few_patients_warning, interval_of
 from hpc_ecg.evaluation.predictions import Predictions
+from hpc_ecg.evaluation.scores import evaluate_predictions
 
 
 def patient_intervals(labels, scores, patients, name, replicates):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hpc_ecg.evaluation.scores import evaluate_predictions
 from hpc_ecg.evaluation.metrics import auprc, auroc, check_scorable, regression_metrics, score_label
 from hpc_ecg.evaluation.predictions import Predictions
+from hpc_ecg.evaluation.scores import evaluate_predictions
 
 
 def make_predictions(num=400, labels=("afib",), seed=0, missing=0, probability=True):

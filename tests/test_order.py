@@ -15,7 +15,7 @@ from hpc_ecg.data.order import (
     slice_of_rank,
     steps_per_epoch,
 )
-from hpc_ecg.data.sampler import Schedule
+from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.data.settings import DataConfig
 
 FIRST = [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7]
@@ -33,7 +33,7 @@ seeds = st.integers(0, 2**31)
 def batch_of_step(step, records, batch_size, seed, kind="shuffled"):
     """As a run has it."""
     config, zeros = DataConfig(batch_size=batch_size, order=kind), np.zeros(records)
-    schedule = Schedule(config=config, seed=seed, label_N=zeros, word_N=None, shard_N=zeros)
+    schedule = EpochSampler(config=config, seed=seed, label_N=zeros, word_N=None, shard_N=zeros)
     return schedule.batch(step)
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from hpc_ecg.config.load import load_config
 from hpc_ecg.evaluation.predictions import read_predictions
-from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
 pytestmark = pytest.mark.slow

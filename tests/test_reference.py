@@ -18,6 +18,7 @@ from conftest import FIXTURES
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.config.load import load_config
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.shards.format import FORMAT, ShardWriter, find_arrays, key_of_row, shard_name
@@ -25,7 +26,6 @@ from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights.mapping import map_names
-from hpc_ecg.atomic_io import sha256_of
 
 pytestmark = pytest.mark.slow  # three runs of 20 steps
 

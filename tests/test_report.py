@@ -13,13 +13,13 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from statsmodels.stats.multitest import multipletests
 from test_compare import make_baselines, make_sweep, make_test_set
 
-from hpc_ecg.evaluation.predictions import read_predictions
-from hpc_ecg.reporting.html import render_page
-from hpc_ecg.reporting.plots import Group, line_plot
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.flow import CohortFlow, _split
 from hpc_ecg.comparison.report import render_report, write_report
 from hpc_ecg.comparison.tables import as_json, tables_of
+from hpc_ecg.evaluation.predictions import read_predictions
+from hpc_ecg.reporting.html import render_page
+from hpc_ecg.reporting.plots import Group, line_plot
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hpc_ecg import atomic_io as writing
+from hpc_ecg.atomic_io import read_json, write_atomically, write_json
 from hpc_ecg.training.run_folder import RunFolder, describe_environment, differing_keys
-from hpc_ecg.atomic_io import read_json, write_json, write_whole
 
 CONFIG = "seed: 0\noptim:\n  lr: 0.001\nengine:\n  device: cpu\ntrain:\n  stages: {}\n"
 
@@ -45,8 +45,8 @@ def test_a_file_is_written_with_its_parents_and_nothing_else_stays(tmp_path):
 
 
 def test_a_folder_replaces_a_folder(tmp_path):
-    write_whole(tmp_path / "best", make_folder("old", "extra"))
-    write_whole(tmp_path / "best", make_folder("new"))
+    write_atomically(tmp_path / "best", make_folder("old", "extra"))
+    write_atomically(tmp_path / "best", make_folder("new"))
     assert names_in(tmp_path) == ["best", "best/new"]
 
 
@@ -69,7 +69,7 @@ def test_a_failure_while_writing_leaves_the_old_and_no_rest(tmp_path, is_folder)
     make_folder("old")(path) if is_folder else path.write_text("old")
     before = names_in(tmp_path)
     with pytest.raises(OSError, match="disk full"):
-        write_whole(path, write)
+        write_atomically(path, write)
     assert names_in(tmp_path) == before
 
 
@@ -93,7 +93,7 @@ def test_a_kill_while_writing_a_file_leaves_the_old(tmp_path):
     ],
 )
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder(tmp_path, place):
-    write_whole(tmp_path / "best", make_folder("old", "old2"))
+    write_atomically(tmp_path / "best", make_folder("old", "old2"))
     (tmp_path / "config.yaml").write_text(CONFIG)
     killed_at(
         f"{place}\ndef write(aside):\n aside.mkdir()\n (aside / 'new').touch()\n"
@@ -113,14 +113,14 @@ def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path):
     """In a container the process has the same number again after a restart."""
     left = tmp_path / f".step.{os.getpid()}.partial"
     make_folder("half")(left)
-    write_whole(tmp_path / "step", make_folder("whole"))
+    write_atomically(tmp_path / "step", make_folder("whole"))
     assert names_in(tmp_path) == ["step", "step/whole"]
 
 
 def test_everything_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
     flushed, path = [], tmp_path / "best"
     monkeypatch.setattr(writing, "_sync", lambda p: flushed.append((p.name, path.exists())))
-    write_whole(path, make_folder("a", "b"))
+    write_atomically(path, make_folder("a", "b"))
     aside = f".best.{os.getpid()}.partial"
     assert sorted(flushed[:3]) == [(aside, False), ("a", False), ("b", False)]
     assert flushed[3:] == [(tmp_path.name, True)]

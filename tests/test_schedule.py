@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from hpc_ecg.data.lanes import arrange_in_lanes
 from hpc_ecg.data.order import epoch_order
+from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.sampling import balanced_epoch, one_per_patient, patient_words
-from hpc_ecg.data.sampler import Schedule, Share
 from hpc_ecg.data.settings import DataConfig
 
 seeds = st.integers(0, 2**31)
@@ -42,14 +42,16 @@ def schedules(draw, samplings=SAMPLINGS):
     )
     words = patient_words([str(patient) for patient in patient_N])
     words = words if config.sampling == "one_per_patient" else None
-    return Schedule(config=config, seed=draw(seeds), label_N=label_N, word_N=words, shard_N=shard_N)
+    return EpochSampler(
+        config=config, seed=draw(seeds), label_N=label_N, word_N=words, shard_N=shard_N
+    )
 
 
 def records_of_step(schedule, step, world_size, micro_batch_size=None):
     """What all ranks read in a step, rank after rank."""
     batch = schedule.batch(step)
     shares = [
-        Share(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
+        RankSlice(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
         for rank in range(world_size)
     ]
     return [batch[places].tolist() for share in shares for places in schedule.pieces(step, share)]
@@ -93,7 +95,7 @@ def test_other_ranks_in_mid_epoch_neither_repeat_nor_skip_a_record(schedule, wor
 @given(schedules(), st.sampled_from([1, 2, 3, 4, 6]), st.none() | st.integers(1, 9), st.data())
 def test_every_rank_has_as_many_forwards_of_no_more_than_its_part(schedule, world, micro, data):
     step = data.draw(st.integers(0, 2 * schedule.steps_per_epoch - 1))
-    shares = [Share(rank=r, world_size=world, micro_batch_size=micro) for r in range(world)]
+    shares = [RankSlice(rank=r, world_size=world, micro_batch_size=micro) for r in range(world)]
     pieces = [schedule.pieces(step, share) for share in shares]
     assert len({len(of_rank) for of_rank in pieces}) == 1
     usual = -(-len(schedule.batch(step)) // world)
@@ -106,7 +108,7 @@ def test_every_rank_has_as_many_forwards_of_no_more_than_its_part(schedule, worl
 def test_a_rank_reads_its_own_lanes_or_its_own_slice(schedule, world_size, step):
     batch = schedule.batch(step)
     for rank in range(world_size):
-        places = np.concatenate(schedule.pieces(step, Share(rank=rank, world_size=world_size)))
+        places = np.concatenate(schedule.pieces(step, RankSlice(rank=rank, world_size=world_size)))
         if schedule.config.read == "stream":
             order = schedule.lanes(step // schedule.steps_per_epoch)
             lane_of = dict(zip(order.positions_M, order.lane_M, strict=True))
@@ -122,7 +124,7 @@ def test_a_rank_reads_its_own_lanes_or_its_own_slice(schedule, world_size, step)
 def test_a_step_is_the_same_when_nothing_came_before_it(schedule, step):
     """A restart knows the step's number and nothing else."""
     before = [schedule.batch(number).tolist() for number in range(step + 1)]
-    fresh = Schedule(**vars(schedule))
+    fresh = EpochSampler(**vars(schedule))
     assert fresh.batch(step).tolist() == before[step]
 
 
@@ -183,7 +185,7 @@ def test_the_order_of_a_stream_never_changes_between_versions():
 def test_processes_that_do_not_divide_the_lanes_are_refused():
     config = DataConfig(read="stream", stream_lanes=8)
     zeros = np.zeros(3)
-    schedule = Schedule(config=config, seed=0, label_N=zeros, word_N=None, shard_N=zeros)
+    schedule = EpochSampler(config=config, seed=0, label_N=zeros, word_N=None, shard_N=zeros)
     schedule.check_world(4)
     with pytest.raises(ValueError, match=r"data.stream_lanes=8 cannot be shared by 3 processes"):
         schedule.check_world(3)
@@ -237,7 +239,7 @@ def test_a_patients_records_come_equally_often_in_the_long_run():
 
 def test_all_records_in_their_own_order_are_what_they_were(monkeypatch):
     zeros = np.zeros(10)
-    schedule = Schedule(
+    schedule = EpochSampler(
         config=DataConfig(batch_size=4), seed=3, label_N=zeros, word_N=None, shard_N=zeros
     )
     seen = np.concatenate([schedule.batch(step) for step in range(3, 6)])

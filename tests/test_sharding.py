@@ -22,8 +22,8 @@ from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_split
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.signal import LEADS, SignalSpec
-from hpc_ecg.shards import sharding_job as shard_job
 from hpc_ecg.shards import quality_report, sharding
+from hpc_ecg.shards import sharding_job as shard_job
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.index import describe_outcome
 from hpc_ecg.shards.sharding import shard_ecgs

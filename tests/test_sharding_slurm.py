@@ -9,8 +9,8 @@ import pytest
 from conftest import plan_for
 from test_sharding import bytes_in
 
-from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.jobs.submit import SlurmJobs
+from hpc_ecg.shards.sharding import shard_ecgs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 NODES = {"mem": "500M", "time": 5, "cpus_per_task": 2}

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from conftest import plan_for
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import prepare
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.shards.format import find_arrays, key_of_row, read_shard_set, shard_name
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.atomic_io import sha256_of
 
 
 @pytest.fixture

@@ -8,19 +8,19 @@ from conftest import words_for
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.config.load import load_config
-from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training import loop
 from hpc_ecg.training.best_weights import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.optimizer import OptimConfig
-from hpc_ecg.training.stage_schedule import StageConfig, TrainConfig
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
+from hpc_ecg.training.stage_schedule import StageConfig, TrainConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
-from hpc_ecg.atomic_io import read_json
 
 pytestmark = pytest.mark.slow  # each runs several trainings
 PROBE = "train.stages={probe: {freeze: backbone, max_epochs: 2, lr: 0.01}, rest: {max_epochs: 1}}"

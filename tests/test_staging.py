@@ -14,9 +14,9 @@ from conftest import words_for
 
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.data.sampler import Schedule
-from hpc_ecg.data.source import Source
-from hpc_ecg.data.node_cache import Stage, stage_folder
+from hpc_ecg.data.node_cache import NodeCache, resolve_stage_dir
+from hpc_ecg.data.sampler import EpochSampler
+from hpc_ecg.data.source import ShardSource
 from hpc_ecg.shards.format import shard_name
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
@@ -39,7 +39,7 @@ def stage(shards, disk, opened=None, **changes):
         return (shards / shard_name(shard)).open("rb")
 
     first_use = range(len(about["shards"]))
-    return Stage(disk, about["index_sha256"], about["shards"], open_shard, first_use, **changes)
+    return NodeCache(disk, about["index_sha256"], about["shards"], open_shard, first_use, **changes)
 
 
 def staged(disk):
@@ -70,7 +70,7 @@ def test_a_reader_takes_the_copy_once_it_is_there(shards, disk, tmp_path):
     folder = shutil.copytree(shards, tmp_path / "slow")
     config = DataConfig(shards=str(folder), stage_dir=str(disk))
     opened, names = open_shards(config)
-    source = Source(opened, config)
+    source = ShardSource(opened, config)
     train = open_split(opened, "train", names, source)
     everything = np.arange(len(train))
     before = train.read(everything)
@@ -86,7 +86,7 @@ def test_a_reader_takes_the_copy_once_it_is_there(shards, disk, tmp_path):
 def test_a_copy_that_somebody_deleted_is_read_from_the_source(shards, disk):
     config = DataConfig(shards=str(shards), stage_dir=str(disk))
     opened, names = open_shards(config)
-    source = Source(opened, config)
+    source = ShardSource(opened, config)
     train = open_split(opened, "train", names, source)
     source.stage([0, 1, 2, 3])
     source._stage.wait()
@@ -100,7 +100,7 @@ def test_a_copy_that_somebody_deleted_is_read_from_the_source(shards, disk):
 def test_shards_are_copied_in_the_order_of_use(shards, disk):
     config = DataConfig(shards=str(shards), read="stream", stream_lanes=1)
     opened, names = open_shards(config)
-    schedule = Schedule.of(open_split(opened, "train", names), config, 3)
+    schedule = EpochSampler.of(open_split(opened, "train", names), config, 3)
     steps = range(schedule.steps_per_epoch)
     used = [int(schedule.shard_N[p]) for step in steps for p in schedule.batch(step)]
     assert schedule.first_use() == list(dict.fromkeys(used)) != sorted(set(used))
@@ -204,7 +204,7 @@ def test_closing_does_not_wait_for_the_rest_of_the_copying(shards, disk):
 
     about = json.loads((shards / "dataset.json").read_text())
     many = [about["shards"][0] | {"name": f"shard-{n:06d}.tar"} for n in range(100)]
-    ours = Stage(disk, "ab" * 32, many, slowly, range(100))
+    ours = NodeCache(disk, "ab" * 32, many, slowly, range(100))
     began = time.monotonic()
     ours.close()
     assert time.monotonic() - began < 10
@@ -215,12 +215,12 @@ def test_a_variable_that_is_not_set_and_a_folder_that_is_not_there_are_named(
     disk, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("NODE_DISK", str(disk))
-    assert stage_folder("$NODE_DISK") == disk
+    assert resolve_stage_dir("$NODE_DISK") == disk
     monkeypatch.delenv("NODE_DISK")
     with pytest.raises(ValueError, match=r"data.stage_dir=\$NODE_DISK: that variable is not set"):
-        stage_folder("$NODE_DISK")
+        resolve_stage_dir("$NODE_DISK")
     with pytest.raises(ValueError, match=r"is not a folder that can be written"):
-        stage_folder(str(tmp_path / "nowhere"))
+        resolve_stage_dir(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.slow

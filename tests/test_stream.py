@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hpc_ecg.config.load import load_config
-from hpc_ecg.data.loader import read_ahead, read_in_order
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.data.sampler import Schedule, Share
-from hpc_ecg.data.source import Source
+from hpc_ecg.data.loader import prefetch, prefetch_in_order
+from hpc_ecg.data.sampler import EpochSampler, RankSlice
+from hpc_ecg.data.source import ShardSource
 from hpc_ecg.shards.format import array_of, shard_name
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
@@ -32,14 +32,14 @@ def opened(folder, split="train", **changes):
         settings = STREAM | settings
     config = DataConfig(shards=str(folder), **settings)
     shards, names = open_shards(config)
-    dataset = open_split(shards, split, names, Source(shards, config))
-    return dataset, Schedule.of(dataset, config, 5)
+    dataset = open_split(shards, split, names, ShardSource(shards, config))
+    return dataset, EpochSampler.of(dataset, config, 5)
 
 
 def signals_of(dataset, schedule, steps, share):
     """Position -> signal of all records of these steps that a rank reads, with how often."""
     seen = []
-    for batch in read_ahead(dataset, steps, schedule, share):
+    for batch in prefetch(dataset, steps, schedule, share):
         for micro in batch.micro_batches:
             if micro.weight:
                 seen += zip(micro.positions.tolist(), micro.counts_nCS.copy(), strict=True)
@@ -63,7 +63,7 @@ def test_a_stream_gives_each_record_of_its_steps_with_its_own_signal(
     by_position, _ = opened(shards, read="map")
     steps = range(start, start + 5)
     shares = [
-        Share(rank=r, world_size=world_size, micro_batch_size=micro) for r in range(world_size)
+        RankSlice(rank=r, world_size=world_size, micro_batch_size=micro) for r in range(world_size)
     ]
     seen = [item for share in shares for item in signals_of(dataset, schedule, steps, share)]
     expected = [position for step in steps for position in schedule.batch(step).tolist()]
@@ -75,7 +75,7 @@ def test_a_stream_gives_each_record_of_its_steps_with_its_own_signal(
 def test_a_split_is_streamed_in_its_own_order(shards):
     dataset, _ = opened(shards, "valid")
     by_position, _ = opened(shards, "valid", read="map")
-    parts = [m.counts_nCS.copy() for m in read_in_order(dataset, slice(3, 20), 4)]
+    parts = [m.counts_nCS.copy() for m in prefetch_in_order(dataset, slice(3, 20), 4)]
     np.testing.assert_array_equal(np.concatenate(parts), by_position.read(np.arange(3, 20)))
 
 
@@ -85,14 +85,14 @@ def test_a_stream_begins_at_the_shard_in_which_the_step_lies(shards, monkeypatch
     real = dataset.source.open
     monkeypatch.setattr(dataset.source, "open", lambda shard: asked.append(shard) or real(shard))
     last = schedule.steps_per_epoch - 1
-    assert signals_of(dataset, schedule, [last], Share())
+    assert signals_of(dataset, schedule, [last], RankSlice())
     assert asked == [int(dataset.shard_N[schedule.batch(last)[-1]])]
 
 
 def test_a_stream_that_is_left_early_leaves_no_thread_behind(shards):
     dataset, schedule = opened(shards)
     before = threading.active_count()
-    reading = read_ahead(dataset, range(100), schedule, Share())
+    reading = prefetch(dataset, range(100), schedule, RankSlice())
     next(reading)
     assert threading.active_count() > before
     reading.close()
@@ -129,7 +129,7 @@ def test_no_lane_parses_python(shards, monkeypatch):
     """Which numpy's reader does, and Python 3.11.7 cannot do in threads."""
     monkeypatch.setattr(ast, "parse", lambda *_, **__: pytest.fail("parsed"))
     dataset, schedule = opened(shards)
-    assert signals_of(dataset, schedule, range(schedule.steps_per_epoch), Share())
+    assert signals_of(dataset, schedule, range(schedule.steps_per_epoch), RankSlice())
 
 
 # Damage: by both readers, at the read or before
@@ -189,7 +189,7 @@ def test_a_damaged_shard_is_named_in_one_line(shards, tmp_path, damage, read, wh
             dataset, schedule = opened(folder, split, read=read)
             if when != "before" and split == "train":
                 damage(path, other)
-            signals_of(dataset, schedule, range(schedule.steps_per_epoch), Share())
+            signals_of(dataset, schedule, range(schedule.steps_per_epoch), RankSlice())
     message = str(caught.value)
     assert "\n" not in message
     assert path.name in message or (damage is swap and other.name in message)
@@ -215,8 +215,8 @@ def test_shards_are_read_from_a_url_as_from_a_folder(shards, in_memory, read):
     assert far.shards.name == in_memory
     steps = range(schedule.steps_per_epoch)
     for a, b in zip(
-        signals_of(near, schedule, steps, Share()),
-        signals_of(far, schedule, steps, Share()),
+        signals_of(near, schedule, steps, RankSlice()),
+        signals_of(far, schedule, steps, RankSlice()),
         strict=True,
     ):
         assert a[0] == b[0]
@@ -236,7 +236,7 @@ def test_damage_far_away_is_named_in_one_line(in_memory, read, damage):
     if damage != "remove":
         filesystem.pipe(path, bytes(content[:5000] if damage == "cut" else content))
     with pytest.raises(ValueError, match=shard_name(0)) as caught:
-        signals_of(dataset, schedule, range(schedule.steps_per_epoch), Share())
+        signals_of(dataset, schedule, range(schedule.steps_per_epoch), RankSlice())
     assert "\n" not in str(caught.value)
 
 
@@ -266,8 +266,8 @@ def test_a_command_is_refused_unless_it_is_allowed(shards, tmp_path):
     assert not ran.exists()
     dataset, schedule = opened(command, allow_pipe=True)
     near, _ = opened(shards)
-    ours = signals_of(dataset, schedule, range(3), Share())
-    theirs = signals_of(near, schedule, range(3), Share())
+    ours = signals_of(dataset, schedule, range(3), RankSlice())
+    theirs = signals_of(near, schedule, range(3), RankSlice())
     assert ran.exists() and len(ours) == 21
     assert all((a[1] == b[1]).all() for a, b in zip(ours, theirs, strict=True))
     by_position, _ = opened(command, allow_pipe=True, read="map")

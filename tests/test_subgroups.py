@@ -11,8 +11,8 @@ from statsmodels.stats.meta_analysis import combine_effects
 from test_metrics import make_predictions
 
 from hpc_ecg.evaluation.cases import Cases
-from hpc_ecg.evaluation.scores import evaluate_predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
+from hpc_ecg.evaluation.scores import evaluate_predictions
 from hpc_ecg.evaluation.subgroups import heterogeneity, one_ecg_per_patient, subgroup_levels
 
 

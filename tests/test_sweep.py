@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import FIXTURES, words_for
 
-from hpc_ecg.cli import main
-from hpc_ecg.training.run_folder import RunFolder
-from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.atomic_io import read_json
+from hpc_ecg.cli import main
+from hpc_ecg.sweep.grid import load_sweep
+from hpc_ecg.training.run_folder import RunFolder
 
 STRATEGIES = Path(__file__).parent.parent / "configs" / "strategies"
 

@@ -10,14 +10,14 @@ from forks import free_port
 from ranks import FORKS, variables_of
 from test_finetune import run
 
-from hpc_ecg.sweep.submissions import alone, in_queue, places
-from hpc_ecg.jobs.slurm import SlurmConfig, ask_queue, minutes_of, script_of, settings_win
-from hpc_ecg.sweep.status import cancel_cells, states_of
-from hpc_ecg.sweep.task import Task
-from hpc_ecg.sweep.slurm_runs import submit_missing
-from hpc_ecg.training import evaluate as evaluation
-from hpc_ecg.distributed.process_group import Lost
 from hpc_ecg.atomic_io import write_json
+from hpc_ecg.distributed.process_group import PeerLost
+from hpc_ecg.jobs.slurm import SlurmConfig, ask_queue, minutes_of, script_of, settings_win
+from hpc_ecg.sweep.slurm_runs import submit_missing
+from hpc_ecg.sweep.status import cancel_cells, states_of
+from hpc_ecg.sweep.submissions import in_queue, last_submissions, submission_lock
+from hpc_ecg.sweep.task import Task
+from hpc_ecg.training import evaluate as evaluation
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_last_submission_counts_also_of_a_launcher_that_was_killed_at_once(t
     notes = {"hpc_ecg-0000-b": (["x", "y"], ["1_0", "1_1"]), "hpc_ecg-0001-a": (["y"], [])}
     for name, (tasks, ids) in notes.items():
         write_json(tmp_path / "jobs" / f"{name}.json", {"tasks": tasks, "ids": ids})
-    found = places(tmp_path)
+    found = last_submissions(tmp_path)
     assert (found["x"].id, found["x"].index) == ("1_0", 0)
     assert (found["y"].note, found["y"].index, found["y"].id) == ("hpc_ecg-0001-a", 0, "")
 
@@ -86,7 +86,11 @@ def test_the_last_submission_counts_also_of_a_launcher_that_was_killed_at_once(t
 def test_two_do_not_submit_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("hpc_ecg.sweep.submissions.LOCK_PATIENCE_S", 0.1)
     message = "is held by another process"
-    with alone(tmp_path), pytest.raises(ValueError, match=message), alone(tmp_path):
+    with (
+        submission_lock(tmp_path),
+        pytest.raises(ValueError, match=message),
+        submission_lock(tmp_path),
+    ):
         pass
 
 
@@ -108,7 +112,7 @@ def _evaluate(rank: int, port: int, run_dir: str) -> None:
         evaluation.predict = lambda *_: os._exit(9)
     try:
         evaluation.evaluate(evaluation.load_run(run_dir, []))
-    except Lost:
+    except PeerLost:
         sys.exit(76)
 
 

@@ -18,10 +18,10 @@ from test_faults_slurm import tell_cluster
 from test_finetune import events
 
 from hpc_ecg.cli import main
-from hpc_ecg.sweep.grid import load_sweep
-from hpc_ecg.sweep.submissions import in_queue
 from hpc_ecg.comparison.report import write_report
+from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.status import states_of
+from hpc_ecg.sweep.submissions import in_queue
 from hpc_ecg.sweep.task import run_cell
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

@@ -9,8 +9,8 @@ from sklearn import metrics as sk
 from test_metrics import make_predictions
 
 from hpc_ecg.evaluation.cases import Cases
-from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
 from hpc_ecg.evaluation.resampling import draw_resamples
+from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
 from hpc_ecg.evaluation.thresholds import count_flagged, fit_thresholds, rates
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from test_sweep import words_of_sweep
 
+from hpc_ecg.atomic_io import read_json, write_json, write_text
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.tuning import check_trials, chosen_before, forget_failure, tune
-from hpc_ecg.atomic_io import read_json, write_json, write_text
 
 
 class Trials:

@@ -11,15 +11,15 @@ import pytest
 from safetensors.torch import load_file
 from test_sweep import words_of_sweep
 
-from hpc_ecg.cli import sweep as cli_sweep
+from hpc_ecg.atomic_io import read_json, write_json
 from hpc_ecg.cli import main
+from hpc_ecg.cli import sweep as cli_sweep
 from hpc_ecg.config.load import to_yaml
-from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.sweep import launch
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import checked
 from hpc_ecg.sweep.tuning import _distribution, chosen_before
-from hpc_ecg.atomic_io import read_json, write_json
+from hpc_ecg.training.run_folder import RunFolder
 
 TUNED = ["strategies=[ssl_linear_probe,afib_recalibrate_only]", "seeds=[0,1]", "runs_at_once=2"]
 TUNED += ["tune.optim.lr=[1e-6,0.01]", "soup=true"]
@@ -30,14 +30,14 @@ def runs_are_called():
     """In this process, one after the other: each would import everything anew. As processes they
     run in test_sweep.py, and on Slurm in test_tuning_slurm.py."""
 
-    def run_here(tasks, *_):
+    def run_tasks_locally(tasks, *_):
         for task in tasks:
             if not task.is_done():
                 task.function(*task.arguments)
         return []
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hpc_ecg.sweep.launch.run_here", run_here)
+        patch.setattr("hpc_ecg.sweep.launch.run_tasks_locally", run_tasks_locally)
         yield
 
 

@@ -11,14 +11,14 @@ from slurm_jobs import wait_until
 from test_finetune import same_tensors
 from test_sweep_slurm import Launcher, words_of
 
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.cli import main
 from hpc_ecg.sweep.grid import Sweep, load_sweep
-from hpc_ecg.sweep.submissions import places
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.status import states_of
+from hpc_ecg.sweep.submissions import places
 from hpc_ecg.sweep.task import task_of_run
 from hpc_ecg.sweep.tuning import chosen_before, tune
-from hpc_ecg.atomic_io import read_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 CELLS = [f"ssl_new_head/seed-{seed}" for seed in (0, 1)]

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.data.dataset import DataConfig, open_shards
 from hpc_ecg.data.views import choose_fold, replace_labels
-from hpc_ecg.atomic_io import sha256_of
 
 
 @pytest.fixture

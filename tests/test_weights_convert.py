@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import FIXTURES
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cli import main
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import Architecture, ModelConfig
@@ -19,7 +20,6 @@ from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import InitConfig, initialize
 from hpc_ecg.weights.mapping import KEPT, PRETRAINING, expected_shapes, file_key
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.atomic_io import sha256_of
 
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"
 PEOPLE = FIXTURES / "tiny_wcr_afib_5y_auc_numpy.pt"

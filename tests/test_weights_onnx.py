@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import FIXTURES
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cli import main
 from hpc_ecg.weights import load_model, onnx_export
 from hpc_ecg.weights.convert import convert, reset_head
-from hpc_ecg.atomic_io import sha256_of
 
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"
 

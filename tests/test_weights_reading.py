@@ -14,6 +14,7 @@ import pytest
 import torch
 from hostile import members_of, zip_of
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.model.transformer import build_on_meta
 from hpc_ecg.weights import load_model
@@ -21,7 +22,6 @@ from hpc_ecg.weights.archive import read_archive
 from hpc_ecg.weights.mapping import deduce_sizes, expected_shapes
 from hpc_ecg.weights.pickles import Inert
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.atomic_io import sha256_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"

@@ -31,15 +31,15 @@ from safetensors.numpy import load_file
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cli import main as hpc_ecg
-from hpc_ecg.distributed.stop_signals import AGAIN
 from hpc_ecg.comparison.results import read_events
+from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE
+from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
 from hpc_ecg.training import finetune, loop
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.distributed.watchdog import LOST
 
 PHASES = ("starting", "stepping", "saving", "evaluating", "ending")
 SIGNALS = (SIGKILL, SIGKILL, SIGTERM, SIGUSR2)
-EXPECTED = {0, AGAIN, LOST, -SIGKILL, -SIGTERM, -SIGUSR2}
+EXPECTED = {0, EXIT_REQUEUE, EXIT_PEER_LOST, -SIGKILL, -SIGTERM, -SIGUSR2}
 SETTINGS = """
 model:
   encoder_layers: 2

@@ -77,27 +77,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _finetune(options: argparse.Namespace) -> int:
-    from hpc_ecg.config.load import load_config, split_words
+    from hpc_ecg.config.load import load_config, split_arguments
     from hpc_ecg.log import logger, start_logging
 
-    files_and_words = split_words(options.settings)
-    from hpc_ecg.distributed.stop_signals import Stopped
-    from hpc_ecg.distributed.process_group import Lost
+    files_and_words = split_arguments(options.settings)
+    from hpc_ecg.distributed.process_group import PeerLost
+    from hpc_ecg.distributed.stop_signals import Preempted
+    from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
     from hpc_ecg.training.finetune import finetune
     from hpc_ecg.training.settings import FinetuneConfig
-    from hpc_ecg.distributed.watchdog import LOST
 
     start_logging()
     try:
         finetune(load_config(FinetuneConfig, *files_and_words))
-    except Stopped as stopped:
+    except Preempted as stopped:
         # Slurm ends the processes that are still leaving when the first one has left
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         logger.info("%s", stopped)
         return stopped.code
-    except Lost as lost:
+    except PeerLost as lost:
         logger.error("%s", lost)
-        return LOST
+        return EXIT_PEER_LOST
     return 0
 
 

@@ -26,12 +26,12 @@ def add_report(verbs: Any) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import logger, say, start_logging
     from hpc_ecg.comparison.baselines import write_baselines
-    from hpc_ecg.comparison.results import read_cells
     from hpc_ecg.comparison.compare import compare
     from hpc_ecg.comparison.report import write_comparison
+    from hpc_ecg.comparison.results import read_cells
     from hpc_ecg.comparison.terminal import format_table
+    from hpc_ecg.log import logger, say, start_logging
     from hpc_ecg.training.evaluate import load_run
 
     start_logging()

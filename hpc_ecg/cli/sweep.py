@@ -50,10 +50,10 @@ def _sweep(parser_class: type[argparse.ArgumentParser], help: str, given: Any) -
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from hpc_ecg.config.load import split_words
+    from hpc_ecg.config.load import split_arguments
     from hpc_ecg.log import say, start_logging
 
-    files, words = split_words(options.settings)
+    files, words = split_arguments(options.settings)
     from hpc_ecg.sweep.grid import load_sweep
 
     start_logging()
@@ -69,14 +69,14 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _run(sweep: Any, wait: bool, only: str | None = None) -> int:
+    from hpc_ecg.distributed.stop_signals import Preempted
     from hpc_ecg.log import logger, say
-    from hpc_ecg.distributed.stop_signals import Stopped
     from hpc_ecg.sweep.launch import launch
 
     folder = sweep.config.sweep_dir
     try:
         failures = launch(sweep, wait, only)
-    except Stopped as stopped:
+    except Preempted as stopped:
         logger.info("%s", stopped)
         return stopped.code
     for failure in failures:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from hpc_ecg.atomic_io import write_text
 from hpc_ecg.cohort.dates import Dates, check_zones, read_dates
 from hpc_ecg.cohort.rules import Flow, Rules
 from hpc_ecg.cohort.table import check_columns, check_unique, named_patients, read_table
-from hpc_ecg.atomic_io import write_text
 
 NEW_COLUMNS = ("days_to_event", "days_followed")
 

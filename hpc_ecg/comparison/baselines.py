@@ -23,17 +23,17 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from hpc_ecg.atomic_io import read_json, write_json
+from hpc_ecg.comparison.heartbeat import FEATURES, FEWEST_BEATS, irregularity
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
-from hpc_ecg.data.source import Source
+from hpc_ecg.data.source import ShardSource
 from hpc_ecg.evaluation.cases import Cases, intervals_of
 from hpc_ecg.evaluation.metrics import FloatArray, brier, log_loss, present, why_not_scorable
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.shards.format import ShardSet
-from hpc_ecg.comparison.heartbeat import FEATURES, FEWEST_BEATS, irregularity
 from hpc_ecg.training.predict import as_predictions
 from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.atomic_io import read_json, write_json
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -63,7 +63,7 @@ def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
         return list(note["made"])
     made: dict[str, Any] = {"data": data, "made": [], "left_out": {}, "details": {}}
     task = config.data.task
-    with closing(Source(shards, config.data)) as source:
+    with closing(ShardSource(shards, config.data)) as source:
         splits = {name: _open(name, shards, labels, source, task) for name in ("train", *SPLITS)}
         for name, make in _ways(task).items():
             try:
@@ -104,7 +104,7 @@ def adds_to_age_sex(
     return _fit(valid, k, x_N2)(both_N2)
 
 
-def _open(name: str, shards: ShardSet, labels: list[str], source: Source, task: str) -> Split:
+def _open(name: str, shards: ShardSet, labels: list[str], source: ShardSource, task: str) -> Split:
     dataset = open_split(shards, name, labels, source)
     return dataset, as_predictions(dataset, np.zeros((len(dataset), len(labels))), task)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_strategy, gather
 from hpc_ecg.evaluation.comparisons import (
     ALPHA,
     Difference,
@@ -11,7 +12,6 @@ from hpc_ecg.evaluation.comparisons import (
     compare_strategies,
     holm,
 )
-from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_strategy, gather
 
 
 @dataclass(frozen=True, kw_only=True)

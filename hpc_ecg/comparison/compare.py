@@ -16,6 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from hpc_ecg.comparison.by_label import each_label
+from hpc_ecg.comparison.comparison import Comparison, StrategyResult
+from hpc_ecg.comparison.cost import costs_of
+from hpc_ecg.comparison.reference_models import (
+    against_baselines,
+    ensembles,
+    rank_reference_models,
+    read_baselines,
+    score_reference_models,
+    soups,
+    what_it_adds,
+)
+from hpc_ecg.comparison.report_warnings import warnings_of
+from hpc_ecg.comparison.results import RunResult, read_cells, read_note
+from hpc_ecg.comparison.scoring import Scorer, estimate_strategy, gather
+from hpc_ecg.comparison.selected import choose
 from hpc_ecg.evaluation.comparisons import (
     Difference,
     SeedScores,
@@ -26,22 +42,6 @@ from hpc_ecg.evaluation.comparisons import (
 )
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.predictions import Predictions
-from hpc_ecg.comparison.by_label import each_label
-from hpc_ecg.comparison.report_warnings import caveats_of
-from hpc_ecg.comparison.results import CellResult, read_cells, read_note
-from hpc_ecg.comparison.selected import choose
-from hpc_ecg.comparison.comparison import Comparison, StrategyResult
-from hpc_ecg.comparison.cost import costs_of
-from hpc_ecg.comparison.reference_models import (
-    against_baselines,
-    ensembles,
-    rank_rivals,
-    read_baselines,
-    score_rivals,
-    soups,
-    what_it_adds,
-)
-from hpc_ecg.comparison.scoring import Scorer, estimate_strategy, gather
 
 MARGIN = 0.02
 """What non-inferiority is judged by, in the deciding metric, unless another is stated."""
@@ -85,9 +85,9 @@ def compare(
         "soup": _in(order, soups(cells, sweep_dir)),
         "baseline": baselines.test,
     }
-    scored_rivals = score_rivals(scorer, kinds)
+    scored_reference_models = score_reference_models(scorer, kinds)
     in_order = sorted(cells, key=lambda c: order.index(c.strategy))
-    adds, adds_left_out = what_it_adds(scorer, in_order, baselines, scored_rivals)
+    adds, adds_left_out = what_it_adds(scorer, in_order, baselines, scored_reference_models)
     comparison = Comparison(
         task=scorer.task,
         metric=metric,
@@ -98,9 +98,9 @@ def compare(
         strategies=strategies,
         pairs_of=pairs_of,
         by_label=each_label(scorer, keys, scored, order),
-        rivals=rank_rivals(scorer, kinds, scored_rivals),
+        reference_models=rank_reference_models(scorer, kinds, scored_reference_models),
         baselines=against_baselines(
-            scorer, {name: scores[metric][name] for name in order}, scored_rivals
+            scorer, {name: scores[metric][name] for name in order}, scored_reference_models
         ),
         adds=adds,
         adds_left_out=adds_left_out,
@@ -122,7 +122,7 @@ def compare(
         cells=cells,
     )
     note = [text] if (text := read_note(sweep_dir)) else []
-    return replace(comparison, warnings=note + caveats_of(comparison))
+    return replace(comparison, warnings=note + warnings_of(comparison))
 
 
 def _in(order: list[str], predictions: dict[str, Predictions]) -> dict[str, Predictions]:
@@ -131,7 +131,7 @@ def _in(order: list[str], predictions: dict[str, Predictions]) -> dict[str, Pred
 
 def _result(
     name: str,
-    cells: list[CellResult],
+    cells: list[RunResult],
     scores: dict[str, dict[str, SeedScores]],
     scorer: Scorer,
 ) -> StrategyResult:

@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from hpc_ecg.evaluation.comparisons import Difference, Estimate
 from hpc_ecg.comparison.by_label import LabelResult
-from hpc_ecg.comparison.results import CellResult, Problem
-from hpc_ecg.comparison.selected import Chosen
 from hpc_ecg.comparison.cost import Cost
-from hpc_ecg.comparison.reference_models import Rival
+from hpc_ecg.comparison.reference_models import ReferenceModel
+from hpc_ecg.comparison.results import Problem, RunResult
 from hpc_ecg.comparison.scoring import METRIC_NAMES
+from hpc_ecg.comparison.selected import Chosen
+from hpc_ecg.evaluation.comparisons import Difference, Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Comparison:
     """By metric: every pair of strategies; Holm's correction over the pairs of one metric."""
     by_label: list[LabelResult]
     """[] for a single label."""
-    rivals: list[Rival]
+    reference_models: list[ReferenceModel]
     baselines: list[Difference]
     """Strategy minus baseline."""
     adds: list[Difference]
@@ -63,7 +63,7 @@ class Comparison:
     warnings: list[str]
     replicates: int
     seed: int
-    cells: list[CellResult] = field(repr=False)
+    cells: list[RunResult] = field(repr=False)
 
     @property
     def pairs(self) -> list[Difference]:

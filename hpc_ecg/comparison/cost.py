@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_ecg.comparison.results import CellResult, read_optional
+from hpc_ecg.comparison.results import RunResult, read_optional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +19,14 @@ class Cost:
     """Mean over the runs that trained."""
 
 
-def costs_of(cells: list[CellResult]) -> dict[str, Cost]:
-    by_strategy: dict[str, list[CellResult]] = {}
+def costs_of(cells: list[RunResult]) -> dict[str, Cost]:
+    by_strategy: dict[str, list[RunResult]] = {}
     for cell in cells:
         by_strategy.setdefault(cell.strategy, []).append(cell)
     return {name: _cost(own) for name, own in by_strategy.items()}
 
 
-def environment_of(cells: list[CellResult]) -> list[tuple[str, str]]:
+def environment_of(cells: list[RunResult]) -> list[tuple[str, str]]:
     """Facts of all cells; where they differ, each value that occurred (at most three)."""
     seen: dict[str, dict[str, None]] = {}
     for cell in cells:
@@ -39,7 +39,7 @@ def environment_of(cells: list[CellResult]) -> list[tuple[str, str]]:
     ]
 
 
-def _cost(cells: list[CellResult]) -> Cost:
+def _cost(cells: list[RunResult]) -> Cost:
     hours: dict[str, float] = {}
     for cell in cells:
         device = cell.finished["device"].lower()

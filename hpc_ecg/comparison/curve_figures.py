@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.evaluation.bands import Band, precision_recall_band, roc_band
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.reporting.plots import Group, Line, line_plot
-from hpc_ecg.comparison.comparison import Comparison
 
 BAND_REPLICATES = 200
 MOST_BANDS = 3

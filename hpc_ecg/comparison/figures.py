@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpc_ecg.reporting.plots import Group, Line, Row, forest_plot, line_plot
-from hpc_ecg.comparison.results import CellResult, read_events
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.curve_figures import Curves, draw_curves
+from hpc_ecg.comparison.results import RunResult, read_events
 from hpc_ecg.comparison.scoring import METRIC_NAMES
+from hpc_ecg.reporting.plots import Group, Line, Row, forest_plot, line_plot
 
 FRACTION = "data.label_fraction"
 MAX_POINTS = 300
@@ -74,10 +74,14 @@ def draw_strategies(comparison: Comparison) -> str:
                 style=style,
             )
         )
-    for rival in comparison.rivals:
-        if rival.estimates:
-            e = rival.estimates[comparison.metric]
-            name = rival.name if rival.kind == "baseline" else f"{rival.name}, {rival.kind}"
+    for reference in comparison.reference_models:
+        if reference.estimates:
+            e = reference.estimates[comparison.metric]
+            name = (
+                reference.name
+                if reference.kind == "baseline"
+                else f"{reference.name}, {reference.kind}"
+            )
             rows.append(Row(name=name, value=e.value, low=e.low, high=e.high, style=6))
     return forest_plot(rows, f"{comparison.metric_name}, 95 % interval", name="strategies")
 
@@ -149,13 +153,13 @@ def learning_curves(comparison: Comparison) -> dict[str, Learning]:
     return found
 
 
-def _selection(cells: list[CellResult]) -> str:
+def _selection(cells: list[RunResult]) -> str:
     """The metric that chose the best step, as the runs call it."""
     names = {str(cell.finished.get("metric", "metric")) for cell in cells}
     return " or ".join(sorted(METRIC_NAMES.get(name, name) for name in names))
 
 
-def _series(cell: CellResult, event: str, key: str) -> Line:
+def _series(cell: RunResult, event: str, key: str) -> Line:
     """Value by step; long series are averaged in blocks."""
     events = [e for e in read_events(cell.run.metrics) if e.get("event") == event]
     points = [(e["step"], e[key]) for e in events if e.get(key) is not None]

@@ -11,8 +11,8 @@ import pandas as pd
 
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.shards.remote import open_shard_set
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
+from hpc_ecg.shards.remote import open_shard_set
 
 
 @dataclass(frozen=True, kw_only=True)

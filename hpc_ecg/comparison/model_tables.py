@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.flow import CohortFlow
-from hpc_ecg.atomic_io import read_json
 
 Rows = list[dict[str, Any]]
 

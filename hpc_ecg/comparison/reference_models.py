@@ -14,6 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_ecg.atomic_io import read_json
+from hpc_ecg.comparison.baselines import CONSTANTS, adds_to_age_sex
+from hpc_ecg.comparison.results import RunResult
+from hpc_ecg.comparison.scoring import Scorer, Scores, gather
 from hpc_ecg.evaluation.comparisons import (
     Difference,
     Estimate,
@@ -22,10 +26,6 @@ from hpc_ecg.evaluation.comparisons import (
     holm,
 )
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
-from hpc_ecg.comparison.baselines import CONSTANTS, adds_to_age_sex
-from hpc_ecg.comparison.results import CellResult
-from hpc_ecg.comparison.scoring import Scorer, Scores, gather
-from hpc_ecg.atomic_io import read_json
 
 BASELINES = {
     "prevalence": "prevalence",
@@ -34,11 +34,11 @@ BASELINES = {
     "rr_irregularity": "beat-to-beat irregularity",
 }
 Row = tuple[str, str]
-"""Kind and name of a rival."""
+"""Kind and name of a reference model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rival:
+class ReferenceModel:
     """A row that is no strategy."""
 
     name: str
@@ -73,7 +73,7 @@ def read_baselines(folder: Path, test: Predictions) -> Baselines:
     return found
 
 
-def ensembles(cells: Sequence[CellResult]) -> dict[str, Predictions]:
+def ensembles(cells: Sequence[RunResult]) -> dict[str, Predictions]:
     """The mean prediction of each strategy's seeds; strategies of one seed have none."""
     by_strategy: dict[str, list[Predictions]] = {}
     for cell in cells:
@@ -81,7 +81,7 @@ def ensembles(cells: Sequence[CellResult]) -> dict[str, Predictions]:
     return {name: _mean(own) for name, own in by_strategy.items() if len(own) > 1}
 
 
-def soups(cells: Sequence[CellResult], sweep_dir: Path) -> dict[str, Predictions]:
+def soups(cells: Sequence[RunResult], sweep_dir: Path) -> dict[str, Predictions]:
     """Those that the sweep made and that predict the same records."""
     found = {}
     for strategy in dict.fromkeys(cell.strategy for cell in cells):
@@ -93,11 +93,11 @@ def soups(cells: Sequence[CellResult], sweep_dir: Path) -> dict[str, Predictions
     return found
 
 
-def rank_rivals(
+def rank_reference_models(
     scorer: Scorer, kinds: dict[str, dict[str, Predictions]], scored: Mapping[Row, Scores]
-) -> list[Rival]:
-    """`kinds`: predictions by kind and name; `scored`: of `score_rivals`."""
-    rivals = []
+) -> list[ReferenceModel]:
+    """`kinds`: predictions by kind and name; `scored`: of `score_reference_models`."""
+    reference_models = []
     for kind, by_name in kinds.items():
         for name in by_name:
             estimates = {}
@@ -112,11 +112,15 @@ def rank_rivals(
                     )
                     for metric in scorer.metrics
                 }
-            rivals.append(Rival(name=BASELINES.get(name, name), kind=kind, estimates=estimates))
-    return rivals
+            reference_models.append(
+                ReferenceModel(name=BASELINES.get(name, name), kind=kind, estimates=estimates)
+            )
+    return reference_models
 
 
-def score_rivals(scorer: Scorer, kinds: dict[str, dict[str, Predictions]]) -> dict[Row, Scores]:
+def score_reference_models(
+    scorer: Scorer, kinds: dict[str, dict[str, Predictions]]
+) -> dict[Row, Scores]:
     """By kind and name, on the same draws as the strategies; without those that rank nobody."""
     ranked = {
         (kind, name): own
@@ -141,7 +145,7 @@ def against_baselines(
 
 
 def what_it_adds(
-    scorer: Scorer, cells: Sequence[CellResult], baselines: Baselines, scored: Mapping[Row, Scores]
+    scorer: Scorer, cells: Sequence[RunResult], baselines: Baselines, scored: Mapping[Row, Scores]
 ) -> tuple[list[Difference], str]:
     """Network with age and sex, minus age and sex alone: of each label a regression of both,
     fitted on validation; and why it cannot be said, where validation cannot fit one. Neither
@@ -159,7 +163,7 @@ def what_it_adds(
     return _corrected(pairs, both), ""
 
 
-def _with_age_sex(scorer: Scorer, cell: CellResult, baselines: Baselines) -> Predictions:
+def _with_age_sex(scorer: Scorer, cell: RunResult, baselines: Baselines) -> Predictions:
     valid, test = baselines.valid["age_sex"], baselines.test["age_sex"]
     own = read_predictions(cell.run.predictions / "valid.parquet").sorted()
     logit_NK = cell.test.logit_NK.copy()

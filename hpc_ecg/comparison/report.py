@@ -17,9 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from hpc_ecg.reporting.html import inline_svg, render_page
+from hpc_ecg.atomic_io import read_json, write_json, write_text
 from hpc_ecg.comparison.cards import write_cards
-from hpc_ecg.comparison.results import CellResult, read_optional
 from hpc_ecg.comparison.checklist import checklist
 from hpc_ecg.comparison.compare import MARGIN, compare
 from hpc_ecg.comparison.comparison import Comparison, StrategyResult
@@ -28,11 +27,16 @@ from hpc_ecg.comparison.curve_figures import curves_of
 from hpc_ecg.comparison.figures import draw_figures, drawn_labels, learning_curves
 from hpc_ecg.comparison.flow import CohortFlow, read_flow
 from hpc_ecg.comparison.reference_models import BASELINES
+from hpc_ecg.comparison.results import RunResult, read_optional
 from hpc_ecg.comparison.run_settings import tell_apart
 from hpc_ecg.comparison.tables import as_json, tables_of
-from hpc_ecg.comparison.verdict import sentences_on_baselines, sentences_on_chance, verdict_sentences
+from hpc_ecg.comparison.verdict import (
+    sentences_on_baselines,
+    sentences_on_chance,
+    verdict_sentences,
+)
 from hpc_ecg.comparison.wording import fitted_for, number, share, show_hours, show_interval, show_p
-from hpc_ecg.atomic_io import read_json, write_json, write_text
+from hpc_ecg.reporting.html import inline_svg, render_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,7 @@ def _describe(name: str, comparison: Comparison) -> str:
     )
 
 
-def _card(strategy: StrategyResult, cells: list[CellResult]) -> dict[str, Any]:
+def _card(strategy: StrategyResult, cells: list[RunResult]) -> dict[str, Any]:
     """What a strategy started from (its first cell's init_report) and how its runs went."""
     own = [cell for cell in cells if cell.strategy == strategy.name]
     report = read_json(own[0].run.init_report)
@@ -157,7 +161,7 @@ def _card(strategy: StrategyResult, cells: list[CellResult]) -> dict[str, Any]:
     }
 
 
-def _each(cells: list[CellResult], key: str) -> str:
+def _each(cells: list[RunResult], key: str) -> str:
     """The values of all cells in the order of their seeds, one where they agree."""
     values = [str(cell.finished.get(key, "–")) for cell in cells]
     return values[0] if len(set(values)) == 1 else ", ".join(values)

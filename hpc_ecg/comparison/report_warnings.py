@@ -1,11 +1,11 @@
 """What a reader must know before believing a number, in plain words."""
 
-from hpc_ecg.evaluation.intervals import FEW_PATIENTS
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.wording import listed
+from hpc_ecg.evaluation.intervals import FEW_PATIENTS
 
 
-def caveats_of(comparison: Comparison) -> list[str]:
+def warnings_of(comparison: Comparison) -> list[str]:
     parts = (_worse_than_the_mean, _few_patients, _few_seeds, _what_is_missing)
     return [text for part in parts for text in part(comparison)]
 
@@ -62,7 +62,7 @@ def _what_is_missing(comparison: Comparison) -> list[str]:
         texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} cells.")
     for label, reason in comparison.not_scored.items():
         texts.append(f"{label} is not scored: {reason}.")
-    if not any(rival.kind == "baseline" for rival in comparison.rivals):
+    if not any(reference.kind == "baseline" for reference in comparison.reference_models):
         texts.append(
             "No baseline stands beside the networks: whether they beat age and sex, or the "
             "irregularity of the heartbeat alone, is not known."

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from hpc_ecg.atomic_io import read_json, read_settings_file
+from hpc_ecg.comparison.run_settings import check_alike
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
-from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.sweep.arms import arms_of
-from hpc_ecg.comparison.run_settings import check_alike
-from hpc_ecg.atomic_io import read_json, read_settings_file
+from hpc_ecg.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellResult:
+class RunResult:
     strategy: str
     """The arm's name."""
     seed: int
@@ -50,11 +50,11 @@ class Problem:
     reason: str
 
 
-def read_cells(sweep_dir: Path) -> tuple[list[CellResult], list[Problem]]:
+def read_cells(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
     """All cells in the order of sweep.yaml. Raises `ValueError` where test sets differ."""
     if not sweep_dir.is_dir():
         raise ValueError(f"{sweep_dir} is not a folder; give the folder that a sweep made")
-    cells: list[CellResult] = []
+    cells: list[RunResult] = []
     problems: list[Problem] = []
     for strategy, seed in expected_cells(sweep_dir):
         outcome = _read_cell(sweep_dir, strategy, seed)
@@ -109,7 +109,7 @@ def _read_sweep(sweep_dir: Path) -> dict[str, Any]:
     return read_settings_file(path) if path.exists() and path.stat().st_size else {}
 
 
-def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> CellResult | Problem:
+def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> RunResult | Problem:
     run = RunFolder(sweep_dir / strategy / f"seed-{seed}")
     reason = _why_not_finished(run)
     if reason is not None:
@@ -120,7 +120,7 @@ def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> CellResult | Proble
         return Problem(strategy=strategy, seed=seed, reason=f"cannot be used: {error}")
 
 
-def _read_finished(run: RunFolder, strategy: str, seed: int) -> CellResult:
+def _read_finished(run: RunFolder, strategy: str, seed: int) -> RunResult:
     test = read_predictions(run.predictions / "test.parquet").sorted()
     for k, label in enumerate(test.labels):
         check_finite(test.logit_NK[:, k], label)
@@ -129,7 +129,7 @@ def _read_finished(run: RunFolder, strategy: str, seed: int) -> CellResult:
     settings["data_index_sha256"] = read_json(run.environment)["data_index_sha256"]
     read_json(run.init_report)  # the report shows what the run started from
     arm = read_optional(run.path.parent / "arm.json")
-    return CellResult(
+    return RunResult(
         strategy=strategy,
         seed=seed,
         run=run,
@@ -154,7 +154,7 @@ def _why_not_finished(run: RunFolder) -> str | None:
     return f"not finished: at step {max(steps)}" if steps else "not finished: no step yet"
 
 
-def _on_the_same_records(cell: CellResult, others: list[CellResult]) -> CellResult:
+def _on_the_same_records(cell: RunResult, others: list[RunResult]) -> RunResult:
     """Refuse another test set than the first cell's; share its arrays, which are the same."""
     if not others:
         return cell
@@ -166,7 +166,7 @@ def _on_the_same_records(cell: CellResult, others: list[CellResult]) -> CellResu
     return replace(cell, test=shared)
 
 
-def _check_same_records(first: CellResult, cell: CellResult) -> None:
+def _check_same_records(first: RunResult, cell: RunResult) -> None:
     a, b = first.test, cell.test
     who, do = f"{first.name} and {cell.name}", "run both on one data set and one split"
     if a.labels != b.labels:

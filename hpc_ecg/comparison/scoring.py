@@ -15,14 +15,14 @@ import numpy as np
 
 from hpc_ecg.evaluation.averages import mean_over_labels
 from hpc_ecg.evaluation.comparisons import Estimate, SeedScores, estimate_mean
+from hpc_ecg.evaluation.metrics import FloatArray, count_label
+from hpc_ecg.evaluation.predictions import Predictions
+from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
 from hpc_ecg.evaluation.scores import (
     labels_not_scored,
     point_values,
     replicates_of,
 )
-from hpc_ecg.evaluation.metrics import FloatArray, count_label
-from hpc_ecg.evaluation.predictions import Predictions
-from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
 
 METRIC_NAMES = {
     "auroc": "AUROC",

@@ -7,13 +7,13 @@ score on validation, never the one that did best on the test set.
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_ecg.comparison.results import CellResult, read_optional
+from hpc_ecg.comparison.results import RunResult, read_optional
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
     strategy: str
-    cell: CellResult
+    cell: RunResult
     score: float | None
     """On validation; None if nothing was trained and so nothing was chosen."""
     metric: str
@@ -32,16 +32,16 @@ class Chosen:
         return {m: p for m, p in points.items() if isinstance(p, dict) and "threshold" in p}
 
 
-def choose(cells: list[CellResult]) -> list[Chosen]:
+def choose(cells: list[RunResult]) -> list[Chosen]:
     """One model per strategy, in the order of the cells; of equal scores the first seed."""
-    by_strategy: dict[str, list[CellResult]] = {}
+    by_strategy: dict[str, list[RunResult]] = {}
     for cell in cells:
         by_strategy.setdefault(cell.strategy, []).append(cell)
     return [_choose(strategy, own) for strategy, own in by_strategy.items()]
 
 
-def _choose(strategy: str, cells: list[CellResult]) -> Chosen:
-    def rank(cell: CellResult) -> float:
+def _choose(strategy: str, cells: list[RunResult]) -> Chosen:
+    def rank(cell: RunResult) -> float:
         score = cell.finished.get("best_score")
         if score is None:
             return float("-inf")

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from math import nan
 from typing import Any
 
-from hpc_ecg.evaluation.comparisons import Difference, Estimate
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.cost import Cost
 from hpc_ecg.comparison.curve_figures import Curves
@@ -21,6 +20,7 @@ from hpc_ecg.comparison.model_tables import (
     threshold_rows,
     tuning_rows,
 )
+from hpc_ecg.evaluation.comparisons import Difference, Estimate
 
 
 def tables_of(
@@ -70,8 +70,10 @@ def _strategies(comparison: Comparison) -> Rows:
         row["seeds"] = " ".join(str(s) for s in strategy.seeds)
         row["probability_best"] = comparison.probability_best.get(strategy.name)
         rows.append(row | _estimates(strategy.estimates))
-    for rival in comparison.rivals:
-        rows.append({"name": rival.name, "kind": rival.kind} | _estimates(rival.estimates))
+    for reference in comparison.reference_models:
+        rows.append(
+            {"name": reference.name, "kind": reference.kind} | _estimates(reference.estimates)
+        )
     return rows
 
 

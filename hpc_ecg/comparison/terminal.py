@@ -4,7 +4,7 @@ import textwrap
 
 from hpc_ecg.comparison.comparison import Comparison, StrategyResult
 from hpc_ecg.comparison.cost import Cost
-from hpc_ecg.comparison.reference_models import Rival
+from hpc_ecg.comparison.reference_models import ReferenceModel
 from hpc_ecg.comparison.verdict import all_sentences
 from hpc_ecg.comparison.wording import number, show_interval
 
@@ -26,7 +26,11 @@ def format_table(comparison: Comparison) -> str:
     rows = [
         header,
         *(_table_row(s, comparison.cost[s.name], first, second) for s in comparison.strategies),
-        *(_rival_row(rival, first, second) for rival in comparison.rivals if rival.estimates),
+        *(
+            _reference_row(reference, first, second)
+            for reference in comparison.reference_models
+            if reference.estimates
+        ),
     ]
     widths = [max(len(row[c]) for row in rows) for c in range(len(header))]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
@@ -52,9 +56,11 @@ def _table_row(strategy: StrategyResult, cost: Cost, first: str, second: str) ->
     return [strategy.name, seeds, value, show_interval(main), spread, other, hours]
 
 
-def _rival_row(rival: Rival, first: str, second: str) -> list[str]:
-    main, other = rival.estimates[first], number(rival.estimates[second].value)
-    name = rival.name if rival.kind == "baseline" else f"{rival.name} ({rival.kind})"
+def _reference_row(reference: ReferenceModel, first: str, second: str) -> list[str]:
+    main, other = reference.estimates[first], number(reference.estimates[second].value)
+    name = (
+        reference.name if reference.kind == "baseline" else f"{reference.name} ({reference.kind})"
+    )
     return [name, "-", number(main.value), show_interval(main), "-", other, "-"]
 
 

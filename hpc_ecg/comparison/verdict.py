@@ -4,9 +4,9 @@ No sentence is chosen by taste: better means a Holm-corrected p below 0.05; ever
 be told apart", with the interval that says how large the difference may be.
 """
 
-from hpc_ecg.evaluation.comparisons import ALPHA, Difference
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.wording import listed, number, show_interval, show_p, show_value
+from hpc_ecg.evaluation.comparisons import ALPHA, Difference
 
 
 def verdict(comparison: Comparison) -> str:
@@ -88,7 +88,9 @@ def sentences_on_baselines(comparison: Comparison) -> list[str]:
 def _on_baseline(comparison: Comparison, baseline: str) -> str:
     pairs = [pair for pair in comparison.baselines if pair.second == baseline]
     beat, rest = [p for p in pairs if _is_above(p)], [p for p in pairs if not _is_above(p)]
-    own = next(r for r in comparison.rivals if r.name == baseline).estimates[comparison.metric]
+    own = next(r for r in comparison.reference_models if r.name == baseline).estimates[
+        comparison.metric
+    ]
     name = f"{baseline} alone ({comparison.metric_name} {number(own.value)})"
     if not rest:
         return f"Every network beats {name}."

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_ecg.evaluation.comparisons import Estimate
 from hpc_ecg.comparison.cost import Cost
+from hpc_ecg.evaluation.comparisons import Estimate
 
 
 def show_value(estimate: Estimate) -> str:

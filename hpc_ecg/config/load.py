@@ -53,7 +53,7 @@ RENAMED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SettingsSource:
     """Values as nested keys, and where they came from, for error messages."""
 
     values: DictConfig
@@ -66,11 +66,11 @@ def load_config(schema: type[Schema], files: Sequence[str], words: Sequence[str]
     Raises ValueError with one line (dotted key, what was seen, source) for an unknown key, a wrong
     type, a missing value or a file that cannot be read.
     """
-    sources = [read_yaml(file) for file in files] + [parse_word(word, schema) for word in words]
+    sources = [read_yaml(file) for file in files] + [parse_override(word, schema) for word in words]
     return merge_sources(schema, sources)
 
 
-def split_words(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_arguments(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command line's YAML files, and its `key=value` words. Asked before torch is imported:
     seconds matter to somebody who mistyped."""
     for word in settings:
@@ -79,7 +79,7 @@ def split_words(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     return [w for w in settings if "=" not in w], [w for w in settings if "=" in w]
 
 
-def merge_sources(schema: type[Schema], sources: Sequence[Source]) -> Schema:
+def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Schema:
     """The defaults of the schema with the sources laid over them, later over earlier."""
     merged = OmegaConf.structured(schema)
     for source in sources:
@@ -87,7 +87,7 @@ def merge_sources(schema: type[Schema], sources: Sequence[Source]) -> Schema:
     return _to_dataclass(merged)
 
 
-def read_yaml(file: str) -> Source:
+def read_yaml(file: str) -> SettingsSource:
     """A YAML file of nested keys; ValueError if it is missing or something else."""
     path = Path(file)
     if not path.is_file():
@@ -101,10 +101,10 @@ def read_yaml(file: str) -> Source:
         raise ValueError(f"{file}: cannot be read: {_first_line(error)}") from None
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"{file}: expected `key: value` lines, got something else")
-    return Source(loaded, file)
+    return SettingsSource(loaded, file)
 
 
-def parse_word(word: str, schema: type) -> Source:
+def parse_override(word: str, schema: type) -> SettingsSource:
     """A word `section.key=value` of the command line, read as the schema's type asks."""
     key, equals, value = word.partition("=")
     if not equals or not key:
@@ -119,12 +119,12 @@ def parse_word(word: str, schema: type) -> Source:
         nested = _split_list(key, value)
     else:
         try:
-            return Source(OmegaConf.from_dotlist([word]), COMMAND_LINE)
+            return SettingsSource(OmegaConf.from_dotlist([word]), COMMAND_LINE)
         except Exception as error:
             raise ValueError(f"{key}: cannot read {value!r}: {_first_line(error)}") from None
     for part in reversed(key.split(".")):
         nested = {part: nested}
-    return Source(OmegaConf.create(nested), COMMAND_LINE)
+    return SettingsSource(OmegaConf.create(nested), COMMAND_LINE)
 
 
 def _to_dataclass(merged: DictConfig) -> Any:
@@ -152,7 +152,7 @@ def _split_list(key: str, value: str) -> list[str]:
     return [item for item in items if item]
 
 
-def _merge(base: DictConfig, source: Source, schema: type) -> DictConfig:
+def _merge(base: DictConfig, source: SettingsSource, schema: type) -> DictConfig:
     try:
         values = OmegaConf.to_container(source.values, resolve=False)
         _check_keys_and_text(values, schema, "", source.name)

@@ -57,7 +57,7 @@ class AugmentConfig:
         return bool(self.lead_mask or any(sizes))
 
 
-def words_of(sha256: list[str], seed: int, step: int) -> np.ndarray:
+def record_seeds(sha256: list[str], seed: int, step: int) -> np.ndarray:
     """A word for each record of a step, int64 [n], from the digests of the signals."""
     record_n = np.array([int(digest[:16], 16) for digest in sha256], np.uint64)
     key = np.random.Philox(key=[seed, step]).random_raw(1)

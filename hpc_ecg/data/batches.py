@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.sampler import Schedule, Share
+from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.stream import StreamReader
 
 
@@ -37,23 +37,23 @@ class StepBatch:
     positions: np.ndarray
 
 
-def read_step(
+def collate_step(
     dataset: Dataset,
     step: int,
-    schedule: Schedule,
-    share: Share,
+    sampler: EpochSampler,
+    share: RankSlice,
     reader: Dataset | StreamReader | None = None,
     out: np.ndarray | None = None,
 ) -> StepBatch:
     """The batch of one step for this rank, through `reader` (the dataset) and into `out` (arrays
     of its own)."""
-    positions = schedule.batch(step)
-    pieces = [positions[places] for places in schedule.pieces(step, share)]
+    positions = sampler.batch(step)
+    pieces = [positions[places] for places in sampler.pieces(step, share)]
     if out is None:
         out = empty_rows(dataset, len(positions))
     micro_batches = []
     for piece in pieces:
-        micro_batches.append(read_piece(dataset, piece, out, reader or dataset))
+        micro_batches.append(collate(dataset, piece, out, reader or dataset))
         out = out[max(len(piece), 1) :]
     return StepBatch(
         step=step,
@@ -63,7 +63,7 @@ def read_step(
     )
 
 
-def read_piece(
+def collate(
     dataset: Dataset, positions: np.ndarray, out: np.ndarray, reader: Dataset | StreamReader
 ) -> MicroBatch:
     is_dummy = len(positions) == 0

@@ -15,25 +15,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cohort import splits
 from hpc_ecg.data.settings import DataConfig
-from hpc_ecg.data.source import Source
+from hpc_ecg.data.source import ShardSource
 from hpc_ecg.data.views import choose_fold, keep_label_fraction, replace_labels
-from hpc_ecg.shards.remote import open_shard_set
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, rows_of_keys
-from hpc_ecg.atomic_io import sha256_of
+from hpc_ecg.shards.remote import open_shard_set
 
 
 class Dataset:
     """Records of one split: labels, identities, and signals by position."""
 
     def __init__(
-        self, shards: ShardSet, split: str, label_names: list[str], source: Source | None = None
+        self,
+        shards: ShardSet,
+        split: str,
+        label_names: list[str],
+        source: ShardSource | None = None,
     ) -> None:
         index = shards.index[shards.index["split"] == split]
         self.split = split
         self.shards = shards
-        self.source = source or Source(shards)
+        self.source = source or ShardSource(shards)
         self.label_names = label_names
         columns = [LABEL_PREFIX + name for name in label_names]
         self.labels_NK = index[columns].to_numpy(np.float32, copy=True)
@@ -133,7 +137,7 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
 
 
 def open_split(
-    shards: ShardSet, split: str, label_names: list[str], source: Source | None = None
+    shards: ShardSet, split: str, label_names: list[str], source: ShardSource | None = None
 ) -> Dataset:
     """One split; ValueError if it is empty, or if one of its labels is missing in every record."""
     dataset = Dataset(shards, split, label_names, source)

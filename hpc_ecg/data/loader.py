@@ -12,31 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from hpc_ecg.data.batches import MicroBatch, StepBatch, empty_rows, read_piece, read_step
+from hpc_ecg.data.batches import MicroBatch, StepBatch, collate, collate_step, empty_rows
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.sampler import Schedule, Share
+from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.stream import StreamReader, stream_epoch, stream_in_order
 
 AHEAD = 1
 """Batches that are read ahead. More were slower: they push each other out of the cache."""
 
 
-def read_ahead(
-    dataset: Dataset, steps: Iterable[int], schedule: Schedule, share: Share
+def prefetch(
+    dataset: Dataset, steps: Iterable[int], sampler: EpochSampler, share: RankSlice
 ) -> Iterator[StepBatch]:
     """The batches of `steps`, in order; under data.read=stream they follow each other."""
-    buffers = _buffers(dataset, schedule.config.batch_size)
+    buffers = _buffers(dataset, sampler.config.batch_size)
     reader: StreamReader | None = None
     epoch = -1
 
     def read(step: int) -> StepBatch:
         nonlocal reader, epoch
-        if dataset.streams and step // schedule.steps_per_epoch != epoch:
-            epoch = step // schedule.steps_per_epoch
+        if dataset.streams and step // sampler.steps_per_epoch != epoch:
+            epoch = step // sampler.steps_per_epoch
             if reader:
                 reader.close()
-            reader = stream_epoch(dataset, schedule, step, share)
-        return read_step(dataset, step, schedule, share, reader, next(buffers))
+            reader = stream_epoch(dataset, sampler, step, share)
+        return collate_step(dataset, step, sampler, share, reader, next(buffers))
 
     try:
         yield from _ahead(read, steps)
@@ -45,14 +45,14 @@ def read_ahead(
             reader.close()
 
 
-def read_in_order(dataset: Dataset, records: slice, batch_size: int) -> Iterator[MicroBatch]:
+def prefetch_in_order(dataset: Dataset, records: slice, batch_size: int) -> Iterator[MicroBatch]:
     """That part of the split, in its own order, in batches."""
     buffers = _buffers(dataset, batch_size)
     reader: Any = stream_in_order(dataset, records) if dataset.streams else dataset
 
     def read(start: int) -> MicroBatch:
         positions = np.arange(start, min(start + batch_size, records.stop))
-        return read_piece(dataset, positions, next(buffers), reader)
+        return collate(dataset, positions, next(buffers), reader)
 
     try:
         yield from _ahead(read, range(records.start, records.stop, batch_size))

@@ -27,7 +27,7 @@ BLOCK = 1 << 22
 LOOK_EVERY_S = 1.0
 
 
-class Stage:
+class NodeCache:
     def __init__(
         self,
         folder: Path,
@@ -139,7 +139,7 @@ class Stage:
             partial.unlink(missing_ok=True)
 
 
-def stage_folder(setting: str) -> Path:
+def resolve_stage_dir(setting: str) -> Path:
     """data.stage_dir with its variables filled in; ValueError if that is no folder."""
     text = os.path.expanduser(os.path.expandvars(setting))  # noqa: PTH111
     if "$" in text:

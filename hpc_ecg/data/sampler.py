@@ -17,7 +17,7 @@ from hpc_ecg.data.settings import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class RankSlice:
     """This rank's part of every batch."""
 
     rank: int = 0
@@ -26,7 +26,7 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Schedule:
+class EpochSampler:
     config: DataConfig
     seed: int
     label_N: np.ndarray
@@ -35,18 +35,18 @@ class Schedule:
     shard_N: np.ndarray
 
     @classmethod
-    def of(cls, dataset: Dataset, config: DataConfig, seed: int) -> "Schedule":
+    def of(cls, dataset: Dataset, config: DataConfig, seed: int) -> "EpochSampler":
         """ValueError if these records cannot be sampled as asked."""
         is_by_patient = config.sampling == "one_per_patient"
-        schedule = cls(
+        sampler = cls(
             config=config,
             seed=seed,
             label_N=dataset.labels_NK[:, 0],
             word_N=sampling.patient_words(dataset.patients) if is_by_patient else None,
             shard_N=dataset.shard_N,
         )
-        _chosen(schedule, 0)
-        return schedule
+        _chosen(sampler, 0)
+        return sampler
 
     @property
     def steps_per_epoch(self) -> int:
@@ -83,7 +83,7 @@ class Schedule:
         """The order of an epoch under data.read=stream."""
         return _in_lanes(self, epoch)
 
-    def pieces(self, step: int, share: Share) -> list[np.ndarray]:
+    def pieces(self, step: int, share: RankSlice) -> list[np.ndarray]:
         """This rank's places in the global batch, in pieces of a forward; as many on each rank."""
         num_items = len(self.batch(step))
         if self.config.read != "stream":
@@ -105,19 +105,19 @@ class Schedule:
 
 
 @lru_cache(maxsize=4)
-def _chosen(schedule: Schedule, epoch: int) -> np.ndarray:
+def _chosen(sampler: EpochSampler, epoch: int) -> np.ndarray:
     """The epoch's records, shuffled, int64 [M]."""
-    kind, seed = schedule.config.sampling, schedule.seed
+    kind, seed = sampler.config.sampling, sampler.seed
     if kind == "balanced":
-        return sampling.balanced_epoch(schedule.label_N, seed, epoch)
-    if schedule.word_N is not None:
-        drawn = sampling.one_per_patient(schedule.word_N, seed, epoch)
+        return sampling.balanced_epoch(sampler.label_N, seed, epoch)
+    if sampler.word_N is not None:
+        drawn = sampling.one_per_patient(sampler.word_N, seed, epoch)
         return drawn[order.epoch_order(len(drawn), seed, epoch)]
-    return order.epoch_order(len(schedule.label_N), seed, epoch)
+    return order.epoch_order(len(sampler.label_N), seed, epoch)
 
 
 @lru_cache(maxsize=4)
-def _in_lanes(schedule: Schedule, epoch: int) -> LaneOrder:
-    chosen, config = _chosen(schedule, epoch), schedule.config
+def _in_lanes(sampler: EpochSampler, epoch: int) -> LaneOrder:
+    chosen, config = _chosen(sampler, epoch), sampler.config
     where = (config.stream_lanes, config.stream_buffer)
-    return arrange_in_lanes(chosen, schedule.shard_N, schedule.seed, epoch, *where)
+    return arrange_in_lanes(chosen, sampler.shard_N, sampler.seed, epoch, *where)

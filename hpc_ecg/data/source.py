@@ -15,13 +15,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from hpc_ecg.data.node_cache import NodeCache, resolve_stage_dir
 from hpc_ecg.data.settings import DataConfig
-from hpc_ecg.data.node_cache import Stage, stage_folder
-from hpc_ecg.shards.remote import Far, locate
 from hpc_ecg.shards.format import ShardSet
+from hpc_ecg.shards.remote import RemoteStore, locate
 
 
-class Source:
+class ShardSource:
     def __init__(self, shards: ShardSet, config: DataConfig | None = None) -> None:
         """As `config` says; without one, mapped and not staged."""
         self._config = config or DataConfig()
@@ -29,8 +29,8 @@ class Source:
         self._about = shards.description["shards"]
         self._set_sha256 = shards.description["index_sha256"]
         self._place = shards.name
-        self._far: Far | None = locate(shards.url) if shards.url else None
-        self._stage: Stage | None = None
+        self._remote: RemoteStore | None = locate(shards.url) if shards.url else None
+        self._stage: NodeCache | None = None
         self._mapped: dict[int, np.ndarray] = {}
 
     def name(self, shard: int) -> str:
@@ -43,16 +43,16 @@ class Source:
         for shard in shards:
             if shard not in self._mapped:
                 file = self._staged(shard)
-                if file or not self._far:
+                if file or not self._remote:
                     with file or self._original(shard) as file:
                         self._mapped[shard] = _map(file)
         return self._mapped
 
     def ranges(self, shards_n: Sequence[int], starts_n: Sequence[int], size: int) -> list[bytes]:
         """`size` bytes of each of these far shards from each of these offsets, fetched together."""
-        assert self._far is not None
+        assert self._remote is not None
         names = [self._about[shard]["name"] for shard in shards_n]
-        return self._far.ranges(names, list(starts_n), size)
+        return self._remote.ranges(names, list(starts_n), size)
 
     def open(self, shard: int) -> BinaryIO:
         """To be read from front to back."""
@@ -64,8 +64,8 @@ class Source:
 
     def _original(self, shard: int) -> BinaryIO:
         name = self._about[shard]["name"]
-        if self._far is not None:
-            return self._far.open(name)
+        if self._remote is not None:
+            return self._remote.open(name)
         path = Path(self._place) / name
         try:
             return path.open("rb")
@@ -82,8 +82,8 @@ class Source:
         """Begin to copy the shards to data.stage_dir, if that is set, in the order of first use."""
         config = self._config
         if config.stage_dir is not None:
-            self._stage = Stage(
-                stage_folder(config.stage_dir),
+            self._stage = NodeCache(
+                resolve_stage_dir(config.stage_dir),
                 self._set_sha256,
                 self._about,
                 self._original,

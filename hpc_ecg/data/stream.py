@@ -14,7 +14,7 @@ from itertools import groupby, islice
 import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.sampler import Schedule, Share
+from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.shards.format import ARRAY_ENDING, array_of
 
 CHUNK = 64
@@ -105,12 +105,14 @@ class StreamReader:
         self._threads.shutdown(cancel_futures=True)
 
 
-def stream_epoch(dataset: Dataset, schedule: Schedule, step: int, share: Share) -> StreamReader:
+def stream_epoch(
+    dataset: Dataset, sampler: EpochSampler, step: int, share: RankSlice
+) -> StreamReader:
     """What a rank reads from this step to the end of its epoch."""
-    epoch, index = divmod(step, schedule.steps_per_epoch)
-    lanes = schedule.lanes(epoch)
+    epoch, index = divmod(step, sampler.steps_per_epoch)
+    lanes = sampler.lanes(epoch)
     is_mine_M = lanes.lane_M % share.world_size == share.rank
-    is_mine_M[: index * schedule.config.batch_size] = False
+    is_mine_M[: index * sampler.config.batch_size] = False
     parts = (lanes.positions_M, lanes.lane_M, lanes.chunk_M)
     return StreamReader(dataset, *(part[is_mine_M] for part in parts))
 

@@ -66,7 +66,7 @@ def destroy_group() -> None:
     deepspeed.comm.comm.cdb = None
 
 
-class ZeroTies:
+class DeepSpeedBackend:
     """`called`: DeepSpeed's engine; `own`: the copy whose parameters train."""
 
     scaler: dict[str, Any] | None = None

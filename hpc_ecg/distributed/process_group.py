@@ -19,10 +19,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 
+from hpc_ecg.distributed.deepspeed_backend import destroy_group, make_plugin
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks
 from hpc_ecg.distributed.rendezvous import join_world
 from hpc_ecg.distributed.settings import EngineConfig
-from hpc_ecg.distributed.deepspeed_backend import destroy_group, make_plugin
 
 FAILED = "failed"
 LISTEN_S = 2.0
@@ -30,21 +30,21 @@ MORE_PATIENCE = timedelta(minutes=2)
 """Of torch than of the watchdog, whose stacks say more than torch's error."""
 
 
-class Lost(RuntimeError):  # noqa: N818
+class PeerLost(RuntimeError):  # noqa: N818
     """The other processes are gone, or the network is; the run can go on from its checkpoint."""
 
 
 def enter_world(
-    config: EngineConfig, meeting: Path | None, on_cpu: bool, precision: str
+    config: EngineConfig, rendezvous_dir: Path | None, on_cpu: bool, precision: str
 ) -> tuple[Accelerator, Ranks, Any]:
     """Meet the other processes (under Slurm through a file in `meeting`); the store is to be given
     to `leave_world`."""
     _forget_earlier_engine()
     stage = config.zero_stage
     plugin = make_plugin(stage, precision, on_cpu) if stage else None
-    tracking = {"log_with": _trackers(config) or None, "project_dir": meeting}
+    tracking = {"log_with": _trackers(config) or None, "project_dir": rendezvous_dir}
     timeout = timedelta(minutes=config.timeout_min) + MORE_PATIENCE
-    ranks, store = _join(meeting, timeout, on_cpu, config.parallel != "ddp")
+    ranks, store = _join(rendezvous_dir, timeout, on_cpu, config.parallel != "ddp")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
         if plugin is None:
@@ -65,7 +65,7 @@ def enter_world(
 
 
 @contextmanager
-def failures_told(ranks: Ranks, store: Any) -> Iterator[None]:
+def share_failures(ranks: Ranks, store: Any) -> Iterator[None]:
     """A mistake that one process meets is told to the others, which would else only see it gone.
     Raises Lost where nobody said why."""
     if store is None and torch.distributed.is_initialized():  # torchrun's way: torch made one
@@ -86,7 +86,7 @@ def failures_told(ranks: Ranks, store: Any) -> Iterator[None]:
         if reason:
             raise ValueError(reason) from None
         first_line = str(error).partition("\n")[0]
-        raise Lost(f"process {ranks.rank} has lost the others ({first_line})") from error
+        raise PeerLost(f"process {ranks.rank} has lost the others ({first_line})") from error
 
 
 def _is_of_network(error: RuntimeError) -> bool:
@@ -124,11 +124,11 @@ def _trackers(config: EngineConfig) -> list[str]:
 
 
 def _join(
-    meeting: Path | None, timeout: timedelta, on_cpu: bool, needs_group: bool
+    rendezvous_dir: Path | None, timeout: timedelta, on_cpu: bool, needs_group: bool
 ) -> tuple[Ranks, Any]:
     """Make the process group; a single process has one only for libraries that insist. Returns the
     store, too, if we made it."""
-    ranks, made = join_world(os.environ, meeting, timeout)
+    ranks, made = join_world(os.environ, rendezvous_dir, timeout)
     if ranks.world_size == 1 and not needs_group:
         return ranks, None
     store: Any = made

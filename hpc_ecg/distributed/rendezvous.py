@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks, read_ranks
 from hpc_ecg.atomic_io import wait_until_seen, write_json
+from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks, read_ranks
 
 JOINED = "joined"
 POLL_SECONDS = 0.05
@@ -23,7 +23,7 @@ REACH_SECONDS = 30.0
 
 
 def join_world(
-    env: MutableMapping[str, str], meeting: Path | None, timeout: timedelta
+    env: MutableMapping[str, str], rendezvous_dir: Path | None, timeout: timedelta
 ) -> tuple[Ranks, TCPStore | None]:
     """The ranks, exported in torchrun's words, and the store for `init_process_group`; None where
     there is one process, or where MASTER_ADDR and MASTER_PORT say where to meet.
@@ -43,8 +43,8 @@ def join_world(
             f"WORLD_SIZE={ranks.world_size} but {' and '.join(missing)} not set; "
             "start several processes with torchrun or srun"
         )
-    assert meeting is not None, "processes of Slurm meet in a folder"
-    file = meeting / _name_of_start(env)
+    assert rendezvous_dir is not None, "processes of Slurm meet in a folder"
+    file = rendezvous_dir / _name_of_start(env)
     if ranks.rank == 0:
         host, store = _invite(env, file, ranks.world_size, timeout)
     else:

@@ -12,11 +12,11 @@ from types import FrameType
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 STOP, SAVE = "STOP", "SAVE"
 LOOK_EVERY_S = 1.0
-AGAIN = 75
+EXIT_REQUEUE = 75
 """Exit code of a run that saved and wants to go on; slurm/finetune.sh has it requeued."""
 
 
-class Stopped(Exception):  # noqa: N818
+class Preempted(Exception):  # noqa: N818
     """The run was asked to stop, and saved. `code`: what the process should end with."""
 
     def __init__(self, reason: str, code: int) -> None:
@@ -24,11 +24,11 @@ class Stopped(Exception):  # noqa: N818
         self.code = code
 
 
-class Wishes:
+class StopSignals:
     """Of this process; the first one looks for the files."""
 
-    def __init__(self, folder: Path, is_first: bool) -> None:
-        self._files = {name: folder / name for name in (STOP, SAVE)} if is_first else {}
+    def __init__(self, folder: Path, is_rank_zero: bool) -> None:
+        self._files = {name: folder / name for name in (STOP, SAVE)} if is_rank_zero else {}
         self._signal = ""
         self._looked = -LOOK_EVERY_S
         self._is_stopped = self.save_now = False
@@ -54,14 +54,14 @@ class Wishes:
         if self._files:
             self._files[SAVE].unlink(missing_ok=True)
 
-    def stopped(self, by_signal: bool) -> Stopped:
+    def stopped(self, by_signal: bool) -> Preempted:
         """Why it stops, to be raised when everything is saved."""
         if self._files:
             self._files[STOP].unlink(missing_ok=True)
         if by_signal:
             name = self._signal or "a signal to another process"
-            return Stopped(f"saved and stopped by {name}; start it again to go on", AGAIN)
-        return Stopped(f"saved and stopped by the file {STOP}; start it again to go on", 0)
+            return Preempted(f"saved and stopped by {name}; start it again to go on", EXIT_REQUEUE)
+        return Preempted(f"saved and stopped by the file {STOP}; start it again to go on", 0)
 
     def close(self) -> None:
         """Signals mean again what they meant before."""

@@ -18,17 +18,17 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-Build = Callable[[nn.Module], torch.optim.Optimizer]
+OptimizerBuilder = Callable[[nn.Module], torch.optim.Optimizer]
 
 
-class NativeTies:
+class TorchBackend:
     """`called`: what forward goes through; `own`: the module whose parameters train."""
 
     def __init__(
         self,
         accelerator: Accelerator,
         module: nn.Module,
-        build: Build,
+        build: OptimizerBuilder,
         clip_norm: float | None,
         shard: bool,
     ) -> None:

@@ -14,7 +14,7 @@ import time
 
 logger = logging.getLogger("hpc_ecg")
 
-LOST = 76
+EXIT_PEER_LOST = 76
 """Exit code of a process that hangs or has lost the others; slurm/finetune.sh tries again."""
 LAST_WORDS_S = 5
 """Between the stacks and the end: the first to go would take the others with it."""
@@ -53,4 +53,4 @@ class Watchdog:
         with contextlib.suppress(ValueError, OSError):  # nobody may be listening any more
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
         time.sleep(LAST_WORDS_S)
-        os._exit(LOST)
+        os._exit(EXIT_PEER_LOST)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.evaluation.metrics import FloatArray
-from hpc_ecg.atomic_io import write_whole
 
 GROUP_PREFIX = "group."
 
@@ -100,7 +100,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             columns[f"{name}.probability"] = predictions.probability_NK[:, k]
     columns |= {f"{GROUP_PREFIX}{name}": group for name, group in predictions.groups.items()}
     table = pd.DataFrame(columns)
-    write_whole(path, lambda aside: table.to_parquet(aside, index=False))
+    write_atomically(path, lambda aside: table.to_parquet(aside, index=False))
 
 
 def as_group(column: pd.Series) -> NDArray:

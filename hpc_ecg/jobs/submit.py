@@ -18,8 +18,8 @@ from typing import Any
 
 import submitit
 
-from hpc_ecg.distributed.ranks import without_ranks
 from hpc_ecg.atomic_io import wait_until_seen
+from hpc_ecg.distributed.ranks import without_ranks
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 1.0

@@ -86,12 +86,12 @@ def _of_nodes(names: list[str], total: int) -> str:
     return f" ({len(names)} of {total} nodes{which})" if total > 1 else ""
 
 
-def heed(findings: Iterable[Finding], is_first: bool) -> None:
+def raise_on_errors(findings: Iterable[Finding], is_rank_zero: bool) -> None:
     """Log them on the first process; ValueError, on all of them, after an error."""
     errors = 0
     for finding in findings:
         errors += finding.level == "error"
-        if is_first:
+        if is_rank_zero:
             logger.log(LEVELS.get(finding.level, logging.INFO), "%s", finding)
     if errors:
         raise ValueError(f"the doctor found errors, {errors} in all (above); mend them first")

@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from hpc_ecg.data.settings import DataConfig
-from hpc_ecg.data.node_cache import stage_folder
-from hpc_ecg.shards.format import ShardSet
-from hpc_ecg.preflight.cluster_checks import Finding, exchange, merged
-from hpc_ecg.training.stage_schedule import TrainConfig
 from hpc_ecg.atomic_io import wait_until_seen
+from hpc_ecg.data.node_cache import resolve_stage_dir
+from hpc_ecg.data.settings import DataConfig
+from hpc_ecg.preflight.cluster_checks import Finding, exchange, merged
+from hpc_ecg.shards.format import ShardSet
+from hpc_ecg.training.stage_schedule import TrainConfig
 
 PATIENCE_S = 30.0
 """For a file of another node: shared file systems cache."""
@@ -122,7 +122,7 @@ def check_stage(config: DataConfig, shards: ShardSet) -> list[Finding]:
     """Of a node: does the set fit on its own disk?"""
     if config.stage_dir is None:
         return []
-    folder, quota_gb = stage_folder(config.stage_dir), config.stage_quota_gb
+    folder, quota_gb = resolve_stage_dir(config.stage_dir), config.stage_quota_gb
     need = sum(about["bytes"] for about in shards.description["shards"])
     space = quota_gb * 1e9 if quota_gb else 0.9 * shutil.disk_usage(folder).free
     if space < need:

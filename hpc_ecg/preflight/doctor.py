@@ -12,14 +12,14 @@ from pathlib import Path
 
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.data.sampler import Schedule
-from hpc_ecg.data.source import Source
-from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.data.sampler import EpochSampler
+from hpc_ecg.data.source import ShardSource
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, reason
 from hpc_ecg.preflight.disk_checks import nearest_folder
-from hpc_ecg.preflight.run_checks import Setup, examine, look_at_node
+from hpc_ecg.preflight.run_checks import Setup, look_at_node, run_checks
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.outcome import Judge, check_start
+from hpc_ecg.training.outcome import BestTracker, check_start
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import describe_stages, stages_of
 from hpc_ecg.weights.initialize import initialize
@@ -49,7 +49,7 @@ def diagnose(config: FinetuneConfig) -> Iterator[Finding]:
             seconds = max(exchange(time.monotonic() - began))
             text = f"{engine.world_size} processes met at {place} in {seconds:.1f} s"
             yield Finding("ok", "meeting", text)
-        yield from examine(engine, run_dir, setup, found)
+        yield from run_checks(engine, run_dir, setup, found)
     except RuntimeError as error:
         why = f"{socket.gethostname()} has lost the others: {reason(error)}"
         yield Finding("error", ALONE, why)
@@ -62,10 +62,10 @@ def _open(config: FinetuneConfig) -> tuple[Setup | None, list[Finding]]:
     found = attempt("run_dir", _check_run, config)
     try:
         shards, labels = open_shards(config.data)
-        source = Source(shards, config.data)
+        source = ShardSource(shards, config.data)
         train, valid = (open_split(shards, split, labels, source) for split in ("train", "valid"))
-        schedule = Schedule.of(train, config.data, config.seed)
-        Judge(valid, config.data.task, config.train.best_metric, config.loss)
+        sampler = EpochSampler.of(train, config.data, config.seed)
+        BestTracker(valid, config.data.task, config.train.best_metric, config.loss)
     except Exception as error:
         skipped = Finding("skipped", "weights", "they must fit the data, which must be read first")
         return None, [*found, Finding("error", "data", reason(error)), skipped]
@@ -93,7 +93,7 @@ def _open(config: FinetuneConfig) -> tuple[Setup | None, list[Finding]]:
         loss=config.loss,
         train=train,
         valid=valid,
-        schedule=schedule,
+        sampler=sampler,
         stages=stages,
         start=start,
     )

@@ -16,25 +16,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpc_ecg.distributed.ranks import read_ranks
-from hpc_ecg.data.loader import read_ahead
 from hpc_ecg.data.augment import AugmentConfig
 from hpc_ecg.data.batches import StepBatch
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.sampler import Schedule
+from hpc_ecg.data.loader import prefetch
 from hpc_ecg.data.node_cache import BLOCK
+from hpc_ecg.data.sampler import EpochSampler
+from hpc_ecg.distributed.ranks import read_ranks
+from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
-from hpc_ecg.shards.format import ShardSet
-from hpc_ecg.shards.index import amplitude_of_cohort
 from hpc_ecg.preflight import cluster_checks as cluster
 from hpc_ecg.preflight import disk_checks as disks
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, merged, reason
+from hpc_ecg.shards.format import ShardSet
+from hpc_ecg.shards.index import amplitude_of_cohort
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.distributed.settings import EngineConfig
-from hpc_ecg.training.inputs import Change
+from hpc_ecg.training.inputs import TrainingTransform
 from hpc_ecg.training.meter import memory_gb
 from hpc_ecg.training.optimizer import build_optimizer
-from hpc_ecg.training.stage_schedule import Plan
+from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import Stage, trains_head_only
 from hpc_ecg.weights.initialize import Initialized
 
@@ -62,7 +62,7 @@ class Setup:
     loss: LossConfig
     train: Dataset
     valid: Dataset
-    schedule: Schedule
+    sampler: EpochSampler
     stages: list[Stage]
     start: Initialized
 
@@ -109,7 +109,7 @@ def check_step(engine: Engine, setup: Setup) -> tuple[list[Finding], float | Non
 
     ValueError if it fails on one of several processes: the others cannot be told.
     """
-    batches = read_ahead(setup.train, range(1), setup.schedule, engine.share)
+    batches = prefetch(setup.train, range(1), setup.sampler, engine.share)
     batch, wrong = None, []
     try:
         batch = next(batches)
@@ -152,7 +152,9 @@ def _take_steps(engine: Engine, setup: Setup, batch: StepBatch) -> tuple[float, 
     for group in engine.ties.optimizer.param_groups:
         group["lr"] = 0.0
     divide_by = normalizer(torch.from_numpy(batch.global_labels_BK), setup.loss)
-    change = Change(dataset=setup.train, augment=setup.augment, seed=setup.seed, step=batch.step)
+    change = TrainingTransform(
+        dataset=setup.train, augment=setup.augment, seed=setup.seed, step=batch.step
+    )
     loss_of, per_count = partial(loss_sum, config=setup.loss), setup.train.millivolts_per_count
     seconds: list[float] = []
     while len(seconds) < MOST_STEPS and sum(seconds) < ENOUGH_S:
@@ -173,16 +175,16 @@ def _memory(engine: Engine) -> tuple[float, float]:
 
 def project(setup: Setup, step_s: float) -> list[Finding]:
     """Steps and time of the whole run; does the job last so long?"""
-    epoch, batch_size = setup.schedule.steps_per_epoch, setup.schedule.config.batch_size
+    epoch, batch_size = setup.sampler.steps_per_epoch, setup.sampler.config.batch_size
     validation_s = FORWARD * step_s * len(setup.valid) / batch_size
     steps, seconds = 0, validation_s
     for stage in setup.stages:
-        plan = Plan.of(stage.train, epoch)
-        steps += plan.steps
+        schedule = StageSchedule.of(stage.train, epoch)
+        steps += schedule.steps
         if trains_head_only(setup.stages, stage):  # features are computed once
             seconds += FORWARD * step_s * len(setup.train) / batch_size
         else:
-            seconds += plan.steps * (step_s + validation_s / plan.eval_every)
+            seconds += schedule.steps * (step_s + validation_s / schedule.eval_every)
     hours = timedelta(seconds=round(seconds))
     text = f"{steps} steps ({epoch} an epoch) with validations in about {hours} h"
     left_s = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - time.time()
@@ -199,7 +201,7 @@ def look_at_node(config: EngineConfig) -> list[Finding]:
     return [*versions, *attempt("gpus", cluster.check_gpus, config)]
 
 
-def examine(
+def run_checks(
     engine: Engine, run_dir: Path, setup: Setup | None, of_node: Sequence[Finding]
 ) -> Iterator[Finding]:
     """All that there is to look at. `of_node`: what this process found before it met the others."""
@@ -222,9 +224,9 @@ def _examine_run(engine: Engine, run_dir: Path, setup: Setup) -> Iterator[Findin
     shards, config = setup.train.shards, setup.stages[0].train
     weight_bytes = 4 * setup.start.report["counts"]["parameters"]
     yield from exchange(attempt("space", disks.check_space, run_dir, config, weight_bytes))[0]
-    yield from merged(attempt("stage", disks.check_stage, setup.schedule.config, shards))
+    yield from merged(attempt("stage", disks.check_stage, setup.sampler.config, shards))
     yield from attempt("amplitude", check_amplitude, shards)
-    data = attempt("data", setup.schedule.check_world, engine.world_size)
+    data = attempt("data", setup.sampler.check_world, engine.world_size)
     data += check_digests(setup.train, engine.rank)
     yield from data
     if any(finding.level == "error" for finding in data):

@@ -24,7 +24,7 @@ def render_text(template: str, **values: object) -> str:
 
 def _environment(autoescape: bool) -> Environment:
     environment = Environment(
-        loader=PackageLoader("hpc_ecg", "templates"),
+        loader=PackageLoader("hpc_ecg.reporting", "templates"),
         autoescape=autoescape,  # noqa: S701  # off for Markdown alone
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 from hpc_ecg.atomic_io import sha256_of
+from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 
 FORMAT = "hpc_ecg-shards/2"
 LABEL_PREFIX = "label."

@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 
 import hpc_ecg
+from hpc_ecg.atomic_io import sha256_of, write_json, write_text
 from hpc_ecg.cohort import splits
 from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.shards.format import FOLD_PREFIX, FORMAT, LABEL_PREFIX, rows_of_keys
-from hpc_ecg.atomic_io import sha256_of, write_json, write_text
 
 UNLIKE_FACTOR = 10.0
 """A record whose amplitude is that many times the cohort's median, or a part of it, is flagged."""

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.reporting.ecg_paper import draw_ecg
+from hpc_ecg.atomic_io import write_text
 from hpc_ecg.log import progress_bar
+from hpc_ecg.reporting.ecg_paper import draw_ecg
 from hpc_ecg.reporting.html import inline_svg, render_page
-from hpc_ecg.shards.remote import digest_shard, open_shard_set, read_part
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.index import amplitude_of_cohort, count_kinds
 from hpc_ecg.shards.quality_report import (
@@ -29,7 +29,7 @@ from hpc_ecg.shards.quality_report import (
     draw_amplitudes,
     most_frequent,
 )
-from hpc_ecg.atomic_io import write_text
+from hpc_ecg.shards.remote import digest_shard, open_shard_set, read_part
 
 COPY_AGAIN = "a copy of the shards that hpc-ecg data repair has mended in their folder"
 

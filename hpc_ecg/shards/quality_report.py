@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from hpc_ecg.atomic_io import write_atomically, write_text
 from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL, AmplitudeFacts
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import Recording
@@ -23,7 +24,6 @@ from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.reporting.plots import histogram
 from hpc_ecg.shards.format import key_of_row, rows_of_keys
 from hpc_ecg.shards.index import LeftOut, count_kinds, kinds_of
-from hpc_ecg.atomic_io import write_text, write_whole
 
 NUM_PICTURES = 12
 NOTHING_TO_DRAW = ("not found", "unreadable")
@@ -51,7 +51,7 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
     """Write both files into the folder `out`; returns the page."""
     table = quality_table(report)
     assert table["row"].nunique() == report.records, "a row of the table is in no list"
-    write_whole(out / "quality.csv", lambda aside: table.to_csv(aside, index=False))
+    write_atomically(out / "quality.csv", lambda aside: table.to_csv(aside, index=False))
     is_kept_N, values = table["status"] == "kept", report.index["amplitude_mv"]
     left_out = table[~is_kept_N]
     flagged = table[is_kept_N & (table["reason_or_flags"] != "")]

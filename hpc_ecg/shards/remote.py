@@ -22,7 +22,7 @@ PIPE = "pipe:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Far:
+class RemoteStore:
     """Files by name, somewhere else. ValueError, in one line, for what cannot be read."""
 
     url: str
@@ -82,12 +82,12 @@ def open_shard_set(
     return replace(shards, url=place)
 
 
-def locate(url: str) -> Far:
+def locate(url: str) -> RemoteStore:
     """ValueError if no installed file system knows this URL, or a command leaves out {name}."""
     if url.startswith(PIPE):
         if "{name}" not in url:
             raise ValueError(f"data.shards={url}: the command must hold {{name}}, the file's name")
-        return Far(url=url, filesystem=None, root="")
+        return RemoteStore(url=url, filesystem=None, root="")
     from fsspec.core import url_to_fs
 
     try:
@@ -95,7 +95,7 @@ def locate(url: str) -> Far:
     except (ImportError, ValueError) as error:
         hint = "; pip install s3fs" if url.startswith("s3") else ""
         raise ValueError(f"data.shards={url}: {str(error).splitlines()[0]}{hint}") from None
-    return Far(url=url.rstrip("/"), filesystem=filesystem, root=root)
+    return RemoteStore(url=url.rstrip("/"), filesystem=filesystem, root=root)
 
 
 def digest_shard(shards: ShardSet, shard: int) -> tuple[str, int]:

@@ -8,12 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cohort.splits import assign_splits
 from hpc_ecg.cohort.table import read_cohort
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.sharding_job import write_shard
 from hpc_ecg.shards.sharding_plan import jobs_of, plan_of
-from hpc_ecg.atomic_io import sha256_of
 
 
 def repair(folder: Path, table: Path | None = None, signals: Path | None = None) -> list[str]:

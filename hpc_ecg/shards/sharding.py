@@ -19,12 +19,14 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from hpc_ecg.atomic_io import sync_all
 from hpc_ecg.cohort import splits
 from hpc_ecg.cohort.privacy import protect
 from hpc_ecg.cohort.splits import Assignment, assign_splits
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, read_cohort
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import RecordError, Recording
+from hpc_ecg.jobs.submit import Job, run_on_slurm
 from hpc_ecg.log import progress_bar
 from hpc_ecg.shards import sharding_job as shard_job
 from hpc_ecg.shards.format import shard_name
@@ -37,6 +39,7 @@ from hpc_ecg.shards.index import (
     read_notes,
     write_beside_shards,
 )
+from hpc_ecg.shards.quality_report import QualityFacts, write_quality_report
 from hpc_ecg.shards.sharding_job import ShardJob
 from hpc_ecg.shards.sharding_plan import (
     ShardingPlan,
@@ -47,9 +50,6 @@ from hpc_ecg.shards.sharding_plan import (
     rows_of,
     shard_numbers,
 )
-from hpc_ecg.shards.quality_report import QualityFacts, write_quality_report
-from hpc_ecg.jobs.submit import Job, run_on_slurm
-from hpc_ecg.atomic_io import sync_all
 
 logger = logging.getLogger("hpc_ecg")
 

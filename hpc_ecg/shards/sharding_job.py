@@ -18,12 +18,12 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from hpc_ecg.atomic_io import sha256_of, write_json
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, PreparedECG, prepare
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.shards.format import FORMAT, ShardWriter, find_arrays, key_of_row, shard_name
-from hpc_ecg.atomic_io import sha256_of, write_json
 
 RATE_TOLERANCE = 0.0005
 

@@ -3,13 +3,13 @@ written."""
 
 from pathlib import Path
 
-from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.data.sampler import Schedule
-from hpc_ecg.sweep.arms import axes_of, choices_of
 from hpc_ecg.comparison.results import read_optional
+from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.data.sampler import EpochSampler
+from hpc_ecg.jobs.slurm import script_of
+from hpc_ecg.sweep.arms import axes_of, choices_of
 from hpc_ecg.sweep.grid import Sweep
 from hpc_ecg.sweep.launch import checked
-from hpc_ecg.jobs.slurm import script_of
 from hpc_ecg.sweep.task import task_of_run
 from hpc_ecg.sweep.tuning import chosen_before
 from hpc_ecg.training.settings import FinetuneConfig
@@ -84,8 +84,8 @@ def _cost(sweep: Sweep, is_done: dict[str, bool]) -> str:
 def _most_ecgs(run: FinetuneConfig) -> int:
     """To the last step that its stages allow; patience may end it sooner."""
     shards, labels = open_shards(run.data)
-    schedule = Schedule.of(open_split(shards, "train", labels), run.data, run.seed)
+    sampler = EpochSampler.of(open_split(shards, "train", labels), run.data, run.seed)
     stages = stages_of(run.train, run.optim, run.init.checkpoint is not None)
-    epoch = schedule.steps_per_epoch
+    epoch = sampler.steps_per_epoch
     steps = sum(s.train.max_steps or s.train.max_epochs * epoch for s in stages)
     return steps * run.data.batch_size

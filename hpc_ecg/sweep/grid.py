@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from hpc_ecg.config.load import Source, merge_sources, parse_word, read_yaml
-from hpc_ecg.sweep.arms import TAKEN, Arm, arms_of, axes_of, nest
+from hpc_ecg.config.load import SettingsSource, merge_sources, parse_override, read_yaml
 from hpc_ecg.jobs.slurm import SlurmConfig
+from hpc_ecg.sweep.arms import TAKEN, Arm, arms_of, axes_of, nest
 from hpc_ecg.training.settings import FinetuneConfig
 
 RUN = "run"
@@ -100,9 +100,9 @@ class Cell:
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     config: SweepConfig
-    shared: list[Source]
+    shared: list[SettingsSource]
     """What all runs are told …"""
-    overrides: dict[str, list[Source]]
+    overrides: dict[str, list[SettingsSource]]
     """… and what each strategy says."""
     cells: list[Cell]
 
@@ -117,7 +117,7 @@ class Sweep:
         """One run's settings. `values`: by dotted key, over what the strategy says."""
         own = {"seed": seed, "run_dir": run_dir}
         laid = [(nest(values), "the sweep's grid and tune"), (own, "sweep")]
-        over = [Source(OmegaConf.create(value), name) for value, name in laid]
+        over = [SettingsSource(OmegaConf.create(value), name) for value, name in laid]
         sources = [*self.shared, *self.overrides[strategy], *over]
         return merge_sources(FinetuneConfig, sources)
 
@@ -147,15 +147,15 @@ def load_sweep(files: Sequence[str], words: Sequence[str]) -> Sweep:
     own, shared = [], []
     for file in files:
         source = read_yaml(file)
-        shared.append(Source(_take_run(source), f"{file}, below {RUN}"))
+        shared.append(SettingsSource(_take_run(source), f"{file}, below {RUN}"))
         _check_whose(source.values, file)
         own.append(source)
     for word in words:
         if word.startswith(f"{RUN}."):
-            shared.append(parse_word(word.removeprefix(f"{RUN}."), FinetuneConfig))
+            shared.append(parse_override(word.removeprefix(f"{RUN}."), FinetuneConfig))
         else:
             _check_whose(word.partition("=")[0].split(".")[:1], "command line")
-            own.append(parse_word(word, SweepConfig))
+            own.append(parse_override(word, SweepConfig))
     for source in shared:
         for key in ("seed", "run_dir"):
             if key in source.values:
@@ -179,7 +179,7 @@ def _check_whose(keys: Iterable[Any], where: str) -> None:
             )
 
 
-def _take_run(source: Source) -> DictConfig:
+def _take_run(source: SettingsSource) -> DictConfig:
     """Remove the `run` section of a sweep's file and give it back."""
     section = source.values.pop(RUN, None)
     if section is not None and not isinstance(section, DictConfig):
@@ -187,7 +187,7 @@ def _take_run(source: Source) -> DictConfig:
     return OmegaConf.create({}) if section is None else section
 
 
-def _read_strategy(folder: Path, name: str) -> list[Source]:
+def _read_strategy(folder: Path, name: str) -> list[SettingsSource]:
     if not folder.is_dir():
         raise ValueError(f"strategy_dir={folder}: no such folder")
     first, *options = name.split("+")
@@ -196,7 +196,7 @@ def _read_strategy(folder: Path, name: str) -> list[Source]:
     return [_read_part(folder, first)] + [_read_part(folder / "with", part) for part in options]
 
 
-def _read_part(folder: Path, name: str) -> Source:
+def _read_part(folder: Path, name: str) -> SettingsSource:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(item.stem for item in folder.glob("*.yaml"))) or "none"

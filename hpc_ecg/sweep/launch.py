@@ -11,19 +11,19 @@ from pathlib import Path
 
 import yaml
 
+from hpc_ecg.atomic_io import read_json, write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.distributed.stop_signals import StopSignals
 from hpc_ecg.log import logger
-from hpc_ecg.training.run_folder import RunFolder
-from hpc_ecg.distributed.stop_signals import Wishes
 from hpc_ecg.sweep.arms import axes_of
 from hpc_ecg.sweep.grid import Cell, Sweep
-from hpc_ecg.sweep.local_runs import run_here, share_cores, visible_gpus
-from hpc_ecg.sweep.submissions import alone
+from hpc_ecg.sweep.local_runs import run_tasks_locally, share_cores, visible_gpus
+from hpc_ecg.sweep.slurm_runs import run_tasks_on_slurm
 from hpc_ecg.sweep.soups import soup_tasks
+from hpc_ecg.sweep.submissions import submission_lock
 from hpc_ecg.sweep.task import Task, task_of_run
-from hpc_ecg.sweep.slurm_runs import run_there
 from hpc_ecg.sweep.tuning import (
     FOLDER,
     check_trials,
@@ -33,13 +33,13 @@ from hpc_ecg.sweep.tuning import (
     tune,
 )
 from hpc_ecg.training.evaluate import describe_evaluation
-from hpc_ecg.training.outcome import Judge
+from hpc_ecg.training.outcome import BestTracker
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.atomic_io import read_json, write_json, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TaskRunner:
     """Where tasks are done."""
 
     run_all: Callable[[Sequence[Task]], list[str]]
@@ -57,12 +57,12 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
     it.
     """
     sweep = checked(sweep)
-    with _place(sweep, wait) as place:
+    with _task_runner(sweep, wait) as runner:
         # 1. each strategy chooses its own values, if it may
         if sweep.config.tune:
             if only is not None and only.startswith(f"{FOLDER}/"):
                 forget_failure(sweep, only)
-            is_tuned, failures = tune(sweep, place.run_all, place.adapt)
+            is_tuned, failures = tune(sweep, runner.run_all, runner.adapt)
             if not is_tuned:
                 when = "" if wait else " when its trials have ended"
                 logger.info("tuning is not done yet: start the sweep again%s", when)
@@ -70,15 +70,15 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
             sweep = checked(sweep)
 
         # 2. every cell that is not done
-        tasks = [task_of_run(cell.name, place.adapt(cell.run)) for cell in sweep.cells]
+        tasks = [task_of_run(cell.name, runner.adapt(cell.run)) for cell in sweep.cells]
         done = sum(task.is_done() for task in tasks)
         logger.info("%d cells, %d done before", len(tasks), done)
-        failures = place.run_all([task for task in tasks if only in (None, task.name)])
+        failures = runner.run_all([task for task in tasks if only in (None, task.name)])
 
         # 3. the mean of each arm's weights, where all of its seeds are done
         if sweep.config.soup:
-            soups = soup_tasks(sweep, place.adapt)
-            failures += place.run_all(soups)
+            soups = soup_tasks(sweep, runner.adapt)
+            failures += runner.run_all(soups)
             arms = {cell.arm.name for cell in sweep.cells if len(sweep.config.seeds) > 1}
             if not wait and len(soups) < len(arms):
                 logger.info("soups are made once their seeds are done: start the sweep again then")
@@ -131,29 +131,29 @@ def _check_runs(runs: Sequence[tuple[str, FinetuneConfig]]) -> None:
             checked.add(repr((data, loss, metric)))
             shards, labels = open_shards(data)
             opened = {split: open_split(shards, split, labels) for split in SPLITS}
-            Judge(opened["valid"], data.task, metric, loss)
+            BestTracker(opened["valid"], data.task, metric, loss)
         weights = run.init.checkpoint
         if weights and not Path(weights).exists():
             raise ValueError(f"{strategy}: init.checkpoint={weights}: no such file")
 
 
 @contextmanager
-def _place(sweep: Sweep, wait: bool) -> Iterator[Place]:
+def _task_runner(sweep: Sweep, wait: bool) -> Iterator[TaskRunner]:
     folder, slurm = Path(sweep.config.sweep_dir), sweep.config.slurm
     if slurm is None:
-        with _this_machine(sweep, folder) as place:
-            yield place
+        with _this_machine(sweep, folder) as runner:
+            yield runner
         return
-    with alone(folder):
+    with submission_lock(folder):
         _write_sweep(folder, sweep)
-    yield Place(
-        run_all=lambda tasks: run_there(tasks, folder, slurm, wait, _report),
+    yield TaskRunner(
+        run_all=lambda tasks: run_tasks_on_slurm(tasks, folder, slurm, wait, _report),
         adapt=lambda run: run,
     )
 
 
 @contextmanager
-def _this_machine(sweep: Sweep, folder: Path) -> Iterator[Place]:
+def _this_machine(sweep: Sweep, folder: Path) -> Iterator[TaskRunner]:
     """Locked, and listening for signals and the file STOP."""
     at_once, minutes = sweep.config.runs_at_once, sweep.config.run_timeout_min
     gpus = visible_gpus()
@@ -161,13 +161,13 @@ def _this_machine(sweep: Sweep, folder: Path) -> Iterator[Place]:
         raise ValueError(f"runs_at_once={at_once}, but there are {len(gpus)} GPUs")
     lock = RunFolder(folder)
     lock.claim()
-    wishes = Wishes(folder, is_first=True)
+    wishes = StopSignals(folder, is_rank_zero=True)
 
     def run_all(tasks: Sequence[Task]) -> list[str]:
         def must_stop() -> bool:
             return any(wishes.told()[:2])
 
-        failures = run_here(tasks, folder, at_once, minutes, gpus, must_stop, _report)
+        failures = run_tasks_locally(tasks, folder, at_once, minutes, gpus, must_stop, _report)
         is_signal, is_stop, _ = wishes.told()
         if (is_signal or is_stop) and not all(task.is_done() for task in tasks):
             raise wishes.stopped(by_signal=bool(is_signal))
@@ -175,7 +175,7 @@ def _this_machine(sweep: Sweep, folder: Path) -> Iterator[Place]:
 
     try:
         _write_sweep(folder, sweep)
-        yield Place(run_all=run_all, adapt=lambda run: share_cores(run, at_once, gpus))
+        yield TaskRunner(run_all=run_all, adapt=lambda run: share_cores(run, at_once, gpus))
     finally:
         wishes.close()
         lock.release()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.jobs.submit import Job, run_locally
+from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.sweep.task import Task, attempt
 from hpc_ecg.training.settings import FinetuneConfig
 
 
-def run_here(
+def run_tasks_locally(
     tasks: Sequence[Task],
     folder: Path,
     at_once: int,

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from hpc_ecg.log import logger, progress_bar
-from hpc_ecg.sweep.submissions import alone, in_queue, places, submit
 from hpc_ecg.jobs.slurm import SlurmConfig, state_of
+from hpc_ecg.log import logger, progress_bar
+from hpc_ecg.sweep.submissions import in_queue, last_submissions, submission_lock, submit
 from hpc_ecg.sweep.task import Task
 
 POLL_S, POLL_AT_MOST_S, SLOWER = 2.0, 30.0, 1.2
@@ -23,7 +23,7 @@ FINAL = ("CANCELLED", OUT_OF_MEMORY)
 """Ends that another try would not change."""
 
 
-def run_there(
+def run_tasks_on_slurm(
     tasks: Sequence[Task],
     folder: Path,
     config: SlurmConfig,
@@ -40,7 +40,7 @@ def submit_missing(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> 
     """Those that nobody has submitted, or whose job has ended."""
     if not tasks:
         return
-    with alone(folder):
+    with submission_lock(folder):
         queue = in_queue(folder, [task.name for task in tasks])
         if queue is None:
             raise ValueError("squeue does not answer: is this a login node of a Slurm cluster?")
@@ -106,7 +106,7 @@ def _is_lost(task: Task, folder: Path, tries: int, at_most: int) -> bool:
     """Whether it is to be submitted again. What is lost and is not, is noted as failed."""
     if task.is_done() or task.error.exists():
         return False
-    place = places(folder)[task.name]
+    place = last_submissions(folder)[task.name]
     state = state_of(place.id) if place.id else ""
     if tries < at_most and not state.startswith(FINAL):
         return True

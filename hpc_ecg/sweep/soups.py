@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from hpc_ecg.atomic_io import read_json, wait_until_seen, write_json
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.sweep.grid import Cell, Sweep
 from hpc_ecg.sweep.task import Task, task_of_run
 from hpc_ecg.training.evaluate import evaluate_weights
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights.convert import soup
-from hpc_ecg.atomic_io import read_json, wait_until_seen, write_json
 
 PATIENCE_S = 300.0
 

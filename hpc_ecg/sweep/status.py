@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.atomic_io import read_json
+from hpc_ecg.comparison.results import expected_cells, read_events
+from hpc_ecg.comparison.scoring import METRIC_NAMES
 from hpc_ecg.distributed.stop_signals import STOP
 from hpc_ecg.jobs import slurm
-from hpc_ecg.comparison.results import expected_cells, read_events
-from hpc_ecg.sweep.submissions import in_queue, places
-from hpc_ecg.comparison.scoring import METRIC_NAMES
+from hpc_ecg.sweep.submissions import in_queue, last_submissions
 from hpc_ecg.sweep.task import log_of
-from hpc_ecg.atomic_io import read_json
+from hpc_ecg.training.run_folder import RunFolder
 
 WATCH_S = 5.0
 
@@ -59,7 +59,7 @@ def show(sweep_dir: Path, watch: bool) -> None:
 def states_of(sweep_dir: Path) -> list[State]:
     """Of all cells, in the order of sweep.yaml, after the trials and before the soups that have
     begun."""
-    names, submitted = _tasks_of(sweep_dir), places(sweep_dir)
+    names, submitted = _tasks_of(sweep_dir), last_submissions(sweep_dir)
     queue = in_queue(sweep_dir, names)
     known = set() if queue is None else set(submitted)
     return [_state(sweep_dir, name, (queue or {}).get(name), name in known) for name in names]
@@ -102,7 +102,7 @@ def _tasks_of(sweep_dir: Path) -> list[str]:
         raise ValueError(f"{sweep_dir} is not a sweep's folder (no sweep.yaml)")
     begun = {str(p.relative_to(sweep_dir)) for p in sweep_dir.glob("tuning/*/*")}
     begun |= {str(p.relative_to(sweep_dir)) for p in sweep_dir.glob("*/soup")}
-    begun |= set(places(sweep_dir))
+    begun |= set(last_submissions(sweep_dir))
     cells = [f"{arm}/seed-{seed}" for arm, seed in expected_cells(sweep_dir)]
     trials = sorted(name for name in begun if name.startswith("tuning/"))
     return trials + cells + sorted(name for name in begun if name.endswith("/soup"))

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hpc_ecg.jobs.submit import submit_to_slurm
-from hpc_ecg.jobs.slurm import PYTHON, InQueue, SlurmConfig, ask_queue, settings_win
-from hpc_ecg.sweep.task import SlurmTask, Task
 from hpc_ecg.atomic_io import read_json, write_json
+from hpc_ecg.jobs.slurm import PYTHON, InQueue, SlurmConfig, ask_queue, settings_win
+from hpc_ecg.jobs.submit import submit_to_slurm
+from hpc_ecg.sweep.task import SlurmTask, Task
 
 LOCK_PATIENCE_S = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Submission:
     """Where a task was submitted last."""
 
     note: str
@@ -33,7 +33,7 @@ class Place:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def submission_lock(folder: Path) -> Iterator[None]:
     """One process at a time looks who has what and submits the rest; held for seconds only."""
     jobs = folder / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)
@@ -44,21 +44,21 @@ def alone(folder: Path) -> Iterator[None]:
         raise ValueError(f"{jobs / 'lock'} is held by another process; try again") from None
 
 
-def places(folder: Path) -> dict[str, Place]:
+def last_submissions(folder: Path) -> dict[str, Submission]:
     """Of every task that was ever submitted, by its name."""
-    found: dict[str, Place] = {}
+    found: dict[str, Submission] = {}
     for path in sorted((folder / "jobs").glob("*.json")):
         note = read_json(path)
         for index, name in enumerate(note["tasks"]):
             id = note["ids"][index] if note["ids"] else ""
             log = folder / "submitit" / f"{id}_0_log.err"
-            found[name] = Place(note=path.stem, index=index, id=id, log=log)
+            found[name] = Submission(note=path.stem, index=index, id=id, log=log)
     return found
 
 
 def in_queue(folder: Path, names: Sequence[str]) -> dict[str, InQueue] | None:
     """Of these tasks, those that wait or run; None if no Slurm answers."""
-    known = {name: place for name, place in places(folder).items() if name in names}
+    known = {name: place for name, place in last_submissions(folder).items() if name in names}
     queue = ask_queue(sorted({place.note for place in known.values()}))
     if queue is None:
         return None

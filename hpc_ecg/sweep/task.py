@@ -19,16 +19,16 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
+from hpc_ecg.atomic_io import write_text
+from hpc_ecg.distributed.process_group import PeerLost
 from hpc_ecg.distributed.ranks import read_ranks
-from hpc_ecg.log import logger, start_logging
-from hpc_ecg.training.run_folder import RunFolder
-from hpc_ecg.distributed.stop_signals import AGAIN, Stopped
+from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, Preempted
 from hpc_ecg.jobs.slurm import state_of
-from hpc_ecg.distributed.process_group import Lost
+from hpc_ecg.log import logger, start_logging
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.atomic_io import write_text
 
 UNTIL_ENDED_S = 600
 LOG, LOG_OF_ENDED = "log: ", "ended from outside, log: "
@@ -101,20 +101,20 @@ def finetune_only(config: FinetuneConfig) -> None:
 
 def attempt(task: Task) -> None:
     """Do it, or note why not; all processes of the job call this."""
-    is_first = start_logging() == 0
+    is_rank_zero = start_logging() == 0
     log = submitit.JobEnvironment().paths.stderr
     try:
         task.function(*task.arguments)
-    except Lost:
+    except PeerLost:
         raise
-    except Stopped as stopped:
-        if is_first and stopped.code != AGAIN:
+    except Preempted as stopped:
+        if is_rank_zero and stopped.code != EXIT_REQUEUE:
             task.fail(str(stopped), log, from_outside=True)
         raise
     except Exception:
         task.fail(traceback.format_exc(), log)
         raise
-    if is_first:
+    if is_rank_zero:
         task.error.unlink(missing_ok=True)
 
 
@@ -129,8 +129,8 @@ class SlurmTask:
         requeue = signal.getsignal(signal.SIGUSR2)
         try:
             attempt(self.task)
-        except Stopped as stopped:
-            if stopped.code == AGAIN:
+        except Preempted as stopped:
+            if stopped.code == EXIT_REQUEUE:
                 assert callable(requeue)
                 self._go_on(str(stopped), requeue)
             raise

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_ecg.atomic_io import read_json, write_json
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.log import logger
-from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.sweep.arms import arm_name, axes_of, choices_of
 from hpc_ecg.sweep.grid import Sweep
 from hpc_ecg.sweep.task import Task, task_of_run
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.atomic_io import read_json, write_json
 
 FOLDER = "tuning"
 LOG_RATIO = 10

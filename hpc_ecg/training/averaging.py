@@ -14,7 +14,7 @@ from torch import Tensor, nn
 KINDS = ("none", "ema", "swa")
 
 
-class Average:
+class WeightAverager:
     """`kind` none does nothing at all."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], kind: str, ema_decay: float) -> None:

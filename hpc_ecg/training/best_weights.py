@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import hpc_ecg
+from hpc_ecg.atomic_io import write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.evaluation.calibration import fit_calibration
-from hpc_ecg.evaluation.scores import fit_operating_points
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
+from hpc_ecg.evaluation.scores import fit_operating_points
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.atomic_io import write_json, write_whole
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -43,7 +43,7 @@ class BestWeights:
         """`trained` (the model, or its head alone) holds the best weights so far."""
         if trained is not model:
             head = {name: tensor.detach().cpu() for name, tensor in trained.state_dict().items()}
-            write_whole(self._aside, lambda aside: save_file(head, aside))
+            write_atomically(self._aside, lambda aside: save_file(head, aside))
             return
         self._write(model, model.state_dict(), self.provenance)
         self._aside.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpc_ecg.atomic_io import read_json, sha256_of, wait_until_seen, write_json, write_whole
+from hpc_ecg.atomic_io import read_json, sha256_of, wait_until_seen, write_atomically, write_json
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -77,7 +77,7 @@ def save_checkpoint(
         _write_progress(aside, progress)
         write_json(aside / MARK, digests)
 
-    write_whole(final, write)
+    write_atomically(final, write)
     for old in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 

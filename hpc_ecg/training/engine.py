@@ -20,13 +20,13 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hpc_ecg.data.batches import MicroBatch, StepBatch
-from hpc_ecg.data.sampler import Share
-from hpc_ecg.distributed.torch_backends import Build, NativeTies
+from hpc_ecg.data.sampler import RankSlice
+from hpc_ecg.distributed.deepspeed_backend import DeepSpeedBackend
+from hpc_ecg.distributed.process_group import enter_world, leave_world, share_failures
 from hpc_ecg.distributed.settings import EngineConfig, choose_hardware
-from hpc_ecg.distributed.process_group import enter_world, failures_told, leave_world
-from hpc_ecg.distributed.deepspeed_backend import ZeroTies
-from hpc_ecg.training.inputs import Change, model_inputs
+from hpc_ecg.distributed.torch_backends import OptimizerBuilder, TorchBackend
 from hpc_ecg.distributed.watchdog import Watchdog
+from hpc_ecg.training.inputs import TrainingTransform, model_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +42,23 @@ class StepResult:
 
 
 class Engine:
-    def __init__(self, config: EngineConfig, meeting: Path | None = None) -> None:
+    def __init__(self, config: EngineConfig, rendezvous_dir: Path | None = None) -> None:
         """Join the other processes, which under Slurm meet through a file in `meeting`. ValueError
         if the wish cannot be met on this machine."""
         self.config = config
         on_cpu, self.precision = choose_hardware(config)
-        self._accelerator, ranks, self._store = enter_world(config, meeting, on_cpu, self.precision)
-        self.failures_told = partial(failures_told, ranks, self._store)
+        self._accelerator, ranks, self._store = enter_world(
+            config, rendezvous_dir, on_cpu, self.precision
+        )
+        self.share_failures = partial(share_failures, ranks, self._store)
         if config.cpu_threads:
             torch.set_num_threads(config.cpu_threads)
         self.device = self._accelerator.device
         is_gpu = self.device.type == "cuda"
         self.device_name = torch.cuda.get_device_name(self.device) if is_gpu else "CPU"
         self.rank, self.world_size = ranks.rank, ranks.world_size
-        self.is_first = ranks.rank == 0
-        self.share = Share(
+        self.is_rank_zero = ranks.rank == 0
+        self.share = RankSlice(
             rank=self.rank, world_size=self.world_size, micro_batch_size=config.micro_batch_size
         )
         self._first_bad = torch.tensor(-1, device=self.device)
@@ -68,7 +70,7 @@ class Engine:
     def prepare(
         self,
         module: nn.Module,
-        build: Build | None = None,
+        build: OptimizerBuilder | None = None,
         clip_norm: float | None = None,
         moments: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -80,10 +82,10 @@ class Engine:
             self._model = module.to(self.device)
             return
         if stage := self.config.zero_stage:
-            self.ties = ZeroTies(self._accelerator, module, build, clip_norm, stage)
+            self.ties = DeepSpeedBackend(self._accelerator, module, build, clip_norm, stage)
         else:
             shard = self.config.parallel == "fsdp2"
-            self.ties = NativeTies(self._accelerator, module, build, clip_norm, shard)
+            self.ties = TorchBackend(self._accelerator, module, build, clip_norm, shard)
         self._model = self.ties.called
         if self.config.compile:
             self.ties.own.compile()
@@ -103,7 +105,7 @@ class Engine:
         loss_sum: Callable[[Tensor, Tensor], Tensor],
         divide_by: float,
         millivolts_per_count: float,
-        change: Change | None = None,
+        change: TrainingTransform | None = None,
         wishes: tuple[float, ...] = (),
         may_skip: bool = False,
     ) -> StepResult:
@@ -176,10 +178,10 @@ class Engine:
         """Rows of all ranks, in the order of the ranks; as many rows from each."""
         return self._accelerator.gather(rows.to(self.device)).cpu()
 
-    def on_first(self, action: Callable[[], Any]) -> Any:
+    def run_on_rank_zero(self, action: Callable[[], Any]) -> Any:
         """Do it on the first process and give its result, or its ValueError, to all of them."""
         outcome: list[Any] = [None, None]
-        if self.is_first:
+        if self.is_rank_zero:
             try:
                 outcome = [action(), None]
             except (ValueError, OSError) as error:

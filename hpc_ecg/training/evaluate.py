@@ -9,27 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hpc_ecg.atomic_io import read_json, write_json
 from hpc_ecg.config.load import load_config, to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.data.source import Source
+from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
+from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.evaluation.scores import (
     evaluate_predictions,
     fit_calibrators,
     fit_operating_points,
 )
-from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.evaluation.thresholds import points_of
-from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.features import FeatureCache, view_of
+from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
 from hpc_ecg.training.predict import as_predictions, predict
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import read_checkpoint
-from hpc_ecg.atomic_io import read_json, write_json
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -51,11 +51,11 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     """
     folder = finished_run(config.run_dir)
     folder.check_same_config(to_yaml(config))
-    with closing(_engine(config, folder.path)) as engine, engine.failures_told():
+    with closing(_engine(config, folder.path)) as engine, engine.share_failures():
         path = folder.predictions / f"{SPLIT}.parquet"
         _predict(folder, config, engine, path)
         about = {"split": SPLIT}
-        return engine.on_first(
+        return engine.run_on_rank_zero(
             lambda: _score(path, folder.evaluation, config.data.task, folder.best, about)
         )
 
@@ -96,18 +96,18 @@ def evaluate_weights(
     if split == "all":
         opened = replace(opened, index=opened.index.assign(split=split))
     path = out / "predictions.parquet"
-    own = closing(_engine(config, out)), closing(Source(opened, data))
-    with own[0] as engine, own[1] as source, engine.failures_told():
+    own = closing(_engine(config, out)), closing(ShardSource(opened, data))
+    with own[0] as engine, own[1] as source, engine.share_failures():
         dataset = open_split(opened, split, columns, source)
         model = load_model(weights, model_config=config.model).to(engine.device)
         engine.prepare(model)
         logits_NK = predict(engine, dataset, data.batch_size)
         predictions = as_predictions(dataset, logits_NK, data.task)
         predictions = replace(predictions, labels=names or columns)
-        if engine.is_first:
+        if engine.is_rank_zero:
             write_predictions(path, predictions)
         home = weights if weights.is_dir() else weights.parent
-        return engine.on_first(
+        return engine.run_on_rank_zero(
             lambda: _score(path, out / "evaluation.json", data.task, home, about, targets)
         )
 
@@ -175,7 +175,7 @@ def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Pa
             f"data.shards={config.data.shards}, or data.label_table, is not what "
             f"{folder.path} was trained on; its test split could hold patients that it trained on"
         )
-    test = open_split(shards, SPLIT, labels, Source(shards, config.data))
+    test = open_split(shards, SPLIT, labels, ShardSource(shards, config.data))
     model = load_model(folder.best, model_config=config.model).to(engine.device)
     stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
     cache = FeatureCache(
@@ -184,11 +184,11 @@ def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Pa
         batch_size=config.data.batch_size,
         run_dir=folder.path,
     )
-    view = view_of(cache, model, test, test, trains_head_only(stages), trains=False)
+    view = choose_stage_inputs(cache, model, test, test, trains_head_only(stages), trains=False)
     engine.prepare(view.module)
     logits_NK = predict(engine, view.valid, config.data.batch_size)
     predictions = as_predictions(test, logits_NK, config.data.task)
-    if engine.is_first:
+    if engine.is_rank_zero:
         write_predictions(path, predictions)
 
 

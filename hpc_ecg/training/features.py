@@ -23,11 +23,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from hpc_ecg.atomic_io import sha256_of, wait_until_seen, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.predict import predict
-from hpc_ecg.atomic_io import sha256_of, wait_until_seen, write_json, write_whole
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -108,15 +108,15 @@ class FeatureCache:
         }
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         name = f"{digest[:32]}-{dataset.split}.npy"
-        path = Path(engine.on_first(lambda: str(self._folder_for(dataset) / name)))
+        path = Path(engine.run_on_rank_zero(lambda: str(self._folder_for(dataset) / name)))
         lock = FileLock(f"{path}.lock")
         try:
-            if not engine.on_first(lambda: _is_there_or_lock(path, lock)):
+            if not engine.run_on_rank_zero(lambda: _is_there_or_lock(path, lock)):
                 logger.info("features of split %s: computed once, into %s", dataset.split, path)
                 engine.prepare(Extractor(model))
                 width = model.head.in_features
                 features_ND = predict(engine, dataset, self.batch_size, width)
-                engine.on_first(lambda: _write(path, features_ND, inputs))
+                engine.run_on_rank_zero(lambda: _write(path, features_ND, inputs))
         finally:
             lock.release()
         wait_until_seen(path)
@@ -136,7 +136,7 @@ class FeatureCache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class StageInputs:
     """What a stage works on: the model and signals or, while the head alone trains, the head and
     features."""
 
@@ -148,25 +148,25 @@ class View:
     valid: Dataset
 
 
-def view_of(
+def choose_stage_inputs(
     cache: FeatureCache,
     model: ECGClassifier,
     train: Dataset,
     valid: Dataset,
     head_only: bool,
     trains: bool = True,
-) -> View:
+) -> StageInputs:
     """Features where the backbone stays what it was; those of the training split only if somebody
     trains. Dropout on the tokens that are pooled would make other ones each time: not cached."""
     if not head_only:
-        return View(module=model, kept=model, train=train, valid=valid)
+        return StageInputs(module=model, kept=model, train=train, valid=valid)
     probe = Probe(model)
     if cache.setting is None or model.final_dropout.p > 0:
-        return View(module=model, kept=probe, train=train, valid=valid)
+        return StageInputs(module=model, kept=probe, train=train, valid=valid)
     digest = _digest_of(model.backbone)
     if trains:
         train = cache.of(model, digest, train)
-    return View(module=probe, kept=probe, train=train, valid=cache.of(model, digest, valid))
+    return StageInputs(module=probe, kept=probe, train=train, valid=cache.of(model, digest, valid))
 
 
 def _digest_of(backbone: nn.Module) -> str:
@@ -230,5 +230,5 @@ def _write(path: Path, features_ND: np.ndarray, inputs: dict[str, Any]) -> None:
         with aside.open("wb") as file:
             np.save(file, features_ND)
 
-    write_whole(path, save)
+    write_atomically(path, save)
     write_json(path.with_suffix(".json"), inputs | {"sha256": sha256_of(path)})

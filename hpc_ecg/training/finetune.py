@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hpc_ecg.distributed.ranks import this_job
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.data.sampler import Schedule
-from hpc_ecg.data.source import Source
+from hpc_ecg.data.sampler import EpochSampler
+from hpc_ecg.data.source import ShardSource
+from hpc_ecg.distributed.ranks import this_job
+from hpc_ecg.distributed.stop_signals import StopSignals
 from hpc_ecg.model.transformer import ECGClassifier
-from hpc_ecg.training.run_folder import RunFolder, flatten
-from hpc_ecg.distributed.stop_signals import Wishes
+from hpc_ecg.preflight.cluster_checks import raise_on_errors
+from hpc_ecg.preflight.run_checks import Setup, look_at_node, run_checks
 from hpc_ecg.training.best_weights import BestWeights, provenance_of, write_valid
 from hpc_ecg.training.checkpoint import Progress, newest_checkpoint
-from hpc_ecg.preflight.cluster_checks import heed
-from hpc_ecg.preflight.run_checks import Setup, examine, look_at_node
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.features import FeatureCache, view_of
+from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
 from hpc_ecg.training.loop import Run, train_stage
 from hpc_ecg.training.meter import Meter
-from hpc_ecg.training.outcome import Judge, check_start, open_run, summary_of
+from hpc_ecg.training.outcome import BestTracker, check_start, open_run, summary_of
 from hpc_ecg.training.predict import as_predictions, predict
+from hpc_ecg.training.run_folder import RunFolder, flatten
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import (
     Stage,
@@ -62,11 +62,11 @@ def finetune(config: FinetuneConfig) -> RunFolder:
 
     # 2. Data and weights: whatever does not fit fails here.
     shards, labels = open_shards(config.data)
-    source = Source(shards, config.data)
+    source = ShardSource(shards, config.data)
     train, valid = (open_split(shards, split, labels, source) for split in ("train", "valid"))
-    schedule = Schedule.of(train, config.data, config.seed)
+    sampler = EpochSampler.of(train, config.data, config.seed)
     metric, decimals = config.train.best_metric, config.train.best_decimals
-    judge = Judge(valid, config.data.task, metric, config.loss, decimals)
+    best_tracker = BestTracker(valid, config.data.task, metric, config.loss, decimals)
     stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
     check_parallel(config.train, config.engine.parallel)
     start = initialize(
@@ -78,15 +78,15 @@ def finetune(config: FinetuneConfig) -> RunFolder:
 
     # 3. The processes meet; the first one claims the folder and notes what starts from where.
     engine = Engine(config.engine, folder.path)
-    wishes = Wishes(folder.path, engine.is_first)
+    wishes = StopSignals(folder.path, engine.is_rank_zero)
     with ExitStack() as leaving:
         for leave in (wishes.close, engine.close, source.close, folder.release):
             leaving.callback(leave)
-        leaving.enter_context(engine.failures_told())
+        leaving.enter_context(engine.share_failures())
         place = {"processes": engine.world_size, "device": engine.device_name}
         place |= {"precision": engine.precision, "slurm": this_job()}
         notes = place | {"data_index_sha256": shards.index_sha256}
-        schedule.check_world(engine.world_size)
+        sampler.check_world(engine.world_size)
         if config.train.doctor:
             setup = Setup(
                 seed=config.seed,
@@ -94,13 +94,16 @@ def finetune(config: FinetuneConfig) -> RunFolder:
                 loss=config.loss,
                 train=train,
                 valid=valid,
-                schedule=schedule,
+                sampler=sampler,
                 stages=stages,
                 start=start,
             )
-            heed(examine(engine, folder.path, setup, look_at_node(engine.config)), engine.is_first)
-        source.stage(schedule.first_use())
-        engine.on_first(lambda: open_run(folder, to_yaml(config), notes, start.report))
+            raise_on_errors(
+                run_checks(engine, folder.path, setup, look_at_node(engine.config)),
+                engine.is_rank_zero,
+            )
+        source.stage(sampler.first_use())
+        engine.run_on_rank_zero(lambda: open_run(folder, to_yaml(config), notes, start.report))
         engine.start_trackers(flatten(yaml.safe_load(to_yaml(config))))
         cache = FeatureCache(
             engine=engine,
@@ -113,7 +116,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
         best = BestWeights(folder=folder, valid=valid, provenance=provenance)
         choose_kernels(start.model, train, engine)
         run = Run(
-            schedule=schedule,
+            sampler=sampler,
             augment=config.augment,
             loss=config.loss,
             seed=config.seed,
@@ -122,7 +125,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             cache=cache,
             model=start.model.to(engine.device),
             train=train,
-            judge=judge,
+            best_tracker=best_tracker,
             best=best,
             wishes=wishes,
         )
@@ -133,23 +136,27 @@ def finetune(config: FinetuneConfig) -> RunFolder:
         def logits_of_best() -> tuple[ECGClassifier, np.ndarray]:
             engine.wait_for_all()  # the first process may still be writing them
             model = load_model(folder.best, model_config=config.model).to(engine.device)
-            view = view_of(cache, model, train, valid, trains_head_only(stages), trains=False)
+            view = choose_stage_inputs(
+                cache, model, train, valid, trains_head_only(stages), trains=False
+            )
             engine.prepare(view.module)
             return model, predict(engine, view.valid, config.data.batch_size)
 
         model, logits_NK = logits_of_best()
-        if engine.on_first(lambda: best.calibrate(model, logits_NK, config.train.calibration)):
+        if engine.run_on_rank_zero(
+            lambda: best.calibrate(model, logits_NK, config.train.calibration)
+        ):
             logits_NK = logits_of_best()[1]
         predictions = as_predictions(valid, logits_NK, config.data.task)
-        engine.on_first(lambda: write_valid(folder, predictions))
-        engine.on_first(lambda: folder.finish(summary))
+        engine.run_on_rank_zero(lambda: write_valid(folder, predictions))
+        engine.run_on_rank_zero(lambda: folder.finish(summary))
     return folder
 
 
 def _train(run: Run, stages: Sequence[Stage], place: dict[str, Any]) -> dict[str, Any]:
     # 4. Back to the newest checkpoint, if there is one.
     engine, folder = run.engine, run.folder
-    newest = engine.on_first(lambda: newest_checkpoint(folder.checkpoints))
+    newest = engine.run_on_rank_zero(lambda: newest_checkpoint(folder.checkpoints))
     path, progress = newest or (None, Progress())
     meter = Meter(progress, engine.world_size, engine.device)
     run.note("resumed" if newest else "started", step=progress.step, **place)
@@ -163,9 +170,9 @@ def _train(run: Run, stages: Sequence[Stage], place: dict[str, Any]) -> dict[str
         head_only = trains_head_only(stages, stage)
         progress, stop = train_stage(run, stage, head_only, progress, meter, path)
         path = None
-    return summary_of(run.judge.metric, meter.at_step(progress.step, progress), meter) | {
+    return summary_of(run.best_tracker.metric, meter.at_step(progress.step, progress), meter) | {
         "stopped": stop,
-        "epochs": progress.step / run.schedule.steps_per_epoch,
+        "epochs": progress.step / run.sampler.steps_per_epoch,
         "processes": engine.world_size,
         "device": engine.device_name,
     }

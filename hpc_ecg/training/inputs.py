@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_ecg.data.augment import AugmentConfig, augment, words_of
+from hpc_ecg.data.augment import AugmentConfig, augment, record_seeds
 from hpc_ecg.data.batches import MicroBatch
 from hpc_ecg.data.dataset import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class TrainingTransform:
     """What training does to the records of one step."""
 
     dataset: Dataset
@@ -29,14 +29,14 @@ class Change:
     def words(self, micro: MicroBatch) -> np.ndarray:
         """One for each record, int64 [n], whatever rank and micro-batch it is in."""
         sha256 = [self.dataset.sha256_N[position] for position in micro.positions]
-        return words_of(sha256, self.seed, self.step)
+        return record_seeds(sha256, self.seed, self.step)
 
 
 def model_inputs(
     micro: MicroBatch,
     device: torch.device,
     millivolts_per_count: float,
-    change: Change | None = None,
+    change: TrainingTransform | None = None,
 ) -> tuple[Tensor | None, ...]:
     """The ECG [n, C, S] in mV; the padding mask [n, S] if a record ends in zeros that were never
     recorded; the words [n] of dropout. Cached features pass as they are, with a factor of 1."""

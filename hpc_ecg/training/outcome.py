@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from hpc_ecg.atomic_io import read_json, write_json, write_text
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.ecg.signal import check_same_signal
 from hpc_ecg.model.losses import LOSSES, REGRESSION, LossConfig, check_loss
-from hpc_ecg.training.run_folder import RunFolder, describe_environment
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.meter import Meter
 from hpc_ecg.training.predict import score_validation
+from hpc_ecg.training.run_folder import RunFolder, describe_environment
 from hpc_ecg.weights.initialize import Initialized
-from hpc_ecg.atomic_io import read_json, write_json, write_text
 
 logger = logging.getLogger("hpc_ecg")
 
 MOST_SPREADS = 3
 
 
-class Judge:
+class BestTracker:
     """Scores the validation split and says which weights are the best so far."""
 
     def __init__(

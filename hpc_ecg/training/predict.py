@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from hpc_ecg.data import order
-from hpc_ecg.data.loader import read_in_order
-from hpc_ecg.data.batches import empty_rows, read_piece
+from hpc_ecg.data.batches import collate, empty_rows
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.data.loader import prefetch_in_order
 from hpc_ecg.evaluation.predictions import Predictions, as_group
 from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX
@@ -29,13 +29,13 @@ def predict(
     logits, or `width` features."""
     mine = order.slice_of_rank(len(dataset), engine.rank, engine.world_size)
     per_count = dataset.millivolts_per_count
-    batches = read_in_order(dataset, mine, batch_size)
+    batches = prefetch_in_order(dataset, mine, batch_size)
     pieces = [engine.infer(micro, per_count) for micro in batches]
     if engine.runs_together:  # a rank with fewer batches joins in the others' last forwards
         blank, dummy = empty_rows(dataset, 1), np.zeros(0, np.int64)
         most = -(-len(dataset) // engine.world_size)
         for _ in range(-(-most // batch_size) - len(pieces)):
-            engine.infer(read_piece(dataset, dummy, blank, dataset), per_count)
+            engine.infer(collate(dataset, dummy, blank, dataset), per_count)
     empty = torch.zeros(0, width or len(dataset.label_names))
     local_nK = torch.cat(pieces) if pieces else empty
     if engine.world_size == 1:

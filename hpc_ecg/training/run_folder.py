@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import yaml
 from filelock import FileLock, Timeout
 
-from hpc_ecg.distributed import ranks as cluster
 from hpc_ecg.atomic_io import read_json, read_settings_file, tidy, write_json
+from hpc_ecg.distributed import ranks as cluster
 
 # What may differ when a run goes on: where things lie and how often, not what is computed.
 NEUTRAL = (

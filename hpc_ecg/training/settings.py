@@ -6,9 +6,9 @@ from omegaconf import MISSING
 
 from hpc_ecg.data.augment import AugmentConfig
 from hpc_ecg.data.settings import DataConfig
+from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.model.architecture import ModelConfig
 from hpc_ecg.model.losses import LossConfig
-from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.training.optimizer import OptimConfig
 from hpc_ecg.training.stage_schedule import TrainConfig
 from hpc_ecg.weights.initialize import InitConfig

@@ -116,7 +116,7 @@ def _check_counts(config: TrainConfig | StageConfig, section: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StageSchedule:
     """A stage in steps of the run: it begins at `began` and ends before `end`."""
 
     epoch_steps: int
@@ -130,7 +130,7 @@ class Plan:
     last_stop: str
 
     @classmethod
-    def of(cls, config: TrainConfig, epoch_steps: int, began: int = 0) -> "Plan":
+    def of(cls, config: TrainConfig, epoch_steps: int, began: int = 0) -> "StageSchedule":
         steps = config.max_epochs * epoch_steps
         if config.max_steps:
             steps = config.max_steps

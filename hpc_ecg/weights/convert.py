@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import hpc_ecg
+from hpc_ecg.atomic_io import sha256_of, write_atomically
 from hpc_ecg.model.transformer import randomize_head
 from hpc_ecg.weights import original
 from hpc_ecg.weights.facts import Facts
 from hpc_ecg.weights.formats import check_target, write_as
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
-from hpc_ecg.atomic_io import sha256_of, write_whole
 
 
 def convert(
@@ -37,7 +37,7 @@ def convert(
     check_target(target, [source], force)
     checkpoint = read_checkpoint(source)
     if target.suffix == ".pt" and checkpoint.kind in original.LAYOUTS and not strip and not labels:
-        write_whole(target, lambda aside: shutil.copyfile(checkpoint.path, aside))
+        write_atomically(target, lambda aside: shutil.copyfile(checkpoint.path, aside))
         people = sum(original.scores_of_people(checkpoint.content).values())
         holds = f", with {people} scores and labels of people inside; --strip leaves them out"
         return [f"written: {target}, a copy{holds if people else ''}"]

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.weights import original
 from hpc_ecg.weights.mapping import KEPT, PRETRAINING, check_fit, expected_shapes, file_key
 from hpc_ecg.weights.reading import OUR_FORMAT, Facts
-from hpc_ecg.atomic_io import write_whole
 
 Weights = ECGClassifier | Mapping[str, Tensor]
 LATENT_VARS, LATENT_GROUPS = 320, 2  # the published codebook
@@ -56,7 +56,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Fa
         save_file(whole, aside, metadata)
         aside.chmod(mode)  # the library makes a file that only its owner can read
 
-    write_whole(Path(path), write)
+    write_atomically(Path(path), write)
 
 
 def write_original(path: str | Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
@@ -85,7 +85,7 @@ def save_original(path: str | Path, content: dict[str, Any], facts: Facts) -> No
         state = content.get("extra_state")
         ours = {original.OURS: {"format": OUR_FORMAT, **facts.texts()}}
         content["extra_state"] = (state if isinstance(state, dict) else {}) | ours
-    write_whole(Path(path), lambda aside: _save(content, aside))
+    write_atomically(Path(path), lambda aside: _save(content, aside))
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.weights.heads import HeadPlan
 from hpc_ecg.weights.reading import Checkpoint
-from hpc_ecg.atomic_io import sha256_of
 
 
 def facts_of(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
@@ -22,7 +22,7 @@ def facts_of(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     }
 
 
-def account(
+def build_init_report(
     model: ECGClassifier, checkpoint: Checkpoint | None, loaded: dict[str, str], head: HeadPlan
 ) -> dict[str, Any]:
     """Each parameter of the model, each ignored tensor of the file, and the counts."""

@@ -24,8 +24,8 @@ from hpc_ecg.model.transformer import (
     randomize_backbone,
     randomize_head,
 )
-from hpc_ecg.weights.init_report import account, facts_of
 from hpc_ecg.weights.heads import plan_head
+from hpc_ecg.weights.init_report import build_init_report, facts_of
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 
 FREEZE = ("auto", "none", "stem", "backbone")
@@ -90,7 +90,7 @@ def initialize(
         "head": {"asked": init.head, **asdict(head), "labels": labels},
         "freeze": {"asked": freeze, "taken": frozen_part, "layers": freeze_layers},
         "signal": {"assumed": signal_assumed, "spec": signal and asdict(signal)},
-        **account(model, checkpoint, loaded, head),
+        **build_init_report(model, checkpoint, loaded, head),
     }
     return Initialized(
         model=model,

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.model.architecture import SIZE_NAMES, architecture_to_settings, show_value
 from hpc_ecg.weights import original
 from hpc_ecg.weights.mapping import deduce_sizes
 from hpc_ecg.weights.reading import Checkpoint, OpenFile, check, file_of, open_file
 from hpc_ecg.weights.stored import CHUNK, FLOATS, StoredTensor
-from hpc_ecg.atomic_io import sha256_of
 
 KINDS = {
     "base_ssl": "base_ssl: pre-trained, without a head (the original's layout)",

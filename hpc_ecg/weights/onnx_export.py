@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import architecture_to_settings
 from hpc_ecg.model.transformer import ECGClassifier, build_on_meta
 from hpc_ecg.weights.reading import Facts
-from hpc_ecg.atomic_io import write_whole
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
@@ -54,7 +54,7 @@ def write_onnx(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> str:
         _export(model, aside, facts)
         said.append(_compare(model, aside, facts))
 
-    write_whole(path, write)
+    write_atomically(path, write)
     return said[0]
 
 

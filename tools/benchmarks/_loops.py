@@ -1,6 +1,6 @@
 """Training loops to compare: ours as a run has it, bare PyTorch, Accelerate alone, HF's Trainer.
 
-A host loop calls `Pairs.turn` before each of its steps. In its pauses the rivals take as many steps
+A host loop calls `Pairs.turn` before each of its steps. In its pauses the peers take as many steps
 as it took, so that whatever else this machine does falls on all of them alike. All have the same
 model, weights, batches, dropout words, AdamW and clipping; their losses must agree.
 """
@@ -21,15 +21,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from hpc_ecg.data.batches import read_step
+from hpc_ecg.data.batches import collate_step
 from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.data.sampler import Schedule, Share
-from hpc_ecg.data.source import Source
+from hpc_ecg.data.sampler import EpochSampler, RankSlice
+from hpc_ecg.data.source import ShardSource
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.transformer import ECGClassifier, build_model
 from hpc_ecg.training import meter
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.inputs import Change, model_inputs
+from hpc_ecg.training.inputs import TrainingTransform, model_inputs
 from hpc_ecg.training.optimizer import OptimConfig, build_optimizer
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -39,21 +39,21 @@ Batch = tuple[tuple[Tensor | None, ...], Tensor]
 
 
 class Pairs:
-    """Seconds per step of a host loop and of its rivals, in alternating blocks of steps: by the
+    """Seconds per step of a host loop and of its peers, in alternating blocks of steps: by the
     wall's clock, and of this process on any core, which others disturb less."""
 
-    def __init__(self, rivals: dict[str, Callable[[], object]], block: int) -> None:
-        self._rivals, self._block = rivals, block
+    def __init__(self, peers: dict[str, Callable[[], object]], block: int) -> None:
+        self._peers, self._block = peers, block
         self._calls, self._began = 0, _now()
         self._host: list[np.ndarray] = []
-        self._of: dict[str, list[np.ndarray]] = {name: [] for name in rivals}
+        self._of: dict[str, list[np.ndarray]] = {name: [] for name in peers}
 
     def turn(self) -> None:
         """To be called by the host before each of its steps."""
         if self._calls % self._block == 0:
             if self._calls:
                 self._host.append((_now() - self._began) / self._block)
-            for name, step in self._rivals.items():
+            for name, step in self._peers.items():
                 began = _now()
                 for _ in range(self._block):
                     step()
@@ -61,15 +61,15 @@ class Pairs:
             self._began = _now()
         self._calls += 1
 
-    def ratio(self, rival: str) -> np.ndarray:
-        """Host over rival, whose blocks before and after count together: the median, by each clock.
+    def ratio(self, reference: str) -> np.ndarray:
+        """Host over peer, whose blocks before and after count together: the median, by each clock.
         Without the first block, in which memory is taken."""
-        host, other = np.array(self._host), np.array(self._of[rival])
+        host, other = np.array(self._host), np.array(self._of[reference])
         return np.median((host / ((other[1:] + other[:-1]) / 2))[1:], axis=0)
 
-    def seconds(self, rival: str | None = None) -> np.ndarray:
+    def seconds(self, reference: str | None = None) -> np.ndarray:
         """Of a step, by each clock."""
-        return np.median((self._of[rival] if rival else self._host)[1:], axis=0)
+        return np.median((self._of[reference] if reference else self._host)[1:], axis=0)
 
 
 def _now() -> np.ndarray:
@@ -84,12 +84,14 @@ def host_steps(block: int, num_pairs: int) -> int:
 def batches_of(config: FinetuneConfig, num_steps: int) -> list[Batch]:
     """As the model takes them, the same records and words of dropout as in our run."""
     shards, labels = open_shards(config.data)
-    train = open_split(shards, "train", labels, Source(shards, config.data))
-    schedule = Schedule.of(train, config.data, config.seed)
+    train = open_split(shards, "train", labels, ShardSource(shards, config.data))
+    schedule = EpochSampler.of(train, config.data, config.seed)
     batches: list[Batch] = []
     for number in range(num_steps):
-        micro = read_step(train, number, schedule, Share()).micro_batches[0]
-        change = Change(dataset=train, augment=config.augment, seed=config.seed, step=number)
+        micro = collate_step(train, number, schedule, RankSlice()).micro_batches[0]
+        change = TrainingTransform(
+            dataset=train, augment=config.augment, seed=config.seed, step=number
+        )
         inputs = model_inputs(micro, CPU, train.millivolts_per_count, change)
         batches.append((inputs, torch.from_numpy(micro.labels_nK)))
     return batches
@@ -104,7 +106,7 @@ def model_of(architecture: Architecture, config: FinetuneConfig) -> ECGClassifie
 
 def run_ours(config: FinetuneConfig, turn: Callable[[], None]) -> dict[int, float]:
     """`finetune` itself, with its log lines; returns the losses in them by number of step. Its
-    meter is told of each step first: that is where the rivals come in."""
+    meter is told of each step first: that is where the peers come in."""
 
     class Turning(meter.Meter):
         def waits(self) -> Any:
@@ -117,7 +119,7 @@ def run_ours(config: FinetuneConfig, turn: Callable[[], None]) -> dict[int, floa
     return {line["step"]: line["loss"] for line in lines if line["event"] == "step"}
 
 
-# Rivals
+# Peers
 
 
 def bare_loop(model: nn.Module, batches: Iterable[Batch], optim: OptimConfig) -> Iterator[float]:

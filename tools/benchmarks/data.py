@@ -1,7 +1,7 @@
 """Reading and making shards against the plain ways, in one process, on synthetic ECGs.
 
 Reading: shuffled batches of 64 as int16 tensors, two epochs in a row (a cold one by itself), the
-repeats of all rivals interleaved. Rivals: webdataset's own pipeline, a file of .npy or of .mat for
+repeats of all peers interleaved. Peers: webdataset's own pipeline, a file of .npy or of .mat for
 each ECG (the reference's way), and the limit: the same random gather from one array in memory into
 an array that is used again. Warm: all in the page cache. Cold: the files dropped from it before
 every epoch. Ours checks each record's SHA-256 the first time that it is read; that time stands for
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 import wfdb
-from _rivals import (
+from _peers import (
     BATCH,
     Batches,
     drop_from_cache,
@@ -39,15 +39,15 @@ from scipy.signal import resample_poly
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cohort.table import Columns
-from hpc_ecg.data.loader import read_ahead
-from hpc_ecg.data.batches import empty_rows, read_step
+from hpc_ecg.data.batches import collate_step, empty_rows
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.sampler import Schedule, Share
+from hpc_ecg.data.loader import prefetch
+from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.shards.format import read_shard_set
+from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_job import Recordings
 from hpc_ecg.shards.sharding_plan import ShardingPlan
-from hpc_ecg.shards.sharding import shard_ecgs
 
 AT_LEAST = {
     "ratio_to_webdataset": 20.0,
@@ -60,7 +60,7 @@ EPOCHS = 2
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=int, default=4000, help="60 kB each (default 4000)")
-    parser.add_argument("--repeats", type=int, default=5, help="of each rival (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each peer (default 5)")
     parser.add_argument("--wfdb", type=int, default=600, help="recordings to shard (default 600)")
     parser.add_argument("--folder", type=Path, help="disk to measure (default: the temporary one)")
 
@@ -100,27 +100,30 @@ def _reading(folder: Path, shards: Path, repeats: int) -> dict[str, float]:
     seconds_verifying = _seconds_of_digests(dataset)
     everything = dataset.read(np.arange(len(dataset)))
     write_files(folder, everything)
-    rivals: dict[str, Callable[[int], Batches]] = {
+    peers: dict[str, Callable[[int], Batches]] = {
         "ours": lambda epoch: _ours(_open_verified(shards), epoch),
         "read_ahead": lambda epoch: _ahead(_open_verified(shards), epoch),
         "webdataset": lambda epoch: webdataset_batches(shards),
         "npy": lambda epoch: file_batches(folder, len(everything), epoch, load_npy),
         "mat": lambda epoch: file_batches(folder, len(everything), epoch, load_mat),
     }
-    cold: dict[str, list[float]] = {name: [] for name in rivals}
+    cold: dict[str, list[float]] = {name: [] for name in peers}
     del dataset  # what is mapped does not leave the page cache
     for epoch in range(repeats):
-        for name, rival in rivals.items():
+        for name, reference in peers.items():
             drop_from_cache(folder)
-            cold[name].append(_rate(rival(epoch), len(everything)))
+            cold[name].append(_rate(reference(epoch), len(everything)))
     dataset = _open_verified(shards)
-    rivals = {"memory_limit": lambda epoch: memory_batches(everything, epoch), **rivals}
-    rivals["ours"] = lambda epoch: _ours(dataset, epoch)
-    rivals["read_ahead"] = lambda epoch: _ahead(dataset, epoch)
-    warm: dict[str, list[float]] = {name: [] for name in rivals}
+    peers = {
+        "memory_limit": lambda epoch: memory_batches(everything, epoch),
+        **peers,
+    }
+    peers["ours"] = lambda epoch: _ours(dataset, epoch)
+    peers["read_ahead"] = lambda epoch: _ahead(dataset, epoch)
+    warm: dict[str, list[float]] = {name: [] for name in peers}
     for epoch in range(0, EPOCHS * (repeats + 1), EPOCHS):
-        for name, rival in rivals.items():
-            batches = itertools.chain.from_iterable(map(rival, range(epoch, epoch + EPOCHS)))
+        for name, reference in peers.items():
+            batches = itertools.chain.from_iterable(map(reference, range(epoch, epoch + EPOCHS)))
             warm[name].append(_rate(batches, EPOCHS * len(everything)))
     # the first ones made it warm
     rates = {name: statistics.median(found[1:]) for name, found in warm.items()}
@@ -177,20 +180,20 @@ def _rate(batches: Batches, num_records: int) -> float:
 
 
 def _ours(dataset: Dataset, epoch: int) -> Batches:
-    schedule = Schedule.of(dataset, DataConfig(batch_size=BATCH), seed=0)
+    schedule = EpochSampler.of(dataset, DataConfig(batch_size=BATCH), seed=0)
     out = empty_rows(dataset, BATCH)
     for step in _steps(schedule, epoch):
-        batch = read_step(dataset, step, schedule, Share(), out=out)
+        batch = collate_step(dataset, step, schedule, RankSlice(), out=out)
         yield torch.from_numpy(batch.micro_batches[0].counts_nCS)
 
 
 def _ahead(dataset: Dataset, epoch: int) -> Batches:
-    schedule = Schedule.of(dataset, DataConfig(batch_size=BATCH), seed=0)
-    for batch in read_ahead(dataset, _steps(schedule, epoch), schedule, Share()):
+    schedule = EpochSampler.of(dataset, DataConfig(batch_size=BATCH), seed=0)
+    for batch in prefetch(dataset, _steps(schedule, epoch), schedule, RankSlice()):
         yield torch.from_numpy(batch.micro_batches[0].counts_nCS)
 
 
-def _steps(schedule: Schedule, epoch: int) -> range:
+def _steps(schedule: EpochSampler, epoch: int) -> range:
     return range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
 
 

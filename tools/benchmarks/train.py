@@ -42,9 +42,9 @@ from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config.load import load_config
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.flops import training_flops
+from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_job import Recordings
 from hpc_ecg.shards.sharding_plan import ShardingPlan
-from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training.settings import FinetuneConfig
 
 TARGETS = {
@@ -135,10 +135,10 @@ def _overheads(
             continue
         losses: list[float] = []
         loop = map(losses.append, bare_loop(fresh(), batches, optim))
-        rivals: dict[str, Callable[[], object]] = {"bare": partial(next, loop)}
+        peers: dict[str, Callable[[], object]] = {"bare": partial(next, loop)}
         if name == "ours" and architecture == FULL:
-            rivals["product"] = _product
-        pairs = Pairs(rivals, block)
+            peers["product"] = _product
+        pairs = Pairs(peers, block)
         logged = host(pairs)
         if logged is False:  # its numbers would be those of a model that computes nothing
             continue
@@ -150,7 +150,7 @@ def _overheads(
         if isinstance(logged, dict):
             apart = [abs(loss - losses[step - 1]) for step, loss in logged.items()]
             numbers[f"{name}_loss_difference_{size}"] = max(apart)
-        if "product" in rivals:
+        if "product" in peers:
             numbers |= _limit(pairs)
     return numbers
 
