@@ -4,7 +4,6 @@ On a terminal the bar is rich's; in a log file the log lines alone speak.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hpc_ecg.distributed.ranks import read_ranks
-
 logger = logging.getLogger("hpc_ecg")
 console = Console(stderr=True)
 
@@ -24,9 +21,8 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
 
-def start_logging() -> int:
-    """Log to standard error; ranks other than the first only warn. Returns this process's rank."""
-    rank = read_ranks(os.environ).rank
+def start_logging(rank: int = 0) -> None:
+    """Log to standard error; ranks other than 0 only warn."""
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
@@ -37,7 +33,6 @@ def start_logging() -> int:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    return rank
 
 
 def say(*lines: str) -> None:

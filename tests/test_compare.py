@@ -10,11 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from hpc_ecg.comparison.compare import compare
-from hpc_ecg.comparison.results import read_cells, read_events
+from hpc_ecg.comparison.results import read_cells
 from hpc_ecg.comparison.terminal import format_table
 from hpc_ecg.comparison.verdict import verdict
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
 from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
+from hpc_ecg.sweep.folder import read_events
 
 pytestmark = pytest.mark.slow
 

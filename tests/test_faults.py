@@ -16,8 +16,8 @@ from ranks import Ended
 from test_finetune import events, same_tensors
 
 from hpc_ecg.atomic_io import read_json
-from hpc_ecg.comparison.results import read_events
 from hpc_ecg.data.dataset import DataConfig, open_shards
+from hpc_ecg.sweep.folder import read_events
 
 pytestmark = pytest.mark.slow
 

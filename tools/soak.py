@@ -31,9 +31,9 @@ from safetensors.numpy import load_file
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cli import main as hpc_ecg
-from hpc_ecg.comparison.results import read_events
 from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE
 from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
+from hpc_ecg.sweep.folder import read_events
 from hpc_ecg.training import finetune, loop
 from hpc_ecg.training.engine import Engine
 

@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _finetune(options: argparse.Namespace) -> int:
     from hpc_ecg.config.load import load_config, split_arguments
+    from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import logger, start_logging
 
     files_and_words = split_arguments(options.settings)
@@ -87,7 +88,7 @@ def _finetune(options: argparse.Namespace) -> int:
     from hpc_ecg.training.finetune import finetune
     from hpc_ecg.training.settings import FinetuneConfig
 
-    start_logging()
+    start_logging(read_ranks(os.environ).rank)
     try:
         finetune(load_config(FinetuneConfig, *files_and_words))
     except Preempted as stopped:

@@ -1,6 +1,7 @@
 """`hpc-ecg doctor`: the settings of a run in, a line for each finding out."""
 
 import argparse
+import os
 from typing import Any
 
 
@@ -16,11 +17,13 @@ def _doctor(options: argparse.Namespace) -> int:
     from collections import Counter
 
     from hpc_ecg.config.load import load_config
+    from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import start_logging
     from hpc_ecg.preflight.doctor import ALONE, diagnose
     from hpc_ecg.training.settings import FinetuneConfig
 
-    rank = start_logging()
+    rank = read_ranks(os.environ).rank
+    start_logging(rank)
     logging.getLogger("hpc_ecg").setLevel(logging.WARNING)
     files = [word for word in options.settings if "=" not in word]
     words = [word for word in options.settings if "=" in word]

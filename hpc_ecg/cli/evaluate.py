@@ -1,6 +1,7 @@
 """`hpc-ecg evaluate RUN_DIR`: a finished run's numbers, on its test split or on other shards."""
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
 from textwrap import wrap
@@ -53,10 +54,12 @@ def _parser(parser_class: type[argparse.ArgumentParser]) -> argparse.ArgumentPar
 
 def _evaluate(parser_class: type[argparse.ArgumentParser], given: argparse.Namespace) -> int:
     options = _parser(parser_class).parse_intermixed_args(given.words)
+    from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import say, start_logging
     from hpc_ecg.training.evaluate import evaluate, evaluate_weights, load_run, load_run_for
 
-    rank = start_logging()
+    rank = read_ranks(os.environ).rank
+    start_logging(rank)
     run_dir, shards, out = options.run_dir, options.shards, options.out
     kinds = ("sensitivity", "specificity")
     targets = [(kind, level) for kind in kinds for level in getattr(options, kind)]

@@ -8,12 +8,12 @@ from hpc_ecg.atomic_io import write_text
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.cost import plain
 from hpc_ecg.comparison.flow import CohortFlow
-from hpc_ecg.comparison.results import read_optional
-from hpc_ecg.comparison.scoring import METRIC_NAMES
 from hpc_ecg.comparison.selected import Chosen
 from hpc_ecg.comparison.verdict import verdict_sentences
 from hpc_ecg.comparison.wording import fitted_for, number, share, show_part
+from hpc_ecg.evaluation.metrics import METRIC_NAMES
 from hpc_ecg.reporting.html import render_text
+from hpc_ecg.sweep.folder import read_optional
 
 NAMES = METRIC_NAMES | {"brier": "Brier score", "log_loss": "log loss", "rmse": "RMSE"}
 

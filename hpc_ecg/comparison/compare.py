@@ -29,7 +29,7 @@ from hpc_ecg.comparison.reference_models import (
     what_it_adds,
 )
 from hpc_ecg.comparison.report_warnings import warnings_of
-from hpc_ecg.comparison.results import RunResult, read_cells, read_note
+from hpc_ecg.comparison.results import RunResult, read_cells
 from hpc_ecg.comparison.scoring import Scorer, estimate_strategy, gather
 from hpc_ecg.comparison.selected import choose
 from hpc_ecg.evaluation.comparisons import (
@@ -42,6 +42,7 @@ from hpc_ecg.evaluation.comparisons import (
 )
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.predictions import Predictions
+from hpc_ecg.sweep.folder import read_note
 
 MARGIN = 0.02
 """What non-inferiority is judged by, in the deciding metric, unless another is stated."""

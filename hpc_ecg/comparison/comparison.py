@@ -7,9 +7,9 @@ from hpc_ecg.comparison.by_label import LabelResult
 from hpc_ecg.comparison.cost import Cost
 from hpc_ecg.comparison.reference_models import ReferenceModel
 from hpc_ecg.comparison.results import Problem, RunResult
-from hpc_ecg.comparison.scoring import METRIC_NAMES
 from hpc_ecg.comparison.selected import Chosen
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
+from hpc_ecg.evaluation.metrics import METRIC_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_ecg.comparison.results import RunResult, read_optional
+from hpc_ecg.comparison.results import RunResult
+from hpc_ecg.sweep.folder import read_optional
 
 
 @dataclass(frozen=True, kw_only=True)

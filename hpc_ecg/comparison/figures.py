@@ -11,9 +11,10 @@ import numpy as np
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.curve_figures import Curves, draw_curves
-from hpc_ecg.comparison.results import RunResult, read_events
-from hpc_ecg.comparison.scoring import METRIC_NAMES
+from hpc_ecg.comparison.results import RunResult
+from hpc_ecg.evaluation.metrics import METRIC_NAMES
 from hpc_ecg.reporting.plots import Group, Line, Row, forest_plot, line_plot
+from hpc_ecg.sweep.folder import read_events
 
 FRACTION = "data.label_fraction"
 MAX_POINTS = 300

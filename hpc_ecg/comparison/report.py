@@ -27,7 +27,7 @@ from hpc_ecg.comparison.curve_figures import curves_of
 from hpc_ecg.comparison.figures import draw_figures, drawn_labels, learning_curves
 from hpc_ecg.comparison.flow import CohortFlow, read_flow
 from hpc_ecg.comparison.reference_models import BASELINES
-from hpc_ecg.comparison.results import RunResult, read_optional
+from hpc_ecg.comparison.results import RunResult
 from hpc_ecg.comparison.run_settings import tell_apart
 from hpc_ecg.comparison.tables import as_json, tables_of
 from hpc_ecg.comparison.verdict import (
@@ -37,6 +37,7 @@ from hpc_ecg.comparison.verdict import (
 )
 from hpc_ecg.comparison.wording import fitted_for, number, share, show_hours, show_interval, show_p
 from hpc_ecg.reporting.html import inline_svg, render_page
+from hpc_ecg.sweep.folder import read_optional
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,18 +5,17 @@ cell the reason why it is not there. The cells that should exist are read from `
 an arm is, from the `arm.json` in its folder.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpc_ecg.atomic_io import read_json, read_settings_file
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.comparison.run_settings import check_alike
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
-from hpc_ecg.sweep.arms import arms_of
+from hpc_ecg.sweep.folder import expected_cells, read_events, read_optional
 from hpc_ecg.training.run_folder import RunFolder
 
 
@@ -65,48 +64,6 @@ def read_cells(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
     if cells:
         check_alike([(cell.name, cell.strategy, cell.settings) for cell in cells])
     return cells, problems
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that count: `started` or `resumed` at a step drops later steps,
-    which the run did again. A line that a crash tore is left out."""
-    events: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if event.get("event") in ("started", "resumed"):
-            events = [e for e in events if e.get("step", 0) <= event["step"]]
-        events.append(event)
-    return events
-
-
-def read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
-
-
-def expected_cells(sweep_dir: Path) -> list[tuple[str, int]]:
-    """Arm and seed: of sweep.yaml first, then what lies in the folder and is not named there."""
-    config = _read_sweep(sweep_dir)
-    arms = arms_of(config.get("strategies") or [], config.get("grid") or {})
-    planned = [(arm.name, int(seed)) for arm in arms for seed in config.get("seeds") or []]
-    found = [
-        (folder.parent.name, int(folder.name.removeprefix("seed-")))
-        for folder in sweep_dir.glob("*/seed-*")
-        if folder.name.removeprefix("seed-").isdigit()
-    ]
-    return planned + sorted(set(found) - set(planned))
-
-
-def read_note(sweep_dir: Path) -> str | None:
-    """The sweep's own `note`, for the top of the report."""
-    return _read_sweep(sweep_dir).get("note")
-
-
-def _read_sweep(sweep_dir: Path) -> dict[str, Any]:
-    path = sweep_dir / "sweep.yaml"
-    return read_settings_file(path) if path.exists() and path.stat().st_size else {}
 
 
 def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> RunResult | Problem:

@@ -24,13 +24,6 @@ from hpc_ecg.evaluation.scores import (
     replicates_of,
 )
 
-METRIC_NAMES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "r2": "R²",
-    "mae": "MAE",
-    "pearson": "Pearson's r",
-}
 SHARES = ("auroc", "auprc")  # between 0 and 1
 T = TypeVar("T")
 Scores = tuple[dict[str, float], dict[str, FloatArray]]

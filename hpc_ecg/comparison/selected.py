@@ -7,7 +7,8 @@ score on validation, never the one that did best on the test set.
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_ecg.comparison.results import RunResult, read_optional
+from hpc_ecg.comparison.results import RunResult
+from hpc_ecg.sweep.folder import read_optional
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,18 @@ from sklearn import metrics as sklearn
 
 FloatArray = NDArray[np.float64]
 
+METRIC_NAMES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "pearson": "Pearson's r",
+}
+"""As text: tables, pages, terminal."""
+
 
 def present(labels_N: FloatArray) -> NDArray[np.bool_]:
     """Which records have a label (NaN means missing)."""

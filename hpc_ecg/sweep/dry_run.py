@@ -3,11 +3,11 @@ written."""
 
 from pathlib import Path
 
-from hpc_ecg.comparison.results import read_optional
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.jobs.slurm import script_of
 from hpc_ecg.sweep.arms import axes_of, choices_of
+from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Sweep
 from hpc_ecg.sweep.launch import checked
 from hpc_ecg.sweep.task import task_of_run

@@ -18,10 +18,10 @@ from rich.live import Live
 from rich.table import Table
 
 from hpc_ecg.atomic_io import read_json
-from hpc_ecg.comparison.results import expected_cells, read_events
-from hpc_ecg.comparison.scoring import METRIC_NAMES
 from hpc_ecg.distributed.stop_signals import STOP
+from hpc_ecg.evaluation.metrics import METRIC_NAMES
 from hpc_ecg.jobs import slurm
+from hpc_ecg.sweep.folder import expected_cells, read_events
 from hpc_ecg.sweep.submissions import in_queue, last_submissions
 from hpc_ecg.sweep.task import log_of
 from hpc_ecg.training.run_folder import RunFolder

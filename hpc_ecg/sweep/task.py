@@ -101,20 +101,21 @@ def finetune_only(config: FinetuneConfig) -> None:
 
 def attempt(task: Task) -> None:
     """Do it, or note why not; all processes of the job call this."""
-    is_rank_zero = start_logging() == 0
+    rank = read_ranks(os.environ).rank
+    start_logging(rank)
     log = submitit.JobEnvironment().paths.stderr
     try:
         task.function(*task.arguments)
     except PeerLost:
         raise
     except Preempted as stopped:
-        if is_rank_zero and stopped.code != EXIT_REQUEUE:
+        if rank == 0 and stopped.code != EXIT_REQUEUE:
             task.fail(str(stopped), log, from_outside=True)
         raise
     except Exception:
         task.fail(traceback.format_exc(), log)
         raise
-    if is_rank_zero:
+    if rank == 0:
         task.error.unlink(missing_ok=True)
 
 
