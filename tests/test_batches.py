@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from hpc_ecg.data import loader as ahead
-from hpc_ecg.data.batches import collate_step
 from hpc_ecg.data.dataset import DataConfig, open_split
-from hpc_ecg.data.loader import AHEAD, prefetch, prefetch_in_order
+from hpc_ecg.data.loader import AHEAD, collate_step, prefetch, prefetch_in_order
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.shards.format import read_shard_set
 
@@ -22,7 +21,7 @@ def train(shards):
 
 
 def schedule_of(train, batch_size=12, **settings):
-    return EpochSampler.of(train, DataConfig(batch_size=batch_size, **settings), SEED)
+    return EpochSampler.for_split(train, DataConfig(batch_size=batch_size, **settings), SEED)
 
 
 def reading_threads():

@@ -29,8 +29,7 @@ from hpc_ecg.preflight.doctor import _open, diagnose
 from hpc_ecg.preflight.run_checks import check_amplitude, project
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.training.stage_schedule import TrainConfig
+from hpc_ecg.training.settings import FinetuneConfig, TrainConfig
 
 pytestmark = pytest.mark.slow
 

@@ -30,7 +30,7 @@ from hpc_ecg.config.load import (
     to_yaml,
 )
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.model.losses import LossConfig
+from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training import checkpoint
 from hpc_ecg.training import finetune as story
