@@ -139,9 +139,9 @@ def test_two_jobs_share_a_stage_and_the_last_one_cleans_up(shards, disk):
 HOLD = """
 import sys, time
 from pathlib import Path
-from hpc_ecg.data.node_cache import Stage
+from hpc_ecg.data.node_cache import NodeCache
 about = [{"name": "shard-000000.tar", "bytes": 3, "sha256": sys.argv[3]}]
-stage = Stage(Path(sys.argv[1]), "feed" * 16, about, lambda shard: open(sys.argv[2], "rb"), [0])
+stage = NodeCache(Path(sys.argv[1]), "feed" * 16, about, lambda shard: open(sys.argv[2], "rb"), [0])
 stage.wait()
 print("staged", flush=True)
 time.sleep(60)

@@ -32,8 +32,8 @@ from hpc_ecg.sweep.tuning import (
     trial_runs,
     tune,
 )
+from hpc_ecg.training.best_tracker import BestTracker
 from hpc_ecg.training.evaluate import describe_evaluation
-from hpc_ecg.training.outcome import BestTracker
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
