@@ -35,15 +35,15 @@ def hpc_ecg(folder: Path, *words: str) -> int:
             return int(stop.code or 0)
 
 
-def same_as_recorded(name: str, found: object, rtol: float = 0.0) -> None:
-    """Compare with the recorded value, floats with this relative tolerance; the assertion names
-    the first few places that differ."""
+def same_as_recorded(name: str, found: object, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Compare with the recorded value, floats with these tolerances; the assertion names the first
+    few places that differ."""
     path = VALUES / f"{name}.json"
     found = json.loads(json.dumps(found))
     if os.environ.get("HPC_ECG_WRITE_GOLDEN"):
         VALUES.mkdir(exist_ok=True)
         path.write_text(to_lines(found) + "\n")
-    differing = differences(json.loads(path.read_text()), found, rtol)
+    differing = differences(json.loads(path.read_text()), found, rtol, atol)
     assert not differing, f"{name}: {len(differing)} differ: " + "; ".join(differing[:5])
 
 
@@ -55,7 +55,9 @@ def to_lines(value: object) -> str:
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
-def differences(then: object, now: object, rtol: float, where: str = "") -> list[str]:
+def differences(
+    then: object, now: object, rtol: float, atol: float = 0.0, where: str = ""
+) -> list[str]:
     """A line for each place in which two JSON values differ; order of keys and items counts."""
     if isinstance(then, dict) and isinstance(now, dict) and list(then) != list(now):
         gone = [f"{where}/{key} is gone" for key in then.keys() - now.keys()]
@@ -65,10 +67,10 @@ def differences(then: object, now: object, rtol: float, where: str = "") -> list
         return [f"{where}: {len(then)} items then, {len(now)} now"]
     if isinstance(then, dict | list) and type(then) is type(now):
         keys = then if isinstance(then, dict) else range(len(then))
-        found = (differences(then[k], now[k], rtol, f"{where}/{k}") for k in keys)
+        found = (differences(then[k], now[k], rtol, atol, f"{where}/{k}") for k in keys)
         return [line for lines in found for line in lines]
     if isinstance(then, float) and isinstance(now, float):
-        same = math.isclose(then, now, rel_tol=rtol, abs_tol=1e-12 * (rtol > 0))
+        same = math.isclose(then, now, rel_tol=rtol, abs_tol=max(atol, rtol * 1e-3))
     else:
         same = type(then) is type(now) and then == now
     return [] if same else [f"{where}: {then!r} then, {now!r} now"]

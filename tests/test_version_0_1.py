@@ -6,7 +6,6 @@ is held in test_finetune, that a sharding does in test_sharding.
 """
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -81,6 +80,12 @@ def test_a_run_in_the_middle_comes_to_the_predictions_of_the_finished_one(resume
     same_predictions(resumed / path, V0_1 / FINISHED / path)
 
 
+def test_a_run_from_the_beginning_comes_to_what_it_came_to_then(old):
+    assert hpc_ecg(old, "finetune", *WORDS["run"], "run_dir=again") == 0
+    path = "predictions/valid.parquet"
+    same_predictions(old / "again" / path, V0_1 / FINISHED / path)
+
+
 def test_a_finished_run_says_that_nothing_is_to_do_and_stays_as_it_is(old, capsys):
     before = contents(old)
     assert hpc_ecg(old, "finetune", *WORDS["run"], f"run_dir={FINISHED}") == 0
@@ -149,6 +154,7 @@ def test_a_sweep_in_the_middle_is_seen_as_one(old, capsys):
     assert [p["reason"] for p in comparison["problems"]] == ["not finished: at step 6"]
 
 
+@pytest.mark.slow
 def test_a_sweep_in_the_middle_goes_on_to_what_the_finished_one_has(swept):
     cell = "afib_keep_head/seed-0"
     assert events(swept / "sweeps/middle" / cell, "resumed")[0]["step"] == 6
@@ -159,6 +165,7 @@ def test_a_sweep_in_the_middle_goes_on_to_what_the_finished_one_has(swept):
     assert contents(swept / done) == contents(V0_1 / done)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_went_on_is_reported(swept):
     assert hpc_ecg(swept, "report", "sweeps/middle", "--replicates", "20", "--no-baselines") == 0
     comparison = json.loads((swept / "sweeps/middle/report/comparison.json").read_text())
@@ -171,4 +178,3 @@ def test_weights_of_its_runs_are_read_and_averaged(old, capsys):
     assert hpc_ecg(old, "weights", "diff", runs[0], "runs/finished", "--json") == 0
     assert hpc_ecg(old, "weights", "inspect", "wcr_afib_5y.safetensors") == 0
     assert "af" in capsys.readouterr().out
-    shutil.rmtree(old / "runs")
