@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 from conftest import FIXTURES
 
@@ -27,8 +28,9 @@ def copy_of_0_1(folder: Path) -> Path:
 
 
 def hpc_ecg(folder: Path, *words: str) -> int:
-    """The exit code of a command that is given in this folder."""
-    with contextlib.chdir(folder):
+    """The exit code of a command that is given in this folder, on the CPU."""
+    on_cpu = mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES="")
+    with contextlib.chdir(folder), on_cpu:
         try:
             return main(words)
         except SystemExit as stop:  # argparse: a mistake, or --help

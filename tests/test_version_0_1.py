@@ -109,7 +109,7 @@ def test_settings_that_do_not_change_the_result_may_be_others(old):
     assert hpc_ecg(old, "finetune", *WORDS["run"], *words, f"run_dir={FINISHED}") == 0
 
 
-@pytest.mark.parametrize("run", [FINISHED, "runs/multilabel", "runs/regression"])
+@pytest.mark.parametrize("run", [FINISHED, "multilabel/slow/seed-0", "regression/fast/seed-0"])
 def test_a_finished_run_is_evaluated_to_the_same_numbers(old, run):
     results = ("evaluation.json", "predictions/test.parquet")
     for name in results:
