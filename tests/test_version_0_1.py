@@ -137,6 +137,15 @@ def test_a_finished_sweep_is_reported_with_all_of_its_runs(old, capsys):
     assert not comparison["problems"]
 
 
+def test_what_a_grid_varied_is_read_from_the_arms_own_file(old, capsys):
+    arm = {"base": "random", "varied": {"optim.lr": 0.001}}  # as a grid of 0.1 wrote it
+    (old / "multilabel/slow/arm.json").write_text(json.dumps(arm))
+    assert hpc_ecg(old, "report", "multilabel", "--replicates", "20", "--no-baselines") == 0
+    comparison = json.loads((old / "multilabel/report/comparison.json").read_text())
+    found = {s["name"]: {key: s[key] for key in arm} for s in comparison["strategies"]}
+    assert found == {"slow": arm, "fast": {"base": "fast", "varied": {}}}
+
+
 def test_a_finished_sweep_has_nothing_to_do(old, capsys):
     words = ["sweep", *WORDS["sweep"], "sweep_dir=sweeps/finished", "seeds=[0,1]"]
     assert hpc_ecg(old, *words) == 0
