@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_ecg.config.describe import explain
+from hpc_ecg.config.describe import describe_settings
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.load import RENAMED, load_config, to_yaml
 from hpc_ecg.sweep.grid import SweepConfig, load_sweep
@@ -80,7 +80,7 @@ def test_every_yaml_in_configs_is_covered_by_a_test():
 
 @pytest.mark.parametrize("schema", [FinetuneConfig, SweepConfig])
 def test_every_setting_is_documented(schema):
-    undocumented = [key for key, _, _, text in explain(schema) if not text]
+    undocumented = [key for key, _, _, text in describe_settings(schema) if not text]
     assert undocumented == []
 
 
@@ -119,7 +119,11 @@ BY_TYPE = {"int": "3", "float": "0.25", "str": "text", "list[str]": "[a,b]", "li
 
 @pytest.mark.parametrize(
     ("key", "kind"),
-    [row[:2] for row in explain(FinetuneConfig) if row[0] not in ("files", "train.stages")],
+    [
+        row[:2]
+        for row in describe_settings(FinetuneConfig)
+        if row[0] not in ("files", "train.stages")
+    ],
 )
 def test_every_setting_can_be_reached_by_its_dotted_key(key, kind):
     value = OTHER.get(key) or BY_TYPE[kind.removesuffix(" | None")]

@@ -11,17 +11,17 @@ def add_config(verbs: Any) -> None:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from hpc_ecg.config.describe import explain
+    from hpc_ecg.config.describe import describe_settings
     from hpc_ecg.log import say
     from hpc_ecg.sweep.grid import SweepConfig
     from hpc_ecg.training.settings import FinetuneConfig
 
     if options.of in (None, "finetune"):
         say("# hpc-ecg finetune", "")
-        for key, kind, default, text in explain(FinetuneConfig):
+        for key, kind, default, text in describe_settings(FinetuneConfig):
             say(f"{key}: {kind} = {default}", f"    {text}")
     if options.of in (None, "sweep"):
         say("", "# hpc-ecg sweep (and every setting above, as run.<key>)", "")
-        for key, kind, default, text in explain(SweepConfig):
+        for key, kind, default, text in describe_settings(SweepConfig):
             say(f"{key}: {kind} = {default}", f"    {text}")
     return 0
