@@ -19,6 +19,7 @@ from hpc_ecg.cli.doctor import add_doctor
 from hpc_ecg.cli.evaluate import add_evaluate
 from hpc_ecg.cli.finetune import add_finetune
 from hpc_ecg.cli.report import add_report
+from hpc_ecg.cli.strategies import add_strategies
 from hpc_ecg.cli.sweep import add_sweep
 from hpc_ecg.cli.weights import add_weights
 
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_doctor(verbs, SETTINGS_HELP)
     add_evaluate(verbs)
     add_sweep(verbs, SETTINGS_HELP)
+    add_strategies(verbs)
     add_report(verbs)
 
     add_config(verbs)

@@ -24,8 +24,8 @@ def describe_settings(schema: type, prefix: str = "") -> Iterator[tuple[str, str
             yield from describe_settings(section, f"{key}.")
             continue
         yield key, _type_name(kind), _show(default_of(item)), docs.get(item.name, "")
-        of_each = typing.get_args(kind)[-1] if typing.get_origin(kind) is dict else None
-        if section_of(of_each):
+        of_each = section_of(typing.get_args(kind)[-1]) if typing.get_args(kind) else None
+        if of_each and typing.get_origin(kind) is dict:
             yield from describe_settings(of_each, f"{key}.NAME.")
 
 

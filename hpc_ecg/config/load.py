@@ -17,6 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from hpc_ecg.config.built_in import find_config
 from hpc_ecg.config.describe import describe_settings
 from hpc_ecg.config.schema import section_of, without_none
 
@@ -88,8 +89,13 @@ def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Sc
 
 
 def read_yaml(file: str) -> SettingsSource:
-    """A YAML file of nested keys; ValueError if it is missing or something else."""
+    """A YAML file of nested keys; ValueError if it is missing or something else.
+
+    A built-in file is found by its name in `configs/` where no such file lies.
+    """
     path = Path(file)
+    if not path.is_file():
+        path = find_config(file) or path
     if not path.is_file():
         raise ValueError(f"{file}: no such configuration file; settings are given as key=value")
     try:
