@@ -1,10 +1,11 @@
 """`hpc-ecg config`: print every setting with its default and meaning."""
 
 import argparse
-from typing import Any
+
+from hpc_ecg.cli.parser import Verbs
 
 
-def add_config(verbs: Any) -> None:
+def add_config(verbs: Verbs) -> None:
     config = verbs.add_parser("config", help="print every setting with default and meaning")
     config.add_argument("of", nargs="?", choices=("finetune", "sweep"), help="default: both")
     config.set_defaults(verb=_config)

@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+
+from hpc_ecg.cli.parser import Verbs
 
 WIDTH = 80
 
 
-def add_strategies(verbs: Any) -> None:
+def add_strategies(verbs: Verbs) -> None:
     strategies = verbs.add_parser("strategies", help="list the strategies and options of a sweep")
     strategies.add_argument(
         "folder", nargs="?", type=Path, metavar="DIR", help="your own; default: the built-in ones"
