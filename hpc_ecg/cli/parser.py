@@ -1,7 +1,7 @@
 """The parser class of all verbs."""
 
 import argparse
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 
 class Parser(argparse.ArgumentParser):
@@ -11,6 +11,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-Verbs = argparse._SubParsersAction[Parser]
+Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 """What `add_subparsers` returns; each verb adds its parser to it."""
 SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg config` lists them"
