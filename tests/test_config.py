@@ -188,10 +188,7 @@ def test_a_path_can_be_named_once_and_used_by_name():
         ("train.ema_decay=1", "train.ema_decay must be in [0, 1), got 1.0"),
         ("train.freeze_layers=-1", "train.freeze_layers must be at least 0, got -1"),
         ("train.max_epochs=-1", "train.max_epochs must be at least 0"),
-        (
-            "train.stages.probe.patience=0",
-            "train.stages.probe.patience must be at least 1 or null, got 0",
-        ),
+        ("train.stages.probe.patience=0", "train.stages.probe.patience must be at least 1 or null"),
         ("train.stages.probe.speed=3", "unknown setting train.stages.probe.speed"),
         ("train.stages.probe=3", "train.stages.probe"),
         ("optim.layer_decay=1.5", "optim.layer_decay must be in (0, 1], got 1.5"),
