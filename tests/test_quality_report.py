@@ -17,8 +17,8 @@ from hpc_ecg.shards.index import LeftOut
 from hpc_ecg.shards.quality_report import (
     NUM_PICTURES,
     QualityFacts,
-    choose_evenly,
     quality_table,
+    sample_evenly,
     write_quality_report,
 )
 
@@ -234,17 +234,17 @@ def test_the_report_is_the_same_every_time(tmp_path):
 )
 def test_a_sample_is_spread_evenly_over_the_groups(groups, count, seed):
     names = [str(n) for n in range(len(groups))]
-    chosen = choose_evenly(names, np.array(groups, object), count, seed)
+    chosen = sample_evenly(names, np.array(groups, object), count, seed)
     assert len(set(chosen)) == len(chosen) == min(count, len(groups))
     taken = {g: sum(groups[n] == g for n in chosen) for g in set(groups)}
     for group, number in taken.items():  # fewer than another only if it has no more
         assert number >= max(taken.values()) - 1 or number == groups.count(group)
-    assert choose_evenly(names, np.array(groups, object), count, seed) == chosen
+    assert sample_evenly(names, np.array(groups, object), count, seed) == chosen
 
 
 def test_another_seed_takes_others_and_records_elsewhere_change_nothing():
     names = [str(n) for n in range(100)]
     groups = np.array(["a"] * 50 + ["b"] * 50, object)
-    assert choose_evenly(names, groups, 6, seed=0) != choose_evenly(names, groups, 6, seed=1)
+    assert sample_evenly(names, groups, 6, seed=0) != sample_evenly(names, groups, 6, seed=1)
     grown = np.append(groups, "b")
-    assert choose_evenly([*names, "100"], grown, 6)[:3] == choose_evenly(names, groups, 6)[:3]
+    assert sample_evenly([*names, "100"], grown, 6)[:3] == sample_evenly(names, groups, 6)[:3]

@@ -15,7 +15,7 @@ import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
-from hpc_ecg.shards.format import ARRAY_ENDING, array_of
+from hpc_ecg.shards.format import ARRAY_ENDING, parse_array
 
 CHUNK = 64
 """Records that are held at once where nothing is shuffled."""
@@ -50,7 +50,7 @@ def read_shard(
                 sample = next(samples, None)
                 if sample is None:
                     raise ValueError(f"{len(wanted)} records are not in it")
-                record = array_of(sample["ecg.npy"], dataset.record_shape)
+                record = parse_array(sample["ecg.npy"], dataset.record_shape)
             except Exception as error:  # tarfile and file systems raise many kinds
                 why = str(error).partition("\n")[0] or type(error).__name__
                 raise ValueError(dataset.damage(shard, why)) from None

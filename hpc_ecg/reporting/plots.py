@@ -51,7 +51,7 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ForestRow:
     """A line of a forest plot: a value with its interval, and the single values behind it."""
 
     name: str
@@ -74,7 +74,7 @@ class Group:
 
 
 def forest_plot(
-    rows: Sequence[Row], xlabel: str, *, name: str, reference: float | None = None
+    rows: Sequence[ForestRow], xlabel: str, *, name: str, reference: float | None = None
 ) -> str:
     """Values with intervals, one row each, the first on top; `reference` is a vertical line."""
     with new_figure(6.4, 0.9 + 0.36 * len(rows)) as (figure, axes):

@@ -99,7 +99,7 @@ class ShardWriter:
             self._tar.tarstream.fileobj.closed = True
 
 
-def find_arrays(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
+def find_array_offsets(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
     """Key -> byte offset of the first count in the tar, from the tar's and the arrays' headers."""
     offsets = {}
     with tarfile.open(path, "r:") as tar, path.open("rb") as file:
@@ -115,7 +115,7 @@ def find_arrays(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
     return offsets
 
 
-def array_of(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
+def parse_array(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
     """The counts in the bytes of a `.ecg.npy`; ValueError if it holds anything else.
 
     numpy's own reader parses each header with `ast`, which now and then fails in threads of a

@@ -38,7 +38,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class WrittenShards:
     """All shards together: their descriptions, a column per fact of the records, what is not in."""
 
     shards: list[dict[str, Any]]
@@ -46,7 +46,7 @@ class Written:
     left_out: list[LeftOut]
 
 
-def read_notes(paths: Iterable[Path]) -> Written:
+def read_notes(paths: Iterable[Path]) -> WrittenShards:
     """The notes that the writers of shards left, in the order of the shards."""
     shards, parts, left_out = [], [], []
     for path in paths:
@@ -56,7 +56,7 @@ def read_notes(paths: Iterable[Path]) -> Written:
         if note["rows"]:
             parts.append(pd.DataFrame(note["rows"]))
     records = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return Written(shards=shards, records=records, left_out=left_out)
+    return WrittenShards(shards=shards, records=records, left_out=left_out)
 
 
 def build_index(
@@ -116,7 +116,7 @@ def _check_signals_apart(index: pd.DataFrame, rows: np.ndarray, twins: Path) -> 
 
 def describe(
     index: pd.DataFrame,
-    written: Written,
+    written: WrittenShards,
     signal: SignalSpec,
     label_names: Sequence[str],
     provenance: dict[str, Any],
@@ -133,7 +133,7 @@ def describe(
             name: int(index["patient"][index["split"] == name].nunique()) for name in splits.SPLITS
         },
         "label_counts": {name: _count_label(index, name) for name in label_names},
-        "flags": dict(count_kinds(index["flags"]).most_common()),
+        "flags": dict(count_flag_kinds(index["flags"]).most_common()),
         "left_out": dict(Counter(item.reason for item in written.left_out).most_common()),
         "amplitude": asdict(amplitude_of_cohort(index, signal)),
         **provenance,
@@ -146,16 +146,16 @@ def amplitude_of_cohort(index: pd.DataFrame, signal: SignalSpec) -> AmplitudeFac
     return compare_amplitudes(index["amplitude_mv"].to_numpy() / amplitude_factor(signal.amplitude))
 
 
-def kinds_of(flags: str) -> list[str]:
+def flag_kinds(flags: str) -> list[str]:
     """`derived:III,aVF;padded` is of the kinds derived and padded."""
     return list(dict.fromkeys(flag.partition(":")[0] for flag in flags.split(";") if flag))
 
 
-def count_kinds(flags: pd.Series) -> Counter[str]:
+def count_flag_kinds(flags: pd.Series) -> Counter[str]:
     """How many records have which."""
     count: Counter[str] = Counter()
     for of_some, number in flags.value_counts(sort=False).items():
-        count.update(dict.fromkeys(kinds_of(str(of_some)), number))
+        count.update(dict.fromkeys(flag_kinds(str(of_some)), number))
     return count
 
 
@@ -172,7 +172,7 @@ def _count_label(index: pd.DataFrame, name: str) -> dict[str, dict[str, Any]]:
     return counts
 
 
-def write_beside_shards(
+def write_metadata(
     folder: Path,
     index: pd.DataFrame,
     description: dict[str, Any],

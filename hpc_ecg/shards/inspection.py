@@ -22,12 +22,12 @@ from hpc_ecg.log import progress_bar
 from hpc_ecg.reporting.ecg_paper import draw_ecg
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
-from hpc_ecg.shards.index import amplitude_of_cohort, count_kinds
+from hpc_ecg.shards.index import amplitude_of_cohort, count_flag_kinds
 from hpc_ecg.shards.quality_report import (
     Picture,
-    choose_evenly,
     draw_amplitudes,
     most_frequent,
+    sample_evenly,
 )
 from hpc_ecg.shards.remote import digest_shard, open_shard_set, read_part
 
@@ -68,7 +68,7 @@ def inspect_shards(place: str | Path, split: str | None = None, verify: bool = T
             for name, part in _parts(index)
         ],
         "amplitude": asdict(amplitude_of_cohort(index, shards.signal)),
-        "flags": dict(most_frequent(count_kinds(index["flags"]))),
+        "flags": dict(most_frequent(count_flag_kinds(index["flags"]))),
         "left_out": about.get("left_out", {}),
         "split_policy": about.get("split"),
         "damaged": find_damage(shards) if verify else None,
@@ -214,7 +214,7 @@ def _draw_sample(inspection: Inspection, num_plots: int, seed: int) -> list[Pict
     whole = [number for number, shard in enumerate(about) if shard["name"] not in damaged]
     index = inspection.index[inspection.index["shard"].isin(whole)]
     values = [str(x) for x in index[LABEL_PREFIX + inspection.shards.label_names[0]]]
-    chosen = choose_evenly(index["key"], np.array(values, object), num_plots, seed)
+    chosen = sample_evenly(index["key"], np.array(values, object), num_plots, seed)
     return [_draw(inspection.shards, index.iloc[n]) for n in chosen]
 
 

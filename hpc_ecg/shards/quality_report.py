@@ -23,7 +23,7 @@ from hpc_ecg.reporting.ecg_paper import COMPACT, draw_ecg
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.reporting.plots import histogram
 from hpc_ecg.shards.format import key_of_row, rows_of_keys
-from hpc_ecg.shards.index import LeftOut, count_kinds, kinds_of
+from hpc_ecg.shards.index import LeftOut, count_flag_kinds, flag_kinds
 
 NUM_PICTURES = 12
 NOTHING_TO_DRAW = ("not found", "unreadable")
@@ -65,7 +65,7 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
         num_flagged=len(flagged),
         amplitude=report.amplitude,
         reasons=most_frequent(Counter(left_out["reason_or_flags"])),
-        flags=most_frequent(count_kinds(flagged["reason_or_flags"])),
+        flags=most_frequent(count_flag_kinds(flagged["reason_or_flags"])),
         histogram=draw_amplitudes(values) if len(values) else None,
         left_out_pictures=_draw(report, drawable, drawable["reason_or_flags"].to_numpy(object)),
         flagged_pictures=_draw(report, flagged, rarest_kinds(flagged["reason_or_flags"])),
@@ -89,9 +89,9 @@ def quality_table(report: QualityFacts) -> pd.DataFrame:
 
 def rarest_kinds(flags: pd.Series) -> np.ndarray:
     """Of each record's kinds the one that the fewest have; "" where there is none."""
-    count = count_kinds(flags)
+    count = count_flag_kinds(flags)
     codes, distinct = pd.factorize(flags)
-    rarest = [min(kinds_of(of), key=lambda k: (count[k], k), default="") for of in distinct]
+    rarest = [min(flag_kinds(of), key=lambda k: (count[k], k), default="") for of in distinct]
     return np.array(rarest, object)[codes]
 
 
@@ -99,7 +99,7 @@ def most_frequent(count: Counter[str]) -> list[tuple[str, int]]:
     return sorted(count.items(), key=lambda item: (-item[1], item[0]))
 
 
-def choose_evenly(
+def sample_evenly(
     names: Iterable[str], group_N: np.ndarray, count: int, seed: int = 0
 ) -> list[int]:
     """Positions of up to `count` items, one of each group in turn; which ones, a hash of seed and
@@ -127,7 +127,7 @@ def draw_amplitudes(values: pd.Series) -> Markup:
 
 def _draw(report: QualityFacts, rows: pd.DataFrame, group_N: np.ndarray) -> list[Picture]:
     """A sample of these rows of the table; those that cannot be drawn last."""
-    chosen = rows.iloc[choose_evenly(rows["key"], group_N, NUM_PICTURES)]
+    chosen = rows.iloc[sample_evenly(rows["key"], group_N, NUM_PICTURES)]
     pictures = []
     for line in chosen.to_dict("records"):
         words = filter(None, [line["reason_or_flags"].replace(";", ", "), line["message"]])

@@ -67,7 +67,7 @@ def open_shard_set(
         raise ValueError(
             f"data.shards={place} would run a shell command; if it is yours, data.allow_pipe=true"
         )
-    far = locate(place)
+    far = open_remote_store(place)
     with TemporaryDirectory() as folder:
         try:
             for name in ("dataset.json", "index.parquet"):
@@ -82,7 +82,7 @@ def open_shard_set(
     return replace(shards, url=place)
 
 
-def locate(url: str) -> RemoteStore:
+def open_remote_store(url: str) -> RemoteStore:
     """ValueError if no installed file system knows this URL, or a command leaves out {name}."""
     if url.startswith(PIPE):
         if "{name}" not in url:
@@ -100,7 +100,7 @@ def locate(url: str) -> RemoteStore:
 
 def digest_shard(shards: ShardSet, shard: int) -> tuple[str, int]:
     """SHA-256 and size of a shard, wherever it lies. ValueError if it cannot be read to its end."""
-    path, far = shards.shard_path(shard), locate(shards.url) if shards.url else None
+    path, far = shards.shard_path(shard), open_remote_store(shards.url) if shards.url else None
     try:
         with far.filesystem.open(f"{far.root}/{path.name}") if far else path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), file.seek(0, os.SEEK_END)
@@ -111,7 +111,7 @@ def digest_shard(shards: ShardSet, shard: int) -> tuple[str, int]:
 def read_part(shards: ShardSet, shard: int, start: int, size: int) -> bytes:
     path = shards.shard_path(shard)
     if shards.url is not None:
-        return locate(shards.url).ranges([path.name], [start], size)[0]
+        return open_remote_store(shards.url).ranges([path.name], [start], size)[0]
     try:
         with path.open("rb") as file:
             file.seek(start)

@@ -12,8 +12,8 @@ from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cohort.splits import assign_splits
 from hpc_ecg.cohort.table import read_cohort
 from hpc_ecg.shards.format import read_shard_set
-from hpc_ecg.shards.sharding_job import write_shard
-from hpc_ecg.shards.sharding_plan import jobs_of, plan_of
+from hpc_ecg.shards.shard_task import write_shard
+from hpc_ecg.shards.sharding_plan import plan_from_shards, shard_tasks
 
 
 def repair(folder: Path, table: Path | None = None, signals: Path | None = None) -> list[str]:
@@ -33,14 +33,14 @@ def repair(folder: Path, table: Path | None = None, signals: Path | None = None)
         path = shards.shard_path(number)
         if path.is_dir():
             raise ValueError(f"{path} is a folder in a shard's place; move it away, then repair")
-    plan = plan_of(shards, table, signals)
+    plan = plan_from_shards(shards, table, signals)
     cohort = read_cohort(plan.table, plan.columns)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     # beside the old one, so that the new one takes its place in one step
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".repair-") as work:
         for name in ("shards", "notes"):
             (Path(work) / name).mkdir()
-        for job in jobs_of(cohort, assignment, plan, Path(work), damaged):
+        for job in shard_tasks(cohort, assignment, plan, Path(work), damaged):
             about = shards.description["shards"][job.shard]
             write_shard(job)
             if not _is_as_written(job.tar, about):

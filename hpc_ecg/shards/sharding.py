@@ -28,32 +28,32 @@ from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.jobs.submit import Job, run_on_slurm
 from hpc_ecg.log import progress_bar
-from hpc_ecg.shards import sharding_job as shard_job
+from hpc_ecg.shards import shard_task
 from hpc_ecg.shards.format import shard_name
 from hpc_ecg.shards.index import (
     LeftOut,
-    Written,
+    WrittenShards,
     amplitude_of_cohort,
     build_index,
     describe,
     read_notes,
-    write_beside_shards,
+    write_metadata,
 )
 from hpc_ecg.shards.quality_report import QualityFacts, write_quality_report
-from hpc_ecg.shards.sharding_job import ShardJob
+from hpc_ecg.shards.shard_task import ShardTask
 from hpc_ecg.shards.sharding_plan import (
     ShardingPlan,
     check_layout,
     check_plan,
-    jobs_of,
     made_from,
     rows_of,
     shard_numbers,
+    shard_tasks,
 )
 
 logger = logging.getLogger("hpc_ecg")
 
-JobsOf = Callable[[Iterable[int]], Iterator[ShardJob]]
+JobsOf = Callable[[Iterable[int]], Iterator[ShardTask]]
 """Of shards by their numbers. Made when asked for, so that not all rows are there at once."""
 
 
@@ -79,7 +79,7 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     out = plan.out.resolve()  # where a link points to, so that the link may stay
     with _claimed(out) as work:
         shards = shard_numbers(cohort, plan)
-        jobs = partial(jobs_of, cohort, assignment, plan, work)
+        jobs = partial(shard_tasks, cohort, assignment, plan, work)
         _write_missing(jobs, shards, plan, work)
 
         # 3. All together: leaks, duplicates, counts; then the folder gets its name.
@@ -95,7 +95,7 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
         description = describe(index, written, signal, cohort.label_names, provenance)
         _check_no_empty_split(description["records"], assignment.how)
         folder = work / "shards"
-        description = write_beside_shards(folder, index, description, written.left_out, public)
+        description = write_metadata(folder, index, description, written.left_out, public)
         write_quality_report(folder, _quality(index, written, cohort, assignment, plan))
         _publish(folder, out)
     return description
@@ -126,7 +126,7 @@ def _claimed(out: Path) -> Iterator[Path]:
 
 def _quality(
     index: pd.DataFrame,
-    written: Written,
+    written: WrittenShards,
     cohort: Cohort,
     assignment: Assignment,
     plan: ShardingPlan,
@@ -134,7 +134,7 @@ def _quality(
     def picture_of(row: int) -> Recording | None:
         (of_table,) = rows_of(cohort, assignment, plan, range(row, row + 1))
         try:
-            recording = shard_job.read_row(of_table, plan.recordings)
+            recording = shard_task.read_row(of_table, plan.recordings)
         except RecordError:
             return None
         if plan.recordings.names_shown:
@@ -161,7 +161,7 @@ def _write_missing(jobs: JobsOf, shards: range, plan: ShardingPlan, work: Path) 
         logger.info("%d of %d shards are done already", done, len(shards))
     with progress_bar("shards", len(shards), done) as advance:
         if plan.slurm is None or not todo:
-            for _ in shard_job.write_shards(jobs(todo), min(plan.workers, len(todo))):
+            for _ in shard_task.write_shards(jobs(todo), min(plan.workers, len(todo))):
                 advance()
             return
         for outcome in run_on_slurm(_deal(todo, jobs, plan), work / "slurm", plan.slurm):
@@ -173,8 +173,8 @@ def _write_missing(jobs: JobsOf, shards: range, plan: ShardingPlan, work: Path) 
         raise ValueError(f"shards {lost[:5]} are not seen from here; is {work} on a shared disk?")
 
 
-def _not_done(jobs: Iterable[ShardJob]) -> list[int]:
-    return [job.shard for job in jobs if not shard_job.is_done(job)]
+def _not_done(jobs: Iterable[ShardTask]) -> list[int]:
+    return [job.shard for job in jobs if not shard_task.is_done(job)]
 
 
 def _deal(todo: Sequence[int], jobs: JobsOf, plan: ShardingPlan) -> list[Job]:
@@ -188,10 +188,10 @@ def _deal(todo: Sequence[int], jobs: JobsOf, plan: ShardingPlan) -> list[Job]:
     ]
 
 
-def _write_part(jobs: Sequence[ShardJob]) -> list[int]:
+def _write_part(jobs: Sequence[ShardTask]) -> list[int]:
     """In a job of Slurm: as many workers as it has CPUs, not as the machine that submitted it."""
     workers = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-    return list(shard_job.write_shards(jobs, min(workers, len(jobs))))
+    return list(shard_task.write_shards(jobs, min(workers, len(jobs))))
 
 
 def _publish(shards: Path, out: Path) -> None:

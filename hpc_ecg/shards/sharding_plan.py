@@ -17,7 +17,7 @@ from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.jobs.submit import SlurmJobs
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, ShardSet
-from hpc_ecg.shards.sharding_job import Recordings, Row, ShardJob
+from hpc_ecg.shards.shard_task import Recordings, ShardRow, ShardTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +87,14 @@ def shard_numbers(cohort: Cohort, plan: ShardingPlan) -> range:
     return range(math.ceil(len(cohort) / plan.records_per_shard))
 
 
-def jobs_of(
+def shard_tasks(
     cohort: Cohort, assignment: Assignment, plan: ShardingPlan, work: Path, shards: Iterable[int]
-) -> Iterator[ShardJob]:
+) -> Iterator[ShardTask]:
     """Shard k holds rows kS to (k+1)S - 1 of the table, less those left out."""
     size = plan.records_per_shard
     for shard in shards:
         rows = range(shard * size, min((shard + 1) * size, len(cohort)))
-        yield ShardJob(
+        yield ShardTask(
             shard=shard,
             rows=rows_of(cohort, assignment, plan, rows),
             recordings=plan.recordings,
@@ -102,14 +102,16 @@ def jobs_of(
         )
 
 
-def rows_of(cohort: Cohort, assignment: Assignment, plan: ShardingPlan, rows: range) -> list[Row]:
+def rows_of(
+    cohort: Cohort, assignment: Assignment, plan: ShardingPlan, rows: range
+) -> list[ShardRow]:
     part = slice(rows.start, rows.stop)
     files, patients = cohort.files.iloc[part], cohort.patients.iloc[part]
     rates_hz = [plan.rate_hz] * len(rows)
     if cohort.rates_hz is not None:
         rates_hz = [None if math.isnan(rate) else rate for rate in cohort.rates_hz[part].tolist()]
     return [
-        Row(
+        ShardRow(
             row=row,
             file=file,
             rate_hz=rate_hz,
@@ -143,7 +145,7 @@ def made_from(plan: ShardingPlan) -> dict[str, Any]:
     }
 
 
-def plan_of(shards: ShardSet, table: Path | None, signals: Path | None) -> ShardingPlan:
+def plan_from_shards(shards: ShardSet, table: Path | None, signals: Path | None) -> ShardingPlan:
     """The plan that made these shards; table and recordings may have moved since."""
     made = shards.description["made_from"]
     recordings = made["recordings"]

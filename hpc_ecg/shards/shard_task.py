@@ -23,7 +23,7 @@ from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, PreparedECG, prepare
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.shards.format import FORMAT, ShardWriter, find_arrays, key_of_row, shard_name
+from hpc_ecg.shards.format import FORMAT, ShardWriter, find_array_offsets, key_of_row, shard_name
 
 RATE_TOLERANCE = 0.0005
 
@@ -50,7 +50,7 @@ class Recordings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class ShardRow:
     """A row of the table, as far as its shard depends on it."""
 
     row: int
@@ -62,9 +62,9 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardJob:
+class ShardTask:
     shard: int
-    rows: list[Row]
+    rows: list[ShardRow]
     recordings: Recordings
     work: Path
     """Folder with `shards/` and `notes/`."""
@@ -83,7 +83,7 @@ class ShardJob:
         return hashlib.sha256(json.dumps(inputs, default=str).encode()).hexdigest()
 
 
-def is_done(job: ShardJob) -> bool:
+def is_done(job: ShardTask) -> bool:
     """The shard lies there, made of the same rows, byte for byte as it was written."""
     try:
         note = json.loads(job.note.read_text())
@@ -92,7 +92,7 @@ def is_done(job: ShardJob) -> bool:
         return False
 
 
-def write_shard(job: ShardJob) -> int:
+def write_shard(job: ShardTask) -> int:
     """Read, prepare and write the recordings of one shard; returns its number."""
     records: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
@@ -109,7 +109,7 @@ def write_shard(job: ShardJob) -> int:
             for ecg in windows:
                 records.append(_describe(row, ecg, spec))
                 writer.write(records[-1]["key"], ecg.counts_LS)
-    offsets = find_arrays(job.tar, len(spec.leads), spec.num_samples)
+    offsets = find_array_offsets(job.tar, len(spec.leads), spec.num_samples)
     for record in records:
         record |= {"shard": job.shard, "offset": offsets[record["key"]]}
     about = {"name": job.tar.name, "records": len(records), "bytes": job.tar.stat().st_size}
@@ -118,7 +118,7 @@ def write_shard(job: ShardJob) -> int:
     return job.shard
 
 
-def write_shards(jobs: Iterable[ShardJob], workers: int) -> Iterator[int]:
+def write_shards(jobs: Iterable[ShardTask], workers: int) -> Iterator[int]:
     """Write them on this machine; yields the number of each shard that is done."""
     if workers <= 1:
         yield from map(write_shard, jobs)
@@ -126,7 +126,7 @@ def write_shards(jobs: Iterable[ShardJob], workers: int) -> Iterator[int]:
     waiting = iter(jobs)
     running: set[Future[int]] = set()
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=exit_with_parent) as pool:
         try:
             while True:
                 # few ahead: a cohort's rows need not all lie in the queue
@@ -147,7 +147,7 @@ def write_shards(jobs: Iterable[ShardJob], workers: int) -> Iterator[int]:
             raise
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever; Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -160,7 +160,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def prepare_row(row: Row, recordings: Recordings) -> list[PreparedECG]:
+def prepare_row(row: ShardRow, recordings: Recordings) -> list[PreparedECG]:
     """The windows of one row; RecordError if it is left out."""
     if row.left_out:
         raise RecordError(*row.left_out)
@@ -168,7 +168,7 @@ def prepare_row(row: Row, recordings: Recordings) -> list[PreparedECG]:
     return prepare(recording, recordings.signal, recordings.missing_leads, recordings.clip)
 
 
-def read_row(row: Row, recordings: Recordings) -> Recording:
+def read_row(row: ShardRow, recordings: Recordings) -> Recording:
     """The recording of one row, with the rate that it was declared to have."""
     declared = row.rate_hz
     layout = recordings.layout
@@ -180,7 +180,7 @@ def read_row(row: Row, recordings: Recordings) -> Recording:
     return recording
 
 
-def _describe(row: Row, ecg: PreparedECG, spec: SignalSpec) -> dict[str, Any]:
+def _describe(row: ShardRow, ecg: PreparedECG, spec: SignalSpec) -> dict[str, Any]:
     window = ecg.window if spec.window.startswith("all") else None
     return {
         "key": key_of_row(row.row, window),
