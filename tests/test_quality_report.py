@@ -87,7 +87,7 @@ def facts_of(left_out, flags, **changes):
             for row, reason in enumerate(left_out)
         ],
         "amplitude": compare_amplitudes(index["amplitude_mv"].to_numpy()) if len(flags) else None,
-        "picture_of": picture_of,
+        "read_source": picture_of,
     }
     return QualityFacts(**(facts | changes))
 
@@ -172,7 +172,7 @@ def test_a_row_that_is_in_no_list_is_never_passed_over(tmp_path):
 def test_pictures_are_taken_from_the_reasons_in_turn_and_those_without_come_last(tmp_path):
     reasons = ["too short"] * 50 + ["NaN", "not found", "flat lead"]
     flags = ["padded"] * 40 + ["padded;saturated"]
-    facts = facts_of(reasons, flags, picture_of=lambda row: picture_of(row) if row != 50 else None)
+    facts = facts_of(reasons, flags, read_source=lambda row: picture_of(row) if row != 50 else None)
     write_quality_report(tmp_path, facts)
     page, _ = read(tmp_path)
     _amplitude, *captions = page.captions
@@ -191,7 +191,7 @@ def test_pictures_are_taken_from_the_reasons_in_turn_and_those_without_come_last
 )
 def test_what_cannot_be_drawn_does_not_stop_the_report(tmp_path, leads, rate_hz):
     odd = Recording(signal_LS=np.zeros((2, 10)), leads=leads, sample_rate_hz=rate_hz)
-    write_quality_report(tmp_path, facts_of(["rate"], [""], picture_of=lambda row: odd))
+    write_quality_report(tmp_path, facts_of(["rate"], [""], read_source=lambda row: odd))
     assert "(cannot be drawn)" in (tmp_path / "quality.html").read_text()
 
 

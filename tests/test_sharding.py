@@ -238,12 +238,12 @@ def test_a_rate_that_the_file_contradicts_leaves_the_record_out(tmp_path):
     shard_ecgs(plan(table, tmp_path / "out", columns=columns))
     (left_out,) = left_out_of(tmp_path / "out")
     assert (left_out["record"], left_out["reason"]) == ("a2", "rate")
-    assert left_out["message"] == "the file says 500 Hz, declared are 400 Hz"
+    assert left_out["message"] == "the file says 500 Hz, but 400 Hz was declared"
 
 
 def test_one_rate_for_all_that_no_file_has_is_refused(tmp_path, table):
     message = refusal(plan(table, tmp_path / "out", rate_hz=250.0))
-    assert "4 rate; first: the file says 500 Hz, declared are 250 Hz" in message
+    assert "4 rate; first: the file says 500 Hz, but 250 Hz was declared" in message
 
 
 @pytest.mark.parametrize("rate_hz", [0.0, -500.0, float("nan"), float("inf"), 1e6])

@@ -15,7 +15,7 @@ import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
-from hpc_ecg.shards.format import ARRAY_ENDING, parse_array
+from hpc_ecg.shards.format import ARRAY_SUFFIX, parse_array
 
 CHUNK = 64
 """Records that are held at once where nothing is shuffled."""
@@ -35,7 +35,7 @@ def read_shard(
 
     def is_wanted(name: str) -> bool:
         key, dot, ending = name.partition(".")
-        return key in wanted and dot + ending == ARRAY_ENDING
+        return key in wanted and dot + ending == ARRAY_SUFFIX
 
     with dataset.source.open(shard) as file:
         samples = iter(

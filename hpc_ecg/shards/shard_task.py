@@ -1,20 +1,15 @@
-"""One shard: its rows in, a tar and a note of it out; a pure function, whoever runs it.
+"""Write one shard from its rows, in any process: a tar, and a note about it.
 
 The note (`notes/shard-000000.json` beside `shards/`) is written last and says what the shard was
-made of. A run that was killed finds the notes of the shards that are done, verifies these, and
-makes the others.
+made from. After a run was killed, the next one verifies the shards that have notes and writes only
+the others.
 """
 
 import hashlib
 import json
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +18,7 @@ from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, PreparedECG, prepare
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.jobs.processes import map_in_processes
 from hpc_ecg.shards.format import FORMAT, ShardWriter, find_array_offsets, key_of_row, shard_name
 
 RATE_TOLERANCE = 0.0005
@@ -30,7 +26,7 @@ RATE_TOLERANCE = 0.0005
 
 @dataclass(frozen=True, kw_only=True)
 class Recordings:
-    """Where recordings are and what is made of them: the same for all shards."""
+    """Where the recordings are and how they are prepared: the same for all shards."""
 
     signals: Path
     layout: ArrayLayout = field(default_factory=ArrayLayout)
@@ -38,9 +34,9 @@ class Recordings:
     missing_leads: str = "leave_out"
     """leave_out or zero."""
     clip: bool = False
-    """Keep what is beyond the range that can be stored, clipped and flagged."""
+    """Clip and flag samples beyond the range that can be stored; else leave the record out."""
     names_shown: bool = True
-    """False: reasons come without messages, which may hold the names of people's files."""
+    """False: drop the messages of what is left out, as they can hold file names of patients."""
 
     def __post_init__(self) -> None:
         if self.missing_leads not in ("leave_out", "zero"):
@@ -51,14 +47,14 @@ class Recordings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardRow:
-    """A row of the table, as far as its shard depends on it."""
+    """The part of a table row that its shard depends on."""
 
     row: int
     file: str
     rate_hz: float | None = None
-    """Rate that the file must have."""
+    """Sampling rate that the file must have."""
     left_out: tuple[str, str] | None = None
-    """Reason and message, if it is not to be read."""
+    """Reason and message, if the recording is not to be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,90 +74,67 @@ class ShardTask:
         return self.work / "notes" / f"{self.tar.stem}.json"
 
     def digest(self) -> str:
-        """Of all that the shard is made of, but for the recordings themselves."""
+        """SHA-256 of all that the shard is made from, except the recordings themselves."""
         inputs = [FORMAT, asdict(self.recordings), [asdict(row) for row in self.rows]]
         return hashlib.sha256(json.dumps(inputs, default=str).encode()).hexdigest()
 
 
-def is_done(job: ShardTask) -> bool:
-    """The shard lies there, made of the same rows, byte for byte as it was written."""
+def is_done(task: ShardTask) -> bool:
+    """Whether the shard was made from the same rows and is intact, byte for byte."""
     try:
-        note = json.loads(job.note.read_text())
-        return note["inputs"] == job.digest() and sha256_of(job.tar) == note["sha256"]
+        note = json.loads(task.note.read_text())
+        return note["inputs"] == task.digest() and sha256_of(task.tar) == note["sha256"]
     except (OSError, ValueError, KeyError):
         return False
 
 
-def write_shard(job: ShardTask) -> int:
-    """Read, prepare and write the recordings of one shard; returns its number."""
+def write_shard(task: ShardTask) -> int:
+    """Read, prepare and write the recordings of one shard; returns the shard's number."""
     records: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
-    spec = job.recordings.signal
-    job.note.unlink(missing_ok=True)
-    with job.tar.open("wb") as stream, ShardWriter(stream, spec, MICROVOLTS_PER_COUNT) as writer:
-        for row in job.rows:
+    spec = task.recordings.signal
+    task.note.unlink(missing_ok=True)
+    with task.tar.open("wb") as stream, ShardWriter(stream, spec, MICROVOLTS_PER_COUNT) as writer:
+        for row in task.rows:
             try:
-                windows = prepare_row(row, job.recordings)
+                windows = prepare_row(row, task.recordings)
             except RecordError as error:
-                message = str(error) if job.recordings.names_shown else ""
+                message = str(error) if task.recordings.names_shown else ""
                 left_out.append({"row": row.row, "reason": error.reason, "message": message})
                 continue
             for ecg in windows:
-                records.append(_describe(row, ecg, spec))
-                writer.write(records[-1]["key"], ecg.counts_LS)
-    offsets = find_array_offsets(job.tar, len(spec.leads), spec.num_samples)
+                record = _describe_record(row, ecg, spec)
+                writer.write(record["key"], ecg.counts_LS)
+                records.append(record)
+    offsets = find_array_offsets(task.tar, len(spec.leads), spec.num_samples)
     for record in records:
-        record |= {"shard": job.shard, "offset": offsets[record["key"]]}
-    about = {"name": job.tar.name, "records": len(records), "bytes": job.tar.stat().st_size}
-    about |= {"sha256": sha256_of(job.tar), "inputs": job.digest()}
-    write_json(job.note, about | {"rows": records, "left_out": left_out}, indent=None)
-    return job.shard
+        record |= {"shard": task.shard, "offset": offsets[record["key"]]}
+    note = {
+        "name": task.tar.name,
+        "records": len(records),
+        "bytes": task.tar.stat().st_size,
+        "sha256": sha256_of(task.tar),
+        "inputs": task.digest(),
+        "rows": records,
+        "left_out": left_out,
+    }
+    write_json(task.note, note, indent=None)
+    return task.shard
 
 
-def write_shards(jobs: Iterable[ShardTask], workers: int) -> Iterator[int]:
-    """Write them on this machine; yields the number of each shard that is done."""
-    if workers <= 1:
-        yield from map(write_shard, jobs)
-        return
-    waiting = iter(jobs)
-    running: set[Future[int]] = set()
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=exit_with_parent) as pool:
-        try:
-            while True:
-                # few ahead: a cohort's rows need not all lie in the queue
-                while len(running) < 2 * workers and (job := next(waiting, None)):
-                    running.add(pool.submit(write_shard, job))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BaseException as error:  # also Ctrl-C: do not write what nobody waits for
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
-                raise ValueError(
-                    "a worker process was killed (out of memory?); the same command goes on, "
-                    "perhaps with fewer --workers"
-                ) from None
-            raise
-
-
-def exit_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever; Ctrl-C is the parent's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        parent = parent_process()
-        assert parent is not None
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def write_shards(tasks: Iterable[ShardTask], workers: int) -> Iterator[int]:
+    """Write shards with `workers` local processes; yields the number of each one that is done."""
+    try:
+        yield from map_in_processes(write_shard, tasks, workers)
+    except BrokenProcessPool:
+        raise ValueError(
+            "a worker process was killed (out of memory?); run the same command again to go on, "
+            "perhaps with fewer --workers"
+        ) from None
 
 
 def prepare_row(row: ShardRow, recordings: Recordings) -> list[PreparedECG]:
-    """The windows of one row; RecordError if it is left out."""
+    """The prepared windows of one row; RecordError if the row is left out."""
     if row.left_out:
         raise RecordError(*row.left_out)
     recording = read_row(row, recordings)
@@ -169,18 +142,18 @@ def prepare_row(row: ShardRow, recordings: Recordings) -> list[PreparedECG]:
 
 
 def read_row(row: ShardRow, recordings: Recordings) -> Recording:
-    """The recording of one row, with the rate that it was declared to have."""
-    declared = row.rate_hz
-    layout = recordings.layout
-    layout = replace(layout, sample_rate_hz=declared or layout.sample_rate_hz)
+    """The recording of one row; RecordError if its sampling rate is not the declared one."""
+    declared, layout = row.rate_hz, recordings.layout
+    if declared:
+        layout = replace(layout, sample_rate_hz=declared)
     recording = read_recording(find_recording(recordings.signals, row.file), layout)
     stated = recording.sample_rate_hz
     if declared is not None and not abs(stated - declared) <= RATE_TOLERANCE * declared:
-        raise RecordError("rate", f"the file says {stated:g} Hz, declared are {declared:g} Hz")
+        raise RecordError("rate", f"the file says {stated:g} Hz, but {declared:g} Hz was declared")
     return recording
 
 
-def _describe(row: ShardRow, ecg: PreparedECG, spec: SignalSpec) -> dict[str, Any]:
+def _describe_record(row: ShardRow, ecg: PreparedECG, spec: SignalSpec) -> dict[str, Any]:
     window = ecg.window if spec.window.startswith("all") else None
     return {
         "key": key_of_row(row.row, window),
