@@ -5,7 +5,6 @@ Here all records are seen together for the first time, so leaks and duplicates a
 
 # N records, R repeats
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -183,12 +182,9 @@ def write_metadata(
     cohort: Cohort,
 ) -> dict[str, Any]:
     """Write left_out.csv, index.parquet and dataset.json; returns what dataset.json holds."""
-    with (folder / "left_out.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["row", "record", "reason", "message"])
-        for item in left_out:
-            record = cohort.records.iloc[item.row]
-            writer.writerow([item.row + 1, record, item.reason, item.message])
+    lines = [(i.row + 1, cohort.records.iloc[i.row], i.reason, i.message) for i in left_out]
+    table = pd.DataFrame(lines, columns=["row", "record", "reason", "message"])
+    table.to_csv(folder / "left_out.csv", index=False, lineterminator="\r\n")
     index.to_parquet(folder / "index.parquet", index=False)
     description = description | {"index_sha256": sha256_of(folder / "index.parquet")}
     write_json(folder / "dataset.json", description)

@@ -7,6 +7,7 @@ The output folder gets its name only when the set is complete. Until then the wo
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 from collections import Counter
@@ -46,7 +47,6 @@ from hpc_ecg.shards.sharding_plan import (
     check_layout,
     check_plan,
     describe_plan,
-    shard_numbers,
     shard_rows,
     shard_tasks,
 )
@@ -79,7 +79,7 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     out = plan.out.resolve()  # so that a link stays a link
     with _work_folder(out) as work:
         make_tasks = partial(shard_tasks, cohort, assignment, plan, work)
-        shards = shard_numbers(cohort, plan)
+        shards = range(math.ceil(len(cohort) / plan.records_per_shard))
         _write_missing(make_tasks, shards, plan, work)
 
         # 3. Look at all records together: leaks, duplicates, counts.

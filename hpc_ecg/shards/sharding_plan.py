@@ -83,10 +83,6 @@ def check_layout(cohort: Cohort, plan: ShardingPlan) -> None:
         )
 
 
-def shard_numbers(cohort: Cohort, plan: ShardingPlan) -> range:
-    return range(math.ceil(len(cohort) / plan.records_per_shard))
-
-
 def shard_tasks(
     cohort: Cohort, assignment: Assignment, plan: ShardingPlan, work: Path, shards: Iterable[int]
 ) -> Iterator[ShardTask]:
