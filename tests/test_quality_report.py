@@ -103,7 +103,7 @@ def read(folder):
     )
 
 
-def test_each_reason_and_each_flag_has_words_and_unknown_ones_are_shown(tmp_path):
+def test_each_reason_and_flag_is_explained_and_unknown_ones_are_shown(tmp_path):
     facts = facts_of([*REASONS, "eaten"], [*FLAGS, "never_heard:of", ""])
     assert write_quality_report(tmp_path, facts) == tmp_path / "quality.html"
     page, _ = read(tmp_path)
@@ -164,12 +164,12 @@ def test_windows_of_one_recording_are_one_row_of_the_table(tmp_path):
     assert page.captions[-1].startswith("Row 3: padded")
 
 
-def test_a_row_that_is_in_no_list_is_never_passed_over(tmp_path):
+def test_a_row_that_is_in_no_list_is_an_error(tmp_path):
     with pytest.raises(AssertionError, match="in no list"):
         write_quality_report(tmp_path, facts_of(["NaN"], [""], records=3))
 
 
-def test_pictures_are_taken_from_the_reasons_in_turn_and_those_without_come_last(tmp_path):
+def test_pictures_take_turns_over_the_reasons_and_those_that_failed_come_last(tmp_path):
     reasons = ["too short"] * 50 + ["NaN", "not found", "flat lead"]
     flags = ["padded"] * 40 + ["padded;saturated"]
     facts = facts_of(reasons, flags, read_source=lambda row: picture_of(row) if row != 50 else None)
@@ -214,7 +214,7 @@ def test_a_wrong_unit_is_a_warning_with_its_factor(tmp_path):
     assert "µV taken for mV (mended by × 0.001)" in warning
 
 
-def test_a_cohort_of_which_nothing_is_left_is_reported_too(tmp_path):
+def test_a_cohort_without_a_usable_record_is_reported_too(tmp_path):
     write_quality_report(tmp_path, facts_of(["NaN"] * 3, []))
     assert "0 are in the shards, 3 were left out" in (tmp_path / "quality.html").read_text()
 
@@ -242,7 +242,7 @@ def test_a_sample_is_spread_evenly_over_the_groups(groups, count, seed):
     assert sample_evenly(names, np.array(groups, object), count, seed) == chosen
 
 
-def test_another_seed_takes_others_and_records_elsewhere_change_nothing():
+def test_another_seed_chooses_others_and_more_records_elsewhere_change_nothing():
     names = [str(n) for n in range(100)]
     groups = np.array(["a"] * 50 + ["b"] * 50, object)
     assert sample_evenly(names, groups, 6, seed=0) != sample_evenly(names, groups, 6, seed=1)
