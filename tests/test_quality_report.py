@@ -112,7 +112,7 @@ def test_each_reason_and_flag_is_explained_and_unknown_ones_are_shown(tmp_path):
     for table, unknown in (("left-out", "eaten"), ("flags", "never_heard")):
         words = words_of(page, table)
         lost = words.pop(unknown)
-        assert lost == ["This page has no words for it.", "See quality.csv."]
+        assert lost == ["This page has no explanation for it.", "See quality.csv."]
         assert all(means and to_do and [means, to_do] != lost for means, to_do in words.values())
 
 
