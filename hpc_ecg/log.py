@@ -15,6 +15,8 @@ console = Console(stderr=True)
 
 
 class Advance(Protocol):
+    """Advance a progress bar by `steps` and set the note at its end."""
+
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
 

@@ -18,7 +18,7 @@ def format_number(value: float | None, signed: bool = False) -> str:
 
 
 def format_range(low: float | None, high: float | None) -> str:
-    """0.701 to 0.893."""
+    """Both ends of an interval: 0.701 to 0.893."""
     return f"{format_number(low)} to {format_number(high)}"
 
 
@@ -39,6 +39,7 @@ def format_p(p: float) -> str:
 
 
 def format_probability(p: float) -> str:
+    """A probability with two decimals; `< 0.01` and `> 0.99` instead of 0.00 and 1.00."""
     return "> 0.99" if p > 0.99 else "< 0.01" if p < 0.01 else f"{p:.2f}"
 
 

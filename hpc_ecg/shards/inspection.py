@@ -105,6 +105,7 @@ def describe_inspection(facts: dict[str, Any]) -> list[str]:
 
 
 def write_page(path: Path, inspection: Inspection, num_plots: int, seed: int = 0) -> None:
+    """Write the page with plots of `num_plots` records that `seed` chooses."""
     page = render_page(
         "inspection.html.jinja",
         facts=inspection.facts,
