@@ -76,12 +76,10 @@ def shard_name(shard: int) -> str:
 
 
 class ShardWriter:
-    """Write one shard through webdataset, byte for byte the same each time."""
+    """Write one shard as webdataset does, byte for byte the same each time."""
 
     def __init__(self, stream: BinaryIO, signal: SignalSpec, microvolts_per_count: float) -> None:
-        from webdataset import TarWriter  # imports torch, which most of this folder does without
-
-        self._tar = TarWriter(stream, encoder=False, mtime=0, user="", group="")
+        self._tar = tarfile.TarFile(fileobj=stream, mode="w")
         metadata = asdict(signal) | {"microvolts_per_count": microvolts_per_count}
         self._json = json.dumps(metadata, sort_keys=True).encode()
 
@@ -89,7 +87,10 @@ class ShardWriter:
         assert counts_LS.dtype == np.int16 and counts_LS.flags.c_contiguous
         array = io.BytesIO()
         np.lib.format.write_array(array, counts_LS, version=(1, 0))
-        self._tar.write({"__key__": key, "ecg.npy": array.getvalue(), "json": self._json})
+        for suffix, data in ((ARRAY_SUFFIX, array.getvalue()), (".json", self._json)):
+            member = tarfile.TarInfo(key + suffix)  # its time and owner are 0
+            member.size, member.mode = len(data), 0o444
+            self._tar.addfile(member, io.BytesIO(data))
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -97,8 +98,6 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._tar.close()
-        else:  # a full disk, Ctrl-C: tarfile would try to write the rest, and complain
-            self._tar.tarstream.fileobj.closed = True
 
 
 def find_array_offsets(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
