@@ -125,15 +125,16 @@ def build_description(
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of dataset.json, without the digest of the index."""
-    by_split = {name: index[index["split"] == name] for name in SPLITS}
+    records = index["split"].value_counts()
+    patients = index.groupby("split")["patient"].nunique()
     return {
         "format": FORMAT,
         "tool": f"hpc_ecg {hpc_ecg.__version__}",
         "signal": asdict(signal),
         "microvolts_per_count": MICROVOLTS_PER_COUNT,
         "labels": list(label_names),
-        "records": {name: len(part) for name, part in by_split.items()},
-        "patients": {name: int(part["patient"].nunique()) for name, part in by_split.items()},
+        "records": {name: int(records.get(name, 0)) for name in SPLITS},
+        "patients": {name: int(patients.get(name, 0)) for name in SPLITS},
         "label_counts": {name: _count_label(index, name) for name in label_names},
         "flags": dict(count_flag_kinds(index["flags"]).most_common()),
         "left_out": dict(Counter(item.reason for item in written.left_out).most_common()),
