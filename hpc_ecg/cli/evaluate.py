@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from hpc_ecg.cli.parser import Verbs
+from hpc_ecg.reporting.numbers import format_percent, format_with_interval
 
 WIDTH = 80
 COLUMNS = 3  # thresholds side by side
@@ -92,11 +93,15 @@ def table_of(result: dict[str, Any]) -> list[str]:
         parts |= {f"{kind} average": result[kind] for kind in ("macro", "micro") if kind in result}
     for name, label in parts.items():
         lines += ["", f"{name}{_counts(label)}"]
-        lines += [f"  {text:<16}{show(label[m])}" for m, text in NAMES.items() if m in label]
+        lines += [
+            f"  {text:<16}{format_with_interval(label[m])}"
+            for m, text in NAMES.items()
+            if m in label
+        ]
         calibration = label.get("calibration", {})
         for part, text in CALIBRATION.items():
             if part in calibration:
-                lines.append(f"  {text:<16}{show(calibration[part])}")
+                lines.append(f"  {text:<16}{format_with_interval(calibration[part])}")
         lines += _thresholds(label.get("at_threshold", {}))
         lines += _wrapped(label.get("auroc", {}).get("warning", ""), "  ")
     for name, why in result["not_scored"].items():
@@ -113,7 +118,7 @@ def _counts(label: dict[str, Any]) -> str:
         return ""
     text = f": {label['n']} ECGs of {label['n_patients']} patients"
     if "n_positive" in label:
-        text += f", {label['n_positive']} positive ({100 * label['prevalence']:.1f} %)"
+        text += f", {label['n_positive']} positive ({format_percent(label['prevalence'])})"
     return text + (f", {label['n_missing']} without label" if label["n_missing"] else "")
 
 
@@ -127,21 +132,10 @@ def _thresholds(points: dict[str, dict[str, Any]]) -> list[str]:
         rows = {"": [fitted_for(method) for method in some]}
         if all("threshold" in points[method] for method in some):
             rows["threshold"] = [f"{points[method]['threshold']:.4g}" for method in some]
-        rows |= {text: [show(points[m][rate]) for m in some] for rate, text in RATES.items()}
+        rows |= {
+            text: [format_with_interval(points[m][rate]) for m in some]
+            for rate, text in RATES.items()
+        }
         for name, row in rows.items():
             lines.append(f"  {name:<13}{''.join(f'{cell:<21}' for cell in row)}".rstrip())
     return lines
-
-
-def show(value: dict[str, Any]) -> str:
-    """0.812 (0.701–0.893), −0.1 (−0.4 to 0.2); a dash for what does not exist."""
-    if value["value"] is None:
-        return "–"
-    low, high = ("–" if value[end] is None else number(value[end]) for end in ("low", "high"))
-    to = " to " if "−" in low + high else "–"
-    return f"{number(value['value'])} ({low}{to}{high})"
-
-
-def number(value: float) -> str:
-    decimals = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
-    return f"{value:.{decimals}f}".replace("-", "−")
