@@ -2,12 +2,11 @@
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from hpc_ecg.cli.parser import Verbs
+from hpc_ecg.cli.parser import Parser, Verbs
 from hpc_ecg.reporting.numbers import format_percent, format_with_interval
 
 WIDTH = 80
@@ -20,21 +19,21 @@ RATES |= {"f1": "F1", "nns": "to screen"}
 
 
 def add_evaluate(verbs: Verbs) -> None:
-    # options may stand between the settings, which a verb's own parser does not allow
+    # Options may stand between settings, which a subparser does not allow: it takes all words.
     evaluate = verbs.add_parser(
         "evaluate", help="score a finished run", add_help=False, prefix_chars="\0"
     )
     evaluate.add_argument("words", nargs="*")
-    evaluate.set_defaults(verb=partial(_evaluate, type(evaluate)))
+    evaluate.set_defaults(verb=_evaluate)
 
 
-def _parser(parser_class: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    parser = parser_class(prog="hpc-ecg evaluate", description="Score a finished run.")
+def _parser() -> Parser:
+    parser = Parser(prog="hpc-ecg evaluate", description="Score a finished run.")
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("settings", nargs="*", help="settings laid over the run's own")
+    parser.add_argument("settings", nargs="*", help="settings over those of the run")
     parser.add_argument(
         "--shards",
-        help="another cohort's; labels of other names: data.labels=[…], in the run's order",
+        help="of another cohort; for labels of other names data.labels=[…], in the run's order",
     )
     parser.add_argument(
         "--split", default="test", help="test (default), valid, or all: all records of the shards"
@@ -55,13 +54,13 @@ def _parser(parser_class: type[argparse.ArgumentParser]) -> argparse.ArgumentPar
     return parser
 
 
-def _evaluate(parser_class: type[argparse.ArgumentParser], given: argparse.Namespace) -> int:
-    options = _parser(parser_class).parse_intermixed_args(given.words)
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """Mistakes that can be seen without torch are reported before it is imported."""
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import say, start_logging
-    from hpc_ecg.training.evaluate import evaluate, evaluate_weights
-    from hpc_ecg.training.open_run import load_run, load_run_for
+    from hpc_ecg.training.open_run import finished_run, load_run, load_run_for
 
+    options = _parser().parse_intermixed_args(arguments.words)
     rank = read_ranks(os.environ).rank
     start_logging(rank)
     run_dir, shards, out = options.run_dir, options.shards, options.out
@@ -69,12 +68,16 @@ def _evaluate(parser_class: type[argparse.ArgumentParser], given: argparse.Names
     targets = [(kind, level) for kind in kinds for level in getattr(options, kind)]
     if wrong := [level for _, level in targets if not 0 < level < 1]:
         raise ValueError(f"--sensitivity and --specificity lie between 0 and 1, got {wrong[0]}")
+    config = load_run(run_dir, options.settings)
+    if shards is not None:
+        config = load_run_for(run_dir, shards, options.settings)
+    finished_run(run_dir)
+
+    from hpc_ecg.training.evaluate import evaluate, evaluate_weights
+
     if shards is None and out is None and options.split == "test" and not targets:
-        result, written = evaluate(load_run(run_dir, options.settings)), Path(run_dir)
+        result, written = evaluate(config), Path(run_dir)
     else:
-        config = load_run(run_dir, options.settings)
-        if shards is not None:
-            config = load_run_for(run_dir, shards, options.settings)
         name = "own" if shards is None else Path(shards.rstrip("/")).name
         written = out or Path(run_dir) / "evaluations" / f"{name}-{options.split}"
         weights = Path(run_dir) / "best"
