@@ -13,7 +13,7 @@ def add_report(verbs: Verbs) -> None:
         "--margin",
         type=float,
         default=0.02,
-        help="a strategy that is worse by less than this is non-inferior (default 0.02 of the metric)",
+        help="worse by less than this is non-inferior (default 0.02 of the deciding metric)",
     )
     report.add_argument(
         "--replicates", type=int, default=2000, help="bootstrap replicates (default 2000)"
