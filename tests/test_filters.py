@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_ecg.ecg.filters import Steps, apply_filters, change_rate, name_steps, parse_steps
+from hpc_ecg.ecg.filters import (
+    Preprocessing,
+    apply_filters,
+    change_rate,
+    parse_preprocessing,
+)
 from hpc_ecg.ecg.recording import RecordError
 
 RATE = 250
@@ -23,8 +28,8 @@ def size(signal_LS):
 
 @given(st.sampled_from(["resample_poly", "decimate"]), HZ, HZ)
 def test_a_name_says_all_and_only_what_is_done(resampling, highpass, notch):
-    steps = Steps(resampling=resampling, highpass_hz=highpass, notch_hz=notch)
-    assert parse_steps(name_steps(steps)) == steps
+    steps = Preprocessing(resampling=resampling, highpass_hz=highpass, notch_hz=notch)
+    assert parse_preprocessing(steps.name) == steps
 
 
 @pytest.mark.parametrize(
@@ -35,19 +40,19 @@ def test_a_name_says_all_and_only_what_is_done(resampling, highpass, notch):
     ],
 )
 def test_a_name_of_another_version_or_order_is_not_guessed(name):
-    with pytest.raises(ValueError, match=r"preprocessing .* is not made here"):
-        parse_steps(name)
+    with pytest.raises(ValueError, match=r"preprocessing .* is unknown to this version"):
+        parse_preprocessing(name)
 
 
 def test_a_high_pass_takes_wander_and_offset_and_leaves_the_rest():
-    steps = Steps(highpass_hz=0.5)
+    steps = Preprocessing(highpass_hz=0.5)
     assert size(apply_filters(tone(0.05) + 5, RATE, steps)) < 0.01
     for hz in (5, 20):
         assert size(apply_filters(tone(hz), RATE, steps)) == pytest.approx(1, abs=0.01)
 
 
 def test_a_notch_takes_the_mains_and_leaves_its_neighbours():
-    steps = Steps(notch_hz=50)
+    steps = Preprocessing(notch_hz=50)
     assert size(apply_filters(tone(50), RATE, steps)) < 0.01
     for hz in (10, 45, 55):
         assert size(apply_filters(tone(hz), RATE, steps)) == pytest.approx(1, abs=0.03)
@@ -56,13 +61,13 @@ def test_a_notch_takes_the_mains_and_leaves_its_neighbours():
 def test_filters_delay_nothing():
     peak_LS = np.zeros((1, 2500))
     peak_LS[0, 1000] = 1
-    for steps in (Steps(highpass_hz=0.5), Steps(notch_hz=50)):
+    for steps in (Preprocessing(highpass_hz=0.5), Preprocessing(notch_hz=50)):
         assert apply_filters(peak_LS, RATE, steps).argmax() == 1000
 
 
 @pytest.mark.parametrize("samples", [1, 2, 10, 700])
 def test_filters_take_recordings_of_any_length(samples):
-    steps = Steps(highpass_hz=0.05, notch_hz=50)
+    steps = Preprocessing(highpass_hz=0.05, notch_hz=50)
     assert apply_filters(np.ones((2, samples)), RATE, steps).shape == (2, samples)
 
 
@@ -77,10 +82,13 @@ def test_decimating_is_every_kth_sample_and_nothing_else():
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        (Steps(resampling="linear"), "resampling must be resample_poly or decimate, got 'linear'"),
-        (Steps(highpass_hz=0), "high-pass must lie between 0 and 125 Hz"),
-        (Steps(notch_hz=125), "notch must lie between 0 and 125 Hz .* got 125"),
-        (Steps(notch_hz=float("nan")), "got nan"),
+        (
+            Preprocessing(resampling="linear"),
+            "resampling must be resample_poly or decimate, got 'linear'",
+        ),
+        (Preprocessing(highpass_hz=0), "high-pass must lie between 0 and 125 Hz"),
+        (Preprocessing(notch_hz=125), "notch must lie between 0 and 125 Hz .* got 125"),
+        (Preprocessing(notch_hz=float("nan")), "got nan"),
     ],
 )
 def test_filters_that_do_not_exist_are_refused(steps, message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpc_ecg.ecg.files import ArrayLayout, read_recording
-from hpc_ecg.ecg.quality import check_amplitude, check_finite, check_not_flat, find_flags
+from hpc_ecg.ecg.quality import check_amplitude, check_finite, check_not_flat, quality_flags
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.ecg.signal import LEADS
 
@@ -22,7 +22,7 @@ def test_a_sound_signal_passes_without_flags(signal_LS):
     check_finite(signal_LS, LEADS)
     check_not_flat(signal_LS, LEADS)
     check_amplitude(signal_LS, LEADS, 32.767)
-    assert find_flags(signal_LS, LEADS, 500) == ()
+    assert quality_flags(signal_LS, LEADS, 500) == ()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -59,36 +59,36 @@ def test_a_record_in_microvolts_taken_for_millivolts_is_told_so(signal_LS):
 def test_a_large_peak_of_either_sign_is_kept_and_flagged(signal_LS, peak):
     signal_LS[7, 0] = peak
     check_amplitude(signal_LS, LEADS, 32.767)
-    assert find_flags(signal_LS, LEADS, 500) == ("large_amplitude",)
+    assert quality_flags(signal_LS, LEADS, 500) == ("large_amplitude",)
 
 
 @pytest.mark.parametrize(("samples", "flags"), [(19, ()), (20, ("saturated",))])
 def test_a_lead_that_stays_at_its_extreme_is_saturated(signal_LS, samples, flags):
     signal_LS[7, 100 : 100 + samples] = 2.5
-    assert find_flags(signal_LS, LEADS, 500) == flags
+    assert quality_flags(signal_LS, LEADS, 500) == flags
 
 
 def test_a_flat_stretch_at_the_middle_of_a_lead_is_not_saturation(signal_LS):
     signal_LS[7, 100:200] = 0.0
-    assert find_flags(signal_LS, LEADS, 500) == ()
+    assert quality_flags(signal_LS, LEADS, 500) == ()
 
 
 def test_limb_leads_in_the_wrong_order_are_flagged(signal_LS):
     swapped = signal_LS[[1, 0, *range(2, 12)]]
-    assert find_flags(swapped, LEADS, 500) == ("limb_leads_inconsistent",)
+    assert quality_flags(swapped, LEADS, 500) == ("limb_leads_inconsistent",)
 
 
 def test_exchanged_arms_are_suspected(signal_LS):
     signal_LS[11] = signal_LS[0]  # V6 runs as I does
-    assert find_flags(signal_LS, LEADS, 500) == ()
+    assert quality_flags(signal_LS, LEADS, 500) == ()
     right_for_left = signal_LS.copy()
     right_for_left[0] *= -1
     right_for_left[1], right_for_left[2] = signal_LS[2], signal_LS[1]
-    assert find_flags(right_for_left, LEADS, 500) == ("lead_swap_suspected",)
+    assert quality_flags(right_for_left, LEADS, 500) == ("lead_swap_suspected",)
 
 
 def test_leads_that_are_not_there_are_not_judged(signal_LS):
-    assert find_flags(signal_LS[6:8], ["V1", "V2"], 500) == ()
+    assert quality_flags(signal_LS[6:8], ["V1", "V2"], 500) == ()
 
 
 @pytest.mark.slow
@@ -98,13 +98,13 @@ def test_of_real_recordings_few_are_flagged(real_data):
     counts = Counter()
     for path in sorted(folder.rglob("*.hea")):
         recording = read_recording(path, ArrayLayout())
-        counts.update(find_flags(recording.signal_LS, LEADS, recording.sample_rate_hz))
+        counts.update(quality_flags(recording.signal_LS, LEADS, recording.sample_rate_hz))
     assert counts == {"saturated": 3, "lead_swap_suspected": 1}
 
 
 @pytest.mark.parametrize("part", [slice(500), slice(-500, None)])
 def test_a_recording_that_begins_late_or_stops_early_is_flagged(signal_LS, part):
     signal_LS[:, part] = 0.0
-    assert find_flags(signal_LS, LEADS, 500) == ("partly_flat",)
+    assert quality_flags(signal_LS, LEADS, 500) == ("partly_flat",)
     signal_LS[3, part] = np.linspace(0, 1, 500)
-    assert "partly_flat" not in find_flags(signal_LS, LEADS, 500)
+    assert "partly_flat" not in quality_flags(signal_LS, LEADS, 500)

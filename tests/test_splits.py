@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hpc_ecg.cohort.splits import (
     SPLITS,
-    check_apart,
+    check_no_leakage,
     parse_fractions,
     split_as_given,
     split_by_hash,
@@ -89,9 +89,9 @@ def test_a_value_that_is_no_split_is_named_with_its_row(value):
 def test_one_group_in_two_splits_is_named_with_both_rows():
     groups, splits = pd.Series(["a", "b", "a", "a"]), pd.Series(["train", "test", "test", "valid"])
     rows = np.array([0, 4, 7, 9])
-    check_apart(groups[:3], pd.Series(["train", "test", "train"]), rows[:3], "one patient")
+    check_no_leakage(groups[:3], pd.Series(["train", "test", "train"]), rows[:3], "one patient")
     with pytest.raises(ValueError) as caught:
-        check_apart(groups, splits, rows, "a x")
+        check_no_leakage(groups, splits, rows, "a x")
     assert str(caught.value) == (
         "a x in two splits: row 1 is train, row 8 is test (2 such rows); "
         "put all of one x in one split"

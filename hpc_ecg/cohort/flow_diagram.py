@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 
 import hpc_ecg
 from hpc_ecg.atomic_io import sha256_of, write_json, write_text
-from hpc_ecg.cohort.inputs import Sources
 from hpc_ecg.cohort.rules import Count, Flow, Rules
+from hpc_ecg.cohort.source_tables import SourceTables
 from hpc_ecg.reporting.plots import INK, new_figure, to_svg
 
 FORMAT = "hpc_ecg cohort flow 1"
@@ -61,7 +61,7 @@ def flow_svg(flow: Flow) -> str:
 
 
 def write_flow(
-    out: Path, flow: Flow, notes: Sequence[str], rules: Rules, sources: Sources
+    out: Path, flow: Flow, notes: Sequence[str], rules: Rules, sources: SourceTables
 ) -> list[Path]:
     """Beside the table `out`: .flow.txt, .flow.svg and .flow.json with rules and digests."""
     about = {

@@ -30,7 +30,7 @@ class Privacy:
     """keep, drop, or shift: each patient's by 1 to 365 days, the same for all of them."""
 
 
-def protect(cohort: Cohort, privacy: Privacy) -> Cohort:
+def deidentify(cohort: Cohort, privacy: Privacy) -> Cohort:
     """The cohort as the index may show it. Splits are made before: they need the true dates.
 
     ValueError: a key that is missing or too short, dates to be shifted without a key.

@@ -57,7 +57,7 @@ class Assignment:
     folds_NR: np.ndarray | None = None
     left_out: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Row -> reason, message."""
-    how: dict[str, Any]
+    policy: dict[str, Any]
     """For dataset.json."""
 
 
@@ -67,22 +67,22 @@ def assign_splits(cohort: Cohort, plan: SplitPlan, column: str | None = None) ->
     if cohort.splits is not None:
         given = split_as_given(cohort.splits, column or "")
         _check_patients(cohort.patients, given)
-        return Assignment(splits=given, how={"column": column})
+        return Assignment(splits=given, policy={"column": column})
     if plan.time is not None:
         return _split_by_time(cohort, plan)
     if plan.site is not None:
         return _split_by_site(cohort, plan)
     if plan.folds:
         return _split_in_folds(cohort, plan)
-    how: dict[str, Any] = {"fractions": list(plan.fractions), "seed": plan.seed}
+    policy: dict[str, Any] = {"fractions": list(plan.fractions), "seed": plan.seed}
     if plan.stratify:
         strata = _strata(cohort)
         return Assignment(
             splits=split_by_strata(cohort.patients, strata, plan.fractions, plan.seed),
-            how={"strata_of": cohort.label_names} | how,
+            policy={"strata_of": cohort.label_names} | policy,
         )
     splits = split_by_hash(cohort.patients, plan.fractions, plan.seed)
-    return Assignment(splits=splits, how={"hash_of": "patient"} | how)
+    return Assignment(splits=splits, policy={"hash_of": "patient"} | policy)
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:
@@ -136,7 +136,7 @@ def split_as_given(column: Iterable[str], name: str) -> list[str]:
     return list(map(sys.intern, column))  # one string for all rows of a split
 
 
-def check_apart(groups: pd.Series, splits: pd.Series, rows: np.ndarray, what: str) -> None:
+def check_no_leakage(groups: pd.Series, splits: pd.Series, rows: np.ndarray, what: str) -> None:
     """Raise ValueError if one group (a patient, a signal) is in two splits; names table rows."""
     assert len(groups) == len(splits) == len(rows)
     group_N, split_N = pd.factorize(groups)[0], pd.factorize(splits)[0]
@@ -171,8 +171,8 @@ def _split_by_time(cohort: Cohort, plan: SplitPlan) -> Assignment:
             message = f"in the period of {SPLITS[period_N[row]]}, its patient's first ECG is not"
             left_out[row] = ("other period", message)
         splits.append(NO_SPLIT if row in left_out else SPLITS[period_N[row]])
-    how = {"time": plan.time, "valid_from": plan.valid_from, "test_from": plan.test_from}
-    return Assignment(splits=splits, left_out=left_out, how=how)
+    policy = {"time": plan.time, "valid_from": plan.valid_from, "test_from": plan.test_from}
+    return Assignment(splits=splits, left_out=left_out, policy=policy)
 
 
 def _split_by_site(cohort: Cohort, plan: SplitPlan) -> Assignment:
@@ -192,8 +192,8 @@ def _split_by_site(cohort: Cohort, plan: SplitPlan) -> Assignment:
     }
     splits = [of.get(site, "train") if site else NO_SPLIT for site in cohort.sites]
     _check_patients(cohort.patients, splits)
-    how = {"site": plan.site, "valid": list(plan.valid_sites), "test": list(plan.test_sites)}
-    return Assignment(splits=splits, left_out=left_out, how=how)
+    policy = {"site": plan.site, "valid": list(plan.valid_sites), "test": list(plan.test_sites)}
+    return Assignment(splits=splits, left_out=left_out, policy=policy)
 
 
 def _split_in_folds(cohort: Cohort, plan: SplitPlan) -> Assignment:
@@ -213,7 +213,7 @@ def _split_in_folds(cohort: Cohort, plan: SplitPlan) -> Assignment:
     return Assignment(
         splits=[names[fold] for fold in folds_NR[:, 0]],
         folds_NR=folds_NR,
-        how={"folds": plan.folds, "repeats": plan.repeats, "seed": plan.seed}
+        policy={"folds": plan.folds, "repeats": plan.repeats, "seed": plan.seed}
         | ({"strata_of": cohort.label_names} if plan.stratify else {}),
     )
 
@@ -236,7 +236,7 @@ def _by_stratum(strata: dict[str, str], seed: int) -> list[list[str]]:
 def _check_patients(patients: pd.Series, given: Sequence[str]) -> None:
     given_N = pd.Series(given, dtype=str)
     known = np.flatnonzero((patients != NO_PATIENT) & (given_N != NO_SPLIT))
-    check_apart(patients.iloc[known], given_N.iloc[known], known, "one patient")
+    check_no_leakage(patients.iloc[known], given_N.iloc[known], known, "one patient")
 
 
 def _uniform(patient: str, seed: int) -> float:

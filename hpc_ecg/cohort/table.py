@@ -16,9 +16,9 @@ from hpc_ecg.cohort.manifest import is_manifest, read_manifest
 from hpc_ecg.ecg.files import name_of_row
 
 NO_PATIENT = ""
-NOBODY = ("nan", "na", "n/a", "null", "none", "<na>")
+EMPTY_CELLS = ("nan", "na", "n/a", "null", "none", "<na>")
 """What programs write for an empty cell: no patient either."""
-ROWS_OF_A_PIECE = 10_000
+ROWS_PER_CHUNK = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def read_cohort(path: Path, columns: Columns) -> Cohort:
     return Cohort(
         files=files,
         records=records,
-        patients=named_patients(patients),
+        patients=clean_patient_ids(patients),
         labels_NK=np.stack([_numbers(table[n], path, n) for n in columns.labels], axis=1),
         label_names=columns.labels,
         splits=None if columns.split is None else table[columns.split],
@@ -104,10 +104,10 @@ def read_cohort(path: Path, columns: Columns) -> Cohort:
     )
 
 
-def named_patients(patients: pd.Series) -> pd.Series:
+def clean_patient_ids(patients: pd.Series) -> pd.Series:
     """Without blanks around them; NO_PATIENT where nobody is named."""
     patients = patients.str.strip()
-    return patients.mask(patients.str.lower().isin(NOBODY), NO_PATIENT)
+    return patients.mask(patients.str.lower().isin(EMPTY_CELLS), NO_PATIENT)
 
 
 def _file_columns(table: pd.DataFrame, columns: Columns) -> list[str | None]:
@@ -152,7 +152,7 @@ def read_table(path: Path) -> pd.DataFrame:
         _check_header(path, separator)
         # in pieces, since each cell is a string of Python for a while
         pieces = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, chunksize=ROWS_OF_A_PIECE
+            path, sep=separator, dtype=str, keep_default_na=False, chunksize=ROWS_PER_CHUNK
         )
         table = pd.concat(pieces)
         if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for an index

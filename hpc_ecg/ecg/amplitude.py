@@ -25,7 +25,7 @@ import numpy as np
 
 EXPECTED_MV = 1.33
 """Geometric mean of the four medians."""
-NORMAL = (0.6, 2.0)
+NORMAL_RATIO = (0.6, 2.0)
 """Ratios to EXPECTED_MV that call for nothing: the four cohorts have 0.77 to 1.53."""
 SPREAD = 0.9
 """The median of n records is within exp(±SPREAD / √n) of its cohort's, 99 times in 100."""
@@ -72,7 +72,7 @@ def compare_amplitudes(values_N: np.ndarray) -> AmplitudeFacts:
     slack = math.exp(SPREAD / math.sqrt(len(values_N)))
     range_ = f"median {median:.3g} mV, 90 % of records {low:.3g} to {high:.3g} mV"
     sentence, factor = f"The amplitude is as expected: {range_}.", None
-    if not NORMAL[0] / slack <= ratio <= NORMAL[1] * slack:
+    if not NORMAL_RATIO[0] / slack <= ratio <= NORMAL_RATIO[1] * slack:
         sentence = (
             f"The amplitude is {ratio:.3g} times the expected {EXPECTED_MV:g} mV ({range_}): "
         )
@@ -93,5 +93,7 @@ def compare_amplitudes(values_N: np.ndarray) -> AmplitudeFacts:
 
 def _mistakes_behind(ratio: float, slack: float) -> list[float]:
     """Those that leave a normal ratio when undone, the nearest to 1 first."""
-    fitting = [m for m in MISTAKES if NORMAL[0] / slack <= ratio / m <= NORMAL[1] * slack]
+    fitting = [
+        m for m in MISTAKES if NORMAL_RATIO[0] / slack <= ratio / m <= NORMAL_RATIO[1] * slack
+    ]
     return sorted(fitting, key=lambda times: abs(math.log(ratio / times)))

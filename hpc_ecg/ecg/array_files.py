@@ -11,8 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_ecg.ecg.array_stores import OPENERS, RATE, Stored
-from hpc_ecg.ecg.recording import MAX_SAMPLES, Place, RecordError, Recording, millivolts_per
+from hpc_ecg.ecg.array_stores import OPENERS, RATE, StoredArray
+from hpc_ecg.ecg.recording import (
+    MAX_SAMPLES,
+    RecordError,
+    Recording,
+    RecordLocation,
+    millivolts_per,
+)
 from hpc_ecg.ecg.signal import LEADS
 
 # L leads, S samples
@@ -51,15 +57,15 @@ class ArrayLayout:
         return float(match[1] or 1) * (millivolts_per(match[2]) or 0) if match else 0.0
 
 
-def read_array(place: Place, layout: ArrayLayout) -> Recording:
+def read_array(location: RecordLocation, layout: ArrayLayout) -> Recording:
     """RecordError: "unreadable", "leads" (another shape than the layout's), "rate" (not stated),
     "not found" (no such array or row).
     """
-    with OPENERS[place.path.suffix.lower()](place.path, place.array) as arrays:
-        stored = arrays[_choose(arrays, place, layout)]
-        shape = _shape_of_one(stored, place.row)
+    with OPENERS[location.path.suffix.lower()](location.path, location.array) as arrays:
+        stored = arrays[_choose(arrays, location, layout)]
+        shape = _shape_of_one(stored, location.row)
         _check_shape(shape, layout)
-        array = np.asarray(stored.read(() if place.row is None else place.row), np.float64)
+        array = np.asarray(stored.read(() if location.row is None else location.row), np.float64)
         rate = layout.sample_rate_hz
         if RATE in arrays and np.prod(arrays[RATE].shape, dtype=float) == 1:
             rate = float(np.asarray(arrays[RATE].read(())).item())
@@ -72,24 +78,24 @@ def read_array(place: Place, layout: ArrayLayout) -> Recording:
     )
 
 
-def _choose(arrays: dict[str, Stored], place: Place, layout: ArrayLayout) -> str:
+def _choose(arrays: dict[str, StoredArray], location: RecordLocation, layout: ArrayLayout) -> str:
     """The array that was named; else the only one, with a usual name, or with an axis of leads."""
     listed = ", ".join(f"{name or 'one'} {stored.shape}" for name, stored in [*arrays.items()][:8])
-    if place.array in arrays:
-        return place.array
-    if place.array:
-        raise RecordError("not found", f"no array {place.array!r} in it; it holds {listed}")
+    if location.array in arrays:
+        return location.array
+    if location.array:
+        raise RecordError("not found", f"no array {location.array!r} in it; it holds {listed}")
     usual = [name for name in arrays if name.lower() in _USUAL_NAMES]
     fitting = [name for name, stored in arrays.items() if len(layout.leads) in stored.shape]
     for found in (list(arrays), usual, fitting):
         if len(found) == 1:
             return found[0]
     raise RecordError(
-        "unreadable", f"which array? It holds {listed or 'none'}; write {place.path.name}::NAME"
+        "unreadable", f"which array? It holds {listed or 'none'}; write {location.path.name}::NAME"
     )
 
 
-def _shape_of_one(stored: Stored, row: int | None) -> tuple[int, ...]:
+def _shape_of_one(stored: StoredArray, row: int | None) -> tuple[int, ...]:
     shape = stored.shape
     if stored.dtype.kind not in "iuf":
         raise RecordError(

@@ -28,7 +28,7 @@ _MATLAB = {"logical": "u1", "double": "f8", "single": "f4"} | {
 }
 
 
-class Stored(NamedTuple):
+class StoredArray(NamedTuple):
     """An array in a file, not read yet."""
 
     shape: tuple[int, ...]
@@ -50,30 +50,30 @@ def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _open_npy(path: Path, _name: str) -> Iterator[dict[str, Stored]]:
+def _open_npy(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise RecordError("unreadable", f"expected an array, got {type(array).__name__}")
-    yield {"": Stored(array.shape, array.dtype, array.__getitem__)}
+    yield {"": StoredArray(array.shape, array.dtype, array.__getitem__)}
 
 
 @contextmanager
-def _open_npz(path: Path, name: str) -> Iterator[dict[str, Stored]]:
+def _open_npz(path: Path, name: str) -> Iterator[dict[str, StoredArray]]:
     with np.load(path, allow_pickle=False) as archive:
 
-        def stored(key: str) -> Stored:
+        def stored(key: str) -> StoredArray:
             with archive.zip.open(f"{key}.npy") as member:
                 major, _ = np.lib.format.read_magic(member)
                 read_header = getattr(np.lib.format, f"read_array_header_{major}_0")
                 shape, _, dtype = read_header(member)
-            return Stored(shape, dtype, lambda index: archive[key][index], by_row=False)
+            return StoredArray(shape, dtype, lambda index: archive[key][index], by_row=False)
 
         wanted = {name, RATE} if name in archive.files else set(archive.files)
         yield {key: stored(key) for key in archive.files if key in wanted}
 
 
 @contextmanager
-def _open_hdf5(path: Path, name: str) -> Iterator[dict[str, Stored]]:
+def _open_hdf5(path: Path, name: str) -> Iterator[dict[str, StoredArray]]:
     try:
         import h5py
     except ImportError:
@@ -90,13 +90,13 @@ def _open_hdf5(path: Path, name: str) -> Iterator[dict[str, Stored]]:
             if np.prod(data.chunks or (0,), dtype=float) * data.dtype.itemsize > MAX_BYTES:
                 raise RecordError("unreadable", f"{key}: chunks of {data.chunks} are too large")
         yield {
-            key: Stored(data.shape or (), data.dtype, data.__getitem__)
+            key: StoredArray(data.shape or (), data.dtype, data.__getitem__)
             for key, data in found.items()
         }
 
 
 @contextmanager
-def _open_mat(path: Path, _name: str) -> Iterator[dict[str, Stored]]:
+def _open_mat(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
     if path.stat().st_size > MAX_BYTES:
         raise RecordError("unreadable", f"more than {MAX_BYTES >> 20} MB; save it as .npy or HDF5")
     content = path.read_bytes()
@@ -109,11 +109,11 @@ def _open_mat(path: Path, _name: str) -> Iterator[dict[str, Stored]]:
     if version == 1:
         _check_inflated(content)
 
-    def stored(key: str, shape: tuple[int, ...], kind: str) -> Stored:
+    def stored(key: str, shape: tuple[int, ...], kind: str) -> StoredArray:
         def read(index: Any) -> Any:
             return scipy.io.loadmat(io.BytesIO(content), variable_names=[key])[key][index]
 
-        return Stored(shape, np.dtype(_MATLAB.get(kind, "O")), read, by_row=False)
+        return StoredArray(shape, np.dtype(_MATLAB.get(kind, "O")), read, by_row=False)
 
     arrays = {name: stored(name, *rest) for name, *rest in scipy.io.whosmat(io.BytesIO(content))}
     if list(arrays) == ["val"]:

@@ -1,6 +1,6 @@
 """ECG files: a name from the user's table in, a Recording in mV out.
 
-A format is one function `(place, layout) -> Recording` and its endings in READERS. Whatever a
+A format is one function `(location, layout) -> Recording` and its endings in READERS. Whatever a
 library raises on a broken file leaves here as a RecordError of one line: one bad file never ends a
 run.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hpc_ecg.ecg.array_files import ArrayLayout, read_array
-from hpc_ecg.ecg.recording import Place, RecordError, Recording
+from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation
 from hpc_ecg.ecg.vendor_files import read_vendor
 from hpc_ecg.ecg.wfdb_files import read_wfdb
 
@@ -22,7 +22,7 @@ def name_of_row(array: str, row: int) -> str:
     return f"{array}{WITHIN}{row}"
 
 
-def find_recording(folder: Path, name: str) -> Place:
+def find_recording(folder: Path, name: str) -> RecordLocation:
     """What a table's `name` means: a file as it stands, else with .hea, else with .npy; else what
     stands before `::` as a file, and after it an array's name, a row or both.
 
@@ -31,11 +31,13 @@ def find_recording(folder: Path, name: str) -> Place:
     for ending in ("", ".hea", ".npy"):
         path = folder / f"{name}{ending}"
         if name and _is_file(path):
-            return Place(path=path)
+            return RecordLocation(path=path)
     file, *within = name.split(WITHIN)
     if within and file:
         row = int(within.pop()) if within[-1].isdecimal() and len(within[-1]) < 19 else None
-        return Place(path=find_recording(folder, file).path, array=WITHIN.join(within), row=row)
+        return RecordLocation(
+            path=find_recording(folder, file).path, array=WITHIN.join(within), row=row
+        )
     raise RecordError("not found", f"{name!r}: not in {folder}, nor with the ending .hea or .npy")
 
 
@@ -47,18 +49,18 @@ def needs_layout(folder: Path, name: str) -> bool:
         return True
 
 
-def read_recording(place: Place | Path, layout: ArrayLayout) -> Recording:
+def read_recording(location: RecordLocation | Path, layout: ArrayLayout) -> Recording:
     """Read one recording in any known format; `layout` matters to bare arrays only.
 
     RecordError if it cannot be used: "not found", "unreadable", "leads", "rate" or "amplitude".
     """
-    place = place if isinstance(place, Place) else Place(path=place)
-    path = place.path
+    location = location if isinstance(location, RecordLocation) else RecordLocation(path=location)
+    path = location.path
     try:
         reader = _reader_of(path)
-        if reader in (read_wfdb, read_vendor) and (place.array or place.row is not None):
+        if reader in (read_wfdb, read_vendor) and (location.array or location.row is not None):
             raise RecordError("not found", f"it holds one recording; name it without {WITHIN}")
-        return reader(place, layout)
+        return reader(location, layout)
     except RecordError as error:
         raise RecordError(error.reason, _one_line(f"{path.name}: {error}")) from None
     except FileNotFoundError:
@@ -68,7 +70,7 @@ def read_recording(place: Place | Path, layout: ArrayLayout) -> Recording:
         raise RecordError("unreadable", _one_line(said)) from error
 
 
-def _reader_of(path: Path) -> Callable[[Place, ArrayLayout], Recording]:
+def _reader_of(path: Path) -> Callable[[RecordLocation, ArrayLayout], Recording]:
     ending = path.suffix.lower()
     if ending == ".mat" and path.with_suffix(".hea").is_file():
         return read_wfdb
@@ -93,7 +95,7 @@ def _one_line(message: str) -> str:
 
 
 VENDORS = (".xml", ".dcm", ".dicom", ".scp", ".edf", ".ecg", ".mwf", ".mfer", ".json")
-READERS: Mapping[str, Callable[[Place, ArrayLayout], Recording]] = (
+READERS: Mapping[str, Callable[[RecordLocation, ArrayLayout], Recording]] = (
     dict.fromkeys((".hea", ".dat"), read_wfdb)
     | dict.fromkeys((".mat", ".npy", ".npz", ".h5", ".hdf5"), read_array)
     | dict.fromkeys(VENDORS, read_vendor)

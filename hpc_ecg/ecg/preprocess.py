@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hpc_ecg.ecg.amplitude import amplitude_of
-from hpc_ecg.ecg.filters import Steps, apply_filters, change_rate, parse_steps
+from hpc_ecg.ecg.filters import Preprocessing, apply_filters, change_rate, parse_preprocessing
 from hpc_ecg.ecg.leads import complete_leads
-from hpc_ecg.ecg.quality import check_amplitude, check_finite, check_not_flat, find_flags
+from hpc_ecg.ecg.quality import check_amplitude, check_finite, check_not_flat, quality_flags
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import SignalSpec
 
@@ -56,7 +56,7 @@ def prepare(
     RecordError: "leads", "NaN" (anywhere in the recording), "rate", "too short", "flat lead",
     "amplitude" (the last two within the window).
     """
-    steps = parse_steps(spec.preprocessing)
+    steps = parse_preprocessing(spec.preprocessing)
     check_rate(recording.sample_rate_hz)
     signal_LS, lead_flags = complete_leads(recording, spec.leads, missing_leads)
     check_finite(signal_LS, spec.leads)
@@ -98,7 +98,7 @@ def check_spec(spec: SignalSpec) -> None:
         raise ValueError(f"the window must be one of {', '.join(WINDOWS)}, got {policy!r}")
     if spec.num_samples < 1 or spec.sample_rate_hz < 1:
         raise ValueError("the rate and the seconds of the shards must be positive")
-    parse_steps(spec.preprocessing).check(spec.sample_rate_hz)
+    parse_preprocessing(spec.preprocessing).check(spec.sample_rate_hz)
     amplitude_factor(spec.amplitude)
 
 
@@ -114,7 +114,9 @@ def amplitude_factor(amplitude: str) -> float:
     return value
 
 
-def _resampled(signal_LS: np.ndarray, from_hz: float, spec: SignalSpec, steps: Steps) -> np.ndarray:
+def _resampled(
+    signal_LS: np.ndarray, from_hz: float, spec: SignalSpec, steps: Preprocessing
+) -> np.ndarray:
     """All of the recording at the spec's rate, filtered; "too short" if no window fits in it."""
     if signal_LS.shape[1] == 0:
         raise RecordError("too short", "the recording has no samples")
@@ -168,7 +170,7 @@ def _finish(
     counts_LS[:, :samples] = np.rint(stored_LS * (1000 / MICROVOLTS_PER_COUNT))
     is_clipped_L = (stored_LS != window_LS).any(axis=1)
     clipped = ",".join(np.array(spec.leads)[is_clipped_L])
-    flags = find_flags(recorded_LS, spec.leads, recorded_hz)
+    flags = quality_flags(recorded_LS, spec.leads, recorded_hz)
     return PreparedECG(
         counts_LS=counts_LS,
         flags=flags

@@ -57,7 +57,7 @@ def check_amplitude(signal_LS: np.ndarray, leads: Sequence[str], limit_mv: float
         )
 
 
-def find_flags(
+def quality_flags(
     signal_LS: np.ndarray, leads: Sequence[str], sample_rate_hz: float
 ) -> tuple[str, ...]:
     """Remarks on a recording that is kept, in mV and as recorded:

@@ -31,7 +31,7 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RecordLocation:
     """Where a recording lies: in a file, and if that holds several, in which array and row."""
 
     path: Path

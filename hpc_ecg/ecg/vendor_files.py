@@ -20,7 +20,7 @@ import numpy as np
 
 from hpc_ecg.ecg.array_stores import NEEDS_EXTRA
 from hpc_ecg.ecg.leads import normalize_lead
-from hpc_ecg.ecg.recording import MAX_SAMPLES, Place, RecordError, Recording
+from hpc_ecg.ecg.recording import MAX_SAMPLES, RecordError, Recording, RecordLocation
 
 # L leads, S samples
 
@@ -49,12 +49,12 @@ _FRACTIONAL_RATE = re.compile(
 _ROOT = re.compile(r"<([A-Za-z_][^\s/>]*)")
 
 
-def read_vendor(place: Place, _layout: object = None) -> Recording:
+def read_vendor(location: RecordLocation, _layout: object = None) -> Recording:
     """The rhythm recording, not the median beat; leads that it does not have stay absent.
 
     RecordError: "unreadable", "leads", "rate", "amplitude" (no unit).
     """
-    path = place.path
+    path = location.path
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         most = MAX_FILE_BYTES >> 20
         raise RecordError("unreadable", f"{size >> 20} MB; a resting ECG has at most {most} MB")

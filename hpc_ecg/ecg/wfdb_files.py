@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 import wfdb
 
-from hpc_ecg.ecg.recording import MAX_SAMPLES, Place, RecordError, Recording, millivolts_per
+from hpc_ecg.ecg.recording import (
+    MAX_SAMPLES,
+    RecordError,
+    Recording,
+    RecordLocation,
+    millivolts_per,
+)
 
 # L leads, S samples
 
@@ -27,14 +33,14 @@ _RATE = re.compile(r"\d*\.?\d+")
 _MICRO = str.maketrans("µμ", "uu")
 
 
-def read_wfdb(place: Place, _layout: object = None) -> Recording:
+def read_wfdb(location: RecordLocation, _layout: object = None) -> Recording:
     """Read a record of one segment and one rate, given its header or one of its signal files.
 
     RecordError: "not found", "unreadable", "leads" (no signals), "rate", "amplitude" (no gain, no
     voltage). Samples that WFDB marks as invalid become NaN, as in wfdb. Checksums are checked; 0
     states none.
     """
-    path = place.path
+    path = location.path
     header_path = path if path.suffix == ".hea" else path.with_suffix(".hea")
     if not header_path.is_file():
         raise RecordError("not found", f"its header {header_path.name} is not beside it")

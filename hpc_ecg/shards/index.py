@@ -105,7 +105,7 @@ def _check_signals_apart(index: pd.DataFrame, rows: np.ndarray, twins: Path) -> 
     for name in ["split", *folds]:
         place_N = index[name] if name == "split" else "fold " + index[name].astype(str)
         try:
-            splits.check_apart(index["sha256"], place_N, rows, "an identical signal")
+            splits.check_no_leakage(index["sha256"], place_N, rows, "an identical signal")
         except ValueError as error:
             is_spread_N = place_N.groupby(index["sha256"]).transform("nunique") > 1
             table = pd.DataFrame({"row": rows + 1, "split": place_N, "sha256": index["sha256"]})

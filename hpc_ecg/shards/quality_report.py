@@ -15,7 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from hpc_ecg.atomic_io import write_atomically, write_text
-from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL, AmplitudeFacts
+from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL_RATIO, AmplitudeFacts
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import Recording
 from hpc_ecg.ecg.signal import LEADS
@@ -117,7 +117,7 @@ def draw_amplitudes(values: pd.Series) -> Markup:
     """On a logarithmic axis: what is off is off by a factor."""
     svg = histogram(
         np.maximum(values.to_numpy(), 1e-3),
-        expected=(NORMAL[0] * EXPECTED_MV, NORMAL[1] * EXPECTED_MV),
+        expected=(NORMAL_RATIO[0] * EXPECTED_MV, NORMAL_RATIO[1] * EXPECTED_MV),
         name="amplitudes",
         xlabel="amplitude of a record, mV",
         ylabel="records",

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from hpc_ecg.atomic_io import sync_all
 from hpc_ecg.cohort import splits
-from hpc_ecg.cohort.privacy import protect
+from hpc_ecg.cohort.privacy import deidentify
 from hpc_ecg.cohort.splits import Assignment, assign_splits
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, read_cohort
 from hpc_ecg.ecg.leads import normalize_lead
@@ -72,8 +72,8 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     check_layout(cohort, plan)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     _check_patients(cohort, plan)
-    _check_no_empty_split(Counter(assignment.splits), assignment.how)
-    public = protect(cohort, plan.privacy)
+    _check_no_empty_split(Counter(assignment.splits), assignment.policy)
+    public = deidentify(cohort, plan.privacy)
 
     # 2. The shards, as many at a time as there are workers; those of an earlier try are kept.
     out = plan.out.resolve()  # where a link points to, so that the link may stay
@@ -89,11 +89,11 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
             raise ValueError(_all_left_out(written.left_out))
         twins = out.with_name(f"{out.name}.duplicates.csv")
         index = build_index(written.records, public, assignment, twins)
-        provenance = {"patient": _patient_note(plan), "split": assignment.how}
+        provenance = {"patient": _patient_note(plan), "split": assignment.policy}
         provenance |= {"dates": plan.privacy.dates, "made_from": made_from(plan)}
         signal = plan.recordings.signal
         description = describe(index, written, signal, cohort.label_names, provenance)
-        _check_no_empty_split(description["records"], assignment.how)
+        _check_no_empty_split(description["records"], assignment.policy)
         folder = work / "shards"
         description = write_beside_shards(folder, index, description, written.left_out, public)
         write_quality_report(folder, _quality(index, written, cohort, assignment, plan))

@@ -12,13 +12,13 @@ import pandas as pd
 from hpc_ecg.atomic_io import write_text
 from hpc_ecg.cohort.dates import Dates, check_zones, read_dates
 from hpc_ecg.cohort.rules import Flow, Rules
-from hpc_ecg.cohort.table import check_columns, check_unique, named_patients, read_table
+from hpc_ecg.cohort.table import check_columns, check_unique, clean_patient_ids, read_table
 
 NEW_COLUMNS = ("days_to_event", "days_followed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources:
+class SourceTables:
     """The tables and which of their columns hold what, named as on the command line."""
 
     ecgs: Path
@@ -49,7 +49,7 @@ class Sources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tables:
+class CohortTables:
     given: pd.DataFrame
     """The table of ECGs as it is, row for row with `ecgs`."""
     ecgs: pd.DataFrame
@@ -57,7 +57,7 @@ class Tables:
     notes: list[str]
 
 
-def read_tables(sources: Sources, age_is_limited: bool) -> Tables:
+def read_tables(sources: SourceTables, age_is_limited: bool) -> CohortTables:
     """ValueError: a column that is missing or would be overwritten, a record listed twice, dates
     that are ambiguous or mix time zones, codes or patients that never meet."""
     given = read_table(sources.ecgs)
@@ -68,17 +68,17 @@ def read_tables(sources: Sources, age_is_limited: bool) -> Tables:
     _check_new(given, sources)
     check_unique(given[record], sources.ecgs)
     times = read_dates(given[sources.time], str(sources.ecgs), sources.date_format)
-    patients = named_patients(given[sources.patient])
+    patients = clean_patient_ids(given[sources.patient])
     table = pd.DataFrame({"patient": patients, "record": given[record], "time": times.times})
     if age_is_limited:
         table["age"] = pd.to_numeric(given[sources.age].str.strip(), errors="coerce")
     outcome, event_times, notes = _read_events(sources, patients)
     ends, end_times = _read_follow_up(sources, given, patients)
     check_zones([times, event_times, *end_times])
-    return Tables(given=given, ecgs=table.assign(**ends), events=outcome, notes=notes)
+    return CohortTables(given=given, ecgs=table.assign(**ends), events=outcome, notes=notes)
 
 
-def check_asked(rules: Rules, sources: Sources) -> None:
+def check_options(rules: Rules, sources: SourceTables) -> None:
     """ValueError: options that do not go together, or that say nothing of a case that must be."""
     codes = [*sources.event, *sources.event_prefix]
     if sources.any_event == bool(codes) or not all(codes):
@@ -108,12 +108,12 @@ def write_labelled(
     write_text(out, given.join(labels, how="inner").to_csv(index=False))
 
 
-def _read_events(sources: Sources, known: pd.Series) -> tuple[pd.DataFrame, Dates, list[str]]:
+def _read_events(sources: SourceTables, known: pd.Series) -> tuple[pd.DataFrame, Dates, list[str]]:
     path, code, prefixes = sources.events, sources.event_code, sources.event_prefix
     table = read_table(path)
     wanted = [sources.event_patient, sources.event_time]
     check_columns(table, wanted if sources.any_event else [*wanted, code], path)
-    patients = named_patients(table[sources.event_patient])
+    patients = clean_patient_ids(table[sources.event_patient])
     notes = [_check_meet(known, patients, path)]
     dates = read_dates(table[sources.event_time], str(path), sources.event_date_format)
     outcome = pd.DataFrame({"patient": patients, "time": dates.times})
@@ -143,7 +143,7 @@ def _read_events(sources: Sources, known: pd.Series) -> tuple[pd.DataFrame, Date
 
 
 def _read_follow_up(
-    sources: Sources, given: pd.DataFrame, patients: pd.Series
+    sources: SourceTables, given: pd.DataFrame, patients: pd.Series
 ) -> tuple[dict[str, pd.Series], list[Dates]]:
     """followed_until and died, as far as there are, row for row with the ECGs; their own dates."""
     columns = {"followed_until": sources.followed_until, "died": sources.died}
@@ -160,7 +160,7 @@ def _read_follow_up(
         _check_deaths(table[sources.died], ends["died"], path)
     if sources.follow_up is not None:
         check_columns(table, [sources.follow_up_patient], path)
-        who = named_patients(table[sources.follow_up_patient])
+        who = clean_patient_ids(table[sources.follow_up_patient])
         check_unique(who[who != ""], path)
         _check_meet(patients, who, path)
         rows = patients.map(pd.Series(who.index, who).drop("", errors="ignore"))
@@ -168,7 +168,7 @@ def _read_follow_up(
     return ends, list(found.values())
 
 
-def _check_new(given: pd.DataFrame, sources: Sources) -> None:
+def _check_new(given: pd.DataFrame, sources: SourceTables) -> None:
     new = (sources.label, *NEW_COLUMNS)
     if "" in new or len(set(new)) < len(new):
         raise ValueError(f"--label must name a column, and none of {', '.join(NEW_COLUMNS)}")

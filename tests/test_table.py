@@ -213,7 +213,7 @@ def test_a_long_table_is_read_in_pieces_without_a_seam(tmp_path, monkeypatch):
     patients = ["007", "", "1e3", "x", "", "NA", "7"]
     rows = {"record": names, "patient_id": patients, "af": [""] * 6 + ["oops"]}
     path, columns = write_table(tmp_path, "csv", rows), Columns(labels=["af"], patient="patient_id")
-    monkeypatch.setattr(table, "ROWS_OF_A_PIECE", 3)
+    monkeypatch.setattr(table, "ROWS_PER_CHUNK", 3)
     whole = pd.read_csv(path, dtype=str, keep_default_na=False)
     pd.testing.assert_frame_equal(table.read_table(path), whole)
     assert isinstance(table.read_table(path).index, pd.RangeIndex)
