@@ -1,7 +1,6 @@
-"""The user's tables of ECGs, events and follow-up, taken apart for the rules; what to know of them.
+"""The user's tables of ECGs, events and follow-up, read into the frames that `apply_rules` takes.
 
-Comes in: paths and names of columns. Goes out: frames as `apply_rules` takes them, and notes.
-Messages name rows, never what is in them.
+Notes say what the user should know of the tables. Messages name rows, never their contents.
 """
 
 from dataclasses import dataclass
@@ -12,19 +11,19 @@ import pandas as pd
 from hpc_ecg.atomic_io import write_text
 from hpc_ecg.cohort.dates import Dates, check_zones, read_dates
 from hpc_ecg.cohort.rules import Flow, Rules
-from hpc_ecg.cohort.table import check_columns, check_unique, clean_patient_ids, read_table
+from hpc_ecg.cohort.table import check_columns, check_unique, patient_ids, read_table
 
 NEW_COLUMNS = ("days_to_event", "days_followed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTables:
-    """The tables and which of their columns hold what, named as on the command line."""
+    """The tables and the meaning of their columns, named as on the command line."""
 
     ecgs: Path
     events: Path
     follow_up: Path | None = None
-    """A row per patient. None: its columns are those of the ECGs."""
+    """A row per patient. None: the table of ECGs has its columns."""
     patient: str
     time: str
     record: str | None = None
@@ -38,48 +37,51 @@ class SourceTables:
     event: list[str]
     event_prefix: list[str]
     any_event: bool = False
-    """Each row is the outcome, whatever its code."""
+    """Every row is an event of the outcome, whatever its code."""
     event_date_format: str | None = None
     followed_until: str | None = None
     died: str | None = None
     follow_up_patient: str
     follow_up_date_format: str | None = None
     label: str
-    """Of the new table."""
+    """Name of the new label column."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CohortTables:
     given: pd.DataFrame
-    """The table of ECGs as it is, row for row with `ecgs`."""
+    """The user's table of ECGs, row for row with `ecgs`."""
     ecgs: pd.DataFrame
     events: pd.DataFrame
     notes: list[str]
 
 
 def read_tables(sources: SourceTables, age_is_limited: bool) -> CohortTables:
-    """ValueError: a column that is missing or would be overwritten, a record listed twice, dates
-    that are ambiguous or mix time zones, codes or patients that never meet."""
+    """Read the tables as `apply_rules` takes them.
+
+    ValueError: a column that is missing or would be overwritten, a record listed twice, ambiguous
+    dates, mixed time zones, codes that no event has, tables without a common patient.
+    """
     given = read_table(sources.ecgs)
     default = "file" if "file" in given and "record" not in given else "record"
     record = default if sources.record is None else sources.record
     age = [sources.age] if age_is_limited else []
     check_columns(given, [sources.patient, sources.time, record, *age], sources.ecgs)
-    _check_new(given, sources)
+    _check_new_columns(given, sources)
     check_unique(given[record], sources.ecgs)
     times = read_dates(given[sources.time], str(sources.ecgs), sources.date_format)
-    patients = clean_patient_ids(given[sources.patient])
-    table = pd.DataFrame({"patient": patients, "record": given[record], "time": times.times})
+    patients = patient_ids(given[sources.patient])
+    ecgs = pd.DataFrame({"patient": patients, "record": given[record], "time": times.times})
     if age_is_limited:
-        table["age"] = pd.to_numeric(given[sources.age].str.strip(), errors="coerce")
-    outcome, event_times, notes = _read_events(sources, patients)
+        ecgs["age"] = pd.to_numeric(given[sources.age].str.strip(), errors="coerce")
+    events, event_times, notes = _read_events(sources, patients)
     ends, end_times = _read_follow_up(sources, given, patients)
     check_zones([times, event_times, *end_times])
-    return CohortTables(given=given, ecgs=table.assign(**ends), events=outcome, notes=notes)
+    return CohortTables(given=given, ecgs=ecgs.assign(**ends), events=events, notes=notes)
 
 
 def check_options(rules: Rules, sources: SourceTables) -> None:
-    """ValueError: options that do not go together, or that say nothing of a case that must be."""
+    """Raise ValueError for options that contradict or lack one another."""
     codes = [*sources.event, *sources.event_prefix]
     if sources.any_event == bool(codes) or not all(codes):
         raise ValueError(
@@ -100,7 +102,7 @@ def check_options(rules: Rules, sources: SourceTables) -> None:
 def write_labelled(
     out: Path, given: pd.DataFrame, labelled: pd.DataFrame, flow: Flow, label: str
 ) -> None:
-    """The rows that stay, in their order: all columns of the table, and the new ones."""
+    """Write the rows that stay, in their order: all columns of the table, and the new ones."""
     if len(labelled) == 0:
         reasons = [f"{count.ecgs:,} {count.text}" for count in flow.left_out if count.ecgs]
         raise ValueError(f"no ECG is left: {'; '.join(reasons) or 'the table has no rows'}")
@@ -108,67 +110,76 @@ def write_labelled(
     write_text(out, given.join(labels, how="inner").to_csv(index=False))
 
 
-def _read_events(sources: SourceTables, known: pd.Series) -> tuple[pd.DataFrame, Dates, list[str]]:
-    path, code, prefixes = sources.events, sources.event_code, sources.event_prefix
+def _read_events(
+    sources: SourceTables, ecg_patients: pd.Series
+) -> tuple[pd.DataFrame, Dates, list[str]]:
+    """The events of the outcome, the dates of all events, and notes."""
+    path, code = sources.events, [] if sources.any_event else [sources.event_code]
     table = read_table(path)
-    wanted = [sources.event_patient, sources.event_time]
-    check_columns(table, wanted if sources.any_event else [*wanted, code], path)
-    patients = clean_patient_ids(table[sources.event_patient])
-    notes = [_check_meet(known, patients, path)]
+    check_columns(table, [sources.event_patient, sources.event_time, *code], path)
+    patients = patient_ids(table[sources.event_patient])
+    notes = [_check_overlap(ecg_patients, patients, path)]
     dates = read_dates(table[sources.event_time], str(path), sources.event_date_format)
-    outcome = pd.DataFrame({"patient": patients, "time": dates.times})
+    events = pd.DataFrame({"patient": patients, "time": dates.times})
     if not sources.any_event:
-        codes = table[code].str.strip()
-        is_outcome = codes.isin(sources.event) | codes.str.startswith(tuple(prefixes))
-        if not is_outcome.any():
-            raise ValueError(f"{path}: no row of column {code} has such a code")
-        unseen = sorted(set(sources.event) - set(codes))
-        unseen += [f"{p}…" for p in prefixes if not codes.str.startswith(p).any()]
-        notes += [f"codes that no event has: {', '.join(unseen)}"] if unseen else []
-        asked = tuple(asked.lower() for asked in [*sources.event, *prefixes])
-        alike = codes[~is_outcome & codes.str.lower().str.startswith(asked)]
-        if len(alike):
-            seen = ", ".join(sorted(set(alike))[:5])
-            notes.append(
-                f"! {len(alike):,} more events have codes that only begin so, or are written in "
-                f"other case ({seen}): they do not count; --event-prefix takes beginnings"
-            )
-        outcome = outcome[is_outcome]
-    named = outcome[outcome["patient"] != ""]
+        is_outcome, code_notes = _match_codes(table[sources.event_code].str.strip(), sources)
+        events, notes = events[is_outcome], notes + code_notes
+    named = events[events["patient"] != ""]
     notes.append(
-        f"events of the outcome: {len(outcome):,}, of {named['patient'].nunique():,} patients; "
-        f"{len(outcome) - len(named):,} name no patient and are ignored"
+        f"events of the outcome: {len(events):,}, of {named['patient'].nunique():,} patients; "
+        f"{len(events) - len(named):,} name no patient and are ignored"
     )
     return named, dates, notes
+
+
+def _match_codes(codes: pd.Series, sources: SourceTables) -> tuple[pd.Series, list[str]]:
+    """Which events have a code of the outcome; notes on codes that match nothing or nearly."""
+    exact, prefixes = sources.event, tuple(sources.event_prefix)
+    is_outcome = codes.isin(exact) | codes.str.startswith(prefixes)
+    if not is_outcome.any():
+        raise ValueError(f"{sources.events}: no row of column {sources.event_code} has such a code")
+    unseen = sorted(set(exact) - set(codes))
+    unseen += [f"{prefix}…" for prefix in prefixes if not codes.str.startswith(prefix).any()]
+    notes = [f"codes that no event has: {', '.join(unseen)}"] if unseen else []
+    lower = tuple(code.lower() for code in [*exact, *prefixes])
+    similar = codes[~is_outcome & codes.str.lower().str.startswith(lower)]
+    if len(similar):
+        seen = ", ".join(sorted(set(similar))[:5])
+        notes.append(
+            f"! {len(similar):,} more events have codes that only begin like these, or differ in "
+            f"case ({seen}): they do not count; --event-prefix matches beginnings"
+        )
+    return is_outcome, notes
 
 
 def _read_follow_up(
     sources: SourceTables, given: pd.DataFrame, patients: pd.Series
 ) -> tuple[dict[str, pd.Series], list[Dates]]:
-    """followed_until and died, as far as there are, row for row with the ECGs; their own dates."""
-    columns = {"followed_until": sources.followed_until, "died": sources.died}
-    names = {new: name for new, name in columns.items() if name is not None}
-    path = sources.follow_up or sources.ecgs
-    table = given if sources.follow_up is None else read_table(path)
-    check_columns(table, list(names.values()), path)
-    date_format = sources.follow_up_date_format
-    if date_format is None and sources.follow_up is None:
-        date_format = sources.date_format
-    found = {new: read_dates(table[name], str(path), date_format) for new, name in names.items()}
-    ends = {new: dates.times for new, dates in found.items()}
+    """followed_until and died if they are given, row for row with the ECGs; the dates as read."""
+    options = {"followed_until": sources.followed_until, "died": sources.died}
+    columns = {name: column for name, column in options.items() if column is not None}
+    path, date_format = sources.follow_up, sources.follow_up_date_format
+    if path is None:
+        path, table = sources.ecgs, given
+        date_format = sources.date_format if date_format is None else date_format
+    else:
+        table = read_table(path)
+    check_columns(table, list(columns.values()), path)
+    dates = {n: read_dates(table[column], str(path), date_format) for n, column in columns.items()}
+    ends = {name: read.times for name, read in dates.items()}
     if sources.died is not None:
         _check_deaths(table[sources.died], ends["died"], path)
     if sources.follow_up is not None:
         check_columns(table, [sources.follow_up_patient], path)
-        who = clean_patient_ids(table[sources.follow_up_patient])
-        check_unique(who[who != ""], path)
-        _check_meet(patients, who, path)
-        rows = patients.map(pd.Series(who.index, who).drop("", errors="ignore"))
-        ends = {new: times.reindex(rows).set_axis(given.index) for new, times in ends.items()}
-    return ends, list(found.values())
+        ids = patient_ids(table[sources.follow_up_patient])
+        check_unique(ids[ids != ""], path)
+        _check_overlap(patients, ids, path)
+        rows = patients.map(pd.Series(ids.index, ids).drop("", errors="ignore"))
+        ends = {name: times.reindex(rows).set_axis(given.index) for name, times in ends.items()}
+    return ends, list(dates.values())
 
 
-def _check_new(given: pd.DataFrame, sources: SourceTables) -> None:
+def _check_new_columns(given: pd.DataFrame, sources: SourceTables) -> None:
     new = (sources.label, *NEW_COLUMNS)
     if "" in new or len(set(new)) < len(new):
         raise ValueError(f"--label must name a column, and none of {', '.join(NEW_COLUMNS)}")
@@ -176,26 +187,26 @@ def _check_new(given: pd.DataFrame, sources: SourceTables) -> None:
     if taken:
         raise ValueError(
             f"{sources.ecgs} has a column {', '.join(taken)} already, which would be overwritten; "
-            "rename it (the label's name is given by --label)"
+            "rename it (--label sets the label's name)"
         )
 
 
 def _check_deaths(column: pd.Series, died: pd.Series, path: Path) -> None:
-    """An empty cell says alive, so that one which cannot be read must not be taken for empty."""
+    """An empty cell means alive, so an unreadable one must not pass for empty."""
     wrong = column.index[died.isna() & (column.str.strip() != "")]
     if len(wrong):
         raise ValueError(
             f"{path}: column {column.name}, row {wrong[0] + 1} is no date ({len(wrong)} such); "
-            "give the date of death, or nothing for who did not die"
+            "write the date of death, or nothing for a patient who did not die"
         )
 
 
-def _check_meet(patients: pd.Series, others: pd.Series, path: Path) -> str:
-    """A note; ValueError if no patient is in both tables: identifiers are written differently."""
-    known = set(patients) - {""}
-    both = known & set(others)
-    if not both:
+def _check_overlap(ecg_patients: pd.Series, others: pd.Series, path: Path) -> str:
+    """A note; ValueError if the tables share no patient, as if identifiers differ in form."""
+    known = set(ecg_patients) - {""}
+    shared = known & set(others)
+    if not shared:
         raise ValueError(
             f"{path}: none of its patients has an ECG; are the identifiers written the same way?"
         )
-    return f"patients with an ECG and any event: {len(both):,} of {len(known):,}"
+    return f"patients with an ECG and any event: {len(shared):,} of {len(known):,}"

@@ -1,10 +1,8 @@
-"""Does a cohort have the amplitude that the weights expect, or is its unit wrong?
+"""Compare a cohort's amplitudes with those that the weights expect: is the unit right?
 
-Compares a cohort's amplitudes with the usual one. If the cohort is off by a factor that a known
-mistake explains, suggests the factor that undoes it.
-
-The amplitude of a recording is the median, over leads and thirds of the recording, of the
-peak-to-peak in mV. On 340 recordings at 250 Hz (median; 5th to 95th percentile):
+If a known mistake explains the ratio, `compare_amplitudes` suggests the factor that undoes it. A
+recording's amplitude is the median, over its leads and thirds, of the peak-to-peak in mV. On 340
+recordings at 250 Hz (median; 5th to 95th percentile):
 
     PTB-XL     1.21  0.78 to 1.87    (220)        CPSC 2018  1.25  0.65 to 1.77  (40)
     Georgia    1.02  0.70 to 1.48     (30)        CODE-15    2.03  1.26 to 3.30  (50)

@@ -40,10 +40,8 @@ class ArrayLayout:
         if self.axes not in AXES:
             raise ValueError(f"axes must be one of {' or '.join(AXES)}, got {self.axes!r}")
         if not self.millivolts:
-            raise ValueError(
-                f"unit must be one of mV, uV or V, got {self.unit!r}; for counts, give the size of "
-                "one, like 4.88uV"
-            )
+            hint = "for counts, give the size of one, like 4.88uV"
+            raise ValueError(f"unit must be one of mV, uV or V, got {self.unit!r}; {hint}")
 
     @property
     def millivolts(self) -> float:

@@ -43,10 +43,7 @@ class PreparedECG:
 
 
 def prepare(
-    recording: Recording,
-    spec: SignalSpec,
-    missing_leads: str = "leave_out",
-    clip: bool = False,
+    recording: Recording, spec: SignalSpec, missing_leads: str = "leave_out", clip: bool = False
 ) -> list[PreparedECG]:
     """The windows that `spec` selects: one or, with `all`, every usable one, flagged
     `windows_left_out:n` if n others are not usable. A window beyond ±MAX_MV is not usable; with
