@@ -38,7 +38,7 @@ def test_without_a_key_a_patient_is_the_number_of_the_first_row():
     assert public.records.tolist() == ["mrn-0", "mrn-1", "mrn-2"]
 
 
-def test_with_a_key_nobody_is_named_and_another_table_gives_the_same_pseudonym(key_file):
+def test_with_a_key_no_name_remains_and_another_table_gives_the_same_pseudonym(key_file):
     privacy = Privacy(key_file=key_file)
     public = deidentify(cohort_of(["anna", "ben", "anna"], [""] * 3), privacy)
     other = deidentify(cohort_of(["zoe", "anna"], [""] * 2), privacy)
@@ -70,7 +70,7 @@ def test_shifted_dates_keep_the_intervals_of_a_patient_and_move_each_patient(key
     assert public.times[3:] == ["", ""]
 
 
-def test_a_date_that_cannot_be_shifted_stops(key_file):
+def test_a_date_that_cannot_be_shifted_is_refused(key_file):
     cohort = cohort_of(["anna", "ben"], ["2020-01-01", "03/04/2019"])
     with pytest.raises(ValueError, match="row 2 of the column of times holds no date like"):
         deidentify(cohort, Privacy(key_file=key_file, dates="shift"))
@@ -85,7 +85,7 @@ def test_a_true_date_is_not_kept_beside_a_shifted_one(key_file, dates, value):
         deidentify(cohort, Privacy(key_file=key_file, dates=dates))
 
 
-def test_without_a_column_of_times_nothing_can_be_shifted(key_file):
+def test_dates_cannot_be_shifted_without_a_column_of_times(key_file):
     cohort = cohort_of(["anna"], [""])
     del cohort.extra["time"]
     with pytest.raises(ValueError, match="there is no column of times; name it with --time"):
@@ -102,7 +102,7 @@ def test_dates_cannot_be_shifted_without_a_key():
         deidentify(cohort_of(["anna"], [""]), Privacy(dates="shift"))
 
 
-def test_an_unknown_way_with_dates_is_named():
+def test_an_unknown_policy_for_dates_is_refused():
     with pytest.raises(ValueError, match="--dates must be one of keep, shift, drop, got 'move'"):
         deidentify(cohort_of(["anna"], [""]), Privacy(dates="move"))
 

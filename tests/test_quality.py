@@ -26,14 +26,14 @@ def test_a_sound_signal_passes_without_flags(signal_LS):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_sample_that_is_no_number_names_its_lead(signal_LS, value):
+def test_the_leads_of_nan_and_infinite_samples_are_named(signal_LS, value):
     signal_LS[[7, 11], 3] = value
     with pytest.raises(RecordError, match="2 samples are NaN or infinite, in V2, V6") as caught:
         check_finite(signal_LS, LEADS)
     assert caught.value.reason == "NaN"
 
 
-def test_a_lead_with_an_offset_and_nothing_else_is_flat(signal_LS):
+def test_a_lead_with_only_an_offset_is_flat(signal_LS):
     signal_LS[3] = 1.5 + 0.004 * np.sin(np.arange(1000))
     with pytest.raises(RecordError, match=r"less than 10 µV peak to peak in aVR$") as caught:
         check_not_flat(signal_LS, LEADS)
@@ -44,12 +44,12 @@ def test_a_low_voltage_lead_is_not_flat(signal_LS):
     check_not_flat(signal_LS / signal_LS.max() * 0.05, LEADS)
 
 
-def test_a_record_in_volts_taken_for_millivolts_is_told_so(signal_LS):
+def test_a_record_in_volts_read_as_millivolts_gets_a_hint(signal_LS):
     with pytest.raises(RecordError, match="is the unit right"):
         check_not_flat(signal_LS / 1000, LEADS)
 
 
-def test_a_record_in_microvolts_taken_for_millivolts_is_told_so(signal_LS):
+def test_a_record_in_microvolts_read_as_millivolts_gets_a_hint(signal_LS):
     with pytest.raises(RecordError, match=r"I, II.*at most 32.767 mV.*unit right \(µV") as caught:
         check_amplitude(signal_LS * 1000, LEADS, 32.767)
     assert caught.value.reason == "amplitude"
@@ -78,7 +78,7 @@ def test_limb_leads_in_the_wrong_order_are_flagged(signal_LS):
     assert quality_flags(swapped, LEADS, 500) == ("limb_leads_inconsistent",)
 
 
-def test_exchanged_arms_are_suspected(signal_LS):
+def test_exchanged_arm_electrodes_are_suspected(signal_LS):
     signal_LS[11] = signal_LS[0]  # V6 runs as I does
     assert quality_flags(signal_LS, LEADS, 500) == ()
     right_for_left = signal_LS.copy()
@@ -87,12 +87,12 @@ def test_exchanged_arms_are_suspected(signal_LS):
     assert quality_flags(right_for_left, LEADS, 500) == ("lead_swap_suspected",)
 
 
-def test_leads_that_are_not_there_are_not_judged(signal_LS):
+def test_missing_leads_raise_no_flag(signal_LS):
     assert quality_flags(signal_LS[6:8], ["V1", "V2"], 500) == ()
 
 
 @pytest.mark.slow
-def test_of_real_recordings_few_are_flagged(real_data):
+def test_few_real_recordings_are_flagged(real_data):
     """Bounds were set on these; the saturated ones and one I against V6 were looked at."""
     folder = real_data / "ecg" / "ptbxl"
     counts = Counter()
