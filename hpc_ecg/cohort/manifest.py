@@ -8,8 +8,8 @@ Three forms, as the published code reads them (we had no files made by its autho
   y_path [N, K], label_indexes, scale (mV a count).
 - *df* (`df_dataset`): the same lines, but x_path is a csv or parquet with a column npy_path and the
   columns y_labels.
-There the values are Python code; here they must be literals, and `normalization`, a pickle, is
-refused. Manifests for pre-training (pairs of segments) are not read.
+The published code evaluates the values as Python; here they must be literals, and `normalization`,
+a pickle, is refused. Manifests for pre-training (pairs of segments) are not read.
 """
 
 import ast

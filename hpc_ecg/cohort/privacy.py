@@ -93,7 +93,7 @@ def _numbered(patients: pd.Series) -> pd.Series:
 
 
 def _shifted(times: pd.Series, patients: pd.Series, key: bytes) -> pd.Series:
-    """Shift each patient's times by as many days; ValueError for a cell that is no date."""
+    """The times, shifted by 1 to 365 days per patient; ValueError for a cell that is not a date."""
     days = [1 + int(_hash(f"shift of {p}", key), 16) % MAX_SHIFT_DAYS for p in patients]
     parsed = pd.to_datetime(times, errors="coerce", format="ISO8601", utc=True)
     wrong = np.flatnonzero(parsed.isna() & (times != ""))

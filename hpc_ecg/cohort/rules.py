@@ -3,7 +3,7 @@
 The window of an ECG at time t is (t + blanking, t + within]. With an event in it, the ECG is 1.
 Without one, and followed to the end of the window, it is 0. Without one, but followed for less, it
 is censored, never 0. An event that may have come before the ECG is prevalent; if only its day is
-known, an event on the day of the ECG is.
+known, an event on the day of the ECG is prevalent.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ class Flow:
 
     start: Count
     left_out: list[Count]
-    """In order; a patient counts where their last ECG is left out."""
+    """In order. A patient counts at the step that leaves out their last ECG."""
     labelled: Count
     labels: list[Count]
     """A patient can count in several of them."""

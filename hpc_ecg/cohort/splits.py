@@ -11,6 +11,7 @@ import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ def split_by_strata(
 
 
 def split_as_given(column: Iterable[str], name: str) -> list[str]:
-    """The user's own column; ValueError unless every row says train, valid or test."""
+    """The splits that the user's column gives; ValueError unless each is train, valid or test."""
     splits = list(map(sys.intern, column))  # one string for all rows of a split
     row = next((row for row, split in enumerate(splits) if split not in SPLITS), None)
     if row is not None:
@@ -218,11 +219,9 @@ def _strata(cohort: Cohort) -> dict[str, str]:
 
 def _by_stratum(strata: dict[str, str], seed: int) -> list[list[str]]:
     """The patients of each stratum, in the order of their hashes."""
-    groups: dict[str, list[str]] = {}
-    for patient in sorted(strata, key=lambda p: _uniform(p, seed)):
-        if patient != NO_PATIENT:
-            groups.setdefault(strata[patient], []).append(patient)
-    return [groups[name] for name in sorted(groups)]
+    patients = [patient for patient in strata if patient != NO_PATIENT]
+    patients.sort(key=lambda patient: (strata[patient], _uniform(patient, seed)))
+    return [list(members) for _, members in groupby(patients, key=strata.__getitem__)]
 
 
 def _check_patients(patients: pd.Series, splits: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.io
@@ -33,7 +33,7 @@ class StoredArray(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[Any], Any]
+    read: Callable[[int | tuple[()]], np.ndarray]
     """Read the item at an index: a row number, or () for the whole array."""
     by_row: bool = True
     """Whether one row can be read without the others."""
@@ -108,7 +108,7 @@ def _open_mat(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
         _check_inflated(content)
 
     def stored(key: str, shape: tuple[int, ...], kind: str) -> StoredArray:
-        def read(index: Any) -> Any:
+        def read(index: int | tuple[()]) -> np.ndarray:
             return scipy.io.loadmat(io.BytesIO(content), variable_names=[key])[key][index]
 
         return StoredArray(shape, np.dtype(_MATLAB.get(kind, "O")), read, by_row=False)

@@ -4,8 +4,8 @@ wfdb misreads some headers, so we check each header as text first:
 - wfdb refuses a record name with an ending (`E07500.mat 12 500`) and an odd date;
 - it reads `µV` as ASCII, which leaves `V`, a million times too much;
 - it fills in 250 Hz for a missing rate and 200 counts per mV for a missing gain: refused here.
-Where the header can be rewritten in plain terms, wfdb reads the rewritten header, placed beside
-links to the signal files.
+If only the wording of a header is the problem, wfdb reads a corrected header from a temporary
+folder, beside links to the signal files.
 """
 
 import re
