@@ -35,8 +35,14 @@ def test_a_name_describes_exactly_what_is_done(resampling, highpass, notch):
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "resample_poly", "resample_poly/1", "resample_poly/3", "resample_poly/notch/2"),
-        *("resample_poly/notch-50/highpass-0.5/2", "resample_poly/lowpass-40/2", "x/y/z"),
+        "",
+        "resample_poly",
+        "resample_poly/1",
+        "resample_poly/3",
+        "resample_poly/notch/2",
+        "resample_poly/notch-50/highpass-0.5/2",
+        "resample_poly/lowpass-40/2",
+        "x/y/z",
     ],
 )
 def test_a_name_of_another_version_or_order_is_not_guessed(name):

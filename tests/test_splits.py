@@ -35,10 +35,9 @@ def test_all_ecgs_of_a_patient_are_in_one_split(patients, seed):
 
 def test_the_split_never_changes_between_versions():
     """Fails if a later version would move patients between train and test. Do not update."""
-    assert split_by_hash([f"p{i}" for i in range(12)], (0.5, 0.25, 0.25), 0) == [
-        *("test", "test", "train", "test", "train", "train"),
-        *("test", "train", "test", "test", "train", "valid"),
-    ]
+    splits = split_by_hash([f"p{i}" for i in range(12)], (0.5, 0.25, 0.25), 0)
+    expected = "test test train test train train test train test test train valid"
+    assert " ".join(splits) == expected
 
 
 def test_the_fractions_are_met_approximately():

@@ -170,11 +170,11 @@ def _split_by_time(cohort: Cohort, plan: SplitPlan) -> Assignment:
 
 def _split_by_site(cohort: Cohort, plan: SplitPlan) -> Assignment:
     known = set(cohort.sites)
-    asked = [*plan.valid_sites, *plan.test_sites]
-    if not set(asked) <= known or len(set(asked)) < len(asked):
+    requested = [*plan.valid_sites, *plan.test_sites]
+    if not set(requested) <= known or len(set(requested)) < len(requested):
         raise ValueError(
             f"--valid-sites and --test-sites name sites of column {plan.site}, each once: it has "
-            f"{', '.join(sorted(known)[:10])}, got {', '.join(asked)}"
+            f"{', '.join(sorted(known)[:10])}, got {', '.join(requested)}"
         )
     split_of = dict.fromkeys(known, "train") | dict.fromkeys(plan.valid_sites, "valid")
     split_of |= dict.fromkeys(plan.test_sites, "test") | {"": NO_SPLIT}

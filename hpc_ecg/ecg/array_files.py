@@ -65,9 +65,7 @@ def read_array(location: RecordLocation, layout: ArrayLayout) -> Recording:
         if RATE in arrays and np.prod(arrays[RATE].shape, dtype=float) == 1:
             rate = float(np.asarray(arrays[RATE].read(())).item())
     if rate is None:
-        raise RecordError(
-            "rate", "the file states no sampling rate; give it with --rate"
-        )
+        raise RecordError("rate", "the file states no sampling rate; give it with --rate")
     array = array.reshape(shape) * layout.millivolts
     signal_LS = array if layout.axes == AXES[0] else array.T
     return Recording(signal_LS=signal_LS, leads=layout.leads, sample_rate_hz=float(rate))

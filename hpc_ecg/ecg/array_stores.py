@@ -113,7 +113,8 @@ def _open_mat(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
 
         return StoredArray(shape, np.dtype(_MATLAB.get(kind, "O")), read, by_row=False)
 
-    arrays = {name: stored(name, *rest) for name, *rest in scipy.io.whosmat(io.BytesIO(content))}
+    listed = scipy.io.whosmat(io.BytesIO(content))
+    arrays = {name: stored(name, shape, kind) for name, shape, kind in listed}
     if list(arrays) == ["val"]:
         raise RecordError("not found", f"its header {path.stem}.hea is not beside it")
     yield arrays
@@ -121,15 +122,16 @@ def _open_mat(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
 
 def _check_inflated(content: bytes) -> None:
     """Raise RecordError if the compressed parts of a MATLAB 5 file unpack to over MAX_BYTES."""
-    order, at, left = ">" if content[126:128] == b"MI" else "<", 128, MAX_BYTES
-    while at + 8 <= len(content):
-        kind, size = struct.unpack_from(f"{order}2I", content, at)
+    byte_order, offset, budget = ">" if content[126:128] == b"MI" else "<", 128, MAX_BYTES
+    while offset + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{byte_order}2I", content, offset)
         if kind == 15:  # miCOMPRESSED
             inflate = zlib.decompressobj()
-            left -= len(inflate.decompress(content[at + 8 : at + 8 + size], left))
-            if inflate.unconsumed_tail or left <= 0:
+            packed = content[offset + 8 : offset + 8 + size]
+            budget -= len(inflate.decompress(packed, budget))
+            if inflate.unconsumed_tail or budget <= 0:
                 raise RecordError("unreadable", f"unpacks to more than {MAX_BYTES >> 20} MB")
-        at += 8 + size
+        offset += 8 + size
 
 
 OPENERS = {".npy": _open_npy, ".npz": _open_npz, ".mat": _open_mat}

@@ -68,7 +68,7 @@ def order_rows(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
         "more than one": [lead for lead in wanted if standard.count(lead) > 1],
     }
     if any(faults.values()):
-        text = " and ".join(f"{fault} {', '.join(at)}" for fault, at in faults.items() if at)
+        texts = [f"{fault} {', '.join(leads)}" for fault, leads in faults.items() if leads]
         listed = ", ".join(name or "(no name)" for name in names)
-        raise RecordError("leads", f"{text}; its leads are named: {listed}")
+        raise RecordError("leads", f"{' and '.join(texts)}; its leads are named: {listed}")
     return [standard.index(lead) for lead in wanted]

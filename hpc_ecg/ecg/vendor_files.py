@@ -100,8 +100,8 @@ def _memory_limit(more_bytes: int) -> Iterator[None]:
     """Let this process grow by `more_bytes`, then raise MemoryError: better than a killed job."""
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = in_use + more_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft < 0 else min(soft, wanted), hard))
+    limit = in_use + more_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit if soft < 0 else min(soft, limit), hard))
     try:
         yield
     finally:
