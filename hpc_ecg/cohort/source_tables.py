@@ -107,7 +107,7 @@ def write_labelled(
         reasons = [f"{count.ecgs:,} {count.text}" for count in flow.left_out if count.ecgs]
         raise ValueError(f"no ECG is left: {'; '.join(reasons) or 'the table has no rows'}")
     labels = labelled.astype({"label": "Int64"}).rename(columns={"label": label})
-    write_text(out, given.join(labels, how="inner").to_csv(index=False))
+    write_text(out, given.loc[labels.index].join(labels).to_csv(index=False))
 
 
 def _read_events(
