@@ -62,12 +62,12 @@ def test_shifted_dates_keep_the_intervals_of_a_patient_and_move_each_patient(key
         cohort_of(["anna", "anna", "ben", "ben", "cem"], times),
         Privacy(key_file=key_file, dates="shift"),
     )
-    moved = pd.to_datetime(public.times, format="ISO8601")
+    moved = pd.to_datetime(public.extra["time"], format="ISO8601")
     assert moved[1] - moved[0] == pd.Timedelta(days=30, hours=12, minutes=30)
     for row in (0, 2):
         assert 1 <= (pd.Timestamp(times[row]) - moved[row]).days <= 365
     assert moved[0] != moved[2]
-    assert public.times[3:] == ["", ""]
+    assert public.extra["time"].tolist()[3:] == ["", ""]
 
 
 def test_a_date_that_cannot_be_shifted_is_refused(key_file):

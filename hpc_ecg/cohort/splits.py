@@ -146,7 +146,8 @@ def check_no_leakage(groups: pd.Series, splits: pd.Series, rows: np.ndarray, wha
 
 def _split_by_time(cohort: Cohort, plan: SplitPlan) -> Assignment:
     """Each patient belongs to the period of their first ECG; ECGs of later periods are left out."""
-    time_N = pd.to_datetime(cohort.times, errors="coerce", format="ISO8601", utc=True)
+    times = cohort.extra["time"].tolist()
+    time_N = pd.to_datetime(times, errors="coerce", format="ISO8601", utc=True)
     edges = pd.to_datetime([plan.valid_from, plan.test_from], errors="coerce", utc=True)
     if edges.isna().any() or edges[0] > edges[1]:
         raise ValueError(
@@ -169,7 +170,8 @@ def _split_by_time(cohort: Cohort, plan: SplitPlan) -> Assignment:
 
 
 def _split_by_site(cohort: Cohort, plan: SplitPlan) -> Assignment:
-    known = set(cohort.sites)
+    sites = cohort.extra["site"].tolist()
+    known = set(sites)
     requested = [*plan.valid_sites, *plan.test_sites]
     if not set(requested) <= known or len(set(requested)) < len(requested):
         raise ValueError(
@@ -178,7 +180,7 @@ def _split_by_site(cohort: Cohort, plan: SplitPlan) -> Assignment:
         )
     split_of = dict.fromkeys(known, "train") | dict.fromkeys(plan.valid_sites, "valid")
     split_of |= dict.fromkeys(plan.test_sites, "test") | {"": NO_SPLIT}
-    splits = [split_of[site] for site in cohort.sites]
+    splits = [split_of[site] for site in sites]
     _check_patients(cohort.patients, splits)
     no_site = ("no site", f"column {plan.site} is empty")
     return Assignment(

@@ -61,14 +61,6 @@ class Cohort:
     extra: pd.DataFrame
     """Columns for the index: age, sex, time and site if the table has them, and `Columns.keep`."""
 
-    @property
-    def times(self) -> list[str]:
-        return self.extra["time"].tolist()
-
-    @property
-    def sites(self) -> list[str]:
-        return self.extra["site"].tolist()
-
     def __len__(self) -> int:
         return len(self.files)
 
