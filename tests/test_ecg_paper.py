@@ -89,7 +89,7 @@ def test_no_part_of_a_fast_signal_is_lost_where_several_samples_share_a_column(r
         assert np.ptp(inside) >= np.ptp(column) - 0.02
 
 
-def test_what_is_not_finite_is_a_gap_and_a_single_sample_a_dot(ecg_LS):
+def test_samples_that_are_not_finite_leave_a_gap_and_a_single_sample_is_a_dot(ecg_LS):
     ecg_LS[1, 1000:1200] = np.nan
     ecg_LS[1, 1100] = 0.1
     ecg_LS[7] = np.inf
@@ -100,7 +100,7 @@ def test_what_is_not_finite_is_a_gap_and_a_single_sample_a_dot(ecg_LS):
     assert "V2: no samples" in texts_of(svg)
 
 
-def test_what_leaves_the_paper_is_cut_off_and_marked(ecg_LS):
+def test_a_curve_that_leaves_the_paper_is_cut_off_and_marked(ecg_LS):
     ecg_LS[6, 1300:1310] = 9
     ecg_LS[6, 1400] = -7
     svg = draw_ecg(ecg_LS, LEADS, RATE_HZ, "x")

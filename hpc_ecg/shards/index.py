@@ -17,7 +17,7 @@ import pandas as pd
 
 import hpc_ecg
 from hpc_ecg.atomic_io import sha256_of, write_json, write_text
-from hpc_ecg.cohort.splits import SPLITS, Assignment, check_apart
+from hpc_ecg.cohort.splits import SPLITS, Assignment, check_no_leakage
 from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
@@ -109,7 +109,7 @@ def _check_no_signal_in_two_splits(
     for name in ["split", *index.columns[index.columns.str.startswith(FOLD_PREFIX)]]:
         split_N = index[name] if name == "split" else "fold " + index[name].astype(str)
         try:
-            check_apart(signal, split_N, rows, "an identical signal")
+            check_no_leakage(signal, split_N, rows, "an identical signal")
         except ValueError as error:
             table = pd.DataFrame({"row": rows + 1, "split": split_N, "sha256": signal})
             table = table[split_N.groupby(signal).transform("nunique") > 1]

@@ -15,7 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from hpc_ecg.atomic_io import write_atomically, write_text
-from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL, AmplitudeFacts
+from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL_RATIO, AmplitudeFacts
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import Recording
 from hpc_ecg.ecg.signal import LEADS
@@ -123,7 +123,7 @@ def draw_amplitudes(amplitude_mv: pd.Series) -> Markup:
     """A histogram with a logarithmic axis, since wrong amplitudes are wrong by a factor."""
     svg = histogram(
         np.maximum(amplitude_mv.to_numpy(), 1e-3),
-        expected=(NORMAL[0] * EXPECTED_MV, NORMAL[1] * EXPECTED_MV),
+        expected=(NORMAL_RATIO[0] * EXPECTED_MV, NORMAL_RATIO[1] * EXPECTED_MV),
         name="amplitudes",
         xlabel="amplitude of a record, mV",
         ylabel="records",

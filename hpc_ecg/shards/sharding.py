@@ -22,7 +22,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from hpc_ecg.atomic_io import sync_all
-from hpc_ecg.cohort.privacy import protect
+from hpc_ecg.cohort.privacy import deidentify
 from hpc_ecg.cohort.splits import SPLITS, Assignment, assign_splits
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, read_cohort
 from hpc_ecg.ecg.leads import normalize_lead
@@ -72,8 +72,8 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     check_layout(cohort, plan)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     _check_patients(cohort, plan)
-    _check_no_empty_split(Counter(assignment.splits), assignment.how)
-    public_cohort = protect(cohort, plan.privacy)
+    _check_no_empty_split(Counter(assignment.splits), assignment.policy)
+    public_cohort = deidentify(cohort, plan.privacy)
 
     # 2. Write the shards that an earlier try has not finished.
     out = plan.out.resolve()  # so that a link stays a link
@@ -91,14 +91,14 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
         index = build_index(written.records, public_cohort, assignment, duplicates_csv)
         provenance = {
             "patient": plan.columns.patient or "none: each record taken for a patient of its own",
-            "split": assignment.how,
+            "split": assignment.policy,
             "dates": plan.privacy.dates,
             "made_from": describe_plan(plan),
         }
         description = build_description(
             index, written, plan.recordings.signal, cohort.label_names, provenance
         )
-        _check_no_empty_split(description["records"], assignment.how)
+        _check_no_empty_split(description["records"], assignment.policy)
 
         # 4. Write index, description and report; then the folder gets its name.
         folder = work / "shards"
