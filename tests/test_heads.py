@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from original_files import export_original
 
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.transformer import ModelConfig, build_model
 from hpc_ecg.weights import load_model
-from hpc_ecg.weights.export import export_original, save_model
+from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import InitConfig, initialize
 from hpc_ecg.weights.reading import read_checkpoint
 
@@ -25,7 +26,7 @@ def many(tmp_path_factory):
     model = build_model(architecture, 77, ModelConfig(), seed=4)
     model.head.bias.data.copy_(torch.arange(77.0))
     save_model(folder / "model.safetensors", model, architecture, NAMES, SignalSpec())
-    export_original(folder / "many.pt", model, architecture)
+    export_original(folder / "many.pt", model)
     return folder
 
 

@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from hpc_ecg.weights.archive import read_archive
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import load_model
-from hpc_ecg.weights.reading import OUR_FORMAT, read_checkpoint
+from hpc_ecg.weights.metadata import OUR_FORMAT
+from hpc_ecg.weights.reading import read_checkpoint
 
 pytestmark = pytest.mark.slow  # hundreds of files, each under limits of memory and time
 
@@ -355,7 +356,7 @@ def test_a_good_file_with_odd_extras_is_read_and_they_are_left_alone(path):
         (number(2**61 - 1), "has a key that is a int"),
         (b")", "has a key that is a tuple"),
         (tensor(), "has a key that is a StoredTensor"),
-        (text("a" * 100_000), "has a key that is a Inert"),
+        (text("a" * 100_000), "has a key that is a Placeholder"),
         (text("\n\x1b[31m" * 10_000), "weights of another model"),
     ],
 )
@@ -585,8 +586,8 @@ def test_tensors_that_count_places_twice_are_refused(path):
         model["encoder.encoder.layer_norm.weight"] = both[:48]
         model["encoder.encoder.layer_norm.bias"] = both[12:]
 
-    assert "proj.weight claims shape (1, 48) by counting places twice" in with_weights(path, expand)
-    assert "counting places twice (strides (2, 1))" in with_weights(path, overlap)
+    assert "proj.weight claims shape (1, 48) by counting elements twice" in with_weights(path, expand)
+    assert "counting elements twice (strides (2, 1))" in with_weights(path, overlap)
     for change in (two_on_one, within_each_other):
         assert "lie on the same bytes" in with_weights(path, change)
 

@@ -78,7 +78,7 @@ def test_one_step_changes_exactly_the_tensors_that_a_strategy_trains(strategy):
 def test_loaded_weights_are_the_files_bit_for_bit(strategy):
     settings, head, _ = STRATEGIES[strategy]
     initialized = start(**settings)
-    file = read_checkpoint(settings["checkpoint"]).ours()
+    file = read_checkpoint(settings["checkpoint"]).parameters()
     for name, tensor in initialized.model.state_dict().items():
         if head == "keep" or not name.startswith("head."):
             assert torch.equal(tensor, file[name].to_torch())

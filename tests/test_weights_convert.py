@@ -18,7 +18,7 @@ from hpc_ecg.weights import load_model, original
 from hpc_ecg.weights.convert import convert, reset_head, soup
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import InitConfig, initialize
-from hpc_ecg.weights.mapping import KEPT, PRETRAINING, expected_shapes, file_key
+from hpc_ecg.weights.mapping import PRETRAINING, expected_shapes, file_key
 from hpc_ecg.weights.reading import read_checkpoint
 
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"
@@ -106,7 +106,9 @@ def test_stripped_files_hold_no_path_no_person_and_no_training(tmp_path):
     after = torch.load(tmp_path / "out.pt", weights_only=True)
     assert b"/data/deepecg" not in (tmp_path / "out.pt").read_bytes()
     assert "last_optimizer_state" not in after
-    assert set(after["extra_state"]) == set(original.fresh_state("classifier")["extra_state"])
+    assert set(after["extra_state"]) == set(
+        original.build_content("classifier", {}, {})["extra_state"]
+    )
     assert after["extra_state"]["metrics"] == {}
     before = torch.load(PEOPLE, weights_only=False)["cfg"]
     assert list(after["cfg"]) == list(before)
@@ -151,10 +153,11 @@ def test_a_fresh_full_size_file_has_every_key_of_the_originals_in_its_order(
     rows = 1 if layout == "classifier" else None
     keys = [file_key(n, layout) for n in expected_shapes(Architecture(), rows)]
     if layout == "base_ssl":
-        mask, *others = PRETRAINING
+        mask, *others = (file_key(name, layout) for name in PRETRAINING)
         keys = [mask, *keys, *others]
     model = {key: SimpleNamespace(shape=tuple(shapes[key])) for key in keys}
-    ours = original.fresh(layout, model, Architecture(), rows)
+    cfg = original.build_cfg(layout, model, Architecture(), rows)
+    ours = original.build_content(layout, cfg, model)
     assert keys == list(shapes)
     assert [key for key in ours if key != "model"] == list(theirs)
     assert list(ours["extra_state"]) == [key for key in theirs["extra_state"] if key != "best"]
@@ -280,7 +283,7 @@ def test_a_tensor_beside_the_weights_cannot_ask_for_memory(tmp_path):
 def test_pretraining_tensors_of_ours_are_kept_by_name(tmp_path):
     convert(BASE, tmp_path / "ours.safetensors")
     names = set(read_checkpoint(tmp_path / "ours.safetensors").tensors)
-    assert {KEPT + name for name in PRETRAINING} <= names
+    assert PRETRAINING.keys() <= names
     said = reset_head(tmp_path / "ours.safetensors", tmp_path / "out.pt", seed=0, num_labels=1)
     assert "left out: 8 tensors that only pre-training uses" in said
 

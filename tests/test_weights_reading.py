@@ -20,7 +20,7 @@ from hpc_ecg.model.transformer import build_on_meta
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.archive import read_archive
 from hpc_ecg.weights.mapping import deduce_sizes, expected_shapes
-from hpc_ecg.weights.pickles import Inert
+from hpc_ecg.weights.opcodes import Placeholder
 from hpc_ecg.weights.reading import read_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -71,15 +71,16 @@ def test_both_kinds_of_file_are_recognized_with_sizes_and_labels():
 def test_every_tensor_of_a_file_is_either_mapped_or_ignored_for_a_reason():
     for path, ignored in ((BASE, 8), (AFIB, 0)):
         checkpoint = read_checkpoint(path)
-        mapped = set(checkpoint.names.ours.values())
-        assert mapped | checkpoint.names.ignored.keys() == checkpoint.tensors.keys()
-        assert not mapped & checkpoint.names.ignored.keys()
-        assert len(checkpoint.names.ignored) == ignored
-        assert all(checkpoint.names.ignored.values())
+        mapped = {checkpoint.names[name] for name in checkpoint.parameters()}
+        reasons = checkpoint.ignored()
+        assert mapped | reasons.keys() == checkpoint.tensors.keys()
+        assert not mapped & reasons.keys()
+        assert len(reasons) == ignored
+        assert all(reasons.values())
 
 
 def test_the_two_norms_of_like_name_are_not_mixed_up():
-    base, afib = read_checkpoint(BASE).names.ours, read_checkpoint(AFIB).names.ours
+    base, afib = read_checkpoint(BASE).names, read_checkpoint(AFIB).names
     assert base["backbone.layer_norm.weight"] == "layer_norm.weight"
     assert base["backbone.encoder.layer_norm.weight"] == "encoder.layer_norm.weight"
     assert afib["backbone.layer_norm.weight"] == "encoder.layer_norm.weight"
@@ -97,7 +98,7 @@ def test_a_file_with_numpy_scores_loads_with_inert_objects_in_their_place():
     with pytest.raises(pickle.UnpicklingError):
         content_of(AUC)
     kinds = leaves(read_archive(AUC)["extra_state"])
-    assert Inert in kinds
+    assert Placeholder in kinds
     assert not any("numpy" in kind.__module__ for kind in kinds)
     assert read_checkpoint(AUC).num_labels == 1
 
@@ -461,7 +462,7 @@ def test_sizes_are_deduced_from_the_shapes(architecture):
 @pytest.mark.parametrize("path", [BASE, AFIB, AUC])
 def test_sizes_are_deduced_from_a_file_of_either_layout(path):
     checkpoint = read_checkpoint(path)
-    shapes = {name: tensor.shape for name, tensor in checkpoint.ours().items()}
+    shapes = {name: tensor.shape for name, tensor in checkpoint.parameters().items()}
     deduced = deduce_sizes(shapes)
     assert deduced.items() <= architecture_to_settings(checkpoint.architecture).items()
     assert len(deduced) == 7
