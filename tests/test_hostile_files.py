@@ -586,7 +586,9 @@ def test_tensors_that_count_places_twice_are_refused(path):
         model["encoder.encoder.layer_norm.weight"] = both[:48]
         model["encoder.encoder.layer_norm.bias"] = both[12:]
 
-    assert "proj.weight claims shape (1, 48) by counting elements twice" in with_weights(path, expand)
+    assert "proj.weight claims shape (1, 48) by counting elements twice" in with_weights(
+        path, expand
+    )
     assert "counting elements twice (strides (2, 1))" in with_weights(path, overlap)
     for change in (two_on_one, within_each_other):
         assert "lie on the same bytes" in with_weights(path, change)

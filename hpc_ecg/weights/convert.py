@@ -111,10 +111,7 @@ def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) ->
         raise ValueError("a soup of one file twice: each file must be another one")
     step = {"action": "soup", "sources": parts, "version": hpc_ecg.__version__}
     metadata = Metadata(
-        architecture=first.architecture,
-        labels=first.labels,
-        signal=first.signal,
-        provenance=[step],
+        architecture=first.architecture, labels=first.labels, signal=first.signal, provenance=[step]
     )
     tensors = {name: _mean(name, checkpoints) for name in first.names}
     lines = write_weights(target, tensors, metadata)

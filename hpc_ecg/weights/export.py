@@ -50,26 +50,15 @@ def write_weights(
     source: Checkpoint | None = None,
     strip: bool = False,
 ) -> list[str]:
-    """Write weights in the format of the target's ending, and return lines for the user.
-
-    A `.pt` in the layout of `source` keeps its cfg (`strip`: without paths) and its keys.
-    ValueError: tensors or label names that do not fit.
-    """
+    """Write weights in the format of the target's ending, and return lines for the user. `source`,
+    `strip`: as for `write_original`. ValueError: tensors or label names that do not fit."""
     check_weights(tensors, metadata, str(target))
-    layout = original.layout_of(tensors)
+    if target.suffix == ".onnx":
+        return [write_onnx(target, tensors, metadata)]
     if target.suffix == ".safetensors":
         write_safetensors(target, tensors, metadata)
-    elif target.suffix == ".onnx":
-        return [write_onnx(target, tensors, metadata)]
-    elif source and source.kind == layout:
-        names = {key: name for name, key in source.names.items()}
-        model = {key: tensors[names[key]] for key in source.tensors}
-        cfg = original.copy_cfg(source.content["cfg"], neutral=strip)
-        if layout == "classifier":
-            cfg["model"]["num_labels"] = original.num_labels_of(tensors)
-        save_original(target, original.build_content(layout, cfg, model), metadata)
     else:
-        write_original(target, tensors, metadata)
+        write_original(target, tensors, metadata, source, strip)
     return []
 
 
@@ -97,30 +86,42 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     write_atomically(Path(path), write)
 
 
-def write_original(path: str | Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
-    """Write checked weights as a new `.pt` of the original: `classifier` (209 tensors at full
-    size), or without a head `base_ssl` (215). ValueError: pre-training tensors are missing."""
+def write_original(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Metadata,
+    source: Checkpoint | None = None,
+    strip: bool = False,
+) -> None:
+    """Write checked weights as a `.pt` of the original: `classifier` (209 tensors at full size), or
+    without a head `base_ssl` (215), with the metadata in `extra_state`.
+
+    If `source` has the same layout, its keys and its cfg are kept (`strip`: without paths).
+    ValueError: tensors that only pre-training uses are missing.
+    """
     num_labels = original.num_labels_of(tensors)
     layout = original.layout_of(tensors)
-    names = list(expected_shapes(metadata.architecture, num_labels))
-    if layout == "base_ssl":
-        mask, *others = PRETRAINING
-        names = [mask, *names, *others]
-        missing = [name for name in names if name not in tensors]
-        if missing:
+    if source and source.kind == layout:
+        names = {key: name for name, key in source.names.items()}
+        model = {key: tensors[names[key]] for key in source.tensors}
+        cfg = original.copy_cfg(source.content["cfg"], neutral=strip)
+        if num_labels:
+            cfg["model"]["num_labels"] = num_labels
+    else:
+        order = list(expected_shapes(metadata.architecture, num_labels))
+        if layout == "base_ssl":
+            mask, *others = PRETRAINING
+            order = [mask, *order, *others]
+        if missing := [name for name in order if name not in tensors]:
             raise ValueError(
                 f"{path}: the layout of base_ssl needs the {len(PRETRAINING)} tensors of "
                 f"pre-training, these weights lack {missing[0]}; write a .safetensors"
             )
-    model = {file_key(name, layout): tensors[name] for name in names}
-    cfg = original.build_cfg(layout, model, metadata.architecture, num_labels)
-    save_original(path, original.build_content(layout, cfg, model), metadata)
-
-
-def save_original(path: str | Path, content: dict[str, Any], metadata: Metadata) -> None:
-    """Write the content of a `.pt` with the metadata in its `extra_state`."""
+        model = {file_key(name, layout): tensors[name] for name in order}
+        cfg = original.build_cfg(layout, model, metadata.architecture, num_labels)
+    content = original.build_content(layout, cfg, model)
     if texts := metadata.texts():
-        content["extra_state"] |= {"hpc_ecg": {"format": OUR_FORMAT, **texts}}
+        content["extra_state"]["hpc_ecg"] = {"format": OUR_FORMAT, **texts}
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:  # given a path, torch stores its name in the file

@@ -19,12 +19,7 @@ from hpc_ecg.model.architecture import (
     architecture_to_settings,
     resolve_architecture,
 )
-from hpc_ecg.model.transformer import (
-    ECGClassifier,
-    build_empty,
-    randomize_backbone,
-    randomize_head,
-)
+from hpc_ecg.model.transformer import ECGClassifier, build_empty, randomize_backbone, randomize_head
 from hpc_ecg.weights.heads import plan_head
 from hpc_ecg.weights.init_report import build_init_report, describe_checkpoint
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
@@ -78,10 +73,10 @@ def initialize(
     )
     head = plan_head(init.head, checkpoint, labels, init.labels)
     frozen_part = decide_freeze(freeze, checkpoint is not None)
-    signal, signal_assumed = _signal_of(init, checkpoint, architecture)
+    signal, signal_assumed = _choose_signal(init, checkpoint, architecture)
     # 2. Build, fill, freeze.
     model = build_empty(architecture, num_labels, model_config)
-    loaded = fill(model, checkpoint, head.rows, seed)
+    loaded = _fill_parameters(model, checkpoint, head.rows, seed)
     model.freeze(frozen_part, freeze_layers)
     # 3. Report what happened.
     report = {
@@ -121,11 +116,12 @@ def load_model(
     rows = checkpoint.num_labels or num_labels
     assert rows
     model = build_empty(checkpoint.architecture, rows, model_config)
-    fill(model, checkpoint, list(range(rows)) if checkpoint.num_labels else [None] * rows, seed)
+    file_rows = list(range(rows)) if checkpoint.num_labels else [None] * rows
+    _fill_parameters(model, checkpoint, file_rows, seed)
     return model.eval()
 
 
-def fill(
+def _fill_parameters(
     model: ECGClassifier, checkpoint: Checkpoint | None, rows: Sequence[int | None], seed: int
 ) -> dict[str, str]:
     """Set every parameter; returns our name -> the file's key of those that were loaded.
@@ -159,19 +155,20 @@ def fill(
     return {name: checkpoint.names[name] for name in parameters}
 
 
-def decide_freeze(asked: str, weights_loaded: bool) -> str:
+def decide_freeze(freeze: str, weights_loaded: bool) -> str:
     """Resolve `train.freeze` to none, stem or backbone. `auto` freezes the stem of loaded weights,
     as the original does, but not of random ones, where it would stay random."""
-    if asked not in FREEZE:
-        raise ValueError(f"train.freeze must be one of {', '.join(FREEZE)}, got {asked!r}")
-    if asked == "auto":
+    if freeze not in FREEZE:
+        raise ValueError(f"train.freeze must be one of {', '.join(FREEZE)}, got {freeze!r}")
+    if freeze == "auto":
         return "stem" if weights_loaded else "none"
-    return asked
+    return freeze
 
 
-def _signal_of(
+def _choose_signal(
     init: InitConfig, checkpoint: Checkpoint | None, architecture: Architecture
 ) -> tuple[SignalSpec | None, bool]:
+    """The signals that the weights were trained on, and whether this is assumed."""
     if checkpoint is None:
         return None, False
     signal = checkpoint.signal or init.signal
