@@ -1,10 +1,10 @@
 """What we write can be read again, bit for bit, by us and by plain torch."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import FIXTURES
 from original_files import export_original, pretraining_tensors
 from safetensors import safe_open
 
@@ -16,7 +16,6 @@ from hpc_ecg.weights.mapping import file_key
 from hpc_ecg.weights.original import build_cfg
 from hpc_ecg.weights.reading import read_checkpoint
 
-FIXTURES = Path(__file__).parent / "fixtures"
 AFIB = FIXTURES / "tiny_wcr_afib_5y.pt"
 
 
@@ -29,7 +28,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
-def test_our_file_round_trips_bit_for_bit_with_all_that_is_known(tmp_path, model):
+def test_our_file_round_trips_bit_for_bit_with_its_metadata(tmp_path, model):
     signal = SignalSpec(sample_rate_hz=500)
     save_model(tmp_path / "model.safetensors", model, model.architecture, ["af"], signal)
     for path in (tmp_path, tmp_path / "model.safetensors"):
@@ -57,13 +56,13 @@ def test_a_state_dict_gathered_from_ranks_can_be_saved_as_well(tmp_path, model):
         save_model(path, incomplete, model.architecture, ["af"], SignalSpec())
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, model, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, model, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_model(path, model, model.architecture, ["af"], SignalSpec())
     before = path.read_bytes()
 
-    def full_disk(tensors, aside, metadata):
-        aside.write_bytes(b"half")
+    def full_disk(tensors, partial, metadata):
+        partial.write_bytes(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr("hpc_ecg.weights.export.save_file", full_disk)
