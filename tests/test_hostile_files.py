@@ -33,7 +33,7 @@ from hpc_ecg.weights.reading import read_checkpoint
 pytestmark = pytest.mark.slow  # hundreds of files, each under limits of memory and time
 
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"
-NO_RUN = "refused, nothing of it was run"
+NO_RUN = "refused, nothing in it was run"
 GOOD = pickled(("model", tensor()))
 
 
@@ -230,8 +230,8 @@ def test_other_formats_of_torch_are_refused(path):
 @pytest.mark.parametrize(
     ("opcodes", "message"),
     [
-        (b"h\x07", "recalls what it never stored"),
-        (b"j\xff\xff\xff\xff", "recalls what it never stored"),
+        (b"h\x07", "uses a memo entry that it never stored"),
+        (b"j\xff\xff\xff\xff", "uses a memo entry that it never stored"),
         (b"r\x00\x00\x00\x80", "damaged"),
         (b"(q\x01h\x01", "damaged"),
         (b"t", "damaged"),
@@ -388,7 +388,7 @@ def test_duplicate_names_and_names_outside_the_folder_are_refused(path):
         assert "this archive 2" in archive_refusal(path, content)
     for name in ("x/y/data.pkl", "x/DATA.PKL", "data.pkl", "x/data.pkl/"):
         content = zip_of([(name, GOOD)])
-        assert "no data.pkl" in archive_refusal(path, content)
+        assert "holds no data.pkl" in archive_refusal(path, content)
 
 
 def test_an_archive_inside_an_archive_is_not_opened(path):

@@ -1,4 +1,4 @@
-"""Whole runs with either reader, sampling and augmentation: the same however they are distributed."""
+"""Whole runs with either reader, sampling and augmentation: the same on any number of ranks."""
 
 import json
 import shutil

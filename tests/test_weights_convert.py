@@ -223,7 +223,7 @@ def test_a_soup_of_pre_trained_files_is_a_pre_trained_file(tmp_path):
 
 
 def test_a_soup_of_duplicate_files_or_different_starts_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a soup of one file twice"):
+    with pytest.raises(ValueError, match="the same file is given twice"):
         soup([BASE, BASE], tmp_path / "mean.pt")
     model = load_model(AFIB)
     for name, sha256 in (("a", "1" * 64), ("b", "2" * 64)):
@@ -286,6 +286,15 @@ def test_our_files_keep_pretraining_tensors_by_name(tmp_path):
     assert "left out: 8 tensors that only pre-training uses" in lines
 
 
+def test_the_head_of_a_classifier_with_pretraining_tensors_can_be_reset(tmp_path):
+    content = torch.load(AFIB, weights_only=False)
+    content["model"]["encoder.mask_emb"] = torch.ones(48)
+    torch.save(content, tmp_path / "in.pt")
+    lines = reset_head(tmp_path / "in.pt", tmp_path / "out.pt", seed=0)
+    assert "left out: 1 tensors that only pre-training uses" in lines
+    assert len(weights_of(tmp_path / "out.pt")) == len(content["model"]) - 1
+
+
 def failure(capsys, *words) -> str:
     assert main(["weights", *map(str, words)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -303,12 +312,12 @@ def test_each_mistake_gets_one_line_and_writes_nothing(capsys, tmp_path):
         ("convert", "x.onnx", out): "can be written, not read",
         ("convert", AFIB, tmp_path / "out.bin"): "ending must be one of .pt, .safetensors, .onnx",
         ("convert", AFIB, there): "exists; give --force",
-        ("convert", there, there, "--force"): "is what is read",
+        ("convert", there, there, "--force"): "is also the source",
         ("convert", AFIB, tmp_path / "folder.pt"): "is a folder",
         ("convert", AFIB, out, "--labels", "a,b"): "2 label names for a head of 1",
         ("convert", AFIB, out, "--labels", "a,,b"): "--labels must be different names",
         ("convert", BASE, out, "--labels", "a"): "weights without a head",
-        ("reset-head", BASE, out, "--seed", "1"): "has no head; say --labels or --num-labels",
+        ("reset-head", BASE, out, "--seed", "1"): "has no head; give --labels or --num-labels",
         ("reset-head", AFIB, out, "--seed", "-1"): "--seed must be between 0",
         ("reset-head", AFIB, out, "--seed", "1", "--num-labels", "0"): "--num-labels must be",
         ("soup", out, AFIB): "at least two files",

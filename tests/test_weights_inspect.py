@@ -178,7 +178,7 @@ def test_a_pickle_that_would_run_code_is_refused(capsys, tmp_path):
     path = changed(tmp_path, extra_state={"x": Hostile()})
     assert main(["weights", "inspect", str(path)]) == 2
     captured = capsys.readouterr()
-    assert "executed" not in captured.out and "refused, nothing of it was run" in captured.err
+    assert "executed" not in captured.out and "refused, nothing in it was run" in captured.err
 
 
 def test_the_float16_grid_is_judged_value_by_value(tmp_path):

@@ -139,7 +139,7 @@ def test_a_hostile_pickle_is_refused_and_nothing_in_it_runs(tmp_path, where):
         else:
             content[where]["x"] = call
         message = refusal(saved(content, tmp_path / "hostile.pt"))
-        assert "refused, nothing of it was run" in message
+        assert "refused, nothing in it was run" in message
         assert not marker.exists()
 
 

@@ -27,7 +27,7 @@ def export_original(
     if layout == "base_ssl":
         tensors = {name: t for name, t in tensors.items() if not name.startswith("head.")}
         tensors |= pretraining_tensors(model.architecture, seed)
-    check_weights(tensors, metadata, str(path))
+    check_weights(path, tensors, metadata)
     write_original(path, tensors, metadata)
 
 

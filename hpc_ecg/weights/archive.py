@@ -53,7 +53,7 @@ def read_archive(path: Path) -> dict[str, Any]:
             content = _read_content(members)
         except RefusedError as error:
             raise ValueError(
-                "refused, nothing of it was run: it holds more than tensors and plain containers "
+                "refused, nothing in it was run: it holds more than tensors and plain containers "
                 f"({error}); take the file from its publisher"
             ) from None
         except DamagedError:
@@ -73,7 +73,7 @@ def _read_content(members: dict[str, ByteRange]) -> Any:
     pickle, order = members[PICKLE], members.get(BYTE_ORDER)
     data = pickle.file
     if order and data[order.start : min(order.end, order.start + 7)] != b"little":
-        raise DamagedError("written on a big-endian machine; save it again on another")
+        raise DamagedError("written on a big-endian machine; save it again on a little-endian one")
     with memoryview(data) as whole, whole[pickle.start : pickle.end] as view:
         return read_pickle(view, members)
 
@@ -140,7 +140,7 @@ def _by_name(members: list[Member]) -> dict[str, Member]:
     folders = {member.name.partition("/")[0] for member in members}
     if len(folders) != 1:
         raise ValueError(
-            f"a damaged torch file, or none: a `.pt` holds one folder with {PICKLE}, "
+            f"a damaged torch file or another archive: a `.pt` holds one folder with {PICKLE}, "
             f"this archive {len(folders)}"
         )
     for member in members:
@@ -151,7 +151,7 @@ def _by_name(members: list[Member]) -> dict[str, Member]:
             raise ValueError(f"{member.name[:80]} would lie outside of its folder; refused")
         named[name] = member
     if PICKLE not in named:
-        raise ValueError(f"a damaged torch file, or none: no {PICKLE} in its archive")
+        raise ValueError(f"a damaged torch file or another archive: it holds no {PICKLE}")
     return named
 
 

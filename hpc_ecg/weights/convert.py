@@ -80,7 +80,7 @@ def reset_head(
     checkpoint = read_checkpoint(source)
     rows = len(labels) if labels else num_labels or checkpoint.num_labels
     if not rows:
-        raise ValueError(f"{checkpoint.path} has no head; say --labels or --num-labels of one")
+        raise ValueError(f"{checkpoint.path} has no head; give --labels or --num-labels")
     if labels is None and rows == checkpoint.num_labels:
         labels = checkpoint.labels
     head = nn.Linear(checkpoint.architecture.encoder_embed_dim, rows)
@@ -108,7 +108,7 @@ def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) ->
         for source, checkpoint in zip(sources, checkpoints, strict=True)
     ]
     if len({part["sha256"] for part in parts}) < len(parts):
-        raise ValueError("a soup of one file twice: each file must be another one")
+        raise ValueError("the same file is given twice; a soup needs different files")
     step = {"action": "soup", "sources": parts, "version": hpc_ecg.__version__}
     metadata = Metadata(
         architecture=first.architecture, labels=first.labels, signal=first.signal, provenance=[step]
@@ -129,10 +129,10 @@ def _check_target(target: Path, sources: Sequence[str | Path], force: bool) -> N
     for source in sources:
         if str(source).endswith(".onnx"):
             raise ValueError(
-                f"{source}: an ONNX file can be written, not read: in it weights are merged"
+                f"{source}: an ONNX file can be written, not read: its weights are merged"
             )
         if target.exists() and target.samefile(resolve_file(Path(source))):
-            raise ValueError(f"{target} is what is read; give another name for what is written")
+            raise ValueError(f"{target} is also the source; choose another name")
     if target.is_dir():
         raise ValueError(f"{target} is a folder; give the name of a file")
     if target.exists() and not force:

@@ -22,6 +22,7 @@ from hpc_ecg.weights.mapping import PRETRAINING, check_fit, expected_shapes, fil
 from hpc_ecg.weights.metadata import OUR_FORMAT, Metadata
 from hpc_ecg.weights.onnx_export import write_onnx
 from hpc_ecg.weights.reading import Checkpoint
+from hpc_ecg.weights.stored_tensor import one_line_errors
 
 
 def save_model(
@@ -39,7 +40,7 @@ def save_model(
     )
     state = model.state_dict() if isinstance(model, ECGClassifier) else model
     tensors = {name: t.detach().to("cpu", torch.float32) for name, t in state.items()}
-    check_weights(tensors, metadata, str(path))
+    check_weights(path, tensors, metadata)
     write_safetensors(path, tensors, metadata)
 
 
@@ -52,7 +53,7 @@ def write_weights(
 ) -> list[str]:
     """Write weights in the format of the target's ending, and return lines for the user. `source`,
     `strip`: as for `write_original`. ValueError: tensors or label names that do not fit."""
-    check_weights(tensors, metadata, str(target))
+    check_weights(target, tensors, metadata)
     if target.suffix == ".onnx":
         return [write_onnx(target, tensors, metadata)]
     if target.suffix == ".safetensors":
@@ -62,14 +63,13 @@ def write_weights(
     return []
 
 
-def check_weights(tensors: Mapping[str, Tensor], metadata: Metadata, source: str) -> None:
+def check_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
     """ValueError unless names, shapes and number of labels fit the metadata."""
     num_labels = original.num_labels_of(tensors)
     model = {name: t for name, t in tensors.items() if name not in PRETRAINING}
-    check_fit(model, expected_shapes(metadata.architecture, num_labels), source)
-    if metadata.labels is not None and len(metadata.labels) != num_labels:
-        target = f"a head of {num_labels}" if num_labels else "weights without a head"
-        raise ValueError(f"{source}: {len(metadata.labels)} label names for {target}")
+    with one_line_errors(Path(path)):
+        check_fit(model, expected_shapes(metadata.architecture, num_labels))
+        metadata.check_labels(num_labels)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
@@ -103,7 +103,7 @@ def write_original(
     layout = original.layout_of(tensors)
     if source and source.kind == layout:
         names = {key: name for name, key in source.names.items()}
-        model = {key: tensors[names[key]] for key in source.tensors}
+        model = {key: tensors[names[key]] for key in source.tensors if names[key] in tensors}
         cfg = original.copy_cfg(source.content["cfg"], neutral=strip)
         if num_labels:
             cfg["model"]["num_labels"] = num_labels

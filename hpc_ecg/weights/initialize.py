@@ -174,7 +174,8 @@ def _choose_signal(
     signal = checkpoint.signal or init.signal
     if init.signal not in (signal, SignalSpec()):
         raise ValueError(
-            f"init.signal contradicts {checkpoint.path}, which states its own signal; leave it out"
+            f"init.signal contradicts {checkpoint.path}, which states its own signal; "
+            "leave init.signal unset"
         )
     if len(signal.leads) != architecture.in_d:
         raise ValueError(

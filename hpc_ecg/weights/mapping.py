@@ -152,9 +152,7 @@ def deduce_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | str]:
         return {}
 
 
-def check_fit(
-    tensors: Mapping[str, HasShape], shapes: Mapping[str, tuple[int, ...]], source: str
-) -> None:
+def check_fit(tensors: Mapping[str, HasShape], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """ValueError lists the differences unless names (ours) and shapes agree exactly."""
     differences = {
         "not in the file": shapes.keys() - tensors.keys(),
@@ -172,7 +170,7 @@ def check_fit(
         if names
     ]
     if problems:
-        raise ValueError(f"{source}: weights do not fit the model: " + "; ".join(problems))
+        raise ValueError("weights do not fit the model: " + "; ".join(problems))
 
 
 def abbreviate(names: Sequence[str], count: int = 6) -> str:

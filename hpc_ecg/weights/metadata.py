@@ -42,6 +42,12 @@ class Metadata:
         }
         return {name: json.dumps(value) for name, value in known.items() if value}
 
+    def check_labels(self, num_labels: int | None) -> None:
+        """ValueError unless the names, if known, are as many as the rows of the head."""
+        if self.labels is not None and len(self.labels) != num_labels:
+            head = f"a head of {num_labels}" if num_labels else "weights without a head"
+            raise ValueError(f"{len(self.labels)} label names for {head}")
+
     def sizes_text(self) -> str:
         return json.dumps(architecture_to_settings(self.architecture))
 

@@ -94,8 +94,8 @@ def _compare(model: ECGClassifier, path: Path, metadata: Metadata) -> str:
         deviation = np.abs(logits_BK - expected_BK).max() / max(1.0, np.abs(expected_BK).max())
         if not deviation <= TOLERANCE:  # NaN, too
             raise ValueError(
-                f"the ONNX file computes other logits than torch: they differ by {deviation:.1e} "
-                f"on input {ecg_BCS.shape}, allowed are {TOLERANCE:.0e}; it was deleted"
+                f"the logits of the ONNX file differ from torch's by {deviation:.1e} on input "
+                f"{ecg_BCS.shape}, allowed are {TOLERANCE:.0e}; the file was deleted"
             )
         worst = max(worst, float(deviation))
     return (

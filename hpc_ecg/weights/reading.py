@@ -94,8 +94,8 @@ def open_weights(path: str | Path) -> WeightsFile:
         tensors = {str(key): t for key, t in values.items() if isinstance(t, StoredTensor)}
         if not tensors:
             raise ValueError(
-                "holds no tensors under `model` or at its top; expected the original's layout or "
-                "our safetensors"
+                "holds no tensors under `model` or at its top level; expected the original's "
+                "layout or our safetensors"
             )
         not_finite = check_storage(tensors)
         is_ours = is_ours and content.get("format") == OUR_FORMAT
@@ -134,10 +134,7 @@ def to_checkpoint(file: WeightsFile) -> Checkpoint:
             if not tensor.numel:
                 raise ValueError(f"{key} holds no values (shape {tensor.shape})")
         num_labels = _check_shapes(file, metadata.architecture)
-        if metadata.labels is not None and len(metadata.labels) != num_labels:
-            raise ValueError(
-                f"{len(metadata.labels)} label names for a head of {num_labels} labels"
-            )
+        metadata.check_labels(num_labels)
         for key in file.not_finite:
             raise ValueError(
                 f"{key} holds NaN or infinite values (in float32); the run that wrote it diverged"
@@ -203,5 +200,5 @@ def _check_shapes(file: WeightsFile, architecture: Architecture) -> int | None:
     if file.kind == "classifier" or any(name.startswith("head.") for name in tensors):
         head = tensors.get("head.weight")
         num_labels = max(head.shape[0], 1) if head is not None and head.shape else 1
-    check_fit(tensors, expected_shapes(architecture, num_labels), file.path)
+    check_fit(tensors, expected_shapes(architecture, num_labels))
     return num_labels

@@ -108,7 +108,7 @@ class _StackMachine:
                 self.memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 if argument not in self.memo:
-                    raise ValueError("its pickle recalls what it never stored")
+                    raise ValueError("its pickle uses a memo entry that it never stored")
                 stack.append(self.memo[argument])
             case "GLOBAL":
                 if argument not in ALLOWED_GLOBALS:
@@ -163,7 +163,7 @@ class _StackMachine:
             ):
                 name, dtype = f"data/{key[:40]}", STORAGES[kind]
             case _:
-                raise RefusedError("it refers to something else than a storage of torch")
+                raise RefusedError("it refers to something other than a torch storage")
         member = self.members.get(f"data/{key}")
         if member is None:
             raise DamagedError(f"no {name} in the archive; copy it again")
