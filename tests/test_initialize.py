@@ -8,12 +8,14 @@ from conftest import FIXTURES
 
 from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.model.losses import LossConfig, loss_sum
+from hpc_ecg.model.losses import loss_sum
+from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.model.transformer import ModelConfig
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.export import save_model
-from hpc_ecg.weights.initialize import InitConfig, initialize
+from hpc_ecg.weights.initialize import initialize
 from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.weights.settings import InitConfig
 
 BASE, AFIB = str(FIXTURES / "tiny_base_ssl.pt"), str(FIXTURES / "tiny_wcr_afib_5y.pt")
 TINY = ModelConfig(
@@ -111,7 +113,10 @@ def test_torchs_random_state_is_left_alone():
         ({"head": "keep"}, "random weights have no head"),
         ({"checkpoint": AFIB, "labels": ("af", "acs")}, "has 1 labels, this run has 2 (af, acs)"),
         ({"checkpoint": AFIB, "head": "keep", "labels": ("af", "acs")}, "use init.head=new"),
-        ({"checkpoint": AFIB, "head": "reset"}, "init.head must be one of auto, keep, new"),
+        (
+            {"checkpoint": AFIB, "head": "reset"},
+            "init.head must be one of auto, keep, by_label, new",
+        ),
         ({"checkpoint": AFIB, "freeze": "head"}, "train.freeze must be one of auto, none, stem"),
     ],
 )
