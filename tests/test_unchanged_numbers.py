@@ -18,7 +18,8 @@ import torch
 from recorded import WORDS, copy_of_0_1, hpc_ecg, same_as_recorded
 
 # The imports of this file from inside of the package: what renames these has to change them here.
-from hpc_ecg.data.augment import AugmentConfig, augment, words_of
+from hpc_ecg.data.augment import augment, record_seeds
+from hpc_ecg.data.settings import AugmentConfig
 from hpc_ecg.model.dropout import RecordDropout, token_words
 
 SWEEPS = {
@@ -179,7 +180,7 @@ def test_augmented_records_are_what_they_were():
     ecg_nCS = torch.sin(torch.arange(3 * 12 * 500).view(3, 12, 500) / 40)
     found = {}
     for seed, step in ((0, 0), (0, 1), (7, 1000)):
-        words = words_of(digests, seed, step)
+        words = record_seeds(digests, seed, step)
         found[f"words of seed {seed}, step {step}"] = words.tolist()
         for name, size in AUGMENTED.items():
             out_nCS = augment(ecg_nCS.clone(), words, AugmentConfig(**{name: size}), 100)

@@ -2,12 +2,13 @@
 
 import argparse
 import os
-from typing import Any
+
+from hpc_ecg.cli.parser import SETTINGS_HELP, Verbs
 
 
-def add_doctor(verbs: Any, settings_help: str) -> None:
+def add_doctor(verbs: Verbs) -> None:
     doctor = verbs.add_parser("doctor", help="check cluster, data and weights before a run")
-    doctor.add_argument("settings", nargs="*", help=settings_help)
+    doctor.add_argument("settings", nargs="*", help=SETTINGS_HELP)
     doctor.set_defaults(verb=_doctor)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from hpc_ecg.cli.parser import Verbs
+
 WIDTH = 80
 COLUMNS = 3  # thresholds side by side
 NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier score", "log_loss": "log loss"}
@@ -16,7 +18,7 @@ RATES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV
 RATES |= {"f1": "F1", "nns": "to screen"}
 
 
-def add_evaluate(verbs: Any) -> None:
+def add_evaluate(verbs: Verbs) -> None:
     # options may stand between the settings, which a verb's own parser does not allow
     evaluate = verbs.add_parser(
         "evaluate", help="score a finished run", add_help=False, prefix_chars="\0"

@@ -2,10 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from hpc_ecg.cli.parser import Verbs
 
 
-def add_report(verbs: Any) -> None:
+def add_report(verbs: Verbs) -> None:
     report = verbs.add_parser("report", help="compare the runs of a sweep")
     report.add_argument("sweep_dir", metavar="SWEEP_DIR")
     report.add_argument(
