@@ -113,10 +113,7 @@ def test_torchs_random_state_is_left_alone():
         ({"head": "keep"}, "random weights have no head"),
         ({"checkpoint": AFIB, "labels": ("af", "acs")}, "has 1 labels, this run has 2 (af, acs)"),
         ({"checkpoint": AFIB, "head": "keep", "labels": ("af", "acs")}, "use init.head=new"),
-        (
-            {"checkpoint": AFIB, "head": "reset"},
-            "init.head must be one of auto, keep, by_label, new",
-        ),
+        ({"checkpoint": AFIB, "head": "reset"}, "init.head must be one of auto, keep, new"),
         ({"checkpoint": AFIB, "freeze": "head"}, "train.freeze must be one of auto, none, stem"),
     ],
 )

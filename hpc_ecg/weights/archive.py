@@ -12,13 +12,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hpc_ecg.weights.stored_tensor import (
-    CHECKSUM_DIFFERS,
-    ByteRange,
-    DamagedError,
-    map_file,
-    one_line_errors,
-)
+from hpc_ecg.weights.stored_tensor import ByteRange, DamagedError, map_file, one_line_errors
 from hpc_ecg.weights.unpickle import RefusedError, read_pickle
 
 # The records of a zip: a member's header, its entry in the directory, the end of the directory,
@@ -68,8 +62,8 @@ def read_archive(path: Path) -> dict[str, Any]:
 
 def _read_content(members: dict[str, ByteRange]) -> Any:
     for name in (PICKLE, BYTE_ORDER):
-        if name in members and not members[name].is_intact():
-            raise DamagedError(f"damaged torch file: {name} is {CHECKSUM_DIFFERS}")
+        if name in members:
+            members[name].check(f"damaged torch file: {name}")
     pickle, order = members[PICKLE], members.get(BYTE_ORDER)
     data = pickle.file
     if order and data[order.start : min(order.end, order.start + 7)] != b"little":

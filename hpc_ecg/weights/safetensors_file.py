@@ -12,13 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hpc_ecg.weights.stored_tensor import (
-    MAX_AXES,
-    ByteRange,
-    StoredTensor,
-    map_file,
-    one_line_errors,
-)
+from hpc_ecg.weights.stored_tensor import MAX_AXES, ByteRange, StoredTensor, map_file
 
 DTYPES = {
     **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
@@ -30,20 +24,19 @@ MAX_HEADER = 1 << 20
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """Metadata and tensors of the file. The library checks that the tensors lie within the file,
     side by side; the offsets are then taken from the header. ValueError: damaged or refused."""
-    with one_line_errors(path):
-        with path.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-        if length > min(MAX_HEADER, path.stat().st_size):
-            raise ValueError(f"damaged safetensors file (a header of {length} bytes); refused")
-        try:
-            with safe_open(str(path), framework="numpy") as library:
-                metadata = library.metadata() or {}
-            file = map_file(path)
-            header = parse_json(file[8 : 8 + length])
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"damaged safetensors file ({error}); copy it again") from None
-        header.pop("__metadata__", None)
-        return metadata, {key: _tensor(file, 8 + length, key, header[key]) for key in header}
+    with path.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+    if length > min(MAX_HEADER, path.stat().st_size):
+        raise ValueError(f"damaged safetensors file (a header of {length} bytes); refused")
+    try:
+        with safe_open(str(path), framework="numpy") as library:
+            metadata = library.metadata() or {}
+        file = map_file(path)
+        header = parse_json(file[8 : 8 + length])
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"damaged safetensors file ({error}); copy it again") from None
+    header.pop("__metadata__", None)
+    return metadata, {key: _tensor(file, 8 + length, key, header[key]) for key in header}
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -30,7 +30,6 @@ DTYPES = {name: np.dtype("uint16" if name == "bfloat16" else name) for name in (
 CHUNK = 1 << 20
 MAX_AXES = 8
 MAX_MESSAGE = 300
-CHECKSUM_DIFFERS = "not what was written (its checksum, CRC-32, differs); copy the file again"
 
 
 class DamagedError(ValueError):
@@ -56,12 +55,17 @@ class ByteRange:
     def size(self) -> int:
         return self.end - self.start
 
-    def is_intact(self) -> bool:
+    def check(self, name: str) -> None:
+        """DamagedError unless the checksum matches."""
         cache = self.__dict__  # many tensors may share the range; cached_property would lock
         if self.crc32 is not None and "intact" not in cache:
             with memoryview(self.file) as whole, whole[self.start : self.end] as view:
                 cache["intact"] = zlib.crc32(view) == self.crc32
-        return cache.get("intact", True)
+        if not cache.get("intact", True):
+            raise DamagedError(
+                f"{name} is not what was written (its checksum, CRC-32, differs); "
+                "copy the file again"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +173,7 @@ def check_storage(tensors: dict[str, StoredTensor]) -> list[str]:
 def _not_finite(tensors: list[tuple[str, StoredTensor]]) -> list[str]:
     names = []
     for name, tensor in tensors:
-        if not tensor.storage.is_intact():
-            raise ValueError(f"{name} is {CHECKSUM_DIFFERS}")
+        tensor.storage.check(name)
         if not tensor.is_finite():
             names.append(name)
     return names
