@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hpc_ecg.model.architecture import ModelConfig
 from hpc_ecg.model.attention import SelfAttention, attend
-from hpc_ecg.model.dropout import RecordDropout, token_words
+from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.kernels import explain_attention
 
 LENGTHS = torch.tensor([9, 5, 1])
@@ -110,17 +110,17 @@ def test_attention_drops_weights_only_in_training(kind):
 @pytest.mark.parametrize("kind", ["auto", "math"])
 def test_dropout_of_weights_is_the_records_own(kind):
     attention = SelfAttention(32, 4, dropout=0.5, kind=kind)
-    x_BTD, words_BT = torch.randn(3, 9, 32), token_words(torch.tensor([5, 6, 7]), 9)
-    whole = attention(x_BTD, None, words_BT)
+    x_BTD, seeds_BT = torch.randn(3, 9, 32), token_seeds(torch.tensor([5, 6, 7]), 9)
+    whole = attention(x_BTD, None, seeds_BT)
     for i in range(3):
-        torch.testing.assert_close(attention(x_BTD[i:][:1], None, words_BT[i:][:1]), whole[i:][:1])
-    assert not torch.allclose(attention(x_BTD, None, words_BT + 1), whole)
+        torch.testing.assert_close(attention(x_BTD[i:][:1], None, seeds_BT[i:][:1]), whole[i:][:1])
+    assert not torch.allclose(attention(x_BTD, None, seeds_BT + 1), whole)
 
 
 def test_dropout_of_weights_keeps_their_mean():
     q_BHTE = torch.zeros(64, 4, 9, 8)
     drop = RecordDropout(0.3, stream=1)
-    out = attend(q_BHTE, q_BHTE, q_BHTE + 1, None, "math", drop, token_words(torch.arange(64), 9))
+    out = attend(q_BHTE, q_BHTE, q_BHTE + 1, None, "math", drop, token_seeds(torch.arange(64), 9))
     spread = math.sqrt(0.3 / 0.7 / (64 * 4 * 9 * 9))
     assert abs(out.mean().item() - 1) < 4 * spread
 

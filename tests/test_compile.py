@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from hpc_ecg.model.architecture import Architecture, ModelConfig
-from hpc_ecg.model.dropout import RecordDropout, token_words
+from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.transformer import build_model
 
 TINY = Architecture(
@@ -36,9 +36,9 @@ def fresh_compiler():
 def batch(size, is_padded):
     generator = torch.Generator().manual_seed(size)
     ecg_BCS = torch.randn(size, 12, 500, generator=generator)
-    words_B = torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator)
+    seeds_B = torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator)
     valid_B1 = torch.randint(200, 500, (size, 1), generator=generator)
-    return ecg_BCS, torch.arange(500) >= valid_B1 if is_padded else None, words_B
+    return ecg_BCS, torch.arange(500) >= valid_B1 if is_padded else None, seeds_B
 
 
 def logits_and_gradients(model, inputs):
@@ -81,13 +81,13 @@ def test_a_compiled_model_gives_the_eager_numbers_from_one_graph_for_all_layers(
 @pytest.mark.slow
 @pytest.mark.parametrize("num_records", [1, 2])
 def test_a_compiled_mask_is_the_eager_one(fresh_compiler, num_records):
-    dropout, words_BT = RecordDropout(0.3, 1), token_words(torch.arange(num_records), 31)
+    dropout, seeds_BT = RecordDropout(0.3, 1), token_seeds(torch.arange(num_records), 31)
 
     def after_softmax(scores_BHTT):
         weights_BTHT = torch.softmax(scores_BHTT, -1).transpose(1, 2)
-        return dropout(weights_BTHT.flatten(2), words_BT)
+        return dropout(weights_BTHT.flatten(2), seeds_BT)
 
-    for function in (after_softmax, lambda x_BHTT: dropout(x_BHTT.flatten(2) * 2, words_BT[:, :4])):
+    for function in (after_softmax, lambda x_BHTT: dropout(x_BHTT.flatten(2) * 2, seeds_BT[:, :4])):
         scores_BHTT = torch.randn(num_records, 4, 31, 31)
         eager = function(scores_BHTT)
         assert torch.equal(torch.compile(function)(scores_BHTT) == 0, eager == 0)

@@ -343,9 +343,9 @@ def test_logits_stay_float32_under_autocast():
     assert (logits != logits.bfloat16().float()).any()
 
 
-@pytest.mark.parametrize("words_B", [None, torch.tensor([3, -5])], ids=["generator", "words"])
+@pytest.mark.parametrize("seeds_B", [None, torch.tensor([3, -5])], ids=["generator", "seeds"])
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_layers_computed_again_give_the_same_gradients_to_the_bit(words_B, is_padded):
+def test_layers_computed_again_give_the_same_gradients_to_the_bit(seeds_B, is_padded):
     config = ModelConfig(dropout=0.2, activation_dropout=0.2, attention_dropout=0.2)
     model = build_model(TINY, 1, config).train()
     model.freeze("none", num_layers=1)
@@ -363,7 +363,7 @@ def test_layers_computed_again_give_the_same_gradients_to_the_bit(words_B, is_pa
 
         torch.manual_seed(7)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            logits = model(ecg_BCS, mask_BS, words_B)
+            logits = model(ecg_BCS, mask_BS, seeds_B)
         logits.sum().backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         kept.append(sum(sizes.values()))

@@ -38,11 +38,11 @@ def test_the_positional_convolution_by_fft_is_the_direct_one(kernel, groups, num
 def test_a_step_by_fft_leaves_the_model_as_it_was():
     model = build_model(TINY, 1, ModelConfig()).train()
     (conv,) = (m for m in model.modules() if isinstance(m, PositionalConv))
-    ecg_BCS, words_B = torch.randn(1, 12, 500), torch.arange(1)
-    before = model(ecg_BCS, None, words_B)
-    _step_with_fft(model, ecg_BCS, words_B)
+    ecg_BCS, seeds_B = torch.randn(1, 12, 500), torch.arange(1)
+    before = model(ecg_BCS, None, seeds_B)
+    _step_with_fft(model, ecg_BCS, seeds_B)
     assert "forward" not in vars(conv)
-    assert torch.equal(model(ecg_BCS, None, words_B), before)
+    assert torch.equal(model(ecg_BCS, None, seeds_B), before)
 
 
 @pytest.mark.slow

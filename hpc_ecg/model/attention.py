@@ -30,16 +30,16 @@ def attend(
     mask_BT: Tensor | None,
     kind: str,
     dropout: RecordDropout,
-    words_BT: Tensor | None = None,
+    seeds_BT: Tensor | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(E)) v -> [B, H, T, E]. Keys where `mask_BT` is True are not attended to;
     a row with every key masked is undefined. `dropout` acts on the attention weights; only the
     plain kind can let it go by the words. RuntimeError if a kernel asked for cannot run."""
     p = dropout.p if dropout.training else 0.0
     if kind == "auto":
-        kind, _ = choose_kind(q_BHTE.device, q_BHTE.dtype, p > 0 and words_BT is not None)
+        kind, _ = choose_kind(q_BHTE.device, q_BHTE.dtype, p > 0 and seeds_BT is not None)
     if kind == "math":
-        return _attend_plainly(q_BHTE, k_BHTE, v_BHTE, mask_BT, dropout, words_BT)
+        return _attend_plainly(q_BHTE, k_BHTE, v_BHTE, mask_BT, dropout, seeds_BT)
     if kind == "varlen" and mask_BT is not None:
         return _attend_by_lengths(q_BHTE, k_BHTE, v_BHTE, mask_BT)
     keep_B11T = None if mask_BT is None else ~mask_BT[:, None, None, :]
@@ -66,7 +66,7 @@ def _attend_plainly(
     v_BHTE: Tensor,
     mask_BT: Tensor | None,
     dropout: RecordDropout,
-    words_BT: Tensor | None,
+    seeds_BT: Tensor | None,
 ) -> Tensor:
     scores_BHTT = (q_BHTE @ k_BHTE.transpose(-2, -1)).float() / math.sqrt(q_BHTE.shape[-1])
     if mask_BT is not None:
@@ -74,7 +74,7 @@ def _attend_plainly(
     weights_BHTT = torch.softmax(scores_BHTT, dim=-1)
     if dropout.training and dropout.p > 0:
         weights_BTHT = weights_BHTT.transpose(1, 2)
-        dropped = dropout(weights_BTHT.flatten(2), words_BT).view(weights_BTHT.shape)
+        dropped = dropout(weights_BTHT.flatten(2), seeds_BT).view(weights_BTHT.shape)
         weights_BHTT = dropped.transpose(1, 2)
     return weights_BHTT.to(v_BHTE.dtype) @ v_BHTE
 
@@ -108,11 +108,11 @@ class SelfAttention(nn.Module):
         self.dropout = RecordDropout(dropout, stream=1)
 
     def forward(
-        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_BT: Tensor | None = None
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, seeds_BT: Tensor | None = None
     ) -> Tensor:
         q, k, v = (
             project(x_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out_BHTE = attend(q, k, v, mask_BT, self.kind, self.dropout, words_BT)
+        out_BHTE = attend(q, k, v, mask_BT, self.kind, self.dropout, seeds_BT)
         return self.out_proj(out_BHTE.transpose(1, 2).flatten(2))

@@ -17,43 +17,43 @@ from torch import Tensor, nn
 
 
 class RecordDropout(nn.Module):
-    """Dropout on [B, T, D] in training: by a word for each token (`token_words`), or from torch's
+    """Dropout on [B, T, D] in training: by a word for each token (`token_seeds`), or from torch's
     generator where none are given. `stream` numbers the dropouts that are given the same words."""
 
     def __init__(self, p: float, stream: int) -> None:
         super().__init__()
         self.p, self.stream = p, stream
 
-    def forward(self, x_BTD: Tensor, words_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, seeds_BT: Tensor | None = None) -> Tensor:
         if not self.training or self.p == 0.0:
             return x_BTD
-        if words_BT is None:
+        if seeds_BT is None:
             return F.dropout(x_BTD, self.p)
-        is_kept_BTD = _kept(words_BT ^ (self.stream << 32), x_BTD.shape[-1], self.p)
+        is_kept_BTD = _kept(seeds_BT ^ (self.stream << 32), x_BTD.shape[-1], self.p)
         return x_BTD * is_kept_BTD * (1 / (1 - self.p))
 
     def extra_repr(self) -> str:
         return f"p={self.p}, stream={self.stream}"
 
 
-def token_words(words_B: Tensor | None, num_tokens: int) -> Tensor | None:
+def token_seeds(seeds_B: Tensor | None, num_tokens: int) -> Tensor | None:
     """Words of a record's tokens, int64 [B, T], of the record's own in this step (any values)."""
-    if words_B is None:
+    if seeds_B is None:
         return None
-    token_T = torch.arange(num_tokens, device=words_B.device)
-    return _mix(_mix(words_B)[:, None] + token_T)
+    token_T = torch.arange(num_tokens, device=seeds_B.device)
+    return _mix(_mix(seeds_B)[:, None] + token_T)
 
 
-def layer_words(words_BT: Tensor, num_layers: int) -> Tensor:
+def layer_seeds(seeds_BT: Tensor, num_layers: int) -> Tensor:
     """Words of tokens in each of the layers, [L, B, T]. Made here and not in the layers: so layers
     are alike, and one that torch.compile has fused does not make them for every element again."""
-    layer_L = torch.arange(num_layers, device=words_BT.device)
-    return _mix(words_BT + layer_L[:, None, None])
+    layer_L = torch.arange(num_layers, device=seeds_BT.device)
+    return _mix(seeds_BT + layer_L[:, None, None])
 
 
-def _kept(words_BT: Tensor, width: int, p: float) -> Tensor:
-    word_BT1 = _mix(words_BT)[..., None]
-    column_D = _columns(torch.arange(width, device=words_BT.device))
+def _kept(seeds_BT: Tensor, width: int, p: float) -> Tensor:
+    word_BT1 = _mix(seeds_BT)[..., None]
+    column_D = _columns(torch.arange(width, device=seeds_BT.device))
     # Not addcmul: it takes three times as long on a CPU.
     hash_BTD = ((word_BT1 >> 32).to(torch.int32) * column_D).add_(word_BT1.to(torch.int32))
     return hash_BTD >= min(round(p * 2**32), 2**32 - 1) - 2**31

@@ -27,7 +27,7 @@ def explain_attention(
     mask_BT = torch.zeros(2, num_tokens, dtype=torch.bool, device=device)
     mask_BT[1, max(1, num_tokens // 2) :] = True
     dropout = RecordDropout(attention.dropout.p, stream=1)
-    words_BT = torch.zeros(2, num_tokens, dtype=torch.int64, device=device)
+    seeds_BT = torch.zeros(2, num_tokens, dtype=torch.int64, device=device)
     case = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
     case += f" {'with' if has_mask else 'without'} padding"
     case += " and dropout of weights" * (dropout.p > 0)
@@ -35,7 +35,7 @@ def explain_attention(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")  # torch says there why a kernel is out of the question
         try:
-            attend(q_BHTE, q_BHTE, q_BHTE, mask, attention.kind, dropout, words_BT).sum().backward()
+            attend(q_BHTE, q_BHTE, q_BHTE, mask, attention.kind, dropout, seeds_BT).sum().backward()
         except (RuntimeError, ImportError) as error:
             reasons = [str(w.message) for w in said if "not used because" not in str(w.message)]
             reason = re.split(r"\n|\. | \(Triggered", [*reasons, str(error)][0])[0].strip(" .")

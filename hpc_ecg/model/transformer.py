@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_ecg.model.architecture import Architecture, ModelConfig, resolve_architecture
-from hpc_ecg.model.dropout import RecordDropout, token_words
+from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.layers import ConvStem, Encoder, PositionalConv
 from hpc_ecg.model.randomize import randomize_backbone, randomize_head
 
@@ -51,16 +51,16 @@ class ECGTransformer(nn.Module):
         self.dropout_input = RecordDropout(config.dropout_input, stream=1)
 
     def extract(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Token features [B, T, D] of ECGs in mV [B, C, S], and the token mask [B, T] (True =
         padded) made of a padding mask [B, S] or [B, C, S]; None without one."""
         x_BTD = self.embed(ecg_BCS)
-        words_BT = token_words(words_B, x_BTD.shape[1])
-        x_BTD = self.dropout_input(x_BTD, words_BT)
+        seeds_BT = token_seeds(seeds_B, x_BTD.shape[1])
+        x_BTD = self.dropout_input(x_BTD, seeds_BT)
         mask_BT = None if padding_mask is None else self.token_mask(padding_mask, x_BTD.shape[1])
         x_BTD = x_BTD + F.gelu(self.conv_pos["pos_conv"](x_BTD))
-        return self.encoder(x_BTD, mask_BT, words_BT), mask_BT
+        return self.encoder(x_BTD, mask_BT, seeds_BT), mask_BT
 
     forward = extract
 
@@ -116,20 +116,20 @@ class ECGClassifier(nn.Module):
         return self.backbone.architecture
 
     def forward(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> Tensor:
         """Logits [B, K] of ECGs in mV [B, C, S]; padding_mask [B, S] or [B, C, S], True = padded
-        (an all-False mask costs time and changes nothing: give None); words_B int64, see dropout.
+        (an all-False mask costs time and changes nothing: give None); seeds_B int64, see dropout.
         """
-        return self.classify(self.features(ecg_BCS, padding_mask, words_B))
+        return self.classify(self.features(ecg_BCS, padding_mask, seeds_B))
 
     def features(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> Tensor:
         """What the head sees: pooled tokens [B, D], in float32."""
-        x_BTD, mask_BT = self.backbone(ecg_BCS, padding_mask, words_B)
+        x_BTD, mask_BT = self.backbone(ecg_BCS, padding_mask, seeds_B)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            return self.pool(x_BTD.float(), mask_BT, words_B)
+            return self.pool(x_BTD.float(), mask_BT, seeds_B)
 
     def classify(self, pooled_BD: Tensor) -> Tensor:
         """Logits [B, K] in float32 whatever the autocast: in bf16 one ECG in a hundred would tie
@@ -138,10 +138,10 @@ class ECGClassifier(nn.Module):
             return F.linear(pooled_BD, self.head.weight.float(), self.head.bias.float())
 
     def pool(
-        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> Tensor:
         """Mean over the tokens that count -> [B, D] (what model.pooling says)."""
-        x_BTD = self.final_dropout(x_BTD, token_words(words_B, x_BTD.shape[1]))
+        x_BTD = self.final_dropout(x_BTD, token_seeds(seeds_B, x_BTD.shape[1]))
         if mask_BT is not None:
             x_BTD = x_BTD.masked_fill(mask_BT[..., None], 0.0)
         if self.pooling == "nonzero":

@@ -54,9 +54,9 @@ class Extractor(nn.Module):
         self.model = model
 
     def forward(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> Tensor:
-        return self.model.features(ecg_BCS, padding_mask, words_B)
+        return self.model.features(ecg_BCS, padding_mask, seeds_B)
 
 
 class FeatureDataset(Dataset):

@@ -1,6 +1,6 @@
 """From a micro-batch of counts to what the model takes: mV on the device.
 
-In training also augmentation, and a word for each record's dropout: functions of seed, step and
+In training also augmentation, and a seed for each record's dropout: functions of seed, step and
 record, so they do not depend on the number of ranks.
 """
 
@@ -26,7 +26,7 @@ class TrainingTransform:
     seed: int
     step: int
 
-    def words(self, micro: MicroBatch) -> np.ndarray:
+    def record_seeds(self, micro: MicroBatch) -> np.ndarray:
         """One for each record, int64 [n], whatever rank and micro-batch it is in."""
         sha256 = [self.dataset.sha256_N[position] for position in micro.positions]
         return record_seeds(sha256, self.seed, self.step)
@@ -39,22 +39,22 @@ def model_inputs(
     change: TrainingTransform | None = None,
 ) -> tuple[Tensor | None, ...]:
     """The ECG [n, C, S] in mV; the padding mask [n, S] if a record ends in zeros that were never
-    recorded; the words [n] of dropout. Cached features pass as they are, with a factor of 1."""
+    recorded; the seeds [n] of dropout. Cached features pass as they are, with a factor of 1."""
     # This waits until the copy is made: the array's memory is about to be used again.
     counts = torch.from_numpy(micro.counts_nCS).to(device)
     ecg_nCS = counts.float() * millivolts_per_count
     if counts.ndim == 2:
         return (ecg_nCS,)
-    words_n = change.words(micro) if change else None
-    if change and words_n is not None and change.augment.is_on:
+    seeds_n = change.record_seeds(micro) if change else None
+    if change and seeds_n is not None and change.augment.is_on:
         rate_hz = change.dataset.shards.signal.sample_rate_hz
-        ecg_nCS = augment(ecg_nCS, words_n, change.augment, rate_hz)
-    words = None if words_n is None else torch.from_numpy(words_n).to(device)
+        ecg_nCS = augment(ecg_nCS, seeds_n, change.augment, rate_hz)
+    seeds = None if seeds_n is None else torch.from_numpy(seeds_n).to(device)
     if micro.samples_n is None:
-        return ecg_nCS, None, words
+        return ecg_nCS, None, seeds
     samples_n = torch.from_numpy(micro.samples_n).to(device)
     is_padded_nS = torch.arange(ecg_nCS.shape[-1], device=device) >= samples_n[:, None]
-    return ecg_nCS.masked_fill(is_padded_nS[:, None], 0.0), is_padded_nS, words
+    return ecg_nCS.masked_fill(is_padded_nS[:, None], 0.0), is_padded_nS, seeds
 
 
 def seed_of_step(seed: int, step: int, rank: int) -> int:
