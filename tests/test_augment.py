@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_ecg.data.augment import AugmentConfig, _mix, _normal, _uniform, augment, record_seeds
-from hpc_ecg.data.sampling import mix
+from hpc_ecg.data.augment import AugmentConfig, _normal, _uniform, augment, record_seeds
 
 RATE = 250
 
@@ -54,14 +53,6 @@ def test_steps_seeds_and_records_differ(ecg):
 def test_nothing_asked_for_is_nothing_changed(ecg):
     assert not AugmentConfig().is_on
     assert torch.equal(change(ecg, AugmentConfig()), ecg)
-
-
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
-def test_the_mixing_is_the_one_of_the_records_words(words):
-    """In torch, without unsigned numbers, and in numpy, with them."""
-    ours = _mix(torch.tensor(words)).numpy().view(np.uint64)
-    theirs = mix(np.array(words, np.int64).view(np.uint64))
-    assert (ours == theirs).all()
 
 
 def words(num):

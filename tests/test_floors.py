@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hpc_ecg"
-GROUND = {"__init__", "__main__", "atomic_io", "log"}
+GROUND = {"__init__", "__main__", "atomic_io", "hashing", "log"}
 FLOORS = ["config", "reporting", "ecg", "model", "distributed", "jobs", "cohort", "shards"]
 FLOORS += ["weights", "evaluation", "data", "training", "preflight", "sweep", "comparison", "cli"]
 """From the ground up; log, atomic_io and hashing lie below all of them."""

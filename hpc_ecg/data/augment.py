@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_ecg.data.sampling import mix
+from hpc_ecg.hashing import GOLDEN_GAMMA, shift_right, splitmix64
 
 WANDER_HZ = (0.05, 0.5)
 # Each use of random numbers has a range of counters of its own.
@@ -59,9 +59,9 @@ class AugmentConfig:
 
 def record_seeds(sha256: list[str], seed: int, step: int) -> np.ndarray:
     """A word for each record of a step, int64 [n], from the digests of the signals."""
-    record_n = np.array([int(digest[:16], 16) for digest in sha256], np.uint64)
-    key = np.random.Philox(key=[seed, step]).random_raw(1)
-    return mix(mix(record_n) ^ key).view(np.int64)
+    record_n = np.array([int(digest[:16], 16) for digest in sha256], np.uint64).view(np.int64)
+    key = np.random.Philox(key=[seed, step]).random_raw(1).view(np.int64)
+    return splitmix64(splitmix64(record_n) ^ key)
 
 
 def augment(
@@ -111,8 +111,8 @@ def _shift(ecg_nCS: Tensor, by_n11: Tensor) -> Tensor:
 def _uniform(word_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
     """Float32 [n, rows, columns] in (0, 1): the numbers of each record from counter `first` on."""
     count = torch.arange(first, first + rows * columns, device=word_n11.device)
-    bits = _mix(word_n11 + count.view(rows, columns) * -7046029254386353131)
-    return (_shifted(bits, 41).float() + 0.5) / 2**23  # exact, and never 0 or 1
+    bits = splitmix64(word_n11 + count.view(rows, columns) * GOLDEN_GAMMA)
+    return (shift_right(bits, 41).float() + 0.5) / 2**23  # exact, and never 0 or 1
 
 
 def _normal(word_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
@@ -120,14 +120,3 @@ def _normal(word_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
     radius = _uniform(word_n11, first, rows, columns)
     turn = _uniform(word_n11, first + rows * columns, rows, columns)
     return torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * turn)
-
-
-def _mix(word: Tensor) -> Tensor:
-    """`sampling.mix` for torch, whose int64 wraps around but has no unsigned shift."""
-    word = (word ^ _shifted(word, 30)) * -4658895280553007687
-    word = (word ^ _shifted(word, 27)) * -7723592293110705685
-    return word ^ _shifted(word, 31)
-
-
-def _shifted(word: Tensor, bits: int) -> Tensor:
-    return (word >> bits) & ((1 << (64 - bits)) - 1)

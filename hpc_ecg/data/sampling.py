@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hpc_ecg.hashing import splitmix64
+
 KINDS = ("all", "balanced", "one_per_patient")
 # The streams of random words, apart from each other and from that of order.epoch_order.
 NEGATIVE, POSITIVE, BALANCED, PATIENTS, SHARDS, CHUNKS = range(1, 7)
@@ -66,13 +68,7 @@ def one_per_patient(word_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     word_P, of_patient_N, count_P = np.unique(word_N, return_inverse=True, return_counts=True)
     by_patient = np.argsort(of_patient_N, kind="stable")
     first_P = np.cumsum(count_P) - count_P
-    drawn_P = mix(word_P ^ random_words(1, seed, epoch, PATIENTS)) % count_P.astype(np.uint64)
+    key = random_words(1, seed, epoch, PATIENTS)
+    hash_P = splitmix64((word_P ^ key).view(np.int64)).view(np.uint64)
+    drawn_P = hash_P % count_P.astype(np.uint64)
     return np.sort(by_patient[first_P + drawn_P.astype(np.int64)])
-
-
-def mix(word: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): neighbours in, unrelated words
-    out."""
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))

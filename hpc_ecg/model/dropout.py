@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpc_ecg.hashing import multiply_shift
+
 
 class RecordDropout(nn.Module):
     """Dropout on [B, T, D] in training: by a word for each token (`token_seeds`), or from torch's
@@ -41,18 +43,18 @@ def token_seeds(seeds_B: Tensor | None, num_tokens: int) -> Tensor | None:
     if seeds_B is None:
         return None
     token_T = torch.arange(num_tokens, device=seeds_B.device)
-    return _mix(_mix(seeds_B)[:, None] + token_T)
+    return multiply_shift(multiply_shift(seeds_B)[:, None] + token_T)
 
 
 def layer_seeds(seeds_BT: Tensor, num_layers: int) -> Tensor:
     """Words of tokens in each of the layers, [L, B, T]. Made here and not in the layers: so layers
     are alike, and one that torch.compile has fused does not make them for every element again."""
     layer_L = torch.arange(num_layers, device=seeds_BT.device)
-    return _mix(seeds_BT + layer_L[:, None, None])
+    return multiply_shift(seeds_BT + layer_L[:, None, None])
 
 
 def _kept(seeds_BT: Tensor, width: int, p: float) -> Tensor:
-    word_BT1 = _mix(seeds_BT)[..., None]
+    word_BT1 = multiply_shift(seeds_BT)[..., None]
     column_D = _columns(torch.arange(width, device=seeds_BT.device))
     # Not addcmul: it takes three times as long on a CPU.
     hash_BTD = ((word_BT1 >> 32).to(torch.int32) * column_D).add_(word_BT1.to(torch.int32))
@@ -65,10 +67,3 @@ def _columns(column_D: Tensor) -> Tensor:
     column_D = (column_D ^ 1640531527) * 739982445
     column_D = ((column_D ^ (column_D >> 29)) & (2**31 - 1)) * 1395872825
     return (column_D >> 20).to(torch.int32)
-
-
-def _mix(word: Tensor) -> Tensor:
-    """Neighbouring int64 words in, unrelated ones out after two such rounds of multiply and shift,
-    with the constants of SplitMix64 (Steele, Lea and Flood 2014); int64 wraps around."""
-    word = (word ^ -7046029254386353131) * -4658895280553007687
-    return (word ^ (word >> 32)) * -7723592293110705685
