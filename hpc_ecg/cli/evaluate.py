@@ -9,8 +9,6 @@ from typing import Any
 
 WIDTH = 80
 COLUMNS = 3  # thresholds side by side
-NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier score", "log_loss": "log loss"}
-NAMES |= {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson's r"}
 CALIBRATION = {"slope": "slope", "intercept": "intercept", "ece": "ECE"}
 RATES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
 RATES |= {"f1": "F1", "nns": "to screen"}
@@ -82,6 +80,8 @@ def _evaluate(parser_class: type[argparse.ArgumentParser], given: argparse.Names
 
 def table_of(result: dict[str, Any]) -> list[str]:
     """For a terminal; intervals are 95 %, patients resampled."""
+    from hpc_ecg.evaluation.metrics import METRIC_NAMES
+
     note = f": {result['note']}" if "note" in result else ""
     lines = _wrapped(f"records: {result['split']}{note}")
     parts = dict(result["labels"])
@@ -89,7 +89,7 @@ def table_of(result: dict[str, Any]) -> list[str]:
         parts |= {f"{kind} average": result[kind] for kind in ("macro", "micro") if kind in result}
     for name, label in parts.items():
         lines += ["", f"{name}{_counts(label)}"]
-        lines += [f"  {text:<16}{show(label[m])}" for m, text in NAMES.items() if m in label]
+        lines += [f"  {text:<16}{show(label[m])}" for m, text in METRIC_NAMES.items() if m in label]
         calibration = label.get("calibration", {})
         for part, text in CALIBRATION.items():
             if part in calibration:

@@ -2,14 +2,14 @@
 
 The one idea: a number is given only when it means something. NaN scores, constant scores and
 labels of a single class raise `ValueError`; they are never turned into 0 or 0.5. Missing labels
-are NaN: `present` leaves them out, and `score_label` counts them.
+are NaN: `present` leaves them out, and `score_label` counts them. scikit-learn is imported where it
+is called: it takes half a second, and many callers want the names or the checks alone.
 """
 
 # N records, P patients
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics as sklearn
 
 FloatArray = NDArray[np.float64]
 
@@ -33,14 +33,18 @@ def present(labels_N: FloatArray) -> NDArray[np.bool_]:
 
 def auroc(labels_N: FloatArray, scores_N: FloatArray) -> float:
     """Area under the ROC curve; tied scores count one half."""
+    from sklearn.metrics import roc_auc_score
+
     check_scorable(labels_N, scores_N, "auroc")
-    return float(sklearn.roc_auc_score(labels_N, scores_N))
+    return float(roc_auc_score(labels_N, scores_N))
 
 
 def auprc(labels_N: FloatArray, scores_N: FloatArray) -> float:
     """Average precision: the step-wise area under the precision-recall curve."""
+    from sklearn.metrics import average_precision_score
+
     check_scorable(labels_N, scores_N, "auprc")
-    value = float(sklearn.average_precision_score(labels_N, scores_N))
+    value = float(average_precision_score(labels_N, scores_N))
     return 1.0 if value > 1 - 1e-12 else value  # its sum of steps ends near 1 where it is 1
 
 
@@ -51,7 +55,9 @@ def brier(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
 
 def log_loss(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
     """Mean negative log likelihood in nats; probabilities are kept 2e-16 away from 0 and 1."""
-    return float(sklearn.log_loss(labels_N, probabilities_N, labels=[0, 1]))
+    from sklearn.metrics import log_loss as mean_log_loss
+
+    return float(mean_log_loss(labels_N, probabilities_N, labels=[0, 1]))
 
 
 def regression_metrics(labels_N: FloatArray, values_N: FloatArray) -> dict[str, float]:

@@ -14,6 +14,7 @@ from hpc_ecg.config.load import load_config, to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
+from hpc_ecg.evaluation.metrics import METRIC_NAMES
 from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.evaluation.scores import (
     evaluate_predictions,
@@ -224,7 +225,6 @@ def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, di
 
 def describe_evaluation(result: dict[str, Any]) -> str:
     """In one line for a terminal: the label, or the mean over several."""
-    names = {"auroc": "AUROC", "auprc": "AUPRC", "rmse": "RMSE", "r2": "R²"}
     if "macro" in result:
         values, mean = result["macro"], "macro "
         about = result | {"name": f"{len(result['labels'])} labels"}
@@ -234,8 +234,8 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     parts = [f"{about['name']}: {about['n']} ECGs of {about['n_patients']} patients"]
     if "n_positive" in about:
         parts.append(f"{about['n_positive']} positive")
-    for metric, name in names.items():
+    for metric in ("auroc", "auprc", "rmse", "r2"):
         if own := values.get(metric):
             between = f"{own['low']:.3f}–{own['high']:.3f}"
-            parts.append(f"{mean}{name} {own['value']:.3f} ({between})")
+            parts.append(f"{mean}{METRIC_NAMES[metric]} {own['value']:.3f} ({between})")
     return ", ".join(parts)
