@@ -18,9 +18,9 @@ from hpc_ecg.evaluation.comparisons import (
     non_inferior,
     probability_best,
 )
-from hpc_ecg.evaluation.intervals import interval_of
+from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.metrics import auroc
-from hpc_ecg.evaluation.resampling import draw_resamples, ranked_replicates
+from hpc_ecg.evaluation.resampling import draw_resamples, ranking_replicates
 
 
 def constant_seeds(values, spread, num=4000, seed=0):
@@ -94,7 +94,7 @@ def test_the_error_is_near_its_level_whatever_part_of_the_variance_seeds_have():
 def test_the_mean_of_a_ranking_metric_has_the_interval_of_a_single_model():
     values, replicates = parts([0.97], common=0.02, own=0.0)
     estimate = estimate_mean(values, replicates, 30, metric="auroc")
-    single = interval_of(0.97, replicates[0], metric="auroc", num_patients=30)
+    single = bootstrap_interval(0.97, replicates[0], metric="auroc", num_patients=30)
     assert (estimate.low, estimate.high) == pytest.approx((single["low"], single["high"]))
     assert estimate.low < 0.97 < estimate.high < 1.0
     assert estimate_mean(values, replicates, 30).high > 1.0
@@ -151,7 +151,7 @@ def simulated_p(rng, num_seeds, seed_sd, num_patients=150):
         for s in range(num_seeds):
             score = labels * (1 + seed_sd * rng.normal()) + common + own + noise(0, 0.4)
             seeds.value[s] = auroc(labels, score)
-            drawn = ranked_replicates(labels, score, draws.patient_N, draws.multiplicity_RP)
+            drawn = ranking_replicates(labels, score, draws.patient_N, draws.multiplicity_RP)
             seeds.replicate_R[s] = drawn["auroc"]
         scores[name] = seeds
     smaller_class = int(min(len(np.unique(patients[labels == c])) for c in (0, 1)))

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from statsmodels.stats.meta_analysis import combine_effects
 from test_metrics import make_predictions
 
-from hpc_ecg.evaluation.cases import Cases
+from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.evaluation.scores import evaluate_predictions
 from hpc_ecg.evaluation.subgroups import heterogeneity, one_ecg_per_patient, subgroup_levels
@@ -122,8 +122,9 @@ def test_one_ecg_is_each_patients_first(timed):
     predictions = make_predictions(num=400)  # two records of each patient
     time = text(["2020-05-01T10:00:00", "2019-05-01"] * 200 if timed else [""] * 400)
     predictions = replace(predictions, groups={"time": time})
-    cases = Cases.of(predictions, 0, draw_resamples(predictions.patient_N, 100, 0))
-    result = one_ecg_per_patient(cases)
+    resamples = draw_resamples(predictions.patient_N, 100, 0)
+    data = LabelSample.from_predictions(predictions, 0, resamples)
+    result = one_ecg_per_patient(data)
     assert result["chosen_by"] == ("time" if timed else "record") and result["n"] == 200
     rows = slice(1, None, 2) if timed else slice(0, None, 2)
     known = roc_auc_score(predictions.label_NK[rows, 0], predictions.logit_NK[rows, 0])

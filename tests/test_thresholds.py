@@ -8,10 +8,10 @@ import pytest
 from sklearn import metrics as sk
 from test_metrics import make_predictions
 
-from hpc_ecg.evaluation.cases import Cases
+from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
-from hpc_ecg.evaluation.thresholds import count_flagged, fit_thresholds, rates
+from hpc_ecg.evaluation.thresholds import confusion_counts, fit_thresholds, rates
 
 
 def sample(ties: bool):
@@ -83,7 +83,7 @@ def test_what_is_said_at_a_threshold_is_what_scikit_learn_says():
 def test_replicates_of_a_rate_are_the_rates_of_the_resamples():
     predictions = make_predictions(num=120)
     resamples = draw_resamples(predictions.patient_N, 20, 0)
-    _, counts_R4 = count_flagged(Cases.of(predictions, 0, resamples), 0.5)
+    _, counts_R4 = confusion_counts(LabelSample.from_predictions(predictions, 0, resamples), 0.5)
     found = rates(counts_R4)
     for draw_P, f1, ppv in zip(resamples.multiplicity_RP, found["f1"], found["ppv"], strict=True):
         rows = np.repeat(np.arange(120), draw_P[resamples.patient_N])

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpc_ecg.evaluation.cases import Cases, intervals_of, pooled
-from hpc_ecg.evaluation.intervals import interval_of
+from hpc_ecg.evaluation.intervals import bootstrap_interval
+from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals, pooled
 from hpc_ecg.evaluation.metrics import FloatArray, auprc, auroc, brier, log_loss
-from hpc_ecg.evaluation.thresholds import count_flagged, rates, with_intervals
+from hpc_ecg.evaluation.thresholds import confusion_counts, rates, with_intervals
 
 
 def macro(labels: Mapping[str, dict], values_R: Mapping[str, dict[str, FloatArray]]) -> dict:
@@ -21,7 +21,7 @@ def macro(labels: Mapping[str, dict], values_R: Mapping[str, dict[str, FloatArra
     for metric in next(iter(values_R.values())):
         value = float(np.mean([label[metric]["value"] for label in labels.values()]))
         value_LR = np.stack([values[metric] for values in values_R.values()])
-        result[metric] = interval_of(value, mean_over_labels(value_LR), metric=metric)
+        result[metric] = bootstrap_interval(value, mean_over_labels(value_LR), metric=metric)
         incomplete = int(np.isnan(value_LR).any(axis=0).sum())
         if incomplete:
             text = f"{incomplete} replicates lacked a class of some label: mean over the others"
@@ -29,22 +29,22 @@ def macro(labels: Mapping[str, dict], values_R: Mapping[str, dict[str, FloatArra
     return result
 
 
-def micro(cases: Mapping[str, Cases]) -> dict:
-    everything = pooled(list(cases.values()))
+def micro(samples: Mapping[str, LabelSample]) -> dict:
+    everything = pooled(list(samples.values()))
     labels_N, p_N = everything.labels_N, everything.probabilities_N
     values = {of.__name__: of(labels_N, everything.logits_N) for of in (auroc, auprc)}
     values |= {of.__name__: of(labels_N, p_N) for of in (brier, log_loss)}
-    return {"n": len(everything)} | intervals_of(values, everything.replicates(), everything)
+    return {"n": len(everything)} | metric_intervals(values, everything.replicates(), everything)
 
 
 def averages_at_thresholds(
-    cases: Mapping[str, Cases], points: Mapping[str, dict[str, dict]]
+    samples: Mapping[str, LabelSample], points: Mapping[str, dict[str, dict]]
 ) -> dict[str, dict[str, dict]]:
     """`macro` and `micro`, by method: every label at its own threshold."""
     at: dict[str, dict[str, dict]] = {"macro": {}, "micro": {}}
     for method in dict.fromkeys(method for own in points.values() for method in own):
         counted = [
-            count_flagged(cases[name], own[method]["threshold"])
+            confusion_counts(samples[name], own[method]["threshold"])
             for name, own in points.items()
             if method in own
         ]

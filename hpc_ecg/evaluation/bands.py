@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_ecg.evaluation.curves import GRID_POINTS
-from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, present
+from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, has_label
 
 LEVEL = 0.95
 
@@ -63,7 +63,7 @@ def _band(
     curve: Callable[[FloatArray, FloatArray, FloatArray], FloatArray],
     grid_G: FloatArray,
 ) -> Band:
-    keep_N = present(labels_N)
+    keep_N = has_label(labels_N)
     labels, (patient_N, draws_RP) = labels_N[keep_N], patients
     patient = patient_N[keep_N]
     seed_SG, sum_RG = [], np.zeros((len(draws_RP), len(grid_G)))

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
-from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, present
+from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, has_label
 
 
 def fit_calibration(
@@ -22,7 +22,7 @@ def fit_calibration(
 ) -> dict[str, float | int | str]:
     """`slope` and `offset` (0 for temperature), with what they rest on. Missing labels (NaN) are
     left out. ValueError: fewer than two classes, or logits that rank the wrong way round."""
-    keep_N = present(labels_N)
+    keep_N = has_label(labels_N)
     labels, logits = labels_N[keep_N], logits_N[keep_N].astype(np.float64)
     check_scorable(labels, logits, name)
     positives, negatives = float(labels.sum()), float((1 - labels).sum())
@@ -50,7 +50,7 @@ def fit_calibration(
 def fit_isotonic(labels_N: FloatArray, logits_N: FloatArray, name: str = "label") -> dict:
     """`logit` and `probability`, the corners of the function, straight lines between. Kept 1 / (n +
     2) away from 0 and 1, which n records cannot tell from it. Missing labels are left out."""
-    keep_N = present(labels_N)
+    keep_N = has_label(labels_N)
     labels, logits = labels_N[keep_N], logits_N[keep_N].astype(np.float64)
     check_scorable(labels, logits, name)
     least = 1 / (len(labels) + 2)
@@ -60,7 +60,7 @@ def fit_isotonic(labels_N: FloatArray, logits_N: FloatArray, name: str = "label"
     return {"kind": "isotonic", **table, "n": len(labels), "fitted_on": "valid"}
 
 
-def calibrated(logits_N: FloatArray, fit: dict) -> FloatArray:
+def apply_calibration(logits_N: FloatArray, fit: dict) -> FloatArray:
     """Probabilities by a fit of any kind."""
     if fit["kind"] == "isotonic":
         return np.interp(logits_N, fit["logit"], fit["probability"])

@@ -9,8 +9,8 @@ everybody, and nobody (0).
 
 import numpy as np
 
-from hpc_ecg.evaluation.cases import Cases
 from hpc_ecg.evaluation.intervals import LEVEL
+from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.metrics import FloatArray
 
 THRESHOLDS = np.arange(1, 100) / 100
@@ -23,15 +23,15 @@ def net_benefit(
     return _benefit(labels_N, probabilities_N, threshold_T).mean(axis=0)
 
 
-def decision_curve(cases: Cases, threshold_T: FloatArray = THRESHOLDS) -> dict:
+def decision_curve(sample: LabelSample, threshold_T: FloatArray = THRESHOLDS) -> dict:
     """Lists by threshold: net benefit with its pointwise 95 % interval, and that of treating all;
     treating none has 0."""
-    value_NT = _benefit(cases.labels_N, cases.probabilities_N, threshold_T)
-    sums_RT = cases.sums(np.column_stack([value_NT, np.ones(len(cases))]))
+    value_NT = _benefit(sample.labels_N, sample.probabilities_N, threshold_T)
+    sums_RT = sample.sum_replicates(np.column_stack([value_NT, np.ones(len(sample))]))
     low_T, high_T = np.quantile(
         sums_RT[:, :-1] / sums_RT[:, -1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0
     )
-    everybody_T = net_benefit(cases.labels_N, np.ones(len(cases)), threshold_T)
+    everybody_T = net_benefit(sample.labels_N, np.ones(len(sample)), threshold_T)
     return {
         "threshold": threshold_T.tolist(),
         "net_benefit": value_NT.mean(axis=0).tolist(),

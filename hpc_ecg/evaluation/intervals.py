@@ -38,7 +38,7 @@ SHARES = ("sensitivity", "specificity", "ppv", "npv", "f1", "observed")
 EDGE = 1e-4  # the logit of 1 is infinite: a replicate without any error counts as this far from it
 
 
-def interval_of(
+def bootstrap_interval(
     value: float,
     value_R: FloatArray,
     *,
@@ -69,7 +69,7 @@ def interval_of(
 
 def percentile_interval(value: float, value_R: FloatArray, warning: str | None = None) -> dict:
     """The middle 95 % of the replicates that have a value."""
-    return interval_of(value, value_R, metric="", warning=warning)
+    return bootstrap_interval(value, value_R, metric="", warning=warning)
 
 
 def logit_limits(value: float, value_R: FloatArray, num_patients: int | None) -> Iterable[float]:

@@ -26,7 +26,7 @@ METRIC_NAMES = {
 """As text: tables, pages, terminal."""
 
 
-def present(labels_N: FloatArray) -> NDArray[np.bool_]:
+def has_label(labels_N: FloatArray) -> NDArray[np.bool_]:
     """Which records have a label (NaN means missing)."""
     return ~np.isnan(np.asarray(labels_N, dtype=np.float64))
 
@@ -83,7 +83,7 @@ def score_label(
     """Counts and point values of one yes/no label. Ranks use `scores_N` (logits: float32
     probabilities tie near 1). Raises `ValueError` where `check_scorable` does."""
     check_finite(scores_N, name)
-    keep_N = present(labels_N)
+    keep_N = has_label(labels_N)
     labels, scores = labels_N[keep_N], scores_N[keep_N]
     check_scorable(labels, scores, name)
     result = count_label(labels_N, patients_N) | {
@@ -101,7 +101,7 @@ def score_label(
 def count_label(labels_N: FloatArray, patients_N: NDArray) -> dict:
     """How many records and patients, labelled, positive and negative. A patient with ECGs of both
     kinds counts as positive and as negative."""
-    keep_N = present(labels_N)
+    keep_N = has_label(labels_N)
     labels, patients = labels_N[keep_N], patients_N[keep_N]
     num_positive = int(np.sum(labels == 1))
     return {

@@ -19,35 +19,35 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from hpc_ecg.evaluation.cases import Cases, interval_or_none
 from hpc_ecg.evaluation.intervals import LEVEL
+from hpc_ecg.evaluation.label_sample import LabelSample, interval_or_none
 from hpc_ecg.evaluation.metrics import FloatArray
 
 NUM_BINS = 10
 
 
-def calibration_of(cases: Cases) -> dict:
+def assess_calibration(sample: LabelSample) -> dict:
     """slope, intercept and ece with intervals, and the curve: a point for each bin."""
-    bin_N = bins_of(cases.probabilities_N)
+    bin_N = quantile_bins(sample.probabilities_N)
     member_NB = (bin_N[:, None] == np.arange(bin_N.max() + 1)).astype(np.float64)
-    columns = (np.ones(len(cases)), cases.labels_N, cases.probabilities_N)
+    columns = (np.ones(len(sample)), sample.labels_N, sample.probabilities_N)
     values_NV = np.concatenate([member_NB * column[:, None] for column in columns], axis=1)
     count_B, seen_B, predicted_B = np.split(values_NV.sum(axis=0), 3)
-    count_RB, seen_RB, predicted_RB = np.split(cases.sums(values_NV), 3, axis=1)
+    count_RB, seen_RB, predicted_RB = np.split(sample.sum_replicates(values_NV), 3, axis=1)
     with np.errstate(invalid="ignore"):
         observed_RB = seen_RB / count_RB
     curve = []
     for b, count in enumerate(count_B):
-        patients = cases.patients(bin_N == b)
+        patients = sample.num_patients(bin_N == b)
         end = interval_or_none(seen_B[b] / count, observed_RB[:, b], "observed", patients)
         point = {"predicted": float(predicted_B[b] / count), "observed": end["value"]}
         curve.append(point | {"low": end["low"], "high": end["high"], "n": int(count)})
-    gap_B = (seen_B - predicted_B) / len(cases)
+    gap_B = (seen_B - predicted_B) / len(sample)
     gap_RB = (seen_RB - predicted_RB) / count_RB.sum(axis=1, keepdims=True)
-    return _slope_and_intercept(cases) | {"ece": _error(gap_B, gap_RB), "curve": curve}
+    return _slope_and_intercept(sample) | {"ece": _error(gap_B, gap_RB), "curve": curve}
 
 
-def bins_of(probabilities_N: FloatArray, num_bins: int = NUM_BINS) -> NDArray[np.intp]:
+def quantile_bins(probabilities_N: FloatArray, num_bins: int = NUM_BINS) -> NDArray[np.intp]:
     """Each record's bin, counted from 0, by rising probability; with many ties there are fewer."""
     inner = np.quantile(probabilities_N, np.linspace(0, 1, num_bins + 1)[1:-1])
     bin_N = np.searchsorted(inner, probabilities_N)
@@ -68,9 +68,9 @@ def fit_intercept(labels_N: FloatArray, logits_N: FloatArray) -> float:
     return float(brentq(lambda a: expit(logits_N + a).sum() - labels_N.sum(), -wide, wide))
 
 
-def _slope_and_intercept(cases: Cases) -> dict[str, dict]:
-    labels_N, x_N = cases.labels_N, cases.logits_N
-    patients = cases.of_smaller_class()
+def _slope_and_intercept(sample: LabelSample) -> dict[str, dict]:
+    labels_N, x_N = sample.labels_N, sample.logits_N
+    patients = sample.patients_in_smaller_class()
     intercept = fit_intercept(labels_N, x_N)
     shifted_N = expit(x_N + intercept)
     columns = [labels_N - shifted_N, shifted_N * (1 - shifted_N)]
@@ -80,7 +80,7 @@ def _slope_and_intercept(cases: Cases) -> dict[str, dict]:
         fitted_N = expit(offset + slope * x_N)
         residual_N, weight_N = labels_N - fitted_N, fitted_N * (1 - fitted_N)
         columns += [residual_N, residual_N * x_N, weight_N, weight_N * x_N, weight_N * x_N**2]
-    sums_RV = cases.sums(np.stack(columns, axis=1))
+    sums_RV = sample.sum_replicates(np.stack(columns, axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         intercept_R = intercept + sums_RV[:, 0] / sums_RV[:, 1]
         if len(columns) > 2:

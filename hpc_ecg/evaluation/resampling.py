@@ -54,7 +54,7 @@ def draw_resamples(patients_N: NDArray, replicates: int, seed: int) -> Resamples
     return Resamples(patient_N=patient_N, multiplicity_RP=multiplicity_RP)
 
 
-def ranked_replicates(
+def ranking_replicates(
     labels_N: FloatArray, scores_N: FloatArray, patient_N: NDArray, multiplicity_RP: NDArray
 ) -> dict[str, FloatArray]:
     """AUROC and AUPRC of every replicate; NaN where a replicate holds one class only."""
@@ -69,7 +69,7 @@ def ranked_replicates(
     return {"auroc": value_2R[0], "auprc": value_2R[1]}
 
 
-def mean_replicates(
+def sum_replicates(
     values_NV: FloatArray, patient_N: NDArray, multiplicity_RP: NDArray
 ) -> FloatArray:
     """[R, V]: the sum of each column over the records of every replicate. Means, shares, Brier
@@ -89,7 +89,7 @@ def regression_replicates(
     y_N, x_N = labels_N - labels_N.mean(), values_N - values_N.mean()
     error_N = values_N - labels_N
     terms = (np.ones_like(y_N), y_N, x_N, y_N**2, x_N**2, x_N * y_N, np.abs(error_N), error_N**2)
-    sums_RV = mean_replicates(np.stack(terms, axis=1), patient_N, multiplicity_RP)
+    sums_RV = sum_replicates(np.stack(terms, axis=1), patient_N, multiplicity_RP)
     n, y, x, yy, xx, xy, absolute, square = sums_RV.T
     with np.errstate(invalid="ignore", divide="ignore"):
         var_y, var_x, cov = yy - y**2 / n, xx - x**2 / n, xy - x * y / n

@@ -16,31 +16,36 @@ from dataclasses import replace
 import numpy as np
 
 from hpc_ecg.evaluation.averages import averages_at_thresholds, macro, micro
-from hpc_ecg.evaluation.calibration import calibrated, fit_calibration, fit_isotonic
-from hpc_ecg.evaluation.cases import Cases, intervals_of
+from hpc_ecg.evaluation.calibration import apply_calibration, fit_calibration, fit_isotonic
 from hpc_ecg.evaluation.decision import decision_curve
-from hpc_ecg.evaluation.intervals import interval_of
+from hpc_ecg.evaluation.intervals import bootstrap_interval
+from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
 from hpc_ecg.evaluation.metrics import (
     FloatArray,
     brier,
     check_finite,
     check_regression,
+    has_label,
     log_loss,
-    present,
     regression_metrics,
     score_label,
     why_not_scorable,
 )
 from hpc_ecg.evaluation.predictions import Predictions
-from hpc_ecg.evaluation.reliability import calibration_of
+from hpc_ecg.evaluation.reliability import assess_calibration
 from hpc_ecg.evaluation.resampling import (
     Resamples,
     draw_resamples,
-    ranked_replicates,
+    ranking_replicates,
     regression_replicates,
 )
-from hpc_ecg.evaluation.subgroups import one_ecg_per_patient, subgroups_of
-from hpc_ecg.evaluation.thresholds import TARGETS, apply_operating_point, fit_thresholds, points_of
+from hpc_ecg.evaluation.subgroups import one_ecg_per_patient, score_subgroups
+from hpc_ecg.evaluation.thresholds import (
+    TARGETS,
+    apply_operating_point,
+    fit_thresholds,
+    points_by_method,
+)
 
 MOST_THREADS = 4  # labels side by side, each with some 300 MB for 130,000 records
 REGRESSION = ("mae", "rmse", "r2", "pearson")
@@ -68,29 +73,31 @@ def evaluate_predictions(
     values = {name: point_values(predictions, k, task) for name, k in scored.items()}
     if task == "regression":
         values_R = {
-            name: replicates_of(predictions, k, task, resamples) for name, k in scored.items()
+            name: metric_replicates(predictions, k, task, resamples) for name, k in scored.items()
         }
         labels = {name: _regression(values[name], values_R[name]) for name in scored}
         more = {"macro": macro(labels, values_R)} if len(predictions.labels) > 1 else {}
         return result | {"labels": labels, "not_scored": not_scored} | more
-    cases = {name: Cases.of(predictions, k, resamples) for name, k in scored.items()}
-    points = {name: points_of(operating_points, name, predictions.labels) for name in scored}
+    samples = {
+        name: LabelSample.from_predictions(predictions, k, resamples) for name, k in scored.items()
+    }
+    points = {name: points_by_method(operating_points, name, predictions.labels) for name in scored}
     fits = calibrators or {}
     with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
-        drawn = pool.map(Cases.replicates, cases.values())
-        values_R = dict(zip(cases, drawn, strict=True))
+        drawn = pool.map(LabelSample.replicates, samples.values())
+        values_R = dict(zip(samples, drawn, strict=True))
         results = pool.map(
             lambda name: _classification(
-                values[name], values_R[name], cases[name], points[name], fits.get(name, {})
+                values[name], values_R[name], samples[name], points[name], fits.get(name, {})
             ),
-            cases,
+            samples,
         )
-        labels = dict(zip(cases, results, strict=True))
+        labels = dict(zip(samples, results, strict=True))
     result |= {"labels": labels, "not_scored": not_scored}
     if len(predictions.labels) > 1:
-        at = averages_at_thresholds(cases, points)
+        at = averages_at_thresholds(samples, points)
         result["macro"] = macro(labels, values_R) | {"at_threshold": at["macro"]}
-        result["micro"] = micro(cases) | {"at_threshold": at["micro"]}
+        result["micro"] = micro(samples) | {"at_threshold": at["micro"]}
     return result
 
 
@@ -131,7 +138,7 @@ def labels_not_scored(predictions: Predictions, task: str) -> dict[str, str]:
     reasons = {}
     for k, name in enumerate(predictions.labels):
         label_N = predictions.label_NK[:, k]
-        reason = why_not_scorable(label_N[present(label_N)])
+        reason = why_not_scorable(label_N[has_label(label_N)])
         if reason is not None:
             reasons[name] = reason
     if len(reasons) == len(predictions.labels):
@@ -140,13 +147,13 @@ def labels_not_scored(predictions: Predictions, task: str) -> dict[str, str]:
     return reasons
 
 
-def replicates_of(
+def metric_replicates(
     predictions: Predictions, k: int, task: str, resamples: Resamples
 ) -> dict[str, FloatArray]:
     """All bootstrap values of label k, by metric; the patients are those of the whole table."""
     check_finite(predictions.logit_NK[:, k], predictions.labels[k])
-    keep_N = present(predictions.label_NK[:, k])
-    compute = regression_replicates if task == "regression" else ranked_replicates
+    keep_N = has_label(predictions.label_NK[:, k])
+    compute = regression_replicates if task == "regression" else ranking_replicates
     label_N, logit_N = predictions.label_NK[keep_N, k], predictions.logit_NK[keep_N, k]
     return compute(label_N, logit_N, resamples.patient_N[keep_N], resamples.multiplicity_RP)
 
@@ -160,7 +167,7 @@ def point_values(predictions: Predictions, k: int, task: str) -> dict:
         probability_N = None if probability_NK is None else probability_NK[:, k]
         return score_label(label_N, logit_N, predictions.patient_N, probability_N, name=name)
     check_finite(logit_N, name)
-    keep_N = present(label_N)
+    keep_N = has_label(label_N)
     check_regression(label_N[keep_N], logit_N[keep_N], name)
     counts = {"n": int(keep_N.sum()), "n_missing": int((~keep_N).sum())}
     counts["n_patients"] = len(np.unique(predictions.patient_N[keep_N]))
@@ -168,36 +175,36 @@ def point_values(predictions: Predictions, k: int, task: str) -> dict:
 
 
 def _regression(values: dict, values_R: dict[str, FloatArray]) -> dict:
-    intervals = {m: interval_of(values[m], values_R[m], metric=m) for m in REGRESSION}
+    intervals = {m: bootstrap_interval(values[m], values_R[m], metric=m) for m in REGRESSION}
     return values | intervals
 
 
 def _classification(
     values: dict,
     values_R: dict[str, FloatArray],
-    cases: Cases,
+    sample: LabelSample,
     points: dict[str, dict],
     fits: dict[str, dict],
 ) -> dict:
-    result = values | intervals_of(values, values_R, cases)
+    result = values | metric_intervals(values, values_R, sample)
     if points:
         result["at_threshold"] = {
-            method: apply_operating_point(cases, point) for method, point in points.items()
+            method: apply_operating_point(sample, point) for method, point in points.items()
         }
-    result["calibration"] = calibration_of(cases)
+    result["calibration"] = assess_calibration(sample)
     if fits:
-        result["recalibrated"] = {kind: _recalibrated(cases, fit) for kind, fit in fits.items()}
-    result["decision_curve"] = decision_curve(cases)
-    result["subgroups"] = subgroups_of(cases)
-    result["one_ecg_per_patient"] = one_ecg_per_patient(cases)
+        result["recalibrated"] = {kind: _recalibrated(sample, fit) for kind, fit in fits.items()}
+    result["decision_curve"] = decision_curve(sample)
+    result["subgroups"] = score_subgroups(sample)
+    result["one_ecg_per_patient"] = one_ecg_per_patient(sample)
     return result
 
 
-def _recalibrated(cases: Cases, fit: dict) -> dict:
+def _recalibrated(sample: LabelSample, fit: dict) -> dict:
     """What this fit would make of Brier score, log loss and ECE."""
-    new = replace(cases, probabilities_N=calibrated(cases.logits_N, fit))
+    new = replace(sample, probabilities_N=apply_calibration(sample.logits_N, fit))
     y_N, p_N = new.labels_N, new.probabilities_N
     values = {"brier": brier(y_N, p_N), "log_loss": log_loss(y_N, p_N)}
-    calibration = calibration_of(new)
+    calibration = assess_calibration(new)
     curve = {part: calibration[part] for part in ("ece", "curve")}
-    return intervals_of(values, new.losses(), new) | curve | {"fit": fit}
+    return metric_intervals(values, new.loss_replicates(), new) | curve | {"fit": fit}

@@ -17,9 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from hpc_ecg.evaluation.cases import Cases, intervals_of
 from hpc_ecg.evaluation.comparisons import holm
 from hpc_ecg.evaluation.intervals import logit
+from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
 from hpc_ecg.evaluation.metrics import FloatArray, auprc, auroc, count_label
 
 FEWEST_PATIENTS = 10
@@ -48,17 +48,17 @@ def subgroup_levels(groups: dict[str, NDArray]) -> dict[str, NDArray]:
     return found
 
 
-def subgroups_of(cases: Cases) -> list[dict]:
+def score_subgroups(sample: LabelSample) -> list[dict]:
     """A row for each level of each group: counts, and `auroc` or the `reason` why there is none;
     `interaction_p` is that of its group, `interaction_p_holm` corrected over the groups."""
     rows, p_values = [], {}
-    for group, level_N in subgroup_levels(cases.groups).items():
+    for group, level_N in subgroup_levels(sample.groups).items():
         own, value_L, replicate_LR = [], [], []
         names = [name for name in AGE_BANDS if name in set(level_N)] if group == "age" else []
         others = sorted(set(level_N.tolist()) - {*names, UNKNOWN})
         unknown = [UNKNOWN] if (level_N == UNKNOWN).any() else []
         for level in [*names, *others, *unknown]:
-            part = cases.take(level_N == level)
+            part = sample.take(level_N == level)
             row, replicate_R = _level(part)
             own.append({"group": group, "level": level} | row)
             if replicate_R is not None and level != UNKNOWN:
@@ -86,26 +86,26 @@ def heterogeneity(value_L: FloatArray, replicate_LR: FloatArray) -> tuple[float,
     return q, float(stats.chi2.sf(q, len(apart_K)))
 
 
-def one_ecg_per_patient(cases: Cases) -> dict:
+def one_ecg_per_patient(sample: LabelSample) -> dict:
     """AUROC and AUPRC on each patient's first ECG that has the label: by time where every record
     has one, else by the record's name."""
-    times = pd.Series(cases.groups.get("time", []), dtype=object)
+    times = pd.Series(sample.groups.get("time", []), dtype=object)
     time_N = pd.to_datetime(times, format="ISO8601", errors="coerce", utc=True)
     by_time = len(time_N) > 0 and bool(time_N.notna().all())
-    name_N = cases.record_N.astype(str)
+    name_N = sample.record_N.astype(str)
     order_N = np.lexsort((name_N, time_N) if by_time else (name_N,))
-    first = order_N[np.unique(cases.patient_N[order_N], return_index=True)[1]]
-    part = cases.take(np.sort(first))
+    first = order_N[np.unique(sample.patient_N[order_N], return_index=True)[1]]
+    part = sample.take(np.sort(first))
     result = {"chosen_by": "time" if by_time else "record", "n": len(part)}
     result["n_positive"] = int(part.labels_N.sum())
     if result["n_positive"] in (0, len(part)) or np.ptp(part.logits_N) == 0:
         return result | {"reason": "one class, or one prediction, only"}
     values = {"auroc": auroc, "auprc": auprc}
     known = {name: of(part.labels_N, part.logits_N) for name, of in values.items()}
-    return result | intervals_of(known, part.ranked(), part)
+    return result | metric_intervals(known, part.ranking_replicates(), part)
 
 
-def _level(part: Cases) -> tuple[dict, FloatArray | None]:
+def _level(part: LabelSample) -> tuple[dict, FloatArray | None]:
     counts = count_label(part.labels_N, part.patient_N)
     row = {name: counts[name] for name in ("n", "n_positive", "n_patients", "prevalence")}
     row["mean_prediction"] = float(part.probabilities_N.mean())
@@ -114,5 +114,5 @@ def _level(part: Cases) -> tuple[dict, FloatArray | None]:
             return row | {"reason": f"fewer than {FEWEST_PATIENTS} {kind} patients"}, None
     if np.ptp(part.logits_N) == 0:
         return row | {"reason": "all predictions are the same"}, None
-    value, value_R = auroc(part.labels_N, part.logits_N), part.ranked()["auroc"]
-    return row | intervals_of({"auroc": value}, {"auroc": value_R}, part), value_R
+    value, value_R = auroc(part.labels_N, part.logits_N), part.ranking_replicates()["auroc"]
+    return row | metric_intervals({"auroc": value}, {"auroc": value_R}, part), value_R

@@ -10,8 +10,8 @@ fitted on validation is refused: a threshold chosen on the test set flatters.
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from hpc_ecg.evaluation.cases import Cases, interval_or_none
-from hpc_ecg.evaluation.metrics import FloatArray, check_probabilities, check_scorable, present
+from hpc_ecg.evaluation.label_sample import LabelSample, interval_or_none
+from hpc_ecg.evaluation.metrics import FloatArray, check_probabilities, check_scorable, has_label
 
 YOUDEN = "youden"
 TARGETS = (("sensitivity", 0.9), ("specificity", 0.9))
@@ -30,7 +30,7 @@ def fit_thresholds(
     specificity of those with sensitivity >= 0.90, `specificity_90` the other way round (left out
     where only a threshold above all records would reach it). Missing labels (NaN) are left out.
     """
-    keep_N = present(labels_N)
+    keep_N = has_label(labels_N)
     labels, probabilities = labels_N[keep_N], probabilities_N[keep_N].astype(np.float64)
     check_scorable(labels, probabilities, name)
     check_probabilities(probabilities, name)
@@ -59,7 +59,7 @@ def fit_thresholds(
     }
 
 
-def points_of(points: dict | None, name: str, labels: list[str]) -> dict[str, dict]:
+def points_by_method(points: dict | None, name: str, labels: list[str]) -> dict[str, dict]:
     """A label's points by method. Accepted as well: one point per label, as older runs wrote it,
     and a bare point where there is one label."""
     if points is None:
@@ -71,13 +71,13 @@ def points_of(points: dict | None, name: str, labels: list[str]) -> dict[str, di
     return own
 
 
-def count_flagged(cases: Cases, threshold: float) -> tuple[FloatArray, FloatArray]:
+def confusion_counts(sample: LabelSample, threshold: float) -> tuple[FloatArray, FloatArray]:
     """The four counts at a threshold, and in every replicate [R, 4]."""
-    positive_N, flagged_N = cases.labels_N == 1, cases.probabilities_N >= threshold
+    positive_N, flagged_N = sample.labels_N == 1, sample.probabilities_N >= threshold
     flagged = positive_N & flagged_N, ~positive_N & flagged_N
     passed = positive_N & ~flagged_N, ~positive_N & ~flagged_N
     cell_N4 = np.stack([*flagged, *passed], axis=1).astype(np.float64)
-    return cell_N4.sum(axis=0), cases.sums(cell_N4)
+    return cell_N4.sum(axis=0), sample.sum_replicates(cell_N4)
 
 
 def rates(counts_X4: FloatArray) -> dict[str, FloatArray]:
@@ -93,12 +93,12 @@ def rates(counts_X4: FloatArray) -> dict[str, FloatArray]:
         }
 
 
-def patients_behind(cases: Cases, threshold: float) -> dict[str, int]:
+def patients_behind(sample: LabelSample, threshold: float) -> dict[str, int]:
     """Of the denominator of each share."""
-    positive_N, flagged_N = cases.labels_N == 1, cases.probabilities_N >= threshold
+    positive_N, flagged_N = sample.labels_N == 1, sample.probabilities_N >= threshold
     members = {"sensitivity": positive_N, "specificity": ~positive_N, "ppv": flagged_N}
     members |= {"npv": ~flagged_N, "f1": positive_N | flagged_N}
-    return {rate: cases.patients(is_in_N) for rate, is_in_N in members.items()}
+    return {rate: sample.num_patients(is_in_N) for rate, is_in_N in members.items()}
 
 
 def with_intervals(
@@ -117,15 +117,15 @@ def with_intervals(
     return result | {"nns": {end: 1 / share if share else None for end, share in turned.items()}}
 
 
-def apply_operating_point(cases: Cases, point: dict, name: str = "label") -> dict:
+def apply_operating_point(sample: LabelSample, point: dict, name: str = "label") -> dict:
     """What happens at a frozen threshold, with intervals, and the counts behind it. Raises
     `ValueError` for a point that was not fitted on validation."""
     check_operating_point(point, name)
-    counts_4, counts_R4 = count_flagged(cases, point["threshold"])
+    counts_4, counts_R4 = confusion_counts(sample, point["threshold"])
     return (
         {name: point.get(name) for name in ("threshold", "fitted_on", "method")}
         | with_intervals(
-            rates(counts_4), rates(counts_R4), patients_behind(cases, point["threshold"])
+            rates(counts_4), rates(counts_R4), patients_behind(sample, point["threshold"])
         )
         | {"counts": dict(zip(COUNTS, map(int, counts_4), strict=True))}
     )

@@ -21,7 +21,7 @@ from hpc_ecg.evaluation.scores import (
     fit_calibrators,
     fit_operating_points,
 )
-from hpc_ecg.evaluation.thresholds import points_of
+from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
@@ -219,7 +219,10 @@ def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, di
         return points, None
     if targets:
         more = fit_operating_points(valid, tuple(targets))
-        points = {name: own | points_of(points, name, valid.labels) for name, own in more.items()}
+        points = {
+            name: added | points_by_method(points, name, valid.labels)
+            for name, added in more.items()
+        }
     return points, fit_calibrators(valid)
 
 

@@ -6,26 +6,27 @@ for them, and how often each patient is in each replicate. Missing labels are le
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_ecg.evaluation.intervals import few_patients_warning, interval_of
+from hpc_ecg.evaluation.intervals import bootstrap_interval, few_patients_warning
 from hpc_ecg.evaluation.metrics import (
     FloatArray,
     check_finite,
     check_probabilities,
     count_label,
-    present,
+    has_label,
 )
 from hpc_ecg.evaluation.predictions import Predictions
-from hpc_ecg.evaluation.resampling import Resamples, mean_replicates, ranked_replicates
+from hpc_ecg.evaluation.resampling import Resamples, ranking_replicates, sum_replicates
 
 RANKED = ("auroc", "auprc")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cases:
+class LabelSample:
     record_N: NDArray
     labels_N: FloatArray
     logits_N: FloatArray
@@ -36,11 +37,11 @@ class Cases:
     groups: dict[str, NDArray]
 
     @classmethod
-    def of(cls, predictions: Predictions, k: int, resamples: Resamples) -> "Cases":
+    def from_predictions(cls, predictions: Predictions, k: int, resamples: Resamples) -> Self:
         name = predictions.labels[k]
         if predictions.probability_NK is None:
             raise ValueError(f"{name}: a yes/no label needs probabilities, and there are none")
-        keep_N = present(predictions.label_NK[:, k])
+        keep_N = has_label(predictions.label_NK[:, k])
         logits_N, probabilities_N = predictions.logit_NK[:, k], predictions.probability_NK[:, k]
         check_finite(logits_N, name)
         check_probabilities(probabilities_N, name)
@@ -57,7 +58,7 @@ class Cases:
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def take(self, rows: NDArray) -> "Cases":
+    def take(self, rows: NDArray) -> Self:
         """Some of the records, on the same draws of patients."""
         arrays = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N")
         return replace(
@@ -66,30 +67,32 @@ class Cases:
             groups={name: values_N[rows] for name, values_N in self.groups.items()},
         )
 
-    def patients(self, is_one_N: NDArray) -> int:
+    def num_patients(self, is_one_N: NDArray) -> int:
         """How many patients are behind these records."""
         return int(np.count_nonzero(np.bincount(self.patient_N[is_one_N])))
 
-    def of_smaller_class(self) -> int:
+    def patients_in_smaller_class(self) -> int:
         """Patients whose chance dominates that of a ranking metric."""
-        return min(self.patients(self.labels_N == 1), self.patients(self.labels_N == 0))
+        return min(self.num_patients(self.labels_N == 1), self.num_patients(self.labels_N == 0))
 
     def replicates(self) -> dict[str, FloatArray]:
         """AUROC, AUPRC, Brier score and log loss of every replicate."""
-        return self.ranked() | self.losses()
+        return self.ranking_replicates() | self.loss_replicates()
 
-    def ranked(self) -> dict[str, FloatArray]:
-        return ranked_replicates(self.labels_N, self.logits_N, self.patient_N, self.multiplicity_RP)
+    def ranking_replicates(self) -> dict[str, FloatArray]:
+        return ranking_replicates(
+            self.labels_N, self.logits_N, self.patient_N, self.multiplicity_RP
+        )
 
-    def losses(self) -> dict[str, FloatArray]:
+    def loss_replicates(self) -> dict[str, FloatArray]:
         y_N, p_N = self.labels_N, self.probabilities_N
         terms = ((p_N - y_N) ** 2, log_losses(y_N, p_N), np.ones(len(self)))
-        brier_R, loss_R, count_R = self.sums(np.stack(terms, axis=1)).T
+        brier_R, loss_R, count_R = self.sum_replicates(np.stack(terms, axis=1)).T
         return {"brier": brier_R / count_R, "log_loss": loss_R / count_R}
 
-    def sums(self, values_NV: FloatArray) -> FloatArray:
+    def sum_replicates(self, values_NV: FloatArray) -> FloatArray:
         """[R, V]: the sum of each column in every replicate."""
-        return mean_replicates(values_NV, self.patient_N, self.multiplicity_RP)
+        return sum_replicates(values_NV, self.patient_N, self.multiplicity_RP)
 
 
 def log_losses(labels_N: FloatArray, probabilities_N: FloatArray) -> FloatArray:
@@ -99,19 +102,19 @@ def log_losses(labels_N: FloatArray, probabilities_N: FloatArray) -> FloatArray:
     return -np.log(np.clip(right_N, tiny, 1 - tiny))
 
 
-def pooled(parts: Sequence[Cases]) -> Cases:
+def pooled(parts: Sequence[LabelSample]) -> LabelSample:
     """All labels as one, for micro averages: a record is there once for each label that it has."""
     fields = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N")
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
     return replace(parts[0], **arrays, groups={})
 
 
-def intervals_of(
-    values: dict[str, float], values_R: dict[str, FloatArray], cases: Cases
+def metric_intervals(
+    values: dict[str, float], values_R: dict[str, FloatArray], sample: LabelSample
 ) -> dict[str, dict]:
-    """By metric, for values of `cases`; a ranking metric of few patients has a warning."""
-    few = cases.of_smaller_class()
-    warning = few_patients_warning(count_label(cases.labels_N, cases.patient_N))
+    """By metric, for values of `sample`; a ranking metric of few patients has a warning."""
+    few = sample.patients_in_smaller_class()
+    warning = few_patients_warning(count_label(sample.labels_N, sample.patient_N))
     return {
         metric: interval_or_none(values[metric], value_R, metric, few, warning)
         if metric in RANKED
@@ -130,6 +133,6 @@ def interval_or_none(
     """The interval; nothing where the value does not exist, such as the PPV of nobody."""
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None}
-    return interval_of(
+    return bootstrap_interval(
         float(value), value_R, metric=metric, num_patients=num_patients, warning=warning
     )
