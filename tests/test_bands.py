@@ -2,10 +2,26 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_curve, roc_curve
 
-from hpc_ecg.evaluation.bands import precision_recall_band, roc_band
-from hpc_ecg.evaluation.curves import precision_recall_on_grid, roc_on_grid
+from hpc_ecg.evaluation.bands import GRID_POINTS, precision_recall_band, roc_band
 from hpc_ecg.evaluation.resampling import draw_resamples
+
+
+def roc_on_grid(labels, scores):
+    known = ~np.isnan(labels)
+    false_rate, true_rate, _ = roc_curve(labels[known], scores[known])
+    grid = np.linspace(0, 1, GRID_POINTS)
+    return grid, np.r_[0.0, np.interp(grid[1:], false_rate, true_rate)]
+
+
+def precision_recall_on_grid(labels, scores):
+    known = ~np.isnan(labels)
+    precision, recall, _ = precision_recall_curve(labels[known], scores[known])
+    grid = np.linspace(0, 1, GRID_POINTS)[1:]
+    first = np.searchsorted(recall[::-1], grid - 1e-12, side="left")
+    return grid, precision[::-1][first]
+
 
 CURVES = [(roc_band, roc_on_grid), (precision_recall_band, precision_recall_on_grid)]
 

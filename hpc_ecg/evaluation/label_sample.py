@@ -1,6 +1,5 @@
-"""One yes/no label as its numbers are computed from: the records that have it, what was predicted
-for them, and how often each patient is in each replicate. Missing labels are left out here, once.
-"""
+"""The sample behind one yes/no label: the records that have it, their predictions, and how often
+each patient is in each replicate. Missing labels are left out once, on construction."""
 
 # N records with the label, P patients, R replicates, V columns
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from hpc_ecg.evaluation.intervals import bootstrap_interval, few_patients_warning
 from hpc_ecg.evaluation.metrics import (
+    RANKING_METRICS,
     FloatArray,
     check_finite,
     check_probabilities,
@@ -22,7 +22,7 @@ from hpc_ecg.evaluation.metrics import (
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, ranking_replicates, sum_replicates
 
-RANKED = ("auroc", "auprc")
+PER_RECORD = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class LabelSample:
 
     @classmethod
     def from_predictions(cls, predictions: Predictions, k: int, resamples: Resamples) -> Self:
+        """The sample of label k. ValueError: predictions that are not finite, or no probabilities
+        between 0 and 1."""
         name = predictions.labels[k]
         if predictions.probability_NK is None:
             raise ValueError(f"{name}: a yes/no label needs probabilities, and there are none")
@@ -60,23 +62,20 @@ class LabelSample:
 
     def take(self, rows: NDArray) -> Self:
         """Some of the records, on the same draws of patients."""
-        arrays = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N")
-        return replace(
-            self,
-            **{array: getattr(self, array)[rows] for array in arrays},
-            groups={name: values_N[rows] for name, values_N in self.groups.items()},
-        )
+        arrays = {name: getattr(self, name)[rows] for name in PER_RECORD}
+        groups = {name: values_N[rows] for name, values_N in self.groups.items()}
+        return replace(self, **arrays, groups=groups)
 
-    def num_patients(self, is_one_N: NDArray) -> int:
-        """How many patients are behind these records."""
-        return int(np.count_nonzero(np.bincount(self.patient_N[is_one_N])))
+    def num_patients(self, is_in_N: NDArray) -> int:
+        """Number of patients behind the records of a mask."""
+        return int(np.count_nonzero(np.bincount(self.patient_N[is_in_N])))
 
     def patients_in_smaller_class(self) -> int:
-        """Patients whose chance dominates that of a ranking metric."""
+        """The patients whose chance dominates that of a ranking metric."""
         return min(self.num_patients(self.labels_N == 1), self.num_patients(self.labels_N == 0))
 
     def replicates(self) -> dict[str, FloatArray]:
-        """AUROC, AUPRC, Brier score and log loss of every replicate."""
+        """AUROC, AUPRC, Brier score and log loss in every replicate."""
         return self.ranking_replicates() | self.loss_replicates()
 
     def ranking_replicates(self) -> dict[str, FloatArray]:
@@ -86,7 +85,9 @@ class LabelSample:
 
     def loss_replicates(self) -> dict[str, FloatArray]:
         y_N, p_N = self.labels_N, self.probabilities_N
-        terms = ((p_N - y_N) ** 2, log_losses(y_N, p_N), np.ones(len(self)))
+        eps = np.finfo(np.float64).eps
+        likelihood_N = np.clip(np.where(y_N == 1, p_N, 1 - p_N), eps, 1 - eps)
+        terms = ((p_N - y_N) ** 2, -np.log(likelihood_N), np.ones(len(self)))
         brier_R, loss_R, count_R = self.sum_replicates(np.stack(terms, axis=1)).T
         return {"brier": brier_R / count_R, "log_loss": loss_R / count_R}
 
@@ -95,44 +96,22 @@ class LabelSample:
         return sum_replicates(values_NV, self.patient_N, self.multiplicity_RP)
 
 
-def log_losses(labels_N: FloatArray, probabilities_N: FloatArray) -> FloatArray:
-    """Of each record; their mean is `metrics.log_loss`."""
-    tiny = np.finfo(np.float64).eps
-    right_N = np.where(labels_N == 1, probabilities_N, 1 - probabilities_N)
-    return -np.log(np.clip(right_N, tiny, 1 - tiny))
-
-
-def pooled(parts: Sequence[LabelSample]) -> LabelSample:
-    """All labels as one, for micro averages: a record is there once for each label that it has."""
-    fields = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N")
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
-    return replace(parts[0], **arrays, groups={})
+def pooled(samples: Sequence[LabelSample]) -> LabelSample:
+    """All labels as one, for micro averages: a record counts once for each label that it has."""
+    arrays = {name: np.concatenate([getattr(s, name) for s in samples]) for name in PER_RECORD}
+    return replace(samples[0], **arrays, groups={})
 
 
 def metric_intervals(
     values: dict[str, float], values_R: dict[str, FloatArray], sample: LabelSample
 ) -> dict[str, dict]:
-    """By metric, for values of `sample`; a ranking metric of few patients has a warning."""
-    few = sample.patients_in_smaller_class()
-    warning = few_patients_warning(count_label(sample.labels_N, sample.patient_N))
+    """Intervals by metric of `values_R`; ranking metrics of few patients carry a warning."""
+    num_patients = sample.patients_in_smaller_class()
+    few = few_patients_warning(count_label(sample.labels_N, sample.patient_N))
+    warnings = dict.fromkeys(RANKING_METRICS, few)
     return {
-        metric: interval_or_none(values[metric], value_R, metric, few, warning)
-        if metric in RANKED
-        else interval_or_none(values[metric], value_R, metric)
+        metric: bootstrap_interval(
+            values[metric], value_R, metric, num_patients, warnings.get(metric)
+        )
         for metric, value_R in values_R.items()
     }
-
-
-def interval_or_none(
-    value: float,
-    value_R: FloatArray,
-    metric: str,
-    num_patients: int | None = None,
-    warning: str | None = None,
-) -> dict:
-    """The interval; nothing where the value does not exist, such as the PPV of nobody."""
-    if not np.isfinite(value):
-        return {"value": None, "low": None, "high": None}
-    return bootstrap_interval(
-        float(value), value_R, metric=metric, num_patients=num_patients, warning=warning
-    )

@@ -1,9 +1,9 @@
 """A predictions table in, `evaluation.json` out: values, intervals, counts, operating points.
 
-Per label: counts, AUROC, AUPRC, Brier score and log loss, what happens at the thresholds that were
-fitted on validation, calibration, decision curve, subgroups, and one ECG per patient. With several
-labels also their mean (macro) and all of them pooled (micro). For regression: MAE, RMSE, R²,
-Pearson's r. All intervals come from the same draws of patients.
+Per label: counts, AUROC, AUPRC, Brier score and log loss, rates at the thresholds that were fitted
+on validation, calibration, decision curve, subgroups, and one ECG per patient. Several labels also
+get their mean (macro) and all of them pooled (micro). Regression: MAE, RMSE, R², Pearson's r. All
+intervals come from the same draws of patients.
 """
 
 # N records, P patients, K labels, R replicates
@@ -47,8 +47,7 @@ from hpc_ecg.evaluation.thresholds import (
     points_by_method,
 )
 
-MOST_THREADS = 4  # labels side by side, each with some 300 MB for 130,000 records
-REGRESSION = ("mae", "rmse", "r2", "pearson")
+MAX_THREADS = 4  # labels side by side, each with some 300 MB for 130,000 records
 
 
 def evaluate_predictions(
@@ -59,8 +58,8 @@ def evaluate_predictions(
     seed: int = 0,
     calibrators: dict | None = None,
 ) -> dict:
-    """`operating_points` and `calibrators` are what `fit_operating_points` and `fit_calibrators`
-    gave on validation.
+    """All numbers of a test set, with intervals. `operating_points` and `calibrators` are what
+    `fit_operating_points` and `fit_calibrators` gave on validation.
 
     Raises `ValueError` for NaN or constant predictions, and for a single label of one class. Among
     several labels, one of one class is listed under `not_scored`, and the averages leave it out.
@@ -68,43 +67,29 @@ def evaluate_predictions(
     resamples = draw_resamples(predictions.patient_N, replicates, seed)
     not_scored = labels_not_scored(predictions, task)
     scored = {name: k for k, name in enumerate(predictions.labels) if name not in not_scored}
-    result = {"task": task, "n": len(predictions), "n_patients": resamples.num_patients}
-    result |= {"interval": "95 %, patients resampled", "replicates": replicates, "seed": seed}
-    values = {name: point_values(predictions, k, task) for name, k in scored.items()}
     if task == "regression":
-        values_R = {
-            name: metric_replicates(predictions, k, task, resamples) for name, k in scored.items()
-        }
-        labels = {name: _regression(values[name], values_R[name]) for name in scored}
-        more = {"macro": macro(labels, values_R)} if len(predictions.labels) > 1 else {}
-        return result | {"labels": labels, "not_scored": not_scored} | more
-    samples = {
-        name: LabelSample.from_predictions(predictions, k, resamples) for name, k in scored.items()
-    }
-    points = {name: points_by_method(operating_points, name, predictions.labels) for name in scored}
-    fits = calibrators or {}
-    with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
-        drawn = pool.map(LabelSample.replicates, samples.values())
-        values_R = dict(zip(samples, drawn, strict=True))
-        results = pool.map(
-            lambda name: _classification(
-                values[name], values_R[name], samples[name], points[name], fits.get(name, {})
-            ),
-            samples,
+        labels, averages = _evaluate_regression(predictions, scored, resamples)
+    else:
+        labels, averages = _evaluate_classification(
+            predictions, scored, resamples, operating_points, calibrators or {}
         )
-        labels = dict(zip(samples, results, strict=True))
-    result |= {"labels": labels, "not_scored": not_scored}
-    if len(predictions.labels) > 1:
-        at = averages_at_thresholds(samples, points)
-        result["macro"] = macro(labels, values_R) | {"at_threshold": at["macro"]}
-        result["micro"] = micro(samples) | {"at_threshold": at["micro"]}
-    return result
+    return {
+        "task": task,
+        "n": len(predictions),
+        "n_patients": resamples.num_patients,
+        "interval": "95 %, patients resampled",
+        "replicates": replicates,
+        "seed": seed,
+        "labels": labels,
+        "not_scored": not_scored,
+    } | averages
 
 
 def fit_operating_points(
     predictions: Predictions, targets: tuple[tuple[str, float], ...] = TARGETS
 ) -> dict[str, dict]:
-    """By label and method, from *validation* predictions; labels of one class have none."""
+    """Thresholds by label and method, from *validation* predictions; labels of one class have
+    none."""
     skip = labels_not_scored(predictions, "classification")
     if predictions.probability_NK is None:
         raise ValueError("operating points need probabilities; a regression has none")
@@ -117,7 +102,8 @@ def fit_operating_points(
 
 
 def fit_calibrators(predictions: Predictions) -> dict[str, dict[str, dict]]:
-    """By label and kind, from *validation* predictions; what cannot be fitted is left out."""
+    """Calibrations by label and kind, from *validation* predictions; what cannot be fitted is left
+    out."""
     skip = labels_not_scored(predictions, "classification")
     fits: dict[str, dict[str, dict]] = {}
     for k, name in enumerate(predictions.labels):
@@ -126,20 +112,18 @@ def fit_calibrators(predictions: Predictions) -> dict[str, dict[str, dict]]:
         label_N, logit_N = predictions.label_NK[:, k], predictions.logit_NK[:, k]
         fits[name] = {"isotonic": fit_isotonic(label_N, logit_N, name)}
         for kind in ("temperature", "platt"):
-            with suppress(ValueError):  # it ranks the wrong way round, which the AUROC tells
+            with suppress(ValueError):  # logits that rank the wrong way round: the AUROC shows it
                 fits[name][kind] = fit_calibration(label_N, logit_N, kind, name)
     return fits
 
 
 def labels_not_scored(predictions: Predictions, task: str) -> dict[str, str]:
-    """The labels without both classes, with the reason. Raises when none is left to be scored."""
+    """The labels without both classes, with the reason. ValueError: no label can be scored."""
     if task == "regression":
         return {}
     reasons = {}
-    for k, name in enumerate(predictions.labels):
-        label_N = predictions.label_NK[:, k]
-        reason = why_not_scorable(label_N[has_label(label_N)])
-        if reason is not None:
+    for name, label_N in zip(predictions.labels, predictions.label_NK.T, strict=True):
+        if reason := why_not_scorable(label_N[has_label(label_N)]):
             reasons[name] = reason
     if len(reasons) == len(predictions.labels):
         name, reason = next(iter(reasons.items()))
@@ -150,8 +134,7 @@ def labels_not_scored(predictions: Predictions, task: str) -> dict[str, str]:
 def metric_replicates(
     predictions: Predictions, k: int, task: str, resamples: Resamples
 ) -> dict[str, FloatArray]:
-    """All bootstrap values of label k, by metric; the patients are those of the whole table."""
-    check_finite(predictions.logit_NK[:, k], predictions.labels[k])
+    """Replicates of label k by metric; the patients are those of the whole table."""
     keep_N = has_label(predictions.label_NK[:, k])
     compute = regression_replicates if task == "regression" else ranking_replicates
     label_N, logit_N = predictions.label_NK[keep_N, k], predictions.logit_NK[keep_N, k]
@@ -174,18 +157,54 @@ def point_values(predictions: Predictions, k: int, task: str) -> dict:
     return counts | regression_metrics(label_N[keep_N], logit_N[keep_N])
 
 
-def _regression(values: dict, values_R: dict[str, FloatArray]) -> dict:
-    intervals = {m: bootstrap_interval(values[m], values_R[m], metric=m) for m in REGRESSION}
-    return values | intervals
+def _evaluate_regression(
+    predictions: Predictions, scored: dict[str, int], resamples: Resamples
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    labels, values_R = {}, {}
+    for name, k in scored.items():
+        values = point_values(predictions, k, "regression")
+        values_R[name] = metric_replicates(predictions, k, "regression", resamples)
+        labels[name] = values | {
+            metric: bootstrap_interval(values[metric], value_R, metric)
+            for metric, value_R in values_R[name].items()
+        }
+    return labels, {"macro": macro(labels, values_R)} if len(predictions.labels) > 1 else {}
 
 
-def _classification(
-    values: dict,
-    values_R: dict[str, FloatArray],
-    sample: LabelSample,
-    points: dict[str, dict],
-    fits: dict[str, dict],
-) -> dict:
+def _evaluate_classification(
+    predictions: Predictions,
+    scored: dict[str, int],
+    resamples: Resamples,
+    operating_points: dict | None,
+    calibrators: dict,
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    values = {name: point_values(predictions, k, "classification") for name, k in scored.items()}
+    samples = {
+        name: LabelSample.from_predictions(predictions, k, resamples) for name, k in scored.items()
+    }
+    points = {name: points_by_method(operating_points, name, predictions.labels) for name in scored}
+
+    def score(name: str) -> tuple[dict, dict[str, FloatArray]]:
+        return _score_sample(samples[name], values[name], points[name], calibrators.get(name, {}))
+
+    with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
+        results = dict(zip(scored, pool.map(score, scored), strict=True))
+    labels = {name: label for name, (label, _) in results.items()}
+    if len(predictions.labels) == 1:
+        return labels, {}
+    at = averages_at_thresholds(samples, points)
+    means = macro(labels, {name: values_R for name, (_, values_R) in results.items()})
+    return labels, {
+        "macro": means | {"at_threshold": at["macro"]},
+        "micro": micro(samples) | {"at_threshold": at["micro"]},
+    }
+
+
+def _score_sample(
+    sample: LabelSample, values: dict, points: dict[str, dict], fits: dict[str, dict]
+) -> tuple[dict, dict[str, FloatArray]]:
+    """A label's part of `evaluation.json`, and the replicates of its metrics."""
+    values_R = sample.replicates()
     result = values | metric_intervals(values, values_R, sample)
     if points:
         result["at_threshold"] = {
@@ -197,11 +216,11 @@ def _classification(
     result["decision_curve"] = decision_curve(sample)
     result["subgroups"] = score_subgroups(sample)
     result["one_ecg_per_patient"] = one_ecg_per_patient(sample)
-    return result
+    return result, values_R
 
 
 def _recalibrated(sample: LabelSample, fit: dict) -> dict:
-    """What this fit would make of Brier score, log loss and ECE."""
+    """Brier score, log loss and ECE that this fit would give."""
     new = replace(sample, probabilities_N=apply_calibration(sample.logits_N, fit))
     y_N, p_N = new.labels_N, new.probabilities_N
     values = {"brier": brier(y_N, p_N), "log_loss": log_loss(y_N, p_N)}
