@@ -130,10 +130,10 @@ def test_dropout_of_weights_keeps_their_mean():
     [
         ("auto", torch.float32, 0.0, "flash_attention (torch's own choice)"),
         ("auto", torch.bfloat16, 0.0, "math (faster than a CPU's fused kernel"),
-        ("auto", torch.float32, 0.1, "math (dropout of weights that is the record's own)"),
-        ("flash", torch.float32, 0.0, "flash (asked for)"),
+        ("auto", torch.float32, 0.1, "math (attention dropout by record)"),
+        ("flash", torch.float32, 0.0, "flash (requested)"),
         ("sdpa", torch.float32, 0.1, "math (torch's own choice)"),
-        ("math", torch.float32, 0.0, "math (asked for)"),
+        ("math", torch.float32, 0.0, "math (requested)"),
     ],
 )
 @pytest.mark.parametrize("has_mask", [False, True])

@@ -10,7 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpc_ecg.model.architecture import format_conv_layers, parse_conv_layers
+from hpc_ecg.model.architecture import (
+    format_conv_layers,
+    parse_conv_layers,
+    resolve_architecture,
+)
 from hpc_ecg.model.layers import ChannelNorm
 from hpc_ecg.model.transformer import (
     Architecture,
@@ -18,7 +22,6 @@ from hpc_ecg.model.transformer import (
     ModelConfig,
     build_model,
     build_on_meta,
-    resolve_architecture,
 )
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.mapping import file_key

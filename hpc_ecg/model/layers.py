@@ -1,8 +1,8 @@
 """The parts of the backbone: conv stem, positional convolution, encoder.
 
-Modules nest as in the original, so that parameter names agree with its checkpoints. GELU takes the
-input's own dtype: torch computes it in fp32 inside and rounds once, which is what the original's
-cast to fp32 and back gives (tested), without keeping fp32 activations.
+Modules nest as in the original, so that parameter names agree with its checkpoints. GELU keeps the
+input's dtype: torch computes it in fp32 inside and rounds once, which is what the original's cast
+to fp32 and back gives (tested), without keeping fp32 activations.
 """
 # B batch, C leads or channels, S samples, T tokens, D width
 
@@ -56,9 +56,8 @@ class ChannelNorm(nn.GroupNorm):
 class PositionalConv(nn.Module):
     """Weight-normed grouped convolution over tokens, [B, T, D] -> [B, T, D], before GELU.
 
-    weight = g * v / ||v||, one norm per kernel tap; output t sees inputs t - k/2 to t + k/2 - 1
-    (the one that an even kernel has too many is dropped at the end).
-    """
+    weight = g * v / ||v||, one norm per kernel tap; output t sees inputs t - k/2 to t + k/2 - 1 (an
+    even kernel gives one output too many: the last is dropped)."""
 
     def __init__(self, width: int, kernel: int, groups: int) -> None:
         super().__init__()

@@ -18,12 +18,8 @@ from hpc_ecg.model.architecture import (
     architecture_to_settings,
     resolve_architecture,
 )
-from hpc_ecg.model.transformer import (
-    ECGClassifier,
-    build_empty,
-    randomize_backbone,
-    randomize_head,
-)
+from hpc_ecg.model.randomize import randomize_backbone, randomize_head
+from hpc_ecg.model.transformer import ECGClassifier, build_empty
 from hpc_ecg.weights.heads import plan_head
 from hpc_ecg.weights.init_report import build_init_report, facts_of
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
