@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hpc_ecg.evaluation.metrics import auprc, auroc, check_scorable, regression_metrics, score_label
+from hpc_ecg.evaluation.metrics import auprc, auroc, check_scorable, regression_metrics
 from hpc_ecg.evaluation.predictions import Predictions
-from hpc_ecg.evaluation.scores import evaluate_predictions
+from hpc_ecg.evaluation.scores import evaluate_predictions, point_values
 
 
 def make_predictions(num=400, labels=("afib",), seed=0, missing=0, probability=True):
@@ -27,8 +27,15 @@ def make_predictions(num=400, labels=("afib",), seed=0, missing=0, probability=T
 def test_values_are_those_of_scikit_learn_also_with_ties():
     rng = np.random.default_rng(3)
     labels, scores = (rng.random(300) < 0.2).astype(float), rng.integers(0, 9, 300) / 9
-    patients = np.arange(300)
-    result = score_label(labels, scores, patients, scores, name="afib")
+    predictions = Predictions(
+        record_N=np.arange(300),
+        patient_N=np.arange(300),
+        labels=["afib"],
+        label_NK=labels[:, None],
+        logit_NK=scores[:, None],
+        probability_NK=scores[:, None],
+    )
+    result = point_values(predictions, 0, "binary")
     assert result["auroc"] == auroc(labels, scores) == sk.roc_auc_score(labels, scores)
     assert result["auprc"] == auprc(labels, scores) == sk.average_precision_score(labels, scores)
     assert result["brier"] == pytest.approx(sk.brier_score_loss(labels, scores), abs=1e-14)

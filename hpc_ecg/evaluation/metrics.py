@@ -73,30 +73,6 @@ def regression_metrics(labels_N: FloatArray, values_N: FloatArray) -> dict[str, 
     }
 
 
-def score_label(
-    labels_N: FloatArray,
-    scores_N: FloatArray,
-    patients_N: NDArray,
-    probabilities_N: FloatArray | None = None,
-    *,
-    name: str,
-) -> dict:
-    """Counts and point values of one yes/no label. Records are ranked by `scores_N`: give logits,
-    as float32 probabilities tie near 1. ValueError as in `check_scorable`."""
-    check_finite(scores_N, name)
-    keep_N = has_label(labels_N)
-    labels, scores = labels_N[keep_N], scores_N[keep_N]
-    check_scorable(labels, scores, name)
-    result = count_label(labels_N, patients_N)
-    result |= {"auroc": auroc(labels, scores), "auprc": auprc(labels, scores)}
-    if probabilities_N is not None:
-        probabilities = probabilities_N[keep_N].astype(np.float64)
-        check_probabilities(probabilities, name)
-        result["brier"] = brier(labels, probabilities)
-        result["log_loss"] = log_loss(labels, probabilities)
-    return result
-
-
 def count_label(labels_N: FloatArray, patients_N: NDArray) -> dict:
     """Numbers of records and patients: labelled, positive and negative. A patient with ECGs of both
     kinds counts as positive and as negative."""

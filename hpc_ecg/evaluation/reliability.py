@@ -49,9 +49,9 @@ def assess_calibration(sample: LabelSample) -> dict:
     return _slope_and_intercept(sample) | {"ece": _ece(gap_B, gap_RB), "curve": curve}
 
 
-def quantile_bins(probabilities_N: FloatArray, num_bins: int = NUM_BINS) -> NDArray[np.intp]:
+def quantile_bins(probabilities_N: FloatArray) -> NDArray[np.intp]:
     """Each record's bin, counted from 0, by rising probability; ties leave fewer bins."""
-    inner = np.quantile(probabilities_N, np.linspace(0, 1, num_bins + 1)[1:-1])
+    inner = np.quantile(probabilities_N, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
     bin_N = np.searchsorted(inner, probabilities_N)
     return np.unique(bin_N, return_inverse=True)[1]
 

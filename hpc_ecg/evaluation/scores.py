@@ -22,13 +22,17 @@ from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
 from hpc_ecg.evaluation.metrics import (
     FloatArray,
+    auprc,
+    auroc,
     brier,
     check_finite,
+    check_probabilities,
     check_regression,
+    check_scorable,
+    count_label,
     has_label,
     log_loss,
     regression_metrics,
-    score_label,
     why_not_scorable,
 )
 from hpc_ecg.evaluation.predictions import Predictions
@@ -142,19 +146,25 @@ def metric_replicates(
 
 
 def point_values(predictions: Predictions, k: int, task: str) -> dict:
-    """Counts and point values of label k, without intervals."""
+    """Counts and point values of label k, without intervals. Records are ranked by logit, as
+    float32 probabilities tie near 1. ValueError: labels or predictions that cannot be scored."""
     name = predictions.labels[k]
-    label_N, logit_N = predictions.label_NK[:, k], predictions.logit_NK[:, k]
-    if task != "regression":
-        probability_NK = predictions.probability_NK
-        probability_N = None if probability_NK is None else probability_NK[:, k]
-        return score_label(label_N, logit_N, predictions.patient_N, probability_N, name=name)
-    check_finite(logit_N, name)
-    keep_N = has_label(label_N)
-    check_regression(label_N[keep_N], logit_N[keep_N], name)
-    counts = {"n": int(keep_N.sum()), "n_missing": int((~keep_N).sum())}
-    counts["n_patients"] = len(np.unique(predictions.patient_N[keep_N]))
-    return counts | regression_metrics(label_N[keep_N], logit_N[keep_N])
+    check_finite(predictions.logit_NK[:, k], name)
+    counts = count_label(predictions.label_NK[:, k], predictions.patient_N)
+    keep_N = has_label(predictions.label_NK[:, k])
+    label_N, logit_N = predictions.label_NK[keep_N, k], predictions.logit_NK[keep_N, k]
+    if task == "regression":
+        check_regression(label_N, logit_N, name)
+        counts = {key: counts[key] for key in ("n", "n_missing", "n_patients")}
+        return counts | regression_metrics(label_N, logit_N)
+    check_scorable(label_N, logit_N, name)
+    values = counts | {"auroc": auroc(label_N, logit_N), "auprc": auprc(label_N, logit_N)}
+    if predictions.probability_NK is not None:
+        probability_N = predictions.probability_NK[keep_N, k].astype(np.float64)
+        check_probabilities(probability_N, name)
+        values["brier"] = brier(label_N, probability_N)
+        values["log_loss"] = log_loss(label_N, probability_N)
+    return values
 
 
 def _evaluate_regression(

@@ -63,7 +63,7 @@ def fit_thresholds(
 
 def points_by_method(points: dict | None, name: str, labels: list[str]) -> dict[str, dict]:
     """A label's points by method. Also accepted: one point per label, as older runs wrote it, and a
-    bare point where there is one label. ValueError as in `apply_operating_point`."""
+    bare point where there is one label. ValueError: a point that was not fitted on validation."""
     if points is None:
         return {}
     by_method = points if "threshold" in points and len(labels) == 1 else points.get(name, {})
@@ -113,10 +113,9 @@ def rate_intervals(
     return result | {"nns": {end: 1 / rate if rate else None for end, rate in inverse.items()}}
 
 
-def apply_operating_point(sample: LabelSample, point: dict, name: str = "label") -> dict:
-    """Rates at a frozen threshold, with intervals, and the counts behind them. ValueError: a point
-    that was not fitted on validation."""
-    _check_operating_point(point, name)
+def apply_operating_point(sample: LabelSample, point: dict) -> dict:
+    """Rates at a frozen threshold (from `points_by_method`), with intervals, and the counts behind
+    them."""
     counts_4, counts_R4 = confusion_counts(sample, point["threshold"])
     positive_N, flagged_N = sample.labels_N == 1, sample.probabilities_N >= point["threshold"]
     denominators = {"sensitivity": positive_N, "specificity": ~positive_N, "ppv": flagged_N}
