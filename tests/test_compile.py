@@ -1,22 +1,17 @@
 """torch.compile gives the eager numbers, forward and backward, in every kind of batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from conftest import TINY
 from torch._dynamo.utils import counters
 
-from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.architecture import ModelConfig
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.transformer import build_model
 
-TINY = Architecture(
-    encoder_layers=3,
-    encoder_embed_dim=48,
-    encoder_ffn_embed_dim=96,
-    encoder_attention_heads=4,
-    conv_feature_layers=((16, 2, 2),) * 4,
-    conv_pos=8,
-    conv_pos_groups=4,
-)
+DEEPER = replace(TINY, encoder_layers=3)
 EVERYWHERE = ModelConfig(
     dropout=0.1, activation_dropout=0.2, dropout_input=0.1, final_dropout=0.1, attention_dropout=0.1
 )
@@ -58,7 +53,7 @@ def assert_close(found, expected):
 def test_a_compiled_model_gives_the_eager_numbers_from_one_graph_for_all_layers(
     fresh_compiler, checkpoint_layers
 ):
-    eager, compiled = (build_model(TINY, 2, EVERYWHERE, seed=1).train() for _ in range(2))
+    eager, compiled = (build_model(DEEPER, 2, EVERYWHERE, seed=1).train() for _ in range(2))
     compiled.backbone.encoder.checkpoint_layers = checkpoint_layers
     compiled.compile()
     kinds = [(8, False), (8, True), (3, False), (1, True)]
@@ -95,7 +90,7 @@ def test_a_compiled_mask_is_the_eager_one(fresh_compiler, num_records):
 
 @pytest.mark.slow
 def test_compiling_raises_torchs_limit_of_graphs():
-    model = build_model(TINY, 1, ModelConfig())
+    model = build_model(DEEPER, 1, ModelConfig())
     model.compile()
     assert torch._dynamo.config.recompile_limit >= 32
     assert not any("_orig_mod" in name for name in model.state_dict())

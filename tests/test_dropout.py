@@ -7,20 +7,12 @@ import math
 
 import pytest
 import torch
+from conftest import TINY
 
-from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.architecture import ModelConfig
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.transformer import build_model
 
-TINY = Architecture(
-    encoder_layers=2,
-    encoder_embed_dim=48,
-    encoder_ffn_embed_dim=96,
-    encoder_attention_heads=4,
-    conv_feature_layers=((16, 2, 2),) * 4,
-    conv_pos=8,
-    conv_pos_groups=4,
-)
 EVERYWHERE = ModelConfig(dropout=0.2, activation_dropout=0.2, dropout_input=0.2, final_dropout=0.2)
 
 

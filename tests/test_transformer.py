@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TINY
 
 from hpc_ecg.model.architecture import (
+    Architecture,
     format_conv_layers,
     parse_conv_layers,
     resolve_architecture,
 )
 from hpc_ecg.model.layers import ChannelNorm
 from hpc_ecg.model.transformer import (
-    Architecture,
     ECGClassifier,
     ModelConfig,
     build_model,
@@ -27,15 +28,6 @@ from hpc_ecg.weights import load_model
 from hpc_ecg.weights.mapping import file_key
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TINY = Architecture(
-    encoder_layers=2,
-    encoder_embed_dim=48,
-    encoder_ffn_embed_dim=96,
-    encoder_attention_heads=4,
-    conv_feature_layers=((16, 2, 2),) * 4,
-    conv_pos=8,
-    conv_pos_groups=4,
-)
 TOLERANCE = 1e-5
 
 

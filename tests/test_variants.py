@@ -3,19 +3,10 @@
 import pytest
 import torch
 from benchmarks.variants import _step_with_fft, convolve_by_fft, measure_variants
+from conftest import TINY
 
 from hpc_ecg.model.layers import PositionalConv
-from hpc_ecg.model.transformer import Architecture, ModelConfig, build_model
-
-TINY = Architecture(
-    encoder_layers=2,
-    encoder_embed_dim=48,
-    encoder_ffn_embed_dim=96,
-    encoder_attention_heads=4,
-    conv_feature_layers=((16, 2, 2),) * 4,
-    conv_pos=8,
-    conv_pos_groups=4,
-)
+from hpc_ecg.model.transformer import ModelConfig, build_model
 
 
 @pytest.mark.parametrize(("kernel", "groups"), [(8, 4), (9, 2), (128, 1), (1, 4)])
