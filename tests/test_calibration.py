@@ -1,5 +1,5 @@
-"""Calibration recovers what it should and stays finite where classes are apart; what is said of it
-on a test set is what others say."""
+"""Calibration recovers the known slope and offset and stays finite for separable classes; its
+numbers on a test set are those of scikit-learn and statsmodels."""
 
 import json
 from dataclasses import replace
@@ -55,7 +55,7 @@ def test_temperature_has_no_offset_and_does_not_depend_on_the_unit(rng):
 
 
 @pytest.mark.parametrize("kind", ["platt", "temperature"])
-def test_classes_that_are_apart_give_a_finite_fit(kind):
+def test_separable_classes_give_a_finite_fit(kind):
     labels, logits = np.array([0.0] * 10 + [1.0] * 5), np.r_[-np.ones(10), np.ones(5)]
     fit = fit_calibration(labels, logits, kind)
     assert 0 < fit["slope"] < 20
@@ -99,27 +99,27 @@ def test_isotonic_is_scikit_learns_but_never_certain(rng):
     known = IsotonicRegression(out_of_bounds="clip").fit(logits, labels)
     expected = np.clip(known.predict(logits), 1 / 402, 401 / 402)
     np.testing.assert_allclose(apply_calibration(logits, fit), expected)
-    assert known.predict(logits).min() == 0  # which would make one case infinitely unlikely
+    assert known.predict(logits).min() == 0  # with which a single case is infinitely unlikely
     assert apply_calibration(np.array([-99, 99]), fit) == pytest.approx([1 / 402, 401 / 402])
     assert json.loads(json.dumps(fit)) == fit
 
 
-def test_a_fit_of_slope_and_offset_is_applied_as_the_head_would():
+def test_slope_and_offset_are_applied_as_a_head_would():
     fit = {"kind": "platt", "slope": 2.0, "offset": -1.0}
     assert apply_calibration(np.array([0.5, 1.0]), fit) == pytest.approx([0.5, expit(1.0)])
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_the_curve_is_that_of_scikit_learn(rng, ties):
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_curve_is_that_of_scikit_learn(rng, tied):
     labels, logits = sample(rng, 0.7, -0.5, 1000)
-    probabilities = np.round(expit(logits), 1) if ties else expit(logits)
+    probabilities = np.round(expit(logits), 1) if tied else expit(logits)
     data = replace(label_sample(labels, logits), probabilities_N=probabilities)
     result = assess_calibration(data)
     known = sk.calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
     for part, values in zip(("observed", "predicted"), known, strict=True):
         np.testing.assert_allclose([point[part] for point in result["curve"]], values)
     count = np.array([point["n"] for point in result["curve"]])
-    assert count.sum() == 1000 and (ties or set(count) == {100})
+    assert count.sum() == 1000 and (tied or set(count) == {100})
     error = np.sum(count * np.abs(known[0] - known[1])) / 1000
     assert result["ece"]["value"] == pytest.approx(error)
 
@@ -144,8 +144,8 @@ def test_one_newton_step_is_as_good_as_a_fit_of_every_replicate(rng):
     refit = []
     for draw_P in data.multiplicity_RP:
         rows = np.repeat(np.arange(450), draw_P[data.patient_N])
-        own = labels[rows], logits[rows]
-        refit.append([fit_slope(*own)[1], fit_intercept(*own)])
+        offset_and_slope = fit_slope(labels[rows], logits[rows])
+        refit.append([offset_and_slope[1], fit_intercept(labels[rows], logits[rows])])
     slope, intercept = np.transpose(refit)
     result = assess_calibration(data)
     for part, values in (("slope", slope), ("intercept", intercept)):
@@ -179,13 +179,13 @@ def test_perfect_calibration_is_in_the_interval_and_a_shift_is_not(rng):
         assert 0 <= point["low"] <= point["observed"] <= point["high"] <= 1
 
 
-def test_an_ece_that_chance_alone_gives_is_not_told_from_none(rng):
+def test_an_ece_within_chance_has_a_lower_end_of_0(rng):
     drawn = [label_sample(*sample(rng, 1.0, 0.0, 400)) for _ in range(40)]
     low = [assess_calibration(data)["ece"]["low"] for data in drawn]
     assert np.mean(np.array(low) == 0) > 0.85
 
 
-def test_classes_that_are_apart_have_no_slope():
+def test_separable_classes_have_no_slope():
     labels = np.r_[np.zeros(30), np.ones(30)]
     logits = np.linspace(-1, 1, 60)
     result = assess_calibration(label_sample(labels, logits))
@@ -195,7 +195,7 @@ def test_classes_that_are_apart_have_no_slope():
 
 
 @pytest.mark.slow
-def test_what_a_calibration_would_change_is_judged_on_the_test_set():
+def test_recalibration_is_scored_on_the_test_set():
     valid, test = make_predictions(num=3000, seed=1), make_predictions(num=2000, seed=2)
     fits = fit_calibrators(valid)
     result = evaluate_predictions(test, "binary", None, 100, calibrators=fits)["labels"]["afib"]

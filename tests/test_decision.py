@@ -1,4 +1,4 @@
-"""Decision curves: net benefit as it is defined, and what does not depend on the model."""
+"""Decision curves: net benefit by its definition, and the lines of treating all and none."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_net_benefit_is_cases_found_less_false_alarms_at_their_price(rng):
         assert found == pytest.approx(known)
 
 
-def test_everybody_and_nobody_are_what_they_should_be(rng):
+def test_treating_all_and_treating_none_have_their_known_benefit(rng):
     labels, logits = sample(rng, 1.0, -1.0, 500)
     curve = decision_curve(label_sample(labels, logits))
     prevalence, odds = labels.mean(), THRESHOLDS / (1 - THRESHOLDS)

@@ -1,4 +1,4 @@
-"""A record's dropout is its own: by its seed, whatever batch, order or rank it is in."""
+"""A record's dropout depends on its seed alone, not on its batch, order or rank."""
 # B batch, T tokens, D width
 
 import dataclasses
@@ -22,7 +22,7 @@ def seeds(number, seed=0):
 
 
 def dropped(seeds_B, p=0.1, stream=1, shape=(50, 257)):
-    """Which elements of an activation go."""
+    """Mask of the elements that are dropped."""
     seeds_BT = seeds_B if seeds_B.ndim == 2 else token_seeds(seeds_B, shape[0])
     return RecordDropout(p, stream)(torch.ones(len(seeds_B), *shape), seeds_BT) == 0
 
@@ -41,7 +41,7 @@ def test_a_mask_is_the_same_in_any_batch_and_any_order():
     assert torch.equal(dropped(seeds_B.flip(0)), whole.flip(0))
 
 
-def test_a_longer_record_has_the_same_mask_where_the_shorter_one_is():
+def test_a_longer_record_begins_with_the_mask_of_a_shorter_one():
     assert torch.equal(dropped(seeds(2), shape=(80, 257))[:, :50], dropped(seeds(2)))
 
 
@@ -99,7 +99,7 @@ def test_no_two_dropouts_of_a_model_have_the_same_mask():
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
-def test_as_many_are_dropped_as_asked_for(p):
+def test_the_fraction_dropped_is_p(p):
     mask = dropped(seeds(32), p)
     assert abs(mask.double().mean().item() - p) < 4 * math.sqrt(p * (1 - p) / mask.numel())
 
@@ -133,7 +133,7 @@ def test_no_two_columns_are_dropped_together():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_is_kept_is_scaled_in_its_own_dtype_and_so_is_its_gradient(dtype):
+def test_kept_elements_are_scaled_in_their_dtype_and_so_is_the_gradient(dtype):
     dropout, x_BTD = RecordDropout(0.2, 1), torch.randn(3, 5, 7).to(dtype).requires_grad_()
     out_BTD = dropout(x_BTD, token_seeds(seeds(3), 5))
     out_BTD.sum().backward()
@@ -153,5 +153,5 @@ def test_without_seeds_torchs_generator_decides_and_evaluation_drops_nothing():
 
 
 @pytest.mark.parametrize("p", [0.0, 1 - 2**-53])
-def test_the_ends_of_the_range_are_no_error(p):
+def test_both_ends_of_the_range_work(p):
     assert dropped(seeds(2), p).double().mean() == round(p)

@@ -66,7 +66,7 @@ def test_a_ranking_metric_has_a_t_interval_on_the_logit_scale():
     assert (many["low"], many["high"]) == pytest.approx(tuple(expected), abs=0.002)
 
 
-def test_a_share_of_independent_patients_has_wilsons_interval():
+def test_a_proportion_of_independent_patients_has_wilsons_interval():
     """A replicate of n patients with k hits is binomial; statsmodels has Wilson's interval."""
     value_R = np.random.default_rng(1).binomial(500, 0.9, 200_000) / 500
     found = bootstrap_interval(0.9, value_R, metric="sensitivity")
@@ -75,7 +75,7 @@ def test_a_share_of_independent_patients_has_wilsons_interval():
 
 
 @pytest.mark.parametrize("metric", ["auroc", "auprc", "sensitivity"])
-def test_without_any_error_the_interval_is_what_the_number_of_patients_leaves_possible(metric):
+def test_at_0_and_1_the_interval_is_that_of_the_number_of_patients(metric):
     found = bootstrap_interval(1.0, np.ones(50), metric=metric, num_patients=20)
     low, high = proportion_confint(20, 20, method="beta")
     assert (found["low"], found["high"]) == pytest.approx((low, high))
@@ -92,7 +92,7 @@ def test_one_patient_tells_nothing(metric):
 @pytest.mark.parametrize("metric", ["auroc", "auprc", "sensitivity", "ppv"])
 @pytest.mark.parametrize("value", [1e-7, 0.3, 0.99999])
 @pytest.mark.parametrize("num_patients", [2, 7, None])
-def test_an_interval_holds_its_value_and_stays_between_0_and_1(metric, value, num_patients):
+def test_an_interval_contains_its_value_and_stays_between_0_and_1(metric, value, num_patients):
     value_R = np.clip(replicates_like(value, 0.05), 0, 1)
     found = bootstrap_interval(value, value_R, metric=metric, num_patients=num_patients)
     assert 0 <= found["low"] <= value <= found["high"] <= 1

@@ -42,7 +42,7 @@ def test_values_are_those_of_scikit_learn_also_with_ties():
     assert result["log_loss"] == pytest.approx(sk.log_loss(labels, scores), abs=1e-14)
 
 
-def test_the_area_of_a_perfect_ranking_is_1_and_not_nearly_so():
+def test_the_area_of_a_perfect_ranking_is_exactly_1():
     labels = np.repeat([0.0, 1.0], [64, 29])  # scikit-learn's sum of steps: 0.9999999999999998
     assert auprc(labels, labels + np.linspace(0, 0.5, 93)) == 1
 
@@ -70,7 +70,7 @@ def test_regression_values_are_those_of_scikit_learn():
         ([0, np.nan, 1], [0.1, 0.2, 0.3], "afib: 1 labels are missing"),
     ],
 )
-def test_what_has_no_meaning_gets_no_number(labels, scores, message):
+def test_meaningless_labels_and_scores_are_refused(labels, scores, message):
     with pytest.raises(ValueError, match=message):
         check_scorable(np.array(labels, dtype=float), np.array(scores), "afib")
 

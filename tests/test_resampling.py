@@ -1,4 +1,4 @@
-"""The patient bootstrap against scikit-learn on resamples that were really built."""
+"""The patient bootstrap against scikit-learn on explicit resamples."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def rows_of_replicate(patients, multiplicity_P):
 
 
 @pytest.mark.parametrize("levels", [None, 2, 1], ids=["distinct scores", "ties", "few values"])
-def test_each_replicate_is_scikit_learn_on_the_resample(levels):
+def test_each_replicate_equals_scikit_learn_on_the_resample(levels):
     labels, scores, patients = cohort(40, prevalence=0.4, levels=levels)
     draws = draw_resamples(patients, 200, seed=1)
     values = ranking_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
@@ -78,7 +78,7 @@ def test_sums_of_every_replicate_are_those_of_the_resample(monkeypatch):
         np.testing.assert_allclose(sums_RV[r], columns[rows].sum(axis=0), atol=1e-10)
 
 
-def test_each_regression_replicate_is_scikit_learn_on_the_resample():
+def test_each_regression_replicate_equals_scikit_learn_on_the_resample():
     _, values_N, patients = cohort(30)
     labels = 60 + 5 * values_N + np.random.default_rng(5).normal(size=len(values_N))
     draws = draw_resamples(patients, 50, seed=1)
@@ -110,7 +110,7 @@ def test_draws_are_a_function_of_the_seed_and_keep_the_number_of_patients():
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_where_compiled_code_has_no_place_to_be_kept(tmp_path):
+def test_ranking_works_where_numba_cannot_write_its_cache(tmp_path):
     """A read-only installation and no home: numba's cache has no folder that it can write."""
     package = Path(resampling.__file__).parents[2]
     code = """

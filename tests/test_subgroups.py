@@ -1,4 +1,4 @@
-"""Subgroups: who is in which, what is too small to say, and whether levels differ."""
+"""Subgroups: their levels, those too small for a number, and the test for interaction."""
 
 import json
 from dataclasses import replace
@@ -97,13 +97,13 @@ def test_each_level_has_its_own_auroc_and_small_ones_a_reason():
     json.dumps(list(rows.values()), allow_nan=False)
 
 
-def test_a_true_difference_is_found_and_none_is_not_invented():
+def test_a_true_difference_is_found_and_no_false_one():
     p_of = lambda rows: next(r["interaction_p"] for r in rows if r["group"] == "sex")  # noqa: E731
     assert p_of(rows_of(groups_of(3000, 3.0))) < 0.001
     assert p_of(rows_of(groups_of(3000, 0.0))) > 0.05
 
 
-def test_a_level_of_unknown_takes_no_part_in_the_test():
+def test_the_unknown_level_is_left_out_of_the_test():
     predictions = groups_of(1200, 0.0)
     site = text(np.where(np.arange(1200) < 600, "a", ""))
     site[:300] = "b"

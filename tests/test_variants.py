@@ -1,4 +1,4 @@
-"""The variants of the model that are measured compute what the package's own model does."""
+"""The variants of the model that benchmarks measure compute what the model computes."""
 
 import pytest
 import torch
