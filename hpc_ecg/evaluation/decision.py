@@ -1,8 +1,8 @@
 """Decision curves (Vickers & Elkin 2006): what acting on a model is worth.
 
-Whoever acts at a probability of t or more holds that a false alarm costs t / (1 - t) of what a case
-found is worth. Net benefit: cases found, less false alarms at that price, per record. A model has
-to beat treating everybody and treating nobody (0).
+Acting from a probability of t on implies that a false alarm costs t / (1 - t) of what a case found
+is worth. Net benefit: cases found, less false alarms at that price, per record. A model has to beat
+treating all and treating none (0).
 """
 
 # N records, T thresholds, R replicates
