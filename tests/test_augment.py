@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_ecg.data.augment import AugmentConfig, _normal, _uniform, augment, record_seeds
+from hpc_ecg.data.augment import _normal, _uniform, augment, record_seeds
+from hpc_ecg.data.settings import AugmentConfig
 
 RATE = 250
 

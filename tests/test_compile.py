@@ -7,8 +7,8 @@ import torch
 from conftest import TINY
 from torch._dynamo.utils import counters
 
-from hpc_ecg.model.architecture import ModelConfig
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 
 DEEPER = replace(TINY, encoder_layers=3)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import TINY
 
-from hpc_ecg.model.architecture import ModelConfig
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 
 EVERYWHERE = ModelConfig(dropout=0.2, activation_dropout=0.2, dropout_input=0.2, final_dropout=0.2)

@@ -4,7 +4,9 @@ import argparse
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpc_ecg.cli.parser import Verbs
 
 if TYPE_CHECKING:
     from hpc_ecg.cohort.inputs import Sources
@@ -13,7 +15,7 @@ FORMAT_HELP = "like %%d/%%m/%%Y (default: ISO 8601)"
 DEFAULT = "(default: %(default)s)"
 
 
-def add_cohort(verbs: Any) -> None:
+def add_cohort(verbs: Verbs) -> None:
     cohort = verbs.add_parser("cohort", help="label ECGs by later events, with a flow diagram")
     cohort.add_argument("ecgs", type=Path, metavar="ECGS", help="table, a row per ECG")
     cohort.add_argument("events", type=Path, metavar="EVENTS", help="table, a row per event")

@@ -2,14 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from hpc_ecg.cli.parser import Verbs
 from hpc_ecg.cli.shard import add_shard
 
 PLOTS = 12
 
 
-def add_data(verbs: Any) -> None:
+def add_data(verbs: Verbs) -> None:
     data = verbs.add_parser("data", help="make shards from a table and recordings")
     data_verbs = data.add_subparsers(required=True, metavar="VERB")
     add_shard(data_verbs)

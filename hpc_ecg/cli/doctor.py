@@ -2,12 +2,13 @@
 
 import argparse
 import os
-from typing import Any
+
+from hpc_ecg.cli.parser import SETTINGS_HELP, Verbs
 
 
-def add_doctor(verbs: Any, settings_help: str) -> None:
+def add_doctor(verbs: Verbs) -> None:
     doctor = verbs.add_parser("doctor", help="check cluster, data and weights before a run")
-    doctor.add_argument("settings", nargs="*", help=settings_help)
+    doctor.add_argument("settings", nargs="*", help=SETTINGS_HELP)
     doctor.set_defaults(verb=_doctor)
 
 
@@ -19,7 +20,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from hpc_ecg.config.load import load_config
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import start_logging
-    from hpc_ecg.preflight.doctor import ALONE, diagnose
+    from hpc_ecg.preflight.doctor import ENGINE, diagnose
     from hpc_ecg.training.settings import FinetuneConfig
 
     rank = read_ranks(os.environ).rank
@@ -30,7 +31,7 @@ def _doctor(options: argparse.Namespace) -> int:
     levels: Counter[str] = Counter()
     for finding in diagnose(load_config(FinetuneConfig, files, words)):
         levels[finding.level] += 1
-        if rank == 0 or finding.name == ALONE:
+        if rank == 0 or finding.name == ENGINE:
             print(finding, flush=True)  # noqa: T201 - seen even if the next check hangs
     if rank == 0:
         print(", ".join(f"{count} {level}" for level, count in levels.items()))  # noqa: T201

@@ -7,6 +7,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from hpc_ecg.cli.parser import Verbs
+
 WIDTH = 80
 COLUMNS = 3  # thresholds side by side
 CALIBRATION = {"slope": "slope", "intercept": "intercept", "ece": "ECE"}
@@ -14,7 +16,7 @@ RATES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV
 RATES |= {"f1": "F1", "nns": "to screen"}
 
 
-def add_evaluate(verbs: Any) -> None:
+def add_evaluate(verbs: Verbs) -> None:
     # options may stand between the settings, which a verb's own parser does not allow
     evaluate = verbs.add_parser(
         "evaluate", help="score a finished run", add_help=False, prefix_chars="\0"
@@ -54,7 +56,8 @@ def _evaluate(parser_class: type[argparse.ArgumentParser], given: argparse.Names
     options = _parser(parser_class).parse_intermixed_args(given.words)
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import say, start_logging
-    from hpc_ecg.training.evaluate import evaluate, evaluate_weights, load_run, load_run_for
+    from hpc_ecg.training.evaluate import evaluate, evaluate_weights
+    from hpc_ecg.training.open_run import load_run, load_run_for
 
     rank = read_ranks(os.environ).rank
     start_logging(rank)

@@ -2,10 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from hpc_ecg.cli.parser import Verbs
 
 
-def add_report(verbs: Any) -> None:
+def add_report(verbs: Verbs) -> None:
     report = verbs.add_parser("report", help="compare the runs of a sweep")
     report.add_argument("sweep_dir", metavar="SWEEP_DIR")
     report.add_argument(
@@ -32,7 +33,7 @@ def _report(options: argparse.Namespace) -> int:
     from hpc_ecg.comparison.results import read_cells
     from hpc_ecg.comparison.terminal import format_table
     from hpc_ecg.log import logger, say, start_logging
-    from hpc_ecg.training.evaluate import load_run
+    from hpc_ecg.training.open_run import load_run
 
     start_logging()
     folder = Path(options.sweep_dir)

@@ -4,7 +4,9 @@ import argparse
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpc_ecg.cli.parser import Verbs
 
 if TYPE_CHECKING:
     from hpc_ecg.cohort.splits import SplitPlan
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 FRACTIONS = "0.7,0.1,0.2"
 
 
-def add_shard(verbs: Any) -> None:
+def add_shard(verbs: Verbs) -> None:
     shard = verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")
     shard.add_argument("table", type=Path, metavar="TABLE", help=".csv, .tsv, .parquet or manifest")
     shard.add_argument("--signals", type=Path, metavar="DIR", help="default: a manifest's root")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from hpc_ecg.training.run_folder import flatten
+from hpc_ecg.config.dotted_keys import flatten
 
 PER_RUN = ("seed", "run_dir")
 TAKEN = ("jobs", "submitit", "tuning", "baselines", "report")
@@ -63,18 +63,6 @@ def arm_name(strategy: str, choice: Mapping[str, Any]) -> str:
         parts += 1
     values = [f"{_tail(key, parts)}={_as_folder(value)}" for key, value in choice.items()]
     return ",".join([strategy, *values])
-
-
-def nest(choice: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted key as nested sections."""
-    nested: dict[str, Any] = {}
-    for key, value in choice.items():
-        *sections, last = key.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return nested
 
 
 def _tail(key: str, parts: int) -> str:

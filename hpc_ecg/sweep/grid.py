@@ -13,9 +13,10 @@ from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from hpc_ecg.config.dotted_keys import nest
 from hpc_ecg.config.load import SettingsSource, merge_sources, parse_override, read_yaml
 from hpc_ecg.jobs.slurm import SlurmConfig
-from hpc_ecg.sweep.arms import TAKEN, Arm, arms_of, axes_of, nest
+from hpc_ecg.sweep.arms import TAKEN, Arm, arms_of, axes_of
 from hpc_ecg.training.settings import FinetuneConfig
 
 RUN = "run"

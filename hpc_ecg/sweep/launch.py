@@ -32,8 +32,8 @@ from hpc_ecg.sweep.tuning import (
     trial_runs,
     tune,
 )
+from hpc_ecg.training.best_tracker import BestTracker
 from hpc_ecg.training.evaluate import describe_evaluation
-from hpc_ecg.training.outcome import BestTracker
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -165,12 +165,12 @@ def _this_machine(sweep: Sweep, folder: Path) -> Iterator[TaskRunner]:
 
     def run_all(tasks: Sequence[Task]) -> list[str]:
         def must_stop() -> bool:
-            return any(wishes.told()[:2])
+            return any(wishes.poll()[:2])
 
         failures = run_tasks_locally(tasks, folder, at_once, minutes, gpus, must_stop, _report)
-        is_signal, is_stop, _ = wishes.told()
+        is_signal, is_stop, _ = wishes.poll()
         if (is_signal or is_stop) and not all(task.is_done() for task in tasks):
-            raise wishes.stopped(by_signal=bool(is_signal))
+            raise wishes.preempted(by_signal=bool(is_signal))
         return failures
 
     try:

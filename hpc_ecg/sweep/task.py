@@ -25,6 +25,7 @@ from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, Preempted
 from hpc_ecg.jobs.slurm import state_of
 from hpc_ecg.log import logger, start_logging
+from hpc_ecg.preflight.doctor import doctor_before_training
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.run_folder import RunFolder
@@ -91,12 +92,12 @@ def task_of_run(name: str, config: FinetuneConfig, *, tests: bool = True) -> Tas
 
 
 def run_cell(config: FinetuneConfig) -> None:
-    finetune(config)
+    finetune(config, doctor_before_training(config))
     evaluate(config)
 
 
 def finetune_only(config: FinetuneConfig) -> None:
-    finetune(config)
+    finetune(config, doctor_before_training(config))
 
 
 def attempt(task: Task) -> None:

@@ -1,0 +1,228 @@
+"""The doctor's checks of a run: its data, one real step, and the time of the whole run.
+
+All processes run the checks together. The step has a learning rate of 0, so the weights do not
+change.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.data.loader import StepBatch, prefetch
+from hpc_ecg.data.node_cache import BLOCK
+from hpc_ecg.distributed.ranks import read_ranks
+from hpc_ecg.distributed.settings import EngineConfig
+from hpc_ecg.model.losses import loss_sum, normalizer
+from hpc_ecg.preflight import cluster_checks as cluster
+from hpc_ecg.preflight import disk_checks as disks
+from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, merged, reason
+from hpc_ecg.shards.format import ShardSet
+from hpc_ecg.shards.index import amplitude_of_cohort
+from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.meter import memory_gb
+from hpc_ecg.training.model_inputs import TrainingTransform
+from hpc_ecg.training.optimizer import build_optimizer
+from hpc_ecg.training.prepare import PreparedRun
+from hpc_ecg.training.stage_schedule import StageSchedule
+from hpc_ecg.training.stages import trains_head_only
+
+MIN_SHARDS = 4
+"""Size of the sample whose digests are checked; more with more processes."""
+ABSURD_FACTOR = 10.0
+"""No cohort in mV has an amplitude that is larger or smaller than usual by this factor."""
+MAX_STEPS, ENOUGH_S = 3, 20.0
+FULL = 0.9
+"""Share of the memory above which another batch may not fit."""
+LESS_MEMORY = (
+    "; lower engine.micro_batch_size, or take engine.activation_checkpointing=true or "
+    "engine.parallel=fsdp2"
+)
+FORWARD_SHARE = 1 / 3
+"""Share of the forward pass in the time of a step."""
+
+
+def check_digests(train: Dataset, rank: int) -> list[Finding]:
+    """Collective: a sample of shards across the set, each read in full by one process."""
+    about = train.shards.description["shards"]
+    began, world = time.monotonic(), len(exchange(None))
+    sample = min(len(about), max(MIN_SHARDS, world))
+    chosen = np.linspace(0, len(about) - 1, sample).round().astype(int).tolist()
+    wrong = merged([f for shard in chosen[rank::world] for f in _check_shard(train, shard)])
+    rate = sum(about[shard]["bytes"] for shard in chosen) / (time.monotonic() - began)
+    text = f"{sample} of {len(about)} shards are as written (read at {disks.size(rate)}/s)"
+    return wrong or [Finding("ok", "digests", exchange(text)[0])]
+
+
+def _check_shard(train: Dataset, shard: int) -> list[Finding]:
+    digest = hashlib.sha256()
+    try:
+        with train.source.open(shard) as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    except (ValueError, OSError) as error:
+        return [Finding("error", "digests", reason(error))]
+    if digest.hexdigest() == train.shards.description["shards"][shard]["sha256"]:
+        return []
+    why = train.damage(shard, "its SHA-256 is not that of dataset.json")
+    return [Finding("error", "digests", why)]
+
+
+def check_amplitude(shards: ShardSet) -> list[Finding]:
+    """Are the signals in mV, as the weights expect them?"""
+    train = shards.index[shards.index["split"] == "train"]
+    facts = amplitude_of_cohort(train, shards.signal)
+    if "as expected" in facts.sentence:
+        return [Finding("ok", "amplitude", facts.sentence)]
+    level = "warning" if 1 / ABSURD_FACTOR < facts.ratio < ABSURD_FACTOR else "error"
+    mend = "Write the shards again with the right unit (--unit, --amplitude-factor)."
+    return [Finding(level, "amplitude", f"{facts.sentence} {mend}")]
+
+
+def check_step(engine: Engine, prepared: PreparedRun) -> tuple[list[Finding], float | None]:
+    """Collective: read the first batch, take a step; the findings and the seconds of a step.
+
+    ValueError if the step fails on one of several processes, since the others would wait for it.
+    """
+    data = prepared.data
+    batches = prefetch(data.train, range(1), data.sampler, engine.rank_slice)
+    batch, wrong = None, []
+    try:
+        batch = next(batches)
+    except (ValueError, OSError) as error:
+        wrong = [Finding("error", "step", reason(error))]
+    wrong = merged(wrong)
+    if wrong or batch is None:
+        return wrong, None
+    try:
+        loss, seconds = _take_steps(engine, prepared, batch)
+    except (ValueError, RuntimeError) as error:
+        is_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+        why = f"{reason(error)}{LESS_MEMORY if is_memory else ''}"
+        if engine.world_size > 1:
+            raise ValueError(f"step: {why}") from None
+        return [Finding("error", "step", why)], None
+    used, limit = _memory(engine)
+    text = (
+        f"{len(batch.positions)} records in {seconds:.2g} s, at most {used:.1f} of {limit:.0f} GB "
+    )
+    text += f"for a process, loss {loss:.4g}"
+    if engine.first_bad_step() is not None:
+        mend = "look at the weights, and at the amplitude of the data"
+        return [Finding("error", "step", f"{text}: loss or gradient is not finite; {mend}")], None
+    if used > FULL * limit:
+        return [Finding("warning", "step", text + LESS_MEMORY)], seconds
+    return [Finding("ok", "step", text)], seconds
+
+
+def _take_steps(engine: Engine, prepared: PreparedRun, batch: StepBatch) -> tuple[float, float]:
+    """The loss, and the seconds of the last step (the first one warms up), of the stage with most
+    trainable tensors."""
+    data, start = prepared.data, prepared.start
+    num_trained = {name: facts["tensors_trained"] for name, facts in start.report["stages"].items()}
+    stage = max(prepared.stages, key=lambda stage: num_trained[stage.name])
+    start.model.freeze(stage.freeze, stage.train.freeze_layers)
+    build = partial(build_optimizer, config=stage.optim, device=engine.device)
+    backend = engine.prepare_training(start.model, build, stage.optim.clip_norm)
+    for group in backend.optimizer.param_groups:
+        group["lr"] = 0.0
+    seconds: list[float] = []
+    while len(seconds) < MAX_STEPS and sum(seconds) < ENOUGH_S:
+        began = time.monotonic()
+        result = engine.take_step(
+            batch,
+            partial(loss_sum, config=prepared.loss),
+            divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), prepared.loss),
+            millivolts_per_count=data.train.millivolts_per_count,
+            transform=TrainingTransform(
+                dataset=data.train,
+                augment=prepared.augment,
+                seed=prepared.seed,
+                step=batch.step,
+            ),
+        )
+        loss = float(result.loss)
+        seconds.append(max(exchange(time.monotonic() - began)))
+    return loss, seconds[-1]
+
+
+def _memory(engine: Engine) -> tuple[float, float]:
+    """GB that the fullest process has used, and GB that there are for one."""
+    used = max(exchange(memory_gb()))
+    if engine.device.type == "cuda":
+        return used, torch.cuda.get_device_properties(engine.device).total_memory / 2**30
+    gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return used, gb / read_ranks(os.environ).local_world_size
+
+
+def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
+    """Steps and time of the whole run; is the job long enough?"""
+    sampler = prepared.data.sampler
+    epoch, batch_size = sampler.steps_per_epoch, sampler.config.batch_size
+    validation_s = FORWARD_SHARE * step_s * len(prepared.data.valid) / batch_size
+    steps, seconds = 0, validation_s
+    for stage in prepared.stages:
+        schedule = StageSchedule.from_config(stage.train, epoch)
+        steps += schedule.steps
+        if trains_head_only(prepared.stages, stage):  # features are computed once
+            seconds += FORWARD_SHARE * step_s * len(prepared.data.train) / batch_size
+        else:
+            seconds += schedule.steps * (step_s + validation_s / schedule.eval_every)
+    hours = timedelta(seconds=round(seconds))
+    text = f"{steps} steps ({epoch} an epoch) with validations in about {hours} h"
+    left_s = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - time.time()
+    if seconds > left_s:
+        mend = "it goes on in another, or give more time or processes"
+        left = timedelta(seconds=round(left_s))
+        return [Finding("warning", "time", f"{text}; this job ends in {left} h: {mend}")]
+    return [Finding("ok", "time", f"{text}, if no patience ends them sooner")]
+
+
+def check_node(config: EngineConfig) -> list[Finding]:
+    """What a process can check before it joins the others."""
+    versions = attempt("versions", cluster.check_versions, config)
+    return [*versions, *attempt("gpus", cluster.check_gpus, config)]
+
+
+def run_checks(
+    engine: Engine, run_dir: Path, prepared: PreparedRun | None, of_node: Sequence[Finding]
+) -> Iterator[Finding]:
+    """All checks. `of_node`: what this process found before it joined the others."""
+    found = merged(of_node)
+    yield from found
+    if sum(finding[:2] == ("ok", "versions") for finding in found) > 1:
+        yield Finding("error", "versions", "they differ: let all nodes use one environment")
+    yield from cluster.check_own_gpus(engine.device)
+    yield from cluster.check_ranks(engine.device)
+    yield from disks.check_folder(run_dir, engine.rank)
+    yield from disks.check_clocks(run_dir, engine.rank)
+    is_open = all(exchange(prepared is not None))
+    if prepared is None or not is_open:
+        yield Finding("skipped", "the rest", "data and weights must be opened first")
+    else:
+        yield from _check_run(engine, run_dir, prepared)
+
+
+def _check_run(engine: Engine, run_dir: Path, prepared: PreparedRun) -> Iterator[Finding]:
+    data, config = prepared.data, prepared.stages[0].train
+    weight_bytes = 4 * prepared.start.report["counts"]["parameters"]
+    yield from exchange(attempt("space", disks.check_space, run_dir, config, weight_bytes))[0]
+    yield from merged(attempt("stage", disks.check_stage_dir, data.sampler.config, data.shards))
+    yield from attempt("amplitude", check_amplitude, data.shards)
+    of_data = attempt("data", data.sampler.check_world_size, engine.world_size)
+    of_data += check_digests(data.train, engine.rank)
+    yield from of_data
+    if any(finding.level == "error" for finding in of_data):
+        yield Finding("skipped", "step", "the data must be mended first")
+        return
+    step, seconds = check_step(engine, prepared)
+    yield from step
+    if seconds is not None:
+        yield from check_time(prepared, seconds)
