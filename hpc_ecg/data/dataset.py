@@ -187,5 +187,5 @@ def _check_zero_or_one(index: pd.DataFrame, name: str, config: DataConfig) -> No
 def _check_patients_apart(shards: ShardSet) -> None:
     index = shards.index
     rows = rows_of_keys(index["key"])
-    splits.check_apart(index["patient"], index["split"], rows, "one patient")
-    splits.check_apart(index["sha256"], index["split"], rows, "an identical signal")
+    splits.check_no_leakage(index["patient"], index["split"], rows, "one patient")
+    splits.check_no_leakage(index["sha256"], index["split"], rows, "an identical signal")

@@ -73,8 +73,8 @@ class NodeCache:
         ):
             return []
         self._listed_at = time.monotonic()
-        there = {entry.name for entry in os.scandir(self._folder)}
-        new = {n for n, about in enumerate(self._about) if about["name"] in there} - self._ready
+        names = {entry.name for entry in os.scandir(self._folder)}
+        new = {n for n, about in enumerate(self._about) if about["name"] in names} - self._ready
         self._ready |= new
         return sorted(new)
 

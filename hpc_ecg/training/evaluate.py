@@ -198,8 +198,8 @@ def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, di
     if targets:
         more = fit_operating_points(valid, tuple(targets))
         points = {
-            name: added | points_by_method(points, name, valid.labels)
-            for name, added in more.items()
+            name: of_label | points_by_method(points, name, valid.labels)
+            for name, of_label in more.items()
         }
     return points, fit_calibrators(valid)
 
@@ -216,7 +216,7 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     if "n_positive" in about:
         parts.append(f"{about['n_positive']} positive")
     for metric in ("auroc", "auprc", "rmse", "r2"):
-        if own := values.get(metric):
-            between = f"{own['low']:.3f}–{own['high']:.3f}"
-            parts.append(f"{mean}{METRIC_NAMES[metric]} {own['value']:.3f} ({between})")
+        if estimate := values.get(metric):
+            between = f"{estimate['low']:.3f}–{estimate['high']:.3f}"
+            parts.append(f"{mean}{METRIC_NAMES[metric]} {estimate['value']:.3f} ({between})")
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""The user's table: every format gives the same, every mistake one line that says where."""
+"""The user's table: every format gives the same cohort, every mistake one line that says where."""
 
 import numpy as np
 import pandas as pd
@@ -77,7 +77,7 @@ def test_names_that_look_like_missing_values_stay_names(tmp_path):
     assert cohort.records.tolist() == ["NA", "nan", "None"]
 
 
-def test_what_programs_write_for_an_empty_cell_is_no_patient(tmp_path):
+def test_texts_that_programs_write_into_empty_cells_are_not_patients(tmp_path):
     rows = ROWS | {"patient_id": [" NULL", "n/a", "-"]}
     cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
     assert cohort.patients.tolist() == ["", "", "-"]
@@ -105,14 +105,14 @@ def test_leading_zeros_of_identifiers_stay(tmp_path):
     assert cohort.patients.tolist() == rows["patient_id"]
 
 
-def test_a_table_that_excel_saved_is_read(tmp_path):
+def test_a_table_saved_by_excel_is_read(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes(b"\xef\xbb\xbfrecord,patient_id,af\r\n\xc3\xa4,1,1\r\n")
     cohort = read_cohort(path, Columns(labels=["af"], patient="patient_id"))
     assert cohort.records.tolist() == ["ä"]
 
 
-def test_without_more_words_the_file_is_the_column_file_or_else_the_record(tmp_path):
+def test_by_default_the_file_is_the_column_file_or_else_the_record(tmp_path):
     few = Columns(labels=["af"], patient=None)
     assert read_cohort(write_table(tmp_path, "csv"), few).files.tolist() == ["x/a", "x/b", "x/c"]
     rows = {name: ROWS[name] for name in ("record", "af")}
@@ -155,7 +155,7 @@ def test_a_missing_table_is_named(tmp_path):
         {"rate": "sex"},
     ],
 )
-def test_a_missing_column_is_named_with_those_that_there_are(tmp_path, changes):
+def test_a_missing_column_is_named_with_those_of_the_table(tmp_path, changes):
     columns = Columns(**({"labels": ["af"], "patient": "patient_id"} | changes))
     message = refusal(write_table(tmp_path, "csv"), columns)
     assert "no column 'sex'; the table has record, file, patient_id, af" in message
@@ -168,7 +168,7 @@ def test_an_empty_column_name_is_a_mistake_and_not_a_default(tmp_path, name):
     assert "no column ''" in refusal(write_table(tmp_path, "csv"), columns)
 
 
-def test_a_label_asked_for_twice_is_refused(tmp_path):
+def test_a_label_named_twice_is_refused(tmp_path):
     columns = Columns(labels=["af", "af"], patient=None)
     assert "names a column twice" in refusal(write_table(tmp_path, "csv"), columns)
 
@@ -182,12 +182,12 @@ def test_an_empty_table_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", ["yes", "True", "inf", "nan", "1,5", "AF"])
 @pytest.mark.parametrize("column", ["af", "hz"])
-def test_a_label_or_rate_that_is_no_number_is_named_with_its_row(tmp_path, column, text):
+def test_a_label_or_rate_that_is_not_a_number_is_refused_with_its_row(tmp_path, column, text):
     message = refusal(write_table(tmp_path, "csv", ROWS | {column: ["1", text, text]}))
     assert f"column {column}, row 2: {text!r} is not a number (2 such rows)" in message
 
 
-def test_a_record_that_is_listed_twice_is_named_with_its_row(tmp_path):
+def test_a_record_that_is_listed_twice_is_refused_with_its_row(tmp_path):
     message = refusal(write_table(tmp_path, "csv", ROWS | {"record": ["a", "b", "a"]}))
     assert "column record, row 3 repeats an earlier row (1 such rows)" in message
 
@@ -202,18 +202,18 @@ def test_rows_with_more_cells_than_the_header_are_not_shifted(tmp_path):
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
 @pytest.mark.parametrize("content", [b"\x00\xff\xfe\x80" * 50, b"PAR1", b'a,"b\n1,2\n'])
-def test_a_file_that_is_no_table_is_named(tmp_path, kind, content):
+def test_a_file_that_is_not_a_table_is_named(tmp_path, kind, content):
     path = tmp_path / f"table.{kind}"
     path.write_bytes(content)
     assert f"{path}: " in refusal(path)
 
 
-def test_a_long_table_is_read_in_pieces_without_a_seam(tmp_path, monkeypatch):
+def test_a_long_table_is_read_in_chunks_as_if_in_one(tmp_path, monkeypatch):
     names = [f"r{n}" for n in range(7)]
     patients = ["007", "", "1e3", "x", "", "NA", "7"]
     rows = {"record": names, "patient_id": patients, "af": [""] * 6 + ["oops"]}
     path, columns = write_table(tmp_path, "csv", rows), Columns(labels=["af"], patient="patient_id")
-    monkeypatch.setattr(table, "ROWS_OF_A_PIECE", 3)
+    monkeypatch.setattr(table, "ROWS_PER_CHUNK", 3)
     whole = pd.read_csv(path, dtype=str, keep_default_na=False)
     pd.testing.assert_frame_equal(table.read_table(path), whole)
     assert isinstance(table.read_table(path).index, pd.RangeIndex)

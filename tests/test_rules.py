@@ -1,4 +1,4 @@
-"""The rules against a slow and obvious reading of them, and the cases that decide a study."""
+"""The rules against a slow and obvious version, and the cases that decide a study."""
 
 import hashlib
 from datetime import datetime, timedelta
@@ -31,7 +31,7 @@ def last_of(time):
 
 
 def follow(ecgs, events, rules):
-    """What is left of the ECGs, and by each rule: its word, ECGs left out, patients lost."""
+    """The ECGs that stay and, for each rule, a word of its reason, ECGs left out, patients lost."""
     left, steps = list(ecgs), []
 
     def leave_out(word, is_out):
@@ -82,8 +82,8 @@ def one_of(group, rules):
 
 def next_event(ecg, events, rules):
     opens = last_of(ecg["time"]) + SPANS[rules.blanking]
-    own = [e["time"] for e in events if e["patient"] == ecg["patient"] and e["time"] > opens]
-    return min(own, default=None)
+    times = [e["time"] for e in events if e["patient"] == ecg["patient"] and e["time"] > opens]
+    return min(times, default=None)
 
 
 def end_of(ecg):
@@ -145,7 +145,7 @@ def cohorts(draw):
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(cohorts())
-def test_the_rules_do_what_a_slow_and_obvious_reading_of_them_does_and_the_counts_add_up(cohort):
+def test_the_rules_agree_with_a_slow_and_obvious_version_and_the_counts_add_up(cohort):
     ecgs, events, rules = cohort
     table, flow = apply_rules(*frames(ecgs, events), rules)
     left, steps = follow(ecgs, events, rules)
@@ -159,10 +159,10 @@ def test_the_rules_do_what_a_slow_and_obvious_reading_of_them_does_and_the_count
     labels = [label_of(ecg, events, rules) for ecg in left]
     counts = [labels.count(label) for label in (1, 0, "unknown", "cut")]
     assert [c.ecgs for c in flow.labels] == counts[: 4 if rules.censored == "missing" else 2]
-    for ecg, label, found in zip(left, labels, table.itertuples(), strict=True):
-        np.testing.assert_equal(found.label, label if label in (0, 1) else np.nan)
+    for ecg, label, row in zip(left, labels, table.itertuples(), strict=True):
+        np.testing.assert_equal(row.label, label if label in (0, 1) else np.nan)
         event, end = next_event(ecg, events, rules), end_of(ecg)
-        for time, days in ((event, found.days_to_event), (end, found.days_followed)):
+        for time, days in ((event, row.days_to_event), (end, row.days_followed)):
             expected = np.nan if time is None else (time - ecg["time"]) / DAY
             assert days == pytest.approx(expected, abs=1e-3, nan_ok=True)
 
@@ -214,7 +214,7 @@ def test_an_event_on_the_day_of_the_ecg_is_prevalent_unless_both_times_are_known
     assert one_label({}, ["2019-03-02"]) == 1
 
 
-def test_events_within_the_blanking_time_are_prevalent_though_another_follows():
+def test_events_within_the_blanking_time_are_prevalent_even_if_another_follows():
     assert one_label({}, ["2019-03-31T12:00", "2020-01-01"], blanking="30d") is None
     assert one_label({}, ["2019-03-31T12:01"], blanking="30d") == 1
 
@@ -226,7 +226,7 @@ def test_kept_prevalent_ecgs_are_labelled_by_the_next_event():
     assert one_label({}, early, keep_prevalent=True, blanking="30d") == 0
 
 
-def test_of_two_ecgs_at_the_same_time_the_name_decides_and_not_the_row():
+def test_between_two_ecgs_of_the_same_time_the_name_decides_not_the_row():
     for names in (("r1", "r2"), ("r2", "r1")):
         ecgs, events = frames(
             [{"patient": "a", "record": name, "time": "2019-03-01"} for name in names], []
@@ -236,7 +236,7 @@ def test_of_two_ecgs_at_the_same_time_the_name_decides_and_not_the_row():
             assert ecgs["record"][table.index].tolist() == [taken]
 
 
-def test_death_is_negative_or_the_end_of_follow_up_as_was_asked():
+def test_death_is_negative_or_ends_follow_up_as_requested():
     died = {"followed_until": "2021-01-01", "died": "2021-01-01T09:00"}
     assert one_label(died, [], death="negative", censored="missing") == 0
     assert np.isnan(one_label(died, [], death="censored", censored="missing"))
@@ -255,7 +255,7 @@ def test_a_year_has_365_25_days(text, days):
 @pytest.mark.parametrize(
     "text", ["", "5", "y", "-5y", "5 y", "5Y", "5years", "201y", "1e9y", "nany"]
 )
-def test_a_span_that_says_no_unit_or_too_much_is_refused(text):
+def test_a_span_without_a_unit_or_beyond_200_years_is_refused(text):
     with pytest.raises(ValueError, match="--within must be like 5y"):
         Rules(within=text)
 
@@ -268,6 +268,6 @@ def test_a_span_that_says_no_unit_or_too_much_is_refused(text):
         ({"min_age": float("nan")}, "--min-age nan"),
     ],
 )
-def test_rules_that_cannot_be_are_refused(changes, message):
+def test_contradictory_rules_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Rules(**{"within": "5y"} | changes)
