@@ -104,7 +104,7 @@ def check_against(log, folder: Path) -> None:
     assert validation == log["valid_loss"].tolist()
     final = load_file(complete_checkpoints(folder / "checkpoints")[-1] / "model.safetensors")
     theirs = {name[6:]: log[name] for name in log if name.startswith("final/")}
-    names = map_names(theirs, "classifier").ours
+    names = map_names(theirs, "classifier")
     for name, tensor in final.items():
         if not name.endswith("k_proj.bias"):
             np.testing.assert_allclose(tensor, theirs[names[name]], rtol=0, atol=1e-5, err_msg=name)
