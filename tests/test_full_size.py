@@ -68,12 +68,12 @@ def test_a_strategy_accounts_for_every_key_at_full_size(full_size, strategy):
 
 
 def _check_equal(start, path) -> None:
-    """What was loaded is what the file holds, as torch reads it."""
-    there = torch.load(path, weights_only=True, mmap=True)["model"]
+    """The loaded tensors are those of the file, as torch reads it."""
+    content = torch.load(path, weights_only=True, mmap=True)["model"]
     parameters = dict(start.model.named_parameters())
     for name, about in start.report["parameters"].items():
         if about["file_key"]:
-            assert torch.equal(parameters[name], there[about["file_key"]])
+            assert torch.equal(parameters[name], content[about["file_key"]])
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ from hpc_ecg.atomic_io import read_json, write_json
 from hpc_ecg.comparison.heartbeat import FEATURES, FEWEST_BEATS, irregularity
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.source import ShardSource
-from hpc_ecg.evaluation.cases import Cases, intervals_of
-from hpc_ecg.evaluation.metrics import FloatArray, brier, log_loss, present, why_not_scorable
+from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
+from hpc_ecg.evaluation.metrics import FloatArray, brier, has_label, log_loss, why_not_scorable
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.shards.format import ShardSet
@@ -128,10 +128,10 @@ def _prevalence(splits: Mapping[str, Split]) -> Made:
     details: dict[str, Any] = {"auroc": "0.5 by definition: a constant ranks nobody"}
     resamples = draw_resamples(test.patient_N, REPLICATES, seed=0)
     for k, name in enumerate(train.labels):
-        cases = Cases.of(_predicting(test, logits["test"]), k, resamples)
-        y_N, p_N = cases.labels_N, cases.probabilities_N
+        sample = LabelSample.from_predictions(_predicting(test, logits["test"]), k, resamples)
+        y_N, p_N = sample.labels_N, sample.probabilities_N
         values = {"brier": brier(y_N, p_N), "log_loss": log_loss(y_N, p_N)}
-        losses = intervals_of(values, cases.losses(), cases)
+        losses = metric_intervals(values, sample.loss_replicates(), sample)
         details[name] = {"prevalence_in_training": float(share_K[k])} | losses
     return logits, details
 
@@ -218,7 +218,7 @@ def _fit(known: Predictions, k: int, x_NF: FloatArray) -> Model:
     """Label k from x. scikit-learn's own penalty (C = 1) keeps the logistic one finite where few
     records tell classes apart."""
     label_N = known.label_NK[:, k]
-    keep_N = present(label_N)
+    keep_N = has_label(label_N)
     if _is_regression(known):
         if len(np.unique(label_N[keep_N])) < 2:
             raise ValueError(f"{known.labels[k]} has not two values in the records to be fitted on")
@@ -234,5 +234,5 @@ def _predict(models: list[Model], x_NF: FloatArray) -> FloatArray:
 
 
 def _check_two_classes(label_N: FloatArray, name: str) -> None:
-    if reason := why_not_scorable(label_N[present(label_N)]):
+    if reason := why_not_scorable(label_N[has_label(label_N)]):
         raise ValueError(f"{name}: {reason} in the records it would be fitted on")

@@ -16,8 +16,6 @@ from hpc_ecg.reporting.html import render_text
 from hpc_ecg.reporting.numbers import format_number, format_percent
 from hpc_ecg.sweep.folder import read_optional
 
-NAMES = METRIC_NAMES | {"brier": "Brier score", "log_loss": "log loss", "rmse": "RMSE"}
-
 
 def write_cards(comparison: Comparison, flow: CohortFlow | str, folder: Path) -> list[Path]:
     """A folder per strategy; returns the files."""
@@ -50,7 +48,7 @@ def _values(comparison: Comparison, chosen: Chosen, flow: CohortFlow | str) -> d
         "flow": flow,
         "has_flow": isinstance(flow, CohortFlow),
         "verdict": verdict_sentences(comparison),
-        "names": NAMES,
+        "names": METRIC_NAMES,
         "fitted_for": fitted_for,
         "plain": plain,
         "format_number": format_number,

@@ -20,8 +20,8 @@ from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
 from hpc_ecg.evaluation.scores import (
     labels_not_scored,
+    metric_replicates,
     point_values,
-    replicates_of,
 )
 
 SHARES = ("auroc", "auprc")  # between 0 and 1
@@ -81,7 +81,7 @@ class Scorer:
         for name in self.label_names:
             k = predictions.labels.index(name)
             point = point_values(predictions, k, self.task)
-            drawn = replicates_of(predictions, k, self.task, self.resamples)
+            drawn = metric_replicates(predictions, k, self.task, self.resamples)
             found[name] = {m: point[m] for m in self.metrics}, {m: drawn[m] for m in self.metrics}
         return found
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings, resolve_architecture
+from hpc_ecg.model.randomize import randomize_backbone, randomize_head
 from hpc_ecg.model.settings import ModelConfig
-from hpc_ecg.model.transformer import ECGClassifier, build_empty, randomize_backbone, randomize_head
+from hpc_ecg.model.transformer import ECGClassifier, build_empty
 from hpc_ecg.weights.heads import plan_head
 from hpc_ecg.weights.init_report import build_init_report, describe_checkpoint
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
