@@ -1,5 +1,6 @@
 """Shared pieces: real recordings if there are any, a tiny cohort, a tiny model, a tiny run."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -42,6 +43,13 @@ TINY_MODEL = [
     "model.conv_pos=8",
     "model.conv_pos_groups=4",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_frozen() -> None:
+    """Accelerate collects garbage three times a run: half a second each over imported modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
