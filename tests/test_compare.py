@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from hpc_ecg.comparison.compare import compare
-from hpc_ecg.comparison.results import read_cells
+from hpc_ecg.comparison.results import read_results
 from hpc_ecg.comparison.terminal import format_table
 from hpc_ecg.comparison.verdict import verdict
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
@@ -33,7 +33,7 @@ def make_test_set(num_patients=200, labels=("afib_5y",), seed=0, prevalence=0.3)
     return patients, label_NK, shared_NK, list(labels)
 
 
-def make_cell(folder, test_set, quality, seed, task="binary", noise=0.4, order=None):
+def make_run(folder, test_set, quality, seed, task="binary", noise=0.4, order=None):
     """A finished run's folder, as `finetune` leaves it."""
     patients, label_NK, shared_NK, labels = test_set
     rng = np.random.default_rng([seed, int(1000 * quality)])
@@ -105,7 +105,7 @@ def make_sweep(sweep_dir, qualities, seeds=(0, 1, 2), test_set=None, **options):
     for strategy, quality in qualities.items():
         for seed in seeds:
             folder = sweep_dir / strategy / f"seed-{seed}"
-            make_cell(folder, test_set, quality, seed, **options)
+            make_run(folder, test_set, quality, seed, **options)
     plan = {"strategies": list(qualities), "seeds": list(seeds)}
     (sweep_dir / "sweep.yaml").write_text(json.dumps(plan))  # JSON is YAML
     return sweep_dir
@@ -115,7 +115,7 @@ def make_baselines(sweep_dir, test_set, quality, left_out=None):
     """What the sweep keeps of the ways without a network: irregularity as good as `quality`."""
     folder = sweep_dir / "baselines"
     for name, good in {"prevalence": 0.0, "age_sex": 0.3, "rr_irregularity": quality}.items():
-        own = make_cell(sweep_dir / "elsewhere", test_set, good, 7)
+        own = make_run(sweep_dir / "elsewhere", test_set, good, 7)
         logit_NK = np.zeros_like(own.logit_NK) if name == "prevalence" else own.logit_NK
         for split in ("valid", "test"):
             write_predictions(folder / name / f"{split}.parquet", replace(own, logit_NK=logit_NK))
@@ -193,7 +193,7 @@ def test_one_seed_and_few_positive_patients_are_warned_about(tmp_path):
     assert f"afib_5y has only {positive} positive patients in the test set" in text
 
 
-def test_cells_that_failed_or_are_missing_are_listed_with_the_reason(tmp_path):
+def test_runs_that_failed_or_are_missing_are_listed_with_the_reason(tmp_path):
     sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
     for name in ("a/seed-1", "b/seed-0", "b/seed-2"):
         (sweep_dir / name / "finished.json").unlink()
@@ -206,18 +206,18 @@ def test_cells_that_failed_or_are_missing_are_listed_with_the_reason(tmp_path):
         "b/seed-0": "not finished: at step 120",
         "b/seed-2": "not started",
     }
-    assert "Left out (listed below): 3 of 6 cells." in verdict(comparison)
+    assert "Left out (listed below): 3 of 6 runs." in verdict(comparison)
     assert "shares no seed with b: not compared" in verdict(comparison)
 
 
-def test_a_cell_with_nan_or_constant_predictions_takes_no_part(tmp_path):
+def test_a_run_with_nan_or_constant_predictions_takes_no_part(tmp_path):
     sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
     for name, value in (("b/seed-0", np.nan), ("b/seed-1", 0.5)):
         path = sweep_dir / name / "predictions" / "test.parquet"
         whole = read_predictions(path)
         logit_NK = np.full_like(whole.logit_NK, value)
         write_predictions(path, replace(whole, logit_NK=logit_NK))
-    reasons = [p.reason for p in read_cells(sweep_dir)[1]]
+    reasons = [p.reason for p in read_results(sweep_dir)[1]]
     assert "predictions are NaN or infinite" in reasons[0]
     assert "predictions are 0.5; such a model tells nothing apart" in reasons[1]
 
@@ -228,8 +228,8 @@ def test_a_damaged_run_takes_no_part_and_a_damaged_sweep_is_named(tmp_path):
     (sweep_dir / "b/seed-1/environment.json").unlink()
     (sweep_dir / "c/seed-0/predictions/test.parquet").unlink()
     (sweep_dir / "c/seed-1/finished.json").write_text('{"steps": 2')
-    cells, problems = read_cells(sweep_dir)
-    assert [cell.name for cell in cells] == ["a/seed-0", "a/seed-1"]
+    runs, problems = read_results(sweep_dir)
+    assert [run.name for run in runs] == ["a/seed-0", "a/seed-1"]
     for problem, text in zip(
         problems,
         ("config.yaml is damaged", "environment.json", "test.parquet: no such file", "is damaged"),
@@ -243,10 +243,10 @@ def test_a_damaged_run_takes_no_part_and_a_damaged_sweep_is_named(tmp_path):
 
 def test_different_test_sets_are_refused_by_name(tmp_path):
     sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
-    make_cell(sweep_dir / "b" / "seed-1", make_test_set(num_patients=190), 1.0, 1)
+    make_run(sweep_dir / "b" / "seed-1", make_test_set(num_patients=190), 1.0, 1)
     with pytest.raises(ValueError, match="a/seed-0 and b/seed-1 were tested on different records"):
         compare(sweep_dir, REPLICATES)
-    make_cell(sweep_dir / "b" / "seed-1", make_test_set(), 1.0, 1)
+    make_run(sweep_dir / "b" / "seed-1", make_test_set(), 1.0, 1)
     path = sweep_dir / "b/seed-1/predictions/test.parquet"
     other = read_predictions(path)
     write_predictions(path, replace(other, label_NK=1 - other.label_NK))
@@ -257,7 +257,7 @@ def test_different_test_sets_are_refused_by_name(tmp_path):
 
 
 def test_an_empty_sweep_says_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match="no finished cell to compare"):
+    with pytest.raises(ValueError, match="no finished run to compare"):
         compare(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         compare(tmp_path / "nowhere")
@@ -351,7 +351,7 @@ def test_what_networks_add_to_age_and_sex_is_the_mean_over_labels(tmp_path):
             before = roc_auc_score(truth_N, alone.logit_NK[:, k])
             gains.append(roc_auc_score(truth_N, both_N) - before)
     comparison = compare(tmp_path, REPLICATES)
-    (added,) = [p for p in comparison.adds if p.first == "a + age and sex"]
+    (added,) = [p for p in comparison.gains if p.first == "a + age and sex"]
     assert added.estimate.value == pytest.approx(np.mean(gains), abs=1e-4)
     assert "To age and sex, a adds +0." in verdict(comparison)
 
@@ -366,8 +366,8 @@ def test_a_label_without_positives_in_validation_leaves_out_what_networks_add(tm
         label_NK[:, 1] = 0
         write_predictions(path, replace(own, label_NK=label_NK))
     comparison = compare(tmp_path, 50)
-    assert comparison.adds == [] and comparison.baselines
-    assert comparison.adds_left_out.startswith("flutter: ") and not comparison.baselines_left_out
+    assert comparison.gains == [] and comparison.baselines
+    assert comparison.gains_left_out.startswith("flutter: ") and not comparison.baselines_left_out
 
 
 def test_where_no_network_beats_a_baseline_that_is_the_verdict(tmp_path):
@@ -421,7 +421,7 @@ def test_the_model_to_take_home_is_chosen_on_validation(tmp_path):
         path = tmp_path / f"b/seed-{seed}/finished.json"
         values = json.loads(path.read_text()) | {"best_score": loss, "metric": "loss"}
         path.write_text(json.dumps(values))
-    chosen = {c.strategy: c.cell.seed for c in compare(tmp_path, 50).chosen}
+    chosen = {c.strategy: c.run.seed for c in compare(tmp_path, 50).selected}
     assert chosen == {"a": 1, "b": 2}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_strategy, gather
+from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_strategy, group_by_strategy
 from hpc_ecg.evaluation.comparisons import (
     ALPHA,
     Difference,
@@ -38,18 +38,18 @@ class LabelResult:
         return found
 
 
-def each_label(
+def compare_by_label(
     scorer: Scorer,
     keys: Sequence[tuple[str, int]],
     scored: Sequence[Mapping[str, Scores]],
     order: Sequence[str],
 ) -> list[LabelResult]:
-    """`scored`: by label, of the cell of each of `keys` (strategy, seed). [] for a single label."""
+    """`scored`: by label, of the run of each of `keys` (strategy, seed). [] for a single label."""
     if len(scorer.label_names) < 2:
         return []
     found = []
     for label in scorer.label_names:
-        scores = gather(scorer.metrics, keys, [own[label] for own in scored])
+        scores = group_by_strategy(scorer.metrics, keys, [own[label] for own in scored])
         found.append(_of_label(scorer, label, scores, order))
     adjusted = iter(holm([pair.estimate.p_value for own in found for pair in own.pairs]))
     return [

@@ -8,7 +8,7 @@ from hpc_ecg.atomic_io import write_text
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.cost import plain
 from hpc_ecg.comparison.flow import CohortFlow
-from hpc_ecg.comparison.selected import Chosen
+from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.comparison.verdict import verdict_sentences
 from hpc_ecg.comparison.wording import fitted_for, show_part
 from hpc_ecg.evaluation.metrics import METRIC_NAMES
@@ -22,27 +22,29 @@ NAMES = METRIC_NAMES | {"brier": "Brier score", "log_loss": "log loss", "rmse": 
 def write_cards(comparison: Comparison, flow: CohortFlow | str, folder: Path) -> list[Path]:
     """A folder per strategy; returns the files."""
     paths = []
-    for chosen in comparison.chosen:
-        values = _values(comparison, chosen, flow)
+    for selected in comparison.selected:
+        values = _values(comparison, selected, flow)
         for name in ("MODEL_CARD", "RUN_CARD"):
-            path = folder / chosen.strategy / f"{name}.md"
+            path = folder / selected.strategy / f"{name}.md"
             write_text(path, render_text(f"{name.lower()}.md.jinja", **values))
             paths.append(path)
     return paths
 
 
-def _values(comparison: Comparison, chosen: Chosen, flow: CohortFlow | str) -> dict[str, Any]:
-    run = chosen.cell.run
+def _values(
+    comparison: Comparison, selected: SelectedModel, flow: CohortFlow | str
+) -> dict[str, Any]:
+    run = selected.run.folder
     init = read_optional(run.init_report)
     environment = read_optional(run.environment)
-    settings = chosen.cell.settings
+    settings = selected.run.settings
     return {
         "c": comparison,
-        "chosen": chosen,
+        "selected": selected,
         "init": init,
         "weights": read_optional(run.best / "weights.json"),
         "calibration": read_optional(run.best / "calibration.json"),
-        "labels": {name: chosen.label(name) for name in comparison.labels},
+        "labels": {name: selected.label(name) for name in comparison.labels},
         "signal": init.get("signal") or {},
         "settings": sorted((k, v) for k, v in settings.items() if v not in (None, {}, [])),
         "environment": environment,

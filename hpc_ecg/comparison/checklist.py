@@ -77,13 +77,15 @@ def _known(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
         "13": _imbalance(comparison),
         "15": "probabilities; see Thresholds to take along",
         "22": f"best/model.safetensors of each run; cards in report/cards/ for "
-        f"{join_names([c.cell.name for c in comparison.chosen])}",
+        f"{join_names([c.run.name for c in comparison.selected])}",
         "21": _counts(comparison),
         "23": "see Strategies, Differences, Curves, Subgroups",
     }
     if isinstance(flow, CohortFlow):
         known |= {"7": f"{flow.signal}; see Cohort", "20": "see Cohort"}
-    if any(c.label(name).get("subgroups") for c in comparison.chosen for name in comparison.labels):
+    if any(
+        c.label(name).get("subgroups") for c in comparison.selected for name in comparison.labels
+    ):
         known["14"] = "see Subgroups, or subgroups.csv for all, with tests of interaction"
     return known
 

@@ -1,4 +1,4 @@
-"""The comparison of a sweep: finished cells in, strategies side by side and a verdict out.
+"""The comparison of a sweep: finished runs in, strategies side by side and a verdict out.
 
 One metric decides: AUROC (its mean over labels where there are several), R² for regression, because
 it has no unit and higher is better. Each strategy's value is the mean over its seeds; its interval,
@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from hpc_ecg.comparison.by_label import each_label
+from hpc_ecg.comparison.by_label import compare_by_label
 from hpc_ecg.comparison.comparison import Comparison, StrategyResult
-from hpc_ecg.comparison.cost import costs_of
+from hpc_ecg.comparison.cost import total_costs
 from hpc_ecg.comparison.reference_models import (
     against_baselines,
     ensembles,
+    gains_over_age_sex,
     rank_reference_models,
     read_baselines,
     score_reference_models,
     soups,
-    what_it_adds,
 )
-from hpc_ecg.comparison.report_warnings import warnings_of
-from hpc_ecg.comparison.results import RunResult, read_cells
-from hpc_ecg.comparison.scoring import Scorer, estimate_strategy, gather
-from hpc_ecg.comparison.selected import choose
+from hpc_ecg.comparison.report_warnings import collect_warnings
+from hpc_ecg.comparison.results import RunResult, read_results
+from hpc_ecg.comparison.scoring import Scorer, estimate_strategy, group_by_strategy
+from hpc_ecg.comparison.selected import select_models
 from hpc_ecg.evaluation.comparisons import (
     Difference,
     SeedScores,
@@ -51,27 +51,27 @@ MARGIN = 0.02
 def compare(
     sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float = MARGIN
 ) -> Comparison:
-    """Raises `ValueError` when no cell is finished, or when cells were tested on different sets."""
+    """Raises `ValueError` when no run is finished, or when runs were tested on different sets."""
     sweep_dir = Path(sweep_dir)
     if not 0 < margin < 1:
         raise ValueError(f"the margin must be between 0 and 1, got {margin}; {MARGIN} is usual")
 
     # 1. read what is finished, and say of the rest why it is not
-    cells, problems = read_cells(sweep_dir)
-    if not cells:
+    runs, problems = read_results(sweep_dir)
+    if not runs:
         reasons = "; ".join(f"{p.strategy}/seed-{p.seed} {p.reason}" for p in problems[:3])
         nothing = "no sweep.yaml and no runs are there; give the folder that a sweep made"
-        raise ValueError(f"{sweep_dir}: no finished cell to compare ({reasons or nothing})")
+        raise ValueError(f"{sweep_dir}: no finished run to compare ({reasons or nothing})")
 
-    # 2. score every cell on the same draws of patients
-    scorer = Scorer.of(cells[0].test, replicates, seed)
-    keys = [(cell.strategy, cell.seed) for cell in cells]
-    scored = scorer.score_labels_all([cell.test for cell in cells])
-    scores = gather(scorer.metrics, keys, [scorer.mean(own) for own in scored])
+    # 2. score every run on the same draws of patients
+    scorer = Scorer.of(runs[0].test, replicates, seed)
+    keys = [(run.strategy, run.seed) for run in runs]
+    scored = scorer.score_labels_all([run.test for run in runs])
+    scores = group_by_strategy(scorer.metrics, keys, [scorer.mean(own) for own in scored])
     metric = scorer.metrics[0]
 
     # 3. estimate each strategy and compare all pairs
-    strategies = [_result(name, cells, scores, scorer) for name in scores[metric]]
+    strategies = [_result(name, runs, scores, scorer) for name in scores[metric]]
     strategies.sort(key=lambda s: (-s.estimates[metric].value, s.name))
     order = [s.name for s in strategies]
     pairs_of = {
@@ -82,13 +82,13 @@ def compare(
     # 4. what else could be used: ensembles, soups, and baselines without a network
     baselines = read_baselines(sweep_dir / "baselines", scorer.test)
     kinds = {
-        "ensemble": _in(order, ensembles(cells)),
-        "soup": _in(order, soups(cells, sweep_dir)),
+        "ensemble": _in(order, ensembles(runs)),
+        "soup": _in(order, soups(runs, sweep_dir)),
         "baseline": baselines.test,
     }
     scored_reference_models = score_reference_models(scorer, kinds)
-    in_order = sorted(cells, key=lambda c: order.index(c.strategy))
-    adds, adds_left_out = what_it_adds(scorer, in_order, baselines, scored_reference_models)
+    in_order = sorted(runs, key=lambda c: order.index(c.strategy))
+    gains, gains_left_out = gains_over_age_sex(scorer, in_order, baselines, scored_reference_models)
     comparison = Comparison(
         task=scorer.task,
         metric=metric,
@@ -98,13 +98,13 @@ def compare(
         counts=scorer.counts,
         strategies=strategies,
         pairs_of=pairs_of,
-        by_label=each_label(scorer, keys, scored, order),
+        by_label=compare_by_label(scorer, keys, scored, order),
         reference_models=rank_reference_models(scorer, kinds, scored_reference_models),
         baselines=against_baselines(
             scorer, {name: scores[metric][name] for name in order}, scored_reference_models
         ),
-        adds=adds,
-        adds_left_out=adds_left_out,
+        gains=gains,
+        gains_left_out=gains_left_out,
         baselines_left_out=baselines.left_out,
         probability_best=probability_best(scores[metric], scorer.num_patients),
         margin=margin,
@@ -114,16 +114,16 @@ def compare(
             for pair in pairs_of[metric]
         },
         delong=_delong(scorer, kinds["ensemble"]),
-        chosen=sorted(choose(cells), key=lambda c: order.index(c.strategy)),
-        cost=costs_of(cells),
+        selected=sorted(select_models(runs), key=lambda c: order.index(c.strategy)),
+        cost=total_costs(runs),
         problems=problems,
         warnings=[],
         replicates=replicates,
         seed=seed,
-        cells=cells,
+        runs=runs,
     )
     note = [text] if (text := read_note(sweep_dir)) else []
-    return replace(comparison, warnings=note + warnings_of(comparison))
+    return replace(comparison, warnings=note + collect_warnings(comparison))
 
 
 def _in(order: list[str], predictions: dict[str, Predictions]) -> dict[str, Predictions]:
@@ -132,11 +132,11 @@ def _in(order: list[str], predictions: dict[str, Predictions]) -> dict[str, Pred
 
 def _result(
     name: str,
-    cells: list[RunResult],
+    runs: list[RunResult],
     scores: dict[str, dict[str, SeedScores]],
     scorer: Scorer,
 ) -> StrategyResult:
-    own = [cell for cell in cells if cell.strategy == name]
+    own = [run for run in runs if run.strategy == name]
     estimates, per_seed = {}, {}
     for metric, by_strategy in scores.items():
         estimates[metric] = estimate_strategy(by_strategy[name], scorer.num_patients, metric)

@@ -7,9 +7,18 @@ from hpc_ecg.comparison.by_label import LabelResult
 from hpc_ecg.comparison.cost import Cost
 from hpc_ecg.comparison.reference_models import ReferenceModel
 from hpc_ecg.comparison.results import Problem, RunResult
-from hpc_ecg.comparison.selected import Chosen
+from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
 from hpc_ecg.evaluation.metrics import METRIC_NAMES
+
+JSON_KEYS = {
+    "reference_models": "rivals",
+    "gains": "adds",
+    "gains_left_out": "adds_left_out",
+    "selected": "chosen",
+    "runs": "cells",
+}
+"""Fields that comparison.json holds under another name, which its readers know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +53,9 @@ class Comparison:
     reference_models: list[ReferenceModel]
     baselines: list[Difference]
     """Strategy minus baseline."""
-    adds: list[Difference]
+    gains: list[Difference]
     """Network with age and sex, minus age and sex."""
-    adds_left_out: str
+    gains_left_out: str
     """Why there is none, where validation cannot fit both; else ""."""
     baselines_left_out: dict[str, str]
     probability_best: dict[str, float]
@@ -57,13 +66,13 @@ class Comparison:
     """By pair, "a - b": the difference that is found in 80 % of such sweeps."""
     delong: list[dict[str, Any]]
     """Pairs of ensembles, by DeLong's test for clustered data."""
-    chosen: list[Chosen] = field(repr=False)
+    selected: list[SelectedModel] = field(repr=False)
     cost: dict[str, Cost]
     problems: list[Problem]
     warnings: list[str]
     replicates: int
     seed: int
-    cells: list[RunResult] = field(repr=False)
+    runs: list[RunResult] = field(repr=False)
 
     @property
     def pairs(self) -> list[Difference]:
@@ -78,9 +87,11 @@ class Comparison:
         return mean + METRIC_NAMES[metric]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. What no two runs have in common, time and cost, stands apart, at the end."""
-        values = asdict(replace(self, cells=[], chosen=[], cost={}))
-        values["chosen"] = {c.strategy: c.cell.seed for c in self.chosen}
-        values["cells"] = [cell.name for cell in self.cells]
+        """For JSON, under the names of `JSON_KEYS`. What differs when the same sweep is run again
+        (time and cost) stands apart, under `varies`."""
+        values = asdict(replace(self, runs=[], selected=[], cost={}))
+        values["selected"] = {s.strategy: s.run.seed for s in self.selected}
+        values["runs"] = [run.name for run in self.runs]
         del values["cost"]
-        return values | {"varies": {name: asdict(cost) for name, cost in self.cost.items()}}
+        renamed = {JSON_KEYS.get(name, name): value for name, value in values.items()}
+        return renamed | {"varies": {name: asdict(cost) for name, cost in self.cost.items()}}

@@ -20,18 +20,18 @@ class Cost:
     """Mean over the runs that trained."""
 
 
-def costs_of(cells: list[RunResult]) -> dict[str, Cost]:
+def total_costs(runs: list[RunResult]) -> dict[str, Cost]:
     by_strategy: dict[str, list[RunResult]] = {}
-    for cell in cells:
-        by_strategy.setdefault(cell.strategy, []).append(cell)
+    for run in runs:
+        by_strategy.setdefault(run.strategy, []).append(run)
     return {name: _cost(own) for name, own in by_strategy.items()}
 
 
-def environment_of(cells: list[RunResult]) -> list[tuple[str, str]]:
-    """Facts of all cells; where they differ, each value that occurred (at most three)."""
+def summarize_environments(runs: list[RunResult]) -> list[tuple[str, str]]:
+    """Facts of all runs; where they differ, each value that occurred (at most three)."""
     seen: dict[str, dict[str, None]] = {}
-    for cell in cells:
-        for key, value in read_optional(cell.run.environment).items():
+    for run in runs:
+        for key, value in read_optional(run.folder.environment).items():
             if value and key not in ("time", "command"):  # these differ by nature
                 seen.setdefault(key, {})[plain(value)] = None
     return [
@@ -40,17 +40,17 @@ def environment_of(cells: list[RunResult]) -> list[tuple[str, str]]:
     ]
 
 
-def _cost(cells: list[RunResult]) -> Cost:
+def _cost(runs: list[RunResult]) -> Cost:
     hours: dict[str, float] = {}
-    for cell in cells:
-        device = cell.finished["device"].lower()
+    for run in runs:
+        device = run.finished["device"].lower()
         unit = "CPU process-hours" if device.startswith("cpu") else "GPU-hours"
-        hours[unit] = hours.get(unit, 0.0) + cell.finished["process_seconds"] / 3600
-    energies = [e for c in cells if (e := c.finished.get("energy_kwh")) is not None]
-    speeds = [s for cell in cells if (s := cell.finished.get("ecg_per_s"))]
+        hours[unit] = hours.get(unit, 0.0) + run.finished["process_seconds"] / 3600
+    energies = [e for c in runs if (e := c.finished.get("energy_kwh")) is not None]
+    speeds = [s for run in runs if (s := run.finished.get("ecg_per_s"))]
     return Cost(
         hours=hours,
-        energy_kwh=sum(energies) if len(energies) == len(cells) else None,
+        energy_kwh=sum(energies) if len(energies) == len(runs) else None,
         ecg_per_s=sum(speeds) / len(speeds) if speeds else None,
     )
 

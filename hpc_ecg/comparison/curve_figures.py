@@ -33,7 +33,7 @@ class Curves:
 
 def curves_of(comparison: Comparison, label: str) -> Curves:
     roc, precision_recall = _bands(comparison, label)
-    chosen = [(c.strategy, c.label(label)) for c in comparison.chosen]
+    chosen = [(c.strategy, c.label(label)) for c in comparison.selected]
     known = [own["decision_curve"] for _, own in chosen if own.get("decision_curve")]
     everybody = (known[0]["threshold"], known[0]["treat_all"]) if known else None
     return Curves(
@@ -81,13 +81,13 @@ def draw_curves(curves: Curves, end: str) -> dict[str, str]:
 
 
 def _bands(comparison: Comparison, label: str) -> tuple[dict[str, Band], dict[str, Band]]:
-    test = comparison.cells[0].test
+    test = comparison.runs[0].test
     k = test.labels.index(label)
     draws = draw_resamples(test.patient_N, BAND_REPLICATES, comparison.seed)
     found: tuple[dict[str, Band], dict[str, Band]] = {}, {}
     for strategy in comparison.strategies:
-        cells = [cell for cell in comparison.cells if cell.strategy == strategy.name]
-        scores = [cell.test.logit_NK[:, k] for cell in cells]
+        runs = [run for run in comparison.runs if run.strategy == strategy.name]
+        scores = [run.test.logit_NK[:, k] for run in runs]
         common = test.label_NK[:, k], scores, draws.patient_N, draws.multiplicity_RP
         found[0][strategy.name] = roc_band(*common)
         found[1][strategy.name] = precision_recall_band(*common)

@@ -37,10 +37,10 @@ def draw_figures(
         figures |= draw_curves(curves[label], end)
         figures[f"subgroups{end}"] = draw_subgroups(comparison, label, f"subgroups{end}")
     figures["efficiency"] = draw_efficiency(comparison)
-    ylabels = {"validation": f"validation {_selection(comparison.cells)}", "loss": "training loss"}
-    for name, by_cell in learning.items():
+    ylabels = {"validation": f"validation {_selection(comparison.runs)}", "loss": "training loss"}
+    for name, by_run in learning.items():
         groups = [
-            Group(name=s.name, thin=[by_cell[s.name, k] for k in s.seeds if (s.name, k) in by_cell])
+            Group(name=s.name, thin=[by_run[s.name, k] for k in s.seeds if (s.name, k) in by_run])
             for s in comparison.strategies
         ]
         figures[name] = line_plot(groups, name=name, xlabel="step", ylabel=ylabels[name])
@@ -128,8 +128,8 @@ def draw_efficiency(comparison: Comparison) -> str | None:
 
 def draw_subgroups(comparison: Comparison, name: str, figure: str) -> str | None:
     """AUROC of the best strategy's chosen model by subgroup; None if there are none."""
-    chosen = comparison.chosen[0]
-    label = chosen.label(name)
+    selected = comparison.selected[0]
+    label = selected.label(name)
     found = [level for level in label.get("subgroups", []) if level.get("auroc")]
     if not found:
         return None
@@ -139,7 +139,7 @@ def draw_subgroups(comparison: Comparison, name: str, figure: str) -> str | None
         Row(name=name, value=a["value"], low=a["low"], high=a["high"], style=6 * (name == "all"))
         for name, a in levels
     ]
-    label_x = f"AUROC of {chosen.cell.name}, 95 % interval"
+    label_x = f"AUROC of {selected.run.name}, 95 % interval"
     return forest_plot(rows, label_x, name=figure, reference=label["auroc"]["value"])
 
 
@@ -148,21 +148,21 @@ def learning_curves(comparison: Comparison) -> dict[str, Learning]:
     them."""
     found = {}
     for name, event, key in (("validation", "eval", "score"), ("loss", "step", "loss")):
-        lines = {(c.strategy, c.seed): _series(c, event, key) for c in comparison.cells}
-        if known := {cell: line for cell, line in lines.items() if line[0]}:
+        lines = {(c.strategy, c.seed): _series(c, event, key) for c in comparison.runs}
+        if known := {run: line for run, line in lines.items() if line[0]}:
             found[name] = known
     return found
 
 
-def _selection(cells: list[RunResult]) -> str:
+def _selection(runs: list[RunResult]) -> str:
     """The metric that chose the best step, as the runs call it."""
-    names = {str(cell.finished.get("metric", "metric")) for cell in cells}
+    names = {str(run.finished.get("metric", "metric")) for run in runs}
     return " or ".join(sorted(METRIC_NAMES.get(name, name) for name in names))
 
 
-def _series(cell: RunResult, event: str, key: str) -> Line:
+def _series(run: RunResult, event: str, key: str) -> Line:
     """Value by step; long series are averaged in blocks."""
-    events = [e for e in read_events(cell.run.metrics) if e.get("event") == event]
+    events = [e for e in read_events(run.folder.metrics) if e.get("event") == event]
     points = [(e["step"], e[key]) for e in events if e.get(key) is not None]
     if not points:
         return [], []

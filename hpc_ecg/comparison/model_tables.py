@@ -25,13 +25,13 @@ def flow_rows(flow: CohortFlow) -> Rows:
     return rows
 
 
-def chosen_rows(comparison: Comparison) -> Rows:
+def selected_rows(comparison: Comparison) -> Rows:
     """What its own evaluation says of each chosen model, without thresholds and subgroups."""
     rows = []
-    for chosen in comparison.chosen:
+    for selected in comparison.selected:
         for label in comparison.labels:
-            if own := chosen.label(label):
-                row: dict[str, Any] = {"strategy": chosen.strategy, "seed": chosen.cell.seed}
+            if own := selected.label(label):
+                row: dict[str, Any] = {"strategy": selected.strategy, "seed": selected.run.seed}
                 row |= {"label": label} | _values(own)
                 for part in ("calibration", "one_ecg_per_patient"):
                     values = _values(own.get(part) or {})
@@ -55,12 +55,12 @@ def _values(found: Mapping[str, Any]) -> dict[str, Any]:
 def threshold_rows(comparison: Comparison) -> Rows:
     """Of the chosen models, at each threshold that was fitted on validation."""
     rows = []
-    for chosen in comparison.chosen:
+    for selected in comparison.selected:
         for label in comparison.labels:
-            for method, point in chosen.at_thresholds(label).items():
+            for method, point in selected.at_thresholds(label).items():
                 row: dict[str, Any] = {
-                    "strategy": chosen.strategy,
-                    "seed": chosen.cell.seed,
+                    "strategy": selected.strategy,
+                    "seed": selected.run.seed,
                     "label": label,
                 }
                 row |= {"method": method} | _values(point)
@@ -70,12 +70,12 @@ def threshold_rows(comparison: Comparison) -> Rows:
 
 def subgroup_rows(comparison: Comparison) -> Rows:
     rows = []
-    for chosen in comparison.chosen:
+    for selected in comparison.selected:
         for label in comparison.labels:
-            for level in chosen.label(label).get("subgroups", []):
+            for level in selected.label(label).get("subgroups", []):
                 auroc = level.get("auroc") or {}
                 rows.append(
-                    {"strategy": chosen.strategy, "label": label}
+                    {"strategy": selected.strategy, "label": label}
                     | {k: v for k, v in level.items() if not isinstance(v, dict)}
                     | {f"auroc_{k}": auroc.get(k) for k in ("value", "low", "high")}
                 )
@@ -85,12 +85,12 @@ def subgroup_rows(comparison: Comparison) -> Rows:
 def run_rows(comparison: Comparison) -> Rows:
     """Each run: tensors by where they came from, and how far it went. No time: that varies."""
     rows = []
-    for cell in comparison.cells:
-        counts = read_json(cell.run.init_report)["counts"]
-        row: dict[str, Any] = {"strategy": cell.strategy, "seed": cell.seed}
+    for run in comparison.runs:
+        counts = read_json(run.folder.init_report)["counts"]
+        row: dict[str, Any] = {"strategy": run.strategy, "seed": run.seed}
         row |= {f"tensors_{k}": counts[f"tensors_{k}"] for k in ("loaded", "fresh", "frozen")}
         ends = ("steps", "best_step", "metric", "best_score", "stopped")
-        rows.append(row | {key: cell.finished.get(key) for key in ends})
+        rows.append(row | {key: run.finished.get(key) for key in ends})
     return rows
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from hpc_ecg.atomic_io import read_json
 from hpc_ecg.comparison.baselines import CONSTANTS, adds_to_age_sex
 from hpc_ecg.comparison.results import RunResult
-from hpc_ecg.comparison.scoring import Scorer, Scores, gather
+from hpc_ecg.comparison.scoring import Scorer, Scores, group_by_strategy
 from hpc_ecg.evaluation.comparisons import (
     Difference,
     Estimate,
@@ -73,22 +73,22 @@ def read_baselines(folder: Path, test: Predictions) -> Baselines:
     return found
 
 
-def ensembles(cells: Sequence[RunResult]) -> dict[str, Predictions]:
+def ensembles(runs: Sequence[RunResult]) -> dict[str, Predictions]:
     """The mean prediction of each strategy's seeds; strategies of one seed have none."""
     by_strategy: dict[str, list[Predictions]] = {}
-    for cell in cells:
-        by_strategy.setdefault(cell.strategy, []).append(cell.test)
+    for run in runs:
+        by_strategy.setdefault(run.strategy, []).append(run.test)
     return {name: _mean(own) for name, own in by_strategy.items() if len(own) > 1}
 
 
-def soups(cells: Sequence[RunResult], sweep_dir: Path) -> dict[str, Predictions]:
+def soups(runs: Sequence[RunResult], sweep_dir: Path) -> dict[str, Predictions]:
     """Those that the sweep made and that predict the same records."""
     found = {}
-    for strategy in dict.fromkeys(cell.strategy for cell in cells):
+    for strategy in dict.fromkeys(run.strategy for run in runs):
         path = sweep_dir / strategy / "soup" / "predictions.parquet"
         if path.exists():
             own = read_predictions(path).sorted()
-            if np.array_equal(own.record_N, cells[0].test.record_N):
+            if np.array_equal(own.record_N, runs[0].test.record_N):
                 found[strategy] = own
     return found
 
@@ -144,8 +144,8 @@ def against_baselines(
     return _corrected(pairs, strategies)
 
 
-def what_it_adds(
-    scorer: Scorer, cells: Sequence[RunResult], baselines: Baselines, scored: Mapping[Row, Scores]
+def gains_over_age_sex(
+    scorer: Scorer, runs: Sequence[RunResult], baselines: Baselines, scored: Mapping[Row, Scores]
 ) -> tuple[list[Difference], str]:
     """Network with age and sex, minus age and sex alone: of each label a regression of both,
     fitted on validation; and why it cannot be said, where validation cannot fit one. Neither
@@ -153,24 +153,24 @@ def what_it_adds(
     if "age_sex" not in baselines.test:
         return [], ""
     try:
-        joined = [_with_age_sex(scorer, cell, baselines) for cell in cells]
+        joined = [_with_age_sex(scorer, run, baselines) for run in runs]
     except ValueError as error:
         return [], str(error)
-    keys = [(f"{cell.strategy} + age and sex", cell.seed) for cell in cells]
-    both = gather(scorer.metrics, keys, scorer.score_all(joined))[scorer.metrics[0]]
+    keys = [(f"{run.strategy} + age and sex", run.seed) for run in runs]
+    both = group_by_strategy(scorer.metrics, keys, scorer.score_all(joined))[scorer.metrics[0]]
     alone = scored["baseline", "age_sex"]
     pairs = [(name, "age and sex", _minus(scorer, own, alone)) for name, own in both.items()]
     return _corrected(pairs, both), ""
 
 
-def _with_age_sex(scorer: Scorer, cell: RunResult, baselines: Baselines) -> Predictions:
+def _with_age_sex(scorer: Scorer, run: RunResult, baselines: Baselines) -> Predictions:
     valid, test = baselines.valid["age_sex"], baselines.test["age_sex"]
-    own = read_predictions(cell.run.predictions / "valid.parquet").sorted()
-    logit_NK = cell.test.logit_NK.copy()
+    own = read_predictions(run.folder.predictions / "valid.parquet").sorted()
+    logit_NK = run.test.logit_NK.copy()
     for name in scorer.label_names:
         k = test.labels.index(name)
-        logit_NK[:, k] = adds_to_age_sex(own, cell.test, valid, test, k)
-    return replace(cell.test, logit_NK=logit_NK)
+        logit_NK[:, k] = adds_to_age_sex(own, run.test, valid, test, k)
+    return replace(run.test, logit_NK=logit_NK)
 
 
 def _corrected(

@@ -1,4 +1,4 @@
-"""The report of a sweep: a folder of finished cells in, `report/` with page and tables out.
+"""The report of a sweep: a folder of finished runs in, `report/` with page and tables out.
 
     report/index.html       one file, no network, light and dark, readable on paper
     report/comparison.json  every number of the page
@@ -22,13 +22,13 @@ from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import checklist
 from hpc_ecg.comparison.compare import MARGIN, compare
 from hpc_ecg.comparison.comparison import Comparison, StrategyResult
-from hpc_ecg.comparison.cost import environment_of
+from hpc_ecg.comparison.cost import summarize_environments
 from hpc_ecg.comparison.curve_figures import curves_of
 from hpc_ecg.comparison.figures import draw_figures, drawn_labels, learning_curves
 from hpc_ecg.comparison.flow import CohortFlow, read_flow
 from hpc_ecg.comparison.reference_models import BASELINES
 from hpc_ecg.comparison.results import RunResult
-from hpc_ecg.comparison.run_settings import tell_apart
+from hpc_ecg.comparison.run_settings import compare_settings
 from hpc_ecg.comparison.tables import as_json, tables_of
 from hpc_ecg.comparison.verdict import (
     sentences_on_baselines,
@@ -68,7 +68,7 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     curves = {label: curves_of(comparison, label) for label in drawn_labels(comparison)}
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
-    flow = read_flow(comparison.cells[0].settings)
+    flow = read_flow(comparison.runs[0].settings)
     tuning = read_optional(sweep_dir / "tuning.json")
     tables = tables_of(comparison, curves, learning, flow, tuning)
     paths = ReportPaths(
@@ -95,8 +95,10 @@ def render_report(
     flow: CohortFlow | str,
     tuning: dict[str, Any],
 ) -> str:
-    by_strategy = {cell.strategy: cell.settings for cell in comparison.cells}
-    settings, shared = tell_apart({s.name: by_strategy[s.name] for s in comparison.strategies})
+    by_strategy = {run.strategy: run.settings for run in comparison.runs}
+    settings, shared = compare_settings(
+        {s.name: by_strategy[s.name] for s in comparison.strategies}
+    )
     return render_page(
         "sweep_report.html.jinja",
         title=sweep_dir.resolve().name,
@@ -106,8 +108,8 @@ def render_report(
         on_chance=sentences_on_chance(comparison),
         figures={n: inline_svg(svg, _describe(n, comparison)) for n, svg in figures.items()},
         drawn=drawn_labels(comparison),
-        cards=[_card(strategy, comparison.cells) for strategy in comparison.strategies],
-        environment=environment_of(comparison.cells),
+        cards=[_card(strategy, comparison.runs) for strategy in comparison.strategies],
+        environment=summarize_environments(comparison.runs),
         settings=settings,
         shared_settings=shared,
         flow=flow,
@@ -147,10 +149,10 @@ def _describe(name: str, comparison: Comparison) -> str:
     )
 
 
-def _card(strategy: StrategyResult, cells: list[RunResult]) -> dict[str, Any]:
-    """What a strategy started from (its first cell's init_report) and how its runs went."""
-    own = [cell for cell in cells if cell.strategy == strategy.name]
-    report = read_json(own[0].run.init_report)
+def _card(strategy: StrategyResult, runs: list[RunResult]) -> dict[str, Any]:
+    """What a strategy started from (its first run's init_report) and how its runs went."""
+    own = [run for run in runs if run.strategy == strategy.name]
+    report = read_json(own[0].folder.init_report)
     counts, checkpoint = report["counts"], report["checkpoint"]
     return {
         "name": strategy.name,
@@ -164,7 +166,7 @@ def _card(strategy: StrategyResult, cells: list[RunResult]) -> dict[str, Any]:
     }
 
 
-def _each(cells: list[RunResult], key: str) -> str:
-    """The values of all cells in the order of their seeds, one where they agree."""
-    values = [str(cell.finished.get(key, "–")) for cell in cells]
+def _each(runs: list[RunResult], key: str) -> str:
+    """The values of all runs in the order of their seeds, one where they agree."""
+    values = [str(run.finished.get(key, "–")) for run in runs]
     return values[0] if len(set(values)) == 1 else ", ".join(values)

@@ -5,7 +5,7 @@ from hpc_ecg.evaluation.intervals import FEW_PATIENTS
 from hpc_ecg.reporting.numbers import join_names
 
 
-def warnings_of(comparison: Comparison) -> list[str]:
+def collect_warnings(comparison: Comparison) -> list[str]:
     parts = (_worse_than_the_mean, _few_patients, _few_seeds, _what_is_missing)
     return [text for part in parts for text in part(comparison)]
 
@@ -58,8 +58,8 @@ def _few_seeds(comparison: Comparison) -> list[str]:
 def _what_is_missing(comparison: Comparison) -> list[str]:
     texts = []
     if comparison.problems:
-        total = len(comparison.problems) + len(comparison.cells)
-        texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} cells.")
+        total = len(comparison.problems) + len(comparison.runs)
+        texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} runs.")
     for label, reason in comparison.not_scored.items():
         texts.append(f"{label} is not scored: {reason}.")
     if not any(reference.kind == "baseline" for reference in comparison.reference_models):

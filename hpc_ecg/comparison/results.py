@@ -1,7 +1,7 @@
-"""The cells of a sweep on disk: `<sweep_dir>/<arm>/seed-<N>/`, each one run's folder.
+"""The runs of a sweep on disk: `<sweep_dir>/<arm>/seed-<N>/`, each one run's folder.
 
-In: the sweep's folder. Out: the finished cells with their test predictions, and for every other
-cell the reason why it is not there. The cells that should exist are read from `sweep.yaml`; what
+In: the sweep's folder. Out: the finished runs with their test predictions, and for every other
+run the reason why it is not there. The runs that should exist are read from `sweep.yaml`; what
 an arm is, from the `arm.json` in its folder.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.atomic_io import read_json
-from hpc_ecg.comparison.run_settings import check_alike
+from hpc_ecg.comparison.run_settings import check_comparable
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.sweep.folder import expected_cells, read_events, read_optional
@@ -24,7 +24,7 @@ class RunResult:
     strategy: str
     """The arm's name."""
     seed: int
-    run: RunFolder
+    folder: RunFolder
     finished: dict[str, Any]
     settings: dict[str, Any]
     """By dotted key, with the digest of the data's index."""
@@ -42,31 +42,31 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A cell that takes no part in the comparison."""
+    """A run that takes no part in the comparison."""
 
     strategy: str
     seed: int
     reason: str
 
 
-def read_cells(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
-    """All cells in the order of sweep.yaml. Raises `ValueError` where test sets differ."""
+def read_results(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
+    """All runs in the order of sweep.yaml. Raises `ValueError` where test sets differ."""
     if not sweep_dir.is_dir():
         raise ValueError(f"{sweep_dir} is not a folder; give the folder that a sweep made")
-    cells: list[RunResult] = []
+    runs: list[RunResult] = []
     problems: list[Problem] = []
     for strategy, seed in expected_cells(sweep_dir):
-        outcome = _read_cell(sweep_dir, strategy, seed)
+        outcome = _read_result(sweep_dir, strategy, seed)
         if isinstance(outcome, Problem):
             problems.append(outcome)
         else:
-            cells.append(_on_the_same_records(outcome, cells))
-    if cells:
-        check_alike([(cell.name, cell.strategy, cell.settings) for cell in cells])
-    return cells, problems
+            runs.append(_on_the_same_records(outcome, runs))
+    if runs:
+        check_comparable([(run.name, run.strategy, run.settings) for run in runs])
+    return runs, problems
 
 
-def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> RunResult | Problem:
+def _read_result(sweep_dir: Path, strategy: str, seed: int) -> RunResult | Problem:
     run = RunFolder(sweep_dir / strategy / f"seed-{seed}")
     reason = _why_not_finished(run)
     if reason is not None:
@@ -89,7 +89,7 @@ def _read_finished(run: RunFolder, strategy: str, seed: int) -> RunResult:
     return RunResult(
         strategy=strategy,
         seed=seed,
-        run=run,
+        folder=run,
         finished=read_json(run.finished),
         settings=settings,
         test=test,
@@ -111,21 +111,21 @@ def _why_not_finished(run: RunFolder) -> str | None:
     return f"not finished: at step {max(steps)}" if steps else "not finished: no step yet"
 
 
-def _on_the_same_records(cell: RunResult, others: list[RunResult]) -> RunResult:
-    """Refuse another test set than the first cell's; share its arrays, which are the same."""
+def _on_the_same_records(run: RunResult, others: list[RunResult]) -> RunResult:
+    """Refuse another test set than the first run's; share its arrays, which are the same."""
     if not others:
-        return cell
-    first, test = others[0].test, cell.test
-    _check_same_records(others[0], cell)
+        return run
+    first, test = others[0].test, run.test
+    _check_same_records(others[0], run)
     shared = replace(
         test, record_N=first.record_N, patient_N=first.patient_N, label_NK=first.label_NK
     )
-    return replace(cell, test=shared)
+    return replace(run, test=shared)
 
 
-def _check_same_records(first: RunResult, cell: RunResult) -> None:
-    a, b = first.test, cell.test
-    who, do = f"{first.name} and {cell.name}", "run both on one data set and one split"
+def _check_same_records(first: RunResult, run: RunResult) -> None:
+    a, b = first.test, run.test
+    who, do = f"{first.name} and {run.name}", "run both on one data set and one split"
     if a.labels != b.labels:
         raise ValueError(f"{who} predict different labels ({a.labels} and {b.labels}); {do}")
     only = set(a.record_N.tolist()) ^ set(b.record_N.tolist())

@@ -14,11 +14,11 @@ DATA = ("data_index_sha256", "data.task", "data.labels")
 SHOWN = ("data.", "loss.", "model.", "optim.", "train.", "init.", "engine.precision")
 
 
-def check_alike(cells: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:
-    """ValueError if runs differ in what they may not. `cells`: (name, strategy, settings), where
+def check_comparable(runs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:
+    """ValueError if runs differ in what they may not. `runs`: (name, strategy, settings), where
     the settings hold the digest of the data's index too."""
     first_of: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for name, strategy, settings in cells:
+    for name, strategy, settings in runs:
         first_name, first = first_of.setdefault(strategy, (name, settings))
         keys = [key for key in _differing(first, settings) if key not in PER_RUN]
         if keys:
@@ -36,7 +36,7 @@ def check_alike(cells: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:
             )
 
 
-def tell_apart(
+def compare_settings(
     settings: Mapping[str, Mapping[str, Any]],
 ) -> tuple[list[tuple[str, list[str]]], list[str]]:
     """Of each strategy's settings: rows (key, value per strategy) where they differ, and

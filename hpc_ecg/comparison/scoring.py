@@ -106,7 +106,7 @@ def _side_by_side(score: Callable[[Predictions], T], predictions: Sequence[Predi
         return list(pool.map(score, predictions))
 
 
-def gather(
+def group_by_strategy(
     metrics: Sequence[str], keys: Sequence[tuple[str, int]], scored: Sequence[Scores]
 ) -> dict[str, dict[str, SeedScores]]:
     """`keys`: (strategy, seed) of each of `scored`."""

@@ -12,9 +12,9 @@ from hpc_ecg.sweep.folder import read_optional
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class SelectedModel:
     strategy: str
-    cell: RunResult
+    run: RunResult
     score: float | None
     """On validation; None if nothing was trained and so nothing was chosen."""
     metric: str
@@ -33,27 +33,27 @@ class Chosen:
         return {m: p for m, p in points.items() if isinstance(p, dict) and "threshold" in p}
 
 
-def choose(cells: list[RunResult]) -> list[Chosen]:
-    """One model per strategy, in the order of the cells; of equal scores the first seed."""
+def select_models(runs: list[RunResult]) -> list[SelectedModel]:
+    """One model per strategy, in the order of the runs; of equal scores the first seed."""
     by_strategy: dict[str, list[RunResult]] = {}
-    for cell in cells:
-        by_strategy.setdefault(cell.strategy, []).append(cell)
-    return [_choose(strategy, own) for strategy, own in by_strategy.items()]
+    for run in runs:
+        by_strategy.setdefault(run.strategy, []).append(run)
+    return [_select(strategy, own) for strategy, own in by_strategy.items()]
 
 
-def _choose(strategy: str, cells: list[RunResult]) -> Chosen:
-    def rank(cell: RunResult) -> float:
-        score = cell.finished.get("best_score")
+def _select(strategy: str, runs: list[RunResult]) -> SelectedModel:
+    def rank(run: RunResult) -> float:
+        score = run.finished.get("best_score")
         if score is None:
             return float("-inf")
-        return -score if cell.finished.get("metric") == "loss" else score
+        return -score if run.finished.get("metric") == "loss" else score
 
-    best = max(cells, key=rank)
-    return Chosen(
+    best = max(runs, key=rank)
+    return SelectedModel(
         strategy=strategy,
-        cell=best,
+        run=best,
         score=best.finished.get("best_score"),
         metric=str(best.finished.get("metric", "")),
-        evaluation=read_optional(best.run.evaluation),
-        points=read_optional(best.run.best / "operating_point.json"),
+        evaluation=read_optional(best.folder.evaluation),
+        points=read_optional(best.folder.best / "operating_point.json"),
     )

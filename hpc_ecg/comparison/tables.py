@@ -13,9 +13,9 @@ from hpc_ecg.comparison.figures import Learning
 from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.comparison.model_tables import (
     Rows,
-    chosen_rows,
     flow_rows,
     run_rows,
+    selected_rows,
     subgroup_rows,
     threshold_rows,
     tuning_rows,
@@ -45,12 +45,12 @@ def tables_of(
             for own in comparison.by_label
             for row in _differences(own.pairs, comparison.metric)
         ],
-        "baselines": _differences([*comparison.baselines, *comparison.adds], comparison.metric),
+        "baselines": _differences([*comparison.baselines, *comparison.gains], comparison.metric),
         "non_inferiority": comparison.non_inferior,
         "delong": comparison.delong,
         "flow": [] if isinstance(flow, str) else flow_rows(flow),
         "cohort": [{"label": label} | n for label, n in comparison.counts.items()],
-        "chosen": chosen_rows(comparison),
+        "chosen": selected_rows(comparison),
         "thresholds": threshold_rows(comparison),
         "subgroups": subgroup_rows(comparison),
         "curves": [row for label, own in curves.items() for row in _curves(label, own)],
@@ -99,9 +99,9 @@ def _estimates(estimates: dict[str, Estimate]) -> dict[str, Any]:
 
 def _seeds(comparison: Comparison) -> Rows:
     return [
-        {"strategy": s.name, "seed": seed, "chosen": seed == chosen.cell.seed}
+        {"strategy": s.name, "seed": seed, "chosen": seed == selected.run.seed}
         | {metric: s.per_seed[metric][seed] for metric in comparison.metrics}
-        for s, chosen in zip(comparison.strategies, comparison.chosen, strict=True)
+        for s, selected in zip(comparison.strategies, comparison.selected, strict=True)
         for seed in s.seeds
     ]
 
@@ -153,10 +153,10 @@ def _curves(label: str, curves: Curves) -> Rows:
 def _learning(comparison: Comparison, learning: Mapping[str, Learning]) -> Rows:
     """The points that are drawn: of long runs the means of blocks of steps."""
     return [
-        {"curve": name, "strategy": cell.strategy, "seed": cell.seed, "step": step, "value": value}
-        for name, by_cell in learning.items()
-        for cell in comparison.cells
-        for step, value in zip(*by_cell.get((cell.strategy, cell.seed), ([], [])), strict=True)
+        {"curve": name, "strategy": run.strategy, "seed": run.seed, "step": step, "value": value}
+        for name, by_run in learning.items()
+        for run in comparison.runs
+        for step, value in zip(*by_run.get((run.strategy, run.seed), ([], [])), strict=True)
     ]
 
 
@@ -166,8 +166,8 @@ def as_json(
     """Everything of the page: the comparison, what the chosen models' evaluations say, the way from
     the table to the splits (a text where it is not known), how runs went, and what tuning chose."""
     chosen = {
-        c.strategy: {"seed": c.cell.seed, "evaluation": c.evaluation, "points": c.points}
-        for c in comparison.chosen
+        c.strategy: {"seed": c.run.seed, "evaluation": c.evaluation, "points": c.points}
+        for c in comparison.selected
     }
     whole = comparison.to_dict()
     varies = whole.pop("varies")

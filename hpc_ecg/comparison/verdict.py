@@ -83,7 +83,7 @@ def sentences_on_baselines(comparison: Comparison) -> list[str]:
     names = dict.fromkeys(pair.second for pair in comparison.baselines)
     sentences = [_on_baseline(comparison, name) for name in names]
     best = comparison.strategies[0].name
-    for pair in comparison.adds:
+    for pair in comparison.gains:
         if pair.first == f"{best} + {pair.second}":
             verb = "adds" if _is_above(pair) else "is not shown to add anything: it adds"
             sentences.append(
