@@ -6,7 +6,7 @@ from typing import Any
 
 from hpc_ecg.atomic_io import write_text
 from hpc_ecg.comparison.comparison import Comparison
-from hpc_ecg.comparison.cost import plain
+from hpc_ecg.comparison.cost import plain_text
 from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.comparison.verdict import verdict_sentences
@@ -54,7 +54,7 @@ def _values(
         "verdict": verdict_sentences(comparison),
         "names": NAMES,
         "fitted_for": fitted_for,
-        "plain": plain,
+        "plain_text": plain_text,
         "format_number": format_number,
         "format_percent": format_percent,
         "show_part": show_part,
