@@ -189,7 +189,7 @@ def test_one_seed_and_few_positive_patients_are_warned_about(tmp_path):
     positive = comparison.counts["afib_5y"]["n_positive_patients"]
     assert positive < 20
     text = verdict(comparison)
-    assert "One seed only for a and b" in text
+    assert "Only one seed for a and b" in text
     assert f"afib_5y has only {positive} positive patients in the test set" in text
 
 
@@ -384,7 +384,7 @@ def test_baselines_of_another_test_set_are_not_used(tmp_path):
     assert not comparison.baselines
     assert "another test set" in comparison.baselines_left_out["age_sex"]
     assert comparison.baselines_left_out["other"] == "no such column"
-    assert "No baseline stands beside the networks" in verdict(comparison)
+    assert "There is no baseline" in verdict(comparison)
 
 
 def test_an_ensemble_is_the_mean_probability_of_its_seeds(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.comparison.by_label import compare_by_label
-from hpc_ecg.comparison.comparison import Comparison, StrategyResult
+from hpc_ecg.comparison.comparison import Comparison, StrategyResult, put_first
 from hpc_ecg.comparison.cost import total_costs
 from hpc_ecg.comparison.reference_models import (
     average_seeds,
@@ -149,15 +149,10 @@ def _against_best(pairs: list[Difference], best: str, margin: float) -> list[dic
     tests = []
     for pair in pairs:
         if best in (pair.first, pair.second):
-            seen = pair if pair.second == best else _reversed(pair)
-            tests.append({"strategy": seen.first, "to": best} | non_inferior(seen, margin))
+            other = pair.second if pair.first == best else pair.first
+            test = non_inferior(put_first(pair, other), margin)
+            tests.append({"strategy": other, "to": best} | test)
     return tests
-
-
-def _reversed(pair: Difference) -> Difference:
-    e = pair.estimate
-    estimate = replace(e, value=-e.value, low=-e.high, high=-e.low)
-    return replace(pair, first=pair.second, second=pair.first, estimate=estimate)
 
 
 def _compare_by_delong(

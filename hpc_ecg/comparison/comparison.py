@@ -1,4 +1,4 @@
-"""What a comparison is: plain numbers, from which verdict, tables, figures and page are made."""
+"""The result of a comparison as plain values, from which verdict, tables and page are made."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -25,12 +25,13 @@ JSON_KEYS = {
 class StrategyResult:
     name: str
     base: str
-    """The strategy without what a grid varied."""
+    """The name without what a grid varied."""
     varied: dict[str, Any]
     seeds: list[int]
     estimates: dict[str, Estimate]
     """By metric."""
     per_seed: dict[str, dict[int, float]]
+    """By metric and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +41,14 @@ class Comparison:
     """The metric that decides; `metrics` are all that are reported."""
     metrics: list[str]
     labels: list[str]
-    """Those that are scored; `not_scored` gives the reasons for the others."""
+    """Scored labels; `not_scored` gives the reason for each other one."""
     not_scored: dict[str, str]
     counts: dict[str, dict[str, Any]]
-    """Of the test set, by label: records, patients, positive ones, prevalence."""
+    """Test set by label: records, patients, positive ones, prevalence."""
     strategies: list[StrategyResult]
     """Highest metric first."""
     pairs_of: dict[str, list[Difference]]
-    """By metric: every pair of strategies; Holm's correction over the pairs of one metric."""
+    """By metric: all pairs of strategies; Holm's correction over the pairs of one metric."""
     by_label: list[LabelResult]
     """[] for a single label."""
     reference_models: list[ReferenceModel]
@@ -56,14 +57,14 @@ class Comparison:
     gains: list[Difference]
     """Network with age and sex, minus age and sex."""
     gains_left_out: str
-    """Why there is none, where validation cannot fit both; else ""."""
+    """Why `gains` cannot be computed; else ""."""
     baselines_left_out: dict[str, str]
     probability_best: dict[str, float]
     margin: float
     non_inferior: list[dict[str, Any]]
     """Each strategy against the highest."""
     detectable: dict[str, float]
-    """By pair, "a - b": the difference that is found in 80 % of such sweeps."""
+    """By pair, "a - b": the difference that 80 % of such sweeps would find."""
     delong: list[dict[str, Any]]
     """Pairs of ensembles, by DeLong's test for clustered data."""
     selected: list[SelectedModel] = field(repr=False)
@@ -95,3 +96,12 @@ class Comparison:
         del values["cost"]
         renamed = {JSON_KEYS.get(name, name): value for name, value in values.items()}
         return renamed | {"varies": {name: asdict(cost) for name, cost in self.cost.items()}}
+
+
+def put_first(pair: Difference, name: str) -> Difference:
+    """The same difference with `name` as its first strategy."""
+    if pair.first == name:
+        return pair
+    e = pair.estimate
+    estimate = replace(e, value=-e.value, low=-e.high, high=-e.low)
+    return replace(pair, first=pair.second, second=pair.first, estimate=estimate)
