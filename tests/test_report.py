@@ -16,7 +16,7 @@ from test_compare import make_baselines, make_sweep, make_test_set
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.flow import CohortFlow, _split
 from hpc_ecg.comparison.report import render_report, write_report
-from hpc_ecg.comparison.tables import as_json, tables_of
+from hpc_ecg.comparison.tables import as_json, build_tables
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.reporting.html import render_page
 from hpc_ecg.reporting.plots import Group, line_plot
@@ -270,7 +270,7 @@ def test_the_way_from_the_table_to_the_splits_stands_in_a_table(tmp_path):
         index_sha256="ab" * 32,
     )
     comparison = compare(make_sweep(tmp_path, {"x": 0.1}, (0,)), 50)
-    assert tables_of(comparison, {}, {}, flow, {})["flow"] == [
+    assert build_tables(comparison, {}, {}, flow, {})["flow"] == [
         {"part": "in the table", "records": 5},
         {"part": "left out: unreadable", "records": 2},
         {
@@ -284,7 +284,7 @@ def test_the_way_from_the_table_to_the_splits_stands_in_a_table(tmp_path):
     ]
     assert as_json(comparison, flow, {})["flow"]["left_out"] == {"unreadable": 2}
     assert as_json(comparison, "not readable", {})["flow"] == "not readable"
-    assert "flow" not in tables_of(comparison, {}, {}, "not readable", {})
+    assert "flow" not in build_tables(comparison, {}, {}, "not readable", {})
 
 
 def test_the_points_of_the_curves_stand_in_a_table(paths, sweep_dir):

@@ -4,7 +4,7 @@ import textwrap
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.verdict import all_sentences
-from hpc_ecg.comparison.wording import show_interval
+from hpc_ecg.comparison.wording import format_interval
 from hpc_ecg.evaluation.comparisons import Estimate
 from hpc_ecg.reporting.numbers import format_number
 
@@ -48,7 +48,7 @@ def _row(
     first, second = (estimates[metric] for metric in comparison.metrics)
     spread = "-" if first.seed_sd is None else format_number(first.seed_sd)
     value, other = format_number(first.value), format_number(second.value)
-    return [name, seeds, value, show_interval(first), spread, other, hours]
+    return [name, seeds, value, format_interval(first), spread, other, hours]
 
 
 def _align(row: list[str], widths: list[int]) -> list[str]:

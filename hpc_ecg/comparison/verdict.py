@@ -5,7 +5,7 @@ Fixed rules choose each sentence. "Better" means a Holm-corrected p below 0.05; 
 """
 
 from hpc_ecg.comparison.comparison import Comparison, put_first
-from hpc_ecg.comparison.wording import show_interval, show_value
+from hpc_ecg.comparison.wording import format_estimate, format_interval
 from hpc_ecg.evaluation.comparisons import ALPHA, Difference
 from hpc_ecg.reporting.numbers import (
     format_number,
@@ -33,7 +33,7 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     """Say which strategy is best, and which ones it can and cannot be told apart from."""
     best, *others = comparison.strategies
     if not others:
-        value = show_value(best.estimates[comparison.metric])
+        value = format_estimate(best.estimates[comparison.metric])
         return [
             f"Only {best.name} is finished ({comparison.metric_name} {value}): there is nothing to "
             "compare it with."
@@ -55,7 +55,7 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
 def _rank(comparison: Comparison, ahead: list[Difference], alike: list[Difference]) -> list[str]:
     """`ahead`: pairs in which the best strategy leads significantly; `alike`: its other pairs."""
     best, metric = comparison.strategies[0].name, comparison.metric_name
-    value = show_value(comparison.strategies[0].estimates[comparison.metric])
+    value = format_estimate(comparison.strategies[0].estimates[comparison.metric])
     better = [pair for pair in ahead if pair.estimate.includes_seeds]
     unsure = [pair for pair in ahead if not pair.estimate.includes_seeds]
     if unsure:
@@ -121,7 +121,7 @@ def _is_better(pair: Difference) -> bool:
 
 def _gain(pair: Difference) -> str:
     value = format_number(pair.estimate.value, signed=True)
-    return f"{value} (95 % interval {show_interval(pair.estimate)})"
+    return f"{value} (95 % interval {format_interval(pair.estimate)})"
 
 
 def sentences_on_chance(comparison: Comparison) -> list[str]:
