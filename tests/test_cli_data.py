@@ -391,7 +391,7 @@ MISTAKES = [
     ({"--rate": "0"}, "--rate must be 50 to 10000 Hz"),
     ({"--rate": "-500"}, "--rate must be 50 to 10000 Hz"),
     ({"--rate": "nan"}, "--rate must be 50 to 10000 Hz"),
-    ({"--rate": "250"}, "the file says 500 Hz, declared are 250 Hz"),
+    ({"--rate": "250"}, "the file says 500 Hz, but 250 Hz was declared"),
     ({"--rate": "500", "--signals": "FOLDER/npy"}, "need --axes samples,leads"),
     (
         {"--signals": "FOLDER/npy", "--axes": "samples,leads"},

@@ -14,7 +14,8 @@ from conftest import plan_for
 from hpc_ecg.cli import main
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.shards.format import read_shard_set
-from hpc_ecg.shards.inspection import COPY_AGAIN, find_damage, inspect_shards, write_page
+from hpc_ecg.shards.inspection import REMOTE_REPAIR, inspect_shards, write_page
+from hpc_ecg.shards.integrity import find_damage
 from hpc_ecg.shards.sharding import shard_ecgs
 
 
@@ -107,7 +108,7 @@ def test_every_damaged_shard_is_named_in_one_line(copied, capsys):
         f"damaged: {second} is missing",
         f"damaged: {third} is cut off: {len(whole) - 1000} of {len(whole)} bytes",
     ]
-    assert lines[-1] == f"mend with: hpc-ecg data repair {copied}"
+    assert lines[-1] == f"repair with: hpc-ecg data repair {copied}"
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_damage_at_a_url_is_named_and_mended_where_the_shards_came_from(far, sha
         f"damaged: {second} is swapped: it holds {third}",
         f"damaged: {third} is cut off: {size - 9} of {size} bytes",
     ]
-    assert lines[-1] == f"mend with: {COPY_AGAIN}"
+    assert lines[-1] == f"repair with: {REMOTE_REPAIR}"
     code, _, (complaint,) = inspect(capsys, "memory://looked/elsewhere")
     assert code == 2 and complaint.endswith("memory://looked/elsewhere: dataset.json is missing")
 
@@ -164,10 +165,10 @@ def test_swapped_shards_are_called_so(copied):
     (copied / first).rename(copied / "x")
     (copied / second).rename(copied / first)
     (copied / "x").rename(copied / second)
-    assert find_damage(read_shard_set(copied, check_sizes=False)) == [
-        f"{first} is swapped: it holds {second}",
-        f"{second} is swapped: it holds {first}",
-    ]
+    assert find_damage(read_shard_set(copied, check_sizes=False)) == {
+        0: f"{first} is swapped: it holds {second}",
+        1: f"{second} is swapped: it holds {first}",
+    }
 
 
 def test_without_verifying_damage_is_not_looked_for_and_said_to_be_so(copied, capsys):

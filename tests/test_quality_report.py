@@ -17,8 +17,8 @@ from hpc_ecg.shards.index import LeftOut
 from hpc_ecg.shards.quality_report import (
     NUM_PICTURES,
     QualityFacts,
-    choose_evenly,
     quality_table,
+    sample_evenly,
     write_quality_report,
 )
 
@@ -87,7 +87,7 @@ def facts_of(left_out, flags, **changes):
             for row, reason in enumerate(left_out)
         ],
         "amplitude": compare_amplitudes(index["amplitude_mv"].to_numpy()) if len(flags) else None,
-        "picture_of": picture_of,
+        "read_source": picture_of,
     }
     return QualityFacts(**(facts | changes))
 
@@ -172,7 +172,7 @@ def test_a_row_that_is_in_no_list_is_never_passed_over(tmp_path):
 def test_pictures_are_taken_from_the_reasons_in_turn_and_those_without_come_last(tmp_path):
     reasons = ["too short"] * 50 + ["NaN", "not found", "flat lead"]
     flags = ["padded"] * 40 + ["padded;saturated"]
-    facts = facts_of(reasons, flags, picture_of=lambda row: picture_of(row) if row != 50 else None)
+    facts = facts_of(reasons, flags, read_source=lambda row: picture_of(row) if row != 50 else None)
     write_quality_report(tmp_path, facts)
     page, _ = read(tmp_path)
     _amplitude, *captions = page.captions
@@ -191,7 +191,7 @@ def test_pictures_are_taken_from_the_reasons_in_turn_and_those_without_come_last
 )
 def test_what_cannot_be_drawn_does_not_stop_the_report(tmp_path, leads, rate_hz):
     odd = Recording(signal_LS=np.zeros((2, 10)), leads=leads, sample_rate_hz=rate_hz)
-    write_quality_report(tmp_path, facts_of(["rate"], [""], picture_of=lambda row: odd))
+    write_quality_report(tmp_path, facts_of(["rate"], [""], read_source=lambda row: odd))
     assert "(cannot be drawn)" in (tmp_path / "quality.html").read_text()
 
 
@@ -234,17 +234,17 @@ def test_the_report_is_the_same_every_time(tmp_path):
 )
 def test_a_sample_is_spread_evenly_over_the_groups(groups, count, seed):
     names = [str(n) for n in range(len(groups))]
-    chosen = choose_evenly(names, np.array(groups, object), count, seed)
+    chosen = sample_evenly(names, np.array(groups, object), count, seed)
     assert len(set(chosen)) == len(chosen) == min(count, len(groups))
     taken = {g: sum(groups[n] == g for n in chosen) for g in set(groups)}
     for group, number in taken.items():  # fewer than another only if it has no more
         assert number >= max(taken.values()) - 1 or number == groups.count(group)
-    assert choose_evenly(names, np.array(groups, object), count, seed) == chosen
+    assert sample_evenly(names, np.array(groups, object), count, seed) == chosen
 
 
 def test_another_seed_takes_others_and_records_elsewhere_change_nothing():
     names = [str(n) for n in range(100)]
     groups = np.array(["a"] * 50 + ["b"] * 50, object)
-    assert choose_evenly(names, groups, 6, seed=0) != choose_evenly(names, groups, 6, seed=1)
+    assert sample_evenly(names, groups, 6, seed=0) != sample_evenly(names, groups, 6, seed=1)
     grown = np.append(groups, "b")
-    assert choose_evenly([*names, "100"], grown, 6)[:3] == choose_evenly(names, groups, 6)[:3]
+    assert sample_evenly([*names, "100"], grown, 6)[:3] == sample_evenly(names, groups, 6)[:3]

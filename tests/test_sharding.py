@@ -22,8 +22,7 @@ from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_split
 from hpc_ecg.ecg.files import ArrayLayout
 from hpc_ecg.ecg.signal import LEADS, SignalSpec
-from hpc_ecg.shards import quality_report, sharding
-from hpc_ecg.shards import sharding_job as shard_job
+from hpc_ecg.shards import quality_report, shard_task, sharding
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.index import describe_outcome
 from hpc_ecg.shards.sharding import shard_ecgs
@@ -153,7 +152,7 @@ def test_with_a_key_no_file_that_could_name_a_person_is_named(tmp_path):
 def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path, table, monkeypatch):
     given = plan(table, tmp_path / "out", records_per_shard=1, workers=2)
     with monkeypatch.context() as patch:
-        patch.setattr(shard_job, "write_shard", die)
+        patch.setattr(shard_task, "write_shard", die)
         with pytest.raises(ValueError, match="a worker process was killed"):
             shard_ecgs(given)
     shard_ecgs(given)
@@ -239,12 +238,12 @@ def test_a_rate_that_the_file_contradicts_leaves_the_record_out(tmp_path):
     shard_ecgs(plan(table, tmp_path / "out", columns=columns))
     (left_out,) = left_out_of(tmp_path / "out")
     assert (left_out["record"], left_out["reason"]) == ("a2", "rate")
-    assert left_out["message"] == "the file says 500 Hz, declared are 400 Hz"
+    assert left_out["message"] == "the file says 500 Hz, but 400 Hz was declared"
 
 
 def test_one_rate_for_all_that_no_file_has_is_refused(tmp_path, table):
     message = refusal(plan(table, tmp_path / "out", rate_hz=250.0))
-    assert "4 rate; first: the file says 500 Hz, declared are 250 Hz" in message
+    assert "4 rate; first: the file says 500 Hz, but 250 Hz was declared" in message
 
 
 @pytest.mark.parametrize("rate_hz", [0.0, -500.0, float("nan"), float("inf"), 1e6])
@@ -404,7 +403,7 @@ def unfinished(tmp_path):
     return tmp_path / ".out.unfinished"
 
 
-@pytest.mark.parametrize("place", ["build_index", "write_beside_shards", "_publish"])
+@pytest.mark.parametrize("place", ["build_index", "write_metadata", "_publish"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_failure_leaves_no_output_but_the_shards_for_the_next_try(
     tmp_path, table, monkeypatch, place, error
@@ -419,7 +418,7 @@ def test_a_failure_leaves_no_output_but_the_shards_for_the_next_try(
             shard_ecgs(given)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.unfinished", "in"]
     with monkeypatch.context() as patch:
-        patch.setattr(shard_job, "write_shard", None)  # nothing is written again
+        patch.setattr(shard_task, "write_shard", None)  # nothing is written again
         shard_ecgs(given)
     shard_ecgs(plan(table, tmp_path / "fresh", records_per_shard=2))
     assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "fresh")
@@ -431,7 +430,7 @@ def test_a_failure_in_the_first_shard_leaves_nothing(tmp_path, table, monkeypatc
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(shard_job, "prepare_row", fail)
+    monkeypatch.setattr(shard_task, "prepare_row", fail)
     with pytest.raises(type(error)):
         shard_ecgs(plan(table, tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -445,7 +444,7 @@ def bytes_in(folder):
 
 
 def stop_after_the_first_shard(given, monkeypatch):
-    write = shard_job.write_shard
+    write = shard_task.write_shard
 
     def write_one(job):
         if job.shard > 0:
@@ -453,16 +452,16 @@ def stop_after_the_first_shard(given, monkeypatch):
         return write(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_job, "write_shard", write_one)
+        patch.setattr(shard_task, "write_shard", write_one)
         with pytest.raises(KeyboardInterrupt):
             shard_ecgs(given)
 
 
 def note_what_is_written(monkeypatch):
     """The numbers of the shards that are written from now on."""
-    written, write = [], shard_job.write_shard
+    written, write = [], shard_task.write_shard
     monkeypatch.setattr(
-        shard_job, "write_shard", lambda job: written.append(job.shard) or write(job)
+        shard_task, "write_shard", lambda job: written.append(job.shard) or write(job)
     )
     return written
 
@@ -570,7 +569,7 @@ def test_a_failure_with_workers_does_not_write_the_other_shards_first(tmp_path, 
     (table.parent / "many.csv").write_text(
         "\n".join(["record,patient,split,af,file", *rows]) + "\n"
     )
-    monkeypatch.setattr(shard_job, "write_shard", note_and_fail)
+    monkeypatch.setattr(shard_task, "write_shard", note_and_fail)
     given = plan(table.parent / "many.csv", tmp_path / "out", records_per_shard=1, workers=2)
     with pytest.raises(OSError, match="disk full"):
         shard_ecgs(given)

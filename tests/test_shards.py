@@ -15,7 +15,7 @@ from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import prepare
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.shards.format import find_arrays, key_of_row, read_shard_set, shard_name
+from hpc_ecg.shards.format import find_array_offsets, key_of_row, read_shard_set, shard_name
 from hpc_ecg.shards.sharding import shard_ecgs
 
 
@@ -127,7 +127,7 @@ def test_the_index_leads_to_the_first_count_of_each_record(shards):
     for row in index.itertuples():
         array = np.fromfile(shards / shard_name(row.shard), "<i2", 12 * 2500, offset=row.offset)
         np.testing.assert_array_equal(array.reshape(12, 2500), samples[row.key]["ecg.npy"])
-    found = find_arrays(shards / shard_name(1), 12, 2500)
+    found = find_array_offsets(shards / shard_name(1), 12, 2500)
     assert found == dict(index[index["shard"] == 1][["key", "offset"]].to_numpy().tolist())
 
 

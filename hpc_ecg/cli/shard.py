@@ -155,7 +155,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     from hpc_ecg.ecg.array_files import AXES
     from hpc_ecg.ecg.files import ArrayLayout
     from hpc_ecg.ecg.signal import LEADS
-    from hpc_ecg.shards.sharding_job import Recordings
+    from hpc_ecg.shards.shard_task import Recordings
     from hpc_ecg.shards.sharding_plan import ShardingPlan, parse_slurm
 
     layout_given = tuple(n for n in ("axes", "leads", "unit") if getattr(options, n) is not None)

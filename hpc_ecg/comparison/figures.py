@@ -14,7 +14,7 @@ from hpc_ecg.comparison.curve_figures import Curves, draw_curves
 from hpc_ecg.comparison.results import RunResult
 from hpc_ecg.evaluation.comparisons import Estimate
 from hpc_ecg.evaluation.metrics import METRIC_NAMES
-from hpc_ecg.reporting.plots import Group, Line, Row, forest_plot, line_plot
+from hpc_ecg.reporting.plots import ForestRow, Group, Line, forest_plot, line_plot
 from hpc_ecg.sweep.folder import read_events
 
 FRACTION = "data.label_fraction"
@@ -93,8 +93,8 @@ def _draw_differences(comparison: Comparison) -> str | None:
     return forest_plot(rows, label, name="differences", reference=0.0)
 
 
-def _row(name: str, e: Estimate, style: int, points: tuple[float, ...] = ()) -> Row:
-    return Row(name=name, value=e.value, low=e.low, high=e.high, points=points, style=style)
+def _row(name: str, e: Estimate, style: int, points: tuple[float, ...] = ()) -> ForestRow:
+    return ForestRow(name=name, value=e.value, low=e.low, high=e.high, points=points, style=style)
 
 
 def _draw_efficiency(comparison: Comparison) -> str | None:
@@ -130,7 +130,7 @@ def _draw_subgroups(comparison: Comparison, label: str, figure: str) -> str | No
     named = [("all", evaluation["auroc"])]
     named += [(f"{level['group']}: {level['level']}", level["auroc"]) for level in levels]
     rows = [
-        Row(
+        ForestRow(
             name=name, value=a["value"], low=a["low"], high=a["high"], style=BLACK * (name == "all")
         )
         for name, a in named

@@ -18,7 +18,7 @@ import numpy as np
 from hpc_ecg.data.node_cache import NodeCache, resolve_stage_dir
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.shards.format import ShardSet
-from hpc_ecg.shards.remote import RemoteStore, locate
+from hpc_ecg.shards.remote import RemoteStore, open_remote_store
 
 
 class ShardSource:
@@ -29,7 +29,7 @@ class ShardSource:
         self._about = shards.description["shards"]
         self._set_sha256 = shards.description["index_sha256"]
         self._place = shards.name
-        self._remote: RemoteStore | None = locate(shards.url) if shards.url else None
+        self._remote: RemoteStore | None = open_remote_store(shards.url) if shards.url else None
         self._stage: NodeCache | None = None
         self._mapped: dict[int, np.ndarray] = {}
 

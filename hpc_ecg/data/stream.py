@@ -15,7 +15,7 @@ import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
-from hpc_ecg.shards.format import ARRAY_ENDING, array_of
+from hpc_ecg.shards.format import ARRAY_SUFFIX, parse_array
 
 CHUNK = 64
 """Records that are held at once where nothing is shuffled."""
@@ -35,7 +35,7 @@ def read_shard(
 
     def is_wanted(name: str) -> bool:
         key, dot, ending = name.partition(".")
-        return key in wanted and dot + ending == ARRAY_ENDING
+        return key in wanted and dot + ending == ARRAY_SUFFIX
 
     with dataset.source.open(shard) as file:
         samples = iter(
@@ -50,7 +50,7 @@ def read_shard(
                 sample = next(samples, None)
                 if sample is None:
                     raise ValueError(f"{len(wanted)} records are not in it")
-                record = array_of(sample["ecg.npy"], dataset.record_shape)
+                record = parse_array(sample["ecg.npy"], dataset.record_shape)
             except Exception as error:  # tarfile and file systems raise many kinds
                 why = str(error).partition("\n")[0] or type(error).__name__
                 raise ValueError(dataset.damage(shard, why)) from None
