@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_from, group_by_strategy
+from hpc_ecg.comparison.scoring import RunKey, Scorer, Scores, estimate_from, group_by_strategy
 from hpc_ecg.evaluation.comparisons import ALPHA, Difference, Estimate, compare_strategies, holm
 
 
@@ -32,22 +32,18 @@ class LabelResult:
 
 
 def compare_by_label(
-    scorer: Scorer,
-    keys: Sequence[tuple[str, int]],
-    scored: Sequence[Mapping[str, Scores]],
-    order: Sequence[str],
+    scorer: Scorer, scored: Mapping[RunKey, Mapping[str, Scores]], order: Sequence[str]
 ) -> list[LabelResult]:
     """Compare all pairs on each label; [] for a single label.
 
-    `scored` holds a run's scores by label, `keys` its strategy and seed; `order` is that of the
-    strategies.
+    `scored` holds each run's scores by label; `order` is that of the strategies.
     """
     if len(scorer.label_names) < 2:
         return []
-    results = [
-        _compare_on_label(scorer, label, keys, [run[label] for run in scored], order)
-        for label in scorer.label_names
-    ]
+    results = []
+    for label in scorer.label_names:
+        on_label = {run: scores[label] for run, scores in scored.items()}
+        results.append(_compare_on_label(scorer, label, on_label, order))
     adjusted = iter(holm([pair.estimate.p_value for result in results for pair in result.pairs]))
     return [
         replace(result, pairs=[replace(pair, p_holm=next(adjusted)) for pair in result.pairs])
@@ -56,14 +52,10 @@ def compare_by_label(
 
 
 def _compare_on_label(
-    scorer: Scorer,
-    label: str,
-    keys: Sequence[tuple[str, int]],
-    scored: Sequence[Scores],
-    order: Sequence[str],
+    scorer: Scorer, label: str, scored: Mapping[RunKey, Scores], order: Sequence[str]
 ) -> LabelResult:
     num_patients = scorer.num_patients_for([label])
-    scores = group_by_strategy(scorer.metrics, keys, scored)
+    scores = group_by_strategy(scorer.metrics, scored)
     deciding = scores[scorer.metrics[0]]
     return LabelResult(
         label=label,

@@ -62,8 +62,9 @@ def compare(
     # 2. score every run on the same draws of patients
     scorer = Scorer.for_test_set(runs[0].test, replicates, seed)
     keys = [(run.strategy, run.seed) for run in runs]
-    scored = scorer.score_labels([run.test for run in runs])
-    scores = group_by_strategy(scorer.metrics, keys, [scorer.mean(labels) for labels in scored])
+    scored = dict(zip(keys, scorer.score_labels([run.test for run in runs]), strict=True))
+    means = {key: scorer.mean(by_label) for key, by_label in scored.items()}
+    scores = group_by_strategy(scorer.metrics, means)
 
     # 3. rank the strategies, and compare all pairs
     metric = scorer.metrics[0]
@@ -92,7 +93,7 @@ def compare(
         counts=scorer.counts,
         strategies=strategies,
         pairs_of=pairs_of,
-        by_label=compare_by_label(scorer, keys, scored, order),
+        by_label=compare_by_label(scorer, scored, order),
         reference_models=estimate_reference_models(scorer, list(references), reference_scores),
         baselines=compare_with_baselines(scorer, ranked[metric], reference_scores),
         gains=gains,

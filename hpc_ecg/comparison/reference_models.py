@@ -141,7 +141,8 @@ def gains_over_age_sex(
     except ValueError as error:
         return [], str(error)
     keys = [(f"{run.strategy} + age and sex", run.seed) for run in runs]
-    both = group_by_strategy(scorer.metrics, keys, scorer.score(combined))[scorer.metrics[0]]
+    scores = dict(zip(keys, scorer.score(combined), strict=True))
+    both = group_by_strategy(scorer.metrics, scores)[scorer.metrics[0]]
     alone = scored["baseline", "age_sex"]
     differences = [
         _minus(scorer, name, scores, "age and sex", alone) for name, scores in both.items()

@@ -98,7 +98,6 @@ def render_report(
     runs = by_strategy(comparison.runs)
     in_order = {s.name: runs[s.name] for s in comparison.strategies}
     settings, shared = compare_settings({name: r[-1].settings for name, r in in_order.items()})
-    descriptions = _describe_figures(comparison, figures)
     return render_page(
         "sweep_report.html.jinja",
         title=sweep_dir.resolve().name,
@@ -106,7 +105,8 @@ def render_report(
         sentences=verdict_sentences(comparison),
         on_baselines=sentences_on_baselines(comparison),
         on_chance=sentences_on_chance(comparison),
-        figures={name: inline_svg(svg, descriptions[name]) for name, svg in figures.items()},
+        figures=figures,
+        inline_svg=inline_svg,
         drawn=labels_with_curves(comparison),
         starts=[_start(name, group) for name, group in in_order.items()],
         environment=summarize_environments(comparison.runs),
@@ -118,30 +118,6 @@ def render_report(
         baseline_names=BASELINES,
         **FORMATS,
     )
-
-
-def _describe_figures(comparison: Comparison, names: Mapping[str, str]) -> dict[str, str]:
-    """Describe each figure for a screen reader."""
-    metric = comparison.metric_name
-    texts = {
-        "strategies": f"{metric} of each strategy with its interval; values in the table below",
-        "differences": f"Differences in {metric} with intervals; values in the table below",
-        "roc": "ROC curve of each strategy, single seeds as thin lines",
-        "precision_recall": "Precision-recall curve of each strategy, single seeds as thin lines",
-        "calibration": "Observed share by predicted probability, a line per selected model",
-        "decision": "Net benefit by threshold probability, a line per selected model",
-        "subgroups": "AUROC of the best strategy's selected model by subgroup, with intervals",
-        "efficiency": f"{metric} by share of the training patients, a line per strategy",
-        "validation": "Validation metric by step, a line per run",
-        "loss": "Training loss by step, a line per run",
-    }
-    labels = {suffix: f"{label}: " for label, suffix in labels_with_curves(comparison).items()}
-    descriptions = {}
-    for name in names:
-        kind, dash, rest = name.partition("-")
-        label = labels[dash + rest] if dash else ""
-        descriptions[name] = label + texts[kind]
-    return descriptions
 
 
 def _start(strategy: str, runs: Sequence[RunResult]) -> dict[str, Any]:

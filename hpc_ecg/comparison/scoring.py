@@ -22,6 +22,8 @@ from hpc_ecg.evaluation.scores import labels_not_scored, point_values, replicate
 
 Scores = tuple[dict[str, float], dict[str, FloatArray]]
 """By metric: the value, and its replicates [R]."""
+RunKey = tuple[str, int]
+"""Strategy and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +99,11 @@ class Scorer:
 
 
 def group_by_strategy(
-    metrics: Sequence[str], keys: Sequence[tuple[str, int]], scored: Sequence[Scores]
+    metrics: Sequence[str], scored: Mapping[RunKey, Scores]
 ) -> dict[str, dict[str, SeedScores]]:
-    """Scores by metric and strategy; `keys` holds the strategy and seed of each of `scored`."""
+    """Rearrange the scores of runs: by metric, strategy and seed."""
     scores: dict[str, dict[str, SeedScores]] = {metric: {} for metric in metrics}
-    for (strategy, seed), (values, replicates) in zip(keys, scored, strict=True):
+    for (strategy, seed), (values, replicates) in scored.items():
         for metric in metrics:
             seeds = scores[metric].setdefault(strategy, SeedScores(value={}, replicate_R={}))
             seeds.value[seed], seeds.replicate_R[seed] = values[metric], replicates[metric]
