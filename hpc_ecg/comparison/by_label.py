@@ -3,8 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hpc_ecg.comparison.scoring import RunKey, Scorer, Scores, estimate_from, group_by_strategy
-from hpc_ecg.evaluation.comparisons import ALPHA, Difference, Estimate, compare_strategies, holm
+from hpc_ecg.comparison.scoring import (
+    RunKey,
+    Scorer,
+    Scores,
+    estimate_from,
+    group_by_strategy,
+    is_better,
+    pairs_with,
+)
+from hpc_ecg.evaluation.comparisons import Difference, Estimate, compare_strategies, holm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,20 +23,11 @@ class LabelResult:
     pairs: list[Difference]
     """In the deciding metric; Holm's correction over the pairs of all labels."""
 
-    @property
-    def best(self) -> str:
-        """The strategy with the highest value of the deciding metric."""
-        return max(self.estimates, key=lambda name: next(iter(self.estimates[name].values())).value)
-
     def worse(self) -> list[str]:
         """Strategies that the best one beats; a comparison on a single seed does not count."""
-        names = []
-        for pair in self.pairs:
-            sign = {pair.first: 1, pair.second: -1}.get(self.best, 0)
-            is_significant = pair.p_holm < ALPHA and pair.estimate.includes_seeds
-            if is_significant and sign * pair.estimate.value > 0:
-                names.append(pair.second if sign > 0 else pair.first)
-        return names
+        best = max(self.estimates, key=lambda name: next(iter(self.estimates[name].values())).value)
+        pairs = pairs_with(self.pairs, best)
+        return [pair.second for pair in pairs if is_better(pair) and pair.estimate.includes_seeds]
 
 
 def compare_by_label(

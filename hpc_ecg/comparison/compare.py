@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.comparison.by_label import compare_by_label
-from hpc_ecg.comparison.comparison import Comparison, StrategyResult, put_first
+from hpc_ecg.comparison.comparison import Comparison, StrategyResult
 from hpc_ecg.comparison.cost import total_costs
 from hpc_ecg.comparison.reference_models import (
     average_seeds,
@@ -28,7 +28,13 @@ from hpc_ecg.comparison.reference_models import (
 )
 from hpc_ecg.comparison.report_warnings import collect_warnings
 from hpc_ecg.comparison.results import Problem, RunResult, by_strategy, read_results
-from hpc_ecg.comparison.scoring import Scorer, estimate_from, group_by_strategy
+from hpc_ecg.comparison.scoring import (
+    Scorer,
+    estimate_from,
+    group_by_strategy,
+    pairs_with,
+    put_first,
+)
 from hpc_ecg.comparison.selected import select_models
 from hpc_ecg.evaluation.comparisons import (
     Difference,
@@ -147,13 +153,10 @@ def _summarize(
 
 def _against_best(pairs: list[Difference], best: str, margin: float) -> list[dict[str, Any]]:
     """Test each other strategy for non-inferiority to the one with the highest value."""
-    tests = []
-    for pair in pairs:
-        if best in (pair.first, pair.second):
-            other = pair.second if pair.first == best else pair.first
-            test = non_inferior(put_first(pair, other), margin)
-            tests.append({"strategy": other, "to": best} | test)
-    return tests
+    return [
+        {"strategy": pair.second, "to": best} | non_inferior(put_first(pair, pair.second), margin)
+        for pair in pairs_with(pairs, best)
+    ]
 
 
 def _compare_by_delong(

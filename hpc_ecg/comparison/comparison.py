@@ -96,12 +96,3 @@ class Comparison:
         del values["cost"]
         renamed = {JSON_KEYS.get(name, name): value for name, value in values.items()}
         return renamed | {"varies": {name: asdict(cost) for name, cost in self.cost.items()}}
-
-
-def put_first(pair: Difference, name: str) -> Difference:
-    """The same difference with `name` as its first strategy."""
-    if pair.first == name:
-        return pair
-    e = pair.estimate
-    estimate = replace(e, value=-e.value, low=-e.high, high=-e.low)
-    return replace(pair, first=pair.second, second=pair.first, estimate=estimate)

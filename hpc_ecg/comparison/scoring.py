@@ -8,13 +8,13 @@ All models of a sweep are scored on the same draws of patients, so that every di
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hpc_ecg.evaluation.averages import mean_over_labels
-from hpc_ecg.evaluation.comparisons import Estimate, SeedScores, estimate_mean
+from hpc_ecg.evaluation.comparisons import ALPHA, Difference, Estimate, SeedScores, estimate_mean
 from hpc_ecg.evaluation.metrics import FloatArray, count_label
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
@@ -115,6 +115,25 @@ def estimate_from(scores: SeedScores, num_patients: int, metric: str | None = No
     value_S = np.array(list(scores.value.values()))
     replicate_SR = np.stack(list(scores.replicate_R.values()))
     return estimate_mean(value_S, replicate_SR, num_patients, metric)
+
+
+def pairs_with(pairs: Sequence[Difference], name: str) -> list[Difference]:
+    """The differences between one strategy and the others, with that strategy first."""
+    return [put_first(pair, name) for pair in pairs if name in (pair.first, pair.second)]
+
+
+def put_first(pair: Difference, name: str) -> Difference:
+    """The same difference with `name` as its first strategy."""
+    if pair.first == name:
+        return pair
+    e = pair.estimate
+    estimate = replace(e, value=-e.value, low=-e.high, high=-e.low)
+    return replace(pair, first=pair.second, second=pair.first, estimate=estimate)
+
+
+def is_better(pair: Difference) -> bool:
+    """Whether the first strategy is significantly better than the second."""
+    return pair.estimate.value > 0 and pair.p_holm < ALPHA
 
 
 def _count(test: Predictions, k: int, task: str) -> dict[str, Any]:

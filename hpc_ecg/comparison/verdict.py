@@ -4,9 +4,10 @@ Fixed rules choose each sentence. "Better" means a Holm-corrected p below 0.05; 
 "cannot be told apart", with the interval that says how large the difference may be.
 """
 
-from hpc_ecg.comparison.comparison import Comparison, put_first
+from hpc_ecg.comparison.comparison import Comparison
+from hpc_ecg.comparison.scoring import is_better, pairs_with
 from hpc_ecg.comparison.wording import format_estimate, format_interval
-from hpc_ecg.evaluation.comparisons import ALPHA, Difference
+from hpc_ecg.evaluation.comparisons import Difference
 from hpc_ecg.reporting.numbers import (
     format_number,
     format_p,
@@ -38,11 +39,10 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
             f"Only {best.name} is finished ({comparison.metric_name} {value}): there is nothing to "
             "compare it with."
         ]
-    pairs = [pair for pair in comparison.pairs if best.name in (pair.first, pair.second)]
-    ahead = [pair for pair in pairs if pair.first == best.name and pair.p_holm < ALPHA]
-    alike = [pair for pair in pairs if pair not in ahead]
-    sentences = _rank(comparison, ahead, alike)
-    paired = {name for pair in pairs for name in (pair.first, pair.second)}
+    pairs = pairs_with(comparison.pairs, best.name)
+    alike = [pair for pair in pairs if not is_better(pair)]
+    sentences = _rank(comparison, [pair for pair in pairs if is_better(pair)], alike)
+    paired = [pair.second for pair in pairs]
     if unpaired := [other.name for other in others if other.name not in paired]:
         sentences.append(f"{best.name} shares no seed with {', '.join(unpaired)}: not compared.")
     if alike:
@@ -61,24 +61,25 @@ def _rank(comparison: Comparison, ahead: list[Difference], alike: list[Differenc
     if unsure:
         return [
             f"{best} has the highest {metric} ({value}) on these patients.",
-            f"Whether it is better than {_list(unsure, best)} cannot be said from one seed: how "
+            f"Whether it is better than {_list(unsure)} cannot be said from one seed: how "
             "much training itself varies is unknown.",
         ]
     if better and not alike:
-        return [f"{best} is best ({metric} {value}): better than {_list(better, best)}."]
+        return [f"{best} is best ({metric} {value}): better than {_list(better)}."]
     if better:
         return [
             f"{best} has the highest {metric} ({value}).",
-            f"It cannot be told apart from {_list(alike, best)}.",
-            f"It is better than {_list(better, best)}.",
+            f"It cannot be told apart from {_list(alike)}.",
+            f"It is better than {_list(better)}.",
         ]
     if len(alike) == 1 and len(comparison.strategies) == 2:
-        other = put_first(alike[0], best)
-        return [f"{best} and {other.second} cannot be told apart ({metric} {_describe(other)})."]
+        return [
+            f"{best} and {alike[0].second} cannot be told apart ({metric} {_describe(alike[0])})."
+        ]
     if alike:
         return [
             f"No strategy is clearly best: {best} has the highest {metric} "
-            f"({value}) but cannot be told apart from {_list(alike, best)}."
+            f"({value}) but cannot be told apart from {_list(alike)}."
         ]
     return []
 
@@ -90,7 +91,7 @@ def sentences_on_baselines(comparison: Comparison) -> list[str]:
     best = comparison.strategies[0].name
     for pair in comparison.gains:
         if pair.first == f"{best} + {pair.second}":
-            verb = "adds" if _is_better(pair) else "is not shown to add anything: it adds"
+            verb = "adds" if is_better(pair) else "is not shown to add anything: it adds"
             gain = f"{_gain(pair)} {comparison.metric_name}"
             sentences.append(f"To {pair.second}, {best} {verb} {gain}.")
     return sentences
@@ -98,8 +99,8 @@ def sentences_on_baselines(comparison: Comparison) -> list[str]:
 
 def _on_baseline(comparison: Comparison, baseline: str) -> str:
     pairs = [pair for pair in comparison.baselines if pair.second == baseline]
-    winners = [pair.first for pair in pairs if _is_better(pair)]
-    others = [pair.first for pair in pairs if not _is_better(pair)]
+    winners = [pair.first for pair in pairs if is_better(pair)]
+    others = [pair.first for pair in pairs if not is_better(pair)]
     model = next(m for m in comparison.reference_models if m.name == baseline)
     value = format_number(model.estimates[comparison.metric].value)
     name = f"{baseline} alone ({comparison.metric_name} {value})"
@@ -113,10 +114,6 @@ def _on_baseline(comparison: Comparison, baseline: str) -> str:
     beat = "beats" if len(winners) == 1 else "beat"
     are = "is" if len(others) == 1 else "are"
     return f"{join_names(winners)} {beat} {name}; {join_names(others)} {are} not shown to."
-
-
-def _is_better(pair: Difference) -> bool:
-    return pair.estimate.value > 0 and pair.p_holm < ALPHA
 
 
 def _gain(pair: Difference) -> str:
@@ -142,7 +139,9 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
 
 
 def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:
-    sizes = [comparison.detectable[f"{pair.first} - {pair.second}"] for pair in pairs]
+    keys = [f"{pair.first} - {pair.second}" for pair in pairs]
+    keys += [f"{pair.second} - {pair.first}" for pair in pairs]
+    sizes = [comparison.detectable[key] for key in keys if key in comparison.detectable]
     if not any(sizes):
         return "On these patients they score exactly the same."
     low, high = format_number(min(sizes)), format_number(max(sizes))
@@ -150,9 +149,8 @@ def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:
     return f"With these patients and seeds, 4 of 5 sweeps would find a difference of {size}."
 
 
-def _list(pairs: list[Difference], best: str) -> str:
-    from_best = [put_first(pair, best) for pair in pairs]
-    return "; ".join(f"{pair.second} ({_describe(pair)})" for pair in from_best)
+def _list(pairs: list[Difference]) -> str:
+    return "; ".join(f"{pair.second} ({_describe(pair)})" for pair in pairs)
 
 
 def _describe(pair: Difference) -> str:
