@@ -35,9 +35,9 @@ def test_strategies_trained_on_other_data_are_refused(change):
         check_comparable([run("a", 0), run("b", 0, **change)])
 
 
-def test_what_differs_and_what_is_shared_is_told_apart():
+def test_settings_are_listed_where_they_differ_and_where_they_agree():
     rows, shared = compare_settings({"a": BASE, "b": BASE | {"init.head": "keep"}})
     assert rows == [("init.head", ["new", "keep"])]
     staged, _ = compare_settings({"a": BASE, "b": BASE | {"train.stages.probe.lr": 0.1}})
-    assert staged == [("train.stages.probe.lr", ["–", "0.1"])]  # what only a later one has
+    assert staged == [("train.stages.probe.lr", ["–", "0.1"])]  # only the second one has it
     assert shared == ["data.batch_size = 8", "optim.lr = 0.1"]
