@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, r2_score, roc_auc_score
 
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.comparison import baselines
-from hpc_ecg.comparison.baselines import adds_to_age_sex, write_baselines
+from hpc_ecg.comparison.baselines import combine_with_age_sex, write_baselines
 from hpc_ecg.comparison.heartbeat import _features, features_of, irregularity
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_shards, open_split
@@ -159,14 +159,14 @@ def test_the_combination_with_age_and_sex_is_fitted_on_validation(rng):
         label = (rng.random(3000) < 1 / (1 + np.exp(1 - first - 2 * second))).astype(float)
         both.append([predictions_of(label, scores, split) for scores in (first, 5 * second)])
     (valid_age, valid), (test_age, test) = both
-    joined = adds_to_age_sex(valid, test, valid_age, test_age, 0)
+    joined = combine_with_age_sex(valid, test, valid_age, test_age, 0)
     label = test.label_NK[:, 0]
     alone = max(roc_auc_score(label, p.logit_NK[:, 0]) for p in (test, test_age))
     best = roc_auc_score(label, test_age.logit_NK[:, 0] + 2 * test.logit_NK[:, 0] / 5)
     assert roc_auc_score(label, joined) > alone + 0.02
     assert roc_auc_score(label, joined) == pytest.approx(best, abs=0.003)
     with pytest.raises(ValueError, match="other records"):
-        adds_to_age_sex(valid, test, valid_age, valid_age, 0)
+        combine_with_age_sex(valid, test, valid_age, valid_age, 0)
 
 
 def test_the_three_features_are_those_of_the_rr_intervals():

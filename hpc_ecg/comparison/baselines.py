@@ -86,7 +86,7 @@ def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
     return made
 
 
-def adds_to_age_sex(
+def combine_with_age_sex(
     valid: Predictions,
     test: Predictions,
     age_sex_valid: Predictions,

@@ -129,7 +129,7 @@ def _read_finished(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
     runs, problems = read_results(sweep_dir)
     if not runs:
         reasons = "; ".join(f"{p.name} {p.reason}" for p in problems[:3])
-        nothing = "there are neither a sweep.yaml nor runs; give the folder that a sweep made"
+        nothing = "there is neither a sweep.yaml nor a run; give the folder that a sweep made"
         raise ValueError(f"{sweep_dir}: no finished run to compare ({reasons or nothing})")
     return runs, problems
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc_ecg.atomic_io import read_json
-from hpc_ecg.comparison.baselines import CONSTANTS, adds_to_age_sex
+from hpc_ecg.comparison.baselines import CONSTANTS, combine_with_age_sex
 from hpc_ecg.comparison.results import RunResult, by_strategy
 from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_from, group_by_strategy
 from hpc_ecg.evaluation.comparisons import Difference, Estimate, SeedScores, holm
@@ -131,8 +131,8 @@ def gains_over_age_sex(
 ) -> tuple[list[Difference], str]:
     """What each network adds to age and sex: a regression on both, minus age and sex alone.
 
-    The regressions are fitted on validation. Where that is impossible, the text says why; without
-    age and sex in the table there is neither.
+    The regressions are fitted on validation; if one cannot be fitted, the text says why. Both
+    results are empty if the sweep has no baseline of age and sex.
     """
     if "age_sex" not in baselines.test:
         return [], ""
@@ -141,11 +141,11 @@ def gains_over_age_sex(
     except ValueError as error:
         return [], str(error)
     keys = [(f"{run.strategy} + age and sex", run.seed) for run in runs]
-    scores = dict(zip(keys, scorer.score(combined), strict=True))
-    both = group_by_strategy(scorer.metrics, scores)[scorer.metrics[0]]
-    alone = scored["baseline", "age_sex"]
+    scored_runs = dict(zip(keys, scorer.score(combined), strict=True))
+    networks = group_by_strategy(scorer.metrics, scored_runs)[scorer.metrics[0]]
+    age_sex = scored["baseline", "age_sex"]
     differences = [
-        _minus(scorer, name, scores, "age and sex", alone) for name, scores in both.items()
+        _minus(scorer, name, scores, "age and sex", age_sex) for name, scores in networks.items()
     ]
     return _corrected(differences), ""
 
@@ -155,7 +155,7 @@ def _with_age_sex(scorer: Scorer, run: RunResult, baselines: Baselines) -> Predi
     logit_NK = run.test.logit_NK.copy()
     for name in scorer.label_names:
         k = run.test.labels.index(name)
-        logit_NK[:, k] = adds_to_age_sex(
+        logit_NK[:, k] = combine_with_age_sex(
             valid, run.test, baselines.valid["age_sex"], baselines.test["age_sex"], k
         )
     return replace(run.test, logit_NK=logit_NK)
