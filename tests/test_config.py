@@ -8,7 +8,8 @@ import pytest
 
 from hpc_ecg.config.describe import explain
 from hpc_ecg.config.load import RENAMED, load_config, to_yaml
-from hpc_ecg.sweep.grid import SweepConfig, load_sweep
+from hpc_ecg.sweep.grid import load_sweep
+from hpc_ecg.sweep.settings import SweepConfig
 from hpc_ecg.training.run_folder import flatten
 from hpc_ecg.training.settings import FinetuneConfig
 

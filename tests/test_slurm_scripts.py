@@ -90,22 +90,34 @@ CANCELLED = "JobState=COMPLETING Reason=None"
         ("exit 0", RUNNING, 0, 0, ""),
         (first("Exited with exit code 75", 137), RUNNING, 99, 75, "is back in the queue"),
         (first("Exited with exit code 76", 137), RUNNING, 4, 76, "is back in the queue"),
-        (first("Exited with exit code 76", 137), RUNNING, 5, 76, "after 5 restarts not once more"),
+        (
+            first("Exited with exit code 76", 137),
+            RUNNING,
+            5,
+            76,
+            "after 5 restarts",
+        ),
         (first("Killed", 137), RUNNING, 0, 137, "is back in the queue"),
-        (first("Killed", 137), RUNNING, 5, 137, "after 5 restarts not once more"),
+        (first("Killed", 137), RUNNING, 5, 137, "after 5 restarts"),
         (first("Segmentation fault (core dumped)", 139), RUNNING, 0, 139, "is back in the queue"),
         (first("Exited with exit code 1", 137), RUNNING, 0, 1, "exit code 1, for the reason above"),
         (first("Exited with exit code 2", 143), RUNNING, 0, 2, "exit code 2, for the reason above"),
         ("exit 1", RUNNING, 0, 1, "not started again"),
         (first("Exited with exit code 75", 75), TIMED_OUT, 0, 75, "is back in the queue"),
         (first("Exited with exit code 75", 75), CANCELLED, 0, 75, "Slurm ended the job"),
-        (first("Exited with exit code 75", 75), "", 0, 75, "no Slurm answers here: submit again"),
+        (
+            first("Exited with exit code 75", 75),
+            "",
+            0,
+            75,
+            "does not answer here: submit again",
+        ),
         (
             first("Exited with exit code 75", 75),
             f"{RUNNING} no",
             0,
             75,
-            "does not take the job back",
+            "refuses to requeue the job",
         ),
     ],
 )
@@ -122,8 +134,17 @@ def test_how_the_first_process_ended_decides_what_follows(
     job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     result = run_script("finetune.sh", [], environment | job)
     assert result.returncode == code and said in result.stderr
-    is_asked = said in ("is back in the queue", "does not take the job back")
+    is_asked = said in ("is back in the queue", "refuses to requeue the job")
     assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if is_asked else "")
+
+
+def test_without_python_nothing_is_requeued_and_the_log_tells_why(environment, tmp_path):
+    stand_in(tmp_path, "srun", first("Exited with exit code 75", 75))
+    stand_in(tmp_path, "scontrol", f"echo {RUNNING}; echo $* >> {tmp_path / 'asked'}")
+    result = run_script("finetune.sh", [], environment | {"HPC_ECG_PYTHON": "no-such-python"})
+    assert result.returncode == 75
+    assert "exit code 75; not started again, because no-such-python -m" in result.stderr
+    assert "requeue" not in (tmp_path / "asked").read_text()
 
 
 @pytest.fixture

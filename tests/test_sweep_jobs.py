@@ -1,6 +1,7 @@
 """What a sweep tells Slurm and hears from it, without a Slurm; and a process lost on the way."""
 
 import os
+import shutil
 import socket
 import sys
 
@@ -12,10 +13,17 @@ from test_finetune import run
 
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.distributed.process_group import PeerLost
-from hpc_ecg.jobs.slurm import SlurmConfig, ask_queue, minutes_of, script_of, settings_win
+from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
+from hpc_ecg.jobs.settings import SlurmConfig
+from hpc_ecg.jobs.slurm_jobs import (
+    parse_minutes,
+    sbatch_parameters,
+    sbatch_script,
+    without_sbatch_variables,
+)
 from hpc_ecg.sweep.slurm_runs import submit_missing
-from hpc_ecg.sweep.status import cancel_cells, states_of
-from hpc_ecg.sweep.submissions import in_queue, last_submissions, submission_lock
+from hpc_ecg.sweep.status import cancel_cells, read_status
+from hpc_ecg.sweep.submissions import last_submissions, queued_jobs, submission_lock
 from hpc_ecg.sweep.task import Task
 from hpc_ecg.training import evaluate as evaluation
 
@@ -25,19 +33,19 @@ from hpc_ecg.training import evaluate as evaluation
     [("90", 90), ("90:30", 90), ("12:00:00", 720), ("2-12", 3600), ("1-0:30", 1470), ("0:10", 1)],
 )
 def test_times_are_written_as_slurm_writes_them(text, minutes):
-    assert minutes_of(text) == minutes
+    assert parse_minutes(text) == minutes
 
 
 def test_a_time_that_is_none_is_refused():
     with pytest.raises(ValueError, match="SBATCH_TIMELIMIT=soon: no time"):
-        minutes_of("soon")
+        parse_minutes("soon")
 
 
 def test_the_shells_variables_are_defaults_and_settings_win_over_them(monkeypatch):
     for name in ("PARTITION", "TIMELIMIT", "ACCOUNT", "MEM_PER_GPU"):
         monkeypatch.setenv(f"SBATCH_{name}", "7")
-    assert SlurmConfig().parameters("name")["time"] == 7
-    with settings_win(SlurmConfig(partition="low", mem="8G")):
+    assert sbatch_parameters(SlurmConfig(), "name")["time"] == 7
+    with without_sbatch_variables(SlurmConfig(partition="low", mem="8G")):
         left = {name for name in os.environ if name.startswith("SBATCH_")}
         assert left == {"SBATCH_ACCOUNT"}
     assert os.environ["SBATCH_PARTITION"] == "7", "the shell's own environment is as it was"
@@ -50,7 +58,7 @@ def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_word_of_submi
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "site.sh").touch()
     own = {"setup": ["module load cuda"], "options": {"exclude": "node3", "exclusive": "true"}}
-    script = script_of(SlurmConfig(gpus_per_node=4, nodes=2, **own), tmp_path / "s", "n", 3)
+    script = sbatch_script(SlurmConfig(gpus_per_node=4, nodes=2, **own), tmp_path / "s", "n", 3)
     lines = script.splitlines()
     for option in ("ntasks-per-node=4", "nodes=2", "exclude=node3", "exclusive", "requeue"):
         assert f"#SBATCH --{option}" in lines
@@ -62,7 +70,9 @@ def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_word_of_submi
 def test_where_no_slurm_answers_nothing_is_known_and_nothing_submitted(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     write_json(tmp_path / "jobs" / "hpc_ecg-0000-a.json", {"tasks": ["a/seed-0"], "ids": ["1_0"]})
-    assert ask_queue(["name"]) is None and in_queue(tmp_path, ["a/seed-0"]) is None
+    with pytest.raises(SlurmUnavailable, match="squeue does not answer"):
+        read_queue("--name=name")
+    assert queued_jobs(tmp_path, ["a/seed-0"]) is None
     task = Task(
         name="a/seed-0",
         folder=tmp_path,
@@ -79,8 +89,9 @@ def test_the_last_submission_counts_also_of_a_launcher_that_was_killed_at_once(t
     for name, (tasks, ids) in notes.items():
         write_json(tmp_path / "jobs" / f"{name}.json", {"tasks": tasks, "ids": ids})
     found = last_submissions(tmp_path)
-    assert (found["x"].id, found["x"].index) == ("1_0", 0)
-    assert (found["y"].note, found["y"].index, found["y"].id) == ("hpc_ecg-0001-a", 0, "")
+    assert (found["x"].job_id, found["x"].index) == ("1_0", 0)
+    y = found["y"]
+    assert (y.job_name, y.index, y.job_id) == ("hpc_ecg-0001-a", 0, "")
 
 
 def test_two_do_not_submit_at_once(tmp_path, monkeypatch):
@@ -131,7 +142,7 @@ def test_a_sweep_on_this_machine_is_told_to_stop_only_where_somebody_runs_it(
     assert lines == (
         ["told to save and stop: the sweep on this machine"]
         if is_told
-        else ["nothing runs or waits in a queue"]
+        else ["nothing is queued or running"]
     )
 
 
@@ -140,6 +151,8 @@ def test_a_run_of_slurms_without_a_job_does_not_run_whatever_its_node_left(tmp_p
     write_json(tmp_path / "jobs" / "hpc_ecg-0000-a.json", {"tasks": ["a/seed-0"], "ids": ["1"]})
     (tmp_path / "a" / "seed-0").mkdir(parents=True)
     (tmp_path / "a" / "seed-0" / "lock.holder").write_text("process 1 on node7\n")
-    for answer, kind in (({}, "waiting"), (None, "running")):  # None: no Slurm answers
-        monkeypatch.setattr("hpc_ecg.sweep.submissions.ask_queue", lambda names, said=answer: said)
-        assert [state.kind for state in states_of(tmp_path)] == [kind]
+    for command, kind in (("true", "waiting"), ("false", "running")):  # false: it does not answer
+        (tmp_path / "squeue").symlink_to(shutil.which(command))
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        assert [cell.kind for cell in read_status(tmp_path)] == [kind]
+        (tmp_path / "squeue").unlink()

@@ -20,8 +20,8 @@ from test_finetune import events
 from hpc_ecg.cli import main
 from hpc_ecg.comparison.report import write_report
 from hpc_ecg.sweep.grid import load_sweep
-from hpc_ecg.sweep.status import states_of
-from hpc_ecg.sweep.submissions import in_queue
+from hpc_ecg.sweep.status import read_status
+from hpc_ecg.sweep.submissions import queued_jobs
 from hpc_ecg.sweep.task import run_cell
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -46,7 +46,7 @@ class Launcher:
         return self.process.exitcode
 
     def job_of(self, cell: str):
-        return (in_queue(self.folder, [cell]) or {}).get(cell)
+        return (queued_jobs(self.folder, [cell]) or {}).get(cell)
 
     def processes_of(self, cell: str) -> list[int]:
         """By rank; [] when the cell does not run."""
@@ -145,7 +145,7 @@ def test_two_processes_on_two_nodes_save_when_told_and_are_requeued(slurm, shard
     assert len(pids) == 2
     command("scancel", "--signal=USR2", launcher.job_of(cell).id)
     let_go(pids)
-    wait_until(lambda: launcher.job_of(cell).waits, launcher)
+    wait_until(lambda: launcher.job_of(cell).is_pending, launcher)
     assert launcher.end() == 0, launcher.log
     (resumed,) = events(folder / cell, "resumed")
     assert resumed["processes"] == 2 and resumed["step"] >= 8
@@ -162,19 +162,19 @@ def test_how_it_is_ending_one_and_going_on_with_it(slurm, shards, tmp_path, capf
         assert launcher.end() == 0, launcher.log
     assert len(list((folder / "jobs").glob("*.json"))) == 1, "submitted once"
     launcher.hold(first, 8)
-    assert [state.kind for state in states_of(folder)] == ["running", "queued"]
+    assert [state.kind for state in read_status(folder)] == ["running", "queued"]
 
     assert main(["sweep", "cancel", str(folder), first]) == 0
     assert f"cancelled: {first} (job" in capfd.readouterr().out
     wait_until(lambda: launcher.job_of(first) is None, launcher)
-    states = {state.name: state for state in states_of(folder)}
+    states = {state.name: state for state in read_status(folder)}
     assert states[first].kind == "stopped" and "at step" in states[first].text
     assert states[second].kind in ("queued", "running")
 
     assert main(["sweep", "retry", str(folder), first]) == 0
     notes = sorted((folder / "jobs").glob("*.json"))
     assert [json.loads(note.read_text())["tasks"] for note in notes] == [[first, second], [first]]
-    wait_until(lambda: {s.kind for s in states_of(folder)} == {"done"}, launcher, 120)
+    wait_until(lambda: {s.kind for s in read_status(folder)} == {"done"}, launcher, 120)
     (resumed,) = events(folder / first, "resumed")
     assert resumed["step"] >= 8, "it saved when it was cancelled"
 
@@ -197,7 +197,7 @@ def test_a_mistake_is_not_tried_again_and_a_killed_run_not_more_often_than_told(
     lost = r"failed: ssl_new_head/seed-0: its job ended without a result: FAILED \w+; \S+_0_log.err"
     assert re.search(lost, launcher.log)
     assert len(list((folder / "jobs").glob("*.json"))) == 1, "nothing was submitted again"
-    assert [state.kind for state in states_of(folder)] == ["failed", "failed"]
+    assert [state.kind for state in read_status(folder)] == ["failed", "failed"]
     again = Launcher(folder, *words, "strategies=[ssl_new_head]")
     assert again.end() == 0, again.log
     assert not (folder / "ssl_new_head/seed-0/error.txt").exists()

@@ -10,7 +10,8 @@ from hpc_ecg.atomic_io import read_json, write_json, write_text
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.soups import soup_tasks
-from hpc_ecg.sweep.tuning import check_trials, chosen_before, forget_failure, tune
+from hpc_ecg.sweep.task import TaskRunner
+from hpc_ecg.sweep.tuning import check_trials, clear_trial_failure, read_tuned, tune
 
 
 class Trials:
@@ -35,7 +36,7 @@ class Trials:
                     ends(task, lr)
             return [f"{task.name}: {task.reason()}" for task in tasks if task.error.exists()]
 
-        return tune(sweep, run_all, lambda run: run)
+        return tune(sweep, TaskRunner(run_all=run_all))
 
 
 def scored(task, lr):
@@ -60,7 +61,7 @@ def test_what_was_cancelled_is_no_answer_and_nothing_is_chosen_without_it(shards
     assert failures == ["tuning/ssl_linear_probe/lr=0.01: its job ended: CANCELLED"]
     assert trials.start(scored) == (True, [])
     assert trials.ran == [0.01], "that one alone is run, again"
-    assert chosen_before(load_sweep([], trials.words)) == {"ssl_linear_probe": {"optim.lr": 0.01}}
+    assert read_tuned(load_sweep([], trials.words)) == {"ssl_linear_probe": {"optim.lr": 0.01}}
 
 
 def test_a_trial_that_failed_of_itself_is_an_answer_also_where_nobody_waits(shards, tmp_path):
@@ -77,10 +78,10 @@ def test_a_trial_that_failed_of_itself_is_an_answer_also_where_nobody_waits(shar
 def test_a_failed_trial_is_run_again_on_demand_as_long_as_nothing_is_chosen(shards, tmp_path):
     trials, name = Trials(shards, tmp_path), "tuning/ssl_linear_probe/lr=0.01"
     trials.start(lambda task, lr: task.fail("x", "y") if lr > 0.005 else None)
-    forget_failure(load_sweep([], trials.words), name)
+    clear_trial_failure(load_sweep([], trials.words), name)
     assert trials.start(scored) == (True, []) and trials.ran == [0.001, 0.01]
     with pytest.raises(ValueError, match=r"lr=0.01: ssl_linear_probe has chosen already, and"):
-        forget_failure(load_sweep([], trials.words), name)
+        clear_trial_failure(load_sweep([], trials.words), name)
 
 
 def test_where_all_trials_failed_the_next_start_runs_them_again(shards, tmp_path):
@@ -88,7 +89,7 @@ def test_where_all_trials_failed_the_next_start_runs_them_again(shards, tmp_path
     for _ in range(2):
         with pytest.raises(ValueError, match="all 2 trials of ssl_linear_probe failed; see"):
             trials.start(lambda task, lr: task.fail("ValueError: no such file", "a.err"))
-        assert trials.ran == [0.001, 0.01] and chosen_before(load_sweep([], trials.words)) == {}
+        assert trials.ran == [0.001, 0.01] and read_tuned(load_sweep([], trials.words)) == {}
     assert trials.start(scored) == (True, [])
 
 
@@ -114,7 +115,7 @@ def test_a_soup_of_other_seeds_does_not_lend_its_evaluation(shards, tmp_path):
     for seeds, is_done in (([0, 1], True), ([0, 1, 2], False)):
         write_json(tmp_path / "random/soup/soup.json", {"seeds": seeds})
         write_json(tmp_path / "random/soup/evaluation.json", {})
-        (task,) = soup_tasks(sweep, lambda run: run)
+        (task,) = soup_tasks(sweep, TaskRunner(run_all=list))
         assert task.is_done() == is_done
     write_json(tmp_path / "random/soup/soup.json", {"seeds": [0, 1]})  # mixed, and killed then
     assert not task.is_done()

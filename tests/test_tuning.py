@@ -17,8 +17,8 @@ from hpc_ecg.cli import sweep as cli_sweep
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.sweep import launch
 from hpc_ecg.sweep.grid import load_sweep
-from hpc_ecg.sweep.launch import checked
-from hpc_ecg.sweep.tuning import _distribution, chosen_before
+from hpc_ecg.sweep.launch import prepare_sweep
+from hpc_ecg.sweep.tuning import _distribution, read_tuned
 from hpc_ecg.training.run_folder import RunFolder
 
 TUNED = ["strategies=[ssl_linear_probe,afib_recalibrate_only]", "seeds=[0,1]", "runs_at_once=2"]
@@ -155,7 +155,7 @@ def test_status_says_what_is_done_failed_stopped_and_not_begun(sweep, capsys):
         said = capsys.readouterr().out
         assert re.search(r"ssl_linear_probe/seed-0 +done +test AUROC 0\.\d+", said)
         assert "seed-2  failed  ValueError: too cold (see /logs/7.err)" in said
-        assert "seed-3  running  here at step 7, epoch 0.5 of 4, 12 ECG/s" in said
+        assert "seed-3  running  on this machine at step 7, epoch 0.5 of 4, 12 ECG/s" in said
         (stopped / "lock.holder").unlink()
         assert main(["sweep", "status", str(folder)]) == 0
         said = capsys.readouterr().out
@@ -198,7 +198,7 @@ def test_a_cell_that_is_not_there_cannot_be_retried_or_cancelled(sweep, capsys):
         assert main(["sweep", verb, str(sweep[0]), "ssl_linear_probe/seed-7"]) == 2
         assert "has no cell ssl_linear_probe/seed-7; it has" in capsys.readouterr().err
     assert main(["sweep", "cancel", str(sweep[0])]) == 0
-    assert "nothing runs or waits in a queue" in capsys.readouterr().out
+    assert "nothing is queued or running" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -251,7 +251,7 @@ def test_a_cell_that_no_choice_can_be_stops_the_tuning_before_the_first_trial(sh
         ran = sweep.run_of(cell.arm.base, values, cell.seed, cell.run.run_dir)
         folder.config.write_text(to_yaml(ran))
         with pytest.raises(ValueError, match=message) if message else nullcontext():
-            checked(sweep)
+            prepare_sweep(sweep)
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_what_was_chosen_for_other_values_is_not_taken(shards, tmp_path):
     asked = {"tune": {"optim.lr": [1e-6, 0.01]}, "trials": None, "seed": 1000}
     found = {"chosen": {"optim.lr": 0.01}, "trials": trials, "asked": asked}
     write_json(Path(tmp_path) / "tuning.json", {"ssl_linear_probe": found})
-    assert chosen_before(sweep) == {"ssl_linear_probe": {"optim.lr": 0.01}}
+    assert read_tuned(sweep) == {"ssl_linear_probe": {"optim.lr": 0.01}}
     for word in ("tune.optim.lr=[1e-6,0.1]", "tune_trials=2", "tune_seed=7"):
         other = load_sweep([], words_of_sweep(shards, tmp_path, *TUNED, word))
-        assert chosen_before(other) == {}, word
+        assert read_tuned(other) == {}, word

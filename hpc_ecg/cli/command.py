@@ -105,7 +105,7 @@ def _finetune(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> int:
     from hpc_ecg.config.describe import explain
     from hpc_ecg.log import say
-    from hpc_ecg.sweep.grid import SweepConfig
+    from hpc_ecg.sweep.settings import SweepConfig
     from hpc_ecg.training.settings import FinetuneConfig
 
     if options.of in (None, "finetune"):
