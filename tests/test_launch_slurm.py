@@ -2,6 +2,7 @@
 job costs at most what was not saved."""
 
 import os
+import re
 from signal import SIGUSR2
 
 import numpy as np
@@ -119,7 +120,8 @@ def test_runs_packed_into_one_job_save_when_slurm_says_and_go_on(slurm, project,
     cells = [tmp_path / "sweep" / "ssl_new_head" / f"seed-{seed}" for seed in (0, 1)]
     for cell in cells:
         wait_for_step(job, cell, 8)
-    gpus = {env["CUDA_VISIBLE_DEVICES"] for env in job.environments_of_runs()}
+    logs = [log.read_text() for log in (tmp_path / "sweep" / "submitit").glob("*/*.err")]
+    gpus = {re.search(r"CUDA_VISIBLE_DEVICES=(.*)", log).group(1) for log in logs}
     assert gpus == {"0", "1"}, "one each"
     # Where Slurm holds processes in cgroups it signals those that srun started, not their children.
     os.kill(job.processes()[0], SIGUSR2)

@@ -34,7 +34,7 @@ class Trials:
                     self.ran.append(lr)
                     task.error.unlink(missing_ok=True)
                     ends(task, lr)
-            return [f"{task.name}: {task.reason()}" for task in tasks if task.error.exists()]
+            return [task.failure() for task in tasks if task.error.exists()]
 
         return tune(sweep, TaskRunner(run_all=run_all))
 
@@ -58,7 +58,7 @@ def test_what_was_cancelled_is_no_answer_and_nothing_is_chosen_without_it(shards
     trials = Trials(shards, tmp_path, *more)
     is_done, failures = trials.start(one_ends("its job ended: CANCELLED", from_outside=True))
     assert not is_done and not (tmp_path / "tuning.json").exists()
-    assert failures == ["tuning/ssl_linear_probe/lr=0.01: its job ended: CANCELLED"]
+    assert failures == ["tuning/ssl_linear_probe/lr=0.01: its job ended: CANCELLED; a.err"]
     assert trials.start(scored) == (True, [])
     assert trials.ran == [0.01], "that one alone is run, again"
     assert read_tuned(load_sweep([], trials.words)) == {"ssl_linear_probe": {"optim.lr": 0.01}}
