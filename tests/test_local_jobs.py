@@ -151,15 +151,14 @@ def test_signals_to_all_processes_of_a_job_end_neither_the_server_nor_a_job_that
 
 
 def test_before_its_time_limit_a_job_may_save_and_at_the_limit_it_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(local_jobs, "SECONDS_PER_MINUTE", 2)
-    monkeypatch.setattr(local_jobs, "SAVE_SECONDS", 3.5)
+    monkeypatch.setattr(local_jobs, "SAVE_S", 3.5)
     jobs = [
         Job(name="saving", function=save_on_signal, arguments=(str(tmp_path), signal.SIGUSR2)),
         job(tmp_path, "hanging", 60),
     ]
-    saving, hanging = run_locally(jobs, tmp_path / "jobs", 1, 2, [])
+    saving, hanging = run_locally(jobs, tmp_path / "jobs", 1, 0.07, [])
     assert saving.error is None and (tmp_path / "saved").exists()
-    assert hanging.error == "out of time: it did not end within 2 minutes"
+    assert hanging.error == "out of time: it did not end within 0.07 minutes"
     assert "in record" in hanging.log.read_text(), "the stacks of its threads"
 
 

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -23,11 +23,10 @@ from hpc_ecg.atomic_io import write_text
 from hpc_ecg.distributed.ranks import without_ranks
 from hpc_ecg.jobs.job import Job, JobOutcome
 
-POLL_SECONDS = 0.2
-SECONDS_PER_MINUTE = 60.0
-STOP_SECONDS = 1.0
-SAVE_SECONDS = 30.0
+POLL_S, STOP_S = 0.2, 1.0
+SAVE_S = 30.0
 """A job gets SIGUSR2 this long before its time limit, so that it can save."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 FORKS = get_context("forkserver")
 
 
@@ -35,7 +34,7 @@ def run_locally(
     jobs: Sequence[Job],
     folder: Path,
     at_once: int,
-    timeout_min: int,
+    timeout_min: float,
     gpus: Sequence[int],
     must_stop: Callable[[], bool] = lambda: False,
     preload: Sequence[str] = (),
@@ -65,7 +64,7 @@ def run_locally(
                     yield job.outcome()
                 elif stopping:  # repeated: a job that is still starting does not listen yet
                     job.send(signal.SIGTERM)
-            time.sleep(STOP_SECONDS if stopping else POLL_SECONDS)
+            time.sleep(STOP_S if stopping else POLL_S)
     finally:
         _end(list(running.values()))
 
@@ -78,12 +77,12 @@ def job_log(folder: Path, job_name: str, pid: int) -> Path:
 class _LocalJob:
     """A job that was started, as its parent sees it."""
 
-    def __init__(self, job: Job, folder: Path, gpu: str, timeout_min: int) -> None:
+    def __init__(self, job: Job, folder: Path, gpu: str, timeout_min: float) -> None:
         self._name, self._folder, self._timeout_min = job.name, folder, timeout_min
         # a job is a run of its own, not a rank of the process that starts it
         environment = without_ranks(os.environ) | {"CUDA_VISIBLE_DEVICES": gpu}
-        limit_s = SECONDS_PER_MINUTE * timeout_min
-        arguments = (job, folder, environment, limit_s, limit_s - SAVE_SECONDS)
+        limit_s = 60 * timeout_min
+        arguments = (job, folder, environment, limit_s, limit_s - SAVE_S)
         self.process: ForkServerProcess = FORKS.Process(target=_run, args=arguments)
         self.process.start()
 
@@ -97,7 +96,7 @@ class _LocalJob:
         assert code is not None and self.process.pid is not None
         log = job_log(self._folder, self._name, self.process.pid)
         if code == -signal.SIGALRM:
-            error = f"out of time: it did not end within {self._timeout_min} minutes"
+            error = f"out of time: it did not end within {self._timeout_min:g} minutes"
         elif code < 0:
             error = f"killed by signal {-code} ({signal.Signals(-code).name})"
         elif code and _error_file(log).exists():
@@ -109,10 +108,10 @@ class _LocalJob:
 
 
 def _end(jobs: Sequence[_LocalJob]) -> None:
-    """As Ctrl-C does; what does not end within a second is killed."""
+    """Interrupt the jobs as Ctrl-C does, and kill those that have not ended a second later."""
     for job in jobs:
         job.send(signal.SIGINT)
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + STOP_S
     for job in jobs:
         job.process.join(max(deadline - time.monotonic(), 0))
         job.process.kill()
@@ -120,37 +119,30 @@ def _end(jobs: Sequence[_LocalJob]) -> None:
 
 
 def _start_fork_server(log: Path, modules: list[str]) -> None:
-    """Start it unless it runs. Signals to all processes of a job must not end it, and neither its
-    imports nor its end are for the user's terminal."""
+    """Start it unless it runs. `log` gets what it writes, which is not for the user's terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
     FORKS.set_forkserver_preload(modules)
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    terminal = os.dup(2)
+    resource_tracker.ensure_running()  # it would change the mask below
+    # the server inherits the mask: a signal that goes to all processes must not end it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    stderr = os.dup(2)
     try:
         with log.open("ab") as file:
             os.dup2(file.fileno(), 2)
         forkserver.ensure_running()
     finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _run(
     job: Job, folder: Path, environment: dict[str, str], limit_s: float, save_after_s: float
 ) -> None:
     """Run the job in its process, a fork of the server."""
-    gc.freeze()  # what the server imported stays: collecting garbage need not visit it
+    gc.freeze()  # collections then skip the thousands of modules that the server imported
     log = job_log(folder, job.name, os.getpid())
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout, sys.stderr = (
-        path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
-        for path in (log.with_suffix(".out"), log)
-    )
-    os.dup2(sys.stdout.fileno(), 1)
-    os.dup2(sys.stderr.fileno(), 2)
+    _redirect_output(log)
     os.environ.clear()
     os.environ.update(environment)
     _set_signals(limit_s, save_after_s)
@@ -165,17 +157,28 @@ def _run(
         raise SystemExit(1) from None
 
 
+def _redirect_output(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout, sys.stderr = (
+        path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+        for path in (log.with_suffix(".out"), log)
+    )
+    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(sys.stderr.fileno(), 2)
+
+
 def _set_signals(limit_s: float, save_after_s: float) -> None:
-    # a handler and not SIG_IGN, which programs that the job starts would inherit
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    # a job ignores these until it handles them; programs that it starts would inherit SIG_IGN
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and & have it ignored
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and &
     save = threading.Timer(save_after_s, os.kill, (os.getpid(), signal.SIGUSR2))
     save.daemon = True
     save.start()
     # at the limit the log gets the stacks of all threads, and SIGALRM ends the process
     faulthandler.dump_traceback_later(limit_s)
-    signal.setitimer(signal.ITIMER_REAL, limit_s + STOP_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, limit_s + STOP_S)
 
 
 def _error_file(log: Path) -> Path:
