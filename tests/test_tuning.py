@@ -18,7 +18,8 @@ from hpc_ecg.config.load import to_yaml
 from hpc_ecg.sweep import launch
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import prepare_sweep
-from hpc_ecg.sweep.tuning import _distribution, read_tuned
+from hpc_ecg.sweep.search_space import distribution_of
+from hpc_ecg.sweep.tuning import read_tuned
 from hpc_ecg.training.run_folder import RunFolder
 
 TUNED = ["strategies=[ssl_linear_probe,afib_recalibrate_only]", "seeds=[0,1]", "runs_at_once=2"]
@@ -27,8 +28,8 @@ TUNED += ["tune.optim.lr=[1e-6,0.01]", "soup=true"]
 
 @pytest.fixture(scope="module", autouse=True)
 def runs_are_called():
-    """In this process, one after the other: each would import everything anew. As processes they
-    run in test_sweep.py, and on Slurm in test_tuning_slurm.py."""
+    """In this process, one after the other, without a fork server. As processes they run in
+    test_sweep.py, and on Slurm in test_tuning_slurm.py."""
 
     def run_tasks_locally(tasks, *_):
         for task in tasks:
@@ -227,12 +228,12 @@ def test_a_sweep_that_was_copied_is_retried_where_it_lies(shards, tmp_path, monk
 
 
 def test_two_numbers_are_a_range_and_anything_else_a_choice():
-    assert _distribution("k", [1e-5, 1e-2]).log and not _distribution("k", [0.1, 0.5]).log
-    assert _distribution("k", [1, 4]).single() is False
-    assert _distribution("k", ["none", "ema"]).choices == ("none", "ema")
-    assert _distribution("k", [0.1, 0.2, 0.3]).choices == (0.1, 0.2, 0.3)
+    assert distribution_of("k", [1e-5, 1e-2]).log and not distribution_of("k", [0.1, 0.5]).log
+    assert distribution_of("k", [1, 4]).single() is False
+    assert distribution_of("k", ["none", "ema"]).choices == ("none", "ema")
+    assert distribution_of("k", [0.1, 0.2, 0.3]).choices == (0.1, 0.2, 0.3)
     with pytest.raises(ValueError, match=r"tune.k=\[2, 1\]: a range goes from a lower"):
-        _distribution("k", [2, 1])
+        distribution_of("k", [2, 1])
 
 
 def test_a_cell_that_no_choice_can_be_stops_the_tuning_before_the_first_trial(shards, tmp_path):

@@ -13,7 +13,7 @@ not tried again. A trial that was killed or cancelled is not settled.
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.config.load import to_yaml
@@ -21,15 +21,12 @@ from hpc_ecg.log import logger
 from hpc_ecg.sweep.arms import arm_name, axes_of, choices_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Sweep
+from hpc_ecg.sweep.search_space import search_space
 from hpc_ecg.sweep.task import Task, TaskRunner, task_of_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
 FOLDER = "tuning"
-LOG_RATIO = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +51,7 @@ def trial_configs(sweep: Sweep, strategies: Collection[str]) -> list[tuple[str, 
     config = sweep.config
     axes = axes_of("tune", config.tune)
     if config.tune_trials is not None:
-        _search_space(sweep)
+        search_space(axes)
     return [
         (name, sweep.run_of(name, values, config.tune_seed, config.sweep_dir))
         for name in config.strategies
@@ -203,7 +200,7 @@ def _run_proposals(
 ) -> tuple[list[Trial], list[str]]:
     """Run trial after trial, all strategies side by side, until one is not settled; returns all
     trials, and a line for each of the last ones that failed."""
-    space = _search_space(sweep)
+    space = search_space(axes_of("tune", sweep.config.tune))
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -227,31 +224,3 @@ def _run_proposals(
             else:
                 study.tell(proposal, _cost(outcome))
     return all_trials, []
-
-
-def _search_space(sweep: Sweep) -> dict[str, "BaseDistribution"]:
-    """What optuna proposes from, by dotted key. ValueError if it is not installed."""
-    try:
-        import optuna  # noqa: F401  # _distribution would fail with more than a line
-    except ImportError:
-        raise ValueError("tune_trials needs optuna: pip install -e '.[search]'") from None
-    return {key: _distribution(key, v) for key, v in axes_of("tune", sweep.config.tune).items()}
-
-
-def _distribution(key: str, values: list[Any]) -> "BaseDistribution":
-    """A range for two numbers, else a choice."""
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
-    if len(values) != 2 or not all(type(value) in (int, float) for value in values):
-        return CategoricalDistribution(values)
-    low, high = values
-    if low >= high:
-        raise ValueError(f"tune.{key}={values}: a range goes from a lower to a higher number")
-    is_log = low > 0 and high >= LOG_RATIO * low
-    if type(low) is int and type(high) is int:
-        return IntDistribution(low, high, log=is_log)
-    return FloatDistribution(low, high, log=is_log)
