@@ -13,8 +13,7 @@ from ranks import FORKS, Ended, become, end_on_ranks
 
 from hpc_ecg.cli import main
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.distributed import stop_signals as signals
-from hpc_ecg.distributed import watchdog
+from hpc_ecg.distributed import stop_signals, watchdog
 from hpc_ecg.sweep import slurm_runs
 from hpc_ecg.training import engine
 from hpc_ecg.training.engine import Engine
@@ -72,11 +71,11 @@ def fill_disk(path: Path) -> None:
 
 def look_often() -> None:
     """For files that ask for something."""
-    signals.LOOK_EVERY_S = 0.0
+    stop_signals.POLL_FILES_EVERY_S = 0.0
 
 
 def hang_in_reading(rank: int) -> None:
-    watchdog.LAST_WORDS_S = 2
+    watchdog.GRACE_S = 2
     real = Dataset.read
 
     def read(self, positions, out=None):
@@ -88,7 +87,7 @@ def hang_in_reading(rank: int) -> None:
 
 
 def wait_for_what_never_comes() -> None:
-    watchdog.LAST_WORDS_S = 2
+    watchdog.GRACE_S = 2
     torch.distributed.recv(torch.zeros(1), src=0, tag=77)
 
 

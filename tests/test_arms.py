@@ -2,7 +2,8 @@
 
 import pytest
 
-from hpc_ecg.sweep.arms import arms_of, nest
+from hpc_ecg.config.dotted_keys import nest
+from hpc_ecg.sweep.arms import arms_of
 from hpc_ecg.sweep.grid import load_sweep
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.attention.varlen
 import torch.nn.functional as F
 
-from hpc_ecg.model.architecture import ModelConfig
 from hpc_ecg.model.attention import SelfAttention, attend
 from hpc_ecg.model.dropout import RecordDropout, token_words
 from hpc_ecg.model.kernels import explain_attention
+from hpc_ecg.model.settings import ModelConfig
 
 LENGTHS = torch.tensor([9, 5, 1])
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

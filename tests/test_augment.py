@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_ecg.data.augment import AugmentConfig, _mix, _normal, _uniform, augment, record_seeds
-from hpc_ecg.data.sampling import mix
+from hpc_ecg.data.augment import _mix, _normal, _uniform, augment, record_seeds
+from hpc_ecg.data.random_words import mix
+from hpc_ecg.data.settings import AugmentConfig
 
 RATE = 250
 

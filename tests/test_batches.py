@@ -6,10 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from hpc_ecg.data import loader as ahead
-from hpc_ecg.data.batches import collate_step
+from hpc_ecg.data import loader
 from hpc_ecg.data.dataset import DataConfig, open_split
-from hpc_ecg.data.loader import AHEAD, prefetch, prefetch_in_order
+from hpc_ecg.data.loader import AHEAD, collate_step, prefetch, prefetch_in_order
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.shards.format import read_shard_set
 
@@ -22,7 +21,7 @@ def train(shards):
 
 
 def schedule_of(train, batch_size=12, **settings):
-    return EpochSampler.of(train, DataConfig(batch_size=batch_size, **settings), SEED)
+    return EpochSampler.for_split(train, DataConfig(batch_size=batch_size, **settings), SEED)
 
 
 def reading_threads():
@@ -109,7 +108,7 @@ def test_the_next_step_is_read_while_this_one_is_worked_on(train, monkeypatch):
         started.append(step)
         return step
 
-    monkeypatch.setattr(ahead, "read_step", noting)
+    monkeypatch.setattr(loader, "collate_step", noting)
     reading = prefetch(train, range(100), schedule_of(train), RankSlice())
     assert next(reading) == 0
     time.sleep(0.1)
@@ -131,7 +130,7 @@ def test_an_error_while_reading_reaches_the_caller_at_its_step(train, monkeypatc
             raise OSError("the disk is gone")
         return step
 
-    monkeypatch.setattr(ahead, "read_step", failing)
+    monkeypatch.setattr(loader, "collate_step", failing)
     reading = prefetch(train, range(9), schedule_of(train), RankSlice())
     assert [next(reading), next(reading)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):

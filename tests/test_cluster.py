@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_ecg.distributed.ranks import Ranks, read_ranks, this_job, without_ranks
+from hpc_ecg.distributed.ranks import Ranks, read_ranks, slurm_job_facts, without_ranks
 
 TORCHRUN = {
     "RANK": "5",
@@ -94,4 +94,4 @@ def test_a_child_without_ranks_is_a_run_of_its_own(parent):
 def test_what_slurm_says_of_a_job_is_recorded(monkeypatch):
     for name, value in BATCH_SHELL.items():
         monkeypatch.setenv(name, value)
-    assert this_job() == {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "gpu[04-05,09]"}
+    assert slurm_job_facts() == {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "gpu[04-05,09]"}

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.dropout import RecordDropout, token_words
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 
 TINY = Architecture(

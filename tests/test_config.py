@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from hpc_ecg.config.describe import explain
+from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.load import RENAMED, load_config, to_yaml
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.settings import SweepConfig
-from hpc_ecg.training.run_folder import flatten
 from hpc_ecg.training.settings import FinetuneConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"

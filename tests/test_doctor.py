@@ -21,16 +21,13 @@ from hpc_ecg.cli import main
 from hpc_ecg.config.load import load_config, to_yaml
 from hpc_ecg.data.dataset import DataConfig, open_shards
 from hpc_ecg.distributed.settings import EngineConfig
-from hpc_ecg.preflight import cluster_checks as doctor_cluster
-from hpc_ecg.preflight import disk_checks as doctor_disks
-from hpc_ecg.preflight import run_checks as doctor_run
+from hpc_ecg.preflight import cluster_checks, disk_checks, training_checks
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, check_gpus, merged, raise_on_errors
 from hpc_ecg.preflight.doctor import _open, diagnose
-from hpc_ecg.preflight.run_checks import check_amplitude, project
+from hpc_ecg.preflight.training_checks import check_amplitude, check_time
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.training.stage_schedule import TrainConfig
+from hpc_ecg.training.settings import FinetuneConfig, TrainConfig
 
 pytestmark = pytest.mark.slow
 
@@ -56,15 +53,15 @@ def test_a_run_that_would_work_is_found_well_and_nothing_of_it_is_made(shards, t
 
 
 def test_the_step_leaves_the_weights_as_they_were(shards, tmp_path):
-    setup, _ = _open(config_of(shards, tmp_path / "run", "train.freeze=none"))
-    before = {name: value.clone() for name, value in setup.start.model.state_dict().items()}
+    prepared, _ = _open(config_of(shards, tmp_path / "run", "train.freeze=none"))
+    before = {name: value.clone() for name, value in prepared.start.model.state_dict().items()}
     engine = Engine(EngineConfig(device="cpu"))
     try:
-        [step], seconds = doctor_run.check_step(engine, setup)
+        [step], seconds = training_checks.check_step(engine, prepared)
     finally:
         engine.close()
     assert step.level == "ok" and seconds > 0
-    after = setup.start.model.state_dict()
+    after = prepared.start.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -72,7 +69,7 @@ def test_the_step_leaves_the_weights_as_they_were(shards, tmp_path):
 def test_two_processes_find_the_same_and_the_first_one_speaks(shards, tmp_path):
     first, second = run_on_ranks(2, ["doctor", *words_for(shards, tmp_path / "run")])
     assert second == ""
-    assert "meeting: 2 processes met at 127.0.0.1:" in first
+    assert "rendezvous: 2 processes joined at 127.0.0.1:" in first
     assert "ranks: 2 on 1 nodes; all-reduce of a number in " in first
     assert f"{len(GOOD) + 1} ok" in first
     assert list(tmp_path.iterdir()) == []
@@ -81,11 +78,10 @@ def test_two_processes_find_the_same_and_the_first_one_speaks(shards, tmp_path):
 # Each process is a node with a name and a folder of its own, another clock and another version.
 OTHER_NODE = """
 import sys, time
-from hpc_ecg.preflight import cluster_checks as doctor_cluster
-from hpc_ecg.preflight import disk_checks as doctor_disks
-doctor_disks.PATIENCE_S, doctor_cluster.SLOW_GB_S = 1.0, 1e9
+from hpc_ecg.preflight import cluster_checks, disk_checks
+disk_checks.VISIBLE_WITHIN_S, cluster_checks.SLOW_GB_S = 1.0, 1e9
 if sys.argv.pop(1) == "1":
-    doctor_cluster.hpc_ecg.__version__ = "0.0"
+    cluster_checks.hpc_ecg.__version__ = "0.0"
     ours = time.time
     time.time = lambda: ours() + 400
 from hpc_ecg.cli import main
@@ -120,7 +116,7 @@ def test_nodes_that_differ_are_named(shards, tmp_path):
         (
             "error   versions: they differ",
             "warning ranks: 2 on 2 nodes; ",
-            f"error   folder: what another node writes in {place} is not read here within 1 s",
+            f"error   folder: this node cannot read what another one writes in {place} (waited 1",
             "error   clock: node1 is +400",
             "error   data: data.stream_lanes=3 cannot be shared by 2 processes",
             "skipped step: the data must be mended first",
@@ -135,7 +131,7 @@ def test_nodes_that_differ_are_named(shards, tmp_path):
 def test_findings_of_nodes_are_said_once_with_their_nodes(monkeypatch):
     fine, bad = Finding("ok", "gpus", "4"), Finding("error", "gpus", "none")
     everyone = [("a", [fine]), ("a", [fine]), ("b", [fine, bad]), ("c", [fine])]
-    monkeypatch.setattr(doctor_cluster, "exchange", lambda _: everyone)
+    monkeypatch.setattr(cluster_checks, "exchange", lambda _: everyone)
     assert [f.text for f in merged([])] == ["4 (3 of 3 nodes)", "none (1 of 3 nodes: b)"]
 
 
@@ -164,7 +160,7 @@ def test_a_check_that_breaks_is_an_error_of_its_own():
 )
 def test_gpus_are_held_against_tasks(monkeypatch, device, seen, tasks, slurm, level, part):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
-    monkeypatch.setattr(doctor_cluster, "DRIVER", Path("/no/driver"))
+    monkeypatch.setattr(cluster_checks, "DRIVER", Path("/no/driver"))
     for name, value in variables_of(0, tasks, port=1).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", str(slurm))
@@ -173,14 +169,14 @@ def test_gpus_are_held_against_tasks(monkeypatch, device, seen, tasks, slurm, le
 
 
 def test_two_processes_on_one_gpu_are_named(monkeypatch):
-    monkeypatch.setattr(doctor_cluster, "exchange", lambda _: ["a", "b", "a", None])
-    [finding] = doctor_cluster.check_own_gpus(torch.device("cpu"))
+    monkeypatch.setattr(cluster_checks, "exchange", lambda _: ["a", "b", "a", None])
+    [finding] = cluster_checks.check_own_gpus(torch.device("cpu"))
     assert finding.level == "error" and "ranks 0, 2 have a GPU in common" in finding.text
 
 
 def test_a_job_of_several_tasks_without_srun_is_named(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    [finding] = doctor_cluster.check_ranks(torch.device("cpu"))
+    [finding] = cluster_checks.check_ranks(torch.device("cpu"))
     assert finding.level == "warning" and "the job has 4 tasks; start it with srun" in finding.text
 
 
@@ -254,9 +250,9 @@ def tiny_disk(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_an_error_unless_old_checkpoints_make_room(tiny_disk):
     train = TrainConfig(keep_checkpoints=2)
-    [finding] = doctor_disks.check_space(tiny_disk / "run", train, 400_000)
+    [finding] = disk_checks.check_space(tiny_disk / "run", train, 400_000)
     assert finding.level == "error" and "for 2 + 1 checkpoints of 1.2 MB; make room" in finding.text
-    [finding] = doctor_disks.check_space(tiny_disk / "run", train, 40_000)
+    [finding] = disk_checks.check_space(tiny_disk / "run", train, 40_000)
     assert finding.level == "error" and "more files can be made" in finding.text
 
 
@@ -264,23 +260,23 @@ def test_checkpoints_that_will_be_replaced_count_as_space(tmp_path, monkeypatch)
     usage = type(shutil.disk_usage("/"))(10**6, 0, 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     train = TrainConfig(keep_checkpoints=2)
-    assert doctor_disks.check_space(tmp_path, train, 200_000)[0].level == "error"
+    assert disk_checks.check_space(tmp_path, train, 200_000)[0].level == "error"
     (tmp_path / "model.safetensors").write_bytes(bytes(1_100_000))
-    assert doctor_disks.check_space(tmp_path, train, 200_000)[0].level == "ok"
+    assert disk_checks.check_space(tmp_path, train, 200_000)[0].level == "ok"
     ema = TrainConfig(keep_checkpoints=2, average="ema")
-    assert doctor_disks.check_space(tmp_path, ema, 200_000)[0].level == "error"
+    assert disk_checks.check_space(tmp_path, ema, 200_000)[0].level == "error"
 
 
 def test_a_place_that_cannot_be_written_is_an_error():
-    [finding] = doctor_disks.check_folder(Path("/proc/run"), rank=0)
-    assert finding.level == "error" and finding.text.startswith("/proc cannot be written here: ")
+    [finding] = disk_checks.check_folder(Path("/proc/run"), rank=0)
+    assert finding.level == "error" and finding.text.startswith("this node cannot write /proc: ")
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (100, "warning"), (-1000, "error")])
 def test_a_clock_that_the_disk_does_not_share_is_named(tmp_path, monkeypatch, seconds, level):
     ours = time.time
     monkeypatch.setattr(time, "time", lambda: ours() + seconds)
-    [finding] = doctor_disks.check_clocks(tmp_path / "run", rank=0)
+    [finding] = disk_checks.check_clocks(tmp_path / "run", rank=0)
     assert finding.level == level
     assert level == "ok" or f"the disk of run_dir is {-seconds:+.1f} s from" in finding.text
     assert list(tmp_path.iterdir()) == []
@@ -293,7 +289,7 @@ def test_a_clock_that_the_disk_does_not_share_is_named(tmp_path, monkeypatch, se
 def test_a_stage_that_is_too_small_is_named(shards, tmp_path, word, level):
     config = config_of(shards, tmp_path / "run", f"data.stage_dir={tmp_path}", word)
     opened, _ = open_shards(config.data)
-    [finding] = doctor_disks.check_stage(config.data, opened)
+    [finding] = disk_checks.check_stage_dir(config.data, opened)
     assert finding.level == level
 
 
@@ -329,29 +325,29 @@ def test_a_step_that_takes_too_much_memory_says_what_to_do(shards, tmp_path, mon
     wrong = found(config_of(shards, tmp_path / "run"))
     assert wrong.keys() == {"step"} and wrong["step"].level == "error"
     assert "you tried to; lower engine.micro_batch_size" in wrong["step"].text
-    setup, _ = _open(config_of(shards, tmp_path / "run"))
+    prepared, _ = _open(config_of(shards, tmp_path / "run"))
     engine = Engine(EngineConfig(device="cpu"))
     engine.world_size = 2  # who cannot tell the others must not wait for them
     try:
         with pytest.raises(ValueError, match=r"^step: .* lower engine\.micro"):
-            doctor_run.check_step(engine, setup)
+            training_checks.check_step(engine, prepared)
     finally:
         engine.close()
 
 
 def test_a_step_that_nearly_fills_the_memory_is_a_warning(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor_run, "memory_gb", lambda: 1e5)
+    monkeypatch.setattr(training_checks, "memory_gb", lambda: 1e5)
     wrong = found(config_of(shards, tmp_path / "run"))
     assert wrong.keys() == {"step"} and wrong["step"].level == "warning"
 
 
 def test_weights_that_give_no_number_are_an_error(shards, tmp_path):
-    setup, _ = _open(config_of(shards, tmp_path / "run"))
+    prepared, _ = _open(config_of(shards, tmp_path / "run"))
     with torch.no_grad():
-        setup.start.model.head.bias.fill_(float("nan"))
+        prepared.start.model.head.bias.fill_(float("nan"))
     engine = Engine(EngineConfig(device="cpu"))
     try:
-        [finding], seconds = doctor_run.check_step(engine, setup)
+        [finding], seconds = training_checks.check_step(engine, prepared)
     finally:
         engine.close()
     assert finding.level == "error" and "is not finite" in finding.text and seconds is None
@@ -359,23 +355,23 @@ def test_weights_that_give_no_number_are_an_error(shards, tmp_path):
 
 def test_the_time_of_a_run_is_held_against_that_of_the_job(shards, tmp_path, monkeypatch):
     config = config_of(shards, tmp_path / "run", "train.max_epochs=100")
-    setup, _ = _open(config)
-    epoch = setup.schedule.steps_per_epoch
-    validation_s = 9 / 3 * len(setup.valid) / 12
+    prepared, _ = _open(config)
+    epoch = prepared.data.sampler.steps_per_epoch
+    validation_s = 9 / 3 * len(prepared.data.valid) / 12
     seconds = 100 * epoch * 9 + 101 * validation_s
-    [finding] = project(setup, 9.0)
+    [finding] = check_time(prepared, 9.0)
     hours, minutes, rest = finding.text.split(" about ")[1].split(" h")[0].split(":")
     assert finding.level == "ok" and f"{100 * epoch} steps" in finding.text
     assert 3600 * int(hours) + 60 * int(minutes) + int(rest) == pytest.approx(seconds, abs=1)
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 60))
-    [finding] = project(setup, 9.0)
+    [finding] = check_time(prepared, 9.0)
     assert finding.level == "warning" and "this job ends in 0:01:00 h" in finding.text
 
 
 def test_a_frozen_backbone_runs_once_however_long_the_head_trains(shards, tmp_path):
     probe = ("train.freeze=backbone", "train.max_epochs=1000")
-    setup, _ = _open(config_of(shards, tmp_path / "run", *probe))
-    assert "0:00:" in project(setup, 3.0)[0].text
+    prepared, _ = _open(config_of(shards, tmp_path / "run", *probe))
+    assert "0:00:" in check_time(prepared, 3.0)[0].text
 
 
 def test_errors_stop_a_run_and_are_logged_once(caplog):
@@ -406,7 +402,7 @@ def test_a_run_with_the_doctor_is_the_run_without_to_the_bit(shards, tmp_path, c
 
 
 def test_an_error_of_the_doctor_stops_a_run_before_it_is_one(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor_disks, "FEW_FILES", 10**18)
+    monkeypatch.setattr(disk_checks, "FEW_INODES", 10**18)
     with pytest.raises(ValueError, match="the doctor found errors, 1 in all"):
         finetune(config_of(shards, tmp_path / "run", "train.doctor=true"))
     assert not (tmp_path / "run").exists()

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.dropout import RecordDropout, token_words
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 
 TINY = Architecture(

@@ -8,7 +8,7 @@ import torch
 from conftest import words_for
 
 from hpc_ecg.config.load import load_config
-from hpc_ecg.distributed import process_group as engine_world
+from hpc_ecg.distributed import process_group
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
@@ -57,12 +57,12 @@ def test_what_the_first_process_finds_wrong_is_wrong_for_all(engine):
 
 
 def test_a_world_that_accelerate_does_not_see_is_an_error(monkeypatch):
-    real = engine_world.Accelerator
+    real = process_group.Accelerator
 
     class Blind(real):
         num_processes = 3
 
-    monkeypatch.setattr(engine_world, "Accelerator", Blind)
+    monkeypatch.setattr(process_group, "Accelerator", Blind)
     with pytest.raises(RuntimeError, match="promises 1 processes, but Accelerate runs with 3"):
         Engine(EngineConfig(device="cpu"))
 

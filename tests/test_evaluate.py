@@ -20,14 +20,9 @@ from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.evaluation.calibration import fit_isotonic
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.training.evaluate import (
-    describe_evaluation,
-    evaluate,
-    evaluate_weights,
-    load_run,
-    load_run_for,
-)
+from hpc_ecg.training.evaluate import describe_evaluation, evaluate, evaluate_weights
 from hpc_ecg.training.finetune import finetune
+from hpc_ecg.training.open_run import load_run, load_run_for
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 

@@ -30,18 +30,18 @@ from hpc_ecg.config.load import (
     to_yaml,
 )
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
-from hpc_ecg.model.losses import LossConfig
+from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training import checkpoint
-from hpc_ecg.training import finetune as story
+from hpc_ecg.training.best_tracker import BestTracker
 from hpc_ecg.training.best_weights import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.outcome import BestTracker
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights import load_model
+from hpc_ecg.weights.initialize import initialize
 
 GOLDEN = FIXTURES / "golden_curve.json"
 NO_DROPOUT = "model.activation_dropout=0"
@@ -291,7 +291,7 @@ def config_source(config) -> SettingsSource:
 def moved_tensors(folder, config) -> tuple[set[str], set[str]]:
     """Names that differ between the best weights and the start, and all names."""
     after = load_file(folder.best / "model.safetensors")
-    start = story.initialize(config.init, config.model, 1, ["af"], "none", config.seed)
+    start = initialize(config.init, config.model, 1, ["af"], "none", config.seed)
     before = start.model.state_dict()
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}, set(before)

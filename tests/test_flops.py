@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpc_ecg.model.architecture import Architecture, ModelConfig, num_tokens
+from hpc_ecg.model.architecture import Architecture, num_tokens
 from hpc_ecg.model.flops import forward_flops, peak_flops, training_flops
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_empty
 
 PUBLISHED = Architecture()

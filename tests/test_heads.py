@@ -9,8 +9,9 @@ from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.transformer import ModelConfig, build_model
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.export import export_original, save_model
-from hpc_ecg.weights.initialize import InitConfig, initialize
+from hpc_ecg.weights.initialize import initialize
 from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.weights.settings import InitConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 AFIB = FIXTURES / "tiny_wcr_afib_5y.pt"

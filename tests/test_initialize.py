@@ -8,12 +8,14 @@ import torch
 
 from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.model.losses import LossConfig, loss_sum
+from hpc_ecg.model.losses import loss_sum
+from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.model.transformer import ModelConfig
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.export import save_model
-from hpc_ecg.weights.initialize import InitConfig, initialize
+from hpc_ecg.weights.initialize import initialize
 from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.weights.settings import InitConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BASE, AFIB = str(FIXTURES / "tiny_base_ssl.pt"), str(FIXTURES / "tiny_wcr_afib_5y.pt")

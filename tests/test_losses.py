@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_ecg.model.losses import LOSSES, LossConfig, check_loss, loss_sum, normalizer
+from hpc_ecg.model.losses import check_loss, loss_sum, normalizer
+from hpc_ecg.model.settings import LOSSES, LossConfig
 
 FIXTURE = np.load(Path(__file__).parent / "fixtures" / "losses.npz")
 POSITIVES = {"reduction": "positives"}

@@ -8,13 +8,8 @@ import torch
 from conftest import FIXTURES
 from torch import nn
 
-from hpc_ecg.training.optimizer import (
-    OptimConfig,
-    build_optimizer,
-    lr_at,
-    lr_scale,
-    set_rates,
-)
+from hpc_ecg.training.optimizer import build_optimizer, lr_at, lr_scale, set_rates
+from hpc_ecg.training.settings import OptimConfig
 from hpc_ecg.weights import load_model
 
 

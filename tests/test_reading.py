@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.config.load import load_config
-from hpc_ecg.data.batches import MicroBatch
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
+from hpc_ecg.data.loader import MicroBatch
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.inputs import model_inputs

@@ -8,7 +8,7 @@ import pytest
 from test_cluster import BATCH_SHELL, STEP, TORCHRUN
 
 from hpc_ecg.distributed.ranks import Ranks
-from hpc_ecg.distributed.rendezvous import join_world
+from hpc_ecg.distributed.rendezvous import join_rendezvous
 
 SOON = timedelta(seconds=20)
 AT_ONCE = timedelta(seconds=0.3)
@@ -24,7 +24,7 @@ def task(rank, of=3, **changes):
 def meet(folder, environments, timeout=SOON):
     """Each environment's process joins, in a thread of its own; outcomes or errors, in order."""
     with ThreadPoolExecutor(len(environments)) as pool:
-        joins = [pool.submit(join_world, env, folder, timeout) for env in environments]
+        joins = [pool.submit(join_rendezvous, env, folder, timeout) for env in environments]
         return [join.exception() or join.result() for join in joins]
 
 
@@ -54,14 +54,14 @@ def test_what_an_earlier_start_left_is_not_read(tmp_path, start):
     left = tmp_path / ".meeting.123456.0.0.partial"
     left.write_text(json.dumps({"hosts": ["localhost"], "port": 1}))
     outcome = meet(tmp_path, [task(1, of=2, **{start: "3"})], AT_ONCE)[0]
-    assert isinstance(outcome, ValueError) and "is not seen from" in str(outcome)
+    assert isinstance(outcome, ValueError) and "does not see" in str(outcome)
     assert meet(tmp_path, [task(rank, 2, **{start: "3"}) for rank in range(2)])[1][1] is not None
 
 
 def test_process_0_names_those_that_did_not_come_and_takes_its_file_back(tmp_path):
     outcomes = meet(tmp_path, [task(0, of=4), task(2, of=4)], timedelta(seconds=1))
     assert isinstance(outcomes[0], ValueError)
-    assert "2 of 4 processes did not come within 0:00:01 (ranks 1, 3)" in str(outcomes[0])
+    assert "2 of 4 processes did not join within 0:00:01 (ranks 1, 3)" in str(outcomes[0])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,7 +91,7 @@ def test_a_site_may_say_the_address(tmp_path):
 @pytest.mark.parametrize("env", [TORCHRUN, STEP | TORCHRUN])
 def test_where_the_launcher_brings_the_address_no_store_is_made(tmp_path, env):
     env = dict(env)
-    ranks, store = join_world(env, tmp_path, SOON)
+    ranks, store = join_rendezvous(env, tmp_path, SOON)
     assert (ranks.rank, ranks.world_size, store) == (5, 8, None)
     assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("node7", "29500")
     assert list(tmp_path.iterdir()) == []
@@ -100,7 +100,7 @@ def test_where_the_launcher_brings_the_address_no_store_is_made(tmp_path, env):
 @pytest.mark.parametrize("env", [{}, BATCH_SHELL, task(0, of=1)])
 def test_one_process_meets_nobody_and_writes_nothing(tmp_path, env):
     before = dict(env)
-    assert join_world(env, tmp_path, SOON) == (Ranks(), None)
+    assert join_rendezvous(env, tmp_path, SOON) == (Ranks(), None)
     assert env == before and list(tmp_path.iterdir()) == []
 
 
@@ -108,4 +108,4 @@ def test_one_process_meets_nobody_and_writes_nothing(tmp_path, env):
 def test_several_processes_without_an_address_to_meet_at_are_refused(tmp_path, missing):
     env = {name: value for name, value in TORCHRUN.items() if name != missing}
     with pytest.raises(ValueError, match=f"WORLD_SIZE=8 but {missing} not set"):
-        join_world(env, tmp_path, SOON)
+        join_rendezvous(env, tmp_path, SOON)

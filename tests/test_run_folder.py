@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hpc_ecg import atomic_io as writing
+from hpc_ecg import atomic_io
 from hpc_ecg.atomic_io import read_json, write_atomically, write_json
-from hpc_ecg.training.run_folder import RunFolder, describe_environment, differing_keys
+from hpc_ecg.training.environment import describe_environment
+from hpc_ecg.training.run_folder import RunFolder, differing_keys
 
 CONFIG = "seed: 0\noptim:\n  lr: 0.001\nengine:\n  device: cpu\ntrain:\n  stages: {}\n"
 
@@ -25,7 +26,7 @@ def killed_at(code, folder):
     """Run Python code in another process, which kills itself where the code says `die()`."""
     start = (
         "import os, shutil, signal, sys\nfrom pathlib import Path\n"
-        "from hpc_ecg import writing\nfrom hpc_ecg.atomic_io import *\n"
+        "from hpc_ecg import atomic_io\nfrom hpc_ecg.atomic_io import *\n"
         "folder = Path(sys.argv[1])\n"
         "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -76,7 +77,8 @@ def test_a_failure_while_writing_leaves_the_old_and_no_rest(tmp_path, is_folder)
 def test_a_kill_while_writing_a_file_leaves_the_old(tmp_path):
     write_json(tmp_path / "x.json", "old")
     killed_at(
-        "def write(aside):\n aside.write_text('ne')\n die()\nwrite_whole(folder / 'x.json', write)",
+        "def write(aside):\n aside.write_text('ne')\n die()\n"
+        "write_atomically(folder / 'x.json', write)",
         tmp_path,
     )
     assert read_json(tmp_path / "x.json") == "old"
@@ -85,7 +87,7 @@ def test_a_kill_while_writing_a_file_leaves_the_old(tmp_path):
 @pytest.mark.parametrize(
     "place",
     [
-        "writing._sync = die",  # written, not yet flushed
+        "atomic_io._sync = die",  # written, not yet flushed
         "shutil.rmtree = die",  # about to delete what is replaced
         "n = []\nreal = Path.rename\n"
         "def rename(*args):\n n.append(1)\n return die() if len(n) == 2 else real(*args)\n"
@@ -97,7 +99,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder(tmp_path, place):
     (tmp_path / "config.yaml").write_text(CONFIG)
     killed_at(
         f"{place}\ndef write(aside):\n aside.mkdir()\n (aside / 'new').touch()\n"
-        "write_whole(folder / 'best', write)",
+        "write_atomically(folder / 'best', write)",
         tmp_path,
     )
     folder = RunFolder(tmp_path)
@@ -119,7 +121,7 @@ def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path):
 
 def test_everything_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
     flushed, path = [], tmp_path / "best"
-    monkeypatch.setattr(writing, "_sync", lambda p: flushed.append((p.name, path.exists())))
+    monkeypatch.setattr(atomic_io, "_sync", lambda p: flushed.append((p.name, path.exists())))
     write_atomically(path, make_folder("a", "b"))
     aside = f".best.{os.getpid()}.partial"
     assert sorted(flushed[:3]) == [(aside, False), ("a", False), ("b", False)]
@@ -324,9 +326,9 @@ def test_a_finished_run_says_so(tmp_path):
     assert read_json(folder.finished) == {"best": 3}
 
 
-def test_the_environment_names_versions_machine_and_commit(monkeypatch):
+def test_the_environment_names_versions_machine_and_commit(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    found = json.loads(json.dumps(describe_environment()))
+    found = json.loads(json.dumps(describe_environment(tmp_path)))
     assert found["packages"]["torch"] and found["packages"]["hpc-ecg"]
     assert found["slurm"]["SLURM_JOB_ID"] == "42"
     assert found["machine"]["cpu_count"] >= 1

@@ -8,9 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_ecg.data.lanes import arrange_in_lanes
-from hpc_ecg.data.order import epoch_order
-from hpc_ecg.data.sampler import EpochSampler, RankSlice
-from hpc_ecg.data.sampling import balanced_epoch, one_per_patient, patient_words
+from hpc_ecg.data.sampler import (
+    EpochSampler,
+    RankSlice,
+    balanced_epoch,
+    hash_patients,
+    one_per_patient,
+    shuffled_epoch,
+)
 from hpc_ecg.data.settings import DataConfig
 
 seeds = st.integers(0, 2**31)
@@ -40,10 +45,10 @@ def schedules(draw, samplings=SAMPLINGS):
         read=read,
         **stream,
     )
-    words = patient_words([str(patient) for patient in patient_N])
+    words = hash_patients([str(patient) for patient in patient_N])
     words = words if config.sampling == "one_per_patient" else None
     return EpochSampler(
-        config=config, seed=draw(seeds), label_N=label_N, word_N=words, shard_N=shard_N
+        config=config, seed=draw(seeds), label_N=label_N, patient_N=words, shard_N=shard_N
     )
 
 
@@ -54,7 +59,9 @@ def records_of_step(schedule, step, world_size, micro_batch_size=None):
         RankSlice(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
         for rank in range(world_size)
     ]
-    return [batch[places].tolist() for share in shares for places in schedule.pieces(step, share)]
+    return [
+        batch[places].tolist() for share in shares for places in schedule.micro_batches(step, share)
+    ]
 
 
 def expected_of_epoch(schedule, epoch):
@@ -65,7 +72,7 @@ def expected_of_epoch(schedule, epoch):
         return Counter(everything)
     if kind == "balanced":
         return Counter(balanced_epoch(schedule.label_N, schedule.seed, epoch).tolist())
-    return Counter(one_per_patient(schedule.word_N, schedule.seed, epoch).tolist())
+    return Counter(one_per_patient(schedule.patient_N, schedule.seed, epoch).tolist())
 
 
 @given(
@@ -96,7 +103,7 @@ def test_other_ranks_in_mid_epoch_neither_repeat_nor_skip_a_record(schedule, wor
 def test_every_rank_has_as_many_forwards_of_no_more_than_its_part(schedule, world, micro, data):
     step = data.draw(st.integers(0, 2 * schedule.steps_per_epoch - 1))
     shares = [RankSlice(rank=r, world_size=world, micro_batch_size=micro) for r in range(world)]
-    pieces = [schedule.pieces(step, share) for share in shares]
+    pieces = [schedule.micro_batches(step, share) for share in shares]
     assert len({len(of_rank) for of_rank in pieces}) == 1
     usual = -(-len(schedule.batch(step)) // world)
     assert max(len(piece) for of_rank in pieces for piece in of_rank) <= min(micro or usual, usual)
@@ -108,7 +115,9 @@ def test_every_rank_has_as_many_forwards_of_no_more_than_its_part(schedule, worl
 def test_a_rank_reads_its_own_lanes_or_its_own_slice(schedule, world_size, step):
     batch = schedule.batch(step)
     for rank in range(world_size):
-        places = np.concatenate(schedule.pieces(step, RankSlice(rank=rank, world_size=world_size)))
+        places = np.concatenate(
+            schedule.micro_batches(step, RankSlice(rank=rank, world_size=world_size))
+        )
         if schedule.config.read == "stream":
             order = schedule.lanes(step // schedule.steps_per_epoch)
             lane_of = dict(zip(order.positions_M, order.lane_M, strict=True))
@@ -178,17 +187,17 @@ def test_the_order_of_a_stream_never_changes_between_versions():
     order = arrange_in_lanes(np.arange(12), np.repeat([0, 1, 2], 4), 0, 1, 2, 2)
     assert order.positions_M.tolist() == STREAM_FIRST
     assert balanced_epoch(np.array([0, 1, 0, 0, 1, 0, 0]), 0, 1).tolist() == BALANCED_FIRST
-    words = patient_words(["a", "b", "a", "c", "b", "a"])
+    words = hash_patients(["a", "b", "a", "c", "b", "a"])
     assert [one_per_patient(words, 0, epoch).tolist() for epoch in range(3)] == PATIENTS_FIRST
 
 
 def test_processes_that_do_not_divide_the_lanes_are_refused():
     config = DataConfig(read="stream", stream_lanes=8)
     zeros = np.zeros(3)
-    schedule = EpochSampler(config=config, seed=0, label_N=zeros, word_N=None, shard_N=zeros)
-    schedule.check_world(4)
+    schedule = EpochSampler(config=config, seed=0, label_N=zeros, patient_N=None, shard_N=zeros)
+    schedule.check_world_size(4)
     with pytest.raises(ValueError, match=r"data.stream_lanes=8 cannot be shared by 3 processes"):
-        schedule.check_world(3)
+        schedule.check_world_size(3)
 
 
 # Samplings
@@ -221,15 +230,15 @@ def test_balanced_epochs_need_both_classes():
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60), seeds, st.integers(0, 99))
 def test_each_patient_gives_one_record_to_an_epoch(patients, seed, epoch):
     names = [f"p{patient}" for patient in patients]
-    chosen = one_per_patient(patient_words(names), seed, epoch)
+    chosen = one_per_patient(hash_patients(names), seed, epoch)
     assert sorted(names[position] for position in chosen) == sorted(set(names))
     others = [*names, "newcomer", "newcomer"]  # of another patient: nothing changes for these
-    again = one_per_patient(patient_words(others), seed, epoch)
+    again = one_per_patient(hash_patients(others), seed, epoch)
     assert set(chosen) == {position for position in again if position < len(names)}
 
 
 def test_a_patients_records_come_equally_often_in_the_long_run():
-    words = patient_words(["a"] * 4 + ["b"])
+    words = hash_patients(["a"] * 4 + ["b"])
     counts = np.bincount(
         np.concatenate([one_per_patient(words, 5, epoch) for epoch in range(2000)]), minlength=5
     )
@@ -240,7 +249,7 @@ def test_a_patients_records_come_equally_often_in_the_long_run():
 def test_all_records_in_their_own_order_are_what_they_were(monkeypatch):
     zeros = np.zeros(10)
     schedule = EpochSampler(
-        config=DataConfig(batch_size=4), seed=3, label_N=zeros, word_N=None, shard_N=zeros
+        config=DataConfig(batch_size=4), seed=3, label_N=zeros, patient_N=None, shard_N=zeros
     )
     seen = np.concatenate([schedule.batch(step) for step in range(3, 6)])
-    assert seen.tolist() == epoch_order(10, 3, 1).tolist()
+    assert seen.tolist() == shuffled_epoch(10, 3, 1).tolist()

@@ -15,10 +15,8 @@ from hpc_ecg.training.best_weights import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.optimizer import OptimConfig
 from hpc_ecg.training.run_folder import RunFolder
-from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.training.stage_schedule import StageConfig, TrainConfig
+from hpc_ecg.training.settings import FinetuneConfig, OptimConfig, StageConfig, TrainConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
 

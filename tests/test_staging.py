@@ -100,10 +100,10 @@ def test_a_copy_that_somebody_deleted_is_read_from_the_source(shards, disk):
 def test_shards_are_copied_in_the_order_of_use(shards, disk):
     config = DataConfig(shards=str(shards), read="stream", stream_lanes=1)
     opened, names = open_shards(config)
-    schedule = EpochSampler.of(open_split(opened, "train", names), config, 3)
+    schedule = EpochSampler.for_split(open_split(opened, "train", names), config, 3)
     steps = range(schedule.steps_per_epoch)
     used = [int(schedule.shard_N[p]) for step in steps for p in schedule.batch(step)]
-    assert schedule.first_use() == list(dict.fromkeys(used)) != sorted(set(used))
+    assert schedule.shards_by_first_use() == list(dict.fromkeys(used)) != sorted(set(used))
 
 
 def test_what_a_crash_left_is_copied_anew(shards, disk):
@@ -139,9 +139,9 @@ def test_two_jobs_share_a_stage_and_the_last_one_cleans_up(shards, disk):
 HOLD = """
 import sys, time
 from pathlib import Path
-from hpc_ecg.data.node_cache import Stage
+from hpc_ecg.data.node_cache import NodeCache
 about = [{"name": "shard-000000.tar", "bytes": 3, "sha256": sys.argv[3]}]
-stage = Stage(Path(sys.argv[1]), "feed" * 16, about, lambda shard: open(sys.argv[2], "rb"), [0])
+stage = NodeCache(Path(sys.argv[1]), "feed" * 16, about, lambda shard: open(sys.argv[2], "rb"), [0])
 stage.wait()
 print("staged", flush=True)
 time.sleep(60)

@@ -33,7 +33,7 @@ def opened(folder, split="train", **changes):
     config = DataConfig(shards=str(folder), **settings)
     shards, names = open_shards(config)
     dataset = open_split(shards, split, names, ShardSource(shards, config))
-    return dataset, EpochSampler.of(dataset, config, 5)
+    return dataset, EpochSampler.for_split(dataset, config, 5)
 
 
 def signals_of(dataset, schedule, steps, share):

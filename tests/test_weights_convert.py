@@ -13,13 +13,15 @@ from conftest import FIXTURES
 from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cli import main
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.weights import load_model, original
 from hpc_ecg.weights.convert import convert, reset_head, soup
 from hpc_ecg.weights.export import save_model
-from hpc_ecg.weights.initialize import InitConfig, initialize
+from hpc_ecg.weights.initialize import initialize
 from hpc_ecg.weights.mapping import KEPT, PRETRAINING, expected_shapes, file_key
 from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.weights.settings import InitConfig
 
 BASE, AFIB = FIXTURES / "tiny_base_ssl.pt", FIXTURES / "tiny_wcr_afib_5y.pt"
 PEOPLE = FIXTURES / "tiny_wcr_afib_5y_auc_numpy.pt"

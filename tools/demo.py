@@ -14,7 +14,8 @@ from pathlib import Path
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cli import main as hpc_ecg
-from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.export import export_original

@@ -7,16 +7,17 @@ ValueError: one line on standard error and exit code 2.
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import hpc_ecg
 from hpc_ecg.cli.cohort import add_cohort
+from hpc_ecg.cli.config import add_config
 from hpc_ecg.cli.data import add_data
 from hpc_ecg.cli.doctor import add_doctor
 from hpc_ecg.cli.evaluate import add_evaluate
+from hpc_ecg.cli.finetune import add_finetune
 from hpc_ecg.cli.report import add_report
 from hpc_ecg.cli.sweep import add_sweep
 from hpc_ecg.cli.weights import add_weights
@@ -61,59 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_data(verbs)
     add_weights(verbs)
 
-    finetune = verbs.add_parser("finetune", help="train one run, or go on with it")
-    finetune.add_argument("settings", nargs="*", help=SETTINGS_HELP)
-    finetune.set_defaults(verb=_finetune)
+    add_finetune(verbs, SETTINGS_HELP)
 
     add_doctor(verbs, SETTINGS_HELP)
     add_evaluate(verbs)
     add_sweep(verbs, SETTINGS_HELP)
     add_report(verbs)
 
-    config = verbs.add_parser("config", help="print every setting with default and meaning")
-    config.add_argument("of", nargs="?", choices=("finetune", "sweep"), help="default: both")
-    config.set_defaults(verb=_config)
+    add_config(verbs)
     return parser
-
-
-def _finetune(options: argparse.Namespace) -> int:
-    from hpc_ecg.config.load import load_config, split_arguments
-    from hpc_ecg.distributed.ranks import read_ranks
-    from hpc_ecg.log import logger, start_logging
-
-    files_and_words = split_arguments(options.settings)
-    from hpc_ecg.distributed.process_group import PeerLost
-    from hpc_ecg.distributed.stop_signals import Preempted
-    from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
-    from hpc_ecg.training.finetune import finetune
-    from hpc_ecg.training.settings import FinetuneConfig
-
-    start_logging(read_ranks(os.environ).rank)
-    try:
-        finetune(load_config(FinetuneConfig, *files_and_words))
-    except Preempted as stopped:
-        # Slurm ends the processes that are still leaving when the first one has left
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        logger.info("%s", stopped)
-        return stopped.code
-    except PeerLost as lost:
-        logger.error("%s", lost)
-        return EXIT_PEER_LOST
-    return 0
-
-
-def _config(options: argparse.Namespace) -> int:
-    from hpc_ecg.config.describe import explain
-    from hpc_ecg.log import say
-    from hpc_ecg.sweep.settings import SweepConfig
-    from hpc_ecg.training.settings import FinetuneConfig
-
-    if options.of in (None, "finetune"):
-        say("# hpc-ecg finetune", "")
-        for key, kind, default, text in explain(FinetuneConfig):
-            say(f"{key}: {kind} = {default}", f"    {text}")
-    if options.of in (None, "sweep"):
-        say("", "# hpc-ecg sweep (and every setting above, as run.<key>)", "")
-        for key, kind, default, text in explain(SweepConfig):
-            say(f"{key}: {kind} = {default}", f"    {text}")
-    return 0

@@ -19,7 +19,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from hpc_ecg.config.load import load_config
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import start_logging
-    from hpc_ecg.preflight.doctor import ALONE, diagnose
+    from hpc_ecg.preflight.doctor import ENGINE, diagnose
     from hpc_ecg.training.settings import FinetuneConfig
 
     rank = read_ranks(os.environ).rank
@@ -30,7 +30,7 @@ def _doctor(options: argparse.Namespace) -> int:
     levels: Counter[str] = Counter()
     for finding in diagnose(load_config(FinetuneConfig, files, words)):
         levels[finding.level] += 1
-        if rank == 0 or finding.name == ALONE:
+        if rank == 0 or finding.name == ENGINE:
             print(finding, flush=True)  # noqa: T201 - seen even if the next check hangs
     if rank == 0:
         print(", ".join(f"{count} {level}" for level, count in levels.items()))  # noqa: T201

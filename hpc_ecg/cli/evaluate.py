@@ -56,7 +56,8 @@ def _evaluate(parser_class: type[argparse.ArgumentParser], given: argparse.Names
     options = _parser(parser_class).parse_intermixed_args(given.words)
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import say, start_logging
-    from hpc_ecg.training.evaluate import evaluate, evaluate_weights, load_run, load_run_for
+    from hpc_ecg.training.evaluate import evaluate, evaluate_weights
+    from hpc_ecg.training.open_run import load_run, load_run_for
 
     rank = read_ranks(os.environ).rank
     start_logging(rank)

@@ -32,7 +32,7 @@ def _report(options: argparse.Namespace) -> int:
     from hpc_ecg.comparison.results import read_cells
     from hpc_ecg.comparison.terminal import format_table
     from hpc_ecg.log import logger, say, start_logging
-    from hpc_ecg.training.evaluate import load_run
+    from hpc_ecg.training.open_run import load_run
 
     start_logging()
     folder = Path(options.sweep_dir)

@@ -9,52 +9,17 @@ its place in the batch. They are counted, not drawn: number i of a record is a m
 # n records, C leads, S samples
 
 import math
-from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_ecg.data.sampling import mix
+from hpc_ecg.data.random_words import mix
+from hpc_ecg.data.settings import AugmentConfig
 
 WANDER_HZ = (0.05, 0.5)
 # Each use of random numbers has a range of counters of its own.
 LEADS, NOISE, WANDER, POWERLINE, SHIFT, SCALE = (use << 40 for use in range(6))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Off where 0. Where a size is given, each record draws its own between 0 and that."""
-
-    lead_mask: float = 0.0
-    """Chance of each lead to be set to zero (a record in which all would be keeps them)."""
-    noise_mv: float = 0.0
-    """RMS of Gaussian noise, at most."""
-    wander_mv: float = 0.0
-    """Size of the baseline wander, at most: in each lead a sine of 0.05 to 0.5 Hz."""
-    powerline_mv: float = 0.0
-    """Size of the powerline's hum, at most."""
-    powerline_hz: float = 50.0
-    """Its frequency."""
-    shift_s: float = 0.0
-    """Shift in time, at most, to either side; what comes in is zero."""
-    scale: float = 0.0
-    """Amplitude: a factor from 1 - scale to 1 + scale, the same in all leads."""
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            if not 0 <= getattr(self, item.name) < math.inf:
-                raise ValueError(
-                    f"augment.{item.name} must not be negative, got {getattr(self, item.name)}"
-                )
-        for name in ("lead_mask", "scale"):
-            if getattr(self, name) >= 1:
-                raise ValueError(f"augment.{name} must be in [0, 1), got {getattr(self, name)}")
-
-    @property
-    def is_on(self) -> bool:
-        sizes = (self.noise_mv, self.wander_mv, self.powerline_mv, self.shift_s, self.scale)
-        return bool(self.lead_mask or any(sizes))
 
 
 def record_seeds(sha256: list[str], seed: int, step: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_ecg.data.sampling import CHUNKS, SHARDS, random_words
+from hpc_ecg.data.random_words import CHUNKS, SHARDS, random_words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,83 +1,163 @@
-"""Batches that are read by a thread while the one before them is worked on.
+"""From step numbers to arrays: the micro-batches of this rank, read one batch ahead by a thread.
 
-They are read into arrays that are used in turn (a fresh one costs more in page faults than in
-copying), so the arrays of a batch hold until the next batch is asked for, and no longer.
+Signals stay int16 until they are on the device, which halves the bytes to move. Batches are read
+into arrays that are used in turn (a fresh one costs more in page faults than in copying), so the
+arrays of a batch are valid until the next batch is requested, and no longer.
 """
+
+# B records of the global batch, n records of a micro-batch, C leads, S samples, K labels
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from hpc_ecg.data.batches import MicroBatch, StepBatch, collate, collate_step, empty_rows
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.stream import StreamReader, stream_epoch, stream_in_order
 
 AHEAD = 1
-"""Batches that are read ahead. More were slower: they push each other out of the cache."""
+"""Batches read ahead. More were slower: they push each other out of the cache."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """The input of one forward pass. An empty one holds a dummy record of zeros with weight 0."""
+
+    counts_nCS: np.ndarray
+    """Or features [n, D], where the backbone is frozen and they are cached."""
+    samples_n: np.ndarray | None
+    """Samples of each record before its padding; None if no record is padded."""
+    positions: np.ndarray
+    labels_nK: np.ndarray
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """What this rank does in one step, and what all ranks do together."""
+
+    step: int
+    micro_batches: list[MicroBatch]
+    global_labels_BK: np.ndarray
+    positions: np.ndarray
 
 
 def prefetch(
-    dataset: Dataset, steps: Iterable[int], sampler: EpochSampler, share: RankSlice
+    dataset: Dataset, steps: Iterable[int], sampler: EpochSampler, rank_slice: RankSlice
 ) -> Iterator[StepBatch]:
-    """The batches of `steps`, in order; under data.read=stream they follow each other."""
+    """The batches of `steps`, in order; with data.read=stream, steps must be consecutive."""
     buffers = _buffers(dataset, sampler.config.batch_size)
-    reader: StreamReader | None = None
+    stream: StreamReader | None = None
     epoch = -1
 
     def read(step: int) -> StepBatch:
-        nonlocal reader, epoch
+        nonlocal stream, epoch
         if dataset.streams and step // sampler.steps_per_epoch != epoch:
             epoch = step // sampler.steps_per_epoch
-            if reader:
-                reader.close()
-            reader = stream_epoch(dataset, sampler, step, share)
-        return collate_step(dataset, step, sampler, share, reader, next(buffers))
+            if stream:
+                stream.close()
+            stream = stream_epoch(dataset, sampler, step, rank_slice)
+        return collate_step(dataset, step, sampler, rank_slice, stream, next(buffers))
 
     try:
-        yield from _ahead(read, steps)
+        yield from _read_ahead(read, steps)
     finally:
-        if reader:
-            reader.close()
+        if stream:
+            stream.close()
 
 
 def prefetch_in_order(dataset: Dataset, records: slice, batch_size: int) -> Iterator[MicroBatch]:
-    """That part of the split, in its own order, in batches."""
+    """These records of the split, in the order of the split, in batches."""
     buffers = _buffers(dataset, batch_size)
-    reader: Any = stream_in_order(dataset, records) if dataset.streams else dataset
+    stream = stream_in_order(dataset, records) if dataset.streams else None
 
     def read(start: int) -> MicroBatch:
         positions = np.arange(start, min(start + batch_size, records.stop))
-        return collate(dataset, positions, next(buffers), reader)
+        return collate(dataset, positions, next(buffers), stream or dataset)
 
     try:
-        yield from _ahead(read, range(records.start, records.stop, batch_size))
+        yield from _read_ahead(read, range(records.start, records.stop, batch_size))
     finally:
-        if reader is not dataset:
-            reader.close()
+        if stream:
+            stream.close()
 
 
 def _buffers(dataset: Dataset, batch_size: int) -> Iterator[np.ndarray]:
-    """One to work on and AHEAD to fill, in turn. Rows that are not used take no memory. One block:
-    numpy asks for huge pages from 4 MiB on, and small pages would cost more than the copying."""
+    """One buffer to work on and AHEAD to fill, in turn. Rows that are not used take no memory.
+
+    They are one block: numpy asks for huge pages from 4 MiB on, and small pages would cost more
+    than the copying.
+    """
     block = empty_rows(dataset, (AHEAD + 1) * batch_size)
     return cycle(np.split(block, AHEAD + 1))
 
 
-def _ahead(read: Callable[[int], Any], items: Iterable[int]) -> Iterator[Any]:
-    """What `read` makes of each item, in order; AHEAD items are read while one is worked on."""
+def _read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`read(item)` for each item, in order; AHEAD items are read while one is worked on."""
     thread = ThreadPoolExecutor(1, "reading")
-    waiting: deque[Future[Any]] = deque()
+    pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(thread.submit(read, item))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(thread.submit(read, item))
+            if len(pending) > AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         thread.shutdown(cancel_futures=True)
+
+
+def collate_step(
+    dataset: Dataset,
+    step: int,
+    sampler: EpochSampler,
+    rank_slice: RankSlice,
+    stream: StreamReader | None = None,
+    out: np.ndarray | None = None,
+) -> StepBatch:
+    """The batch of one step for this rank, read from `stream` or else from the dataset, into `out`
+    or else into new arrays."""
+    positions = sampler.batch(step)
+    if out is None:
+        out = empty_rows(dataset, len(positions))
+    micro_batches = []
+    for places in sampler.micro_batches(step, rank_slice):
+        micro_batches.append(collate(dataset, positions[places], out, stream or dataset))
+        out = out[max(len(places), 1) :]
+    return StepBatch(
+        step=step,
+        micro_batches=micro_batches,
+        global_labels_BK=dataset.labels_NK[positions],
+        positions=positions,
+    )
+
+
+def collate(
+    dataset: Dataset, positions: np.ndarray, out: np.ndarray, reader: Dataset | StreamReader
+) -> MicroBatch:
+    """The records at these positions; a dummy with weight 0 for none."""
+    is_dummy = len(positions) == 0
+    if is_dummy:
+        positions, counts_nCS = np.zeros(1, np.int64), out[:1]
+        counts_nCS[:] = 0
+    else:
+        counts_nCS = reader.read(positions, out)
+    return MicroBatch(
+        counts_nCS=counts_nCS,
+        samples_n=None if is_dummy else dataset.samples(positions),
+        positions=positions,
+        labels_nK=dataset.labels_NK[positions],
+        weight=0.0 if is_dummy else 1.0,
+    )
+
+
+def empty_rows(dataset: Dataset, num_rows: int) -> np.ndarray:
+    """Memory for so many records of a split, not initialized."""
+    return np.empty((num_rows, *dataset.record_shape), dataset.dtype)

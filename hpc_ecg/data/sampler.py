@@ -1,24 +1,36 @@
-"""Which records each step sees, and which of them are this rank's: settings and a split in.
+"""Which records each step sees: a pure function of (seed, epoch), whatever the number of processes.
 
-Everything follows from the step's number, so a run goes on at any step, with any number of ranks.
+An epoch has ceil(N/B) global batches of B records, the last one short. A batch is cut into
+contiguous slices for the ranks, and a slice into micro-batches; every rank runs the same number of
+forward passes. The position in the data is the step number and nothing else, so resuming is exact.
+
+`data.sampling` chooses the records of an epoch:
+
+all              every record once
+balanced         as many positive as negative records; each class is cycled through, so that its
+                 records are used equally often, give or take one, at any time
+one_per_patient  one record of each patient, drawn by (seed, epoch, patient) alone: other patients
+                 do not change the draw
 """
 
-# N records of the split, M records of an epoch, B records of a global batch, W ranks
+# N records of the split, M records of an epoch, B records of a global batch, P patients, W ranks
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from hpc_ecg.data import order, sampling
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.lanes import LaneOrder, arrange_in_lanes
+from hpc_ecg.data.random_words import BALANCED, NEGATIVE, PATIENTS, POSITIVE, mix, random_words
 from hpc_ecg.data.settings import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankSlice:
-    """This rank's part of every batch."""
+    """Which part of every batch is this rank's, and in which pieces."""
 
     rank: int = 0
     world_size: int = 1
@@ -30,47 +42,51 @@ class EpochSampler:
     config: DataConfig
     seed: int
     label_N: np.ndarray
-    word_N: np.ndarray | None
-    """Of each record's patient, for data.sampling=one_per_patient."""
+    patient_N: np.ndarray | None
+    """A number for each record's patient, for data.sampling=one_per_patient."""
     shard_N: np.ndarray
 
     @classmethod
-    def of(cls, dataset: Dataset, config: DataConfig, seed: int) -> "EpochSampler":
-        """ValueError if these records cannot be sampled as asked."""
+    def for_split(cls, dataset: Dataset, config: DataConfig, seed: int) -> "EpochSampler":
+        """ValueError if these records cannot be sampled as `config` asks."""
         is_by_patient = config.sampling == "one_per_patient"
         sampler = cls(
             config=config,
             seed=seed,
             label_N=dataset.labels_NK[:, 0],
-            word_N=sampling.patient_words(dataset.patients) if is_by_patient else None,
+            patient_N=hash_patients(dataset.patients) if is_by_patient else None,
             shard_N=dataset.shard_N,
         )
-        _chosen(sampler, 0)
+        _sample_epoch(sampler, 0)
         return sampler
 
     @property
     def steps_per_epoch(self) -> int:
-        return order.steps_per_epoch(len(_chosen(self, 0)), self.config.batch_size)
+        return -(-len(_sample_epoch(self, 0)) // self.config.batch_size)
 
     def batch(self, step: int) -> np.ndarray:
-        """Positions of global batch `step`, counted from 0 over all epochs, int64 [<= B]."""
+        """Positions of the global batch of `step`, counted from 0 over all epochs, int64 [<= B]."""
         epoch, index = divmod(step, self.steps_per_epoch)
         size = self.config.batch_size
         if self.config.order == "fixed_batches":
-            return order.fixed_batches(len(self.label_N), size, self.seed, epoch)[index]
-        if self.config.read == "stream":
-            return self.lanes(epoch).positions_M[index * size :][:size]
-        return _chosen(self, epoch)[index * size :][:size]
+            return fixed_batches(len(self.label_N), size, self.seed, epoch)[index]
+        return self._epoch(epoch)[index * size :][:size]
 
-    def first_use(self) -> list[int]:
+    def shards_by_first_use(self) -> list[int]:
         """The shards, in the order in which the first epoch needs them."""
-        in_use = self.shard_N[
-            self.lanes(0).positions_M if self.config.read == "stream" else _chosen(self, 0)
-        ]
-        shards, first = np.unique(in_use, return_index=True)
+        shards, first = np.unique(self.shard_N[self._epoch(0)], return_index=True)
         return shards[np.argsort(first)].tolist()
 
-    def check_world(self, world_size: int) -> None:
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self.config.read == "stream":
+            return self.lanes(epoch).positions_M
+        return _sample_epoch(self, epoch)
+
+    def lanes(self, epoch: int) -> LaneOrder:
+        """The order of an epoch under data.read=stream."""
+        return _arrange_epoch(self, epoch)
+
+    def check_world_size(self, world_size: int) -> None:
         """ValueError if this many processes cannot share the lanes of a stream."""
         lanes = self.config.stream_lanes
         if self.config.read == "stream" and lanes % world_size:
@@ -79,45 +95,143 @@ class EpochSampler:
                 f"multiple of {world_size} (it sets the order, so keep it for the whole run)"
             )
 
-    def lanes(self, epoch: int) -> LaneOrder:
-        """The order of an epoch under data.read=stream."""
-        return _in_lanes(self, epoch)
+    def micro_batches(self, step: int, rank_slice: RankSlice) -> list[np.ndarray]:
+        """This rank's places in the global batch, one array per forward pass.
 
-    def pieces(self, step: int, share: RankSlice) -> list[np.ndarray]:
-        """This rank's places in the global batch, in pieces of a forward; as many on each rank."""
+        All ranks get the same number of them; some may be empty.
+        """
         num_items = len(self.batch(step))
+        rank, world_size = rank_slice.rank, rank_slice.world_size
         if self.config.read != "stream":
             places = np.arange(num_items)
-            cuts = order.micro_batches(
-                num_items, share.rank, share.world_size, share.micro_batch_size
-            )
+            cuts = cut_micro_batches(num_items, rank, world_size, rank_slice.micro_batch_size)
             return [places[cut] for cut in cuts]
         epoch, index = divmod(step, self.steps_per_epoch)
         first = index * self.config.batch_size
-        rank_B = self.lanes(epoch).lane_M[first : first + num_items] % share.world_size
-        # At the end of an epoch a rank's lanes may have run out, and another has more than its
-        # part: in pieces of the usual size, so that memory is not a matter of luck.
-        usual = -(-num_items // share.world_size)
-        size = min(share.micro_batch_size or usual, usual)
-        mine = np.flatnonzero(rank_B == share.rank)
+        rank_B = self.lanes(epoch).lane_M[first : first + num_items] % world_size
+        # At the end of an epoch a rank's lanes may have run out, and another rank has more than
+        # its share. It takes more pieces of the usual size, so that memory does not grow.
+        usual = -(-num_items // world_size)
+        size = min(rank_slice.micro_batch_size or usual, usual)
+        mine = np.flatnonzero(rank_B == rank)
         largest = np.bincount(rank_B).max()
         return [mine[start : start + size] for start in range(0, largest, size)]
 
 
 @lru_cache(maxsize=4)
-def _chosen(sampler: EpochSampler, epoch: int) -> np.ndarray:
+def _sample_epoch(sampler: EpochSampler, epoch: int) -> np.ndarray:
     """The epoch's records, shuffled, int64 [M]."""
-    kind, seed = sampler.config.sampling, sampler.seed
-    if kind == "balanced":
-        return sampling.balanced_epoch(sampler.label_N, seed, epoch)
-    if sampler.word_N is not None:
-        drawn = sampling.one_per_patient(sampler.word_N, seed, epoch)
-        return drawn[order.epoch_order(len(drawn), seed, epoch)]
-    return order.epoch_order(len(sampler.label_N), seed, epoch)
+    seed = sampler.seed
+    if sampler.config.sampling == "balanced":
+        return balanced_epoch(sampler.label_N, seed, epoch)
+    if sampler.patient_N is not None:
+        drawn = one_per_patient(sampler.patient_N, seed, epoch)
+        return drawn[shuffled_epoch(len(drawn), seed, epoch)]
+    return shuffled_epoch(len(sampler.label_N), seed, epoch)
 
 
 @lru_cache(maxsize=4)
-def _in_lanes(sampler: EpochSampler, epoch: int) -> LaneOrder:
-    chosen, config = _chosen(sampler, epoch), sampler.config
-    where = (config.stream_lanes, config.stream_buffer)
-    return arrange_in_lanes(chosen, sampler.shard_N, sampler.seed, epoch, *where)
+def _arrange_epoch(sampler: EpochSampler, epoch: int) -> LaneOrder:
+    return arrange_in_lanes(
+        _sample_epoch(sampler, epoch),
+        sampler.shard_N,
+        sampler.seed,
+        epoch,
+        lanes=sampler.config.stream_lanes,
+        buffer=sampler.config.stream_buffer,
+    )
+
+
+@lru_cache(maxsize=2)
+def shuffled_epoch(num_records: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of 0..N-1, int64 [N].
+
+    Sorts raw Philox words (Salmon et al. 2011) instead of calling `permutation()`: numpy promises
+    to keep the stream of a bit generator, but not what the methods of its Generator make of it.
+    """
+    words = np.random.Philox(key=[seed, epoch]).random_raw(num_records)
+    order = np.argsort(words, kind="stable")
+    order.flags.writeable = False  # shared by all callers through the cache
+    return order
+
+
+@lru_cache(maxsize=2)
+def fixed_batches(num_records: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of an epoch in the order of fairseq-signals.
+
+    Batches are cut once for all epochs, from the records sorted downwards by the values of one
+    permutation; an epoch shuffles whole batches. fairseq-signals counts epochs from 1. With its
+    seed (1) these are its batches, compared with its own runs.
+    """
+    values = np.random.RandomState(seed).permutation(num_records)  # numpy has frozen this stream
+    order = np.argsort(values)[::-1]
+    order.flags.writeable = False
+    batches = [order[start : start + batch_size] for start in range(0, num_records, batch_size)]
+    np.random.RandomState(seed + epoch + 1).shuffle(batches)
+    return batches
+
+
+def balanced_epoch(label_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Shuffled positions, int64 [M], where M is the number of labelled records.
+
+    Half of them are positive; of an odd number, one more is. ValueError if a class has no record.
+    """
+    members = [np.flatnonzero(label_N == value) for value in (0, 1)]
+    if not (len(members[0]) and len(members[1])):
+        raise ValueError(
+            f"data.sampling=balanced needs both classes in split train, got {len(members[0])} "
+            f"negative and {len(members[1])} positive records"
+        )
+    total = len(members[0]) + len(members[1])
+    sizes = (total // 2, total - total // 2)
+    drawn = [
+        member[_cycle(len(member), size * epoch, size, seed, stream)]
+        for member, size, stream in zip(members, sizes, (NEGATIVE, POSITIVE), strict=True)
+    ]
+    shuffle = np.argsort(random_words(total, seed, epoch, BALANCED), kind="stable")
+    return np.concatenate(drawn)[shuffle]
+
+
+def _cycle(num_items: int, start: int, count: int, seed: int, stream: int) -> np.ndarray:
+    """Items start … start + count - 1 of an endless sequence of permutations of 0..n-1."""
+    first, last = start // num_items, (start + count - 1) // num_items
+    rounds = [
+        np.argsort(random_words(num_items, seed, number, stream), kind="stable")
+        for number in range(first, last + 1)
+    ]
+    return np.concatenate(rounds)[start - first * num_items :][:count]
+
+
+def hash_patients(patients: Sequence[str]) -> np.ndarray:
+    """A number for each record's patient, uint64 [N], from the patient's name alone."""
+    digests = b"".join(hashlib.sha256(name.encode()).digest()[:8] for name in patients)
+    return np.frombuffer(digests, "<u8")
+
+
+def one_per_patient(patient_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The position of one record of each patient, ascending, int64 [P]."""
+    patient_P, index_N, count_P = np.unique(patient_N, return_inverse=True, return_counts=True)
+    by_patient = np.argsort(index_N, kind="stable")
+    first_P = np.cumsum(count_P) - count_P
+    drawn_P = mix(patient_P ^ random_words(1, seed, epoch, PATIENTS)) % count_P.astype(np.uint64)
+    return np.sort(by_patient[first_P + drawn_P.astype(np.int64)])
+
+
+def slice_of_rank(num_items: int, rank: int, world_size: int) -> slice:
+    """The contiguous part of 0..n-1 for a rank: floor(n/W) or ceil(n/W) items, all items once."""
+    return slice(rank * num_items // world_size, (rank + 1) * num_items // world_size)
+
+
+def cut_micro_batches(
+    num_items: int, rank: int, world_size: int, micro_batch_size: int | None
+) -> list[slice]:
+    """This rank's slice of a global batch in pieces; the same number of pieces on every rank.
+
+    A rank with fewer items gets empty pieces (start == stop), for which the engine runs a forward
+    pass with weight zero: with sharded weights every forward pass is collective.
+    """
+    mine = slice_of_rank(num_items, rank, world_size)
+    largest = -(-num_items // world_size)
+    size = min(micro_batch_size or largest, largest)
+    starts = [mine.start + size * piece for piece in range(-(-largest // size))]
+    return [slice(min(start, mine.stop), min(start + size, mine.stop)) for start in starts]

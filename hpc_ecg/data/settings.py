@@ -1,82 +1,59 @@
-"""What a user sets about data: section `data` of a run."""
+"""The sections `data` and `augment` of a run's settings."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, fields
 
 from omegaconf import MISSING
 
-from hpc_ecg.data import order, sampling
-
-TASKS = ("binary", "multilabel", "regression")
-READS = ("map", "stream")
+from hpc_ecg.config.schema import check_settings, default_of, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    shards: str = MISSING
+    shards: str = setting(MISSING, may_change=True, is_path=True)
     """Folder of shards, as tools/shard_ecgs.py writes it, or its URL (s3://bucket/set, …)."""
-    task: str = "binary"
+    task: str = setting("binary", choices=("binary", "multilabel", "regression"))
     """What the labels are: binary (one label), multilabel or regression."""
-    labels: list[str] = field(default_factory=list)
-    """Labels to train on, in the head's order; [] = all labels of the shards."""
-    label_table: str | None = None
-    """Table (CSV, TSV, parquet) with a column record and one per label, used in place of the
-    shards' labels; a record that is not in it has no label."""
-    fold: int | None = None
-    """Shards with folds: the fold that tests; the next one validates, the others train. null = the
-    splits of the shards."""
-    repeat: int = 0
-    """Which of the repeated divisions into folds."""
-    label_fraction: float = 1.0
-    """Share of the training patients with a label that are trained on, to see what labels are
-    worth; the same patients for all seeds, and those of a smaller share are among them."""
-    batch_size: int = 128
-    """Records of one optimizer step, over all processes together."""
-    order: str = "shuffled"
-    """shuffled = anew each epoch; fixed_batches = as the reference: batches are cut once and only
-    their order changes (its own batches with seed=1)."""
-    sampling: str = "all"
+    labels: list[str] = setting([])
+    """Labels to train on, in the order of the head's outputs; [] = all labels of the shards."""
+    label_table: str | None = setting(None, may_change=True, is_path=True)
+    """Table (CSV, TSV, parquet) with a column `record` and one column per label; it replaces the
+    labels of the shards. A record that it does not list has no label."""
+    fold: int | None = setting(None, at_least=0)
+    """For shards with folds: the fold to test on; the next one validates, the others train. null =
+    the splits of the shards."""
+    repeat: int = setting(0, at_least=0)
+    """Which repetition of the division into folds to use."""
+    label_fraction: float = setting(1.0, above=0, at_most=1)
+    """Share of the labelled training patients to train on, to measure what labels are worth. All
+    seeds use the same patients, and a smaller share is part of a larger one."""
+    batch_size: int = setting(128, at_least=1)
+    """Records per optimizer step, over all processes together."""
+    order: str = setting("shuffled", choices=("shuffled", "fixed_batches"))
+    """shuffled = a new order in each epoch; fixed_batches = as the reference: batches are cut once
+    and only their order changes (with seed=1 these are its batches)."""
+    sampling: str = setting("all", choices=("all", "balanced", "one_per_patient"))
     """Records of an epoch: all (each once), balanced (half of them positive; binary only) or
-    one_per_patient (one of each patient, another one in each epoch)."""
-    read: str = "map"
-    """map = each record where it lies, in any order; stream = shards from front to back, where
-    random reads are dear (its own order, of stream_lanes and stream_buffer)."""
-    stream_lanes: int = 8
-    """Shards that are read side by side, over all processes; the processes must divide it."""
-    stream_buffer: int = 256
-    """Records of a shard that are shuffled together; a process holds twice that for each of its
+    one_per_patient (one record of each patient, another one in each epoch)."""
+    read: str = setting("map", choices=("map", "stream"))
+    """map = random access to each record; stream = shards from front to back, for storage where
+    random reads are expensive (it has its own order, set by stream_lanes and stream_buffer)."""
+    stream_lanes: int = setting(8, at_least=1)
+    """Shards read side by side, over all processes; a multiple of the number of processes."""
+    stream_buffer: int = setting(256, at_least=1)
+    """Records of a shard that are shuffled together; a process holds twice as many for each of its
     lanes (60 kB a record)."""
-    stage_dir: str | None = None
-    """Folder on the node's own disk where shards are copied ahead of use ($SLURM_TMPDIR, …)."""
-    stage_quota_gb: float | None = None
-    """Space that may be used there; null = 90 % of what is free. What does not fit is read from
+    stage_dir: str | None = setting(None, may_change=True)
+    """Folder on the node's own disk to copy shards to ahead of use ($SLURM_TMPDIR, …)."""
+    stage_quota_gb: float | None = setting(None, above=0, may_change=True)
+    """Space to use there; null = 90 % of what is free. Shards that do not fit are read from
     data.shards."""
-    allow_pipe: bool = False
-    """Let data.shards be `pipe:COMMAND`, a shell command that writes the file {name} to its
-    output. It runs as you: allow it only for commands that you wrote."""
+    allow_pipe: bool = setting(False, may_change=True)
+    """Allow data.shards to be `pipe:COMMAND`, a shell command that writes the file {name} to its
+    output. The command runs with your rights: allow only commands that you wrote."""
 
     def __post_init__(self) -> None:
-        for name, allowed in {
-            "task": TASKS,
-            "order": order.KINDS,
-            "sampling": sampling.KINDS,
-            "read": READS,
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"data.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        for name in ("batch_size", "stream_lanes", "stream_buffer", "repeat"):
-            least = int(name != "repeat")
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 < self.label_fraction <= 1:
-            raise ValueError(
-                f"data.label_fraction is a share above 0 and up to 1, got {self.label_fraction:g}"
-            )
-        if self.fold is not None and self.fold < 0:
-            raise ValueError(f"data.fold counts from 0, got {self.fold}")
-        if self.stage_quota_gb is not None and self.stage_quota_gb <= 0:
-            raise ValueError(f"data.stage_quota_gb must be positive, got {self.stage_quota_gb}")
+        check_settings(self, "data")
         if self.sampling == "balanced" and self.task != "binary":
             raise ValueError(f"data.sampling=balanced is for data.task=binary, not {self.task}")
         if self.order == "fixed_batches" and (self.sampling != "all" or self.read != "map"):
@@ -84,12 +61,42 @@ class DataConfig:
                 "data.order=fixed_batches is an order of all records, read by position; it needs "
                 "data.sampling=all and data.read=map"
             )
-        for name, other, is_there in (
-            ("stream_lanes", "data.read=stream", self.read == "stream"),
-            ("stream_buffer", "data.read=stream", self.read == "stream"),
-            ("stage_quota_gb", "data.stage_dir", self.stage_dir is not None),
-            ("repeat", "data.fold", self.fold is not None),
-        ):
-            value = getattr(self, name)
-            if value != getattr(DataConfig, name) and not is_there:
-                raise ValueError(f"data.{name}={value} is for {other}; here it would do nothing")
+        needs = {
+            "stream_lanes": ("data.read=stream", self.read == "stream"),
+            "stream_buffer": ("data.read=stream", self.read == "stream"),
+            "stage_quota_gb": ("data.stage_dir", self.stage_dir is not None),
+            "repeat": ("data.fold", self.fold is not None),
+        }
+        for item in fields(self):
+            needed, is_given = needs.get(item.name, ("", True))
+            value = getattr(self, item.name)
+            if not is_given and value != default_of(item):
+                raise ValueError(f"data.{item.name}={value} has no effect without {needed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """0 turns an augmentation off. Each record draws its own size between 0 and the maximum."""
+
+    lead_mask: float = setting(0.0, at_least=0, below=1)
+    """Probability to set a lead to zero, for each lead; never all leads of a record."""
+    noise_mv: float = setting(0.0, at_least=0, below=math.inf)
+    """Largest RMS of Gaussian noise."""
+    wander_mv: float = setting(0.0, at_least=0, below=math.inf)
+    """Largest amplitude of baseline wander: in each lead a sine of 0.05 to 0.5 Hz."""
+    powerline_mv: float = setting(0.0, at_least=0, below=math.inf)
+    """Largest amplitude of powerline hum."""
+    powerline_hz: float = setting(50.0, at_least=0, below=math.inf)
+    """Frequency of the powerline."""
+    shift_s: float = setting(0.0, at_least=0, below=math.inf)
+    """Largest shift in time, in either direction; the gap is filled with zeros."""
+    scale: float = setting(0.0, at_least=0, below=1)
+    """Amplitude: one factor between 1 - scale and 1 + scale for all leads."""
+
+    def __post_init__(self) -> None:
+        check_settings(self, "augment")
+
+    @property
+    def is_on(self) -> bool:
+        sizes = (self.noise_mv, self.wander_mv, self.powerline_mv, self.shift_s, self.scale)
+        return bool(self.lead_mask or any(sizes))

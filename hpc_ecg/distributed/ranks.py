@@ -1,7 +1,6 @@
-"""Which process am I? Ranks from torchrun's variables (RANK, WORLD_SIZE …) or Slurm's (SLURM_…).
+"""The ranks of this process, from torchrun's variables (RANK, WORLD_SIZE …) or Slurm's (SLURM_…).
 
-There is no launcher: `srun python -m hpc_ecg …` is enough. Where the processes meet is for
-rendezvous.py; this file is read before torch is.
+No launcher is needed: `srun python -m hpc_ecg …` is enough. This file needs no torch.
 """
 
 import os
@@ -22,7 +21,7 @@ class Ranks:
 
 
 def read_ranks(env: Mapping[str, str]) -> Ranks:
-    """Ranks of this process; torchrun's variables win over Slurm's; one process without either.
+    """The ranks of this process; torchrun's variables win over Slurm's; one process without either.
 
     Slurm's count only inside a step (`srun`): the batch shell has SLURM_PROCID=0 as well, and the
     job's number of tasks, but runs a single process.
@@ -40,7 +39,7 @@ def read_ranks(env: Mapping[str, str]) -> Ranks:
 
 
 def without_ranks(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a child that is a run of its own, not a rank of this one."""
+    """The environment for a child process that is a run by itself, not a rank of this one."""
     dropped = (*RANK_VARIABLES, *MASTER_VARIABLES)
     return {
         name: value
@@ -73,7 +72,7 @@ def _tasks_on_this_node(env: Mapping[str, str]) -> int:
     return counts[int(env.get("SLURM_NODEID", "0"))]
 
 
-def this_job() -> dict[str, str]:
-    """What Slurm says about this job, for the record."""
+def slurm_job_facts() -> dict[str, str]:
+    """What Slurm says about this job, for environment.json."""
     names = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST")
     return {name: os.environ[name] for name in names if name in os.environ}

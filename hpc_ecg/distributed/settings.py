@@ -1,57 +1,39 @@
-"""The engine's settings, and which device and arithmetic they come to on this machine."""
+"""The section `engine` of a run's settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
+from hpc_ecg.config.schema import check_settings, setting
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 PARALLEL = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    parallel: str = "ddp"
-    """How processes share the work: ddp (each has the whole model), fsdp2 (torch's fully_shard) or
-    DeepSpeed's zero1, zero2, zero3 (optimizer; and gradients; and weights in parts). The numbers
-    are the same, and checkpoints too: a run may go on in another kind."""
-    precision: str = "auto"
-    """Arithmetic: auto (bf16 on GPUs that have it, fp32 elsewhere), fp32, bf16 or fp16 (ddp)."""
-    device: str = "auto"
+    parallel: str = setting("ddp", choices=PARALLEL, may_change=True)
+    """How processes share the work: ddp (each holds the whole model), fsdp2 (torch's fully_shard)
+    or DeepSpeed's zero1, zero2, zero3 (shard the optimizer; also gradients; also weights). All give
+    the same numbers and write the same checkpoints, so a run may go on with another one."""
+    precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"))
+    """Arithmetic: auto (bf16 on GPUs that support it, fp32 elsewhere), fp32, bf16 or fp16 (ddp)."""
+    device: str = setting("auto", choices=("auto", "cpu", "cuda"), may_change=True)
     """auto (a GPU if there is one), cpu or cuda."""
-    micro_batch_size: int | None = None
-    """Records of one forward on one process; null = its whole part of the batch at once."""
-    activation_checkpointing: bool = False
-    """Keep one activation per encoder layer and compute the others again: less memory, more time.
-    """
-    compile: bool = False
+    micro_batch_size: int | None = setting(None, at_least=1, may_change=True)
+    """Records per forward pass of one process; null = its whole share of the batch at once."""
+    activation_checkpointing: bool = setting(False, may_change=True)
+    """Keep one activation per encoder layer and recompute the others: less memory, more time."""
+    compile: bool = setting(False, may_change=True)
     """torch.compile the model: slower to start; numbers differ in the last digits."""
-    cpu_threads: int | None = None
+    cpu_threads: int | None = setting(None, at_least=1, may_change=True)
     """Threads of torch on a CPU; null = torch's own choice."""
-    timeout_min: float = 30
-    """Minutes without a step after which the stacks of all processes are written and they end
-    (exit code 76: slurm/finetune.sh starts the job again)."""
-
-    trackers: list[str] = field(default_factory=list)
-    """Where numbers go besides metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow,
-    trackio …; what they write lies in the run's folder."""
+    timeout_min: float = setting(30, above=0, may_change=True)
+    """Minutes without a step after which all processes write their stacks and exit (exit code 76:
+    slurm/finetune.sh starts the job again)."""
+    trackers: list[str] = setting([], may_change=True)
+    """Experiment trackers besides metrics.jsonl, by Accelerate's names: tensorboard, wandb, mlflow,
+    trackio …; they write into the run's folder."""
 
     def __post_init__(self) -> None:
-        for name, allowed in {
-            "parallel": PARALLEL,
-            "precision": ("auto", *PRECISIONS),
-            "device": ("auto", "cpu", "cuda"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"engine.{name} must be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, name)!r}"
-                )
-        for name in ("micro_batch_size", "cpu_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"engine.{name} must be at least 1, got {value}")
-        if not self.timeout_min > 0:
-            raise ValueError(f"engine.timeout_min must be positive, got {self.timeout_min}")
+        check_settings(self, "engine")
         if self.precision == "fp16" and self.parallel != "ddp":
             raise ValueError(
                 f"engine.precision=fp16 is for engine.parallel=ddp, got {self.parallel}; use bf16"
@@ -59,18 +41,5 @@ class EngineConfig:
 
     @property
     def zero_stage(self) -> int | None:
-        """1 to 3 under DeepSpeed."""
+        """1 to 3 with DeepSpeed; None without it."""
         return int(self.parallel[-1]) if self.parallel.startswith("zero") else None
-
-
-def choose_hardware(config: EngineConfig) -> tuple[bool, str]:
-    """(run on the CPU?, precision); an explicit wish that cannot be met is a ValueError."""
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise ValueError("engine.device=cuda, but torch sees no GPU here; use engine.device=cpu")
-    on_cpu = config.device == "cpu" or not has_gpu
-    if config.precision == "auto":
-        return on_cpu, "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "fp32"
-    if on_cpu and config.precision == "fp16":
-        raise ValueError("engine.precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
-    return on_cpu, config.precision

@@ -1,7 +1,7 @@
-"""A process that makes no progress writes the stacks of all its threads and ends.
+"""A process that makes no progress writes the stacks of all its threads and exits.
 
-A rank that hangs makes the others hang, too, in their next exchange. Each watches itself, so the
-log holds the stacks of all of them, and the job ends instead of burning its time.
+A rank that hangs makes the others hang, too, in their next collective. Each rank watches itself,
+so the log holds the stacks of all of them, and the job ends instead of wasting its time.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ import time
 logger = logging.getLogger("hpc_ecg")
 
 EXIT_PEER_LOST = 76
-"""Exit code of a process that hangs or has lost the others; slurm/finetune.sh tries again."""
-LAST_WORDS_S = 5
-"""Between the stacks and the end: the first to go would take the others with it."""
+"""Exit code of a process that hangs or has lost its peers; slurm/finetune.sh starts it again."""
+GRACE_S = 5
+"""Between the stacks and the exit: the first rank to exit would take the others with it."""
 
 
 class Watchdog:
-    def __init__(self, patience_s: float, rank: int) -> None:
-        self._patience_s, self._rank = patience_s, rank
-        self._beat, self._stopped = time.monotonic(), threading.Event()
+    def __init__(self, timeout_s: float, rank: int) -> None:
+        self._timeout_s, self._rank = timeout_s, rank
+        self._last_beat, self._stopped = time.monotonic(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -33,24 +33,25 @@ class Watchdog:
             self._thread.start()
 
     def beat(self) -> None:
-        """There was progress."""
-        self._beat = time.monotonic()
+        """Report progress."""
+        self._last_beat = time.monotonic()
 
     def stop(self) -> None:
         self._stopped.set()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(min(1, self._patience_s / 4)):
-            idle = time.monotonic() - self._beat
-            if idle > self._patience_s:
-                self._end(idle)
+        while not self._stopped.wait(min(1, self._timeout_s / 4)):
+            idle_s = time.monotonic() - self._last_beat
+            if idle_s > self._timeout_s:
+                self._exit(idle_s)
 
-    def _end(self, idle: float) -> None:
+    def _exit(self, idle_s: float) -> None:
         logger.error(
-            "process %d: no step for %.0f s (engine.timeout_min): its stacks follow, then it ends",
-            *(self._rank, idle),
+            "process %d: no step for %.0f s (engine.timeout_min); it writes its stacks and exits",
+            self._rank,
+            idle_s,
         )
-        with contextlib.suppress(ValueError, OSError):  # nobody may be listening any more
+        with contextlib.suppress(ValueError, OSError):  # standard error may be closed
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        time.sleep(LAST_WORDS_S)
+        time.sleep(GRACE_S)
         os._exit(EXIT_PEER_LOST)

@@ -9,76 +9,12 @@ import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from hpc_ecg.model.settings import ModelConfig
+
 ConvLayers = tuple[tuple[int, int, int], ...]
 
-ATTENTION_KINDS = ("auto", "flash", "cudnn", "efficient", "varlen", "sdpa", "math")
-POOLINGS = ("mean", "nonzero")
 LARGEST_SIZE = 2**20
 LONGEST_STEM = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    encoder_layers: int | None = None
-    """Transformer layers; unset = as in init.checkpoint, or the published 12 without one."""
-    encoder_embed_dim: int | None = None
-    """Width; unset = as in init.checkpoint, or 768."""
-    encoder_ffn_embed_dim: int | None = None
-    """Inner width of the feed-forward part; unset = as in init.checkpoint, or 3072."""
-    encoder_attention_heads: int | None = None
-    """Attention heads; unset = as in init.checkpoint, or 12."""
-    conv_feature_layers: str | None = None
-    """Conv stem as (channels, kernel, stride) per layer; unset = as in init.checkpoint, or
-    `[(256, 2, 2)] * 4`."""
-    conv_pos: int | None = None
-    """Kernel of the positional convolution in tokens; unset = as in init.checkpoint, or 128."""
-    conv_pos_groups: int | None = None
-    """Groups of the positional convolution; unset = as in init.checkpoint, or 16."""
-    in_d: int | None = None
-    """Leads; unset = as in init.checkpoint, or 12."""
-    dropout: float = 0.0
-    """Dropout after the positional step, after attention and after the feed-forward part."""
-    attention_dropout: float = 0.0
-    """Dropout on the attention weights; each record's own, like the other four, with attention=auto
-    or math; the fused kernels draw from torch's generator, so that it depends on the ranks."""
-    activation_dropout: float = 0.1
-    """Dropout inside the feed-forward part, after GELU."""
-    dropout_input: float = 0.0
-    """Dropout on the projected stem features."""
-    final_dropout: float = 0.0
-    """Dropout on the tokens before they are pooled."""
-    stem_gradient: float = 1.0
-    """Factor on the gradient of a trained conv stem (feature_grad_mult of the original, above 0);
-    a stem that must not train is train.freeze=stem."""
-    attention: str = "auto"
-    """auto = by device, precision and dropout, and the log says what and why; sdpa = torch's own
-    choice among its kernels; flash, cudnn, efficient = that kernel or an error; varlen = flash by
-    lengths, for records with padding (a GPU, half precision, torch 2.10); math = the plain
-    reference."""
-    pooling: str = "mean"
-    """mean = mean over valid tokens; nonzero = the original's count of exact non-zeros per channel
-    (differs only with final_dropout > 0 or a value that is exactly 0)."""
-
-    def __post_init__(self) -> None:
-        dropouts = ("dropout", "attention_dropout", "activation_dropout", "dropout_input")
-        for name in (*dropouts, "final_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"model.{name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0.0 < self.stem_gradient <= 1.0:
-            raise ValueError(
-                f"model.stem_gradient must be in (0, 1], got {self.stem_gradient}; "
-                "for a stem that must not train use train.freeze=stem"
-            )
-        for name, allowed in (("attention", ATTENTION_KINDS), ("pooling", POOLINGS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"model.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        if self.attention == "varlen" and self.attention_dropout:
-            raise ValueError(
-                f"model.attention=varlen has no dropout, got {self.attention_dropout} for "
-                "model.attention_dropout; use model.attention=auto"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

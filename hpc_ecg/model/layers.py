@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.attention import SelfAttention
 from hpc_ecg.model.dropout import RecordDropout, layer_words
+from hpc_ecg.model.settings import ModelConfig
 
 
 class ConvStem(nn.Module):

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc_ecg.model.architecture import Architecture, ModelConfig, resolve_architecture
+from hpc_ecg.model.architecture import Architecture, resolve_architecture
 from hpc_ecg.model.dropout import RecordDropout, token_words
 from hpc_ecg.model.layers import ConvStem, Encoder, PositionalConv
 from hpc_ecg.model.randomize import randomize_backbone, randomize_head
+from hpc_ecg.model.settings import ModelConfig
 
 __all__ = [
     "Architecture",

@@ -1,8 +1,7 @@
-"""The doctor's checks of a cluster: what each node has, and do the processes reach each other?
+"""The doctor's checks of a cluster: what each node has, and whether processes reach each other.
 
-A check returns findings. One of a node looks at its own node alone, and `merged` brings those of
-all nodes together; one of the world exchanges what each process saw, so that all processes come to
-the same findings.
+A check returns findings. Some look at their own node, and `merged` combines those of all nodes;
+collective checks exchange what each process saw, so that all processes return the same findings.
 """
 
 import logging
@@ -33,7 +32,7 @@ DRIVER = Path("/sys/module/nvidia/version")
 
 class Finding(NamedTuple):
     level: str
-    """ok, warning, error, or skipped: not looked at, as what it needs is missing."""
+    """ok, warning, error, or skipped (what the check needs is missing)."""
     name: str
     text: str
 
@@ -45,7 +44,7 @@ class Finding(NamedTuple):
 def attempt(
     name: str, check: Callable[..., list[Finding] | None], *arguments: Any
 ) -> list[Finding]:
-    """A check that fails is an error, and the others go on."""
+    """Run a check; an exception becomes an error finding, and the other checks go on."""
     try:
         return check(*arguments) or []
     except Exception as error:  # of any kind: that is what the doctor is asked about
@@ -53,12 +52,12 @@ def attempt(
 
 
 def reason(error: Exception) -> str:
-    """Without the lines of C++ that torch adds."""
+    """The first line of an error, without the C++ frames that torch adds."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def exchange(value: Any) -> list[Any]:
-    """What every process has, in the order of the ranks."""
+    """The values of all processes, in the order of the ranks."""
     if not distributed.is_initialized():
         return [value]
     everyone: list[Any] = [None] * distributed.get_world_size()
@@ -67,7 +66,7 @@ def exchange(value: Any) -> list[Any]:
 
 
 def merged(mine: Sequence[Finding]) -> list[Finding]:
-    """The findings of all processes, each once, with the nodes that it is of."""
+    """The findings of all processes, each once, with the nodes that have it."""
     everyone = exchange((socket.gethostname(), mine))
     nodes: dict[Finding, dict[str, None]] = {}
     for host, findings in everyone:
@@ -87,18 +86,18 @@ def _of_nodes(names: list[str], total: int) -> str:
 
 
 def raise_on_errors(findings: Iterable[Finding], is_rank_zero: bool) -> None:
-    """Log them on the first process; ValueError, on all of them, after an error."""
+    """Log the findings on rank 0; raise ValueError on all ranks if one is an error."""
     errors = 0
     for finding in findings:
         errors += finding.level == "error"
         if is_rank_zero:
             logger.log(LEVELS.get(finding.level, logging.INFO), "%s", finding)
     if errors:
-        raise ValueError(f"the doctor found errors, {errors} in all (above); mend them first")
+        raise ValueError(f"the doctor found {errors} errors (see above); fix them first")
 
 
 def check_versions(config: EngineConfig) -> list[Finding]:
-    """Of a node."""
+    """Each node: versions of Python, torch, Accelerate, CUDA and the driver."""
     names = ["torch", "accelerate", *(["deepspeed"] if config.zero_stage else [])]
     versions = [f"hpc_ecg {hpc_ecg.__version__}", f"Python {platform.python_version()}"]
     versions += [f"{name} {metadata.version(name)}" for name in names]
@@ -108,7 +107,7 @@ def check_versions(config: EngineConfig) -> list[Finding]:
 
 
 def check_gpus(config: EngineConfig) -> list[Finding]:
-    """Of a node: a GPU for each task, and none that idles."""
+    """Each node: a GPU for each task, and no idle one."""
     tasks, seen = read_ranks(os.environ).local_world_size, torch.cuda.device_count()
     # with --gpus-per-task each task sees its own alone
     slurm = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
@@ -131,7 +130,7 @@ def check_gpus(config: EngineConfig) -> list[Finding]:
 
 
 def check_own_gpus(device: torch.device) -> list[Finding]:
-    """Of the world: no two processes on one GPU."""
+    """Collective: no two processes on one GPU."""
     is_gpu = device.type == "cuda"
     gpus = exchange(str(torch.cuda.get_device_properties(device).uuid) if is_gpu else None)
     ranks = [rank for rank, gpu in enumerate(gpus) if gpu and gpus.count(gpu) > 1]
@@ -140,7 +139,7 @@ def check_own_gpus(device: torch.device) -> list[Finding]:
 
 
 def check_ranks(device: torch.device) -> list[Finding]:
-    """Of the world: do all ranks add up, how long does it take, what does the network move?"""
+    """Collective: time an all-reduce of one number and of 64 MiB."""
     hosts = exchange(socket.gethostname())
     world = len(hosts)
     if world == 1:
@@ -162,7 +161,7 @@ def check_ranks(device: torch.device) -> list[Finding]:
 
 
 def _time_all_reduce(numbers: torch.Tensor, times: int) -> float:
-    """Seconds of one, of the slowest process."""
+    """Seconds of one all-reduce on the slowest process."""
     distributed.barrier()
     began = time.monotonic()
     for _ in range(times):

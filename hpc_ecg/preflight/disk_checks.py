@@ -1,7 +1,7 @@
-"""The doctor's checks of disks and clocks: what is written is seen everywhere, and there is space.
+"""The doctor's checks of disks and clocks: all nodes see the same files, and there is space.
 
-Files are written beside the run, or where its folder will be made, and removed again (by a later
-start of the run, if the doctor is killed).
+Test files are written beside the run, or where its folder will be made, and removed again (by a
+later start of the run, if the doctor is killed).
 """
 
 import os
@@ -18,23 +18,24 @@ from hpc_ecg.data.node_cache import resolve_stage_dir
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.preflight.cluster_checks import Finding, exchange, merged
 from hpc_ecg.shards.format import ShardSet
-from hpc_ecg.training.stage_schedule import TrainConfig
+from hpc_ecg.training.settings import TrainConfig
 
-PATIENCE_S = 30.0
-"""For a file of another node: shared file systems cache."""
-SKEW_S, LOST_S = 1.0, 300.0
-"""Skew of clocks to warn of, and skew at which munge and Kerberos refuse a node."""
-FEW_FILES = 100
+VISIBLE_WITHIN_S = 30.0
+"""Time for a file of another node to appear: shared file systems cache."""
+SKEW_WARNING_S, SKEW_ERROR_S = 1.0, 300.0
+"""munge and Kerberos refuse a node whose clock is off by the latter."""
+FEW_INODES = 100
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the one that is there and in which it will be made."""
-    places = (path, *path.absolute().parents)
-    return next(p for p in places if os.path.isdir(p))  # noqa: PTH112 - a hidden one is none
+    """The folder itself, or the nearest existing one above it."""
+    candidates = (path, *path.absolute().parents)
+    # os.path: a folder that may not be looked into counts as absent
+    return next(p for p in candidates if os.path.isdir(p))  # noqa: PTH112
 
 
 def check_folder(run_dir: Path, rank: int) -> list[Finding]:
-    """Of the world: what a node writes beside the run is read on the others, both ways."""
+    """Collective: every node can read what the first one writes beside the run, and vice versa."""
     place, token = exchange((nearest_folder(run_dir), uuid.uuid4().hex))[0]
     hosts = exchange(socket.gethostname())
     names = {host: f".doctor.{n}-{token}.partial" for n, host in enumerate(dict.fromkeys(hosts))}
@@ -54,7 +55,7 @@ def _write(file: Path, token: str) -> list[Finding]:
     try:
         file.write_text(token)
     except OSError as error:
-        why = f"{file.parent} cannot be written here: {error.strerror}; give another run_dir"
+        why = f"this node cannot write {file.parent}: {error.strerror}; give another run_dir"
         return [Finding("error", "folder", why)]
     return []
 
@@ -62,32 +63,33 @@ def _write(file: Path, token: str) -> list[Finding]:
 def _read(files: Iterable[Path], token: str) -> list[Finding]:
     try:
         for file in files:
-            wait_until_seen(file, PATIENCE_S)
+            wait_until_seen(file, VISIBLE_WITHIN_S)
             if file.read_text() != token:
                 raise ValueError
     except (ValueError, OSError):
-        why = f"what another node writes in {file.parent} is not read here within {PATIENCE_S:.0f}"
-        mend = "give a run_dir on a disk that all nodes share"
-        return [Finding("error", "folder", f"{why} s; {mend}")]
+        why = f"this node cannot read what another one writes in {file.parent}"
+        mend = f"(waited {VISIBLE_WITHIN_S:.0f} s); give a run_dir on a disk that all nodes share"
+        return [Finding("error", "folder", f"{why} {mend}")]
     return []
 
 
 def check_clocks(run_dir: Path, rank: int) -> list[Finding]:
-    """Of the world: the nodes' clocks beside the first one's, and that of the disk."""
+    """Collective: the clocks of the nodes and of the disk, compared with that of the first node."""
     disk_s = exchange(_disk_ahead(nearest_folder(run_dir)) if rank == 0 else 0.0)[0]
     clocks = exchange((socket.gethostname(), time.time()))
     ahead = {host: clock - clocks[0][1] for host, clock in clocks}
     ahead["the disk of run_dir"] = disk_s
     name, skew_s = max(ahead.items(), key=lambda item: abs(item[1]))
-    if abs(skew_s) < SKEW_S:
+    if abs(skew_s) < SKEW_WARNING_S:
         return [Finding("ok", "clock", f"nodes and disk are at most {abs(skew_s):.2f} s apart")]
     why = f"{name} is {skew_s:+.1f} s from {clocks[0][0]}, so times in logs do not compare"
-    level = "warning" if abs(skew_s) < LOST_S else "error"
+    level = "warning" if abs(skew_s) < SKEW_ERROR_S else "error"
     return [Finding(level, "clock", f"{why}; tell the site that a clock is not synchronized")]
 
 
 def _disk_ahead(folder: Path) -> float:
-    """Seconds; 0 where nothing can be written, which is another check's finding."""
+    """Seconds by which the clock of the disk is ahead; 0 if nothing can be written, which another
+    check finds."""
     try:
         with NamedTemporaryFile(
             dir=folder, prefix=".doctor.0", suffix=".partial", buffering=0
@@ -102,7 +104,7 @@ def _disk_ahead(folder: Path) -> float:
 
 
 def check_space(run_dir: Path, config: TrainConfig, weight_bytes: int) -> list[Finding]:
-    """Of the first process: the checkpoints that stay, the one being written, and the best."""
+    """Rank 0: space for the checkpoints that stay, the one being written, and the best weights."""
     one = weight_bytes * (3 if config.average == "none" else 4)
     need = one * (config.keep_checkpoints + 1) + weight_bytes
     old = sum(file.stat().st_size for file in run_dir.rglob("*.safetensors"))
@@ -112,14 +114,14 @@ def check_space(run_dir: Path, config: TrainConfig, weight_bytes: int) -> list[F
     if free < need:
         mend = "make room, give another run_dir, or lower train.keep_checkpoints"
         return [Finding("error", "space", f"{text}; {mend}")]
-    if disk.f_files and disk.f_favail < FEW_FILES:
+    if disk.f_files and disk.f_favail < FEW_INODES:
         why = f"only {disk.f_favail} more files can be made at {place} (inodes); make room"
         return [Finding("error", "space", why)]
     return [Finding("ok", "space", f"{text}; a quota is not seen from here")]
 
 
-def check_stage(config: DataConfig, shards: ShardSet) -> list[Finding]:
-    """Of a node: does the set fit on its own disk?"""
+def check_stage_dir(config: DataConfig, shards: ShardSet) -> list[Finding]:
+    """Each node: do the shards fit on its own disk?"""
     if config.stage_dir is None:
         return []
     folder, quota_gb = resolve_stage_dir(config.stage_dir), config.stage_quota_gb

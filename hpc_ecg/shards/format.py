@@ -140,7 +140,7 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
     """Open a set of shards; ValueError for what is missing, cut off or not ours."""
     folder = Path(folder)
-    description = _read_description(folder)
+    description = read_description(folder)
     index_path = folder / "index.parquet"
     if not index_path.is_file():
         raise ValueError(f"{index_path} is missing; {NO_INDEX}")
@@ -162,7 +162,7 @@ def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
     )
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.is_file():
         what = "holds no shards" if folder.is_dir() else "does not exist"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from hpc_ecg.training.run_folder import flatten
+from hpc_ecg.config.dotted_keys import flatten
 
 SET_BY_SWEEP = ("seed", "run_dir")
 """Settings of a run that the sweep gives each run."""
@@ -70,18 +70,6 @@ def arm_name(strategy: str, choice: Mapping[str, Any]) -> str:
         parts += 1
     values = [f"{_tail(key, parts)}={_safe_in_path(value)}" for key, value in choice.items()]
     return ",".join([strategy, *values])
-
-
-def nest(choice: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn values by dotted key into nested sections."""
-    nested: dict[str, Any] = {}
-    for key, value in choice.items():
-        *sections, last = key.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return nested
 
 
 def _tail(key: str, parts: int) -> str:

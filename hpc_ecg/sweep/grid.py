@@ -13,8 +13,9 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from hpc_ecg.config.dotted_keys import nest
 from hpc_ecg.config.load import SettingsSource, merge_sources, parse_override, read_yaml
-from hpc_ecg.sweep.arms import SET_BY_SWEEP, Arm, arms_of, nest
+from hpc_ecg.sweep.arms import SET_BY_SWEEP, Arm, arms_of
 from hpc_ecg.sweep.settings import SweepConfig
 from hpc_ecg.training.settings import FinetuneConfig
 

@@ -31,8 +31,8 @@ from hpc_ecg.sweep.tuning import (
     trial_configs,
     tune,
 )
+from hpc_ecg.training.best_tracker import BestTracker
 from hpc_ecg.training.evaluate import describe_evaluation
-from hpc_ecg.training.outcome import BestTracker
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -155,12 +155,12 @@ def _local_runner(sweep: Sweep, folder: Path) -> Iterator[TaskRunner]:
 
     def run_all(tasks: Sequence[Task]) -> list[str]:
         def must_stop() -> bool:
-            return any(stop_signals.told()[:2])
+            requests = stop_signals.poll()
+            return bool(requests.preempt or requests.stop)
 
         failures = run_tasks_locally(tasks, folder, at_once, minutes, gpus, must_stop, _log_result)
-        is_signal, is_stop, _ = stop_signals.told()
-        if (is_signal or is_stop) and not all(task.is_done() for task in tasks):
-            raise stop_signals.stopped(by_signal=bool(is_signal))
+        if must_stop() and not all(task.is_done() for task in tasks):
+            raise stop_signals.preempted(by_signal=bool(stop_signals.poll().preempt))
         return failures
 
     try:

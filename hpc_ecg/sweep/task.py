@@ -18,6 +18,7 @@ from hpc_ecg.distributed.process_group import PeerLost
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, Preempted
 from hpc_ecg.log import start_logging
+from hpc_ecg.preflight.doctor import doctor_before_training
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.run_folder import RunFolder
@@ -93,12 +94,12 @@ def task_of_run(name: str, config: FinetuneConfig, *, predict_test: bool = True)
 
 
 def run_cell(config: FinetuneConfig) -> None:
-    finetune(config)
+    finetune(config, doctor_before_training(config))
     evaluate(config)
 
 
 def run_trial(config: FinetuneConfig) -> None:
-    finetune(config)
+    finetune(config, doctor_before_training(config))
 
 
 def run_task(task: Task, log: Path) -> None:

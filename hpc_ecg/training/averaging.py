@@ -1,8 +1,8 @@
-"""The mean of a run's weights over its last steps, beside the weights that train.
+"""An average of a run's weights, beside the weights that train.
 
-`ema` averages every step with exponentially falling weight; `swa` takes the plain mean over the
-validations of the last part of a stage (Izmailov et al. 2018). The mean is what is validated and
-kept as best; training itself never sees it.
+`ema` is an exponential moving average over the steps; `swa` the plain mean over the validations of
+the last part of a stage (Izmailov et al. 2018). The average is what is validated and kept as best;
+training itself never sees it.
 """
 
 from collections.abc import Iterator
@@ -11,43 +11,43 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-KINDS = ("none", "ema", "swa")
-
 
 class WeightAverager:
-    """`kind` none does nothing at all."""
+    """With `kind` none it does nothing."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], kind: str, ema_decay: float) -> None:
-        """`parameters`: those that train; under fsdp2 they, and so the mean, lie in parts."""
+        """`parameters`: the trainable ones; under FSDP2 they, and so the average, are sharded."""
         self.kind, self.ema_decay, self._parameters = kind, ema_decay, parameters
         self.count = 0
         self.mean: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def after_step(self, done: float, swa_start: float, is_validated: bool) -> None:
-        """Take the weights in. ema: the decay grows from nothing, so that the start weighs no more
-        than it should; swa: if they are about to be validated and the finished share of the stage,
-        `done`, is past `swa_start`."""
-        if self.kind == "ema":
-            self._move(1 - min(self.ema_decay, (1 + self.count) / (10 + self.count)))
-        elif self.kind == "swa" and is_validated and done >= swa_start:
-            self._move(1 / (1 + self.count))
+    def after_step(self, share_done: float, swa_start: float, is_validated: bool) -> None:
+        """Include the current weights.
 
-    def _move(self, share: float) -> None:
+        ema: with a decay that grows from 0, so that the starting weights soon lose their influence.
+        swa: only before a validation, once `share_done` of the stage has passed `swa_start`.
+        """
+        if self.kind == "ema":
+            self._include(1 - min(self.ema_decay, (1 + self.count) / (10 + self.count)))
+        elif self.kind == "swa" and is_validated and share_done >= swa_start:
+            self._include(1 / (1 + self.count))
+
+    def _include(self, weight: float) -> None:
         if not self.mean:
             self.mean = {name: p.detach().clone() for name, p in self._parameters.items()}
-        torch._foreach_lerp_(list(self.mean.values()), list(self._parameters.values()), share)
+        torch._foreach_lerp_(list(self.mean.values()), list(self._parameters.values()), weight)
         self.count += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the mean inside; its own weights come back afterwards, to the bit."""
-        own = {name: self._parameters[name].detach().clone() for name in self.mean}
-        self._put(self.mean)
+        """Inside, the model holds the average; afterwards its weights again, bit for bit."""
+        current = {name: self._parameters[name].detach().clone() for name in self.mean}
+        self._copy_to_model(self.mean)
         try:
             yield
         finally:
-            self._put(own)
+            self._copy_to_model(current)
 
     def state(self) -> dict[str, Tensor]:
         return self.mean | {"count": torch.tensor(self.count)} if self.mean else {}
@@ -56,12 +56,10 @@ class WeightAverager:
         state = dict(state)
         self.count = int(state.pop("count", torch.tensor(0)))
         self.mean = {  # in the order of the parameters, which the file does not keep
-            name: state[name].clone()
-            for name, parameter in self._parameters.items()
-            if name in state
+            name: state[name].clone() for name in self._parameters if name in state
         }
 
     @torch.no_grad()
-    def _put(self, values: dict[str, Tensor]) -> None:
+    def _copy_to_model(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self._parameters[name].copy_(value)

@@ -1,8 +1,8 @@
-"""The best weights of a run: kept on the way, finished at the end, taken home from `best/`.
+"""The best weights of a run, in `best/`: kept during training, calibrated at the end.
 
-While the head alone trains, the best head lies aside as a few kilobytes and `best/` is written once
-at the end of the stage. At the end of the run calibration is put into the head, so that it travels
-with the weights wherever they go; thresholds are fitted after it, on validation alone.
+While only the head trains, the best head is saved as a file of a few kilobytes, and `best/` is
+written once at the end of the stage. At the end of the run the calibration is merged into the head,
+so that it stays with the weights; thresholds are fitted after it, on validation alone.
 """
 
 import logging
@@ -28,38 +28,41 @@ from hpc_ecg.weights.reading import read_checkpoint
 
 logger = logging.getLogger("hpc_ecg")
 
-ASIDE, CALIBRATE = "best-head.safetensors", "calibrate"
+BEST_HEAD, CALIBRATE = "best-head.safetensors", "calibrate"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestWeights:
-    """What is kept of a run, and all that is written into the file beside the weights."""
+    """Writes the weights, with the signal, labels and provenance that belong to them."""
 
     folder: RunFolder
     valid: Dataset
     provenance: list[dict[str, Any]]
 
-    def save(self, model: ECGClassifier, trained: nn.Module) -> None:
-        """`trained` (the model, or its head alone) holds the best weights so far."""
-        if trained is not model:
-            head = {name: tensor.detach().cpu() for name, tensor in trained.state_dict().items()}
-            write_atomically(self._aside, lambda aside: save_file(head, aside))
+    def save(self, model: ECGClassifier, saved_module: nn.Module) -> None:
+        """Keep the current weights. `saved_module`: the model, or its head if only that trains."""
+        if saved_module is not model:
+            state = saved_module.state_dict()
+            head = {name: tensor.detach().cpu() for name, tensor in state.items()}
+            write_atomically(self._head_path, lambda path: save_file(head, path))
             return
         self._write(model, model.state_dict(), self.provenance)
-        self._aside.unlink(missing_ok=True)
+        self._head_path.unlink(missing_ok=True)
 
     def finish(self, model: ECGClassifier) -> None:
-        """Write best/ if its head still lies aside; `model` has the backbone that belongs to it."""
-        if self._aside.exists():
-            head = load_file(self._aside)
+        """Write best/ if so far only its head was saved; `model` has the backbone of that head."""
+        if self._head_path.exists():
+            head = load_file(self._head_path)
             self._write(model, model.state_dict() | head, self.provenance)
-            self._aside.unlink()
+            self._head_path.unlink()
 
     def calibrate(self, model: ECGClassifier, logits_NK: np.ndarray, kind: str) -> bool:
-        """Fit on the logits of the best model and put slope and offset into its head, in best/;
-        whether that was done. A label that cannot be fitted stays as it is, which is said and
-        noted; so does a model that was calibrated before the run died."""
-        if kind == "none" or any(step["action"] == CALIBRATE for step in self._done()):
+        """Fit slope and offset on the logits of the best model and merge them into its head.
+
+        Returns whether best/ has changed: a model that was calibrated before the run died stays as
+        it is. So does a label that cannot be fitted, with a warning and a line in calibration.json.
+        """
+        if kind == "none" or any(step["action"] == CALIBRATE for step in self._steps_of_this_run()):
             return False
         labels_NK = self.valid.labels_NK.astype(np.float64)
         fits: dict[str, dict[str, Any]] = {}
@@ -81,13 +84,13 @@ class BestWeights:
         self._write(model, state, [*self.provenance, {"action": CALIBRATE, "labels": fits}])
         return True
 
-    def _done(self) -> list[dict[str, Any]]:
-        """What this run did to the file in best/; what others did before it does not count."""
+    def _steps_of_this_run(self) -> list[dict[str, Any]]:
+        """The provenance of the file in best/ without the steps before this run."""
         return read_checkpoint(self.folder.best).provenance[len(self.provenance) :]
 
     @property
-    def _aside(self) -> Path:
-        return self.folder.checkpoints / ASIDE
+    def _head_path(self) -> Path:
+        return self.folder.checkpoints / BEST_HEAD
 
     def _write(
         self, model: ECGClassifier, state: dict[str, Tensor], provenance: list[dict[str, Any]]
@@ -99,7 +102,7 @@ class BestWeights:
 
 
 def provenance_of(init_report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was done to the weights before this run, and what this run does."""
+    """The steps that made the weights, this run's included."""
     checkpoint = init_report["checkpoint"] or {"path": "random", "sha256": None, "provenance": []}
     before = checkpoint["provenance"]
     source = {"source": Path(checkpoint["path"]).name, "sha256": checkpoint["sha256"]}
@@ -107,8 +110,8 @@ def provenance_of(init_report: dict[str, Any]) -> list[dict[str, Any]]:
     return [*before, step | {"seed": init_report["seed"], "version": hpc_ecg.__version__}]
 
 
-def write_valid(folder: RunFolder, predictions: Predictions) -> None:
-    """Predictions on validation, and the thresholds that are fitted there and nowhere else."""
+def write_validation(folder: RunFolder, predictions: Predictions) -> None:
+    """Write the predictions on validation, and the thresholds, which are fitted there alone."""
     write_predictions(folder.predictions / "valid.parquet", predictions)
     if predictions.probability_NK is not None:
         write_json(folder.best / "operating_point.json", fit_operating_points(predictions))

@@ -1,5 +1,6 @@
-"""`hpc-ecg evaluate`: the best weights of a finished run on its test split, or any weights on any
-shards, such as another hospital's. Thresholds and calibration stay those of the run's validation.
+"""Evaluate a finished run on its test split, or any weights on any shards.
+
+Thresholds and calibration stay those that were fitted on the validation split of the run.
 """
 
 import logging
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ecg.atomic_io import read_json, write_json
-from hpc_ecg.config.load import load_config, to_yaml
+from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
@@ -24,6 +25,7 @@ from hpc_ecg.evaluation.thresholds import points_of
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
+from hpc_ecg.training.open_run import finished_run, load_run
 from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
@@ -36,22 +38,20 @@ logger = logging.getLogger("hpc_ecg")
 SPLIT = "test"
 SPLITS = ("test", "valid", "all")
 REPLICATES = 2000
-OF_ITS_OWN_SHARDS = ("fold=null", "repeat=0", "label_table=null", "label_fraction=1")
-"""Settings of `data` that mean nothing for another cohort, unless they are given anew."""
 
 Targets = Sequence[tuple[str, float]]
 
 
 def evaluate(config: FinetuneConfig) -> dict[str, Any]:
-    """Predict the test split of the run in `config.run_dir`, score it, and write
-    predictions/test.parquet and evaluation.json; returns what evaluation.json holds.
+    """Predict the test split of the run in `config.run_dir` and score it.
 
-    Raises ValueError for an unfinished run, settings other than the run's (but for what does
-    not change the result), and predictions that cannot be scored.
+    Writes predictions/test.parquet and evaluation.json, and returns the content of the latter.
+    ValueError for an unfinished run, for settings that differ from the run's and change the
+    result, and for predictions that cannot be scored.
     """
     folder = finished_run(config.run_dir)
     folder.check_same_config(to_yaml(config))
-    with closing(_engine(config, folder.path)) as engine, engine.share_failures():
+    with closing(_inference_engine(config, folder.path)) as engine, engine.share_failures():
         path = folder.predictions / f"{SPLIT}.parquet"
         _predict(folder, config, engine, path)
         about = {"split": SPLIT}
@@ -68,12 +68,12 @@ def evaluate_weights(
     split: str = SPLIT,
     targets: Targets = (),
 ) -> dict[str, Any]:
-    """Predict and score any weights (a file, or a folder like best/) on `shards`, or on those of
-    `config`; writes out/predictions.parquet and out/evaluation.json and returns what the latter
-    holds. `data.labels` are the shards' columns in the order of the weights' labels. `targets`:
-    more thresholds, such as ("sensitivity", 0.95), fitted on validation too.
+    """Predict with any weights (a file, or a folder like best/) on `shards`, and score.
 
-    Raises ValueError for signals that mean something else, labels that are not there, and records
+    `shards`: default those of `config`, whose data.labels are columns of the shards in the order of
+    the weights' labels. `targets`: more thresholds to fit on validation, such as
+    ("sensitivity", 0.95). Writes predictions.parquet and evaluation.json into `out`, and returns
+    the content of the latter. ValueError for signals of another kind, missing labels, and records
     that the run was trained on.
     """
     if split not in SPLITS:
@@ -96,11 +96,14 @@ def evaluate_weights(
     if split == "all":
         opened = replace(opened, index=opened.index.assign(split=split))
     path = out / "predictions.parquet"
-    own = closing(_engine(config, out)), closing(ShardSource(opened, data))
-    with own[0] as engine, own[1] as source, engine.share_failures():
+    with (
+        closing(_inference_engine(config, out)) as engine,
+        closing(ShardSource(opened, data)) as source,
+        engine.share_failures(),
+    ):
         dataset = open_split(opened, split, columns, source)
         model = load_model(weights, model_config=config.model).to(engine.device)
-        engine.prepare(model)
+        engine.prepare_inference(model)
         logits_NK = predict(engine, dataset, data.batch_size)
         predictions = as_predictions(dataset, logits_NK, data.task)
         predictions = replace(predictions, labels=names or columns)
@@ -112,38 +115,13 @@ def evaluate_weights(
         )
 
 
-def load_run(run_dir: str, words: list[str]) -> FinetuneConfig:
-    """The configuration of a run folder, with words laid over it (where the shards are now, …)."""
-    file = RunFolder(run_dir).config
-    if not file.exists():
-        raise ValueError(f"{run_dir} is no run folder (no config.yaml)")
-    return load_config(FinetuneConfig, [str(file)], [f"run_dir={run_dir}", *words])
-
-
-def load_run_for(run_dir: str, shards: str, words: list[str]) -> FinetuneConfig:
-    """The same for another cohort's shards. Beyond its data nothing may be another."""
-    own = [f"data.{word}" for word in OF_ITS_OWN_SHARDS]
-    config = load_run(run_dir, [*own, f"data.shards={shards}", *words])
-    data = replace(load_run(run_dir, []).data, task=config.data.task)
-    finished_run(run_dir).check_same_config(to_yaml(replace(config, data=data)))
-    return config
-
-
-def finished_run(run_dir: str) -> RunFolder:
-    folder = RunFolder(run_dir)
-    if not folder.is_finished():
-        what = "is not finished: start it again" if folder.config.exists() else "is no run folder"
-        raise ValueError(f"{folder.path} {what} (no finished.json)")
-    return folder
-
-
-def _engine(config: FinetuneConfig, folder: Path) -> Engine:
-    # one process holds the whole model with ease when nothing trains
+def _inference_engine(config: FinetuneConfig, folder: Path) -> Engine:
+    """Without sharding: each process can hold the whole model when nothing trains."""
     return Engine(replace(config.engine, parallel="ddp", trackers=[]), folder)
 
 
 def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
-    """Nobody is scored whom the run was trained on; says how far that is known."""
+    """ValueError if the split holds what the run was trained on; a note says how far we know."""
     trained_on = read_json(run.environment)["data_index_sha256"] if run.environment.exists() else ""
     if trained_on in ("", shards.index_sha256):
         if split == "all":
@@ -185,7 +163,7 @@ def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Pa
         run_dir=folder.path,
     )
     view = choose_stage_inputs(cache, model, test, test, trains_head_only(stages), trains=False)
-    engine.prepare(view.module)
+    engine.prepare_inference(view.module)
     logits_NK = predict(engine, view.valid, config.data.batch_size)
     predictions = as_predictions(test, logits_NK, config.data.task)
     if engine.is_rank_zero:
@@ -205,7 +183,7 @@ def _score(
 
 
 def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, dict | None]:
-    """Operating points and calibrators by label, from what lies beside the weights."""
+    """Operating points and calibrators by label, from the files beside the weights."""
     points_path = home / "operating_point.json"
     points = read_json(points_path) if points_path.exists() else None
     valid_path = RunFolder(home.parent).predictions / "valid.parquet"

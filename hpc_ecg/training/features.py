@@ -1,11 +1,11 @@
 """Features of a frozen backbone, computed once and kept on disk.
 
-While nothing below the head trains, what the head sees of a record is always the same: it depends
-on the weights, the signals and the arithmetic alone. The file is named by the digest of those, so
-that every seed, learning rate and set of labels finds it. The size of a batch, the number of
-processes and the kind of attention belong to the arithmetic: the last bits depend on them, and a
-run's numbers may not depend on which other run came first. What comes out is the same split again,
-whose `read` gives features; the head alone is then the model (`Probe`).
+While only the head trains, its input for a record never changes: it depends on the weights, the
+signals and the arithmetic. The file is named after the digest of those, so every seed, learning
+rate and set of labels finds it. Batch size, number of processes and attention kernel belong to the
+arithmetic: the last bits depend on them, and the numbers of a run must not depend on which other
+run came first. The result is the same split, whose `read` returns features; the model is then the
+head alone (`Probe`).
 """
 
 # N records of the split, n records read, D width
@@ -31,11 +31,11 @@ from hpc_ecg.training.predict import predict
 
 logger = logging.getLogger("hpc_ecg")
 
-VERSION = 1  # of what the model computes; a change of its numbers makes old files useless
+VERSION = 1  # raise it when the numbers of the model change: older files are then not found
 
 
 class Probe(nn.Module):
-    """The head of a model alone: features [B, D] -> logits [B, K]; the model's own parameters."""
+    """The head of a model: features [B, D] -> logits [B, K]. It shares the model's parameters."""
 
     def __init__(self, model: ECGClassifier) -> None:
         super().__init__()
@@ -54,9 +54,9 @@ class Extractor(nn.Module):
         self.model = model
 
     def forward(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> Tensor:
-        return self.model.features(ecg_BCS, padding_mask, words_B)
+        return self.model.features(ecg_BCS, padding_mask, seeds_B)
 
 
 class FeatureDataset(Dataset):
@@ -76,7 +76,7 @@ class FeatureDataset(Dataset):
         return False
 
     def samples(self, positions: np.ndarray) -> None:
-        """What was padded was left out when they were computed."""
+        """None: the padding was masked when the features were computed."""
 
     def read(self, positions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         if out is None:
@@ -87,7 +87,7 @@ class FeatureDataset(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """Where features are kept and how they are computed; every rank calls `of`."""
+    """Where features are kept, and what they are computed with."""
 
     engine: Engine
     setting: str | None
@@ -95,9 +95,13 @@ class FeatureCache:
     batch_size: int
     run_dir: Path
 
-    def of(self, model: ECGClassifier, backbone_sha256: str, dataset: Dataset) -> FeatureDataset:
-        """The split as features of this model's backbone, from the cache or computed into it.
-        ValueError: the cache's folder cannot be written."""
+    def load_or_compute(
+        self, model: ECGClassifier, backbone_sha256: str, dataset: Dataset
+    ) -> FeatureDataset:
+        """The split as features of this model's backbone. Collective.
+
+        ValueError if the folder of the cache cannot be written.
+        """
         engine = self.engine
         inputs = _inputs_of(model, dataset) | {
             "backbone_sha256": backbone_sha256,
@@ -111,9 +115,9 @@ class FeatureCache:
         path = Path(engine.run_on_rank_zero(lambda: str(self._folder_for(dataset) / name)))
         lock = FileLock(f"{path}.lock")
         try:
-            if not engine.run_on_rank_zero(lambda: _is_there_or_lock(path, lock)):
-                logger.info("features of split %s: computed once, into %s", dataset.split, path)
-                engine.prepare(Extractor(model))
+            if not engine.run_on_rank_zero(lambda: _is_cached_or_lock(path, lock)):
+                logger.info(f"features of split {dataset.split}: computed once, into {path}")
+                engine.prepare_inference(Extractor(model))
                 width = model.head.in_features
                 features_ND = predict(engine, dataset, self.batch_size, width)
                 engine.run_on_rank_zero(lambda: _write(path, features_ND, inputs))
@@ -124,26 +128,24 @@ class FeatureCache:
 
     def _folder_for(self, dataset: Dataset) -> Path:
         if self.setting != "auto":
-            return _made(Path(self.setting or ""), "train.feature_cache=")
-        shared, own = dataset.shards.folder / "features", self.run_dir / "features"
-        if dataset.shards.url:
-            return _made(own, "train.feature_cache=auto: ")
-        try:
-            return _made(shared, "train.feature_cache=auto: ")
-        except ValueError as error:
-            logger.info("%s: features are kept in %s, for this run alone", error, own)
-            return _made(own, "train.feature_cache=auto: ")
+            return _make_writable(Path(self.setting or ""), "train.feature_cache=")
+        with_shards, with_run = dataset.shards.folder / "features", self.run_dir / "features"
+        if not dataset.shards.url:
+            try:
+                return _make_writable(with_shards, "train.feature_cache=auto: ")
+            except ValueError as error:
+                logger.info(f"{error}: features are kept in {with_run}, for this run alone")
+        return _make_writable(with_run, "train.feature_cache=auto: ")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageInputs:
-    """What a stage works on: the model and signals or, while the head alone trains, the head and
-    features."""
+    """The model and signals or, while only the head trains, the head and features."""
 
     module: nn.Module
     """What the engine runs."""
-    kept: nn.Module
-    """What checkpoints hold; shares the model's parameters."""
+    saved_module: nn.Module
+    """What checkpoints hold; it shares the model's parameters."""
     train: Dataset
     valid: Dataset
 
@@ -156,17 +158,25 @@ def choose_stage_inputs(
     head_only: bool,
     trains: bool = True,
 ) -> StageInputs:
-    """Features where the backbone stays what it was; those of the training split only if somebody
-    trains. Dropout on the tokens that are pooled would make other ones each time: not cached."""
+    """Features if the backbone is frozen, those of the training split only if the stage `trains`.
+
+    They are not cached with dropout on the tokens before pooling, which would change them each
+    time.
+    """
     if not head_only:
-        return StageInputs(module=model, kept=model, train=train, valid=valid)
+        return StageInputs(module=model, saved_module=model, train=train, valid=valid)
     probe = Probe(model)
     if cache.setting is None or model.final_dropout.p > 0:
-        return StageInputs(module=model, kept=probe, train=train, valid=valid)
+        return StageInputs(module=model, saved_module=probe, train=train, valid=valid)
     digest = _digest_of(model.backbone)
     if trains:
-        train = cache.of(model, digest, train)
-    return StageInputs(module=probe, kept=probe, train=train, valid=cache.of(model, digest, valid))
+        train = cache.load_or_compute(model, digest, train)
+    return StageInputs(
+        module=probe,
+        saved_module=probe,
+        train=train,
+        valid=cache.load_or_compute(model, digest, valid),
+    )
 
 
 def _digest_of(backbone: nn.Module) -> str:
@@ -192,7 +202,7 @@ def _inputs_of(model: ECGClassifier, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _made(folder: Path, what: str) -> Path:
+def _make_writable(folder: Path, what: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -202,26 +212,28 @@ def _made(folder: Path, what: str) -> Path:
     return folder
 
 
-def _is_there_or_lock(path: Path, lock: FileLock) -> bool:
-    """True if the features are there and whole; else this process holds the lock and makes them.
-    Another process at work on them is waited for."""
-    if _is_whole(path):
+def _is_cached_or_lock(path: Path, lock: FileLock) -> bool:
+    """True if the features are cached and intact; else this process holds the lock to make them.
+
+    Waits for another process that is making them.
+    """
+    if _is_intact(path):
         return True
     lock.acquire()
-    return _is_whole(path)
+    return _is_intact(path)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     about = path.with_suffix(".json")
     if not path.exists() or not about.exists():
         return False
     try:
-        known = json.loads(about.read_text())["sha256"]
+        expected = json.loads(about.read_text())["sha256"]
     except (ValueError, KeyError, TypeError):
-        known = None
-    if sha256_of(path) == known:
+        expected = None
+    if sha256_of(path) == expected:
         return True
-    logger.warning("%s is not what was written (its SHA-256): computed again", path)
+    logger.warning(f"{path} has changed since it was written (SHA-256): computed again")
     return False
 
 

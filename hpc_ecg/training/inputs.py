@@ -1,7 +1,7 @@
-"""From a micro-batch of counts to what the model takes: mV on the device.
+"""From a micro-batch of counts to the input of the model: mV on the device.
 
-In training also augmentation, and a word for each record's dropout: functions of seed, step and
-record, so they do not depend on the number of ranks.
+In training also augmentation, and a seed for each record's dropout; both are functions of (seed,
+step, record), so they do not depend on the number of ranks.
 """
 
 # n records of a micro-batch, C leads, S samples
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_ecg.data.augment import AugmentConfig, augment, record_seeds
-from hpc_ecg.data.batches import MicroBatch
+from hpc_ecg.data.augment import augment, record_seeds
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.data.loader import MicroBatch
+from hpc_ecg.data.settings import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class TrainingTransform:
     seed: int
     step: int
 
-    def words(self, micro: MicroBatch) -> np.ndarray:
-        """One for each record, int64 [n], whatever rank and micro-batch it is in."""
+    def record_seeds(self, micro: MicroBatch) -> np.ndarray:
+        """One seed per record, int64 [n], whatever rank and micro-batch it is in."""
         sha256 = [self.dataset.sha256_N[position] for position in micro.positions]
         return record_seeds(sha256, self.seed, self.step)
 
@@ -36,28 +37,33 @@ def model_inputs(
     micro: MicroBatch,
     device: torch.device,
     millivolts_per_count: float,
-    change: TrainingTransform | None = None,
+    transform: TrainingTransform | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """The ECG [n, C, S] in mV; the padding mask [n, S] if a record ends in zeros that were never
-    recorded; the words [n] of dropout. Cached features pass as they are, with a factor of 1."""
-    # This waits until the copy is made: the array's memory is about to be used again.
+    """The arguments of the model's forward pass.
+
+    The ECG [n, C, S] in mV; the padding mask [n, S], or None if no record is padded; the seeds [n]
+    of dropout. Cached features are passed as they are, with a factor of 1.
+    """
+    # This waits until the copy is made: the array's memory is about to be reused.
     counts = torch.from_numpy(micro.counts_nCS).to(device)
     ecg_nCS = counts.float() * millivolts_per_count
     if counts.ndim == 2:
         return (ecg_nCS,)
-    words_n = change.words(micro) if change else None
-    if change and words_n is not None and change.augment.is_on:
-        rate_hz = change.dataset.shards.signal.sample_rate_hz
-        ecg_nCS = augment(ecg_nCS, words_n, change.augment, rate_hz)
-    words = None if words_n is None else torch.from_numpy(words_n).to(device)
+    seeds_n = transform.record_seeds(micro) if transform else None
+    if transform and seeds_n is not None and transform.augment.is_on:
+        rate_hz = transform.dataset.shards.signal.sample_rate_hz
+        ecg_nCS = augment(ecg_nCS, seeds_n, transform.augment, rate_hz)
+    seeds = None if seeds_n is None else torch.from_numpy(seeds_n).to(device)
     if micro.samples_n is None:
-        return ecg_nCS, None, words
+        return ecg_nCS, None, seeds
     samples_n = torch.from_numpy(micro.samples_n).to(device)
     is_padded_nS = torch.arange(ecg_nCS.shape[-1], device=device) >= samples_n[:, None]
-    return ecg_nCS.masked_fill(is_padded_nS[:, None], 0.0), is_padded_nS, words
+    return ecg_nCS.masked_fill(is_padded_nS[:, None], 0.0), is_padded_nS, seeds
 
 
 def seed_of_step(seed: int, step: int, rank: int) -> int:
-    """For what draws from torch's own generator (dropout inside fused attention): a function of
-    (seed, step, rank), so there is no generator state to save or to lose."""
+    """Seed for what draws from torch's own generator (dropout inside fused attention).
+
+    A function of (seed, step, rank), so there is no generator state to save or to lose.
+    """
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])

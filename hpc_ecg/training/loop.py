@@ -1,227 +1,175 @@
-"""THE LOOP: one stage of a run, from its first step (or the checkpoint) to its last.
+"""THE LOOP: one stage of a run, from its first step (or a checkpoint) to its last.
 
-A step is saved before it is evaluated, so an evaluation that fails costs no training; one that was
-due when the run died is done again.
+A checkpoint is saved before an evaluation, so an evaluation that fails costs no training; one that
+was due when the run died is done on resume.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from hpc_ecg.data.augment import AugmentConfig
-from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.loader import prefetch
-from hpc_ecg.data.sampler import EpochSampler
-from hpc_ecg.distributed.stop_signals import StopSignals
+from hpc_ecg.distributed.stop_signals import Requests
 from hpc_ecg.log import progress_bar
-from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
-from hpc_ecg.model.transformer import ECGClassifier
-from hpc_ecg.training.averaging import WeightAverager
-from hpc_ecg.training.best_weights import BestWeights
-from hpc_ecg.training.checkpoint import Progress, load_checkpoint, save_checkpoint, update_progress
-from hpc_ecg.training.engine import Engine, StepResult
-from hpc_ecg.training.features import FeatureCache, StageInputs, choose_stage_inputs
+from hpc_ecg.model.losses import loss_sum, normalizer
+from hpc_ecg.training.checkpoint import Progress, save_checkpoint, update_progress
+from hpc_ecg.training.engine import StepResult
 from hpc_ecg.training.inputs import TrainingTransform, seed_of_step
-from hpc_ecg.training.meter import Meter, SaveTimer
-from hpc_ecg.training.nonfinite import not_finite
-from hpc_ecg.training.optimizer import build_optimizer, set_rates
-from hpc_ecg.training.outcome import BestTracker
+from hpc_ecg.training.meter import SaveTimer
+from hpc_ecg.training.nonfinite import check_finite, nonfinite_error
+from hpc_ecg.training.optimizer import set_rates
 from hpc_ecg.training.predict import predict
-from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.training.run_state import Run, StageState, begin_stage, finish_stage
 from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import Stage
-from hpc_ecg.training.workload import workload
 
 logger = logging.getLogger("hpc_ecg")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """The parts of one run that its stages share."""
-
-    sampler: EpochSampler
-    augment: AugmentConfig
-    loss: LossConfig
-    seed: int
-    folder: RunFolder
-    engine: Engine
-    cache: FeatureCache
-    model: ECGClassifier
-    train: Dataset
-    best_tracker: BestTracker
-    best: BestWeights
-    wishes: StopSignals
-
-    def note(self, event: str, **values: object) -> None:
-        """metrics.jsonl is the first process's."""
-        if self.engine.is_rank_zero:
-            self.folder.append_event(event, **values)
-
-
 def train_stage(
-    run: Run, stage: Stage, head_only: bool, progress: Progress, meter: Meter, path: Path | None
+    run: Run, stage: Stage, progress: Progress, checkpoint: Path | None
 ) -> tuple[Progress, str]:
-    """From `progress` (restored from the checkpoint at `path`) to the end of the stage, and why it
-    ended. Raises Stopped, with everything saved, if somebody asked for it."""
-    engine = run.engine
-    schedule = StageSchedule.of(stage.train, run.sampler.steps_per_epoch, progress.stage_began)
-    run.model.freeze(stage.freeze, stage.train.freeze_layers)
-    view = choose_stage_inputs(
-        run.cache, run.model, run.train, run.best_tracker.valid, head_only, schedule.steps > 0
-    )
-    saved = load_checkpoint(path, view.kept) if path else None
-    build = partial(build_optimizer, config=stage.optim, device=engine.device)
-    engine.prepare(view.module, build, stage.optim.clip_norm, saved.moments if saved else None)
-    meter.works_at(*workload(run.model, run.train, stage, engine))
-    average = WeightAverager(engine.ties.trained(), stage.train.average, stage.train.ema_decay)
-    if saved:
-        average.restore(engine.ties.in_parts(saved.average))
-    engine.ties.scaler = progress.scaler
-    if progress.step == schedule.began:
-        run.note("stage", step=progress.step, stage=stage.name, of=schedule.end)
+    """Train from `progress` (restored from `checkpoint`) to the end of the stage.
 
-    # 5. The loop. A step is saved before it is evaluated, so an evaluation that fails costs no
-    #    training; one that was due when the run died is done again.
-    loss_of = partial(loss_sum, config=run.loss)
+    Returns the progress and why the stage ended. Raises Preempted, with everything saved, if a
+    signal or a file asked the run to stop.
+    """
+    engine, prepared, signals = run.engine, run.prepared, run.signals
+    data, train_config = prepared.data, stage.train
+    state = begin_stage(run, stage, progress, checkpoint)
+    schedule, average, dataset = state.schedule, state.average, state.inputs.train
+    loss_of = partial(loss_sum, config=prepared.loss)
     steps = range(progress.step, schedule.end)
-    batches = prefetch(view.train, steps, run.sampler, engine.share)
-    timer = SaveTimer(stage.train.save_every_min)
-    before: StepResult | None = None
+    batches = prefetch(dataset, steps, data.sampler, engine.rank_slice)
+    timer = SaveTimer(train_config.save_every_min)
+    previous: StepResult | None = None
     with progress_bar("steps", schedule.end, progress.step, engine.is_rank_zero) as advance:
         while True:
+            # a. Evaluate if it is due, also where the run died before it could.
             if schedule.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
-                progress = _evaluate(run, view, average, schedule, progress)
-                meter.restart()
+                progress = _evaluate(run, state, progress)
+                run.meter.restart()
             stop = schedule.reason_to_stop(progress)
             if stop:
                 break
-            with meter.waits():
+
+            # b. One step.
+            with run.meter.waiting_for_data():
                 batch = next(batches)
-            engine.seed_dropout(seed_of_step(run.seed, batch.step, engine.rank))
-            lr = set_rates(
-                engine.ties.optimizer, batch.step - schedule.began, schedule.steps, stage.optim
-            )
-            divide_by = normalizer(torch.from_numpy(batch.global_labels_BK), run.loss)
-            run.wishes.save_now |= timer.is_due()
+            engine.seed_dropout(seed_of_step(prepared.seed, batch.step, engine.rank))
+            stage_step = batch.step - schedule.began
+            lr = set_rates(state.backend.optimizer, stage_step, schedule.steps, stage.optim)
+            if timer.is_due():
+                signals.request_save()
             result = engine.take_step(
-                *(batch, loss_of, divide_by, view.train.millivolts_per_count),
-                TrainingTransform(
-                    dataset=run.train, augment=run.augment, seed=run.seed, step=batch.step
+                batch,
+                loss_of,
+                divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), prepared.loss),
+                millivolts_per_count=dataset.millivolts_per_count,
+                transform=TrainingTransform(
+                    dataset=data.train,
+                    augment=prepared.augment,
+                    seed=prepared.seed,
+                    step=batch.step,
                 ),
-                run.wishes.told(),
-                may_skip=stage.train.skip_nonfinite > 0,
+                requests=signals.poll(),
+                may_skip=train_config.skip_nonfinite > 0,
             )
-            meter.count(len(batch.positions))
-            progress = meter.at_step(batch.step + 1, progress)
+            run.meter.count(len(batch.positions))
+            progress = run.meter.at_step(batch.step + 1, progress)
             if result.skipped:
-                progress = _skip(run, progress, stage.train.skip_nonfinite)
+                progress = _skip(run, progress, train_config.skip_nonfinite)
             average.after_step(
                 schedule.share_done(progress.step),
-                stage.train.swa_start,
-                schedule.evaluates_at(progress.step),
+                train_config.swa_start,
+                is_validated=schedule.evaluates_at(progress.step),
             )
+
+            # c. Log and save; stop if asked. The requests are those of the step before, so that
+            #    nothing waits for the GPU.
             if schedule.logs_at(progress.step):
-                _log(run, schedule, progress, {"lr": lr, **meter.values()}, result)
-            # What the ranks asked for with the step before: a GPU is not waited for.
-            is_signal, is_stop, is_save = before.wishes.tolist() if before else (0, 0, 0)
-            before = result
-            if schedule.saves_at(progress.step) or is_signal or is_stop or is_save:
-                with timer.saves():
-                    progress = _save(run, view, average, schedule, progress)
-            if is_signal or is_stop:
-                raise run.wishes.stopped(by_signal=bool(is_signal))
-            advance(note=run.best_tracker.describe(progress))
-    logger.info(
-        "%s, stage %s: %s, stopped by %s",
-        *(run.folder.path, stage.name, run.best_tracker.describe(progress), stop),
-    )
-    swa_began = schedule.began + stage.train.swa_start * schedule.steps
-    if stage.train.average == "swa" and (progress.best_step or 0) < swa_began:
-        logger.warning("the best weights are from before the mean of swa began: a single step's")
-    engine.ties.collect()
-    if engine.is_rank_zero:
-        run.best.finish(run.model)
+                _log(run, schedule, progress, lr, result)
+            requests = Requests(*previous.requests.tolist()) if previous else Requests()
+            previous = result
+            if schedule.saves_at(progress.step) or any(requests):
+                with timer.saving():
+                    progress = _save(run, state, progress)
+            if requests.preempt or requests.stop:
+                raise signals.preempted(by_signal=bool(requests.preempt))
+            advance(note=data.best_tracker.describe(progress))
+    finish_stage(run, state, progress, stop)
     return progress, stop
 
 
 def _log(
-    run: Run,
-    schedule: StageSchedule,
-    progress: Progress,
-    values: dict[str, float],
-    result: StepResult,
+    run: Run, schedule: StageSchedule, progress: Progress, lr: float, result: StepResult
 ) -> None:
-    _check_finite(run)
-    values |= {"loss": float(result.loss), "grad_norm": float(result.grad_norm)}
-    values |= {"skipped": progress.skipped, "seconds": progress.seconds}
-    values |= {"epoch": progress.step / schedule.epoch_steps}
-    run.note("step", step=progress.step, **values)
+    check_finite(run.engine, run.folder, run.prepared.data)
+    values = {
+        "lr": lr,
+        **run.meter.values(),
+        "loss": float(result.loss),
+        "grad_norm": float(result.grad_norm),
+        "skipped": progress.skipped,
+        "seconds": progress.seconds,
+        "epoch": progress.step / schedule.epoch_steps,
+    }
+    run.record("step", step=progress.step, **values)
     run.engine.track(values, progress.step)
 
 
-def _save(
-    run: Run,
-    view: StageInputs,
-    average: WeightAverager,
-    schedule: StageSchedule,
-    progress: Progress,
-) -> Progress:
-    """A checkpoint of weights, moments and progress; all ranks take part in collecting them."""
-    _check_finite(run)
-    engine = run.engine
-    progress = replace(progress, scaler=engine.ties.scaler)
-    engine.ties.collect()
-    moments, mean = engine.ties.moments(), engine.ties.whole(average.state())
-    where = run.folder.checkpoints, progress, view.kept
-    engine.run_on_rank_zero(
-        lambda: save_checkpoint(*where, moments, schedule.keep_checkpoints, mean)
+def _save(run: Run, state: StageState, progress: Progress) -> Progress:
+    """Write a checkpoint of weights, moments and progress; all ranks take part in gathering."""
+    check_finite(run.engine, run.folder, run.prepared.data)
+    backend = state.backend
+    progress = replace(progress, scaler=backend.scaler)
+    backend.gather_weights()
+    moments = backend.moments()
+    average = backend.full_tensors(state.average.state())
+    run.engine.run_on_rank_zero(
+        lambda: save_checkpoint(
+            run.folder.checkpoints,
+            progress,
+            state.inputs.saved_module,
+            moments,
+            keep=state.schedule.keep_checkpoints,
+            average=average,
+        )
     )
-    run.wishes.saved()
+    run.signals.clear_save()
     return progress
 
 
-def _evaluate(
-    run: Run,
-    view: StageInputs,
-    average: WeightAverager,
-    schedule: StageSchedule,
-    progress: Progress,
-) -> Progress:
-    """Score the validation split, note the outcome, and keep these weights if they are the best."""
-    with average.applied():
-        logits_NK = predict(run.engine, view.valid, run.sampler.config.batch_size)
-        scores = run.engine.run_on_rank_zero(partial(run.best_tracker.score, logits_NK))
-        progress, is_best = run.best_tracker.decide(progress, scores)
+def _evaluate(run: Run, state: StageState, progress: Progress) -> Progress:
+    """Score validation, record the outcome, and keep these weights if they are the best so far."""
+    engine, data = run.engine, run.prepared.data
+    tracker, model = data.best_tracker, run.prepared.start.model
+    with state.average.applied():
+        logits_NK = predict(engine, state.inputs.valid, data.sampler.config.batch_size)
+        scores = engine.run_on_rank_zero(partial(tracker.score, logits_NK))
+        progress, is_best = tracker.update(progress, scores)
         if is_best:
-            run.engine.ties.collect()
-            run.engine.run_on_rank_zero(lambda: run.best.save(run.model, view.kept))
-    run.engine.run_on_rank_zero(lambda: update_progress(run.folder.checkpoints, progress))
-    epoch = progress.step / schedule.epoch_steps
-    run.note("eval", step=progress.step, epoch=epoch, best=is_best, **scores)
-    run.engine.track({f"valid_{name}": value for name, value in scores.items()}, progress.step)
+            state.backend.gather_weights()
+            engine.run_on_rank_zero(lambda: run.best.save(model, state.inputs.saved_module))
+    engine.run_on_rank_zero(lambda: update_progress(run.folder.checkpoints, progress))
+    epoch = progress.step / state.schedule.epoch_steps
+    run.record("eval", step=progress.step, epoch=epoch, best=is_best, **scores)
+    engine.track({f"valid_{name}": value for name, value in scores.items()}, progress.step)
     logger.info(
-        "step %d of %d: validation loss %.4f, %s %.4f%s",
-        *(progress.step, schedule.end, scores["loss"], run.best_tracker.metric),
-        *(scores["score"], ", the best so far" if is_best else ""),
+        f"step {progress.step} of {state.schedule.end}: validation loss {scores['loss']:.4f}, "
+        f"{tracker.metric} {scores['score']:.4f}{', the best so far' if is_best else ''}"
     )
     return progress
-
-
-def _check_finite(run: Run) -> None:
-    """Before anything is noted or saved: weights that diverged must not replace good ones."""
-    step = run.engine.first_bad_step()
-    if step is not None:
-        raise not_finite(run.folder, run.sampler, run.train, step)
 
 
 def _skip(run: Run, progress: Progress, budget: int) -> Progress:
     progress = replace(progress, skipped=progress.skipped + 1)
-    error = not_finite(run.folder, run.sampler, run.train, progress.step - 1)
+    error = nonfinite_error(run.folder, run.prepared.data, progress.step - 1)
     if progress.skipped > budget:
         raise error
-    run.note("skipped", step=progress.step, count=progress.skipped)
-    logger.warning("%s: skipped (%d of train.skip_nonfinite)", error, progress.skipped)
+    run.record("skipped", step=progress.step, count=progress.skipped)
+    logger.warning(f"{error}: skipped ({progress.skipped} of train.skip_nonfinite)")
     return progress

@@ -1,9 +1,10 @@
-"""What a run costs: time, ECGs per second, waiting for data, arithmetic done, memory.
+"""What a run costs: time, ECGs per second, waiting for data, arithmetic, memory, energy.
 
-Clocks are monotonic: one that is set while a run goes on changes nothing. A step is timed from the
-end of the one before; the device may lag a step behind, which evens out.
+All clocks are monotonic, so setting the system's clock during a run changes nothing. A step is
+timed from the end of the one before; the device may lag a step behind, which evens out.
 """
 
+import contextlib
 import math
 import resource
 import time
@@ -15,31 +16,37 @@ import numpy as np
 import torch
 
 from hpc_ecg.training.checkpoint import Progress
-from hpc_ecg.training.energy import gpu_kwh
 
 SECONDS_BETWEEN_FAILURES = 24 * 3600.0
+JOULES_PER_KWH = 3.6e6
 
 
 class Meter:
-    """Of the run over all its starts, and of the steps between two log lines."""
+    """Totals over all starts of a run, and rates of the steps between two log lines."""
 
-    def __init__(self, before: Progress, processes: int, device: torch.device) -> None:
-        self._began, self._before, self._processes = time.monotonic(), before, processes
-        self._device, self._kwh = device, gpu_kwh(device)
+    def __init__(self, processes: int, device: torch.device) -> None:
+        self._processes, self._device = processes, device
         self._flops_per_ecg: float | None = None
         self._peak_flops: float | None = None
-        self._stepping, self._ecgs = 0.0, 0
+        self._stepping_s, self._ecgs = 0.0, 0
+        self.start_from(Progress())
+
+    def start_from(self, before: Progress) -> None:
+        """The time and energy of earlier starts count, and the clock of this one begins."""
+        self._before, self._began = before, time.monotonic()
+        self._kwh_at_start = gpu_kwh(self._device)
         self.restart()
 
-    def works_at(self, flops_per_ecg: float, peak_flops: float | None) -> None:
-        """From now on: of a training step; and in a second, of one process's device."""
+    def set_workload(self, flops_per_ecg: float, peak_flops: float | None) -> None:
+        """Operations of a training step per ECG; peak operations per second of one device."""
         self._flops_per_ecg, self._peak_flops = flops_per_ecg, peak_flops
 
     def at_step(self, step: int, progress: Progress) -> Progress:
-        """The progress with this step and the time that it took."""
+        """The progress at this step, with the time and energy used so far."""
         seconds, energy = time.monotonic() - self._began, None
-        if self._kwh is not None and (now := gpu_kwh(self._device)) is not None:
-            energy = (self._before.energy_kwh or 0) + (now - self._kwh) * self._processes
+        if self._kwh_at_start is not None and (now := gpu_kwh(self._device)) is not None:
+            used = (now - self._kwh_at_start) * self._processes
+            energy = (self._before.energy_kwh or 0) + used
         return replace(
             progress,
             step=step,
@@ -49,35 +56,37 @@ class Meter:
         )
 
     def restart(self) -> None:
-        """Begin a new interval: what came before (an evaluation) is not part of the rate."""
-        self._since = self._last = time.monotonic()
-        self._recent, self._waited = 0, 0.0
-        self._steps: list[float] = []
+        """Begin a new interval; the time before it (an evaluation) is not part of its rate."""
+        self._interval_began = self._last_step = time.monotonic()
+        self._interval_ecgs, self._waited_s = 0, 0.0
+        self._step_s: list[float] = []
 
     @contextmanager
-    def waits(self) -> Iterator[None]:
-        """For data."""
+    def waiting_for_data(self) -> Iterator[None]:
         began = time.monotonic()
         yield
-        self._waited += time.monotonic() - began
+        self._waited_s += time.monotonic() - began
 
     def count(self, num_ecgs: int) -> None:
-        """A step is over, of so many ECGs on all processes together."""
+        """A step of this many ECGs, over all processes together, has ended."""
         now = time.monotonic()
-        self._steps.append(now - self._last)
-        self._last, self._recent = now, self._recent + num_ecgs
+        self._step_s.append(now - self._last_step)
+        self._last_step, self._interval_ecgs = now, self._interval_ecgs + num_ecgs
 
     def values(self) -> dict[str, float]:
-        """Of the steps since the last call, for a line of metrics.jsonl. `mfu` is the share of the
-        device's peak: ECG/s x arithmetic per ECG / (processes x peak)."""
-        seconds, ecgs = max(time.monotonic() - self._since, 1e-9), self._recent
-        self._stepping, self._ecgs = self._stepping + seconds, self._ecgs + ecgs
-        rate = ecgs / seconds
-        p50, p95 = np.quantile(self._steps, [0.5, 0.95]) if self._steps else (math.nan,) * 2
+        """The rates since the last call, for a line of metrics.jsonl.
+
+        `mfu` is the share of the device's peak: ECG/s x operations per ECG / (processes x peak).
+        """
+        seconds = max(time.monotonic() - self._interval_began, 1e-9)
+        self._stepping_s += seconds
+        self._ecgs += self._interval_ecgs
+        rate = self._interval_ecgs / seconds
+        p50, p95 = np.quantile(self._step_s, [0.5, 0.95]) if self._step_s else (math.nan,) * 2
         values = {
             "ecg_per_s": rate,
             "ecg_per_s_per_process": rate / self._processes,
-            "data_wait": self._waited / seconds,
+            "data_wait": self._waited_s / seconds,
             "step_s_p50": float(p50),
             "step_s_p95": float(p95),
             "memory_gb": memory_gb(),
@@ -90,35 +99,53 @@ class Meter:
         self.restart()
         return values
 
-    def mean(self) -> float | None:
+    def mean_rate(self) -> float | None:
         """ECG/s over all intervals of this start; None before the first."""
-        return self._ecgs / self._stepping if self._stepping else None
+        return self._ecgs / self._stepping_s if self._stepping_s else None
 
 
 class SaveTimer:
-    """When a checkpoint is due by time: the first process's clock decides for all."""
+    """When a checkpoint is due by time; the clock of rank 0 decides for all ranks."""
 
     def __init__(self, every_min: float | None) -> None:
         self._every_s = None if every_min is None else 60 * every_min
-        self._last = time.monotonic()
-        self._save_s = 1.0
+        self._last_save = time.monotonic()
+        self._saving_s = 1.0
 
     def is_due(self) -> bool:
         every_s = self._every_s
-        if every_s is None:
-            every_s = math.sqrt(2 * self._save_s * SECONDS_BETWEEN_FAILURES)
-        return every_s > 0 and time.monotonic() - self._last >= every_s
+        if every_s is None:  # the interval of Young (1974)
+            every_s = math.sqrt(2 * self._saving_s * SECONDS_BETWEEN_FAILURES)
+        return every_s > 0 and time.monotonic() - self._last_save >= every_s
 
     @contextmanager
-    def saves(self) -> Iterator[None]:
+    def saving(self) -> Iterator[None]:
         began = time.monotonic()
         yield
-        self._last = time.monotonic()
-        self._save_s = max(self._last - began, 0.1)
+        self._last_save = time.monotonic()
+        self._saving_s = max(self._last_save - began, 0.1)
 
 
 def memory_gb() -> float:
-    """The most that this process has used: of its GPU, or of the machine."""
+    """Peak memory of this process: on its GPU if it uses one, else of the machine."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def gpu_kwh(device: torch.device) -> float | None:
+    """Energy that the GPU has used since its driver was loaded, from NVML (extra `energy`).
+
+    None without a GPU or NVML, or for a GPU older than Volta. The counter includes other processes
+    on the same GPU.
+    """
+    if device.type != "cuda":
+        return None
+    with contextlib.suppress(Exception):  # NVML has an exception for each kind of failure
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(device).uuid
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000 / JOULES_PER_KWH
+    return None

@@ -7,50 +7,50 @@ import torch
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from hpc_ecg.data import order
-from hpc_ecg.data.batches import collate, empty_rows
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.loader import prefetch_in_order
+from hpc_ecg.data.loader import collate, empty_rows, prefetch_in_order
+from hpc_ecg.data.sampler import slice_of_rank
 from hpc_ecg.evaluation.predictions import Predictions, as_group
-from hpc_ecg.model.losses import LossConfig, loss_sum, normalizer
+from hpc_ecg.model.losses import loss_sum, normalizer
+from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX
 from hpc_ecg.training.engine import Engine
 
-SHARD_COLUMNS = (
-    *("key", "shard", "offset", "patient", "split"),
-    *("samples", "amplitude_mv", "sha256", "flags"),
-)
+SHARD_COLUMNS = {"key", "shard", "offset", "patient", "split", "samples"}
+SHARD_COLUMNS |= {"amplitude_mv", "sha256", "flags"}
 
 
 def predict(
     engine: Engine, dataset: Dataset, batch_size: int, width: int | None = None
 ) -> np.ndarray:
-    """What the engine's model gives for every record of the split, float32 [N, K], on every rank:
-    logits, or `width` features."""
-    mine = order.slice_of_rank(len(dataset), engine.rank, engine.world_size)
+    """The output of the engine's model for every record of the split, float32 [N, K], on all ranks.
+
+    `width`: number of outputs, if not one per label.
+    """
+    mine = slice_of_rank(len(dataset), engine.rank, engine.world_size)
     per_count = dataset.millivolts_per_count
     batches = prefetch_in_order(dataset, mine, batch_size)
-    pieces = [engine.infer(micro, per_count) for micro in batches]
-    if engine.runs_together:  # a rank with fewer batches joins in the others' last forwards
-        blank, dummy = empty_rows(dataset, 1), np.zeros(0, np.int64)
+    outputs = [engine.infer(micro, per_count) for micro in batches]
+    if engine.collective_forward:  # a rank with fewer batches takes part in the others' last ones
+        blank, no_positions = empty_rows(dataset, 1), np.zeros(0, np.int64)
         most = -(-len(dataset) // engine.world_size)
-        for _ in range(-(-most // batch_size) - len(pieces)):
-            engine.infer(collate(dataset, dummy, blank, dataset), per_count)
+        for _ in range(-(-most // batch_size) - len(outputs)):
+            engine.infer(collate(dataset, no_positions, blank, dataset), per_count)
     empty = torch.zeros(0, width or len(dataset.label_names))
-    local_nK = torch.cat(pieces) if pieces else empty
+    local_nK = torch.cat(outputs) if outputs else empty
     if engine.world_size == 1:
         return local_nK.numpy()
     rows = -(-len(dataset) // engine.world_size)
     gathered = engine.gather(F.pad(local_nK, (0, 0, 0, rows - len(local_nK))))
     parts = []
     for rank, part in enumerate(gathered.split(rows)):
-        share = order.slice_of_rank(len(dataset), rank, engine.world_size)
-        parts.append(part[: share.stop - share.start])
+        theirs = slice_of_rank(len(dataset), rank, engine.world_size)
+        parts.append(part[: theirs.stop - theirs.start])
     return torch.cat(parts).numpy()
 
 
 def as_predictions(dataset: Dataset, logits_NK: np.ndarray, task: str) -> Predictions:
-    """The table that is written to predictions/*.parquet."""
+    """The predictions as predictions/*.parquet stores them."""
     logits = torch.from_numpy(logits_NK.astype(np.float64))
     return Predictions(
         record_N=np.array(dataset.records, dtype=object),
@@ -64,7 +64,7 @@ def as_predictions(dataset: Dataset, logits_NK: np.ndarray, task: str) -> Predic
 
 
 def _groups_of(dataset: Dataset) -> dict[str, np.ndarray]:
-    """What the index knows of the records besides what the shards themselves need."""
+    """The columns of the index that describe the records, such as age, sex and site."""
     index = dataset.shards.index.set_index("record").loc[dataset.records]
     prefixes = (LABEL_PREFIX, FOLD_PREFIX)
     columns = map(str, index)
@@ -77,8 +77,9 @@ def score_validation(
 ) -> dict[str, float]:
     """Loss and, for classification, AUROC and AUPRC (means over the labels with both classes).
 
-    torchmetrics guesses from the values whether it sees logits or probabilities, so it is always
-    given probabilities, in float64: in float32 they would tie near 1. Missing labels are left out.
+    Missing labels are left out. torchmetrics guesses from the values whether they are logits or
+    probabilities, so it always gets probabilities; in float64, because in float32 many would be
+    equal near 1.
     """
     logits, targets = torch.from_numpy(logits_NK), torch.from_numpy(dataset.labels_NK)
     scores = {"loss": float(loss_sum(logits, targets, loss)) / normalizer(targets, loss)}

@@ -1,55 +1,27 @@
-"""One run's folder: the same on a laptop, under sbatch and in a sweep; it is how a run goes on.
+"""One run's folder: the same on a laptop, under sbatch and in a sweep; a run goes on from it.
 
-Every file is written aside, synced and renamed, so what has its final name is whole. A lock keeps
-two jobs out of one folder; `finished.json`, written last, says that nothing is left to do.
+Every file is written aside, synced and renamed, so a file with its final name is complete. A lock
+keeps two jobs out of one folder; `finished.json`, written last, says that nothing is left to do.
 """
 
 import json
 import math
 import os
-import platform
 import socket
-import subprocess
-import sys
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
 from filelock import FileLock, Timeout
 
-from hpc_ecg.atomic_io import read_json, read_settings_file, tidy, write_json
-from hpc_ecg.distributed import ranks as cluster
+from hpc_ecg.atomic_io import read_json, read_settings_file, tidy, write_json, write_text
+from hpc_ecg.config.dotted_keys import flatten
+from hpc_ecg.config.schema import rules_by_key
+from hpc_ecg.training.environment import describe_environment, utc_now
+from hpc_ecg.training.settings import FinetuneConfig
 
-# What may differ when a run goes on: where things lie and how often, not what is computed.
-NEUTRAL = (
-    *("run_dir", "files", "data.shards", "init.checkpoint", "train.save_every"),
-    *("data.stage_dir", "data.stage_quota_gb", "data.stage_keep", "data.allow_pipe"),
-    *(
-        "train.keep_checkpoints",
-        "train.log_every",
-        "train.feature_cache",
-        "train.save_every_min",
-        "train.skip_nonfinite",
-        "train.doctor",
-    ),
-    *("engine.parallel", "engine.activation_checkpointing", "engine.compile", "engine.trackers"),
-    *("engine.device", "engine.micro_batch_size", "engine.cpu_threads", "engine.timeout_min"),
-    "model.attention",
-)
-NEUTRAL_PREFIXES = tuple(f"{key}." for key in NEUTRAL)
-RESTART_PATIENCE_S = 120
-PACKAGES = (
-    "hpc-ecg",
-    "torch",
-    "accelerate",
-    "deepspeed",
-    "webdataset",
-    "submitit",
-    "torchmetrics",
-    "numpy",
-)
+LOCK_TIMEOUT_AFTER_RESTART_S = 120
+"""The lock of a lost node may outlive it for a while."""
 
 
 class RunFolder:
@@ -66,15 +38,28 @@ class RunFolder:
         self.finished = self.path / "finished.json"
         self._lock: FileLock | None = None
 
+    def open(self, config_yaml: str, facts: dict[str, Any], init_report: dict[str, Any]) -> None:
+        """Claim the folder; a second start must have the data and weights of the first.
+
+        `facts` go to environment.json, among them data_index_sha256 and precision.
+        """
+        self.claim()
+        self.check_same_config(config_yaml)
+        if self.config.exists():
+            self._check_same_sources(facts, init_report)
+            return
+        write_json(self.init_report, init_report)
+        write_json(self.environment, describe_environment(self.path) | facts)
+        write_text(self.config, config_yaml)  # last: it makes the folder a run's
+
     def claim(self) -> None:
-        """Make the folder and lock it until this process ends; ValueError if it cannot be had."""
+        """Make the folder and lock it until this process ends; ValueError if another holds it."""
         holder = self.path / "lock.holder"
         self._lock = FileLock(self.path / "lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # a lock of the node that was lost may outlive it for a while
             is_restart = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-            self._lock.acquire(timeout=RESTART_PATIENCE_S if is_restart else 0)
+            self._lock.acquire(timeout=LOCK_TIMEOUT_AFTER_RESTART_S if is_restart else 0)
         except Timeout:
             who = holder.read_text().strip() if holder.exists() else "another process"
             raise ValueError(
@@ -82,7 +67,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise ValueError(f"{self.path} cannot be written: {error.strerror}") from None
-        if self.config.exists():  # a run's folder, not somebody's home
+        if self.config.exists():  # only a run's own folder is tidied
             tidy(self.path)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
@@ -93,16 +78,12 @@ class RunFolder:
             self._lock.release()
 
     def check_same_config(self, config_yaml: str, setting: str = "run_dir") -> None:
-        """Refuse a folder of another configuration; what is NEUTRAL may differ. `setting` is where
-        the user says which folder."""
+        """Refuse a folder of another configuration, but for settings that may change.
+
+        `setting` is the key by which the user names the folder.
+        """
         if not self.config.exists():
-            inside = self.path.iterdir() if self.path.is_dir() else ()
-            foreign = [path.name for path in inside if not self._is_early(path)]
-            if foreign:
-                raise ValueError(
-                    f"run_dir={self.path} is not a run folder (no config.yaml) and not empty "
-                    f"({', '.join(sorted(foreign)[:3])}); give a new folder"
-                )
+            self._check_not_foreign()
             return
         old, new = self.read_settings(), flatten(yaml.safe_load(config_yaml))
         differing = [
@@ -115,89 +96,81 @@ class RunFolder:
                 f"give another {setting}, or the settings of that run"
             )
 
+    def _check_not_foreign(self) -> None:
+        """ValueError if the folder holds more than what a run that was killed early may leave."""
+        files = self.path.iterdir() if self.path.is_dir() else ()
+        early = {"init_report.json", "environment.json", "lock", "lock.holder", "error.txt"}
+        early |= {"STOP", "SAVE"}
+        foreign = sorted(
+            path.name
+            for path in files
+            if path.name not in early and not path.match(".*.[0-9]*.partial")
+        )
+        if foreign:
+            raise ValueError(
+                f"run_dir={self.path} is not a run folder (no config.yaml) and not empty "
+                f"({', '.join(foreign[:3])}); give a new folder"
+            )
+
+    def _check_same_sources(self, facts: dict[str, Any], init_report: dict[str, Any]) -> None:
+        before, key = read_json(self.environment), "data_index_sha256"
+        if before[key] != facts[key]:
+            raise ValueError(
+                f"data.shards is not the data that {self.path} was started on (index "
+                f"{facts[key][:12]}, was {before[key][:12]}); give another run_dir"
+            )
+        if before["precision"] != facts["precision"]:
+            raise ValueError(
+                f"{self.path} was started in {before['precision']} and would go on in "
+                f"{facts['precision']}; set engine.precision={before['precision']} on such a "
+                "machine"
+            )
+        if _checkpoint_sha256(read_json(self.init_report)) != _checkpoint_sha256(init_report):
+            raise ValueError(
+                f"init.checkpoint is not the file that {self.path} was started from (its SHA-256 "
+                "differs); give another run_dir"
+            )
+
     def read_settings(self) -> dict[str, Any]:
         """The settings of config.yaml by dotted key."""
         return flatten(read_settings_file(self.config))
 
     def is_finished(self) -> bool:
-        """ValueError if finished.json is there but damaged."""
+        """ValueError if finished.json exists but is damaged."""
         return self.finished.exists() and bool(read_json(self.finished))
 
-    def _is_early(self, path: Path) -> bool:
-        """What a run that was killed at once may leave without a config.yaml, written last."""
-        names = ("init_report.json", "environment.json", "lock", "lock.holder", "error.txt")
-        return path.name in (*names, "STOP", "SAVE") or path.match(".*.[0-9]*.partial")
-
     def finish(self, summary: dict[str, Any]) -> None:
-        """Say that nothing is left to do, and what the run came to."""
+        """Record that nothing is left to do, and what the run came to."""
         write_json(self.finished, summary)
 
     def append_event(self, event: str, **values: Any) -> None:
-        """One line in metrics.jsonl; what is not finite becomes null. After a crash, a `started` or
-        `resumed` line says which step counts from there."""
+        """Append a line to metrics.jsonl; numbers that are not finite become null.
+
+        After a crash, a `started` or `resumed` line says from which step on the lines count.
+        """
         plain = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
         with self.metrics.open("a+b") as file:
-            torn = file.seek(0, os.SEEK_END) and _last_byte(file) != b"\n"
-            line = json.dumps({"event": event, **plain, "time": now()}, allow_nan=False)
-            file.write(b"\n" * torn + line.encode() + b"\n")
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, machine and Slurm job, for environment.json."""
-    return {
-        "time": now(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
-        "machine": {"host": socket.gethostname(), "cpu_count": os.cpu_count()},
-        "slurm": cluster.this_job(),
-        "command": sys.argv,
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that this code runs from; None if it is installed."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+            is_torn = file.seek(0, os.SEEK_END) and _last_byte(file) != b"\n"
+            line = json.dumps({"event": event, **plain, "time": utc_now()}, allow_nan=False)
+            file.write(b"\n" * bool(is_torn) + line.encode() + b"\n")
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Dotted keys in which two configurations differ, but for what is NEUTRAL."""
+    """Dotted keys in which two configurations differ, without those that may change."""
+    may_change = tuple(f"{key}." for key, rule in rules_by_key(FinetuneConfig) if rule.may_change)
     return [
         key
         for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key) and not (key + ".").startswith(NEUTRAL_PREFIXES)
+        if one.get(key) != other.get(key) and not f"{key}.".startswith(may_change)
     ]
 
 
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+def _checkpoint_sha256(init_report: dict[str, Any]) -> str | None:
+    checkpoint = init_report["checkpoint"]
+    return checkpoint["sha256"] if checkpoint else None
 
 
 def _last_byte(file: BinaryIO) -> bytes:

@@ -1,4 +1,4 @@
-"""What a stage asks of the device: arithmetic per ECG, the device's peak, the attention kernel."""
+"""The arithmetic of a stage and the peak of the device; the choice of the attention kernel."""
 
 import logging
 from typing import Any
@@ -22,16 +22,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def workload(
     model: ECGClassifier, train: Dataset, stage: Stage, engine: Engine
 ) -> tuple[float, float | None]:
-    """Operations of a training step per ECG, and the most that one device does in a second, if it
-    is known (hpc_ecg/model/flops.py says how both are counted)."""
+    """Operations of a training step per ECG, and the peak operations per second of one device.
+
+    The peak is None if it is not known; `hpc_ecg/model/flops.py` says how both are counted.
+    """
     num_samples = train.shards.signal.num_samples
     flops = training_flops(model.architecture, num_samples, stage.freeze, stage.train.freeze_layers)
     return flops, peak_flops(engine.device_name, engine.precision)
 
 
 def choose_kernels(model: ECGClassifier, train: Dataset, engine: Engine) -> None:
-    """Try the attention kernel and say which it is; recompute activations if that is asked for.
-    ValueError: model.attention asks for what cannot run here."""
+    """Try the attention kernel and log which one runs; turn on activation checkpointing.
+
+    ValueError if model.attention asks for a kernel that cannot run here.
+    """
     encoder = model.backbone.encoder
     encoder.checkpoint_layers = engine.config.activation_checkpointing
     num_samples = train.shards.signal.num_samples

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from hpc_ecg.weights.mapping import some
 from hpc_ecg.weights.reading import Checkpoint
 
-HEADS = ("auto", "keep", "new", "by_label")
-
 
 @dataclass(frozen=True, kw_only=True)
 class HeadPlan:
@@ -26,8 +24,6 @@ def plan_head(
     asked: str, checkpoint: Checkpoint | None, labels: Sequence[str], given: Sequence[str] = ()
 ) -> HeadPlan:
     """ValueError: a head that should be kept and cannot be. `given`: names of the file's labels."""
-    if asked not in HEADS:
-        raise ValueError(f"init.head must be one of {', '.join(HEADS)}, got {asked!r}")
     new = [None] * len(labels)
     if asked == "new":
         return HeadPlan(taken="new", rows=list(new), reason="asked for")

@@ -7,17 +7,13 @@ number of labels alone, so that strategies that differ only in their start are p
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.model.architecture import (
-    Architecture,
-    ModelConfig,
-    architecture_to_settings,
-    resolve_architecture,
-)
+from hpc_ecg.model.architecture import Architecture, architecture_to_settings, resolve_architecture
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import (
     ECGClassifier,
     build_empty,
@@ -27,25 +23,9 @@ from hpc_ecg.model.transformer import (
 from hpc_ecg.weights.heads import plan_head
 from hpc_ecg.weights.init_report import build_init_report, facts_of
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
+from hpc_ecg.weights.settings import InitConfig
 
 FREEZE = ("auto", "none", "stem", "backbone")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitConfig:
-    checkpoint: str | None = None
-    """base_ssl.pt, a fine-tuned .pt, our model.safetensors or a run's best/; unset = random
-    weights."""
-    head: str = "auto"
-    """auto = keep the file's head if it has one, else a new one; keep (every label of the run is
-    found in it, by name where names are known); by_label (labels found keep their row, the others
-    are new); new (a `reset`)."""
-    labels: list[str] = field(default_factory=list)
-    """Names of the labels of the file's head, in its order, where the file does not say or says it
-    otherwise; [] = the file's own."""
-    signal: SignalSpec = field(default_factory=SignalSpec)
-    """What the weights of a foreign .pt saw; the file does not say, so this is recorded as
-    assumed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from statistics import median
 import torch
 from forks import free_port
 
-from hpc_ecg.model.architecture import Architecture, ModelConfig, architecture_to_settings
+from hpc_ecg.model.architecture import Architecture, architecture_to_settings
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.training.checkpoint import (
     Progress,

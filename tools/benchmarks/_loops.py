@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from hpc_ecg.data.batches import collate_step
 from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.data.loader import collate_step
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.model.architecture import Architecture
@@ -30,8 +30,8 @@ from hpc_ecg.model.transformer import ECGClassifier, build_model
 from hpc_ecg.training import meter
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.inputs import TrainingTransform, model_inputs
-from hpc_ecg.training.optimizer import OptimConfig, build_optimizer
-from hpc_ecg.training.settings import FinetuneConfig
+from hpc_ecg.training.optimizer import build_optimizer
+from hpc_ecg.training.settings import FinetuneConfig, OptimConfig
 
 CPU = torch.device("cpu")
 Batch = tuple[tuple[Tensor | None, ...], Tensor]
@@ -85,7 +85,7 @@ def batches_of(config: FinetuneConfig, num_steps: int) -> list[Batch]:
     """As the model takes them, the same records and words of dropout as in our run."""
     shards, labels = open_shards(config.data)
     train = open_split(shards, "train", labels, ShardSource(shards, config.data))
-    schedule = EpochSampler.of(train, config.data, config.seed)
+    schedule = EpochSampler.for_split(train, config.data, config.seed)
     batches: list[Batch] = []
     for number in range(num_steps):
         micro = collate_step(train, number, schedule, RankSlice()).micro_batches[0]
@@ -109,9 +109,9 @@ def run_ours(config: FinetuneConfig, turn: Callable[[], None]) -> dict[int, floa
     meter is told of each step first: that is where the peers come in."""
 
     class Turning(meter.Meter):
-        def waits(self) -> Any:
+        def waiting_for_data(self) -> Any:
             turn()
-            return super().waits()
+            return super().waiting_for_data()
 
     with mock.patch("hpc_ecg.training.finetune.Meter", Turning):
         run = finetune(config)

@@ -39,9 +39,8 @@ from scipy.signal import resample_poly
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cohort.table import Columns
-from hpc_ecg.data.batches import collate_step, empty_rows
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.loader import prefetch
+from hpc_ecg.data.loader import collate_step, empty_rows, prefetch
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.shards.format import read_shard_set
@@ -180,7 +179,7 @@ def _rate(batches: Batches, num_records: int) -> float:
 
 
 def _ours(dataset: Dataset, epoch: int) -> Batches:
-    schedule = EpochSampler.of(dataset, DataConfig(batch_size=BATCH), seed=0)
+    schedule = EpochSampler.for_split(dataset, DataConfig(batch_size=BATCH), seed=0)
     out = empty_rows(dataset, BATCH)
     for step in _steps(schedule, epoch):
         batch = collate_step(dataset, step, schedule, RankSlice(), out=out)
@@ -188,7 +187,7 @@ def _ours(dataset: Dataset, epoch: int) -> Batches:
 
 
 def _ahead(dataset: Dataset, epoch: int) -> Batches:
-    schedule = EpochSampler.of(dataset, DataConfig(batch_size=BATCH), seed=0)
+    schedule = EpochSampler.for_split(dataset, DataConfig(batch_size=BATCH), seed=0)
     for batch in prefetch(dataset, _steps(schedule, epoch), schedule, RankSlice()):
         yield torch.from_numpy(batch.micro_batches[0].counts_nCS)
 

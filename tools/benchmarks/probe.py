@@ -18,7 +18,8 @@ from synthetic import Population, write_cohort
 from hpc_ecg.cohort.splits import SplitPlan
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config.load import load_config
-from hpc_ecg.model.architecture import Architecture, ModelConfig
+from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_job import Recordings

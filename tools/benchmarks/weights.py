@@ -109,11 +109,13 @@ def _in_a_process(contender: str, file: Path) -> dict[str, Any]:
 def contender(name: str, file: Path) -> dict[str, float]:
     import torch
 
-    from hpc_ecg.model.architecture import Architecture, ModelConfig, architecture_from_settings
+    from hpc_ecg.model.architecture import Architecture, architecture_from_settings
+    from hpc_ecg.model.settings import ModelConfig
     from hpc_ecg.model.transformer import ECGClassifier, build_model
     from hpc_ecg.weights.export import export_original
-    from hpc_ecg.weights.initialize import InitConfig, initialize, load_model
+    from hpc_ecg.weights.initialize import initialize, load_model
     from hpc_ecg.weights.mapping import kind_of_keys, map_names
+    from hpc_ecg.weights.settings import InitConfig
 
     def build() -> ECGClassifier:
         return ECGClassifier(Architecture(), 1, ModelConfig())

@@ -1,0 +1,109 @@
+"""Fields of settings: which values each one allows, and what else is known about it.
+
+A settings class declares its fields with `setting(...)` and calls `check_settings` in its
+`__post_init__`, so that a range stands beside its field and every message has one form.
+"""
+
+import math
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+KEY = "setting"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    choices: Sequence[str] = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    may_change: bool = False
+    """A run may go on with another value: it says where things lie or how often something is
+    done, not what is computed."""
+    is_path: bool = False
+    """Names a file or folder; a relative one starts from the folder where the run was started."""
+
+    def allows(self, value: float) -> bool:
+        """False for NaN, whatever the limits."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+            and not math.isnan(value)
+        )
+
+    def describe(self) -> str:
+        """`positive`, `at least 1` or an interval such as `in [0, 1)`."""
+        low = self.at_least if self.above is None else self.above
+        high = self.at_most if self.below is None else self.below
+        if low is None or high is None or high == math.inf:
+            return "positive" if self.above == 0 else f"at least {low}"
+        opening = "[" if self.above is None else "("
+        closing = "]" if self.below is None else ")"
+        return f"in {opening}{low}, {high}{closing}"
+
+
+def setting(default: T, **rule: Any) -> T:
+    """A field with a default and a `Rule`; a list or dict is copied for each instance."""
+    metadata = {KEY: Rule(**rule)}
+    if isinstance(default, list | dict):
+        return cast(T, field(default_factory=default.copy, metadata=metadata))
+    return field(default=default, metadata=metadata)
+
+
+def check_settings(config: Any, section: str) -> None:
+    """Raise ValueError for the first field with a value that its rule does not allow.
+
+    `section` is the prefix of the key in the message, such as `optim`; "" for the top level. None
+    is allowed where the type allows it; each item of a list or tuple is checked.
+    """
+    for item in fields(config):
+        rule, value = rule_of(item), getattr(config, item.name)
+        key = f"{section}.{item.name}" if section else item.name
+        if rule.choices and value not in rule.choices:
+            raise ValueError(f"{key} must be one of {', '.join(rule.choices)}, got {value!r}")
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not all(rule.allows(n) for n in numbers if isinstance(n, int | float)):
+            shown = list(value) if isinstance(value, tuple) else value
+            raise ValueError(f"{key} must be {rule.describe()}, got {shown}")
+
+
+def rule_of(item: Any) -> Rule:
+    """The rule of a dataclass field; one without limits where none was declared."""
+    return cast(Rule, item.metadata.get(KEY, Rule()))
+
+
+def rules_by_key(schema: type, prefix: str = "") -> Iterator[tuple[str, Rule]]:
+    """(dotted key, rule) of every setting of a schema and of its sections."""
+    hints = typing.get_type_hints(schema)
+    for item in fields(schema):
+        section = section_of(hints[item.name])
+        if section is None:
+            yield prefix + item.name, rule_of(item)
+        else:
+            yield from rules_by_key(section, f"{prefix}{item.name}.")
+
+
+def section_of(kind: Any) -> type | None:
+    """The settings class that a field's type names, also as `Section | None`; else None."""
+    kind, _ = without_none(kind)
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
+
+
+def without_none(kind: Any) -> tuple[Any, bool]:
+    """A type without `| None`, and whether it had it."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        return inner[0], True
+    return kind, False
+
+
+def default_of(item: Any) -> Any:
+    """The default of a dataclass field; `dataclasses.MISSING` if it has none."""
+    return item.default if item.default_factory is MISSING else item.default_factory()

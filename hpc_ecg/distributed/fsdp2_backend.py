@@ -1,0 +1,86 @@
+"""FSDP2: torch's `fully_shard`, on every device.
+
+It does not go through Accelerate, which on a CPU would silently run plain DDP, or processes that
+never join each other. It works on a copy, so that the caller's module stays whole; `gather_weights`
+copies the weights back. Autocast does the mixed precision, as under DDP, so their numbers agree.
+"""
+
+import contextlib
+import copy
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hpc_ecg.distributed.backend import OptimizerBuilder
+from hpc_ecg.distributed.ddp_backend import DDPBackend
+
+
+class FSDP2Backend(DDPBackend):
+    collective_forward: bool = True
+    wrapped: FSDPModule
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        build_optimizer: OptimizerBuilder,
+        clip_norm: float | None,
+    ) -> None:
+        self._accelerator, self._clip_norm = accelerator, clip_norm or float("inf")
+        self._original = module
+        self.module = _fully_shard(copy.deepcopy(module).to(accelerator.device))
+        assert isinstance(self.module, FSDPModule)
+        self.wrapped = self.module
+        self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.module))
+
+    def no_sync(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """`backward` tells FSDP2 itself."""
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        self.wrapped.set_requires_gradient_sync(is_last)
+        self._accelerator.backward(loss)
+
+    def clip_gradients(self) -> Tensor:
+        return unshard(super().clip_gradients())
+
+    def gather_weights(self) -> None:
+        weights = {name: unshard(tensor) for name, tensor in self.module.state_dict().items()}
+        self._original.load_state_dict(weights)
+
+    def moments(self) -> dict[str, Tensor]:
+        return self.full_tensors(self._state_by_name())
+
+    def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return super().full_tensors({name: unshard(value) for name, value in tensors.items()})
+
+    def shard_like_params(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parameters, copies = self.trainable_parameters(), super().shard_like_params(tensors)
+        for key, value in copies.items():
+            parameter = parameters.get(key.rpartition("/")[2])
+            if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+                mesh, placements = parameter.device_mesh, parameter.placements
+                copies[key] = distribute_tensor(value, mesh, placements, src_data_rank=None)
+        return copies
+
+
+def unshard(tensor: Tensor) -> Tensor:
+    """The full tensor of one that may be sharded. Collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _fully_shard(module: nn.Module) -> nn.Module:
+    """Each encoder layer is a unit of its own; what lies around the layers is one more."""
+    device = next(module.parameters()).device.type
+    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    for name, part in module.named_modules():
+        if name.endswith("encoder.layers"):
+            for layer in part.children():
+                fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module

@@ -1,0 +1,107 @@
+"""Scores validation and says which weights are the best so far."""
+
+import logging
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.model.losses import check_loss
+from hpc_ecg.model.settings import LOSSES, REGRESSION_LOSSES, LossConfig
+from hpc_ecg.training.checkpoint import Progress
+from hpc_ecg.training.predict import score_validation
+
+logger = logging.getLogger("hpc_ecg")
+
+FAR_FROM_ZERO = 3
+"""Mean of a regression label, in standard deviations, from which on a new head starts too far."""
+
+
+class BestTracker:
+    def __init__(
+        self,
+        valid: Dataset,
+        task: str,
+        best_metric: str,
+        loss: LossConfig,
+        decimals: int | None = None,
+    ) -> None:
+        """ValueError if loss, metric, task and validation labels do not fit together."""
+        check_loss(loss, len(valid.label_names))
+        fitting = [n for n in LOSSES if (n in REGRESSION_LOSSES) == (task == "regression")]
+        if loss.name not in fitting:
+            raise ValueError(
+                f"data.task={task} needs loss.name={' or '.join(fitting)}, got {loss.name}"
+            )
+        if best_metric == "auto":
+            best_metric = "loss" if task == "regression" else "auroc"
+        elif task == "regression" and best_metric != "loss":
+            raise ValueError(f"train.best_metric={best_metric} needs classes; use loss")
+        self.valid, self.task, self.metric, self._loss = valid, task, best_metric, loss
+        self._decimals = decimals
+        if task == "regression":
+            self._warn_of_units()
+        else:
+            self._check_two_classes()
+
+    def score(self, logits_NK: np.ndarray) -> dict[str, float]:
+        """Loss and metrics of the validation split; `score` is the one that decides."""
+        if not np.isfinite(logits_NK).all():
+            raise ValueError("the model predicts NaN or infinity on validation; lower optim.lr")
+        scores = score_validation(self.valid, logits_NK, self.task, self._loss)
+        return scores | {"score": scores[self.metric]}
+
+    def update(self, progress: Progress, scores: dict[str, float]) -> tuple[Progress, bool]:
+        """The progress after this evaluation, and whether these weights are the best so far.
+
+        They are if the score is strictly better or, where scores are rounded, equal to the best.
+        Patience is renewed by a strictly better score only.
+        """
+        score, best = scores["score"], progress.best_score
+        gain = 1.0 if best is None else self._rounded(score) - self._rounded(best)
+        gain = -gain if best is not None and self.metric == "loss" else gain
+        is_best = gain > 0 or (gain == 0 and self._decimals is not None)
+        if is_best:
+            progress = replace(progress, best_step=progress.step, best_score=score)
+        misses = 0 if gain > 0 else progress.evaluations_without_gain + 1
+        return (
+            replace(progress, evaluated_step=progress.step, evaluations_without_gain=misses),
+            is_best,
+        )
+
+    def _rounded(self, score: float) -> float:
+        """A loss is rounded in bits, as in fairseq."""
+        if self._decimals is None:
+            return score
+        return round(score / math.log(2) if self.metric == "loss" else score, self._decimals)
+
+    def describe(self, progress: Progress) -> str:
+        if progress.best_score is None:
+            return ""
+        return f"best {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
+
+    def _check_two_classes(self) -> None:
+        """At least one label must have both classes, or nothing can be ranked."""
+        positives = np.nansum(self.valid.labels_NK, axis=0)
+        known = np.sum(~np.isnan(self.valid.labels_NK), axis=0)
+        if not np.any((positives > 0) & (positives < known)):
+            raise ValueError(
+                f"no label of split valid has both classes ({int(positives.sum())} positive of "
+                f"{int(known.sum())} labels): the best weights cannot be chosen; split again with "
+                "another --split-seed or larger --fractions for valid"
+            )
+
+    def _warn_of_units(self) -> None:
+        """A new head predicts about 0, and a step moves it by about the learning rate."""
+        for name, label_N in zip(self.valid.label_names, self.valid.labels_NK.T, strict=True):
+            known_N = label_N[~np.isnan(label_N)]
+            if not len(known_N) or not np.ptp(known_N):
+                continue
+            mean, sd = float(known_N.mean()), float(known_N.std())
+            if abs(mean) > FAR_FROM_ZERO * sd or not 0.1 <= sd <= 10:
+                logger.warning(
+                    f"{name} is {mean:.3g} ± {sd:.3g} in split valid: a new head starts at 0 and "
+                    "may never get there; give standardized values, such as "
+                    f"({name} − {mean:.3g}) / {sd:.3g}"
+                )
