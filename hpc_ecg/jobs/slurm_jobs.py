@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import FailedJobError, pickle_load
 from submitit.slurm.slurm import _make_sbatch_string
 
 from hpc_ecg.atomic_io import wait_until_seen
@@ -29,6 +29,9 @@ RESULT_PATIENCE_S = 15.0
 SITE_FILE = Path("slurm/site.sh")
 PYTHON = f'"${{HPC_ECG_PYTHON[@]:-{sys.executable}}}"'
 DEFAULT_TIME_MIN = 720
+SAME_NAMES = ["partition", "account", "qos", "constraint", "nodes", "cpus_per_task"]
+SAME_NAMES += ["gpus_per_node", "mem", "signal_delay_s", "array_parallelism"]
+"""Settings that submitit's executor calls the same."""
 VARIABLES_OF_SETTING = {
     "partition": ["PARTITION"],
     "account": ["ACCOUNT"],
@@ -89,41 +92,20 @@ def _outcome_of(job: Job, handle: submitit.Job[Any]) -> JobOutcome:
     if not result.exists():
         text = "it ended without a result: killed, cancelled, or out of time or memory"
         return JobOutcome(name=job.name, error=text, log=log)
-    error = _error_of(handle)
-    value = None if error else handle.result()
-    return JobOutcome(name=job.name, error=error, log=log, value=value)
-
-
-def _error_of(handle: submitit.Job[Any]) -> str | None:
-    try:
-        error: Exception | None = handle.exception()
-    except Exception as unreadable:
-        error = unreadable
-    if error is None:
-        return None
-    # submitit puts the job's traceback between two rules, and advice behind them
-    parts = str(error).split("\n----------------------\n")
-    return (parts[1] if len(parts) > 2 else parts[0]).strip()
+    ending, value = pickle_load(result)
+    if ending == "error":
+        return JobOutcome(name=job.name, error=value.strip(), log=log)
+    return JobOutcome(name=job.name, error=None, log=log, value=value)
 
 
 def sbatch_parameters(config: SlurmConfig, job_name: str) -> dict[str, Any]:
     """What submitit's executor takes, for a job of these settings."""
-    flags = {key: value == "true" or value for key, value in config.options.items()}
     time_limit = os.environ.get("SBATCH_TIMELIMIT", str(DEFAULT_TIME_MIN))
-    return {
+    flags = {key: value == "true" or value for key, value in config.options.items()}
+    return {name: getattr(config, name) for name in SAME_NAMES} | {
         "job_name": job_name,
-        "partition": config.partition,
-        "account": config.account,
-        "qos": config.qos,
-        "constraint": config.constraint,
         "time": config.time or parse_minutes(time_limit),
-        "nodes": config.nodes,
         "ntasks_per_node": config.tasks_per_node or config.gpus_per_node or 1,
-        "cpus_per_task": config.cpus_per_task,
-        "gpus_per_node": config.gpus_per_node,
-        "mem": config.mem,
-        "signal_delay_s": config.signal_delay_s,
-        "array_parallelism": config.array_parallelism,
         "wckey": None,
         "setup": [*_site_lines(), *config.setup],
         "srun_args": ["--kill-on-bad-exit=1"],

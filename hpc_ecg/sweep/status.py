@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,20 +41,18 @@ class CellStatus:
 def print_status(sweep_dir: Path, watch: bool) -> None:
     """Print the table; with `watch`, again and again until nothing is queued or running."""
     console = Console(soft_wrap=True)
-    cells = read_status(sweep_dir)
-    if not watch or not console.is_terminal:
-        while watch and _is_active(cells):
-            time.sleep(WATCH_S)
+    with Live(console=console) if watch and console.is_terminal else nullcontext() as live:
+        while True:
             cells = read_status(sweep_dir)
+            if live is not None:
+                live.update(_table(cells))
+            if not (watch and _is_active(cells)):
+                break
+            time.sleep(WATCH_S)
+    if live is None:
         for cell in cells:
             console.print(f"{cell.name}  {cell.kind}  {cell.text}".rstrip(), highlight=False)
         console.print(_counts(cells), highlight=False)
-        return
-    with Live(_table(cells), console=console) as live:
-        while _is_active(cells):
-            time.sleep(WATCH_S)
-            cells = read_status(sweep_dir)
-            live.update(_table(cells))
 
 
 def read_status(sweep_dir: Path) -> list[CellStatus]:
