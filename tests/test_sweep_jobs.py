@@ -1,4 +1,4 @@
-"""What a sweep tells Slurm and hears from it, without a Slurm; and a process lost on the way."""
+"""What a sweep sends to Slurm and reads from it, without a Slurm; and a rank that is lost."""
 
 import os
 import shutil
@@ -32,33 +32,31 @@ from hpc_ecg.training import evaluate as evaluation
     ("text", "minutes"),
     [("90", 90), ("90:30", 90), ("12:00:00", 720), ("2-12", 3600), ("1-0:30", 1470), ("0:10", 1)],
 )
-def test_times_are_written_as_slurm_writes_them(text, minutes):
+def test_a_time_limit_is_read_in_every_form_that_slurm_knows(text, minutes):
     assert parse_minutes(text) == minutes
 
 
-def test_a_time_that_is_none_is_refused():
+def test_a_malformed_time_limit_is_refused():
     with pytest.raises(ValueError, match="SBATCH_TIMELIMIT=soon: no time"):
         parse_minutes("soon")
 
 
-def test_the_shells_variables_are_defaults_and_settings_win_over_them(monkeypatch):
+def test_the_shells_variables_are_defaults_and_settings_override_them(monkeypatch):
     for name in ("PARTITION", "TIMELIMIT", "ACCOUNT", "MEM_PER_GPU"):
         monkeypatch.setenv(f"SBATCH_{name}", "7")
     assert sbatch_parameters(SlurmConfig(), "name")["time"] == 7
     with without_sbatch_variables(SlurmConfig(partition="low", mem="8G")):
         left = {name for name in os.environ if name.startswith("SBATCH_")}
         assert left == {"SBATCH_ACCOUNT"}
-    assert os.environ["SBATCH_PARTITION"] == "7", "the shell's own environment is as it was"
+    assert os.environ["SBATCH_PARTITION"] == "7", "the shell's own environment is restored"
 
 
-def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_word_of_submitits_own(
-    tmp_path, monkeypatch
-):
+def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_wckey(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "site.sh").touch()
-    own = {"setup": ["module load cuda"], "options": {"exclude": "node3", "exclusive": "true"}}
-    script = sbatch_script(SlurmConfig(gpus_per_node=4, nodes=2, **own), tmp_path / "s", "n", 3)
+    options = {"setup": ["module load cuda"], "options": {"exclude": "node3", "exclusive": "true"}}
+    script = sbatch_script(SlurmConfig(gpus_per_node=4, nodes=2, **options), tmp_path / "s", "n", 3)
     lines = script.splitlines()
     for option in ("ntasks-per-node=4", "nodes=2", "exclude=node3", "exclusive", "requeue"):
         assert f"#SBATCH --{option}" in lines
@@ -67,7 +65,7 @@ def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_word_of_submi
     assert "wckey" not in script and "--kill-on-bad-exit=1" in script
 
 
-def test_where_no_slurm_answers_nothing_is_known_and_nothing_submitted(tmp_path, monkeypatch):
+def test_without_an_answer_from_slurm_nothing_is_known_and_nothing_submitted(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     write_json(tmp_path / "jobs" / "hpc_ecg-0000-a.json", {"tasks": ["a/seed-0"], "ids": ["1_0"]})
     with pytest.raises(SlurmUnavailable, match="squeue does not answer"):
@@ -84,7 +82,7 @@ def test_where_no_slurm_answers_nothing_is_known_and_nothing_submitted(tmp_path,
         submit_missing([task], tmp_path, SlurmConfig())
 
 
-def test_the_last_submission_counts_also_of_a_launcher_that_was_killed_at_once(tmp_path):
+def test_the_last_submission_counts_even_if_its_launcher_was_killed_at_once(tmp_path):
     notes = {"hpc_ecg-0000-b": (["x", "y"], ["1_0", "1_1"]), "hpc_ecg-0001-a": (["y"], [])}
     for name, (tasks, ids) in notes.items():
         write_json(tmp_path / "jobs" / f"{name}.json", {"tasks": tasks, "ids": ids})
@@ -94,7 +92,7 @@ def test_the_last_submission_counts_also_of_a_launcher_that_was_killed_at_once(t
     assert (y.job_name, y.index, y.job_id) == ("hpc_ecg-0001-a", 0, "")
 
 
-def test_two_do_not_submit_at_once(tmp_path, monkeypatch):
+def test_two_launchers_do_not_submit_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr("hpc_ecg.sweep.submissions.LOCK_PATIENCE_S", 0.1)
     message = "is held by another process"
     with (
@@ -106,7 +104,9 @@ def test_two_do_not_submit_at_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_lost_while_the_test_split_is_predicted_is_no_failure(shards, tmp_path):
+def test_a_rank_lost_while_predicting_the_test_split_ends_the_other_with_peer_lost(
+    shards, tmp_path
+):
     folder = run(words_for(shards, tmp_path / "run", "train.max_epochs=1"))
     port = free_port()
     both = [FORKS.Process(target=_evaluate, args=(rank, port, str(folder.path))) for rank in (0, 1)]
@@ -128,25 +128,23 @@ def _evaluate(rank: int, port: int, run_dir: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pid", "is_told"),
+    ("pid", "is_stopped"),
     [(os.getpid(), True), (2**22 + 1, False)],
-    ids=["of a process that is there", "of a process that is gone"],
+    ids=["held by a live process", "held by a process that is gone"],
 )
-def test_a_sweep_on_this_machine_is_told_to_stop_only_where_somebody_runs_it(
-    tmp_path, pid, is_told
-):
+def test_a_local_sweep_is_asked_to_stop_only_while_a_process_runs_it(tmp_path, pid, is_stopped):
     write_json(tmp_path / "sweep.yaml", {"strategies": ["a"], "seeds": [0]})  # JSON is YAML
     (tmp_path / "lock.holder").write_text(f"process {pid} on {socket.gethostname()}\n")
     lines = cancel_cells(tmp_path, [])
-    assert (tmp_path / "STOP").exists() == is_told
+    assert (tmp_path / "STOP").exists() == is_stopped
     assert lines == (
         ["told to save and stop: the sweep on this machine"]
-        if is_told
+        if is_stopped
         else ["nothing is queued or running"]
     )
 
 
-def test_a_run_of_slurms_without_a_job_does_not_run_whatever_its_node_left(tmp_path, monkeypatch):
+def test_a_submitted_run_without_a_job_is_not_running_whatever_its_node_left(tmp_path, monkeypatch):
     write_json(tmp_path / "sweep.yaml", {"strategies": ["a"], "seeds": [0]})
     write_json(tmp_path / "jobs" / "hpc_ecg-0000-a.json", {"tasks": ["a/seed-0"], "ids": ["1"]})
     (tmp_path / "a" / "seed-0").mkdir(parents=True)
