@@ -7,6 +7,9 @@ from typing import Any
 from hpc_ecg.atomic_io import read_json, read_settings_file
 from hpc_ecg.sweep.arms import arms_of
 
+LOG, ENDED_LOG = "log: ", "ended from outside, log: "
+"""First words of error.txt, before the log's path."""
+
 
 def expected_cells(sweep_dir: Path) -> list[tuple[str, int]]:
     """Arm and seed of each cell: those of sweep.yaml first, then others that have a folder."""
@@ -44,6 +47,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def read_optional(path: Path) -> dict[str, Any]:
     """The content of a JSON file; {} if there is none."""
     return read_json(path) if path.exists() else {}
+
+
+def parse_error(text: str) -> tuple[str, str]:
+    """The reason and the log's path, from the text of error.txt."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "failed", text.partition("\n")[0].partition(LOG)[2]
 
 
 def _read_sweep(sweep_dir: Path) -> dict[str, Any]:

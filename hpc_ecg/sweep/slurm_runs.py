@@ -6,14 +6,23 @@ holds neither the results nor an error.
 """
 
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
+from hpc_ecg.atomic_io import write_json
 from hpc_ecg.jobs.queue import read_job_state
 from hpc_ecg.jobs.settings import SlurmConfig
+from hpc_ecg.jobs.slurm_jobs import (
+    PYTHON,
+    sbatch_parameters,
+    submit_to_slurm,
+    without_sbatch_variables,
+)
 from hpc_ecg.log import logger, progress_bar
-from hpc_ecg.sweep.submissions import last_submissions, queued_jobs, submission_lock, submit
+from hpc_ecg.sweep.slurm_task import SlurmTask
+from hpc_ecg.sweep.submissions import last_submissions, queued_jobs, submission_lock
 from hpc_ecg.sweep.task import Task
 
 POLL_S, MAX_POLL_S, POLL_GROWTH = 2.0, 30.0, 1.2
@@ -45,12 +54,37 @@ def submit_missing(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> 
         if queue is None:
             raise ValueError("squeue does not answer: is this a login node of a Slurm cluster?")
         missing = [task for task in tasks if task.name not in queue and not task.is_done()]
-        ids = submit(missing, folder, config) if missing else []
+        ids = _submit(missing, folder, config) if missing else []
     if queue:
         logger.info("%d wait or run since an earlier start", len(queue))
     if ids:
         array = ids[0].partition("_")[0]
         logger.info("%d submitted: job %s, logs in %s", len(ids), array, folder / "submitit")
+
+
+def _submit(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> list[str]:
+    """Submit the tasks as one array, without their earlier errors; returns the jobs' ids."""
+    number = len(list((folder / "jobs").glob("*.json")))
+    job_name = f"hpc_ecg-{number:04d}-{uuid.uuid4().hex[:8]}"
+    path, note = folder / "jobs" / f"{job_name}.json", {"tasks": [task.name for task in tasks]}
+    for task in tasks:
+        task.error.unlink(missing_ok=True)
+    write_json(path, note | {"ids": []})
+    try:
+        with without_sbatch_variables(config):
+            jobs = submit_to_slurm(
+                [SlurmTask(task=task) for task in tasks],
+                folder / "submitit",
+                sbatch_parameters(config, job_name),
+                max_num_timeout=config.max_timeouts,
+                python=PYTHON,
+            )
+    except ValueError:
+        path.unlink()
+        raise
+    ids = [job.job_id for job in jobs]
+    write_json(path, note | {"ids": ids})
+    return ids
 
 
 def _watch(

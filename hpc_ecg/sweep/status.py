@@ -22,9 +22,8 @@ from hpc_ecg.atomic_io import read_json
 from hpc_ecg.distributed.stop_signals import STOP
 from hpc_ecg.evaluation.metrics import METRIC_NAMES
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
-from hpc_ecg.sweep.folder import expected_cells, read_events
+from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
 from hpc_ecg.sweep.submissions import last_submissions, queued_jobs
-from hpc_ecg.sweep.task import parse_error
 from hpc_ecg.training.run_folder import RunFolder
 
 WATCH_S = 5.0

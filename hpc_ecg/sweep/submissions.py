@@ -2,28 +2,18 @@
 
 A note (`SWEEP/jobs/<name>.json`) holds the names of its tasks in the order of the array, and the
 job has the note's name. So even if a launcher is killed between two lines, the queue still shows
-which tasks have a job, and nothing is submitted twice.
+which tasks have a job, and nothing is submitted twice. This file imports no torch.
 """
 
-import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hpc_ecg.atomic_io import read_json, write_json
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable, read_queue
-from hpc_ecg.jobs.settings import SlurmConfig
-from hpc_ecg.jobs.slurm_jobs import (
-    PYTHON,
-    sbatch_parameters,
-    submit_to_slurm,
-    without_sbatch_variables,
-)
-from hpc_ecg.sweep.slurm_task import SlurmTask
-from hpc_ecg.sweep.task import Task
 
 LOCK_PATIENCE_S = 60
 
@@ -78,28 +68,3 @@ def queued_jobs(folder: Path, task_names: Collection[str]) -> dict[str, QueuedJo
     jobs = {(job.name, job.index): job for job in queue}
     keys = {name: (submission.job_name, submission.index) for name, submission in submitted.items()}
     return {name: jobs[key] for name, key in keys.items() if key in jobs}
-
-
-def submit(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> list[str]:
-    """Submit the tasks as one array, without their earlier errors; returns the jobs' ids."""
-    number = len(list((folder / "jobs").glob("*.json")))
-    job_name = f"hpc_ecg-{number:04d}-{uuid.uuid4().hex[:8]}"
-    path, note = folder / "jobs" / f"{job_name}.json", {"tasks": [task.name for task in tasks]}
-    for task in tasks:
-        task.error.unlink(missing_ok=True)
-    write_json(path, note | {"ids": []})
-    try:
-        with without_sbatch_variables(config):
-            jobs = submit_to_slurm(
-                [SlurmTask(task=task) for task in tasks],
-                folder / "submitit",
-                sbatch_parameters(config, job_name),
-                max_num_timeout=config.max_timeouts,
-                python=PYTHON,
-            )
-    except ValueError:
-        path.unlink()
-        raise
-    ids = [job.job_id for job in jobs]
-    write_json(path, note | {"ids": ids})
-    return ids

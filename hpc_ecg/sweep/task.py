@@ -19,13 +19,11 @@ from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, Preempted
 from hpc_ecg.log import start_logging
 from hpc_ecg.preflight.doctor import doctor_before_training
+from hpc_ecg.sweep.folder import ENDED_LOG, LOG, parse_error
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
-
-LOG, ENDED_LOG = "log: ", "ended from outside, log: "
-"""First words of error.txt, before the log's path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +71,6 @@ class TaskRunner:
     """Run the tasks that are not done; returns a line for each that failed."""
     fit_to_machine: Callable[[FinetuneConfig], FinetuneConfig] = _unchanged
     """Change a run's settings to suit the machine."""
-
-
-def parse_error(text: str) -> tuple[str, str]:
-    """The reason and the log's path, from the text of error.txt."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "failed", text.partition("\n")[0].partition(LOG)[2]
 
 
 def task_of_run(name: str, config: FinetuneConfig, *, predict_test: bool = True) -> Task:
