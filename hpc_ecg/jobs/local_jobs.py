@@ -66,7 +66,11 @@ def run_locally(
                     job.send(signal.SIGTERM)
             time.sleep(STOP_S if stopping else POLL_S)
     finally:
-        _end(list(running.values()))
+        for job in running.values():  # as Ctrl-C does
+            job.send(signal.SIGINT)
+        deadline = time.monotonic() + STOP_S
+        for job in running.values():
+            job.end(deadline)
 
 
 def job_log(folder: Path, job_name: str, pid: int) -> Path:
@@ -78,13 +82,15 @@ class _LocalJob:
     """A job that was started, as its parent sees it."""
 
     def __init__(self, job: Job, folder: Path, gpu: str, timeout_min: float) -> None:
-        self._name, self._folder, self._timeout_min = job.name, folder, timeout_min
+        self._name, self._timeout_min = job.name, timeout_min
         # a job is a run of its own, not a rank of the process that starts it
         environment = without_ranks(os.environ) | {"CUDA_VISIBLE_DEVICES": gpu}
         limit_s = 60 * timeout_min
         arguments = (job, folder, environment, limit_s, limit_s - SAVE_S)
         self.process: ForkServerProcess = FORKS.Process(target=_run, args=arguments)
         self.process.start()
+        assert self.process.pid is not None
+        self._log = job_log(folder, job.name, self.process.pid)
 
     def send(self, number: int) -> None:
         assert self.process.pid is not None
@@ -92,46 +98,49 @@ class _LocalJob:
             os.kill(self.process.pid, number)
 
     def outcome(self) -> JobOutcome:
-        code, error = self.process.exitcode, None
-        assert code is not None and self.process.pid is not None
-        log = job_log(self._folder, self._name, self.process.pid)
+        code, error = self.process.exitcode, self._take_traceback()
+        assert code is not None
         if code == -signal.SIGALRM:
             error = f"out of time: it did not end within {self._timeout_min:g} minutes"
         elif code < 0:
             error = f"killed by signal {-code} ({signal.Signals(-code).name})"
-        elif code and _error_file(log).exists():
-            error = _error_file(log).read_text().strip()
-            _error_file(log).unlink()
-        elif code:
+        elif code and error is None:
             error = f"ended with exit code {code}"
-        return JobOutcome(name=self._name, error=error, log=log)
+        return JobOutcome(name=self._name, error=error, log=self._log)
 
+    def end(self, deadline: float) -> None:
+        """Wait until the deadline, then kill it."""
+        self.process.join(max(deadline - time.monotonic(), 0))
+        self.process.kill()
+        self.process.join()
+        self._take_traceback()
 
-def _end(jobs: Sequence[_LocalJob]) -> None:
-    """Interrupt the jobs as Ctrl-C does, and kill those that have not ended a second later."""
-    for job in jobs:
-        job.send(signal.SIGINT)
-    deadline = time.monotonic() + STOP_S
-    for job in jobs:
-        job.process.join(max(deadline - time.monotonic(), 0))
-        job.process.kill()
-        job.process.join()
+    def _take_traceback(self) -> str | None:
+        file = _error_file(self._log)
+        if not file.exists():
+            return None
+        text = file.read_text().strip()
+        file.unlink()
+        return text
 
 
 def _start_fork_server(log: Path, modules: list[str]) -> None:
-    """Start it unless it runs. `log` gets what it writes, which is not for the user's terminal."""
+    """Start it unless it runs. `log` gets its output, which is not for the user's terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
     FORKS.set_forkserver_preload(modules)
     resource_tracker.ensure_running()  # it would change the mask below
     # the server inherits the mask: a signal that goes to all processes must not end it
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    stderr = os.dup(2)
+    stdout, stderr = os.dup(1), os.dup(2)
     try:
         with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         forkserver.ensure_running()
     finally:
+        os.dup2(stdout, 1)
         os.dup2(stderr, 2)
+        os.close(stdout)
         os.close(stderr)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """What one run asks for; null: what the shell's SBATCH_… variables say, or the cluster."""
+    """What one run asks for; null leaves it to the shell's SBATCH_… variables, or the cluster."""
 
     partition: str | None = None
     """Partition, or several: a,b."""
@@ -17,7 +17,8 @@ class SlurmConfig:
     constraint: str | None = None
     """Features that a node must have: a100."""
     time: int | None = None
-    """Minutes until a job saves and queues again; null = SBATCH_TIMELIMIT, or 720."""
+    """Time limit in minutes, at which a run saves and queues again; null = SBATCH_TIMELIMIT, or
+    720."""
     nodes: int = 1
     """Nodes of one run."""
     gpus_per_node: int | None = None
@@ -31,13 +32,13 @@ class SlurmConfig:
     array_parallelism: int = 256
     """Runs at the same time, at most."""
     max_retries: int = 3
-    """How often one start of the sweep submits a run again that was killed or lost its node."""
+    """How many times one start of the sweep resubmits a run that was killed or lost its node."""
     max_timeouts: int = 20
-    """How many time limits one job of a run may meet; each time it saves and queues again."""
+    """How many time limits one job may reach; each time the run saves and queues again."""
     signal_delay_s: int = 120
-    """Seconds before the time limit at which a run is told to save."""
+    """Seconds before the time limit at which a run gets the signal to save."""
     setup: list[str] = field(default_factory=list)
-    """Lines of shell before the run, after those of slurm/site.sh: [module load cuda/12.4]."""
+    """Shell lines before the run, after those of slurm/site.sh: [module load cuda/12.4]."""
     options: dict[str, str] = field(default_factory=dict)
     """Other options of sbatch by their long names: {exclude: node3}; true = without a value."""
 
@@ -56,7 +57,7 @@ class SlurmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmJobs:
-    """How work that any number of jobs can share is submitted: as one array."""
+    """An array of jobs among which work is divided."""
 
     jobs: int = 8
     """Jobs of the array."""

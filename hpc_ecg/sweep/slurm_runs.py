@@ -56,7 +56,7 @@ def submit_missing(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> 
         missing = [task for task in tasks if task.name not in queue and not task.is_done()]
         ids = _submit(missing, folder, config) if missing else []
     if queue:
-        logger.info("%d wait or run since an earlier start", len(queue))
+        logger.info("%d are queued or running since an earlier start", len(queue))
     if ids:
         array = ids[0].partition("_")[0]
         logger.info("%d submitted: job %s, logs in %s", len(ids), array, folder / "submitit")
@@ -104,6 +104,7 @@ def _watch(
                 continue
             lost = []
             for task in _ended(left, queue, gone_since):
+                pause = POLL_S
                 if _should_retry(task, folder, retries[task.name], config.max_retries):
                     lost.append(task)
                     continue
@@ -113,14 +114,12 @@ def _watch(
                     failures.append(task.failure())
                     logger.warning("%s", failures[-1])
                 del left[task.name]
-                pause = POLL_S
                 advance()
             if lost:
                 names = [task.name for task in lost]
                 retries.update(names)
                 logger.info("lost, submitted again: %s", ", ".join(names))
                 submit_missing(lost, folder, config)
-                pause = POLL_S
     return failures
 
 
