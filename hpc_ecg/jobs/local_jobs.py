@@ -151,6 +151,7 @@ def _run(
     """Run the job in its process, a fork of the server."""
     gc.freeze()  # collections then skip the thousands of modules that the server imported
     log = job_log(folder, job.name, os.getpid())
+    _error_file(log).unlink(missing_ok=True)  # of an earlier process with the same number
     _redirect_output(log)
     os.environ.clear()
     os.environ.update(environment)
