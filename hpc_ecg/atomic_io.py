@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, synced, and renamed."""
+"""Write files that are complete or absent: written under another name, synced, then renamed."""
 
 import hashlib
 import json
@@ -15,42 +15,43 @@ from safetensors import SafetensorError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file or folder aside, sync it, and give it its final name."""
+    """Let `write` make a file or folder under a temporary name, sync it, and rename it to `path`.
+
+    Replaces what is at `path`. On an error nothing is left, and the error is raised again; a full
+    disk is always an OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(aside)  # of a process that was killed: containers give the same number again
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(partial)  # from a killed process: in a container a pid soon comes again
     try:
-        write(aside)
+        write(partial)
     except BaseException as error:
-        _remove(aside)
-        if isinstance(error, SafetensorError):  # of a full disk, which is the user's to mend
+        _remove(partial)
+        if isinstance(error, SafetensorError):  # a full disk, which the user can fix
             raise OSError(f"{path} cannot be written: {error}") from None
         raise
-    sync_all(aside)
-    if path.is_dir():  # deleted bit by bit, so not under its own name
+    sync_all(partial)
+    if path.is_dir():  # a folder is deleted file by file, so not under its own name
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         _remove(old)
         path.rename(old)
-        aside.rename(path)
+        partial.rename(path)
         _remove(old)
     else:
-        aside.rename(path)
+        partial.rename(path)
     _sync(path.parent)
 
 
-def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    write_atomically(path, lambda aside: _dump(aside, value, indent))
-
-
 def write_text(path: Path, text: str) -> None:
-    def write(aside: Path) -> None:
-        aside.write_text(text, encoding="utf-8")
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
-    write_atomically(path, write)
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """ValueError names a file that is damaged."""
+    """The value in a file of a run; ValueError names a file that is damaged."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -60,7 +61,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file that we wrote. ValueError names one that is gone or damaged."""
+    """The sections of a YAML file that we wrote; ValueError names a missing or damaged file."""
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -79,8 +80,10 @@ def sync_all(path: Path) -> None:
 
 
 def wait_until_seen(path: Path, patience_s: float = 60) -> None:
-    """What another process wrote may be seen a little later here: shared file systems cache.
-    ValueError if it is not seen in time."""
+    """Wait for a file of another process: shared file systems cache, so it may appear late.
+
+    ValueError if it does not appear in time.
+    """
     deadline = time.monotonic() + patience_s
     while not path.exists():
         if time.monotonic() > deadline:
@@ -95,19 +98,15 @@ def sha256_of(path: str | Path) -> str:
 
 
 def tidy(folder: Path) -> None:
-    """Undo what a process that was killed while writing left: partial files, folders moved off."""
-    for stale in list(folder.rglob(".*.[0-9]*.partial")):
-        _remove(stale)
+    """Clean up after killed writers: delete partial files, restore folders that were moved away."""
+    for partial in list(folder.rglob(".*.[0-9]*.partial")):
+        _remove(partial)
     for old in list(folder.rglob(".*.[0-9]*.old")):
         path = old.with_name(old.name[1:].rsplit(".", 2)[0])
         if path.exists():
             _remove(old)
         else:
             old.rename(path)
-
-
-def _dump(path: Path, value: Any, indent: int | None) -> None:
-    path.write_text(json.dumps(value, indent=indent) + "\n")
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,4 @@
-"""What a run says while it works: log lines and a progress bar, from the first process only.
-
-On a terminal the bar is rich's; in a log file the log lines alone speak.
-"""
+"""Log lines, and a progress bar that is shown on a terminal only; both from rank 0 only."""
 
 import logging
 import sys
@@ -18,11 +15,13 @@ console = Console(stderr=True)
 
 
 class Advance(Protocol):
+    """Advance a progress bar by `steps` and set the note at its end."""
+
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
 
 def start_logging(rank: int = 0) -> None:
-    """Log to standard error; ranks other than 0 only warn."""
+    """Log to standard error; ranks other than 0 log only warnings."""
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
@@ -36,14 +35,14 @@ def start_logging(rank: int = 0) -> None:
 
 
 def say(*lines: str) -> None:
-    """A verb's answer, to standard output."""
+    """Print the answer of a command to standard output."""
     for line in lines:
         print(line)  # noqa: T201
 
 
 @contextmanager
-def progress_bar(what: str, total: int, done: int = 0, visible: bool = True) -> Iterator[Advance]:
-    """A bar on a terminal; nothing elsewhere. The yielded call advances it and sets its note."""
+def progress_bar(title: str, total: int, done: int = 0, visible: bool = True) -> Iterator[Advance]:
+    """Show a bar on a terminal, nothing elsewhere. Yields a call that advances it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -53,7 +52,7 @@ def progress_bar(what: str, total: int, done: int = 0, visible: bool = True) -> 
     )
     hidden = not (visible and console.is_terminal)
     with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
-        task = progress.add_task(what, total=total, completed=done, note="")
+        task = progress.add_task(title, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
             progress.update(task, advance=steps, note=note)

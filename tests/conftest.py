@@ -17,8 +17,8 @@ from synthetic import Population, write_cohort
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import SplitPlan
 from hpc_ecg.cohort.table import Columns
+from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.shards.sharding_job import Recordings
 from hpc_ecg.shards.sharding_plan import ShardingPlan
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -1,5 +1,5 @@
-"""Arrays in .npy, .npz, HDF5 and .mat: the same recording from each, one row of many, and files
-that claim more than they should."""
+"""Arrays in .npy, .npz, HDF5 and .mat: the same recording from each, single rows of large arrays,
+and files that claim more than they hold."""
 
 import io
 import os
@@ -32,7 +32,7 @@ def write_hdf5(path, **arrays):
 
 
 def write(folder, name, **arrays):
-    """A file of the kind that its ending says."""
+    """Write arrays in the format of the name's ending."""
     path = folder / name
     if path.suffix == ".npy":
         np.save(path, *arrays.values())
@@ -62,7 +62,7 @@ KINDS = ["a.npy", "a.npz", "a.h5", "a.HDF5", "a.mat"]
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("axes", ["leads,samples", "samples,leads"])
-def test_one_array_reads_alike_from_every_kind_of_file(tmp_path, name, axes):
+def test_every_file_format_gives_the_same_array(tmp_path, name, axes):
     write(tmp_path, name, x=ONE_LS if axes == "leads,samples" else ONE_LS.T)
     layout = ArrayLayout(axes=axes, unit="uV", sample_rate_hz=400)
     recording = read(tmp_path, name, layout)
@@ -71,7 +71,7 @@ def test_one_array_reads_alike_from_every_kind_of_file(tmp_path, name, axes):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_wrong_axis_order_is_named_with_its_cure_in_every_kind_of_file(tmp_path, name):
+def test_in_every_format_a_wrong_axis_order_is_reported_with_its_fix(tmp_path, name):
     write(tmp_path, name, x=ONE_LS.T)
     reason, message = refusal(tmp_path, name)
     assert reason == "leads"
@@ -79,7 +79,7 @@ def test_a_wrong_axis_order_is_named_with_its_cure_in_every_kind_of_file(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.h5", "a.mat"])
-def test_of_several_arrays_the_one_is_read_that_can_only_be_meant(tmp_path, name):
+def test_among_several_arrays_the_only_plausible_one_is_read(tmp_path, name):
     write(tmp_path, name, age=np.array([[60.0]]), ecg=ONE_LS, other=ONE_LS + 1)
     np.testing.assert_array_equal(read(tmp_path, name).signal_LS, ONE_LS)
     write(tmp_path, name, age=np.array([[60.0]]), other=ONE_LS)
@@ -97,8 +97,8 @@ def test_of_several_arrays_the_one_is_read_that_can_only_be_meant(tmp_path, name
 def test_a_row_of_an_array_of_many_is_one_recording(tmp_path, name, shape):
     write(tmp_path, name, tracings=MANY_NLS.reshape(shape), exam_id=np.arange(5))
     for row in range(5):
-        found = read(tmp_path, name_of_row(name, row))
-        np.testing.assert_array_equal(found.signal_LS, MANY_NLS[row])
+        recording = read(tmp_path, name_of_row(name, row))
+        np.testing.assert_array_equal(recording.signal_LS, MANY_NLS[row])
     assert refusal(tmp_path, f"{name}::5") == (
         "not found",
         f"{name}: row 5 of an array with rows 0 to 4",
@@ -107,7 +107,7 @@ def test_a_row_of_an_array_of_many_is_one_recording(tmp_path, name, shape):
     assert refusal(tmp_path, f"{name}::-1")[0] == "not found"
 
 
-def test_a_row_may_be_named_with_its_dataset_and_its_group(tmp_path):
+def test_a_name_may_combine_group_dataset_and_row(tmp_path):
     write_hdf5(tmp_path / "X.h5", g__x=MANY_NLS, y=MANY_NLS + 1)
     np.testing.assert_array_equal(read(tmp_path, "X.h5::g/x::2").signal_LS, MANY_NLS[2])
     np.testing.assert_array_equal(read(tmp_path, "X.h5::y::2").signal_LS, MANY_NLS[2] + 1)
@@ -119,26 +119,26 @@ def test_rows_of_a_large_array_cost_no_memory(tmp_path):
     with (tmp_path / "X.npy").open("wb") as file:
         header = {"descr": "<i2", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + 2 * int(np.prod(shape)))  # 6 GB of nothing
+        file.truncate(file.tell() + 2 * int(np.prod(shape)))  # 6 GB of zeros
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for row in range(0, 100_000, 997):
         assert read(tmp_path, f"X.npy::{row}").signal_LS.shape == (12, 2500)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_rows_of_packed_arrays_are_refused_as_each_would_unpack_all(tmp_path):
+def test_rows_of_packed_arrays_are_refused_because_each_would_unpack_the_whole(tmp_path):
     write(tmp_path, "X.npz", x=MANY_NLS)
     reason, message = refusal(tmp_path, "X.npz::1")
     assert reason == "unreadable"
     assert "save all as one .npy or HDF5 array" in message
 
 
-def test_deepecgs_own_mat_says_its_rate(tmp_path):
+def test_deepecgs_mat_files_state_their_rate(tmp_path):
     write(tmp_path, "a.mat", feats=ONE_LS, curr_sample_rate=250, label=np.zeros(12))
     recording = read(tmp_path, "a.mat", ArrayLayout())
     assert recording.sample_rate_hz == 250
     np.testing.assert_array_equal(recording.signal_LS, ONE_LS)
-    assert read(tmp_path, "a.mat", LAYOUT).sample_rate_hz == 250  # the file's word
+    assert read(tmp_path, "a.mat", LAYOUT).sample_rate_hz == 250  # the file overrides the layout
 
 
 def test_a_challenge_mat_without_its_header_is_not_taken_for_millivolts(tmp_path):
@@ -147,19 +147,19 @@ def test_a_challenge_mat_without_its_header_is_not_taken_for_millivolts(tmp_path
 
 
 @pytest.mark.parametrize("unit, millivolts", [("4.88uV", 0.00488), ("0.00488 mV", 0.00488)])
-def test_a_unit_may_say_what_a_count_is(tmp_path, unit, millivolts):
+def test_a_unit_may_give_the_size_of_a_count(tmp_path, unit, millivolts):
     write(tmp_path, "a.npy", x=ONE_LS)
     recording = read(tmp_path, "a.npy", ArrayLayout(unit=unit, sample_rate_hz=500))
     np.testing.assert_allclose(recording.signal_LS, ONE_LS * millivolts, rtol=1e-6)
 
 
 @pytest.mark.parametrize("unit", ["0uV", "-1mV", "4.88", "uV4", "", "4.88mmHg"])
-def test_a_unit_that_is_no_voltage_is_refused(unit):
+def test_a_unit_that_is_not_a_voltage_is_refused(unit):
     with pytest.raises(ValueError, match="unit must be one of mV, uV or V"):
         ArrayLayout(unit=unit)
 
 
-# Files that claim, point or hide
+# Hostile files
 
 
 def npz_claiming(path, shape, content=b"", dtype="<f8"):
@@ -201,7 +201,7 @@ def test_nothing_is_unpickled(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def test_hdf5_that_lies_in_other_files_is_refused(tmp_path):
+def test_hdf5_whose_data_lie_in_other_files_is_refused(tmp_path):
     write_hdf5(tmp_path / "other.h5", x=ONE_LS)
     (tmp_path / "raw").write_bytes(ONE_LS.tobytes())
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -223,13 +223,13 @@ def test_a_chunk_of_hdf5_that_unpacks_to_gigabytes_is_refused(tmp_path):
     assert "are too large" in refusal(tmp_path, "a.h5::3")[1]
 
 
-def test_matlab_7_3_is_named_with_its_cure(tmp_path):
+def test_matlab_7_3_is_refused_with_a_hint(tmp_path):
     content = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
     (tmp_path / "a.mat").write_bytes(content + bytes(400))
     assert "save it with -v7" in refusal(tmp_path, "a.mat")[1]
 
 
-def test_without_h5py_a_line_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_h5py_the_message_says_how_to_install_it(tmp_path, monkeypatch):
     write_hdf5(tmp_path / "a.h5", x=ONE_LS)
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert "pip install 'hpc-ecg[formats]'" in refusal(tmp_path, "a.h5")[1]
@@ -240,7 +240,7 @@ def test_without_h5py_a_line_says_how_to_get_it(tmp_path, monkeypatch):
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), name=st.sampled_from(["a.npy", "a.npz", "a.mat"]))
-def test_no_damage_to_an_array_raises_anything_but_a_record_error(tmp_path, data, name):
+def test_a_damaged_array_file_raises_nothing_but_a_record_error(tmp_path, data, name):
     path = write(tmp_path, name, ecg=ONE_LS[:, :20])
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

@@ -1,5 +1,6 @@
 """The command as a user meets it: quick help, one line for a mistake, exit code 2."""
 
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,41 @@ def test_help_imports_neither_torch_nor_numpy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr
+
+
+def test_mistakes_are_reported_without_importing_torch(shards, tmp_path):
+    """An interpreter that imports torch takes seconds before it answers."""
+    words = [f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
+    commands = [
+        ["finetune", "optim.lrr=1"],
+        ["finetune", "data.shards=nowhere", words[1]],
+        ["finetune", *words, "init.checkpoint=none.pt"],
+        ["doctor", "optim.lrr=1"],
+        ["evaluate", "nowhere"],
+        ["report", "nowhere"],
+        ["sweep", "status", "nowhere"],
+        ["sweep", "configs/none.yaml"],
+        ["data", "inspect", "nowhere"],
+        ["strategies", "nowhere"],
+    ]
+    code = (
+        "import sys; from hpc_ecg.cli import main; "
+        f"print([main(words) for words in {commands!r}], 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == f"{[2] * len(commands)} False", result.stderr
+
+
+def test_a_finished_run_answers_without_importing_torch(tmp_path):
+    shutil.copytree(FIXTURES / "v0_1", tmp_path, dirs_exist_ok=True)
+    settings = [str(tmp_path / "runs" / "finished" / "config.yaml")]
+    code = (
+        "import sys; from hpc_ecg.cli import main; "
+        f"print(main(['finetune', *{settings!r}]), 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout.strip() == "0 False" and "nothing to do" in result.stderr
 
 
 def test_the_module_is_the_command():

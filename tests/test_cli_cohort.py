@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
     tables["zone"] = EVENTS.replace("2011-06-01", "2011-06-01T10:00Z")
     tables["strangers"] = EVENTS.replace("SECRET", "0")
     tables["two"] = FOLLOW + "SECRET1,2019-01-01,\n"
-    tables["nobody"] = FOLLOW.replace("SECRET", "0")
+    tables["foreign"] = FOLLOW.replace("SECRET", "0")
     tables["labelled"] = ECGS.replace("note", "label")
     for name, text in tables.items():
         (folder / f"{name}.csv").write_text(text)
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def words_of(folder, out, changes=None):
+def command_of(folder, out, changes=None):
     """A command without mistakes, but for `changes`: flag -> value, None drops the flag."""
     flags = {
         "ECGS": folder / "ecgs.csv",
@@ -64,16 +64,16 @@ def words_of(folder, out, changes=None):
         "--followed-until": "end",
         "--censored": "missing",
     } | (changes or {})
-    words = ["cohort", *(str(flags.pop(name)) for name in ("ECGS", "EVENTS"))]
+    command = ["cohort", *(str(flags.pop(name)) for name in ("ECGS", "EVENTS"))]
     for flag, value in flags.items():
         if value is not None:
-            words += [flag] if value is True else [flag, str(value)]
-    return words
+            command += [flag] if value is True else [flag, str(value)]
+    return command
 
 
-def exit_code_of(words):
+def exit_code_of(command):
     try:
-        return main(words)
+        return main(command)
     except SystemExit as stop:
         return stop.code
 
@@ -81,25 +81,25 @@ def exit_code_of(words):
 def labels_of(folder, out, **changes):
     """Record -> label, of a command that works."""
     flags = {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
-    assert exit_code_of(words_of(folder, out, flags)) == 0
+    assert exit_code_of(command_of(folder, out, flags)) == 0
     table = pd.read_csv(out, dtype=str, keep_default_na=False)
     return dict(zip(table["record"], table["label"], strict=True))
 
 
 def test_two_tables_become_one_with_labels_and_its_flow(folder, tmp_path, capsys):
     out = tmp_path / "cohort.csv"
-    assert exit_code_of(words_of(folder, out)) == 0
+    assert exit_code_of(command_of(folder, out)) == 0
     assert out.read_text().splitlines() == [
         "record,patient,time,age,note,end,dead,label,days_to_event,days_followed",
         'e1,SECRET1,2010-01-01,50,"kept, too",2019-01-01,,1,516.0,3287.0',
         "e3,SECRET2,2010-01-01,60,,2012-01-01,2012-01-01,,,730.0",
         "e6,SECRET4,2010-01-01,x,,,,,,",
     ]
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     files = [tmp_path / f"cohort{end}" for end in (".csv", ".flow.txt", ".flow.svg", ".flow.json")]
     assert sorted(tmp_path.iterdir()) == sorted(files)
     text = files[1].read_text()
-    assert said == f"{text}\nwritten: {', '.join(map(str, files))}\n"
+    assert output == f"{text}\nwritten: {', '.join(map(str, files))}\n"
     assert text.splitlines()[:10] == [
         "ECGs  patients",
         "   7         4  in the table",
@@ -122,18 +122,20 @@ def test_two_tables_become_one_with_labels_and_its_flow(folder, tmp_path, capsys
     assert "events of the outcome: 4, of 3 patients; 1 name no patient" in text.splitlines()[-1]
 
 
-def test_no_identifier_of_a_patient_is_said_or_drawn(folder, tmp_path, capsys):
+def test_no_patient_identifier_is_printed_or_drawn(folder, tmp_path, capsys):
     out = tmp_path / "cohort.csv"
-    assert exit_code_of(words_of(folder, out)) == 0
-    assert exit_code_of(words_of(folder, out, {"ECGS": folder / "twice.csv", "--force": True})) == 2
-    said = capsys.readouterr()
+    assert exit_code_of(command_of(folder, out)) == 0
+    assert (
+        exit_code_of(command_of(folder, out, {"ECGS": folder / "twice.csv", "--force": True})) == 2
+    )
+    output = capsys.readouterr()
     written = [path.read_text() for path in tmp_path.glob("*.flow.*")]
-    assert len(written) == 3 and not any("SECRET" in t for t in [*written, said.out, said.err])
+    assert len(written) == 3 and not any("SECRET" in t for t in [*written, output.out, output.err])
 
 
 def test_the_labelled_table_is_read_as_a_cohort(folder, tmp_path):
     out = tmp_path / "cohort.csv"
-    assert exit_code_of(words_of(folder, out)) == 0
+    assert exit_code_of(command_of(folder, out)) == 0
     cohort = read_cohort(out, Columns(labels=["label", "days_to_event"], patient="patient"))
     np.testing.assert_equal(cohort.labels_NK, [[1, 516], [np.nan] * 2, [np.nan] * 2])
     assert cohort.records.tolist() == ["e1", "e3", "e6"]
@@ -167,11 +169,11 @@ def test_every_option_reaches_the_rules(folder, tmp_path):
     assert labels_of(folder, out, **again, event_prefix=None, any_event=True)["e6"] == "1"
     codes = {"event_prefix": None, "event_file": folder / "codes.txt"}
     assert labels_of(folder, out, **again, **codes) == labels
-    assert exit_code_of(words_of(folder, out, {"--force": True, "--label": "af"})) == 0
+    assert exit_code_of(command_of(folder, out, {"--force": True, "--label": "af"})) == 0
     assert "af" in pd.read_csv(out).columns
 
 
-def test_each_table_can_write_its_dates_in_its_own_way(folder, tmp_path):
+def test_each_table_can_have_its_own_date_format(folder, tmp_path):
     for name in ("ecgs", "events", "follow"):
         text = (folder / f"{name}.csv").read_text()
         text = re.sub(r"(\d{4})-(\d\d)-(\d\d)", r"\3.\2.\1", text)
@@ -184,31 +186,31 @@ def test_each_table_can_write_its_dates_in_its_own_way(folder, tmp_path):
         "--event-date-format": "%d.%m.%Y",
         "--follow-up-date-format": "%d.%m.%Y",
     }
-    assert exit_code_of(words_of(folder, tmp_path / "out.csv", changes)) == 0
-    found = pd.read_csv(tmp_path / "out.csv", dtype=str)
-    assert found["days_to_event"].tolist()[0] == "516.0"
-    assert found["days_followed"].tolist()[:2] == ["3287.0", "730.0"]
+    assert exit_code_of(command_of(folder, tmp_path / "out.csv", changes)) == 0
+    labelled = pd.read_csv(tmp_path / "out.csv", dtype=str)
+    assert labelled["days_to_event"].tolist()[0] == "516.0"
+    assert labelled["days_followed"].tolist()[:2] == ["3287.0", "730.0"]
     for flag in list(changes)[3:]:
-        words = words_of(folder, tmp_path / "other.csv", changes | {flag: None})
-        assert exit_code_of(words) == 2
+        command = command_of(folder, tmp_path / "other.csv", changes | {flag: None})
+        assert exit_code_of(command) == 2
 
 
-def test_codes_that_nobody_has_are_said(folder, tmp_path, capsys):
+def test_codes_that_no_event_has_are_reported(folder, tmp_path, capsys):
     changes = {"--event": "I84.0"}
-    assert exit_code_of(words_of(folder, tmp_path / "cohort.csv", changes)) == 0
+    assert exit_code_of(command_of(folder, tmp_path / "cohort.csv", changes)) == 0
     assert "codes that no event has: I84.0" in capsys.readouterr().out
 
 
-def test_what_stands_for_nobody_is_no_patient(folder, tmp_path):
-    """Else all the nameless would share their events."""
+def test_texts_for_an_empty_cell_are_not_a_patient(folder, tmp_path):
+    """Otherwise all rows without a patient would share their events."""
     rows = {"ecgs": "record,patient,time\na,NULL,2010-01-01\nb,p1,2010-01-01\n"}
     rows["events"] = "patient,time,code\nNULL,2011-01-01,I48\np1,2012-01-01,I48\n"
     for name, text in rows.items():
         (tmp_path / f"{name}.csv").write_text(text)
-    words = ["cohort", str(tmp_path / "ecgs.csv"), str(tmp_path / "events.csv"), "--event", "I48"]
-    words += ["--within", "5y", "--assume-complete-follow-up", "--patient", "patient"]
-    words += ["--time", "time", "--out", str(tmp_path / "cohort.csv")]
-    assert exit_code_of(words) == 0
+    command = ["cohort", str(tmp_path / "ecgs.csv"), str(tmp_path / "events.csv"), "--event", "I48"]
+    command += ["--within", "5y", "--assume-complete-follow-up", "--patient", "patient"]
+    command += ["--time", "time", "--out", str(tmp_path / "cohort.csv")]
+    assert exit_code_of(command) == 0
     assert pd.read_csv(tmp_path / "cohort.csv")["record"].tolist() == ["b"]
 
 
@@ -268,7 +270,7 @@ MISTAKES = [
     ({"--record": ""}, "no column ''"),
     ({"--follow-up": "nowhere.csv"}, "nowhere.csv: no such table"),
     ({"--follow-up": "FOLDER/two.csv"}, "column patient, row 4 repeats an earlier row"),
-    ({"--follow-up": "FOLDER/nobody.csv"}, "none of its patients has an ECG"),
+    ({"--follow-up": "FOLDER/foreign.csv"}, "none of its patients has an ECG"),
     ({"--follow-up": "FOLDER/follow.csv", "--follow-up-patient": "x"}, "no column 'x'"),
     ({"--ecgs-per-patient": "two"}, "--ecgs-per-patient: invalid choice: 'two'"),
     ({"--seed": "x"}, "--seed: invalid int value: 'x'"),
@@ -293,7 +295,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
         flag: value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
         for flag, value in changes.items()
     }
-    assert exit_code_of(words_of(folder, tmp_path / "cohort.csv", changes)) == 2
+    assert exit_code_of(command_of(folder, tmp_path / "cohort.csv", changes)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()

@@ -1,5 +1,6 @@
 """`hpc-ecg data shard`: each mistake in each argument is one line, exit code 2 and no output."""
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ TOOL = Path(__file__).parent.parent / "tools" / "shard_ecgs.py"
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """They have their own tests, and would take longer than the shards."""
+    """Pictures have their own tests, and would take longer than the shards."""
     monkeypatch.setattr(quality_report, "NUM_PICTURES", 0)
     monkeypatch.setattr(quality_report, "draw_amplitudes", lambda values: None)
 
@@ -62,7 +63,7 @@ def folder(tmp_path_factory):
 
 
 def words_of(folder, out, changes=None):
-    """A command without mistakes, but for `changes`: flag -> value, None drops the flag."""
+    """A correct command with `changes`: flag -> value, None drops the flag."""
     flags = {
         "--signals": folder / "wfdb",
         "--out": out,
@@ -86,7 +87,7 @@ def exit_code_of(words):
         return stop.code
 
 
-def test_the_command_without_mistakes_says_what_it_wrote(folder, tmp_path, capsys):
+def test_a_correct_command_says_what_it_wrote(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert exit_code_of(words_of(folder, out)) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -147,7 +148,7 @@ def index_of(folder, out, changes):
     return read_shard_set(out).index
 
 
-def test_what_is_made_of_a_recording_is_declared(folder, tmp_path):
+def test_the_signal_spec_states_how_recordings_were_prepared(folder, tmp_path):
     changes = {
         "--to-rate": 100,
         "--seconds": 2.5,
@@ -182,7 +183,7 @@ def test_an_array_of_all_recordings_gives_the_same_signals_as_files(folder, tmp_
     assert files["sha256"].tolist() == array["sha256"].tolist() == by_column["sha256"].tolist()
 
 
-def test_splits_by_time_and_site_and_folds_stand_in_the_index(folder, tmp_path):
+def test_splits_by_time_by_site_and_in_folds_are_in_the_index(folder, tmp_path):
     by_time = {"--split": None, "--split-by-time": True, "--time": "day"}
     by_time |= {"--valid-from": "2019-01-01", "--test-from": "2020-01-01"}
     names = ["train", "valid", "test"]
@@ -199,7 +200,7 @@ def test_splits_by_time_and_site_and_folds_stand_in_the_index(folder, tmp_path):
         assert index[f"fold.{repeat}"].value_counts().tolist() == [2, 2, 2, 2]
 
 
-def test_with_a_key_no_name_of_a_person_or_file_is_anywhere(folder, tmp_path):
+def test_with_a_key_no_name_of_a_patient_or_file_is_written(folder, tmp_path):
     out = tmp_path / "out"
     changes = {"--key": folder / "key", "--dates": "shift", "--time": "day", "--keep": "same"}
     table = pd.read_csv(folder / "table.csv")
@@ -237,7 +238,7 @@ def test_a_damaged_shard_is_made_again_from_the_sources(folder, tmp_path, capsys
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_a_layout_is_for_the_arrays_among_other_files(folder, tmp_path):
+def test_a_layout_applies_to_the_arrays_among_other_files(folder, tmp_path):
     table = pd.read_csv(folder / "table.csv")
     table["path"] = [f"{'npy' if n == 5 else 'wfdb'}/r{n}" for n in range(8)]
     table.to_csv(folder / "mixed.csv", index=False)
@@ -259,7 +260,7 @@ def test_clipped_records_are_flagged_and_repaired_as_clipped(folder, tmp_path):
     assert tar.read_bytes() == before
 
 
-def test_what_repair_cannot_mend_is_one_line_that_says_what_to_do(folder, tmp_path, capsys):
+def test_what_repair_cannot_restore_is_one_line_that_says_what_to_do(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert exit_code_of(words_of(folder, out, {"--shard-size": 3})) == 0
     first, second, *_ = sorted(out.glob("*.tar"))
@@ -391,7 +392,7 @@ MISTAKES = [
     ({"--rate": "0"}, "--rate must be 50 to 10000 Hz"),
     ({"--rate": "-500"}, "--rate must be 50 to 10000 Hz"),
     ({"--rate": "nan"}, "--rate must be 50 to 10000 Hz"),
-    ({"--rate": "250"}, "the file says 500 Hz, declared are 250 Hz"),
+    ({"--rate": "250"}, "the file says 500 Hz, but 250 Hz was declared"),
     ({"--rate": "500", "--signals": "FOLDER/npy"}, "need --axes samples,leads"),
     (
         {"--signals": "FOLDER/npy", "--axes": "samples,leads"},
@@ -452,37 +453,45 @@ def test_a_label_asked_for_twice_is_a_mistake(folder, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def run_tool(*words):
-    return subprocess.run([sys.executable, TOOL, *words], capture_output=True, text=True)
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """Run tools/shard_ecgs.py in this process: exit code, standard output, standard error."""
+
+    def run(*words):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *words])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        return stop.value.code, *capsys.readouterr()
+
+    return run
 
 
-@pytest.mark.slow
-def test_the_tool_is_the_same_command(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.undo()  # the tool is another process, which draws its pictures
-    result = run_tool(*words_of(folder, tmp_path / "tool")[2:])
-    assert (result.returncode, result.stderr) == (0, "")
+def test_the_tool_is_the_same_command(folder, tmp_path, capsys, run_tool):
+    code, out, err = run_tool(*words_of(folder, tmp_path / "tool")[2:])
+    assert (code, err) == (0, "")
     assert exit_code_of(words_of(folder, tmp_path / "verb")) == 0
     said = capsys.readouterr().out
-    assert result.stdout == said.replace(str(tmp_path / "verb"), str(tmp_path / "tool"))
+    assert out == said.replace(str(tmp_path / "verb"), str(tmp_path / "tool"))
     for path in (tmp_path / "verb").iterdir():
         assert path.read_bytes() == (tmp_path / "tool" / path.name).read_bytes()
 
 
-@pytest.mark.slow
-def test_the_tool_answers_a_mistake_with_one_line_too(folder, tmp_path):
-    result = run_tool(*words_of(folder, tmp_path / "out", {"--label": "none"})[2:])
-    assert (result.returncode, result.stdout) == (2, "")
-    assert len(result.stderr.splitlines()) == 1 and "no column 'none'" in result.stderr
+def test_the_tool_answers_a_mistake_with_one_line_too(folder, tmp_path, run_tool):
+    code, out, err = run_tool(*words_of(folder, tmp_path / "out", {"--label": "none"})[2:])
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and "no column 'none'" in err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_tool_can_be_executed_and_explains_itself():
     assert TOOL.stat().st_mode & 0o111
-    result = run_tool("--help")
+    command = [sys.executable, TOOL, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "--one-patient-per-record" in result.stdout
 
 
-def test_a_manifest_says_where_its_array_is_and_what_a_count_means(folder, tmp_path):
+def test_a_manifest_states_where_its_array_is_and_what_a_count_means(folder, tmp_path):
     """The reference's npy_dataset: one array N x samples x leads, its labels, a scale."""
     counts_NSL = np.load(folder / "npy" / "all.npy")
     np.save(tmp_path / "x.npy", counts_NSL)

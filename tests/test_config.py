@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_ecg.config.describe import explain
+from hpc_ecg.config.describe import describe_settings
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.load import RENAMED, load_config, to_yaml
 from hpc_ecg.sweep.grid import load_sweep
@@ -81,7 +81,7 @@ def test_every_yaml_in_configs_is_covered_by_a_test():
 
 @pytest.mark.parametrize("schema", [FinetuneConfig, SweepConfig])
 def test_every_setting_is_documented(schema):
-    undocumented = [key for key, _, _, text in explain(schema) if not text]
+    undocumented = [key for key, _, _, text in describe_settings(schema) if not text]
     assert undocumented == []
 
 
@@ -93,6 +93,9 @@ OTHER = {
     "data.read": "stream",
     "data.allow_pipe": "true",
     "loss.alpha": "0.75",
+    "loss.name": "bf",
+    "loss.reduction": "positives",
+    "init.head": "by_label",
     "optim.eps_before_correction": "true",
     "train.average": "ema",
     "train.calibration": "platt",
@@ -120,7 +123,11 @@ BY_TYPE = {"int": "3", "float": "0.25", "str": "text", "list[str]": "[a,b]", "li
 
 @pytest.mark.parametrize(
     ("key", "kind"),
-    [row[:2] for row in explain(FinetuneConfig) if row[0] not in ("files", "train.stages")],
+    [
+        row[:2]
+        for row in describe_settings(FinetuneConfig)
+        if row[0] not in ("files", "train.stages")
+    ],
 )
 def test_every_setting_can_be_reached_by_its_dotted_key(key, kind):
     value = OTHER.get(key) or BY_TYPE[kind.removesuffix(" | None")]
@@ -171,7 +178,7 @@ def test_a_path_can_be_named_once_and_used_by_name():
         ("data.labels=af", "expected a list like [a,b]"),
         ("optim.lr", "neither a .yaml file nor a setting"),
         ("optim.lr=-1", "optim.lr must be positive, got -1.0"),
-        ("optim.schedule=linear", "optim.schedule must be cosine or constant"),
+        ("optim.schedule=linear", "optim.schedule must be one of cosine, constant"),
         ("data.task=ternary", "data.task must be one of"),
         ("data.batch_size=0", "data.batch_size must be at least 1"),
         ("train.patience=0", "train.patience must be at least 1"),
@@ -182,7 +189,7 @@ def test_a_path_can_be_named_once_and_used_by_name():
         ("train.ema_decay=1", "train.ema_decay must be in [0, 1), got 1.0"),
         ("train.freeze_layers=-1", "train.freeze_layers must be at least 0, got -1"),
         ("train.max_epochs=-1", "train.max_epochs must be at least 0"),
-        ("train.stages.probe.patience=0", "train.stages.probe.patience must be at least 1, got 0"),
+        ("train.stages.probe.patience=0", "train.stages.probe.patience must be at least 1 or null"),
         ("train.stages.probe.speed=3", "unknown setting train.stages.probe.speed"),
         ("train.stages.probe=3", "train.stages.probe"),
         ("optim.layer_decay=1.5", "optim.layer_decay must be in (0, 1], got 1.5"),
@@ -191,19 +198,19 @@ def test_a_path_can_be_named_once_and_used_by_name():
         ("data.sampling=some", "data.sampling must be one of all, balanced, one_per_patient"),
         ("data.read=tape", "data.read must be one of map, stream"),
         ("data.stream_lanes=0", "data.stream_lanes must be at least 1"),
-        ("data.fold=-1", "data.fold counts from 0, got -1"),
+        ("data.fold=-1", "data.fold must be at least 0 or null, got -1"),
         ("data.stage_quota_gb=0", "data.stage_quota_gb must be positive"),
-        ("data.stream_lanes=4", "data.stream_lanes=4 is for data.read=stream"),
-        ("data.stream_buffer=9", "data.stream_buffer=9 is for data.read=stream"),
-        ("data.stage_quota_gb=9", "data.stage_quota_gb=9.0 is for data.stage_dir"),
-        ("data.repeat=1", "data.repeat=1 is for data.fold"),
-        ("augment.noise_mv=-1", "augment.noise_mv must not be negative"),
+        ("data.stream_lanes=4", "data.stream_lanes=4 has no effect without data.read=stream"),
+        ("data.stream_buffer=9", "data.stream_buffer=9 has no effect without data.read=stream"),
+        ("data.stage_quota_gb=9", "data.stage_quota_gb=9.0 has no effect without data.stage_dir"),
+        ("data.repeat=1", "data.repeat=1 has no effect without data.fold"),
+        ("augment.noise_mv=-1", "augment.noise_mv must be at least 0"),
         ("augment.lead_mask=1", "augment.lead_mask must be in [0, 1), got 1.0"),
         ("engine.precision=fp8", "engine.precision must be one of"),
         ("engine.device=tpu", "engine.device must be"),
         ("engine.micro_batch_size=0", "engine.micro_batch_size must be at least 1"),
-        ("seed=-1", "seed must not be negative"),
-        ("optim.betas=[0.9,1.5]", "optim.betas in [0, 1)"),
+        ("seed=-1", "seed must be at least 0"),
+        ("optim.betas=[0.9,1.5]", "optim.betas must be in [0, 1)"),
         ("init.checkpoint=${files.nothing}", "nothing"),
     ],
 )

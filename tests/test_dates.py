@@ -1,4 +1,4 @@
-"""Dates as people write them: read, known as unreadable, or refused where they are ambiguous."""
+"""Dates as people write them: parsed, unknown if unreadable, refused if ambiguous."""
 
 import pandas as pd
 import pytest
@@ -35,14 +35,14 @@ def test_the_far_future_and_nanoseconds_are_read_together():
     "cell",
     ["", "unknown", "2019", "2019-03", "2019-02-30", "2019-13-04", "2019-03-04T25:00", "nan"],
 )
-def test_what_is_no_whole_date_is_unknown_and_no_guess(cell):
+def test_an_incomplete_date_is_unknown_not_guessed(cell):
     assert read(cell, "2020-01-01") == ["", "2020-01-01T00:00:00"]
 
 
 @pytest.mark.parametrize(
     "cell", ["03/04/2019", "3.4.19", "04-03-2019", "2019/03/04", "1/2/19 9:00"]
 )
-def test_an_ambiguous_date_is_refused_and_its_row_named(cell):
+def test_an_ambiguous_date_is_refused_with_its_row(cell):
     with pytest.raises(ValueError, match=r"t.csv: column day, row 2: .* two ways \(1 such") as info:
         read("2019-03-04", cell)
     assert cell not in str(info.value)
@@ -89,7 +89,7 @@ def test_dates_with_and_without_a_zone_are_never_compared(other):
     check_zones([none, none])
 
 
-def test_a_day_lasts_until_its_end_and_a_time_is_itself():
+def test_the_last_instant_of_a_day_is_its_end_and_that_of_a_time_is_itself():
     times = read_dates(column("2019-03-04", "2019-03-04T10:00", ""), "t.csv").times
     assert [str(time) for time in last_instant(times)] == [
         "2019-03-04 23:59:59.999999",

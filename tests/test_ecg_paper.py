@@ -43,7 +43,7 @@ def texts_of(svg):
 
 
 @pytest.mark.parametrize("paper", [FULL, COMPACT])
-def test_the_drawing_is_as_large_as_it_says(ecg_LS, paper):
+def test_the_drawing_is_as_large_as_it_states(ecg_LS, paper):
     svg = ElementTree.fromstring(draw_ecg(ecg_LS, LEADS, RATE_HZ, "x", paper))
     width, height = svg.attrib["width"], svg.attrib["height"]
     assert svg.attrib["viewBox"] == f"0 0 {width.removesuffix('mm')} {height.removesuffix('mm')}"
@@ -89,7 +89,7 @@ def test_no_part_of_a_fast_signal_is_lost_where_several_samples_share_a_column(r
         assert np.ptp(inside) >= np.ptp(column) - 0.02
 
 
-def test_what_is_not_finite_is_a_gap_and_a_single_sample_a_dot(ecg_LS):
+def test_samples_that_are_not_finite_leave_a_gap_and_a_single_sample_is_a_dot(ecg_LS):
     ecg_LS[1, 1000:1200] = np.nan
     ecg_LS[1, 1100] = 0.1
     ecg_LS[7] = np.inf
@@ -100,7 +100,7 @@ def test_what_is_not_finite_is_a_gap_and_a_single_sample_a_dot(ecg_LS):
     assert "V2: no samples" in texts_of(svg)
 
 
-def test_what_leaves_the_paper_is_cut_off_and_marked(ecg_LS):
+def test_a_curve_that_leaves_the_paper_is_cut_off_and_marked(ecg_LS):
     ecg_LS[6, 1300:1310] = 9
     ecg_LS[6, 1400] = -7
     svg = draw_ecg(ecg_LS, LEADS, RATE_HZ, "x")
@@ -113,13 +113,13 @@ def test_what_leaves_the_paper_is_cut_off_and_marked(ecg_LS):
             assert (points[:, 1] > 0).all() and (points[:, 1] < height).all()
 
 
-def test_an_offset_is_said_not_drawn(ecg_LS):
+def test_an_offset_is_stated_not_drawn(ecg_LS):
     moved = ecg_LS.copy()
     moved[6] += 3
     first, second = (draw_ecg(x, LEADS, RATE_HZ, "x") for x in (ecg_LS, moved))
     assert "V1 at +3 mV" in texts_of(second) and "V1" in texts_of(first)
-    (here,), (there,) = curves_of(first)[2], curves_of(second)[2]
-    assert np.abs(here - there).max() <= 0.051
+    (curve,), (moved_curve,) = curves_of(first)[2], curves_of(second)[2]
+    assert np.abs(curve - moved_curve).max() <= 0.051
 
 
 def test_leads_that_are_absent_or_unknown_are_named(ecg_LS):
@@ -136,7 +136,7 @@ def test_any_length_can_be_drawn(samples):
     assert all(0 < points[:, 0].max() < 260 for parts in curves_of(svg) for points in parts)
 
 
-def test_the_same_input_gives_the_same_small_file_and_words_are_escaped(ecg_LS):
+def test_the_same_input_gives_the_same_small_file_and_text_is_escaped(ecg_LS):
     svg = draw_ecg(ecg_LS, LEADS, RATE_HZ, "<b> & co")
     assert svg == draw_ecg(ecg_LS.copy(), LEADS, RATE_HZ, "<b> & co")
     assert "<b> & co" in texts_of(svg) and len(svg) < 60_000

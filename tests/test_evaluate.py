@@ -13,7 +13,6 @@ from synthetic import Population, write_cohort
 
 from hpc_ecg.atomic_io import read_json
 from hpc_ecg.cli import main
-from hpc_ecg.cli.evaluate import show
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
@@ -131,11 +130,6 @@ def elsewhere(other_hospital):
 
 COLUMNS = Columns(labels=["fibrillation", "old"], patient="patient_id")
 RENAMED = "data.labels=[fibrillation]"
-
-
-def test_an_interval_with_a_minus_is_written_with_a_word_between():
-    assert show({"value": -0.053, "low": -0.492, "high": 0.395}) == "−0.053 (−0.492 to 0.395)"
-    assert show({"value": 0.8, "low": 0.7, "high": 0.9}) == "0.800 (0.700–0.900)"
 
 
 def test_several_labels_are_one_line_of_their_mean():

@@ -23,7 +23,7 @@ COUNTS_LS = np.random.default_rng(0).integers(-2000, 2000, (12, 5000)).astype(np
 
 @pytest.fixture
 def record(tmp_path):
-    """A sound record rec.hea + rec.dat."""
+    """A valid record rec.hea + rec.dat."""
     write_wfdb(tmp_path / "rec", COUNTS_LS, LEADS, 500)
     return tmp_path / "rec.hea"
 
@@ -61,7 +61,7 @@ def test_real_recordings_read_to_the_last_bit(real_data, dataset):
         assert hashlib.sha256(counts_SL.tobytes()).hexdigest() == row["sha256"], row["record"]
 
 
-def test_a_georgia_header_that_wfdb_refuses_is_read_from_any_of_its_names(real_data):
+def test_a_georgia_header_that_wfdb_refuses_is_read_under_any_of_its_names(real_data):
     folder = real_data / "ecg" / "georgia"
     with pytest.raises(ValueError, match="record line"):
         wfdb.rdrecord(str(folder / "E07500"))
@@ -72,10 +72,10 @@ def test_a_georgia_header_that_wfdb_refuses_is_read_from_any_of_its_names(real_d
     np.testing.assert_array_equal(signals[0], signals[2])
 
 
-# WFDB, sound
+# WFDB, valid
 
 
-def test_our_wfdb_records_are_what_wfdb_would_have_written(record, tmp_path):
+def test_our_wfdb_writer_writes_the_same_bytes_as_wfdb(record, tmp_path):
     wfdb.wrsamp(
         "theirs",
         500,
@@ -129,18 +129,18 @@ def test_every_wfdb_format_gives_the_counts_that_were_written(tmp_path, fmt, mos
 
 
 @pytest.mark.parametrize("gain", ["nan", "inf", "1e999", "1e-999", "-0.0", "nan(nan)", "x"])
-def test_a_gain_that_is_no_number_is_not_taken_for_200_counts(record, gain):
+def test_an_invalid_gain_is_not_replaced_by_200_counts_per_mv(record, gain):
     reason, message = refusal(edit(record, "1000(0)/mV", f"{gain}(0)/mV"))
     assert reason == "amplitude"
     assert "has no gain" in message
 
 
-def test_gain_and_baseline_of_each_lead_are_taken_into_account(record):
+def test_the_gain_and_baseline_of_each_lead_are_applied(record):
     recording = read_recording(edit(record, "1000(0)/mV", "250(-40)/mV"), LAYOUT)
     np.testing.assert_allclose(recording.signal_LS, (COUNTS_LS + 40.0) / 250, rtol=1e-12)
 
 
-def test_a_date_that_wfdb_does_not_know_costs_no_record(record):
+def test_a_date_that_wfdb_cannot_parse_does_not_cost_the_record(record):
     edit(record, "rec 12 500 5000", "rec 12 500 5000 2020-05-31 99:99:99")
     assert read_recording(record, LAYOUT).signal_LS.shape == (12, 5000)
 
@@ -196,7 +196,7 @@ def test_a_header_that_cannot_be_trusted_is_refused(record, old, new, reason, sa
     assert says in message
 
 
-def test_nothing_that_a_file_says_upsets_the_terminal(record):
+def test_a_message_never_passes_control_characters_of_a_file_to_the_terminal(record):
     message = refusal(edit(record, "rec.dat 16 ", "\x1b[31m\x07.dat 16 "))[1]
     assert message.isprintable()
 
@@ -209,7 +209,7 @@ def test_a_truncated_signal_file_is_refused(record):
 
 def test_an_empty_header_and_an_empty_signal_file_are_refused(record):
     record.with_suffix(".dat").write_bytes(b"")
-    assert refusal(record)[0] == "unreadable"
+    assert refusal(record) == ("unreadable", "rec.hea: its signal file rec.dat is empty")
     record.write_bytes(b"# only a comment\n")
     assert refusal(record) == ("unreadable", "rec.hea: the header is empty")
 
@@ -221,7 +221,7 @@ def test_a_signal_file_without_header_is_refused(record):
     assert "rec.hea" in message
 
 
-def test_files_of_unknown_kind_are_refused_with_the_known_endings(tmp_path):
+def test_files_of_an_unknown_format_are_refused_with_a_list_of_known_endings(tmp_path):
     reason, message = refusal(tmp_path / "ecg.pdf")
     assert reason == "unreadable"
     assert ".hea, .dat, .mat, .npy" in message
@@ -234,7 +234,7 @@ FUZZ = settings(
 
 @FUZZ
 @given(data=st.data())
-def test_no_damage_to_a_header_raises_anything_but_a_record_error(record, data):
+def test_a_damaged_header_raises_nothing_but_a_record_error(record, data):
     write_wfdb(record.with_suffix(""), COUNTS_LS[:, :100], LEADS, 500)
     content = bytearray(record.read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
@@ -256,7 +256,7 @@ NASTY = [b"\n", b" ", b"/", b"-1", b"x9", b":5", b"+99", b"e999", b"0", b"#", b"
 
 @FUZZ
 @given(content=st.binary(max_size=400))
-def test_no_content_of_an_npy_file_raises_anything_but_a_record_error(tmp_path, content):
+def test_an_npy_file_of_any_content_raises_nothing_but_a_record_error(tmp_path, content):
     path = tmp_path / "fuzz.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00" * (len(content) % 2) + content)
     with pytest.raises(RecordError):
@@ -282,7 +282,7 @@ def test_arrays_are_read_in_either_axis_order(tmp_path, dtype, axes):
     assert (recording.signal_LS.dtype, recording.sample_rate_hz) == (np.float64, 250.0)
 
 
-def test_a_wrong_axis_order_is_named_with_its_cure(tmp_path):
+def test_a_wrong_axis_order_is_reported_with_its_fix(tmp_path):
     path = save(tmp_path / "00123.npy", COUNTS_LS.T)
     assert refusal(path)[1] == (
         "00123.npy: expected 12 leads in the first axis, got (5000, 12); "
@@ -293,7 +293,7 @@ def test_a_wrong_axis_order_is_named_with_its_cure(tmp_path):
     assert refusal(path) == ("leads", expected)
 
 
-def test_other_arrays_are_refused(tmp_path):
+def test_arrays_of_another_shape_or_type_are_refused(tmp_path):
     assert refusal(save(tmp_path / "3.npy", COUNTS_LS[None]))[0] == "leads"
     assert refusal(save(tmp_path / "c.npy", COUNTS_LS.astype(complex)))[0] == "unreadable"
     objects = COUNTS_LS[:, :5].astype(object)
@@ -307,7 +307,7 @@ def test_an_array_needs_a_sampling_rate_from_the_user(tmp_path):
     assert refusal(path, ArrayLayout())[0] == "rate"
 
 
-def test_a_layout_that_means_nothing_is_refused_at_once():
+def test_an_invalid_layout_is_refused_when_it_is_made():
     with pytest.raises(ValueError, match="axes must be one of"):
         ArrayLayout(axes="leads")
     with pytest.raises(ValueError, match="unit must be one of mV, uV or V, got 'counts'"):
@@ -322,18 +322,18 @@ def test_a_name_means_the_file_itself_then_the_header_then_the_array(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "c").mkdir()
     (tmp_path / "c.hea").touch()
-    found = [find_recording(tmp_path, name).path.name for name in ("a", "a.npy", "b", "v1.2", "c")]
-    assert found == ["a", "a.npy", "b.npy", "v1.2.hea", "c.hea"]
+    files = [find_recording(tmp_path, name).path.name for name in ("a", "a.npy", "b", "v1.2", "c")]
+    assert files == ["a", "a.npy", "b.npy", "v1.2.hea", "c.hea"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "", "x" * 5000, "nul\0l"])
-def test_a_name_without_file_is_not_found(tmp_path, name):
+def test_a_name_without_a_file_is_not_found(tmp_path, name):
     with pytest.raises(RecordError, match=r"nor with the ending .hea or .npy") as caught:
         find_recording(tmp_path, name)
     assert caught.value.reason == "not found"
 
 
-def test_an_error_survives_the_way_back_from_a_worker():
+def test_a_record_error_survives_pickling_by_a_worker():
     error = pickle.loads(pickle.dumps(RecordError("rate", "no rate")))
     assert (type(error), error.reason, str(error)) == (RecordError, "rate", "no rate")
 
@@ -373,7 +373,7 @@ def test_every_spelling_of_a_lead_has_one_meaning(spelling, lead):
     assert normalize_lead(spelling) == lead
 
 
-def test_rows_come_in_the_wanted_order_and_others_are_passed_over():
+def test_rows_come_in_the_wanted_order_and_other_leads_are_ignored():
     names = ["PLETH", *[lead.upper() for lead in reversed(LEADS)], "vx"]
     assert order_rows(names, LEADS) == list(range(12, 0, -1))
 
@@ -385,17 +385,17 @@ def recording_of(names, signal_LS):
     return Recording(signal_LS=np.array(signal_LS), leads=tuple(names), sample_rate_hz=500)
 
 
-def test_limb_leads_that_are_absent_follow_from_i_and_ii_whatever_they_are_called():
+def test_missing_limb_leads_are_derived_from_i_and_ii_under_any_spelling():
     signal_LS, flags = complete_leads(recording_of(["ii", "Lead I"], LIMBS_LS[[1, 0]]), LEADS[:6])
     np.testing.assert_array_equal(signal_LS, LIMBS_LS)
     assert flags == ("derived:III,aVR,aVL,aVF",)
-    as_stored = LIMBS_LS + np.arange(6)[:, None]  # what is there is kept, though it does not fit
+    as_stored = LIMBS_LS + np.arange(6)[:, None]  # recorded leads are kept, even if inconsistent
     signal_LS, flags = complete_leads(recording_of(LEADS[:6], as_stored), LEADS[:6])
     np.testing.assert_array_equal(signal_LS, as_stored)
     assert flags == ()
 
 
-def test_absent_leads_are_zero_only_on_request():
+def test_missing_leads_are_zero_only_on_request():
     recording = recording_of(LEADS[:2], LIMBS_LS[:2])
     with pytest.raises(RecordError, match="missing V1, V2; its leads are named: I, II"):
         complete_leads(recording, ["V1", "aVR", "V2"])
@@ -404,7 +404,7 @@ def test_absent_leads_are_zero_only_on_request():
     assert flags == ("derived:aVR", "zero_filled:V1,V2")
 
 
-def test_nothing_is_derived_from_one_limb_lead_or_a_doubled_one():
+def test_nothing_is_derived_from_a_single_or_duplicated_limb_lead():
     with pytest.raises(RecordError, match="missing III, aVR, aVL, aVF"):
         complete_leads(recording_of(["I", "V1"], LIMBS_LS[:2]), ["I", *LEADS[2:6], "V1"])
     with pytest.raises(RecordError, match="missing III"):
@@ -413,7 +413,7 @@ def test_nothing_is_derived_from_one_limb_lead_or_a_doubled_one():
     assert flags == ("zero_filled:I,II,III,aVR,aVL,aVF",)
 
 
-def test_missing_and_doubled_leads_are_named():
+def test_missing_and_duplicated_leads_are_listed():
     with pytest.raises(
         RecordError, match=r"missing V5, V6 and more than one aVR; .*named: I, "
     ) as e:
@@ -431,7 +431,7 @@ def test_a_wfdb_record_of_any_name_is_read(tmp_path, name):
     np.testing.assert_array_equal(recording.signal_LS[:, 1], np.arange(1, 24, 2) / 1000)
 
 
-def test_wfdb_samples_that_do_not_add_up_to_the_checksum_are_refused(tmp_path):
+def test_wfdb_samples_that_contradict_their_checksum_are_refused(tmp_path):
     counts_LS = np.arange(24, dtype=np.int16).reshape(12, 2)
     write_wfdb(tmp_path / "r1", counts_LS, LEADS, 500)
     samples = np.fromfile(tmp_path / "r1.dat", "<i2")
@@ -442,14 +442,7 @@ def test_wfdb_samples_that_do_not_add_up_to_the_checksum_are_refused(tmp_path):
     assert caught.value.reason == "unreadable"
 
 
-def test_zeros_do_not_stand_for_a_recording_without_any_lead():
+def test_a_recording_without_any_wanted_lead_is_not_filled_with_zeros():
     recording = recording_of(("ch0", "ch1"), LIMBS_LS[:2])
     with pytest.raises(RecordError, match="missing I, II"):
         complete_leads(recording, LEADS, "zero")
-
-
-def test_an_empty_signal_file_is_called_so(tmp_path):
-    write_wfdb(tmp_path / "r1", np.ones((12, 2), np.int16), LEADS, 500)
-    (tmp_path / "r1.dat").write_bytes(b"")
-    with pytest.raises(RecordError, match=r"its signal file r1\.dat is empty"):
-        read_recording(find_recording(tmp_path, "r1"), ArrayLayout())

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_ecg.ecg.filters import Steps, apply_filters, change_rate, name_steps, parse_steps
+from hpc_ecg.ecg.filters import (
+    Preprocessing,
+    apply_filters,
+    change_rate,
+    parse_preprocessing,
+)
 from hpc_ecg.ecg.recording import RecordError
 
 RATE = 250
@@ -22,32 +27,38 @@ def size(signal_LS):
 
 
 @given(st.sampled_from(["resample_poly", "decimate"]), HZ, HZ)
-def test_a_name_says_all_and_only_what_is_done(resampling, highpass, notch):
-    steps = Steps(resampling=resampling, highpass_hz=highpass, notch_hz=notch)
-    assert parse_steps(name_steps(steps)) == steps
+def test_a_name_describes_exactly_what_is_done(resampling, highpass, notch):
+    steps = Preprocessing(resampling=resampling, highpass_hz=highpass, notch_hz=notch)
+    assert parse_preprocessing(steps.name) == steps
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "resample_poly", "resample_poly/1", "resample_poly/3", "resample_poly/notch/2"),
-        *("resample_poly/notch-50/highpass-0.5/2", "resample_poly/lowpass-40/2", "x/y/z"),
+        "",
+        "resample_poly",
+        "resample_poly/1",
+        "resample_poly/3",
+        "resample_poly/notch/2",
+        "resample_poly/notch-50/highpass-0.5/2",
+        "resample_poly/lowpass-40/2",
+        "x/y/z",
     ],
 )
 def test_a_name_of_another_version_or_order_is_not_guessed(name):
-    with pytest.raises(ValueError, match=r"preprocessing .* is not made here"):
-        parse_steps(name)
+    with pytest.raises(ValueError, match=r"preprocessing .* is unknown to this version"):
+        parse_preprocessing(name)
 
 
-def test_a_high_pass_takes_wander_and_offset_and_leaves_the_rest():
-    steps = Steps(highpass_hz=0.5)
+def test_the_high_pass_removes_wander_and_offset_and_keeps_the_rest():
+    steps = Preprocessing(highpass_hz=0.5)
     assert size(apply_filters(tone(0.05) + 5, RATE, steps)) < 0.01
     for hz in (5, 20):
         assert size(apply_filters(tone(hz), RATE, steps)) == pytest.approx(1, abs=0.01)
 
 
-def test_a_notch_takes_the_mains_and_leaves_its_neighbours():
-    steps = Steps(notch_hz=50)
+def test_the_notch_removes_mains_hum_and_keeps_neighbouring_frequencies():
+    steps = Preprocessing(notch_hz=50)
     assert size(apply_filters(tone(50), RATE, steps)) < 0.01
     for hz in (10, 45, 55):
         assert size(apply_filters(tone(hz), RATE, steps)) == pytest.approx(1, abs=0.03)
@@ -56,17 +67,17 @@ def test_a_notch_takes_the_mains_and_leaves_its_neighbours():
 def test_filters_delay_nothing():
     peak_LS = np.zeros((1, 2500))
     peak_LS[0, 1000] = 1
-    for steps in (Steps(highpass_hz=0.5), Steps(notch_hz=50)):
+    for steps in (Preprocessing(highpass_hz=0.5), Preprocessing(notch_hz=50)):
         assert apply_filters(peak_LS, RATE, steps).argmax() == 1000
 
 
 @pytest.mark.parametrize("samples", [1, 2, 10, 700])
-def test_filters_take_recordings_of_any_length(samples):
-    steps = Steps(highpass_hz=0.05, notch_hz=50)
+def test_filters_accept_recordings_of_any_length(samples):
+    steps = Preprocessing(highpass_hz=0.05, notch_hz=50)
     assert apply_filters(np.ones((2, samples)), RATE, steps).shape == (2, samples)
 
 
-def test_decimating_is_every_kth_sample_and_nothing_else():
+def test_decimating_takes_every_kth_sample_and_nothing_else():
     signal_LS = np.arange(20.0).reshape(2, 10)
     np.testing.assert_array_equal(change_rate(signal_LS, 500, 250, "decimate"), signal_LS[:, ::2])
     with pytest.raises(RecordError, match="400 Hz is no multiple of 250 Hz") as caught:
@@ -77,12 +88,15 @@ def test_decimating_is_every_kth_sample_and_nothing_else():
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        (Steps(resampling="linear"), "resampling must be resample_poly or decimate, got 'linear'"),
-        (Steps(highpass_hz=0), "high-pass must lie between 0 and 125 Hz"),
-        (Steps(notch_hz=125), "notch must lie between 0 and 125 Hz .* got 125"),
-        (Steps(notch_hz=float("nan")), "got nan"),
+        (
+            Preprocessing(resampling="linear"),
+            "resampling must be resample_poly or decimate, got 'linear'",
+        ),
+        (Preprocessing(highpass_hz=0), "high-pass must lie between 0 and 125 Hz"),
+        (Preprocessing(notch_hz=125), "notch must lie between 0 and 125 Hz .* got 125"),
+        (Preprocessing(notch_hz=float("nan")), "got nan"),
     ],
 )
-def test_filters_that_do_not_exist_are_refused(steps, message):
+def test_impossible_filters_are_refused(steps, message):
     with pytest.raises(ValueError, match=message):
         steps.check(RATE)

@@ -42,7 +42,7 @@ def test_the_text_is_a_table_that_adds_up():
     ]
 
 
-def test_a_step_that_leaves_out_nothing_is_a_plain_zero():
+def test_a_step_that_leaves_nothing_out_shows_zero():
     assert flow_text(flow_of(1, 0), []).splitlines()[2] == f"   0         0  {REASON}"
 
 
@@ -85,7 +85,7 @@ def is_apart(one, other):
 
 @pytest.mark.parametrize("unit", [0, 1, 12_345, 123_456_789])
 @pytest.mark.parametrize("steps", [1, 10])
-def test_in_the_picture_every_text_is_in_its_frame_and_frames_do_not_touch(steps, unit):
+def test_in_the_picture_every_text_fits_its_frame_and_frames_do_not_touch(steps, unit):
     frames, bare, canvas = boxes_of(flow_svg(flow_of(steps, unit)))
     assert len(frames) == steps + 4 and len(bare) == 2 * (steps - 1)
     for frame, texts in frames:

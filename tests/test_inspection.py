@@ -14,7 +14,8 @@ from conftest import plan_for
 from hpc_ecg.cli import main
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.shards.format import read_shard_set
-from hpc_ecg.shards.inspection import COPY_AGAIN, find_damage, inspect_shards, write_page
+from hpc_ecg.shards.inspection import REMOTE_REPAIR, inspect_shards, write_page
+from hpc_ecg.shards.integrity import find_damage
 from hpc_ecg.shards.sharding import shard_ecgs
 
 
@@ -24,7 +25,7 @@ def copied(shards, tmp_path):
 
 
 def inspect(capsys, *words):
-    """Exit code, lines of the answer, lines of complaint."""
+    """Exit code, lines of standard output, lines of standard error."""
     code = main(["data", "inspect", *map(str, words)])
     said = capsys.readouterr()
     return code, said.out.splitlines(), said.err.splitlines()
@@ -62,7 +63,9 @@ def test_an_unknown_split_is_one_line(shards, capsys):
 
 
 @pytest.mark.slow
-def test_missing_labels_ages_and_other_numbers_are_told(cohort, tmp_path, capsys):
+def test_missing_labels_and_ages_are_counted_and_numeric_labels_summarized(
+    cohort, tmp_path, capsys
+):
     table = pd.read_csv(cohort)
     table["lvef"] = np.linspace(20, 70, len(table))
     table.loc[::3, "lvef"] = np.nan
@@ -107,28 +110,31 @@ def test_every_damaged_shard_is_named_in_one_line(copied, capsys):
         f"damaged: {second} is missing",
         f"damaged: {third} is cut off: {len(whole) - 1000} of {len(whole)} bytes",
     ]
-    assert lines[-1] == f"mend with: hpc-ecg data repair {copied}"
+    assert lines[-1] == f"repair with: hpc-ecg data repair {copied}"
 
 
 @pytest.fixture
-def far(shards):
-    """The shards in fsspec's file system in memory: its URL, and the files there."""
+def remote(shards):
+    """The shards in fsspec's file system in memory: their URL, and the file system."""
     filesystem = fsspec.filesystem("memory")
     filesystem.put(f"{shards}/", "/looked/into", recursive=True)
     yield "memory://looked/into", filesystem
     filesystem.rm("/looked", recursive=True)
 
 
-def test_shards_at_a_url_are_looked_into_as_those_of_a_folder(far, shards, tmp_path, capsys):
-    (url, _), here, there = far, tmp_path / "here.html", tmp_path / "there.html"
-    near = inspect(capsys, shards, "--out", here)
-    code, lines, complaints = inspect(capsys, url, "--out", there)
-    assert (code, lines[1:], complaints) == (0, near[1][1:], [])
-    assert keys_on(there) == keys_on(here) and "Shards: into" in there.read_text()
+def test_shards_at_a_url_are_inspected_like_those_in_a_folder(remote, shards, tmp_path, capsys):
+    (url, _), local_page, remote_page = remote, tmp_path / "a.html", tmp_path / "b.html"
+    local = inspect(capsys, shards, "--out", local_page)
+    code, lines, complaints = inspect(capsys, url, "--out", remote_page)
+    assert (code, lines[1:], complaints) == (0, local[1][1:], [])
+    assert keys_on(remote_page) == keys_on(local_page)
+    assert "Shards: into" in remote_page.read_text()
 
 
-def test_damage_at_a_url_is_named_and_mended_where_the_shards_came_from(far, shards, capsys):
-    url, files = far
+def test_damage_at_a_url_is_named_and_repaired_where_the_shards_were_written(
+    remote, shards, capsys
+):
+    url, files = remote
     first, second, third, *_ = shard_names(shards)
     files.rm(f"/looked/into/{first}")
     files.pipe(f"/looked/into/{second}", (shards / third).read_bytes())
@@ -140,7 +146,7 @@ def test_damage_at_a_url_is_named_and_mended_where_the_shards_came_from(far, sha
         f"damaged: {second} is swapped: it holds {third}",
         f"damaged: {third} is cut off: {size - 9} of {size} bytes",
     ]
-    assert lines[-1] == f"mend with: {COPY_AGAIN}"
+    assert lines[-1] == f"repair with: {REMOTE_REPAIR}"
     code, _, (complaint,) = inspect(capsys, "memory://looked/elsewhere")
     assert code == 2 and complaint.endswith("memory://looked/elsewhere: dataset.json is missing")
 
@@ -149,7 +155,7 @@ def test_damage_at_a_url_is_named_and_mended_where_the_shards_came_from(far, sha
     ("leave", "why"), [(Path.mkdir, "cannot be read: Is a directory"), (str, "is missing")]
 )
 def test_a_shard_that_cannot_be_read_is_one_line(copied, tmp_path, capsys, leave, why):
-    """A folder lies in its place, or nothing."""
+    """A folder is in its place, or nothing."""
     for name in shard_names(copied):
         (copied / name).unlink()
         leave(copied / name)
@@ -159,18 +165,18 @@ def test_a_shard_that_cannot_be_read_is_one_line(copied, tmp_path, capsys, leave
     assert code == 2 and complaint.endswith(why)
 
 
-def test_swapped_shards_are_called_so(copied):
+def test_swapped_shards_are_reported_as_swapped(copied):
     first, second, *_ = shard_names(copied)
     (copied / first).rename(copied / "x")
     (copied / second).rename(copied / first)
     (copied / "x").rename(copied / second)
-    assert find_damage(read_shard_set(copied, check_sizes=False)) == [
-        f"{first} is swapped: it holds {second}",
-        f"{second} is swapped: it holds {first}",
-    ]
+    assert find_damage(read_shard_set(copied, check_sizes=False)) == {
+        0: f"{first} is swapped: it holds {second}",
+        1: f"{second} is swapped: it holds {first}",
+    }
 
 
-def test_without_verifying_damage_is_not_looked_for_and_said_to_be_so(copied, capsys):
+def test_without_verification_damage_is_not_searched_and_the_answer_says_so(copied, capsys):
     flip(copied / shard_names(copied)[0])
     code, lines, _ = inspect(capsys, copied, "--no-verify")
     assert code == 0 and lines[-1] == "digests: not verified"
@@ -193,7 +199,7 @@ def test_a_damaged_record_is_never_drawn(copied, tmp_path, capsys):
     assert code == 2 and f"{name} is damaged (key 0" in complaint
 
 
-def test_numbers_for_programs_are_json_also_when_there_is_damage(copied, capsys):
+def test_json_is_written_also_when_there_is_damage(copied, capsys):
     name = shard_names(copied)[-1]
     (copied / name).unlink()
     code, lines, _ = inspect(capsys, copied, "--json")
@@ -233,7 +239,7 @@ def test_plots_show_the_values_of_the_first_label_in_turn(shards, tmp_path):
         assert len(drawn) == 2 and drawn.max() - drawn.min() <= 1
 
 
-def test_plots_of_less_than_none_are_one_line(shards, capsys):
+def test_a_negative_number_of_plots_is_one_line(shards, capsys):
     code, _, (complaint,) = inspect(capsys, shards, "--plots", "-1")
     assert code == 2 and "--plots must be at least 0, got -1" in complaint
 

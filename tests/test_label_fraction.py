@@ -60,7 +60,7 @@ def test_a_share_without_a_positive_patient_is_refused(index):
 
 @pytest.mark.parametrize("share", [0.0, 1.5])
 def test_a_share_is_above_0_and_up_to_1(share):
-    with pytest.raises(ValueError, match=r"data.label_fraction is a share above 0 and up to 1"):
+    with pytest.raises(ValueError, match=r"data.label_fraction must be in \(0, 1\]"):
         DataConfig(shards="s", label_fraction=share)
 
 

@@ -30,7 +30,7 @@ def write(path, *lines):
     return path
 
 
-def test_a_list_of_mats_has_labels_and_patients_from_them(tmp_path, mats):
+def test_a_list_of_mat_files_takes_labels_and_patients_from_them(tmp_path, mats):
     lines = [f"site/{row}.mat\t2500" for row in range(3)]
     path = write(tmp_path / "valid.tsv", str(mats), *lines, "site/gone.mat\t2500")
     manifest = read_manifest(path, read_table)
@@ -58,7 +58,7 @@ def arrays(tmp_path):
 
 
 @pytest.mark.parametrize("between", [":", "\t"])
-def test_one_array_of_all_is_named_by_rows(arrays, between):
+def test_one_array_of_all_recordings_is_addressed_by_row(arrays, between):
     pairs = {"x_path": arrays / "x.npy", "x_shape": "(4, 2500, 12)", "y_path": arrays / "y.npy"}
     pairs |= {"label_indexes": "[2, 0]", "scale": "0.00488"}
     path = write(arrays / "train.tsv", *(f"{key}{between}{value}" for key, value in pairs.items()))
@@ -82,9 +82,9 @@ def test_a_table_of_arrays_keeps_its_columns(tmp_path):
     table = pd.DataFrame({"npy_path": ["a.npy", "b.npy"], "af": [1, 0], "mrn": ["p", "q"]})
     table.to_csv(tmp_path / "t.csv", index=False)
     path = write(tmp_path / "test.tsv", f"x_path:{tmp_path / 't.csv'}", "y_labels:['af']")
-    found = read_manifest(path, read_table)
-    assert found.axes == "samples,leads"
-    assert found.table.to_dict("list") == {
+    manifest = read_manifest(path, read_table)
+    assert manifest.axes == "samples,leads"
+    assert manifest.table.to_dict("list") == {
         "file": ["a.npy", "b.npy"],
         "af": ["1", "0"],
         "mrn": ["p", "q"],
@@ -103,7 +103,7 @@ def test_a_manifest_is_read_wherever_a_table_is(tmp_path, mats):
     "text",
     ["file\taf\na\t1\n", "file,af\na,1\n", "x_path,af\na,1\n", "", "\n", "file\n", "/root\n"],
 )
-def test_other_tables_are_no_manifests(tmp_path, text):
+def test_other_tables_are_not_manifests(tmp_path, text):
     (tmp_path / "train.tsv").write_text(text)
     assert not is_manifest(tmp_path / "train.tsv")
 
@@ -125,7 +125,7 @@ def test_other_tables_are_no_manifests(tmp_path, text):
         (["x_path:x.npy", "y_path:x.npy"], "expected (4, labels)"),
     ],
 )
-def test_what_does_not_belong_in_a_manifest_is_one_line(arrays, lines, says):
+def test_an_invalid_manifest_is_refused_in_one_line(arrays, lines, says):
     path = write(arrays / "m.tsv", *lines)
     with pytest.raises(ValueError, match=r"m\.tsv") as caught:
         read_manifest(path, read_table)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpc_ecg.ecg.files import ArrayLayout, read_recording
-from hpc_ecg.ecg.quality import check_amplitude, check_finite, check_not_flat, find_flags
+from hpc_ecg.ecg.quality import check_amplitude, check_finite, check_not_flat, quality_flags
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.ecg.signal import LEADS
 
@@ -22,18 +22,18 @@ def test_a_sound_signal_passes_without_flags(signal_LS):
     check_finite(signal_LS, LEADS)
     check_not_flat(signal_LS, LEADS)
     check_amplitude(signal_LS, LEADS, 32.767)
-    assert find_flags(signal_LS, LEADS, 500) == ()
+    assert quality_flags(signal_LS, LEADS, 500) == ()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_sample_that_is_no_number_names_its_lead(signal_LS, value):
+def test_the_leads_of_nan_and_infinite_samples_are_named(signal_LS, value):
     signal_LS[[7, 11], 3] = value
     with pytest.raises(RecordError, match="2 samples are NaN or infinite, in V2, V6") as caught:
         check_finite(signal_LS, LEADS)
     assert caught.value.reason == "NaN"
 
 
-def test_a_lead_with_an_offset_and_nothing_else_is_flat(signal_LS):
+def test_a_lead_with_only_an_offset_is_flat(signal_LS):
     signal_LS[3] = 1.5 + 0.004 * np.sin(np.arange(1000))
     with pytest.raises(RecordError, match=r"less than 10 µV peak to peak in aVR$") as caught:
         check_not_flat(signal_LS, LEADS)
@@ -44,12 +44,12 @@ def test_a_low_voltage_lead_is_not_flat(signal_LS):
     check_not_flat(signal_LS / signal_LS.max() * 0.05, LEADS)
 
 
-def test_a_record_in_volts_taken_for_millivolts_is_told_so(signal_LS):
+def test_a_record_in_volts_read_as_millivolts_gets_a_hint(signal_LS):
     with pytest.raises(RecordError, match="is the unit right"):
         check_not_flat(signal_LS / 1000, LEADS)
 
 
-def test_a_record_in_microvolts_taken_for_millivolts_is_told_so(signal_LS):
+def test_a_record_in_microvolts_read_as_millivolts_gets_a_hint(signal_LS):
     with pytest.raises(RecordError, match=r"I, II.*at most 32.767 mV.*unit right \(µV") as caught:
         check_amplitude(signal_LS * 1000, LEADS, 32.767)
     assert caught.value.reason == "amplitude"
@@ -59,52 +59,52 @@ def test_a_record_in_microvolts_taken_for_millivolts_is_told_so(signal_LS):
 def test_a_large_peak_of_either_sign_is_kept_and_flagged(signal_LS, peak):
     signal_LS[7, 0] = peak
     check_amplitude(signal_LS, LEADS, 32.767)
-    assert find_flags(signal_LS, LEADS, 500) == ("large_amplitude",)
+    assert quality_flags(signal_LS, LEADS, 500) == ("large_amplitude",)
 
 
 @pytest.mark.parametrize(("samples", "flags"), [(19, ()), (20, ("saturated",))])
 def test_a_lead_that_stays_at_its_extreme_is_saturated(signal_LS, samples, flags):
     signal_LS[7, 100 : 100 + samples] = 2.5
-    assert find_flags(signal_LS, LEADS, 500) == flags
+    assert quality_flags(signal_LS, LEADS, 500) == flags
 
 
 def test_a_flat_stretch_at_the_middle_of_a_lead_is_not_saturation(signal_LS):
     signal_LS[7, 100:200] = 0.0
-    assert find_flags(signal_LS, LEADS, 500) == ()
+    assert quality_flags(signal_LS, LEADS, 500) == ()
 
 
 def test_limb_leads_in_the_wrong_order_are_flagged(signal_LS):
     swapped = signal_LS[[1, 0, *range(2, 12)]]
-    assert find_flags(swapped, LEADS, 500) == ("limb_leads_inconsistent",)
+    assert quality_flags(swapped, LEADS, 500) == ("limb_leads_inconsistent",)
 
 
-def test_exchanged_arms_are_suspected(signal_LS):
+def test_exchanged_arm_electrodes_are_suspected(signal_LS):
     signal_LS[11] = signal_LS[0]  # V6 runs as I does
-    assert find_flags(signal_LS, LEADS, 500) == ()
+    assert quality_flags(signal_LS, LEADS, 500) == ()
     right_for_left = signal_LS.copy()
     right_for_left[0] *= -1
     right_for_left[1], right_for_left[2] = signal_LS[2], signal_LS[1]
-    assert find_flags(right_for_left, LEADS, 500) == ("lead_swap_suspected",)
+    assert quality_flags(right_for_left, LEADS, 500) == ("lead_swap_suspected",)
 
 
-def test_leads_that_are_not_there_are_not_judged(signal_LS):
-    assert find_flags(signal_LS[6:8], ["V1", "V2"], 500) == ()
+def test_missing_leads_raise_no_flag(signal_LS):
+    assert quality_flags(signal_LS[6:8], ["V1", "V2"], 500) == ()
 
 
 @pytest.mark.slow
-def test_of_real_recordings_few_are_flagged(real_data):
+def test_few_real_recordings_are_flagged(real_data):
     """Bounds were set on these; the saturated ones and one I against V6 were looked at."""
     folder = real_data / "ecg" / "ptbxl"
     counts = Counter()
     for path in sorted(folder.rglob("*.hea")):
         recording = read_recording(path, ArrayLayout())
-        counts.update(find_flags(recording.signal_LS, LEADS, recording.sample_rate_hz))
+        counts.update(quality_flags(recording.signal_LS, LEADS, recording.sample_rate_hz))
     assert counts == {"saturated": 3, "lead_swap_suspected": 1}
 
 
 @pytest.mark.parametrize("part", [slice(500), slice(-500, None)])
 def test_a_recording_that_begins_late_or_stops_early_is_flagged(signal_LS, part):
     signal_LS[:, part] = 0.0
-    assert find_flags(signal_LS, LEADS, 500) == ("partly_flat",)
+    assert quality_flags(signal_LS, LEADS, 500) == ("partly_flat",)
     signal_LS[3, part] = np.linspace(0, 1, 500)
-    assert "partly_flat" not in find_flags(signal_LS, LEADS, 500)
+    assert "partly_flat" not in quality_flags(signal_LS, LEADS, 500)

@@ -17,8 +17,8 @@ from hpc_ecg.shards.index import LeftOut
 from hpc_ecg.shards.quality_report import (
     NUM_PICTURES,
     QualityFacts,
-    choose_evenly,
     quality_table,
+    sample_evenly,
     write_quality_report,
 )
 
@@ -87,7 +87,7 @@ def facts_of(left_out, flags, **changes):
             for row, reason in enumerate(left_out)
         ],
         "amplitude": compare_amplitudes(index["amplitude_mv"].to_numpy()) if len(flags) else None,
-        "picture_of": picture_of,
+        "read_source": picture_of,
     }
     return QualityFacts(**(facts | changes))
 
@@ -103,7 +103,7 @@ def read(folder):
     )
 
 
-def test_each_reason_and_each_flag_has_words_and_unknown_ones_are_shown(tmp_path):
+def test_each_reason_and_flag_is_explained_and_unknown_ones_are_shown(tmp_path):
     facts = facts_of([*REASONS, "eaten"], [*FLAGS, "never_heard:of", ""])
     assert write_quality_report(tmp_path, facts) == tmp_path / "quality.html"
     page, _ = read(tmp_path)
@@ -112,7 +112,7 @@ def test_each_reason_and_each_flag_has_words_and_unknown_ones_are_shown(tmp_path
     for table, unknown in (("left-out", "eaten"), ("flags", "never_heard")):
         words = words_of(page, table)
         lost = words.pop(unknown)
-        assert lost == ["This page has no words for it.", "See quality.csv."]
+        assert lost == ["This page has no explanation for it.", "See quality.csv."]
         assert all(means and to_do and [means, to_do] != lost for means, to_do in words.values())
 
 
@@ -164,15 +164,15 @@ def test_windows_of_one_recording_are_one_row_of_the_table(tmp_path):
     assert page.captions[-1].startswith("Row 3: padded")
 
 
-def test_a_row_that_is_in_no_list_is_never_passed_over(tmp_path):
+def test_a_row_that_is_in_no_list_is_an_error(tmp_path):
     with pytest.raises(AssertionError, match="in no list"):
         write_quality_report(tmp_path, facts_of(["NaN"], [""], records=3))
 
 
-def test_pictures_are_taken_from_the_reasons_in_turn_and_those_without_come_last(tmp_path):
+def test_pictures_take_turns_over_the_reasons_and_those_that_failed_come_last(tmp_path):
     reasons = ["too short"] * 50 + ["NaN", "not found", "flat lead"]
     flags = ["padded"] * 40 + ["padded;saturated"]
-    facts = facts_of(reasons, flags, picture_of=lambda row: picture_of(row) if row != 50 else None)
+    facts = facts_of(reasons, flags, read_source=lambda row: picture_of(row) if row != 50 else None)
     write_quality_report(tmp_path, facts)
     page, _ = read(tmp_path)
     _amplitude, *captions = page.captions
@@ -191,7 +191,7 @@ def test_pictures_are_taken_from_the_reasons_in_turn_and_those_without_come_last
 )
 def test_what_cannot_be_drawn_does_not_stop_the_report(tmp_path, leads, rate_hz):
     odd = Recording(signal_LS=np.zeros((2, 10)), leads=leads, sample_rate_hz=rate_hz)
-    write_quality_report(tmp_path, facts_of(["rate"], [""], picture_of=lambda row: odd))
+    write_quality_report(tmp_path, facts_of(["rate"], [""], read_source=lambda row: odd))
     assert "(cannot be drawn)" in (tmp_path / "quality.html").read_text()
 
 
@@ -214,7 +214,7 @@ def test_a_wrong_unit_is_a_warning_with_its_factor(tmp_path):
     assert "µV taken for mV (mended by × 0.001)" in warning
 
 
-def test_a_cohort_of_which_nothing_is_left_is_reported_too(tmp_path):
+def test_a_cohort_without_a_usable_record_is_reported_too(tmp_path):
     write_quality_report(tmp_path, facts_of(["NaN"] * 3, []))
     assert "0 are in the shards, 3 were left out" in (tmp_path / "quality.html").read_text()
 
@@ -234,17 +234,17 @@ def test_the_report_is_the_same_every_time(tmp_path):
 )
 def test_a_sample_is_spread_evenly_over_the_groups(groups, count, seed):
     names = [str(n) for n in range(len(groups))]
-    chosen = choose_evenly(names, np.array(groups, object), count, seed)
+    chosen = sample_evenly(names, np.array(groups, object), count, seed)
     assert len(set(chosen)) == len(chosen) == min(count, len(groups))
     taken = {g: sum(groups[n] == g for n in chosen) for g in set(groups)}
     for group, number in taken.items():  # fewer than another only if it has no more
         assert number >= max(taken.values()) - 1 or number == groups.count(group)
-    assert choose_evenly(names, np.array(groups, object), count, seed) == chosen
+    assert sample_evenly(names, np.array(groups, object), count, seed) == chosen
 
 
-def test_another_seed_takes_others_and_records_elsewhere_change_nothing():
+def test_another_seed_chooses_others_and_more_records_elsewhere_change_nothing():
     names = [str(n) for n in range(100)]
     groups = np.array(["a"] * 50 + ["b"] * 50, object)
-    assert choose_evenly(names, groups, 6, seed=0) != choose_evenly(names, groups, 6, seed=1)
+    assert sample_evenly(names, groups, 6, seed=0) != sample_evenly(names, groups, 6, seed=1)
     grown = np.append(groups, "b")
-    assert choose_evenly([*names, "100"], grown, 6)[:3] == choose_evenly(names, groups, 6)[:3]
+    assert sample_evenly([*names, "100"], grown, 6)[:3] == sample_evenly(names, groups, 6)[:3]

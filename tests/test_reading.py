@@ -17,7 +17,7 @@ from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.loader import MicroBatch
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.inputs import model_inputs
+from hpc_ecg.training.model_inputs import model_inputs
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights import load_model

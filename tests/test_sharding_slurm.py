@@ -1,4 +1,4 @@
-"""Sharding spread over a real Slurm: the same bytes as one process writes, and what goes wrong."""
+"""Sharding on a real Slurm: the same bytes as one process writes, and failures of jobs."""
 
 import subprocess
 import threading
@@ -29,10 +29,10 @@ def test_an_array_of_jobs_writes_the_bytes_of_one_process(slurm, cohort, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "slurm"]
 
 
-def test_a_killed_job_is_named_and_the_same_command_goes_on(slurm, cohort, tmp_path):
+def test_a_killed_job_is_named_and_the_same_command_then_succeeds(slurm, cohort, tmp_path):
     given = spread(cohort, tmp_path / "out", jobs=2)
 
-    def kill_the_second():
+    def kill_second_job():
         while True:
             command = ["squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i"]
             running = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -42,7 +42,7 @@ def test_a_killed_job_is_named_and_the_same_command_goes_on(slurm, cohort, tmp_p
                 return
             time.sleep(0.05)
 
-    killer = threading.Thread(target=kill_the_second)
+    killer = threading.Thread(target=kill_second_job)
     killer.start()
     with pytest.raises(ValueError, match="ended without a result: killed, cancelled, or out of"):
         shard_ecgs(given)
@@ -53,7 +53,7 @@ def test_a_killed_job_is_named_and_the_same_command_goes_on(slurm, cohort, tmp_p
     assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "alone")
 
 
-def test_what_a_job_said_is_there_to_be_read(slurm, cohort, tmp_path, monkeypatch):
+def test_the_log_of_a_failed_job_is_kept(slurm, cohort, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
     (tmp_path / "broken" / "wfdb").mkdir(parents=True)
     (tmp_path / "broken" / "wfdb" / "__init__.py").write_text("raise ImportError('no wfdb here')")
@@ -63,7 +63,7 @@ def test_what_a_job_said_is_there_to_be_read(slurm, cohort, tmp_path, monkeypatc
     assert "no wfdb here" in log.read_text()
 
 
-def test_a_partition_that_is_none_is_one_line(slurm, cohort, tmp_path):
+def test_an_unknown_partition_is_one_line(slurm, cohort, tmp_path):
     with pytest.raises(ValueError, match=r"sbatch: .*[Ii]nvalid partition"):
         shard_ecgs(spread(cohort, tmp_path / "out", partition="nowhere"))
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import prepare
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.shards.format import find_arrays, key_of_row, read_shard_set, shard_name
+from hpc_ecg.shards.format import find_array_offsets, key_of_row, read_shard_set, shard_name
 from hpc_ecg.shards.sharding import shard_ecgs
 
 
@@ -30,7 +30,7 @@ def tars_of(folder):
 
 
 def samples_of(folder):
-    """Key -> sample, as anybody's webdataset reads them."""
+    """Key -> sample, as plain webdataset reads them."""
     webdataset = pytest.importorskip("webdataset")
     samples = {}
     for path in tars_of(folder):  # one by one: webdataset objects to a shard without records
@@ -97,7 +97,7 @@ def test_keys_are_row_numbers_without_dots(shards):
                 assert re.fullmatch(r"\d{8}\.(ecg\.npy|json)", name)
 
 
-def test_a_shard_holds_its_own_rows_of_the_table(shards):
+def test_a_shard_holds_consecutive_rows_of_the_table(shards):
     for number, path in enumerate(tars_of(shards)):
         with tarfile.open(path) as tar:
             rows = {int(name[:8]) for name in tar.getnames()}
@@ -122,12 +122,12 @@ def test_no_identifier_and_no_label_is_in_a_tar(shards, cohort):
 # The index
 
 
-def test_the_index_leads_to_the_first_count_of_each_record(shards):
+def test_the_index_has_the_offset_of_the_first_count_of_each_record(shards):
     index, samples = pd.read_parquet(shards / "index.parquet"), samples_of(shards)
     for row in index.itertuples():
         array = np.fromfile(shards / shard_name(row.shard), "<i2", 12 * 2500, offset=row.offset)
         np.testing.assert_array_equal(array.reshape(12, 2500), samples[row.key]["ecg.npy"])
-    found = find_arrays(shards / shard_name(1), 12, 2500)
+    found = find_array_offsets(shards / shard_name(1), 12, 2500)
     assert found == dict(index[index["shard"] == 1][["key", "offset"]].to_numpy().tolist())
 
 
@@ -167,7 +167,7 @@ def test_two_workers_write_the_same_bytes_as_one(shards, cohort, tmp_path):
 # Opening a set
 
 
-def test_a_set_is_opened_with_what_describes_it(shards):
+def test_an_open_set_has_the_facts_of_its_description(shards):
     found = read_shard_set(str(shards))
     assert found.signal == SignalSpec() and found.microvolts_per_count == 1.0
     assert found.label_names == ["af"]
@@ -240,7 +240,7 @@ def test_a_cut_off_index_is_refused(copied):
         (b'{"format": "hpc_ecg-shards/3"}', "not a description of hpc_ecg-shards/2"),
     ],
 )
-def test_a_description_that_is_none_is_refused(copied, content, expected):
+def test_a_file_that_is_not_a_description_is_refused(copied, content, expected):
     (copied / "dataset.json").write_bytes(content)
     message = refusal(copied)
     assert "dataset.json" in message and expected in message

@@ -75,7 +75,7 @@ def test_a_reader_takes_the_copy_once_it_is_there(shards, disk, tmp_path):
     everything = np.arange(len(train))
     before = train.read(everything)
     source.stage(range(len(opened.description["shards"])))
-    source._stage.wait()
+    source._node_cache.wait()
     for path in folder.glob("*.tar"):
         path.unlink()  # what is read from now on is read from the stage
     fresh = open_split(opened, "train", names, source)
@@ -89,7 +89,7 @@ def test_a_copy_that_somebody_deleted_is_read_from_the_source(shards, disk):
     source = ShardSource(opened, config)
     train = open_split(opened, "train", names, source)
     source.stage([0, 1, 2, 3])
-    source._stage.wait()
+    source._node_cache.wait()
     source.files([])
     for path in disk.rglob("*.tar"):
         path.unlink()

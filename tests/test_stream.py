@@ -19,7 +19,7 @@ from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.loader import prefetch, prefetch_in_order
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.source import ShardSource
-from hpc_ecg.shards.format import array_of, shard_name
+from hpc_ecg.shards.format import parse_array, shard_name
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -106,11 +106,11 @@ def test_a_record_is_what_numpy_reads_and_anything_else_is_refused(rng):
         np.lib.format.write_array(file := io.BytesIO(), array, **options)
         return file.getvalue()
 
-    np.testing.assert_array_equal(array_of(npy(counts), (12, 25)), counts)
+    np.testing.assert_array_equal(parse_array(npy(counts), (12, 25)), counts)
     header, _, rest = npy(counts).partition(b" " * 9)
     other_numpy = bytearray(header + rest)  # with fewer spaces at the end
     other_numpy[8] -= 9
-    np.testing.assert_array_equal(array_of(bytes(other_numpy), (12, 25)), counts)
+    np.testing.assert_array_equal(parse_array(bytes(other_numpy), (12, 25)), counts)
     for wrong in (
         npy(counts.T),
         npy(np.asfortranarray(counts)),
@@ -122,7 +122,7 @@ def test_a_record_is_what_numpy_reads_and_anything_else_is_refused(rng):
         b"",
     ):
         with pytest.raises(ValueError, match=r"a record is no int16 array of shape \(12, 25\)"):
-            array_of(wrong, (12, 25))
+            parse_array(wrong, (12, 25))
 
 
 def test_no_lane_parses_python(shards, monkeypatch):

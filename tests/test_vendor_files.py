@@ -1,5 +1,5 @@
-"""Files of ECG machines: real ones against what they hold, made ones against each other, damaged
-ones against their reason."""
+"""Files of ECG machines: real ones against stored digests, synthetic ones against each other,
+damaged ones against the reason they are refused for."""
 
 import base64
 import hashlib
@@ -93,7 +93,7 @@ def test_a_real_file_is_read_to_the_last_microvolt(real_data, name):
 
 def test_the_same_recording_in_two_files_is_the_same_signal(real_data):
     """Pairs by their digests above: two aECG files, the same DICOM from two projects, two Philips
-    files twice. None of these recordings is there in two formats; made ones are, below."""
+    files twice. No real recording comes in two formats; synthetic ones do, below."""
     digests = [outcome[-1] for outcome in REAL.values()]
     assert all(digests.count(pair) == 2 for pair in (AECG, DICOM, PHILIPS_A, PHILIPS_B))
 
@@ -115,14 +115,14 @@ def test_eight_leads_of_muse_become_twelve(real_data, name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_another_makers_export_is_refused_by_its_name(real_data, name):
+def test_another_makers_export_is_refused_and_named(real_data, name):
     reason, message = refusal(real_data / "ecg" / "formats" / name)
     assert reason == "unreadable"
-    for said in (REFUSED[name], "GE MUSE XML", "best as DICOM"):
-        assert said in message
+    for text in (REFUSED[name], "GE MUSE XML", "best as DICOM"):
+        assert text in message
 
 
-# Made files
+# Synthetic files
 
 
 @pytest.mark.parametrize("name", [*WRITERS, "dicom.dcm", "1.2.840.17"])
@@ -137,13 +137,13 @@ def test_one_recording_is_the_same_signal_in_every_format(tmp_path, name):
 
 
 @pytest.mark.parametrize("beat_first", [False, True])
-def test_of_a_dicom_file_the_rhythm_is_taken_not_the_median_beat(tmp_path, beat_first):
+def test_a_dicom_file_gives_its_rhythm_not_its_median_beat(tmp_path, beat_first):
     recording = read(dicom(tmp_path / "x.dcm", COUNTS_LS, beat_first=beat_first))
     assert recording.signal_LS.shape == (12, 5000)
     assert recording.sample_rate_hz == 500
 
 
-def test_rates_that_are_no_whole_numbers_are_kept_or_refused(tmp_path):
+def test_fractional_rates_are_kept_or_refused(tmp_path):
     assert read(dicom(tmp_path / "x.dcm", COUNTS_LS, rate="499.5")).sample_rate_hz == 499.5
     assert read(tmp_path / "x.edf", edf(COUNTS_LS, seconds="10.01")).sample_rate_hz == 499.5
     assert read(tmp_path / "x.xml", aecg(COUNTS_LS, step="0.002002")).sample_rate_hz == 499.5
@@ -178,7 +178,7 @@ def test_a_wrong_checksum_and_a_file_cut_short_are_refused(tmp_path):
     assert "truncated" in message
 
 
-def test_an_scp_file_may_have_lost_its_name_but_no_part_of_the_signal(tmp_path, real_data):
+def test_an_scp_file_may_be_anonymized_but_its_signal_must_be_intact(tmp_path, real_data):
     content = (real_data / "ecg/formats/scp_SCP-Tools/example_full_anon.SCP").read_bytes()
     pointers = [struct.unpack_from("<HII", content, 22 + 10 * n) for n in range(12)]
     starts = {number: index - 1 for number, length, index in pointers if length}
@@ -203,14 +203,14 @@ def test_leads_that_do_not_belong_together_are_refused(tmp_path):
     assert "I 4999 samples, II 5000 samples" in message
 
 
-def test_a_lead_that_is_there_twice_is_not_chosen_from(tmp_path):
+def test_a_duplicated_lead_is_refused_rather_than_chosen(tmp_path):
     names = (*LEADS[:11], "V1")
     recording = read(tmp_path / "x.xml", muse(COUNTS_LS, leads=names))
     with pytest.raises(RecordError, match="more than one V1"):
         complete_leads(recording, LEADS[:11])
 
 
-def test_other_channels_do_not_matter(tmp_path):
+def test_other_channels_are_ignored(tmp_path):
     recording = read(tmp_path / "x.edf", edf(COUNTS_LS, labels=(*LEADS[:11], "SpO2")))
     assert recording.leads == LEADS[:11]
 
@@ -229,7 +229,7 @@ def test_the_calibration_at_the_end_of_a_philips_file_is_cut_off(tmp_path):
     assert read(tmp_path / "x.xml", sierra(everything)).signal_LS.shape == (12, 0)
 
 
-def test_without_the_extra_a_line_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_ecgdatakit_the_message_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ecgdatakit.parsing", None)
     reason, message = refusal(tmp_path / "x.xml", muse(COUNTS_LS))
     assert (reason, message) == (
@@ -245,7 +245,7 @@ def test_a_row_of_a_file_that_holds_one_recording_is_not_found(tmp_path):
     assert caught.value.reason == "not found"
 
 
-# Files made to do harm
+# Hostile files
 
 
 def bombs():
@@ -265,7 +265,7 @@ def bombs():
 @pytest.mark.slow
 def test_xml_bombs_are_refused(tmp_path):
     path = tmp_path / "x.xml"
-    read(path, muse(COUNTS_LS))  # what is imported late is there now
+    read(path, muse(COUNTS_LS))  # imports what is imported late
     for bomb in bombs():
         path.write_text(bomb)
         with nothing_runs():
@@ -293,7 +293,7 @@ def test_a_file_too_large_for_a_resting_ecg_is_not_parsed(tmp_path):
 
 
 @pytest.mark.slow
-def test_packed_xml_that_claims_gigabytes_costs_one(tmp_path):
+def test_packed_xml_that_claims_gigabytes_uses_at_most_one(tmp_path):
     """LZW of Philips' XLI: codes that repeat the longest string, 600 times their size."""
     codes = "".join(f"{code:010b}" for code in [0, *range(256, 1022), *[1021] * 3_000_000])
     chunk = int(codes.ljust(-len(codes) % 8 + len(codes), "0"), 2).to_bytes((len(codes) + 7) // 8)
@@ -315,11 +315,11 @@ def test_packed_xml_that_claims_gigabytes_costs_one(tmp_path):
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
     run = [sys.executable, "-c", textwrap.dedent(script), str(path)]
-    said = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
-    line, kilobytes = said.stdout.splitlines()
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
+    line, kilobytes = done.stdout.splitlines()
     assert "MemoryError" in line
     assert int(kilobytes) < 1_800_000
-    assert said.stderr == ""
+    assert done.stderr == ""
 
 
 FUZZ = settings(
@@ -369,7 +369,7 @@ def small(tmp_path_factory):
 @pytest.mark.slow
 @FUZZ
 @given(data=st.data())
-def test_no_damage_to_a_vendors_file_raises_anything_but_a_record_error(tmp_path, small, data):
+def test_a_damaged_vendor_file_raises_nothing_but_a_record_error(tmp_path, small, data):
     original = data.draw(st.sampled_from(small))
     outcome_of(tmp_path / original.name, damage(data, original.read_bytes()))
 
@@ -377,13 +377,13 @@ def test_no_damage_to_a_vendors_file_raises_anything_but_a_record_error(tmp_path
 @pytest.mark.slow
 @FUZZ
 @given(data=st.data())
-def test_no_damage_to_a_real_file_raises_anything_but_a_record_error(tmp_path, real_data, data):
+def test_a_damaged_real_file_raises_nothing_but_a_record_error(tmp_path, real_data, data):
     names = sorted(name for name in {*REAL, *REFUSED} if not name.endswith((".hea", ".mat")))
     original = real_data / "ecg" / "formats" / data.draw(st.sampled_from(names))
     outcome_of(tmp_path / original.name, damage(data, original.read_bytes()))
 
 
-def test_the_limit_of_memory_is_taken_back():
+def test_the_memory_limit_is_lifted_afterwards():
     before = resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(MemoryError), vendor_files._memory_limit(1 << 26):
         np.ones(1 << 26)

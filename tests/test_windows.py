@@ -41,7 +41,7 @@ def test_windows_begin_where_the_policy_says(window, samples, starts):
 
 
 @given(st.integers(500, 4000))
-def test_all_windows_are_the_recording_cut_up_without_gap_or_overlap(samples):
+def test_all_windows_cover_the_recording_without_gap_or_overlap(samples):
     windows = prepare(steps_of(samples), replace(SPEC, window="all"))
     joined_LS = np.concatenate([ecg.counts_LS for ecg in windows], axis=1)
     np.testing.assert_array_equal(joined_LS[3], np.arange(samples // 500 * 500))
@@ -60,20 +60,20 @@ def test_a_short_recording_is_left_out_unless_padding_is_asked_for():
     assert not padded.counts_LS[:, 1825:].any()
 
 
-def test_what_is_shorter_than_a_column_of_a_print_is_not_padded():
+def test_a_recording_shorter_than_a_column_of_a_print_is_not_padded():
     with pytest.raises(RecordError, match=r"2\.4 s; at least 2\.5 s are padded") as caught:
         prepare(steps_of(600), SignalSpec(window="first+padded"))
     assert caught.value.reason == "too short"
 
 
-def test_the_amplitude_is_that_of_what_was_recorded():
+def test_the_amplitude_is_that_of_the_recorded_part():
     signal_LS = np.tile(np.sin(np.arange(1250) / 5.0), (12, 1))
     recording = Recording(signal_LS=signal_LS, leads=LEADS, sample_rate_hz=250.0)
     (padded,) = prepare(recording, SignalSpec(window="first+padded"))
     assert padded.amplitude_mv == pytest.approx(2.0, abs=0.01)
 
 
-def test_unfit_windows_are_left_out_and_the_others_say_so():
+def test_unusable_windows_are_left_out_and_flagged_on_the_others():
     recording = steps_of(2000)
     recording.signal_LS[4, 500:1000] = 0.1
     windows = prepare(recording, replace(SPEC, window="all"))
@@ -92,7 +92,7 @@ def test_flags_are_those_of_the_window():
     assert has_large == [False, True, False]
 
 
-def test_a_factor_scales_and_is_declared():
+def test_an_amplitude_factor_scales_the_signals():
     plain, scaled = (
         prepare(steps_of(500), replace(SPEC, amplitude=name))[0].counts_LS
         for name in ("calibrated", "calibrated*0.5")
@@ -101,12 +101,12 @@ def test_a_factor_scales_and_is_declared():
 
 
 @pytest.mark.parametrize("name", ["calibrated*0", "calibrated*-1", "calibrated*nan", "mean*2"])
-def test_a_factor_that_is_none_is_refused(name):
+def test_an_invalid_amplitude_factor_is_refused(name):
     with pytest.raises(ValueError, match="amplitude factor must be a positive number"):
         amplitude_factor(name)
 
 
-def test_decimating_is_declared_and_done():
+def test_a_spec_can_ask_for_decimation():
     spec = replace(SPEC, preprocessing="decimate/2")
     (ecg,) = prepare(steps_of(1000, rate=500.0), spec)
     np.testing.assert_array_equal(ecg.counts_LS[0], np.arange(0, 1000, 2))
@@ -115,8 +115,9 @@ def test_decimating_is_declared_and_done():
 def test_missing_leads_are_refused_or_zeros_on_request():
     signal_LS = np.random.default_rng(0).normal(0, 0.3, (11, 500))
     recording = Recording(signal_LS=signal_LS, leads=LEADS[:-1], sample_rate_hz=250.0)
-    with pytest.raises(RecordError, match="missing V6"):
+    with pytest.raises(RecordError, match=r"^missing V6") as caught:
         prepare(recording, SPEC)
+    assert caught.value.reason == "leads"
     (ecg,) = prepare(recording, SPEC, missing_leads="zero")
     assert "zero_filled:V6" in ecg.flags and not ecg.counts_LS[11].any()
     recording.signal_LS[10] = 0.0
@@ -124,7 +125,7 @@ def test_missing_leads_are_refused_or_zeros_on_request():
         prepare(recording, SPEC, missing_leads="zero")
 
 
-def test_what_cannot_be_stored_is_left_out_or_clipped_and_flagged_on_request():
+def test_a_window_beyond_the_range_is_left_out_or_clipped_and_flagged_on_request():
     signal_LS = np.random.default_rng(0).normal(0, 0.3, (12, 1000))
     signal_LS[6, 600], signal_LS[8, 700] = 40.0, -32.8  # V1 and V3, in the second of two windows
     recording = Recording(signal_LS=signal_LS, leads=LEADS, sample_rate_hz=250.0)
@@ -148,6 +149,6 @@ def test_what_cannot_be_stored_is_left_out_or_clipped_and_flagged_on_request():
         ({"amplitude": "calibrated*x"}, "amplitude factor"),
     ],
 )
-def test_a_spec_that_cannot_be_made_is_refused(changes, message):
+def test_an_impossible_spec_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         check_spec(replace(SPEC, **changes))

@@ -4,16 +4,18 @@ import argparse
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpc_ecg.cli.parser import Verbs
 
 if TYPE_CHECKING:
-    from hpc_ecg.cohort.inputs import Sources
+    from hpc_ecg.cohort.source_tables import SourceTables
 
 FORMAT_HELP = "like %%d/%%m/%%Y (default: ISO 8601)"
 DEFAULT = "(default: %(default)s)"
 
 
-def add_cohort(verbs: Any) -> None:
+def add_cohort(verbs: Verbs) -> None:
     cohort = verbs.add_parser("cohort", help="label ECGs by later events, with a flow diagram")
     cohort.add_argument("ecgs", type=Path, metavar="ECGS", help="table, a row per ECG")
     cohort.add_argument("events", type=Path, metavar="EVENTS", help="table, a row per event")
@@ -78,8 +80,8 @@ def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
 def _cohort(options: argparse.Namespace) -> int:
     _check_out(options)
     from hpc_ecg.cohort.flow_diagram import flow_text, write_flow
-    from hpc_ecg.cohort.inputs import check_asked, read_tables, write_labelled
     from hpc_ecg.cohort.rules import Rules, apply_rules
+    from hpc_ecg.cohort.source_tables import check_options, read_tables, write_labelled
     from hpc_ecg.log import say
 
     if options.seed is not None and options.ecgs_per_patient != "random":
@@ -87,7 +89,7 @@ def _cohort(options: argparse.Namespace) -> int:
     options.seed = options.seed or 0
     rules = Rules(**{field.name: getattr(options, field.name) for field in fields(Rules)})
     sources = _sources(options)
-    check_asked(rules, sources)
+    check_options(rules, sources)
     tables = read_tables(sources, rules.age_limits != (-math.inf, math.inf))
     labelled, flow = apply_rules(tables.ecgs, tables.events, rules)
     write_labelled(options.out, tables.given, labelled, flow, options.label)
@@ -104,14 +106,14 @@ def _check_out(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {out} exists; --force replaces it, unless it is an input")
 
 
-def _sources(options: argparse.Namespace) -> "Sources":
-    from hpc_ecg.cohort.inputs import Sources
+def _sources(options: argparse.Namespace) -> "SourceTables":
+    from hpc_ecg.cohort.source_tables import SourceTables
 
-    values = {field.name: getattr(options, field.name) for field in fields(Sources)}
+    values = {field.name: getattr(options, field.name) for field in fields(SourceTables)}
     for name in ("event_patient", "follow_up_patient"):
         if values[name] is None:
             values[name] = options.patient
-    return Sources(**values | {"event": [*options.event, *_codes(options.event_file)]})
+    return SourceTables(**values | {"event": [*options.event, *_codes(options.event_file)]})
 
 
 def _codes(path: Path | None) -> list[str]:

@@ -2,14 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from hpc_ecg.cli.parser import Verbs
 from hpc_ecg.cli.shard import add_shard
 
 PLOTS = 12
 
 
-def add_data(verbs: Any) -> None:
+def add_data(verbs: Verbs) -> None:
     data = verbs.add_parser("data", help="make shards from a table and recordings")
     data_verbs = data.add_subparsers(required=True, metavar="VERB")
     add_shard(data_verbs)
@@ -35,13 +35,18 @@ def _inspect(options: argparse.Namespace) -> int:
     import json
 
     from hpc_ecg.log import say
-    from hpc_ecg.shards.inspection import describe_inspection, inspect_shards, write_page
+    from hpc_ecg.shards.format import read_description
 
     plots = PLOTS if options.plots is None else options.plots
     if plots < 0:
         raise ValueError(f"--plots must be at least 0, got {plots}")
     if options.out is None and (options.plots, options.seed) != (None, None):
         raise ValueError("--plots and --seed are for the page: give --out FILE.html, too")
+    if "://" not in options.shards:
+        read_description(Path(options.shards))  # a wrong path is reported before pages are imported
+
+    from hpc_ecg.shards.inspection import describe_inspection, inspect_shards, write_page
+
     inspection = inspect_shards(options.shards, options.split, not options.no_verify)
     if options.out is not None:
         write_page(options.out, inspection, plots, options.seed or 0)

@@ -2,10 +2,12 @@
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
+
+from hpc_ecg.cli.parser import Parser, Verbs
+from hpc_ecg.reporting.numbers import format_percent, format_with_interval
 
 WIDTH = 80
 COLUMNS = 3  # thresholds side by side
@@ -16,22 +18,22 @@ RATES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV
 RATES |= {"f1": "F1", "nns": "to screen"}
 
 
-def add_evaluate(verbs: Any) -> None:
-    # options may stand between the settings, which a verb's own parser does not allow
+def add_evaluate(verbs: Verbs) -> None:
+    # Options may stand between settings, which a subparser does not allow: it takes all words.
     evaluate = verbs.add_parser(
         "evaluate", help="score a finished run", add_help=False, prefix_chars="\0"
     )
     evaluate.add_argument("words", nargs="*")
-    evaluate.set_defaults(verb=partial(_evaluate, type(evaluate)))
+    evaluate.set_defaults(verb=_evaluate)
 
 
-def _parser(parser_class: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    parser = parser_class(prog="hpc-ecg evaluate", description="Score a finished run.")
+def _parser() -> Parser:
+    parser = Parser(prog="hpc-ecg evaluate", description="Score a finished run.")
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("settings", nargs="*", help="settings laid over the run's own")
+    parser.add_argument("settings", nargs="*", help="settings over those of the run")
     parser.add_argument(
         "--shards",
-        help="another cohort's; labels of other names: data.labels=[…], in the run's order",
+        help="of another cohort; for labels of other names data.labels=[…], in the run's order",
     )
     parser.add_argument(
         "--split", default="test", help="test (default), valid, or all: all records of the shards"
@@ -52,13 +54,13 @@ def _parser(parser_class: type[argparse.ArgumentParser]) -> argparse.ArgumentPar
     return parser
 
 
-def _evaluate(parser_class: type[argparse.ArgumentParser], given: argparse.Namespace) -> int:
-    options = _parser(parser_class).parse_intermixed_args(given.words)
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """Mistakes that can be seen without torch are reported before it is imported."""
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import say, start_logging
-    from hpc_ecg.training.evaluate import evaluate, evaluate_weights
-    from hpc_ecg.training.open_run import load_run, load_run_for
+    from hpc_ecg.training.open_run import finished_run, load_run, load_run_for
 
+    options = _parser().parse_intermixed_args(arguments.words)
     rank = read_ranks(os.environ).rank
     start_logging(rank)
     run_dir, shards, out = options.run_dir, options.shards, options.out
@@ -66,12 +68,16 @@ def _evaluate(parser_class: type[argparse.ArgumentParser], given: argparse.Names
     targets = [(kind, level) for kind in kinds for level in getattr(options, kind)]
     if wrong := [level for _, level in targets if not 0 < level < 1]:
         raise ValueError(f"--sensitivity and --specificity lie between 0 and 1, got {wrong[0]}")
+    config = load_run(run_dir, options.settings)
+    if shards is not None:
+        config = load_run_for(run_dir, shards, options.settings)
+    finished_run(run_dir)
+
+    from hpc_ecg.training.evaluate import evaluate, evaluate_weights
+
     if shards is None and out is None and options.split == "test" and not targets:
-        result, written = evaluate(load_run(run_dir, options.settings)), Path(run_dir)
+        result, written = evaluate(config), Path(run_dir)
     else:
-        config = load_run(run_dir, options.settings)
-        if shards is not None:
-            config = load_run_for(run_dir, shards, options.settings)
         name = "own" if shards is None else Path(shards.rstrip("/")).name
         written = out or Path(run_dir) / "evaluations" / f"{name}-{options.split}"
         weights = Path(run_dir) / "best"
@@ -90,11 +96,15 @@ def table_of(result: dict[str, Any]) -> list[str]:
         parts |= {f"{kind} average": result[kind] for kind in ("macro", "micro") if kind in result}
     for name, label in parts.items():
         lines += ["", f"{name}{_counts(label)}"]
-        lines += [f"  {text:<16}{show(label[m])}" for m, text in NAMES.items() if m in label]
+        lines += [
+            f"  {text:<16}{format_with_interval(label[m])}"
+            for m, text in NAMES.items()
+            if m in label
+        ]
         calibration = label.get("calibration", {})
         for part, text in CALIBRATION.items():
             if part in calibration:
-                lines.append(f"  {text:<16}{show(calibration[part])}")
+                lines.append(f"  {text:<16}{format_with_interval(calibration[part])}")
         lines += _thresholds(label.get("at_threshold", {}))
         lines += _wrapped(label.get("auroc", {}).get("warning", ""), "  ")
     for name, why in result["not_scored"].items():
@@ -111,7 +121,7 @@ def _counts(label: dict[str, Any]) -> str:
         return ""
     text = f": {label['n']} ECGs of {label['n_patients']} patients"
     if "n_positive" in label:
-        text += f", {label['n_positive']} positive ({100 * label['prevalence']:.1f} %)"
+        text += f", {label['n_positive']} positive ({format_percent(label['prevalence'])})"
     return text + (f", {label['n_missing']} without label" if label["n_missing"] else "")
 
 
@@ -125,21 +135,10 @@ def _thresholds(points: dict[str, dict[str, Any]]) -> list[str]:
         rows = {"": [fitted_for(method) for method in some]}
         if all("threshold" in points[method] for method in some):
             rows["threshold"] = [f"{points[method]['threshold']:.4g}" for method in some]
-        rows |= {text: [show(points[m][rate]) for m in some] for rate, text in RATES.items()}
+        rows |= {
+            text: [format_with_interval(points[m][rate]) for m in some]
+            for rate, text in RATES.items()
+        }
         for name, row in rows.items():
             lines.append(f"  {name:<13}{''.join(f'{cell:<21}' for cell in row)}".rstrip())
     return lines
-
-
-def show(value: dict[str, Any]) -> str:
-    """0.812 (0.701–0.893), −0.1 (−0.4 to 0.2); a dash for what does not exist."""
-    if value["value"] is None:
-        return "–"
-    low, high = ("–" if value[end] is None else number(value[end]) for end in ("low", "high"))
-    to = " to " if "−" in low + high else "–"
-    return f"{number(value['value'])} ({low}{to}{high})"
-
-
-def number(value: float) -> str:
-    decimals = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
-    return f"{value:.{decimals}f}".replace("-", "−")

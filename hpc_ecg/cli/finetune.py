@@ -6,10 +6,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from hpc_ecg.cli.parser import SETTINGS_HELP, Verbs
 
-def add_finetune(verbs: Any, settings_help: str) -> None:
+
+def add_finetune(verbs: Verbs) -> None:
     finetune = verbs.add_parser("finetune", help="train one run, or go on with it")
-    finetune.add_argument("settings", nargs="*", help=settings_help)
+    finetune.add_argument("settings", nargs="*", help=SETTINGS_HELP)
     finetune.set_defaults(verb=_finetune)
 
 

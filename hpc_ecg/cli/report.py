@@ -2,30 +2,35 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from hpc_ecg.cli.parser import Verbs
 
 
-def add_report(verbs: Any) -> None:
+def add_report(verbs: Verbs) -> None:
     report = verbs.add_parser("report", help="compare the runs of a sweep")
     report.add_argument("sweep_dir", metavar="SWEEP_DIR")
     report.add_argument(
         "--margin",
         type=float,
         default=0.02,
-        help="not worse by more than this is non-inferior (default 0.02 of the deciding metric)",
+        help="worse by less than this is non-inferior (default 0.02 of the deciding metric)",
     )
     report.add_argument(
-        "--replicates", type=int, default=2000, help="draws of patients (default 2000)"
+        "--replicates", type=int, default=2000, help="bootstrap replicates (default 2000)"
     )
     report.add_argument(
         "--no-baselines",
         action="store_true",
-        help="do not compute age and sex, and the irregularity of the heartbeat, from the shards",
+        help="do not compute the baselines: age and sex, and the irregularity of the heartbeat",
     )
     report.set_defaults(verb=_report)
 
 
 def _report(options: argparse.Namespace) -> int:
+    folder = Path(options.sweep_dir)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the folder that a sweep made")
+
     from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.compare import compare
     from hpc_ecg.comparison.report import write_comparison
@@ -35,13 +40,12 @@ def _report(options: argparse.Namespace) -> int:
     from hpc_ecg.training.open_run import load_run
 
     start_logging()
-    folder = Path(options.sweep_dir)
     cells, _ = read_cells(folder)
     if cells and not options.no_baselines:
         try:
             write_baselines(load_run(str(cells[0].run.path), []), folder / "baselines")
         except (ValueError, OSError) as error:
-            logger.warning("no baselines: %s", error)
+            logger.warning(f"no baselines: {error}")
     comparison = compare(folder, options.replicates, margin=options.margin)
     say(format_table(comparison), "", f"report: {write_comparison(comparison, folder).page}")
     return 0

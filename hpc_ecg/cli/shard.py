@@ -4,7 +4,9 @@ import argparse
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpc_ecg.cli.parser import Verbs
 
 if TYPE_CHECKING:
     from hpc_ecg.cohort.splits import SplitPlan
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 FRACTIONS = "0.7,0.1,0.2"
 
 
-def add_shard(verbs: Any) -> None:
+def add_shard(verbs: Verbs) -> None:
     shard = verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")
     shard.add_argument("table", type=Path, metavar="TABLE", help=".csv, .tsv, .parquet or manifest")
     shard.add_argument("--signals", type=Path, metavar="DIR", help="default: a manifest's root")
@@ -155,7 +157,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     from hpc_ecg.ecg.array_files import AXES
     from hpc_ecg.ecg.files import ArrayLayout
     from hpc_ecg.ecg.signal import LEADS
-    from hpc_ecg.shards.sharding_job import Recordings
+    from hpc_ecg.shards.shard_task import Recordings
     from hpc_ecg.shards.sharding_plan import ShardingPlan, parse_slurm
 
     layout_given = tuple(n for n in ("axes", "leads", "unit") if getattr(options, n) is not None)
@@ -214,12 +216,12 @@ def _split(options: argparse.Namespace) -> "SplitPlan":
 
 
 def _signal(options: argparse.Namespace) -> "SignalSpec":
-    from hpc_ecg.ecg.filters import Steps, name_steps
+    from hpc_ecg.ecg.filters import Preprocessing
     from hpc_ecg.ecg.preprocess import CALIBRATED, PADDED
     from hpc_ecg.ecg.signal import SignalSpec
 
     factor = options.amplitude_factor
-    steps = Steps(
+    steps = Preprocessing(
         resampling=options.resampling, highpass_hz=options.highpass, notch_hz=options.notch
     )
     if not (options.to_rate > 0 and 0 < options.seconds < math.inf):
@@ -232,7 +234,7 @@ def _signal(options: argparse.Namespace) -> "SignalSpec":
         sample_rate_hz=options.to_rate,
         num_samples=round(options.seconds * options.to_rate),
         amplitude=CALIBRATED if factor == 1 else f"{CALIBRATED}*{factor:g}",
-        preprocessing=name_steps(steps),
+        preprocessing=steps.name,
         window=options.window + (PADDED if options.pad_short else ""),
     )
 

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hpc_ecg.cli.parser import SETTINGS_HELP, Verbs
+
 HELP = "run strategies x seeds; also sweep status, cancel and retry (sweep --help)"
 ABOUT = """Run every cell that is not done yet; start it again at any time.
 
@@ -18,11 +20,11 @@ ABOUT = """Run every cell that is not done yet; start it again at any time.
 """
 
 
-def add_sweep(verbs: Any, settings_help: str) -> None:
+def add_sweep(verbs: Verbs) -> None:
     # no word is an option yet: which options there are depends on the first word
     sweep = verbs.add_parser("sweep", help=HELP, add_help=False, prefix_chars="\0")
     sweep.add_argument("words", nargs="*")
-    sweep.set_defaults(verb=partial(_sweep, type(sweep), settings_help))
+    sweep.set_defaults(verb=partial(_sweep, type(sweep), SETTINGS_HELP))
 
 
 def _sweep(parser_class: type[argparse.ArgumentParser], help: str, given: Any) -> int:

@@ -6,13 +6,14 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+
+from hpc_ecg.cli.parser import Verbs
 
 FILE_HELP = "base_ssl.pt, a fine-tuned .pt, model.safetensors or a run's folder"
 OUT_HELP = "its ending decides: .pt (the original's layout), .safetensors or .onnx"
 
 
-def add_weights(verbs: "argparse._SubParsersAction[Any]") -> None:
+def add_weights(verbs: Verbs) -> None:
     weights = verbs.add_parser("weights", help="look into checkpoints, convert, compare them")
     weights_verbs = weights.add_subparsers(required=True, metavar="VERB")
 

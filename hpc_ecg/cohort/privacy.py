@@ -1,8 +1,8 @@
-"""What the shards say of people: pseudonyms instead of names, dates shifted or dropped.
+"""De-identification: pseudonyms for patients and records, dates shifted or dropped.
 
-Without a key a patient becomes the number of the first row: nothing to reverse, but another table
-gives another number. With the user's key, patients and records become keyed hashes (HMAC-SHA256):
-the same in every table, and no one without the key can try names until one fits.
+Without a key a patient becomes the number of their first row: that cannot be reversed, but another
+table gives another number. With the user's key, patients and records become keyed hashes
+(HMAC-SHA256): the same in every table, and nobody without the key can find a name by trying.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from hpc_ecg.cohort.table import Cohort
 
 DATES = ("keep", "shift", "drop")
 MIN_KEY_BYTES = 16
-HASH_CHARACTERS = 16  # 64 bits: two of 500,000 patients meet with a probability of 7e-9
+HASH_CHARACTERS = 16  # 64 bits: a collision among 500,000 patients has a probability of 7e-9
 MAX_SHIFT_DAYS = 365
 DATE = r"\b\d{4}-\d{2}-\d{2}|\b\d{1,2}[./]\d{1,2}[./]\d{2,4}\b"
 
@@ -27,25 +27,27 @@ class Privacy:
     key_file: Path | None = None
     """File whose bytes are the key; it stays with the user."""
     dates: str = "keep"
-    """keep, drop, or shift: each patient's by 1 to 365 days, the same for all of them."""
+    """keep, drop, or shift: by 1 to 365 days, the same for all dates of a patient."""
 
 
-def protect(cohort: Cohort, privacy: Privacy) -> Cohort:
-    """The cohort as the index may show it. Splits are made before: they need the true dates.
+def deidentify(cohort: Cohort, privacy: Privacy) -> Cohort:
+    """The cohort as the index may show it. Split it first: splits by time need the true dates.
 
-    ValueError: a key that is missing or too short, dates to be shifted without a key.
+    ValueError: a key that is missing or too short, dates that cannot be shifted or dropped safely.
     """
-    check_privacy(privacy)
+    if privacy.dates not in DATES:
+        raise ValueError(f"--dates must be one of {', '.join(DATES)}, got {privacy.dates!r}")
+    if privacy.dates == "shift" and privacy.key_file is None:
+        raise ValueError("--dates shift needs --key FILE: the shifts are made from the key")
     key = None if privacy.key_file is None else read_key(privacy.key_file)
     extra = cohort.extra.copy()
     if privacy.dates != "keep":
         _check_no_other_dates(extra)
     if privacy.dates == "drop":
         extra = extra.drop(columns="time", errors="ignore")
-    elif privacy.dates == "shift":
+    elif key is not None and privacy.dates == "shift":
         if "time" not in extra:
             raise ValueError("--dates shift: there is no column of times; name it with --time")
-        assert key is not None
         extra["time"] = _shifted(extra["time"], cohort.patients, key)
     if key is None:
         return dataclasses.replace(cohort, patients=_numbered(cohort.patients), extra=extra)
@@ -57,15 +59,8 @@ def protect(cohort: Cohort, privacy: Privacy) -> Cohort:
     )
 
 
-def check_privacy(privacy: Privacy) -> None:
-    if privacy.dates not in DATES:
-        raise ValueError(f"--dates must be one of {', '.join(DATES)}, got {privacy.dates!r}")
-    if privacy.dates == "shift" and privacy.key_file is None:
-        raise ValueError("--dates shift needs --key FILE: the shifts are made from the key")
-
-
 def read_key(path: Path) -> bytes:
-    """The key without blanks around it; at least 16 bytes."""
+    """The key, without whitespace at its ends; at least 16 bytes."""
     try:
         key = path.read_bytes().strip()
     except OSError as error:
@@ -79,11 +74,11 @@ def read_key(path: Path) -> bytes:
 
 
 def _check_no_other_dates(extra: pd.DataFrame) -> None:
-    """One true date beside a shifted one gives the shift away."""
+    """One true date beside a shifted one would reveal the shift."""
     for name in extra.drop(columns="time", errors="ignore"):
         if extra[name].str.contains(DATE).any():
             raise ValueError(
-                f"--keep {name} holds dates, and --dates shift and drop are for --time alone; "
+                f"--keep {name} holds dates, but --dates shift and drop treat only --time; "
                 "do not keep it"
             )
 
@@ -98,14 +93,14 @@ def _numbered(patients: pd.Series) -> pd.Series:
 
 
 def _shifted(times: pd.Series, patients: pd.Series, key: bytes) -> pd.Series:
-    """Intervals within a patient stay. ValueError for a cell that is neither empty nor a date."""
+    """The times, shifted by 1 to 365 days per patient; ValueError for a cell that is not a date."""
     days = [1 + int(_hash(f"shift of {p}", key), 16) % MAX_SHIFT_DAYS for p in patients]
-    moved = pd.to_datetime(times, errors="coerce", format="ISO8601", utc=True)
-    wrong = np.flatnonzero(moved.isna() & (times != ""))
+    parsed = pd.to_datetime(times, errors="coerce", format="ISO8601", utc=True)
+    wrong = np.flatnonzero(parsed.isna() & (times != ""))
     if len(wrong):
         raise ValueError(
             f"--dates shift: row {wrong[0] + 1} of the column of times holds no date like "
-            f"2019-01-31 ({len(wrong)} such rows); mend them, or use --dates drop"
+            f"2019-01-31 ({len(wrong)} such rows); correct them, or use --dates drop"
         )
-    moved = moved - pd.to_timedelta(pd.Series(days, index=times.index), unit="D")
-    return moved.dt.strftime("%Y-%m-%dT%H:%M:%S").fillna("")
+    shifted = parsed - pd.to_timedelta(pd.Series(days, index=times.index), unit="D")
+    return shifted.dt.strftime("%Y-%m-%dT%H:%M:%S").fillna("")

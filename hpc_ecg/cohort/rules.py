@@ -1,8 +1,9 @@
-"""Who is in the cohort, and with which label: ECGs and events in, a labelled table and counts out.
+"""Cohort selection and labels: from ECGs and events to a labelled table and its flow.
 
-The window of an ECG at t is (t + blanking, t + within]. An event in it: 1. None, and followed to
-its end: 0. None, but followed for less: censored, which is never 0. What may have happened before
-the ECG is prevalent: where a day is all that is known, events of that day are.
+The window of an ECG at time t is (t + blanking, t + within]. With an event in it, the ECG is 1.
+Without one, and followed to the end of the window, it is 0. Without one, but followed for less, it
+is censored, never 0. An event that may have come before the ECG is prevalent; if only its day is
+known, an event on the day of the ECG is prevalent.
 """
 
 import hashlib
@@ -24,17 +25,17 @@ ASSUMED = " (follow-up is assumed to be complete)"
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     within: str
-    """How far to look ahead: a number with d, w, m or y; a year has 365.25 days, a month 1/12."""
+    """Prediction horizon: a number with d, w, m or y; a year has 365.25 days, a month 1/12."""
     blanking: str = "0d"
-    """Events until then after the ECG count as prevalent."""
+    """Events up to this long after the ECG count as prevalent."""
     keep_prevalent: bool = False
-    """Events before the window neither exclude the ECG nor count (for what can happen again)."""
+    """Keep ECGs with a prevalent event, which then does not count (for recurrent outcomes)."""
     censored: Literal["exclude", "missing"] | None = None
     death: Literal["negative", "censored"] | None = None
-    """negative: who was followed until death without the event is 0; censored: follow-up ended."""
+    """negative: followed until death without the event is 0; censored: death ends follow-up."""
     ecgs_per_patient: Literal["all", "first", "last", "random"] = "all"
     seed: int = 0
-    """Of the choice at random: a hash of seed, patient and record."""
+    """For the random choice, by a hash of seed, patient and record."""
     min_age: float | None = None
     max_age: float | None = None
 
@@ -62,14 +63,14 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """What each step left out adds up to what is labelled, for ECGs and for patients."""
+    """start - left_out = labelled, both for ECGs and for patients."""
 
     start: Count
     left_out: list[Count]
-    """In order; the patients are those without any ECG left."""
+    """In order. A patient counts at the step that leaves out their last ECG."""
     labelled: Count
     labels: list[Count]
-    """A patient can be in several of them."""
+    """A patient can count in several of them."""
 
 
 def apply_rules(
@@ -77,27 +78,27 @@ def apply_rules(
 ) -> tuple[pd.DataFrame, Flow]:
     """Label the ECGs that stay: columns `label` (1, 0 or NaN), `days_to_event`, `days_followed`.
 
-    `ecgs`, a row each: patient and record (text), time; age (number) if it is limited;
-    followed_until unless follow-up is complete for all; died if `death` is set. `events`, of the
-    outcome: patient, time. Times are datetime64[us], NaT if unknown.
+    `ecgs` has a row per ECG: patient and record (text), time; age (number) if it is limited;
+    followed_until unless follow-up is complete for all; died if `death` is set. `events` has a row
+    per event of the outcome: patient, time. Times are datetime64[us], NaT if unknown.
     """
     start = _count("in the table", ecgs)
     left_out: list[Count] = []
     ecgs = _with_events(ecgs, events, rules)
-    for reason, is_out in _not_eligible(ecgs, rules):
+    for reason, is_out in _exclusions(ecgs, rules):
         ecgs = _leave_out(ecgs, is_out, reason, left_out)
-    # chosen by what is known at the ECG: choosing by what came later would be a bias
+    # select before labelling: to select by what came after the ECG would bias the cohort
     if rules.ecgs_per_patient != "all":
         reason = f"another ECG of the patient is taken ({rules.ecgs_per_patient})"
-        ecgs = _leave_out(ecgs, ~_is_chosen(ecgs, rules), reason, left_out)
+        ecgs = _leave_out(ecgs, ~_is_selected(ecgs, rules), reason, left_out)
     is_assumed = "followed_until" not in ecgs
     ecgs = _with_labels(ecgs, rules)
     missing = []
-    for reason, is_cut in _censored(ecgs, rules):
+    for reason, is_censored in _censored(ecgs, rules):
         if rules.censored == "exclude":
-            ecgs = _leave_out(ecgs, is_cut, reason, left_out)
+            ecgs = _leave_out(ecgs, is_censored, reason, left_out)
         else:
-            missing.append(_count(f"missing, {reason}", ecgs[is_cut]))
+            missing.append(_count(f"missing, {reason}", ecgs[is_censored]))
     labels = [
         _count(f"positive: an event within {rules.within}", ecgs[ecgs["label"] == 1]),
         _count("negative" + ASSUMED * is_assumed, ecgs[ecgs["label"] == 0]),
@@ -108,7 +109,7 @@ def apply_rules(
 
 
 def parse_span(text: str, option: str) -> np.timedelta64:
-    """`5y`, `30d` -> microseconds."""
+    """`5y`, `30d` -> microseconds; ValueError names the option."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([dwmy])", text)
     days = float(match[1]) * DAYS[match[2]] if match else np.inf
     if days > MAX_DAYS:
@@ -117,7 +118,8 @@ def parse_span(text: str, option: str) -> np.timedelta64:
 
 
 def _with_events(ecgs: pd.DataFrame, events: pd.DataFrame, rules: Rules) -> pd.DataFrame:
-    """More columns: is_undated, is_prevalent, event (the first since the window opens)."""
+    """Add is_undated (the patient has an event without a date), is_prevalent, and event: the time
+    of the first one after the window opens."""
     opens = last_instant(ecgs["time"]) + parse_span(rules.blanking, "--blanking")
     dated = events[events["time"].notna()]
     undated = events.loc[events["time"].isna(), "patient"].unique()
@@ -140,7 +142,8 @@ def _with_events(ecgs: pd.DataFrame, events: pd.DataFrame, rules: Rules) -> pd.D
     )
 
 
-def _not_eligible(ecgs: pd.DataFrame, rules: Rules) -> Iterator[tuple[str, pd.Series]]:
+def _exclusions(ecgs: pd.DataFrame, rules: Rules) -> Iterator[tuple[str, pd.Series]]:
+    """Each reason to leave an ECG out that is known at the ECG, in order."""
     yield "no patient", ecgs["patient"] == ""
     yield "no readable date of the ECG", ecgs["time"].isna()
     if rules.death is not None:
@@ -152,28 +155,24 @@ def _not_eligible(ecgs: pd.DataFrame, rules: Rules) -> Iterator[tuple[str, pd.Se
         yield f"age {' or '.join(limits)}", ~ecgs["age"].between(low, high)
     yield "the patient has an event without a readable date", ecgs["is_undated"]
     if not rules.keep_prevalent:
-        blanked = parse_span(rules.blanking, "--blanking") > np.timedelta64(0, "us")
-        until = f", or up to {rules.blanking} after it" if blanked else ""
+        is_blanked = parse_span(rules.blanking, "--blanking") > np.timedelta64(0, "us")
+        until = f", or up to {rules.blanking} after it" if is_blanked else ""
         yield f"prevalent: an event at or before the ECG{until}", ecgs["is_prevalent"]
 
 
-def _is_chosen(ecgs: pd.DataFrame, rules: Rules) -> pd.Series:
-    """One of each patient; ECGs of the same time in the order of their records."""
+def _is_selected(ecgs: pd.DataFrame, rules: Rules) -> pd.Series:
+    """One ECG per patient; the record's name decides between ECGs of the same time."""
     key = ecgs["time"]
     if rules.ecgs_per_patient == "random":
-        pairs = zip(ecgs["patient"], ecgs["record"], strict=True)
-        key = pd.Series([_hash(rules.seed, *pair) for pair in pairs], ecgs.index, dtype=object)
+        texts = f"{rules.seed}\0" + ecgs["patient"] + "\0" + ecgs["record"]
+        key = texts.map(lambda text: hashlib.sha256(text.encode()).digest()).astype(object)
+    keep: Literal["first", "last"] = "last" if rules.ecgs_per_patient == "last" else "first"
     ordered = ecgs.assign(key=key).sort_values(["key", "record"])
-    is_last = rules.ecgs_per_patient == "last"
-    return ~ordered.duplicated("patient", keep="last" if is_last else "first").reindex(ecgs.index)
-
-
-def _hash(seed: int, patient: str, record: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{patient}\0{record}".encode()).digest()
+    return ~ordered.duplicated("patient", keep=keep).reindex(ecgs.index)
 
 
 def _with_labels(ecgs: pd.DataFrame, rules: Rules) -> pd.DataFrame:
-    """label, days_to_event, days_followed, and followed_until: the end by follow-up or death."""
+    """Add label, days_to_event, days_followed; death, if it comes first, ends followed_until."""
     closes = ecgs["time"] + parse_span(rules.within, "--within")
     never = pd.Series(np.datetime64("NaT", "us"), ecgs.index)
     died = never if rules.death is None else ecgs["died"]
@@ -181,7 +180,7 @@ def _with_labels(ecgs: pd.DataFrame, rules: Rules) -> pd.DataFrame:
     is_complete = last_instant(end) >= closes
     if "followed_until" not in ecgs:
         is_complete |= end.isna()
-    if rules.death == "negative":  # but not where follow-up ended before the death
+    if rules.death == "negative":  # unless follow-up ended before the death
         is_complete |= last_instant(end) >= died
     label = pd.Series(np.where(is_complete, 0.0, np.nan), ecgs.index)
     return ecgs.assign(
@@ -198,23 +197,23 @@ def _days(spans: pd.Series) -> pd.Series:
 
 def _censored(ecgs: pd.DataFrame, rules: Rules) -> Iterator[tuple[str, pd.Series]]:
     if rules.censored is not None:
-        is_cut, is_known = ecgs["label"].isna(), ecgs["followed_until"].notna()
-        yield "censored: the end of follow-up is unknown", is_cut & ~is_known
+        is_censored, is_known = ecgs["label"].isna(), ecgs["followed_until"].notna()
+        yield "censored: the end of follow-up is unknown", is_censored & ~is_known
         died = " (or died)" if rules.death == "censored" else ""
-        yield f"censored: followed for less than the window{died}", is_cut & is_known
+        yield f"censored: followed for less than the window{died}", is_censored & is_known
 
 
 def _leave_out(
     ecgs: pd.DataFrame, is_out: pd.Series, reason: str, left_out: list[Count]
 ) -> pd.DataFrame:
-    left = ecgs[~is_out[ecgs.index]]
-    before, after = _count(reason, ecgs), _count(reason, left)
-    lost = before.ecgs - after.ecgs, before.patients - after.patients
-    left_out.append(Count(text=reason, ecgs=lost[0], patients=lost[1]))
-    return left
+    """The other ECGs; appends to `left_out`."""
+    kept = ecgs[~is_out[ecgs.index]]
+    before, after = _count(reason, ecgs), _count(reason, kept)
+    ecgs_lost, patients_lost = before.ecgs - after.ecgs, before.patients - after.patients
+    left_out.append(Count(text=reason, ecgs=ecgs_lost, patients=patients_lost))
+    return kept
 
 
 def _count(text: str, ecgs: pd.DataFrame) -> Count:
-    return Count(
-        text=text, ecgs=len(ecgs), patients=ecgs.loc[ecgs["patient"] != "", "patient"].nunique()
-    )
+    patients = ecgs["patient"]
+    return Count(text=text, ecgs=len(ecgs), patients=patients[patients != ""].nunique())

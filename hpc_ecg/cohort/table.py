@@ -1,13 +1,14 @@
-"""The user's table, one row an ECG: which columns mean what, checked before anything is read.
+"""The user's table, one row per ECG: which column means what, checked before anything else is read.
 
-Comes in: a CSV, TSV or parquet file and the names of its columns. Goes out: a Cohort of plain
-lists, one entry a row, in the table's order. An empty label is missing, never 0.
+From a CSV, TSV or parquet file (or a manifest) and the names of its columns, makes a Cohort: one
+entry per row, in the table's order. An empty label is missing, never 0.
 """
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,9 @@ from hpc_ecg.cohort.manifest import is_manifest, read_manifest
 from hpc_ecg.ecg.files import name_of_row
 
 NO_PATIENT = ""
-NOBODY = ("nan", "na", "n/a", "null", "none", "<na>")
-"""What programs write for an empty cell: no patient either."""
-ROWS_OF_A_PIECE = 10_000
+EMPTY_CELLS = ("nan", "na", "n/a", "null", "none", "<na>")
+"""What programs write into an empty cell; no patient either."""
+ROWS_PER_CHUNK = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,9 @@ class Columns:
     labels: list[str]
     patient: str | None
     file: str | None = None
+    """Default: `file`, else `record`."""
     record: str | None = None
+    """Default: `record`, if the table has it, else the file."""
     split: str | None = None
     rate: str | None = None
     time: str | None = None
@@ -38,14 +41,14 @@ class Columns:
     array: str | None = None
     """One file that holds all recordings."""
     array_row: str | None = None
-    """The row there; default: the row of the table."""
+    """The row in `array`; default: the row of the table."""
     keep: list[str] = field(default_factory=list)
     """More columns for the index, as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Columns of text stay pandas' own: a string of Python takes four times the memory."""
+    """Text stays in pandas' own columns: as Python strings it would take four times the memory."""
 
     files: pd.Series
     records: pd.Series
@@ -56,15 +59,7 @@ class Cohort:
     rates_hz: np.ndarray | None
     """NaN in an empty cell."""
     extra: pd.DataFrame
-    """Columns for the index: age, sex, time, site as far as there are, and those asked for."""
-
-    @property
-    def times(self) -> list[str]:
-        return self.extra["time"].tolist()
-
-    @property
-    def sites(self) -> list[str]:
-        return self.extra["site"].tolist()
+    """Columns for the index: age, sex, time and site if the table has them, and `Columns.keep`."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,72 +68,67 @@ class Cohort:
 def read_cohort(path: Path, columns: Columns) -> Cohort:
     """Read the table as text and take its columns apart.
 
-    Raises ValueError for a missing file or column, a label that is not a number or is asked for
-    twice, records listed twice, or an empty table.
+    ValueError: a missing file or column, a label that is not a number or is named twice, a record
+    that is listed twice, an empty table.
     """
     if len(set(columns.labels)) < len(columns.labels):
         raise ValueError(f"--label: {', '.join(columns.labels)} names a column twice")
     table = read_table(path)
-    record = columns.record if "record" not in table else _or_else(columns.record, "record")
-    # '' is a column that is missing (`--patient "$UNSET"`), not a column that was not asked for
-    wanted = [*_file_columns(table, columns), record, *columns.labels, columns.patient]
-    wanted += [columns.split, columns.rate, columns.time, columns.site, *columns.keep]
+    columns = _with_defaults(columns, table)
+    # only None is optional: '' is a column that is missing (`--patient "$UNSET"`)
+    wanted = [columns.file if columns.array is None else columns.array_row, columns.record]
+    wanted += [*columns.labels, columns.patient, columns.split, columns.rate, columns.time]
+    wanted += [columns.site, *columns.keep]
     check_columns(table, [name for name in wanted if name is not None], path)
     if len(table) == 0:
         raise ValueError(f"{path}: the table has no rows")
-    files = _files(table, columns, path)
-    records = files if record is None else table[record]
+    files = table[columns.file] if columns.array is None else _array_rows(table, columns, path)
+    records = files if columns.record is None else table[columns.record]
     check_unique(records, path)
-    patients = records if columns.patient is None else table[columns.patient]
+    extra = {"age": "age", "sex": "sex", "time": columns.time, "site": columns.site}
+    extra |= {name: name for name in columns.keep}
     return Cohort(
         files=files,
         records=records,
-        patients=named_patients(patients),
-        labels_NK=np.stack([_numbers(table[n], path, n) for n in columns.labels], axis=1),
+        patients=patient_ids(records if columns.patient is None else table[columns.patient]),
+        labels_NK=np.stack([_numbers(table[name], path) for name in columns.labels], axis=1),
         label_names=columns.labels,
         splits=None if columns.split is None else table[columns.split],
-        rates_hz=None
-        if columns.rate is None
-        else _numbers(table[columns.rate], path, columns.rate),
-        extra=_extra(table, columns),
+        rates_hz=None if columns.rate is None else _numbers(table[columns.rate], path),
+        extra=pd.DataFrame(
+            {name: table[source].str.strip() for name, source in extra.items() if source in table},
+            index=table.index,
+        ),
     )
 
 
-def named_patients(patients: pd.Series) -> pd.Series:
-    """Without blanks around them; NO_PATIENT where nobody is named."""
-    patients = patients.str.strip()
-    return patients.mask(patients.str.lower().isin(NOBODY), NO_PATIENT)
+def patient_ids(column: pd.Series) -> pd.Series:
+    """The identifiers without whitespace at their ends; NO_PATIENT for an empty cell."""
+    patients = column.str.strip()
+    return patients.mask(patients.str.lower().isin(EMPTY_CELLS), NO_PATIENT)
 
 
-def _file_columns(table: pd.DataFrame, columns: Columns) -> list[str | None]:
-    if columns.array is not None:
-        return [columns.array_row]
-    return [_or_else(columns.file, "file" if "file" in table else "record")]
+def _with_defaults(columns: Columns, table: pd.DataFrame) -> Columns:
+    """The columns, with the defaults that this table has."""
+    defaults = {name: name for name in ("record", "time", "site") if name in table}
+    defaults["file"] = "file" if "file" in table else "record"
+    unset: dict[str, Any] = {n: d for n, d in defaults.items() if getattr(columns, n) is None}
+    return replace(columns, **unset)
 
 
-def _files(table: pd.DataFrame, columns: Columns, path: Path) -> pd.Series:
-    """What each row's recording is called below the folder of signals."""
-    column = _file_columns(table, columns)[0]
-    if columns.array is None:
-        return table[column]
+def _array_rows(table: pd.DataFrame, columns: Columns, path: Path) -> pd.Series:
+    """The name of each row's recording in `columns.array`."""
     rows = np.arange(len(table))
-    if column is not None:
-        rows = _numbers(table[column], path, column)
+    if columns.array_row is not None:
+        rows = _numbers(table[columns.array_row], path)
         if not (rows >= 0).all() or (rows % 1).any():
-            raise ValueError(f"{path}: column {column} must hold rows: 0, 1, 2, …")
-    names = [name_of_row(columns.array, int(row)) for row in rows]
+            raise ValueError(f"{path}: column {columns.array_row} must hold rows: 0, 1, 2, …")
+    names = [name_of_row(str(columns.array), int(row)) for row in rows]
     return pd.Series(names, name=columns.array, dtype=str)
 
 
-def _extra(table: pd.DataFrame, columns: Columns) -> pd.DataFrame:
-    sources = {"age": "age", "sex": "sex", "time": _or_else(columns.time, "time")}
-    sources |= {"site": _or_else(columns.site, "site")} | {name: name for name in columns.keep}
-    found = {name: table[source].str.strip() for name, source in sources.items() if source in table}
-    return pd.DataFrame(found, index=table.index)
-
-
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV, TSV or parquet file, every cell as text, empty cells as ''; or a manifest."""
+    """Read a CSV, TSV or parquet file or a manifest: every cell is text, an empty one ''."""
     if not path.is_file():
         raise ValueError(f"{path}: no such table; expected a .csv, .tsv or .parquet file")
     if is_manifest(path):
@@ -150,24 +140,21 @@ def read_table(path: Path) -> pd.DataFrame:
             return table.astype(object).where(table.notna(), "").astype(str)
         separator = "\t" if path.suffix == ".tsv" else ","
         _check_header(path, separator)
-        # in pieces, since each cell is a string of Python for a while
-        pieces = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, chunksize=ROWS_OF_A_PIECE
-        )
-        table = pd.concat(pieces)
+        options: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False}
+        # in chunks, since each cell is a Python string for a while
+        table = pd.concat(pd.read_csv(path, chunksize=ROWS_PER_CHUNK, **options))
         if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for an index
             raise ValueError("its rows have more cells than its header")
         return table
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not text in UTF-8; save the table in UTF-8") from None
     except Exception as error:  # pandas and pyarrow raise many kinds for a broken file
-        raise ValueError(
-            f"{path}: cannot be read as a table: {str(error).splitlines()[0]}"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: cannot be read as a table: {reason}") from None
 
 
 def _check_header(path: Path, separator: str) -> None:
-    """pandas would give a second column of a name another one."""
+    """Refuse a repeated name, which pandas would change, and semicolons."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         names = next(csv.reader(file, delimiter=separator), [])
     twice = [name for name in names if names.count(name) > 1]
@@ -192,22 +179,19 @@ def check_unique(column: pd.Series, path: Path) -> None:
     if len(twice):
         raise ValueError(
             f"{path}: column {column.name}, row {twice[0] + 1} repeats an earlier row "
-            f"({len(twice)} such rows); each row must be one of its own"
+            f"({len(twice)} such rows); each value may appear once"
         )
 
 
-def _or_else(name: str | None, default: str) -> str:
-    return default if name is None else name
-
-
-def _numbers(column: pd.Series, path: Path, name: str) -> np.ndarray:
-    """Float64 [N]; an empty cell is NaN (missing)."""
+def _numbers(column: pd.Series, path: Path) -> np.ndarray:
+    """Float64 [N]; an empty cell is NaN."""
     text = column.str.strip()
     numbers = pd.to_numeric(text, errors="coerce").to_numpy(float)
     wrong = np.flatnonzero(~np.isfinite(numbers) & (text != "").to_numpy())
     if len(wrong):
         raise ValueError(
-            f"{path}: column {name}, row {wrong[0] + 1}: {text.iloc[wrong[0]]!r} is not a number "
-            f"({len(wrong)} such rows); write 1 or 0, a number for regression, nothing if unknown"
+            f"{path}: column {column.name}, row {wrong[0] + 1}: {text.iloc[wrong[0]]!r} is not a "
+            f"number ({len(wrong)} such rows); write 1 or 0, a number for regression, nothing if "
+            "unknown"
         )
     return numbers

@@ -10,9 +10,10 @@ from hpc_ecg.comparison.cost import plain
 from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.comparison.selected import Chosen
 from hpc_ecg.comparison.verdict import verdict_sentences
-from hpc_ecg.comparison.wording import fitted_for, number, share, show_part
+from hpc_ecg.comparison.wording import fitted_for, show_part
 from hpc_ecg.evaluation.metrics import METRIC_NAMES
 from hpc_ecg.reporting.html import render_text
+from hpc_ecg.reporting.numbers import format_number, format_percent
 from hpc_ecg.sweep.folder import read_optional
 
 NAMES = METRIC_NAMES | {"brier": "Brier score", "log_loss": "log loss", "rmse": "RMSE"}
@@ -52,7 +53,7 @@ def _values(comparison: Comparison, chosen: Chosen, flow: CohortFlow | str) -> d
         "names": NAMES,
         "fitted_for": fitted_for,
         "plain": plain,
-        "number": number,
-        "share": share,
+        "format_number": format_number,
+        "format_percent": format_percent,
         "show_part": show_part,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.flow import CohortFlow
-from hpc_ecg.comparison.wording import listed, share
+from hpc_ecg.reporting.numbers import format_percent, join_names
 
 YOURS = "yours to write"
 
@@ -77,7 +77,7 @@ def _known(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
         "13": _imbalance(comparison),
         "15": "probabilities; see Thresholds to take along",
         "22": f"best/model.safetensors of each run; cards in report/cards/ for "
-        f"{listed([c.cell.name for c in comparison.chosen])}",
+        f"{join_names([c.cell.name for c in comparison.chosen])}",
         "21": _counts(comparison),
         "23": "see Strategies, Differences, Curves, Subgroups",
     }
@@ -100,7 +100,7 @@ def _sample_size(comparison: Comparison) -> str:
 
 def _imbalance(comparison: Comparison) -> str:
     shares = [
-        f"{label} {share(c['prevalence'])} of the test set"
+        f"{label} {format_percent(c['prevalence'])} of the test set"
         for label, c in comparison.counts.items()
         if "prevalence" in c
     ]

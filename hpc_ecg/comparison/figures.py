@@ -13,7 +13,7 @@ from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.curve_figures import Curves, draw_curves
 from hpc_ecg.comparison.results import RunResult
 from hpc_ecg.evaluation.metrics import METRIC_NAMES
-from hpc_ecg.reporting.plots import Group, Line, Row, forest_plot, line_plot
+from hpc_ecg.reporting.plots import ForestRow, Group, Line, forest_plot, line_plot
 from hpc_ecg.sweep.folder import read_events
 
 FRACTION = "data.label_fraction"
@@ -66,7 +66,7 @@ def draw_strategies(comparison: Comparison) -> str:
         estimate = strategy.estimates[comparison.metric]
         points = list(strategy.per_seed[comparison.metric].values())
         rows.append(
-            Row(
+            ForestRow(
                 name=strategy.name,
                 value=estimate.value,
                 low=estimate.low,
@@ -83,14 +83,14 @@ def draw_strategies(comparison: Comparison) -> str:
                 if reference.kind == "baseline"
                 else f"{reference.name}, {reference.kind}"
             )
-            rows.append(Row(name=name, value=e.value, low=e.low, high=e.high, style=6))
+            rows.append(ForestRow(name=name, value=e.value, low=e.low, high=e.high, style=6))
     return forest_plot(rows, f"{comparison.metric_name}, 95 % interval", name="strategies")
 
 
 def draw_differences(comparison: Comparison) -> str:
     """Pairs by the order of their first strategy; with many strategies, the first ones only."""
     rows = [
-        Row(
+        ForestRow(
             name=f"{pair.first} − {pair.second}",
             value=pair.estimate.value,
             low=pair.estimate.low,
@@ -136,7 +136,9 @@ def draw_subgroups(comparison: Comparison, name: str, figure: str) -> str | None
     levels = [("all", label["auroc"])]
     levels += [(f"{level['group']}: {level['level']}", level["auroc"]) for level in found]
     rows = [
-        Row(name=name, value=a["value"], low=a["low"], high=a["high"], style=6 * (name == "all"))
+        ForestRow(
+            name=name, value=a["value"], low=a["low"], high=a["high"], style=6 * (name == "all")
+        )
         for name, a in levels
     ]
     label_x = f"AUROC of {chosen.cell.name}, 95 % interval"

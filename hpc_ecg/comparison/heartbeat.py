@@ -17,8 +17,8 @@ import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.jobs.processes import exit_with_parent
 from hpc_ecg.log import progress_bar
-from hpc_ecg.shards.sharding_job import end_with_parent
 
 FEATURES = ("log RMSSD / mean RR", "log CV of RR", "heart rate")
 FEWEST_BEATS = 3
@@ -80,5 +80,5 @@ def _alone() -> None:
     """A worker works on one core: the others have theirs."""
     from threadpoolctl import threadpool_limits
 
-    end_with_parent()
+    exit_with_parent()
     threadpool_limits(1)

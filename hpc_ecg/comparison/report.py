@@ -35,8 +35,9 @@ from hpc_ecg.comparison.verdict import (
     sentences_on_chance,
     verdict_sentences,
 )
-from hpc_ecg.comparison.wording import fitted_for, number, share, show_hours, show_interval, show_p
+from hpc_ecg.comparison.wording import fitted_for, show_hours, show_interval
 from hpc_ecg.reporting.html import inline_svg, render_page
+from hpc_ecg.reporting.numbers import format_number, format_p, format_percent, format_range
 from hpc_ecg.sweep.folder import read_optional
 
 
@@ -115,10 +116,11 @@ def render_report(
         checklist=checklist(comparison, flow),
         baseline_names=BASELINES,
         fitted_for=fitted_for,
-        number=number,
-        share=share,
+        format_number=format_number,
+        format_range=format_range,
+        format_percent=format_percent,
         show_interval=show_interval,
-        show_p=show_p,
+        format_p=format_p,
         show_hours=show_hours,
     )
 

@@ -1,8 +1,8 @@
 """What a reader must know before believing a number, in plain words."""
 
 from hpc_ecg.comparison.comparison import Comparison
-from hpc_ecg.comparison.wording import listed
 from hpc_ecg.evaluation.intervals import FEW_PATIENTS
+from hpc_ecg.reporting.numbers import join_names
 
 
 def warnings_of(comparison: Comparison) -> list[str]:
@@ -72,4 +72,4 @@ def _what_is_missing(comparison: Comparison) -> list[str]:
 
 def _whom(names: list[str], comparison: Comparison) -> str:
     everybody = len(names) == len(comparison.strategies) > 2
-    return "all strategies" if everybody else listed(names)
+    return "all strategies" if everybody else join_names(names)

@@ -6,7 +6,8 @@ from hpc_ecg.comparison.comparison import Comparison, StrategyResult
 from hpc_ecg.comparison.cost import Cost
 from hpc_ecg.comparison.reference_models import ReferenceModel
 from hpc_ecg.comparison.verdict import all_sentences
-from hpc_ecg.comparison.wording import number, show_interval
+from hpc_ecg.comparison.wording import show_interval
+from hpc_ecg.reporting.numbers import format_number
 
 WIDTH = 80
 
@@ -49,19 +50,19 @@ def format_table(comparison: Comparison) -> str:
 
 def _table_row(strategy: StrategyResult, cost: Cost, first: str, second: str) -> list[str]:
     main = strategy.estimates[first]
-    spread = "-" if main.seed_sd is None else number(main.seed_sd)
+    spread = "-" if main.seed_sd is None else format_number(main.seed_sd)
     hours = f"{sum(cost.hours.values()):.2g}"
-    other = number(strategy.estimates[second].value)
-    seeds, value = str(len(strategy.seeds)), number(main.value)
+    other = format_number(strategy.estimates[second].value)
+    seeds, value = str(len(strategy.seeds)), format_number(main.value)
     return [strategy.name, seeds, value, show_interval(main), spread, other, hours]
 
 
 def _reference_row(reference: ReferenceModel, first: str, second: str) -> list[str]:
-    main, other = reference.estimates[first], number(reference.estimates[second].value)
+    main, other = reference.estimates[first], format_number(reference.estimates[second].value)
     name = (
         reference.name if reference.kind == "baseline" else f"{reference.name} ({reference.kind})"
     )
-    return [name, "-", number(main.value), show_interval(main), "-", other, "-"]
+    return [name, "-", format_number(main.value), show_interval(main), "-", other, "-"]
 
 
 def _lines(cells: list[str], widths: list[int]) -> list[str]:

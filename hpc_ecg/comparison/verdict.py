@@ -5,8 +5,15 @@ be told apart", with the interval that says how large the difference may be.
 """
 
 from hpc_ecg.comparison.comparison import Comparison
-from hpc_ecg.comparison.wording import listed, number, show_interval, show_p, show_value
+from hpc_ecg.comparison.wording import show_interval, show_value
 from hpc_ecg.evaluation.comparisons import ALPHA, Difference
+from hpc_ecg.reporting.numbers import (
+    format_number,
+    format_p,
+    format_probability,
+    format_range,
+    join_names,
+)
 
 
 def verdict(comparison: Comparison) -> str:
@@ -91,7 +98,7 @@ def _on_baseline(comparison: Comparison, baseline: str) -> str:
     own = next(r for r in comparison.reference_models if r.name == baseline).estimates[
         comparison.metric
     ]
-    name = f"{baseline} alone ({comparison.metric_name} {number(own.value)})"
+    name = f"{baseline} alone ({comparison.metric_name} {format_number(own.value)})"
     if not rest:
         return f"Every network beats {name}."
     if not beat:
@@ -101,7 +108,7 @@ def _on_baseline(comparison: Comparison, baseline: str) -> str:
         )
     verb = "beats" if len(beat) == 1 else "beat"
     be = "is" if len(rest) == 1 else "are"
-    winners, others = listed([p.first for p in beat]), listed([p.first for p in rest])
+    winners, others = join_names([p.first for p in beat]), join_names([p.first for p in rest])
     return f"{winners} {verb} {name}; {others} {be} not shown to."
 
 
@@ -111,7 +118,7 @@ def _is_above(pair: Difference) -> bool:
 
 def _gain(pair: Difference) -> str:
     e = pair.estimate
-    return f"{number(e.value, True)} (95 % interval {show_interval(e)})"
+    return f"{format_number(e.value, True)} (95 % interval {show_interval(e)})"
 
 
 def sentences_on_chance(comparison: Comparison) -> list[str]:
@@ -121,20 +128,16 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
     ranked = sorted(comparison.probability_best.items(), key=lambda item: -item[1])
     sentences = [
         "Probability of being the best of these: "
-        + ", ".join(f"{name} {number_of_chance(p)}" for name, p in ranked[:3])
+        + ", ".join(f"{name} {format_probability(p)}" for name, p in ranked[:3])
         + (" …" if len(ranked) > 3 else ".")
     ]
     within = [n["strategy"] for n in comparison.non_inferior if n["is_non_inferior"]]
     if within:
         sentences.append(
             f"Not worse than {comparison.strategies[0].name} by more than {comparison.margin:g} "
-            f"{comparison.metric_name} (non-inferior, one-sided p < 0.025): {listed(within)}."
+            f"{comparison.metric_name} (non-inferior, one-sided p < 0.025): {join_names(within)}."
         )
     return sentences
-
-
-def number_of_chance(p: float) -> str:
-    return "> 0.99" if p > 0.99 else "< 0.01" if p < 0.01 else f"{p:.2f}"
 
 
 def _what_could_be_found(comparison: Comparison, best: str, alike: list[str]) -> str:
@@ -143,7 +146,7 @@ def _what_could_be_found(comparison: Comparison, best: str, alike: list[str]) ->
     sizes = [comparison.detectable[f"{pair.first} - {pair.second}"] for pair in pairs]
     if not any(sizes):
         return "On these patients they score exactly the same."
-    low, high = number(min(sizes)), number(max(sizes))
+    low, high = format_number(min(sizes)), format_number(max(sizes))
     size = low if low == high else f"{low} to {high}"
     return f"With these patients and seeds, 4 of 5 sweeps would find a difference of {size}."
 
@@ -167,5 +170,5 @@ def _difference(pair: Difference | None, best: str) -> str:
     low, high, value = estimate.low, estimate.high, estimate.value
     if pair.first != best:
         low, high, value = -high, -low, -value
-    interval = f"95 % interval {number(low)} to {number(high)}"
-    return f"difference {number(value)}, {interval}, p {show_p(pair.p_holm)}"
+    interval = f"95 % interval {format_range(low, high)}"
+    return f"difference {format_number(value)}, {interval}, p {format_p(pair.p_holm)}"

@@ -1,8 +1,9 @@
-"""What settings there are: key, type, default and documentation, read from the dataclasses."""
+"""The settings of a schema: key, type, default and documentation, read from the dataclasses."""
 
 import ast
 import dataclasses
 import inspect
+import re
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -10,24 +11,22 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from hpc_ecg.config.schema import default_of, section_of
 
-def explain(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+
+def describe_settings(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """(dotted key, type, default, documentation) of every setting, in the order of the schema."""
     hints, docs = typing.get_type_hints(schema), _field_docs(schema)
     for item in dataclasses.fields(schema):
         key, kind = prefix + item.name, hints[item.name]
-        # a section, or one that may be left out: Section | None
-        section = next(iter(typing.get_args(kind)), kind) if item.default is None else kind
-        if dataclasses.is_dataclass(section) and isinstance(section, type):
-            yield from explain(section, key + ".")
+        section = section_of(kind)
+        if section:
+            yield from describe_settings(section, f"{key}.")
             continue
-        default = item.default
-        if item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
-        yield key, _type_name(kind), _show_value(default), docs.get(item.name, "")
-        of_each = typing.get_args(kind)[-1] if typing.get_origin(kind) is dict else None
-        if dataclasses.is_dataclass(of_each) and isinstance(of_each, type):
-            yield from explain(of_each, f"{key}.NAME.")
+        yield key, _type_name(kind), _show(default_of(item)), docs.get(item.name, "")
+        of_each = section_of(typing.get_args(kind)[-1]) if typing.get_args(kind) else None
+        if of_each and typing.get_origin(kind) is dict:
+            yield from describe_settings(of_each, f"{key}.NAME.")
 
 
 def _field_docs(schema: type) -> dict[str, str]:
@@ -43,10 +42,12 @@ def _field_docs(schema: type) -> dict[str, str]:
 
 
 def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+    """`int`, `str | None`, `dict[str, StageConfig]`."""
+    is_plain = isinstance(kind, type) and not typing.get_args(kind)
+    return kind.__name__ if is_plain else re.sub(r"\b(\w+\.)+", "", str(kind))
 
 
-def _show_value(value: Any) -> str:
+def _show(value: Any) -> str:
     if value == MISSING or value is dataclasses.MISSING:
         return "(must be given)"
     if value is None:

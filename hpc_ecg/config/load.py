@@ -8,7 +8,6 @@ verbatim (a YAML parser would turn `010` into 8 and `12:00:00` into 43200).
 import dataclasses
 import difflib
 import re
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from hpc_ecg.config.describe import explain
+from hpc_ecg.config.built_in import find_config
+from hpc_ecg.config.describe import describe_settings
+from hpc_ecg.config.schema import section_of, without_none
 
 Schema = TypeVar("Schema")
 COMMAND_LINE = "command line"
 
-# What users of fairseq-signals type out of habit, and how it is said here.
+# What users of fairseq-signals type out of habit -> our setting.
 RENAMED = {
     "common.fp16": "engine.precision=fp16",
     "common.seed": "seed=…",
@@ -54,42 +55,47 @@ RENAMED = {
 
 @dataclasses.dataclass(frozen=True)
 class SettingsSource:
-    """Values as nested keys, and where they came from, for error messages."""
+    """Nested values, and the name of their source for error messages."""
 
     values: DictConfig
     name: str
 
 
-def load_config(schema: type[Schema], files: Sequence[str], words: Sequence[str]) -> Schema:
-    """Merge YAML files, then `key=value` words, over the schema's defaults.
+def load_config(schema: type[Schema], files: Sequence[str], overrides: Sequence[str]) -> Schema:
+    """Merge YAML files, then `key=value` overrides, over the schema's defaults.
 
-    Raises ValueError with one line (dotted key, what was seen, source) for an unknown key, a wrong
-    type, a missing value or a file that cannot be read.
+    ValueError in one line (dotted key, what was seen, source) for an unknown key, a wrong type, a
+    missing value or a file that cannot be read.
     """
-    sources = [read_yaml(file) for file in files] + [parse_override(word, schema) for word in words]
+    sources = [read_yaml(file) for file in files]
+    sources += [parse_override(override, schema) for override in overrides]
     return merge_sources(schema, sources)
 
 
-def split_arguments(settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line's YAML files, and its `key=value` words. Asked before torch is imported:
-    seconds matter to somebody who mistyped."""
-    for word in settings:
-        if "=" not in word and not word.endswith((".yaml", ".yml")):
-            raise ValueError(f"{word!r} is neither a .yaml file nor a setting key=value")
-    return [w for w in settings if "=" not in w], [w for w in settings if "=" in w]
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The YAML files of a command line, and its `key=value` overrides."""
+    for argument in arguments:
+        if "=" not in argument and not argument.endswith((".yaml", ".yml")):
+            raise ValueError(f"{argument!r} is neither a .yaml file nor a setting key=value")
+    return [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
 
 
 def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Schema:
-    """The defaults of the schema with the sources laid over them, later over earlier."""
+    """The defaults of the schema with the sources over them, later over earlier."""
     merged = OmegaConf.structured(schema)
     for source in sources:
         merged = _merge(merged, source, schema)
-    return _to_dataclass(merged)
+    return typing.cast(Schema, _to_dataclass(merged))
 
 
 def read_yaml(file: str) -> SettingsSource:
-    """A YAML file of nested keys; ValueError if it is missing or something else."""
+    """A YAML file of nested keys; ValueError if it is missing or something else.
+
+    A built-in file is found by its name in `configs/` where no such file lies.
+    """
     path = Path(file)
+    if not path.is_file():
+        path = find_config(file) or path
     if not path.is_file():
         raise ValueError(f"{file}: no such configuration file; settings are given as key=value")
     try:
@@ -104,22 +110,22 @@ def read_yaml(file: str) -> SettingsSource:
     return SettingsSource(loaded, file)
 
 
-def parse_override(word: str, schema: type) -> SettingsSource:
-    """A word `section.key=value` of the command line, read as the schema's type asks."""
-    key, equals, value = word.partition("=")
+def parse_override(override: str, schema: type) -> SettingsSource:
+    """`section.key=value` of the command line, read as the type in the schema asks."""
+    key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"{word!r} is neither a .yaml file nor a setting key=value")
-    wanted, is_optional = _without_none(_type_of(schema, key, COMMAND_LINE))
+        raise ValueError(f"{override!r} is neither a .yaml file nor a setting key=value")
+    kind, is_optional = without_none(_type_of(schema, key, COMMAND_LINE))
     nested: Any
     if is_optional and value in ("null", "None"):
         nested = None
-    elif wanted is str:
+    elif kind is str:
         nested = value
-    elif typing.get_origin(wanted) is list and typing.get_args(wanted) == (str,):
+    elif typing.get_origin(kind) is list and typing.get_args(kind) == (str,):
         nested = _split_list(key, value)
     else:
         try:
-            return SettingsSource(OmegaConf.from_dotlist([word]), COMMAND_LINE)
+            return SettingsSource(OmegaConf.from_dotlist([override]), COMMAND_LINE)
         except Exception as error:
             raise ValueError(f"{key}: cannot read {value!r}: {_first_line(error)}") from None
     for part in reversed(key.split(".")):
@@ -165,28 +171,29 @@ def _merge(base: DictConfig, source: SettingsSource, schema: type) -> DictConfig
 def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) -> None:
     for name, value in values.items():
         key = f"{prefix}{name}"
-        kind, is_optional = _without_none(_type_of(schema, key, source, root_prefix=prefix))
-        if _is_section(kind) and not (value is None and is_optional):
-            if not isinstance(value, dict):
-                raise ValueError(f"{key} is a section, got {value!r} ({source})")
-            _check_keys_and_text(value, kind, f"{key}.", source)
-        elif _is_section(of_each := (typing.get_args(kind) or (None,))[-1]):
+        declared = _type_of(schema, key, source, root_prefix=prefix)
+        kind, is_optional = without_none(declared)
+        section = section_of(kind)
+        of_each = section_of((typing.get_args(kind) or (None,))[-1])
+        if section and not (value is None and is_optional):
+            _check_section(value, section, key, source)
+        elif of_each:
             for part, inner in value.items() if isinstance(value, dict) else ():
-                if not isinstance(inner, dict):
-                    raise ValueError(f"{key}.{part} is a section, got {inner!r} ({source})")
-                _check_keys_and_text(inner, of_each, f"{key}.{part}.", source)
+                _check_section(inner, of_each, f"{key}.{part}", source)
         elif kind is int and isinstance(value, bool):
             raise ValueError(f"{key} is a whole number, got {value!r} ({source})")
         else:
             _check_text(value, kind, is_optional, key, source)
 
 
-def _is_section(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) and isinstance(kind, type)
+def _check_section(value: Any, section: type, key: str, source: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is a section, got {value!r} ({source})")
+    _check_keys_and_text(value, section, f"{key}.", source)
 
 
 def _check_text(value: Any, kind: Any, is_optional: bool, key: str, source: str) -> None:
-    """OmegaConf would turn a number into text without a word; a leading zero is lost by then."""
+    """OmegaConf would silently turn a number into text, after a leading zero is lost."""
     if kind is str and not isinstance(value, str) and not (value is None and is_optional):
         raise ValueError(f"{key} is text: write it in quotes, got {value!r} ({source})")
     if typing.get_args(kind)[-1:] == (str,) and isinstance(value, list | dict):
@@ -198,8 +205,8 @@ def _type_of(schema: type, key: str, source: str, root_prefix: str = "") -> Any:
     """The annotated type of a dotted key; ValueError with the nearest known key."""
     kind: Any = schema
     for part in key.removeprefix(root_prefix).split("."):
-        inner, _ = _without_none(kind)
-        if _is_section(inner):
+        inner, _ = without_none(kind)
+        if section_of(inner):
             hints = typing.get_type_hints(inner)
             if part not in hints:
                 raise ValueError(_unknown_key(key, schema, root_prefix, source))
@@ -213,19 +220,12 @@ def _type_of(schema: type, key: str, source: str, root_prefix: str = "") -> Any:
 
 def _unknown_key(key: str, schema: type, root_prefix: str, source: str) -> str:
     if key in RENAMED:
-        return f"{key} is not a setting here; it is said as {RENAMED[key]} ({source})"
-    known = [root_prefix + name for name, *_ in explain(schema)]
+        return f"{key} is not a setting of hpc-ecg; use {RENAMED[key]} ({source})"
+    known = [root_prefix + name for name, *_ in describe_settings(schema)]
     sections = {name.rpartition(".")[0] for name in known}
     near = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "`hpc-ecg config` lists all settings"
     return f"unknown setting {key} ({source}); {hint}"
-
-
-def _without_none(kind: Any) -> tuple[Any, bool]:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-        return inner[0], True
-    return kind, False
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,6 +25,8 @@ class Rule:
     may_change: bool = False
     """A run may go on with another value: it says where things lie or how often something is
     done, not what is computed."""
+    hint: str = ""
+    """What to do instead of a value that is not allowed."""
     is_path: bool = False
     """Names a file or folder; a relative one starts from the folder where the run was started."""
 
@@ -70,8 +72,11 @@ def check_settings(config: Any, section: str) -> None:
             raise ValueError(f"{key} must be one of {', '.join(rule.choices)}, got {value!r}")
         numbers = value if isinstance(value, list | tuple) else [value]
         if not all(rule.allows(n) for n in numbers if isinstance(n, int | float)):
+            _, is_optional = without_none(typing.get_type_hints(type(config))[item.name])
+            allowed = rule.describe() + (" or null" if is_optional else "")
             shown = list(value) if isinstance(value, tuple) else value
-            raise ValueError(f"{key} must be {rule.describe()}, got {shown}")
+            hint = f"; {rule.hint}" if rule.hint else ""
+            raise ValueError(f"{key} must be {allowed}, got {shown}{hint}")
 
 
 def rule_of(item: Any) -> Rule:

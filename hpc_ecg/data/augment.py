@@ -1,8 +1,8 @@
-"""Augmentation on the device: ECGs in mV in, changed ones out, each by its own random numbers.
+"""Augmentation on the device: ECGs in mV, each changed by its own random numbers.
 
-A record's numbers are a function of (seed, step, record) alone, made by integer arithmetic that is
-the same on every device, so what a record becomes depends neither on the number of processes nor on
-its place in the batch. They are counted, not drawn: number i of a record is a mix of its word and i
+The random numbers of a record are a function of (seed, step, record), from integer arithmetic that
+is the same on every device, so the result depends neither on the number of processes nor on the
+place in the batch. There is no generator: number i of a record is a hash of its seed and i
 (SplitMix64; Steele, Lea and Flood 2014).
 """
 
@@ -18,12 +18,12 @@ from hpc_ecg.data.random_words import mix
 from hpc_ecg.data.settings import AugmentConfig
 
 WANDER_HZ = (0.05, 0.5)
-# Each use of random numbers has a range of counters of its own.
+# Each use of random numbers has its own range of counters.
 LEADS, NOISE, WANDER, POWERLINE, SHIFT, SCALE = (use << 40 for use in range(6))
 
 
 def record_seeds(sha256: list[str], seed: int, step: int) -> np.ndarray:
-    """A word for each record of a step, int64 [n], from the digests of the signals."""
+    """A seed for each record of a step, int64 [n], from the digests of the signals."""
     record_n = np.array([int(digest[:16], 16) for digest in sha256], np.uint64)
     key = np.random.Philox(key=[seed, step]).random_raw(1)
     return mix(mix(record_n) ^ key).view(np.int64)

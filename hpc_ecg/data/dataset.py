@@ -1,7 +1,7 @@
-"""One split of a set of shards, ready to train on: `data` settings in, a Dataset out.
+"""One split of a set of shards, ready to train on: settings of `data` in, a Dataset out.
 
-Labels and identities lie in memory; signals stay where the source has them, and are read by the
-byte offsets of the index.
+Labels and identities are in memory; signals stay in the source, and are read at the byte offsets of
+the index.
 """
 
 # N records of the split, n records read, K labels, C leads, S samples
@@ -65,12 +65,11 @@ class Dataset:
 
     @property
     def millivolts_per_count(self) -> float:
-        """What makes the model's input of what `read` gives."""
+        """Factor from what `read` returns to the input of the model."""
         return self.shards.microvolts_per_count / 1000
 
     def samples(self, positions: np.ndarray) -> np.ndarray | None:
-        """How many samples of these records are recorded, int64 [n]; None if no zeros follow any
-        of them."""
+        """Samples of each record before its padding, int64 [n]; None if no record is padded."""
         if self._samples_N is None or not len(positions):
             return None
         samples_n = self._samples_N[positions]
@@ -78,7 +77,7 @@ class Dataset:
 
     def read(self, positions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The signals at these positions, int16 counts [n, C, S], in the first rows of `out` if
-        there is one."""
+        given."""
         if out is None:
             out = np.empty((len(positions), *self.record_shape), self.dtype)
         size = math.prod(self.record_shape)
@@ -88,22 +87,24 @@ class Dataset:
             files[shard][start : start + size] if shard in files else None
             for shard, start in zip(shards, starts, strict=True)
         ]
-        far = [row for row, record in enumerate(records) if record is None]
-        if far:
-            wanted = [shards[row] for row in far], [2 * starts[row] for row in far]
-            for row, data in zip(far, self.source.ranges(*wanted, 2 * size), strict=True):
-                records[row] = np.frombuffer(data, np.int16)
-        for row in {*np.flatnonzero(~self._verified_N[positions]), *far}:
+        remote = [row for row, record in enumerate(records) if record is None]
+        if remote:
+            blobs = self.source.ranges(
+                [shards[row] for row in remote], [2 * starts[row] for row in remote], 2 * size
+            )
+            for row, blob in zip(remote, blobs, strict=True):
+                records[row] = np.frombuffer(blob, np.int16)
+        for row in {*np.flatnonzero(~self._verified_N[positions]), *remote}:
             self.verify(records[row], int(positions[row]))
         if records:
             np.concatenate(records, out=out[: len(records)].reshape(-1))
         return out[: len(records)]
 
     def verify(self, record: np.ndarray, position: int) -> None:
-        """Once per record and process, or each time that it comes from afar: what is read must be
-        what was written."""
+        """ValueError if a record is not what was written. Each record is verified once per process,
+        a remote one each time it is read."""
         if hashlib.sha256(record.data).hexdigest() != self.sha256_N[position]:
-            what = "a record is not the one that was written (its SHA-256)"
+            what = "a record has changed since it was written (SHA-256)"
             raise ValueError(self.damage(int(self.shard_N[position]), what))
         self._verified_N[position] = True
 
@@ -115,8 +116,10 @@ class Dataset:
 
 
 def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
-    """The set of shards and the labels to use, with the fold, the labels and the share of them that
-    `config` asks for; ValueError if they do not fit."""
+    """The set of shards and the labels to use, by fold, label table and label fraction of `config`.
+
+    ValueError if they do not fit together.
+    """
     shards = open_shard_set(config.shards, config.allow_pipe)
     if config.fold is not None:
         index = choose_fold(shards.index, config.fold, config.repeat)
@@ -158,7 +161,7 @@ def _check_labels(config: DataConfig, shards: ShardSet, names: list[str]) -> Non
             f"which has {', '.join(shards.label_names)}"
         )
     if len(set(names)) < len(names):
-        raise ValueError(f"data.labels: {', '.join(names)} names a label twice")
+        raise ValueError(f"data.labels: {', '.join(names)} has a label twice")
     if config.task == "binary" and len(names) != 1:
         raise ValueError(
             f"data.task=binary needs one label, got {len(names)} ({', '.join(names)}); "
@@ -184,5 +187,5 @@ def _check_zero_or_one(index: pd.DataFrame, name: str, config: DataConfig) -> No
 def _check_patients_apart(shards: ShardSet) -> None:
     index = shards.index
     rows = rows_of_keys(index["key"])
-    splits.check_apart(index["patient"], index["split"], rows, "one patient")
-    splits.check_apart(index["sha256"], index["split"], rows, "an identical signal")
+    splits.check_no_leakage(index["patient"], index["split"], rows, "one patient")
+    splits.check_no_leakage(index["sha256"], index["split"], rows, "an identical signal")

@@ -1,10 +1,11 @@
 """The order of a stream: a pure function of (seed, epoch) and the number of lanes.
 
 An epoch's shards are shuffled and dealt to L lanes, each to the lane with the fewest records so
-far. In a lane, shards come whole and in a row; a shard's records are shuffled within chunks, which
-are as large as a reader can hold. The epoch takes a record from each lane in turn; a lane that ran
-out is passed over. So files are read from front to back, and yet every position is known from the
-index alone, whatever the number of processes: rank r of W reads the lanes l with l % W = r.
+far. A lane reads one whole shard after the other; the records of a shard are shuffled within
+chunks, which are as large as a reader can hold. The epoch takes a record from each lane in turn,
+and skips lanes that have run out. So files are read from front to back, and still every position
+is known from the index alone, whatever the number of processes: rank r of W reads the lanes l with
+l % W = r.
 """
 
 # N records of the split, M records of the epoch, G shards of the epoch
@@ -18,8 +19,7 @@ from hpc_ecg.data.random_words import CHUNKS, SHARDS, random_words
 
 @dataclass(frozen=True, kw_only=True)
 class LaneOrder:
-    """One epoch: records in the order of use, the lane of each, and the chunk of it in that lane
-    (ascending)."""
+    """One epoch: records in the order of use, with the lane and chunk (ascending) of each."""
 
     positions_M: np.ndarray
     lane_M: np.ndarray
@@ -29,8 +29,10 @@ class LaneOrder:
 def arrange_in_lanes(
     positions_M: np.ndarray, shard_N: np.ndarray, seed: int, epoch: int, lanes: int, buffer: int
 ) -> LaneOrder:
-    """The epoch's records (some may come several times) in the order of the stream. Positions
-    ascend as records lie in the shards. All repeats of a record are in one chunk."""
+    """The epoch's records in the order of the stream; some may occur several times.
+
+    Positions ascend as records lie in the shards. All repeats of a record are in one chunk.
+    """
     sorted_M = np.sort(positions_M)
     shards_G, shard_M, size_G = np.unique(
         shard_N[sorted_M], return_inverse=True, return_counts=True
@@ -39,7 +41,7 @@ def arrange_in_lanes(
     lane_G = _deal(size_G, order_G, lanes)
     turn_G = np.empty_like(order_G)
     turn_G[order_G] = np.arange(len(order_G))
-    # Counted in different records, so that repeats of one are in the same chunk.
+    # Count distinct records, so that repeats of one are in the same chunk.
     count_M = np.cumsum(np.diff(sorted_M, prepend=-1) > 0) - 1
     chunk_M = turn_G[shard_M] * len(sorted_M) + count_M // buffer
     lane_M = lane_G[shard_M]

@@ -128,9 +128,9 @@ def collate_step(
     if out is None:
         out = empty_rows(dataset, len(positions))
     micro_batches = []
-    for places in sampler.micro_batches(step, rank_slice):
-        micro_batches.append(collate(dataset, positions[places], out, stream or dataset))
-        out = out[max(len(places), 1) :]
+    for indices in sampler.micro_batches(step, rank_slice):
+        micro_batches.append(collate(dataset, positions[indices], out, stream or dataset))
+        out = out[max(len(indices), 1) :]
     return StepBatch(
         step=step,
         micro_batches=micro_batches,

@@ -1,11 +1,11 @@
-"""Copies of shards on the node's own disk, made ahead of use by a thread, for all processes there.
+"""Copies of shards on the node's own disk, made ahead of use by a thread, for all its processes.
 
-    stage_dir/hpc_ecg-stage/<digest of the index>/shard-000000.tar   whole and checked, or absent
+    stage_dir/hpc_ecg-stage/<digest of the index>/shard-000000.tar   complete and verified
                                                   users/*.lock       one held by each process
 
-Whoever gets the lock of the set copies; the others, of this run or of another, wait and find all of
-it done. A copy gets its name when its digest is that of dataset.json. The last process that uses a
-set deletes it, or, after a crash, the next one that comes: never while a living process uses it.
+The process that holds the lock of the set copies; the others, of this or another run, wait for it.
+A copy gets its name once its digest is that of dataset.json. The last process that uses a set
+deletes it or, after a crash, the next process to start; never while a living process uses it.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger("hpc_ecg")
 
 BLOCK = 1 << 22
-LOOK_EVERY_S = 1.0
+LIST_EVERY_S = 1.0
 
 
 class NodeCache:
@@ -37,13 +37,15 @@ class NodeCache:
         first_use: Sequence[int],
         quota_gb: float | None = None,
     ) -> None:
-        """Begin to copy these shards into `folder`, in the order in which they will be used.
-        `about` describes all shards, as dataset.json does."""
+        """Start to copy these shards into `folder`, in the order in which they will be used.
+
+        `about`: the entries of all shards in dataset.json.
+        """
         self._base = folder / "hpc_ecg-stage"
         self._folder = self._base / set_sha256[:16]
         self._about, self._open_shard, self._first_use = about, open_shard, first_use
         self._ready: set[int] = set()
-        self._looked = 0.0
+        self._listed_at = 0.0
         self._stop = threading.Event()
         self._base.mkdir(exist_ok=True)
         with _lock(self._base / "lock"):
@@ -58,26 +60,28 @@ class NodeCache:
         self._thread.start()
 
     def open(self, shard: int) -> BinaryIO | None:
-        """The copy of a shard, once it is there: only what is whole and checked has its name."""
+        """The copy of a shard; None until it is complete and verified."""
         try:
             return (self._folder / self._about[shard]["name"]).open("rb")
-        except OSError:  # not yet, or somebody tidied the disk
+        except OSError:  # not yet, or deleted by hand
             return None
 
     def arrivals(self) -> list[int]:
-        """Shards that are there since the last call; looks once in a second at most."""
-        if time.monotonic() - self._looked < LOOK_EVERY_S or len(self._ready) == len(self._about):
+        """Shards copied since the last call; lists the folder at most once a second."""
+        if time.monotonic() - self._listed_at < LIST_EVERY_S or len(self._ready) == len(
+            self._about
+        ):
             return []
-        self._looked = time.monotonic()
-        there = {entry.name for entry in os.scandir(self._folder)}
-        new = {n for n, about in enumerate(self._about) if about["name"] in there} - self._ready
+        self._listed_at = time.monotonic()
+        names = {entry.name for entry in os.scandir(self._folder)}
+        new = {n for n, about in enumerate(self._about) if about["name"] in names} - self._ready
         self._ready |= new
         return sorted(new)
 
     def wait(self) -> None:
-        """Until this process has nothing left to copy or to wait for."""
+        """Block until this process has nothing left to copy or to wait for."""
         self._thread.join()
-        self._looked = 0.0
+        self._listed_at = 0.0
 
     def close(self) -> None:
         """Stop copying; the last process that uses the copies deletes them."""
@@ -89,7 +93,7 @@ class NodeCache:
             _delete_unused(self._folder)
 
     def _work(self) -> None:
-        """As soon as nobody else copies: copy what is not there."""
+        """Copy what is missing, as soon as no other process copies."""
         lock = _lock(self._folder / "copying.lock")
         while not self._stop.is_set():
             try:
@@ -102,25 +106,25 @@ class NodeCache:
                 if self._stop.is_set() or not self._stage(shard, self._about[shard]):
                     break
         except OSError as error:
-            logger.warning("%s: %s; the rest is read from data.shards", self._folder, error)
+            logger.warning(f"{self._folder}: {error}; the rest is read from data.shards")
         finally:
             lock.release()
 
     def _stage(self, shard: int, about: dict[str, Any]) -> bool:
-        """Whether to go on with the next one."""
+        """Copy one shard; False if there is no space for more."""
         path = self._folder / about["name"]
         if path.exists():
             return True
         if _size(self._base) + about["bytes"] > self._quota:
             logger.warning(
-                "%s: data.stage_quota_gb is full; shards from %s on are read from data.shards",
-                *(self._folder, about["name"]),
+                f"{self._folder}: data.stage_quota_gb is full; shards from {about['name']} on are "
+                "read from data.shards"
             )
             return False
         try:
             self._copy(shard, about, path)
-        except ValueError as error:  # whoever needs a record of it will be told again
-            logger.warning("%s", error)
+        except ValueError as error:  # reading a record of this shard raises it again
+            logger.warning(str(error))
         return True
 
     def _copy(self, shard: int, about: dict[str, Any], path: Path) -> None:
@@ -133,17 +137,19 @@ class NodeCache:
                     if self._stop.is_set():
                         return
             if digest.hexdigest() != about["sha256"]:
-                raise ValueError(f"{about['name']} is damaged (its SHA-256): it is not staged")
+                raise ValueError(f"{about['name']} is damaged (SHA-256): it is not staged")
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
 
 
 def resolve_stage_dir(setting: str) -> Path:
-    """data.stage_dir with its variables filled in; ValueError if that is no folder."""
+    """data.stage_dir with variables expanded; ValueError if it is no writable folder."""
     text = os.path.expanduser(os.path.expandvars(setting))  # noqa: PTH111
     if "$" in text:
-        raise ValueError(f"data.stage_dir={setting}: that variable is not set here; give a folder")
+        raise ValueError(
+            f"data.stage_dir={setting}: that variable is not set on this node; give a folder"
+        )
     if not os.access(text, os.W_OK) or not Path(text).is_dir():
         raise ValueError(f"data.stage_dir={setting}: {text} is not a folder that can be written")
     return Path(text)
@@ -154,7 +160,7 @@ def _lock(path: Path) -> FileLock:
 
 
 def _delete_unused(folder: Path) -> None:
-    """Unless a living process holds one of the users' locks; the locks of the dead do not count."""
+    """Delete a set unless a living process uses it; locks of dead processes do not count."""
     for path in (folder / "users").glob("*.lock"):
         try:
             with FileLock(path, timeout=0):
@@ -169,6 +175,6 @@ def _size(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # another process has just finished with it
+        except FileNotFoundError:  # another process has just deleted it
             continue
     return total

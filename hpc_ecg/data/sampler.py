@@ -96,16 +96,16 @@ class EpochSampler:
             )
 
     def micro_batches(self, step: int, rank_slice: RankSlice) -> list[np.ndarray]:
-        """This rank's places in the global batch, one array per forward pass.
+        """Indices of this rank's records in the global batch, one array per forward pass.
 
         All ranks get the same number of them; some may be empty.
         """
         num_items = len(self.batch(step))
         rank, world_size = rank_slice.rank, rank_slice.world_size
         if self.config.read != "stream":
-            places = np.arange(num_items)
+            indices = np.arange(num_items)
             cuts = cut_micro_batches(num_items, rank, world_size, rank_slice.micro_batch_size)
-            return [places[cut] for cut in cuts]
+            return [indices[cut] for cut in cuts]
         epoch, index = divmod(step, self.steps_per_epoch)
         first = index * self.config.batch_size
         rank_B = self.lanes(epoch).lane_M[first : first + num_items] % world_size

@@ -1,8 +1,8 @@
-"""Where the bytes of a set of shards are read: staged on this node, in a folder, or far away: at an
-fsspec URL (s3://…), or from a shell command.
+"""Where the bytes of shards come from: the node's own disk, a folder, an fsspec URL (s3://…), or a
+shell command.
 
-A shard's number comes in; its file mapped as int16 counts, ranges of bytes, or an open stream goes
-out, from the nearest place that has it.
+A shard is read from the nearest place that has it: as a memory map of int16 counts, as ranges of
+bytes, or as a stream.
 """
 
 # n records read
@@ -18,27 +18,27 @@ import numpy as np
 from hpc_ecg.data.node_cache import NodeCache, resolve_stage_dir
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.shards.format import ShardSet
-from hpc_ecg.shards.remote import RemoteStore, locate
+from hpc_ecg.shards.remote import RemoteStore, open_remote_store
 
 
 class ShardSource:
     def __init__(self, shards: ShardSet, config: DataConfig | None = None) -> None:
-        """As `config` says; without one, mapped and not staged."""
+        """Without `config`, shards are memory-mapped where they are."""
         self._config = config or DataConfig()
         self.streams = self._config.read == "stream"
         self._about = shards.description["shards"]
         self._set_sha256 = shards.description["index_sha256"]
         self._place = shards.name
-        self._remote: RemoteStore | None = locate(shards.url) if shards.url else None
-        self._stage: NodeCache | None = None
+        self._remote: RemoteStore | None = open_remote_store(shards.url) if shards.url else None
+        self._node_cache: NodeCache | None = None
         self._mapped: dict[int, np.ndarray] = {}
 
     def name(self, shard: int) -> str:
-        """For messages."""
+        """Path of a shard, for messages."""
         return f"{self._place}/{self._about[shard]['name']}"
 
     def files(self, shards: Iterable[int]) -> dict[int, np.ndarray]:
-        """All of the files of these shards as int16, but for those that are far away."""
+        """The files of these shards as int16, without those that are remote."""
         self._take_arrivals()
         for shard in shards:
             if shard not in self._mapped:
@@ -49,18 +49,18 @@ class ShardSource:
         return self._mapped
 
     def ranges(self, shards_n: Sequence[int], starts_n: Sequence[int], size: int) -> list[bytes]:
-        """`size` bytes of each of these far shards from each of these offsets, fetched together."""
+        """`size` bytes of each of these remote shards at each of these offsets, in one request."""
         assert self._remote is not None
         names = [self._about[shard]["name"] for shard in shards_n]
         return self._remote.ranges(names, list(starts_n), size)
 
     def open(self, shard: int) -> BinaryIO:
-        """To be read from front to back."""
+        """A stream, to be read from front to back."""
         self._take_arrivals()
         return self._staged(shard) or self._original(shard)
 
     def _staged(self, shard: int) -> BinaryIO | None:
-        return self._stage.open(shard) if self._stage else None
+        return self._node_cache.open(shard) if self._node_cache else None
 
     def _original(self, shard: int) -> BinaryIO:
         name = self._about[shard]["name"]
@@ -74,15 +74,15 @@ class ShardSource:
             raise ValueError(f"{why}; copy the shard again") from None
 
     def _take_arrivals(self) -> None:
-        if self._stage:
-            for shard in self._stage.arrivals():
+        if self._node_cache:
+            for shard in self._node_cache.arrivals():
                 self._mapped.pop(shard, None)
 
     def stage(self, first_use: Sequence[int]) -> None:
-        """Begin to copy the shards to data.stage_dir, if that is set, in the order of first use."""
+        """Start to copy the shards to data.stage_dir, if it is set, in the order of first use."""
         config = self._config
         if config.stage_dir is not None:
-            self._stage = NodeCache(
+            self._node_cache = NodeCache(
                 resolve_stage_dir(config.stage_dir),
                 self._set_sha256,
                 self._about,
@@ -92,13 +92,13 @@ class ShardSource:
             )
 
     def close(self) -> None:
-        if self._stage:
-            self._stage.close()
+        if self._node_cache:
+            self._node_cache.close()
 
 
 def _map(file: BinaryIO) -> np.ndarray:
     size = os.fstat(file.fileno()).st_size
-    if size == 0:  # which cannot be mapped
+    if size == 0:  # an empty file cannot be mapped
         return np.empty(0, np.int16)
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(data, np.int16, count=size // 2)

@@ -1,8 +1,8 @@
-"""Records of shards that are read from front to back, through webdataset's own pipeline.
+"""Read shards from front to back, through webdataset's own pipeline.
 
-The order is known beforehand (lanes.py); a thread for each lane reads the next chunk while this one
-is used. Nothing is read before the chunk that is needed first, but for what lies before it in its
-shard. Every record is checked against the index; a shard that lacks one is damaged.
+The order is known beforehand (lanes.py); a thread per lane reads the next chunk while the current
+one is used. A resumed run starts at the chunk that it needs first, and skips what lies before it in
+that shard. Every record is verified against the index; a shard that lacks one is damaged.
 """
 
 # n records read, C leads, S samples
@@ -15,10 +15,10 @@ import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
-from hpc_ecg.shards.format import ARRAY_ENDING, array_of
+from hpc_ecg.shards.format import ARRAY_SUFFIX, parse_array
 
 CHUNK = 64
-"""Records that are held at once where nothing is shuffled."""
+"""Records in memory at once when a split is read in its own order."""
 Chunk = dict[int, np.ndarray]
 """Position -> counts [C, S]."""
 
@@ -26,8 +26,10 @@ Chunk = dict[int, np.ndarray]
 def read_shard(
     dataset: Dataset, shard: int, positions: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """These records of a shard, in the order of the file. ValueError names a shard that cannot be
-    read, lacks one of them, or holds other signals."""
+    """These records of a shard, in the order of the file.
+
+    ValueError names a shard that cannot be read, lacks a record, or holds other signals.
+    """
     from webdataset import DataPipeline, pipelinefilter
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -35,11 +37,11 @@ def read_shard(
 
     def is_wanted(name: str) -> bool:
         key, dot, ending = name.partition(".")
-        return key in wanted and dot + ending == ARRAY_ENDING
+        return key in wanted and dot + ending == ARRAY_SUFFIX
 
     with dataset.source.open(shard) as file:
         samples = iter(
-            DataPipeline(  # no splitters: these shards are this rank's already
+            DataPipeline(  # without splitters: the shards were dealt to ranks before
                 [[{"url": dataset.source.name(shard), "stream": file}]],
                 pipelinefilter(tar_file_expander)(select_files=is_wanted),
                 pipelinefilter(group_by_keys)(),
@@ -49,8 +51,8 @@ def read_shard(
             try:
                 sample = next(samples, None)
                 if sample is None:
-                    raise ValueError(f"{len(wanted)} records are not in it")
-                record = array_of(sample["ecg.npy"], dataset.record_shape)
+                    raise ValueError(f"{len(wanted)} records are missing")
+                record = parse_array(sample["ecg.npy"], dataset.record_shape)
             except Exception as error:  # tarfile and file systems raise many kinds
                 why = str(error).partition("\n")[0] or type(error).__name__
                 raise ValueError(dataset.damage(shard, why)) from None
@@ -60,7 +62,7 @@ def read_shard(
 
 
 def read_lane(dataset: Dataset, chunks: Sequence[np.ndarray]) -> Iterator[Chunk]:
-    """Chunks of ascending positions, one after the other."""
+    """The chunks of a lane, one after the other; each holds ascending positions of one shard."""
     for shard, group in groupby(chunks, key=lambda chunk: int(dataset.shard_N[chunk[0]])):
         of_shard = list(group)
         records = read_shard(dataset, shard, np.concatenate(of_shard).tolist())
@@ -69,12 +71,12 @@ def read_lane(dataset: Dataset, chunks: Sequence[np.ndarray]) -> Iterator[Chunk]
 
 
 class StreamReader:
-    """Gives the records of a known sequence; `read` must be called for it from first to last."""
+    """Reads a known sequence of records; `read` must follow it from first to last."""
 
     def __init__(
         self, dataset: Dataset, positions_n: np.ndarray, lane_n: np.ndarray, chunk_n: np.ndarray
     ) -> None:
-        """The sequence, and which lane and chunk (ascending in each lane) a record is in."""
+        """The sequence, and the lane and chunk (ascending in each lane) of each record."""
         self._lane_of = dict(zip(positions_n.tolist(), lane_n.tolist(), strict=True))
         self._chunk_of = dict(zip(positions_n.tolist(), chunk_n.tolist(), strict=True))
         lanes = np.unique(lane_n).tolist()
@@ -106,19 +108,19 @@ class StreamReader:
 
 
 def stream_epoch(
-    dataset: Dataset, sampler: EpochSampler, step: int, share: RankSlice
+    dataset: Dataset, sampler: EpochSampler, step: int, rank_slice: RankSlice
 ) -> StreamReader:
-    """What a rank reads from this step to the end of its epoch."""
+    """The records that a rank reads from this step to the end of its epoch."""
     epoch, index = divmod(step, sampler.steps_per_epoch)
     lanes = sampler.lanes(epoch)
-    is_mine_M = lanes.lane_M % share.world_size == share.rank
+    is_mine_M = lanes.lane_M % rank_slice.world_size == rank_slice.rank
     is_mine_M[: index * sampler.config.batch_size] = False
     parts = (lanes.positions_M, lanes.lane_M, lanes.chunk_M)
     return StreamReader(dataset, *(part[is_mine_M] for part in parts))
 
 
 def stream_in_order(dataset: Dataset, records: slice) -> StreamReader:
-    """A part of a split in its own order: one lane, in chunks of one shard at the most."""
+    """Consecutive records of a split: one lane, in chunks that do not cross shards."""
     positions_n = np.arange(records.start, records.stop)
     shard_n = dataset.shard_N[positions_n]
     first_n = np.searchsorted(shard_n, shard_n)

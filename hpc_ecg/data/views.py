@@ -1,7 +1,6 @@
-"""What a run may change of the index without touching a signal: which fold tests, which labels,
-which share of the training patients.
+"""Changes of the index that need no signal: the fold to test on, other labels, fewer patients.
 
-An index comes in, a copy with other splits or labels goes out.
+Each function returns a copy of the index with other splits or labels.
 """
 
 # N records of the index, K folds
@@ -21,8 +20,10 @@ logger = logging.getLogger("hpc_ecg")
 
 
 def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
-    """Fold `fold` of that repeat tests, the next one validates, all others train. ValueError if
-    the shards have no such fold."""
+    """Test on fold `fold` of a repeat, validate on the next fold, train on all others.
+
+    ValueError if the shards have no such fold.
+    """
     column = f"{FOLD_PREFIX}{repeat}"
     if column not in index:
         repeats = sum(str(name).startswith(FOLD_PREFIX) for name in index)
@@ -40,11 +41,11 @@ def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
 def replace_labels(
     index: pd.DataFrame, path: Path, names: list[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The labels of a table in place of the index's; also their names. Its column `record` holds
-    names of records or, where the shards have no names (--key), `row` the rows of their table.
+    """The index with the labels of a table instead, and the names of those labels.
 
-    A record that the table does not list has no label, and a warning says how many. All windows of
-    a recording get its label. ValueError for a table that is not as it should be.
+    The table's column `record` holds names of records or, for shards without names (--key), `row`
+    the rows of their table. Records that it does not list have no label; a warning says how many.
+    All windows of a recording get its label. ValueError for a table without such a column or label.
     """
     columns = [str(name) for name in read_table(path)]
     by = "row" if "row" in columns and "record" not in columns else "record"
@@ -61,7 +62,7 @@ def replace_labels(
             "what index.parquet has as record, or rows of the table that they were made of"
         )
     if unlisted:
-        logger.warning("%s: %d of %d records are not in it: no label", path, unlisted, len(index))
+        logger.warning(f"{path}: {unlisted} of {len(index)} records are not in it: no label")
     labels_NK = np.where(rows[:, None] < 0, np.nan, table.labels_NK[rows])
     index = index.drop(columns=[name for name in index if str(name).startswith(LABEL_PREFIX)])
     return index.assign(**{LABEL_PREFIX + n: labels_NK[:, k] for k, n in enumerate(names)}), names
@@ -70,9 +71,11 @@ def replace_labels(
 def keep_label_fraction(
     index: pd.DataFrame, names: list[str], fraction: float, needs_positives: bool
 ) -> pd.DataFrame:
-    """So many of the training patients that have a label, in the order of a hash of the patient;
-    the other training records get the split `left_out`. ValueError if a label has no positive one
-    left that had some."""
+    """Keep this share of the labelled training patients, in the order of a hash of the patient.
+
+    The other training records get the split `left_out`. ValueError if a label loses all its
+    positive records.
+    """
     labels = index[[LABEL_PREFIX + name for name in names]]
     is_train = index["split"] == "train"
     patients = index["patient"][is_train & labels.notna().any(axis=1)].unique()
@@ -92,7 +95,7 @@ def keep_label_fraction(
 
 
 def _names_of(index: pd.DataFrame, by: str) -> list[str]:
-    """What a table of labels calls the recording of each record."""
+    """The name or row by which a table of labels refers to each record."""
     if by == "row":
         return [str(row + 1) for row in rows_of_keys(index["key"])]
     windows = ["".join(key.partition("-")[1:]) for key in index["key"]]

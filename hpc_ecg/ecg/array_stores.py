@@ -1,5 +1,5 @@
-"""Files of arrays: .npy, .npz, HDF5 or MATLAB's .mat in; out goes, for as long as the file is open,
-what each array in it is and how to read it. Shapes come first: nothing is unpacked to learn them.
+"""Array files: .npy, .npz, HDF5 or MATLAB's .mat. An opener yields the arrays of a file, each with
+its shape, its type and a function that reads it. Nothing is unpacked to learn a shape.
 """
 
 import io
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.io
@@ -18,9 +18,9 @@ from scipy.io.matlab import matfile_version
 from hpc_ecg.ecg.recording import RecordError
 
 MAX_BYTES = 1 << 28
-"""What is unpacked at once: of a .mat, or a chunk of HDF5."""
+"""Limit on what is unpacked at once: a .mat, or a chunk of HDF5."""
 RATE = "curr_sample_rate"
-"""Name under which DeepECG's files hold the samples per second."""
+"""The array that holds the samples per second in DeepECG's files."""
 NEEDS_EXTRA = "to read it, `pip install 'hpc-ecg[formats]'`"
 
 _MATLAB = {"logical": "u1", "double": "f8", "single": "f4"} | {
@@ -28,19 +28,19 @@ _MATLAB = {"logical": "u1", "double": "f8", "single": "f4"} | {
 }
 
 
-class Stored(NamedTuple):
-    """An array in a file, not read yet."""
+class StoredArray(NamedTuple):
+    """An array in an open file, not read yet."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[Any], Any]
-    """What lies at an index: a row, or () for all."""
+    read: Callable[[int | tuple[()]], np.ndarray]
+    """Read the item at an index: a row number, or () for the whole array."""
     by_row: bool = True
-    """A row can be read without the others."""
+    """Whether one row can be read without the others."""
 
 
 def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Small arrays of a .mat, those of `names` that it holds."""
+    """The small numeric arrays of a .mat among `names`, as float64."""
     with _open_mat(path, "") as arrays:
         return {
             name: np.asarray(array.read(()), np.float64)
@@ -50,94 +50,89 @@ def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _open_npy(path: Path, _name: str) -> Iterator[dict[str, Stored]]:
+def _open_npy(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise RecordError("unreadable", f"expected an array, got {type(array).__name__}")
-    yield {"": Stored(array.shape, array.dtype, array.__getitem__)}
+    yield {"": StoredArray(array.shape, array.dtype, array.__getitem__)}
 
 
 @contextmanager
-def _open_npz(path: Path, name: str) -> Iterator[dict[str, Stored]]:
+def _open_npz(path: Path, name: str) -> Iterator[dict[str, StoredArray]]:
     with np.load(path, allow_pickle=False) as archive:
 
-        def stored(key: str) -> Stored:
+        def stored(key: str) -> StoredArray:
             with archive.zip.open(f"{key}.npy") as member:
                 major, _ = np.lib.format.read_magic(member)
                 read_header = getattr(np.lib.format, f"read_array_header_{major}_0")
                 shape, _, dtype = read_header(member)
-            return Stored(shape, dtype, lambda index: archive[key][index], by_row=False)
+            return StoredArray(shape, dtype, lambda index: archive[key][index], by_row=False)
 
         wanted = {name, RATE} if name in archive.files else set(archive.files)
         yield {key: stored(key) for key in archive.files if key in wanted}
 
 
 @contextmanager
-def _open_hdf5(path: Path, name: str) -> Iterator[dict[str, Stored]]:
+def _open_hdf5(path: Path, name: str) -> Iterator[dict[str, StoredArray]]:
     try:
         import h5py
     except ImportError:
         raise RecordError("unreadable", NEEDS_EXTRA) from None
-    with h5py.File(path, "r", locking=False) as file:  # shared disks often know no locks
+    with h5py.File(path, "r", locking=False) as file:  # shared disks often lack locks
         names = [key for key in (name, RATE) if key in file]
         if name not in file:
             names.clear()
             file.visititems(lambda key, item: names.append(key) if hasattr(item, "shape") else None)
-        found = {key: file[key] for key in names if isinstance(file[key], h5py.Dataset)}
-        for key, data in found.items():
+        datasets = {key: file[key] for key in names if isinstance(file[key], h5py.Dataset)}
+        for key, data in datasets.items():
             if data.is_virtual or data.external or data.file.filename != file.filename:
                 raise RecordError("unreadable", f"{key}: its data lie in another file; copy them")
             if np.prod(data.chunks or (0,), dtype=float) * data.dtype.itemsize > MAX_BYTES:
                 raise RecordError("unreadable", f"{key}: chunks of {data.chunks} are too large")
         yield {
-            key: Stored(data.shape or (), data.dtype, data.__getitem__)
-            for key, data in found.items()
+            key: StoredArray(data.shape or (), data.dtype, data.__getitem__)
+            for key, data in datasets.items()
         }
 
 
 @contextmanager
-def _open_mat(path: Path, _name: str) -> Iterator[dict[str, Stored]]:
+def _open_mat(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
     if path.stat().st_size > MAX_BYTES:
         raise RecordError("unreadable", f"more than {MAX_BYTES >> 20} MB; save it as .npy or HDF5")
     content = path.read_bytes()
     version, _ = matfile_version(io.BytesIO(content))
     if version == 2:
-        raise RecordError(
-            "unreadable",
-            "a MATLAB 7.3 file, which is HDF5: save it with -v7, or name it .h5 (axes reversed)",
-        )
+        text = "a MATLAB 7.3 file, which is HDF5: save it with -v7, or name it .h5 (axes reversed)"
+        raise RecordError("unreadable", text)
     if version == 1:
         _check_inflated(content)
 
-    def stored(key: str, shape: tuple[int, ...], kind: str) -> Stored:
-        def read(index: Any) -> Any:
+    def stored(key: str, shape: tuple[int, ...], kind: str) -> StoredArray:
+        def read(index: int | tuple[()]) -> np.ndarray:
             return scipy.io.loadmat(io.BytesIO(content), variable_names=[key])[key][index]
 
-        return Stored(shape, np.dtype(_MATLAB.get(kind, "O")), read, by_row=False)
+        return StoredArray(shape, np.dtype(_MATLAB.get(kind, "O")), read, by_row=False)
 
-    arrays = {name: stored(name, *rest) for name, *rest in scipy.io.whosmat(io.BytesIO(content))}
+    listed = scipy.io.whosmat(io.BytesIO(content))
+    arrays = {name: stored(name, shape, kind) for name, shape, kind in listed}
     if list(arrays) == ["val"]:
         raise RecordError("not found", f"its header {path.stem}.hea is not beside it")
     yield arrays
 
 
 def _check_inflated(content: bytes) -> None:
-    """RecordError if the compressed parts of a MATLAB 5 file unpack to more than MAX_BYTES."""
-    order, at, left = ">" if content[126:128] == b"MI" else "<", 128, MAX_BYTES
-    while at + 8 <= len(content):
-        kind, size = struct.unpack_from(f"{order}2I", content, at)
+    """Raise RecordError if the compressed parts of a MATLAB 5 file unpack to over MAX_BYTES."""
+    byte_order, offset, budget = ">" if content[126:128] == b"MI" else "<", 128, MAX_BYTES
+    while offset + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{byte_order}2I", content, offset)
         if kind == 15:  # miCOMPRESSED
             inflate = zlib.decompressobj()
-            left -= len(inflate.decompress(content[at + 8 : at + 8 + size], left))
-            if inflate.unconsumed_tail or left <= 0:
+            packed = content[offset + 8 : offset + 8 + size]
+            budget -= len(inflate.decompress(packed, budget))
+            if inflate.unconsumed_tail or budget <= 0:
                 raise RecordError("unreadable", f"unpacks to more than {MAX_BYTES >> 20} MB")
-        at += 8 + size
+        offset += 8 + size
 
 
-OPENERS = {
-    ".npy": _open_npy,
-    ".npz": _open_npz,
-    ".h5": _open_hdf5,
-    ".hdf5": _open_hdf5,
-    ".mat": _open_mat,
-}
+OPENERS = {".npy": _open_npy, ".npz": _open_npz, ".mat": _open_mat}
+OPENERS |= dict.fromkeys((".h5", ".hdf5"), _open_hdf5)

@@ -1,10 +1,11 @@
-"""Change of rate and filters: what `SignalSpec.preprocessing` names, done with scipy.
+"""Resampling and filtering with scipy, as `SignalSpec.preprocessing` names them.
 
 `resample_poly/2` is the default. `decimate/2` is DeepECG_Docker's x[::k], without an anti-alias
-filter, for results that must agree with it. `highpass-0.5` and `notch-50` go between name and
-version, in this order; both run forwards and backwards, so that nothing is delayed.
+filter, for results that must agree with it. `highpass-0.5` and `notch-50` stand between method and
+version, in this order. Both filters run forwards and backwards, so they delay nothing.
 """
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,19 +19,28 @@ from hpc_ecg.ecg.recording import RecordError
 VERSION = "2"
 RESAMPLING = ("resample_poly", "decimate")
 MAX_DENOMINATOR = 10_000
-"""Ratios of rates are exact up to here; beyond, time is stretched by less than 1 in 10,000."""
-HIGHPASS_ORDER = 2  # Butterworth; twice that, as it runs both ways
-NOTCH_QUALITY = 30.0  # 50 Hz: 1.7 Hz wide
+"""Rate ratios are exact up to this denominator; beyond it, time stretches by under 1 in 10,000."""
+HIGHPASS_ORDER = 2  # Butterworth; effectively 4, as it runs both ways
+NOTCH_QUALITY = 30.0  # at 50 Hz: 1.7 Hz wide
+_HZ = r"(\d+(?:\.\d+)?)"
+_NAME = re.compile(rf"([^/]*)(?:/highpass-{_HZ})?(?:/notch-{_HZ})?/{VERSION}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
+class Preprocessing:
     resampling: str = "resample_poly"
     highpass_hz: float | None = None
     notch_hz: float | None = None
 
+    @property
+    def name(self) -> str:
+        """The value of `SignalSpec.preprocessing`, such as `resample_poly/notch-50/2`."""
+        highpass = "" if self.highpass_hz is None else f"/highpass-{self.highpass_hz:g}"
+        notch = "" if self.notch_hz is None else f"/notch-{self.notch_hz:g}"
+        return f"{self.resampling}{highpass}{notch}/{VERSION}"
+
     def check(self, sample_rate_hz: float) -> None:
-        """ValueError unless these filters exist at this rate."""
+        """Raise ValueError unless these filters exist at this rate."""
         if self.resampling not in RESAMPLING:
             allowed = " or ".join(RESAMPLING)
             raise ValueError(f"the resampling must be {allowed}, got {self.resampling!r}")
@@ -42,50 +52,36 @@ class Steps:
                 )
 
 
-def name_steps(steps: Steps) -> str:
-    """What `SignalSpec.preprocessing` holds for these steps."""
-    parts = [steps.resampling]
-    parts += [f"highpass-{steps.highpass_hz:g}"] if steps.highpass_hz is not None else []
-    parts += [f"notch-{steps.notch_hz:g}"] if steps.notch_hz is not None else []
-    return "/".join([*parts, VERSION])
-
-
-def parse_steps(name: str) -> Steps:
-    """The other way round; ValueError for a name that this version does not make."""
-    resampling, *more = name.split("/")
-    values = dict(part.rpartition("-")[::2] for part in more[:-1])
-    try:
-        steps = Steps(
-            resampling=resampling,
-            highpass_hz=float(values["highpass"]) if "highpass" in values else None,
-            notch_hz=float(values["notch"]) if "notch" in values else None,
-        )
-    except ValueError:
-        steps = Steps()
-    if name_steps(steps) != name:
-        raise ValueError(
-            f"preprocessing {name!r} is not made here; it is like {name_steps(Steps())!r} or "
-            f"{name_steps(Steps(highpass_hz=0.5, notch_hz=50))!r}"
-        )
-    return steps
+def parse_preprocessing(name: str) -> Preprocessing:
+    """The inverse of `Preprocessing.name`; ValueError for a name that this version never writes."""
+    if match := _NAME.fullmatch(name):
+        highpass_hz, notch_hz = (float(hz) if hz else None for hz in match.group(2, 3))
+        steps = Preprocessing(resampling=match[1], highpass_hz=highpass_hz, notch_hz=notch_hz)
+        if steps.name == name:
+            return steps
+    example = Preprocessing(highpass_hz=0.5, notch_hz=50)
+    raise ValueError(
+        f"preprocessing {name!r} is unknown to this version; expected a name like "
+        f"{Preprocessing().name!r} or {example.name!r}"
+    )
 
 
 def change_rate(signal_LS: np.ndarray, from_hz: float, to_hz: float, resampling: str) -> np.ndarray:
-    """[leads, ⌈samples · to/from⌉]; RecordError("rate") if decimating is not possible."""
+    """[leads, ⌈samples · to/from⌉]; RecordError("rate") if the rates do not allow decimating."""
     if resampling == "resample_poly":
         return resample(signal_LS, from_hz, to_hz)
     step = from_hz / to_hz
     if step != round(step):
-        raise RecordError("rate", f"{from_hz:g} Hz is no multiple of {to_hz:g} Hz: not decimated")
+        raise RecordError("rate", f"cannot decimate: {from_hz:g} Hz is no multiple of {to_hz:g} Hz")
     return signal_LS[:, :: round(step)]
 
 
 def resample(signal_LS: np.ndarray, from_hz: float, to_hz: float) -> np.ndarray:
     """[leads, ⌈samples · to/from⌉] by scipy's polyphase filter, cut off below both Nyquist rates.
 
-    The line from each lead's first to last sample is kept out of the filtering, so that neither an
-    offset nor a drift leaves a transient at the ends or a ripple. (scipy's padtype="line" filters
-    it: no transient, but the filter's phases differ in gain and 5 mV at 400 Hz ripple by 1 µV.)
+    The filter does not see the line from each lead's first to its last sample, so an offset or a
+    drift causes neither transients at the ends nor ripple. (scipy's padtype="line" does filter it:
+    the filter's phases differ in gain, and 5 mV at 400 Hz ripple by 1 µV.)
     """
     ratio = (Fraction(to_hz) / Fraction(from_hz)).limit_denominator(MAX_DENOMINATOR)
     if ratio == 1:
@@ -99,8 +95,8 @@ def resample(signal_LS: np.ndarray, from_hz: float, to_hz: float) -> np.ndarray:
     return resampled_LS + first_L1 + slope_L1 * (np.arange(num_out) / float(ratio))
 
 
-def apply_filters(signal_LS: np.ndarray, rate_hz: float, steps: Steps) -> np.ndarray:
-    """The whole recording, filtered forwards and backwards along time."""
+def apply_filters(signal_LS: np.ndarray, rate_hz: float, steps: Preprocessing) -> np.ndarray:
+    """Filter the whole recording, forwards and backwards in time."""
     num_samples = signal_LS.shape[1]
     if steps.highpass_hz is not None:
         sections = butter(HIGHPASS_ORDER, steps.highpass_hz, "highpass", fs=rate_hz, output="sos")

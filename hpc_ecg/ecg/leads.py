@@ -1,8 +1,8 @@
-"""Lead names: any file's spelling in, the standard name or a row order out.
+"""Lead names: from any file's spelling to the standard name and to the wanted row order.
 
-Recorders write `AVR`, `Lead aVR` and `MDC_ECG_LEAD_AVR` for the same thing. A name is reduced to
-what is left without prefixes and separators; a sign (`-aVR`, as in Cabrera's order) makes another
-lead, which stays unknown.
+Recorders write `AVR`, `Lead aVR` and `MDC_ECG_LEAD_AVR` for the same lead. Prefixes and separators
+are stripped from a name before it is looked up. A sign (`-aVR`, as in Cabrera's order) makes it
+another lead, which stays unknown.
 """
 
 import re
@@ -21,7 +21,7 @@ _SEPARATORS = re.compile(r"[\s_.:]+")
 
 
 def normalize_lead(name: str) -> str | None:
-    """The standard name (`aVR`, `V1` …) behind any spelling of it; None if there is none."""
+    """The standard name (`aVR`, `V1` …) of a lead in any spelling; None if it has none."""
     bare = _REMARK.sub("", name.lower()).strip()
     while match := _PREFIX.match(bare):
         bare = bare[match.end() :]
@@ -31,42 +31,44 @@ def normalize_lead(name: str) -> str | None:
 def complete_leads(
     recording: Recording, wanted: Sequence[str], missing: str = "leave_out"
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The wanted leads [L, samples] in their order, and flags that say what was not recorded.
+    """The wanted leads [L, samples] in order, and flags for those that were not recorded.
 
-    A limb lead that is absent follows from I and II (Einthoven, Goldberger): III = II - I,
-    aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2; flag `derived:III,aVR`. Other absent
-    leads: RecordError("leads"), or zeros with `missing="zero"` if any lead was recorded; flag
-    `zero_filled:V3`.
+    A missing limb lead is derived from I and II (Einthoven, Goldberger): III = II - I,
+    aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2; flag `derived:III,aVR`. Any other
+    missing lead raises RecordError("leads") or, with `missing="zero"` and at least one recorded
+    lead, becomes zeros; flag `zero_filled:V3`.
     """
-    found = [normalize_lead(name) for name in recording.leads]
-    absent = [lead for lead in wanted if lead not in found]
-    can_derive = found.count("I") == found.count("II") == 1
+    names = [normalize_lead(name) for name in recording.leads]
+    absent = [lead for lead in wanted if lead not in names]
+    can_derive = names.count("I") == names.count("II") == 1
     derived = [lead for lead in absent if can_derive and lead in _FROM_I_AND_II]
     unknown = [lead for lead in absent if lead not in derived]
     filled = unknown if missing == "zero" and len(unknown) < len(wanted) else []
-    rows = iter(order_rows(recording.leads, [w for w in wanted if w not in [*derived, *filled]]))
+    recorded = [lead for lead in wanted if lead not in [*derived, *filled]]
+    rows = dict(zip(recorded, order_rows(recording.leads, recorded), strict=True))
     signal_LS = np.zeros((len(wanted), recording.signal_LS.shape[1]))
     for row, lead in enumerate(wanted):
-        if lead in derived:
-            limbs_2S = recording.signal_LS[[found.index("I"), found.index("II")]]
+        if lead in rows:
+            signal_LS[row] = recording.signal_LS[rows[lead]]
+        elif lead in derived:
+            limbs_2S = recording.signal_LS[[names.index("I"), names.index("II")]]
             signal_LS[row] = np.array(_FROM_I_AND_II[lead]) @ limbs_2S
-        elif lead not in filled:
-            signal_LS[row] = recording.signal_LS[next(rows)]
-    said = (("derived:", derived), ("zero_filled:", filled))
-    return signal_LS, tuple(name + ",".join(leads) for name, leads in said if leads)
+    flags = {"derived:": derived, "zero_filled:": filled}
+    return signal_LS, tuple(flag + ",".join(leads) for flag, leads in flags.items() if leads)
 
 
-def order_rows(names: Sequence[str], leads: Sequence[str]) -> list[int]:
-    """The row of each wanted lead among a file's `names`; rows that nobody wants are passed over.
+def order_rows(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """The row of each wanted lead among a file's lead `names`; other rows are ignored.
 
-    RecordError("leads") names every wanted lead that is missing or there twice.
+    RecordError("leads") lists every wanted lead that is missing or appears more than once.
     """
-    found = [normalize_lead(name) for name in names]
-    missing = [lead for lead in leads if lead not in found]
-    twice = [lead for lead in leads if found.count(lead) > 1]
-    if missing or twice:
-        faults = [f"missing {', '.join(missing)}"] * bool(missing)
-        faults += [f"more than one {', '.join(twice)}"] * bool(twice)
+    standard = [normalize_lead(name) for name in names]
+    faults = {
+        "missing": [lead for lead in wanted if lead not in standard],
+        "more than one": [lead for lead in wanted if standard.count(lead) > 1],
+    }
+    if any(faults.values()):
+        texts = [f"{fault} {', '.join(leads)}" for fault, leads in faults.items() if leads]
         listed = ", ".join(name or "(no name)" for name in names)
-        raise RecordError("leads", f"{' and '.join(faults)}; its leads are named: {listed}")
-    return [found.index(lead) for lead in leads]
+        raise RecordError("leads", f"{' and '.join(texts)}; its leads are named: {listed}")
+    return [standard.index(lead) for lead in wanted]

@@ -1,6 +1,6 @@
-"""One recording as its file states it, and the error that means "leave this one out".
+"""One recording as its file states it, and the error for a recording that must be left out.
 
-Every reader returns a Recording in mV, so that nothing above this floor knows a file format.
+Every reader returns a Recording in mV, so code above the readers knows no file format.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,11 @@ import numpy as np
 # L leads, S samples
 
 MAX_SAMPLES = 5_000_000
-"""Per lead: longer ones (over an hour at 1000 Hz) are no resting ECGs, or the header is broken."""
-
-_MILLIVOLTS = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3}  # micro sign, Greek mu
+"""Per lead. Longer ones (over an hour at 1000 Hz) are no resting ECGs, or the header is broken."""
 
 
 class RecordError(ValueError):
-    """One recording cannot be used; the others can. `reason` is a short category for counts:
+    """This recording cannot be used; others can. `reason` is a short category for counting:
     not found, unreadable, leads, rate, too short, NaN, flat lead, amplitude.
     """
 
@@ -27,12 +25,12 @@ class RecordError(ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[Callable[..., "RecordError"], tuple[str, str]]:
-        return RecordError, (self.reason, str(self))  # so that it comes back from a worker process
+        return RecordError, (self.reason, str(self))  # to be pickled by a worker process
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a recording lies: in a file, and if that holds several, in which array and row."""
+class RecordLocation:
+    """A file and, if it holds several recordings, the array and row of one of them."""
 
     path: Path
     array: str = ""
@@ -42,12 +40,14 @@ class Place:
 @dataclass(frozen=True, kw_only=True)
 class Recording:
     signal_LS: np.ndarray
-    """float64 [leads, samples], mV. NaN where the file says that a sample is invalid."""
+    """float64 [leads, samples], mV. NaN where the file marks a sample as invalid."""
     leads: tuple[str, ...]
     """Names of the rows as the file spells them."""
     sample_rate_hz: float
 
 
-def millivolts_per(unit: str) -> float | None:
-    """How many mV one `unit` is, in any case and with any µ; None for a unit that is no voltage."""
-    return _MILLIVOLTS.get(unit.strip().lower())
+def check_num_samples(num_samples: int) -> None:
+    """Raise RecordError("unreadable") for more than MAX_SAMPLES samples per lead."""
+    if num_samples > MAX_SAMPLES:
+        text = f"{num_samples} samples per lead; at most {MAX_SAMPLES} are read"
+        raise RecordError("unreadable", text)

@@ -1,16 +1,16 @@
-"""What an ECG array means: leads and their order, rate, length, unit, how it was prepared.
+"""What an ECG array means: leads and their order, rate, length, unit, preprocessing.
 
 Two arrays of one shape can mean different things (10 s at 250 Hz and 5 s at 500 Hz are both
 12 x 2500), so every shard set and every checkpoint that we write carries a SignalSpec, and a run
 refuses a mismatch.
 """
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 PREPROCESSING = "resample_poly/2"
+_MILLIVOLTS = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3}  # micro sign, Greek mu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,16 @@ class SignalSpec:
     zeros. Stated, not compared: it changes which seconds are seen, not what they mean."""
 
 
+def millivolts_per(unit: str) -> float | None:
+    """Millivolts in one `unit`, in any case and with either µ; None if it is no voltage."""
+    return _MILLIVOLTS.get(unit.strip().lower())
+
+
 def check_same_signal(ours: SignalSpec, theirs: SignalSpec, our_name: str, their_name: str) -> None:
-    """Raise ValueError that names both sides if two specs differ in any field but `window`."""
+    """Raise ValueError if two specs differ in any field but `window`; it shows both values."""
     differences = [
-        f"{f.name}: {_show(getattr(ours, f.name))} in {our_name}, "
-        f"{_show(getattr(theirs, f.name))} in {their_name}"
-        for f in dataclasses.fields(SignalSpec)
+        f"{f.name}: {_show(ours, f.name)} in {our_name}, {_show(theirs, f.name)} in {their_name}"
+        for f in fields(SignalSpec)
         if f.name != "window" and getattr(ours, f.name) != getattr(theirs, f.name)
     ]
     if differences:
@@ -49,14 +53,13 @@ def check_same_signal(ours: SignalSpec, theirs: SignalSpec, our_name: str, their
 
 
 def spec_from_dict(values: dict[str, Any], source: str) -> SignalSpec:
-    """A SignalSpec from JSON values; ValueError names unknown or missing fields."""
-    names = {f.name for f in dataclasses.fields(SignalSpec)}
-    if set(values) != names:
-        raise ValueError(
-            f"{source}: a signal spec has the fields {sorted(names)}, got {sorted(values)}"
-        )
+    """Build a SignalSpec from JSON; ValueError if `values` lacks a field or has an unknown one."""
+    names = sorted(f.name for f in fields(SignalSpec))
+    if sorted(values) != names:
+        raise ValueError(f"{source}: a signal spec has the fields {names}, got {sorted(values)}")
     return SignalSpec(**values)
 
 
-def _show(value: object) -> str:
+def _show(spec: SignalSpec, name: str) -> str:
+    value = getattr(spec, name)
     return ",".join(value) if isinstance(value, list) else str(value)

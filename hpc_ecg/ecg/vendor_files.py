@@ -1,11 +1,11 @@
-"""Files of ECG machines: XML (GE MUSE, Philips Sierra, Mortara, HL7 aECG), DICOM, SCP-ECG, EDF,
-ISHNE, MFER or Kardia in, a Recording in mV out. ecgdatakit reads; this file guards it.
+"""Files of ECG machines, parsed by ecgdatakit and guarded by this file: XML (GE MUSE, Philips
+Sierra, Mortara, HL7 aECG), DICOM, SCP-ECG, EDF, ISHNE, MFER and Kardia.
 
-- It warns and goes on where a file is damaged or silent: such a file is refused here.
-- It rounds rates to whole numbers: the exact rate is found again, or the file refused.
-- Counts without a unit stay counts: refused. Formats whose scale it guesses are not asked for.
-- **Philips Sierra** stores 11 s, of which the last 0.4 s or so are no ECG: zeros and a calibration
-  pulse of 1 mV in all leads at once. They are cut off.
+- Where ecgdatakit only warns about a damaged or incomplete file, we refuse it.
+- It rounds rates to whole numbers: we recover the exact rate, or refuse the file.
+- We refuse counts without a unit, and do not ask for formats whose scale it guesses.
+- **Philips Sierra** stores 11 s, of which about the last 0.4 s are no ECG but zeros and a
+  calibration pulse of 1 mV in all leads at once. We cut them off.
 """
 
 import re
@@ -14,29 +14,32 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hpc_ecg.ecg.array_stores import NEEDS_EXTRA
 from hpc_ecg.ecg.leads import normalize_lead
-from hpc_ecg.ecg.recording import MAX_SAMPLES, Place, RecordError, Recording
+from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, check_num_samples
+
+if TYPE_CHECKING:
+    from ecgdatakit.models import ECGRecord, Lead
 
 # L leads, S samples
 
 MAX_FILE_BYTES = 16 << 20
-"""A resting ECG takes a tenth of a MB to a few."""
+"""A resting ECG takes 0.1 MB to a few MB."""
 MAX_TAGS = 200_000
-"""Of XML: nested, more of them take a parser minutes. A resting ECG has some thousands."""
+"""XML tags: if nested, more of them take a parser minutes. A resting ECG has some thousands."""
 MAX_MEMORY_BYTES = 1 << 30
-"""What reading one file may take: packed XML can claim far more than its size."""
+"""Memory for reading one file: packed XML can expand to far more than its size."""
 
 SIERRA = "Philips Sierra XML"
 XML = ("GE MUSE XML", SIERRA, "Mortara ELI (EL250/ELI280)", "HL7 aECG")
 BINARY = ("DICOM Waveform", "SCP-ECG", "EDF/EDF+", "ISHNE Holter", "MFER")
 FORMATS = (*XML, *BINARY, "AliveCor Kardia JSON")
-_SAYS_EXACT_DURATION = ("DICOM Waveform", "EDF/EDF+", "HL7 aECG", "MFER")
-# SCP-ECG's section 1 is the patient: anonymizing changes it and leaves the checksum
+_STATES_EXACT_DURATION = ("DICOM Waveform", "EDF/EDF+", "HL7 aECG", "MFER")
+# SCP-ECG's section 1 describes the patient: anonymizing changes it and leaves the checksum
 _DAMAGE = re.compile(
     "truncated|checksum|crc32|crc mismatch in.* section [2-6]|gaps between|without a gap|"
     "redefine the channels|missing sample|no waveform data|default of 1000 Hz",
@@ -49,28 +52,30 @@ _FRACTIONAL_RATE = re.compile(
 _ROOT = re.compile(r"<([A-Za-z_][^\s/>]*)")
 
 
-def read_vendor(place: Place, _layout: object = None) -> Recording:
-    """The rhythm recording, not the median beat; leads that it does not have stay absent.
+def read_vendor(location: RecordLocation, _layout: object = None) -> Recording:
+    """Read the rhythm recording, not the median beat, with the leads that the file has.
 
     RecordError: "unreadable", "leads", "rate", "amplitude" (no unit).
     """
-    path = place.path
+    path = location.path
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
-        most = MAX_FILE_BYTES >> 20
-        raise RecordError("unreadable", f"{size >> 20} MB; a resting ECG has at most {most} MB")
+        limit = MAX_FILE_BYTES >> 20
+        raise RecordError("unreadable", f"{size >> 20} MB; a resting ECG has at most {limit} MB")
     record = _parse(path)
     leads = [lead for lead in record.leads if normalize_lead(_bare(lead.label))] or record.leads
     _check_leads(leads)
-    rate = _exact_rate(record, leads[0], path)
     signal_LS = np.stack([np.asarray(lead.samples, np.float64) for lead in leads])
     if record.file_format.name == SIERRA:
         signal_LS = signal_LS[:, : _end_of_ecg(signal_LS)]
-    names = tuple(_bare(lead.label) for lead in leads)
-    return Recording(signal_LS=signal_LS, leads=names, sample_rate_hz=rate)
+    return Recording(
+        signal_LS=signal_LS,
+        leads=tuple(_bare(lead.label) for lead in leads),
+        sample_rate_hz=_exact_rate(record, leads[0], path),
+    )
 
 
-def _parse(path: Path) -> Any:
-    """What ecgdatakit makes of it, in mV; RecordError for what it reads with a warning only."""
+def _parse(path: Path) -> "ECGRecord":
+    """The record in mV; RecordError if ecgdatakit warns of damage or does not know the format."""
     try:
         from ecgdatakit.parsing import FileParser
 
@@ -78,11 +83,11 @@ def _parse(path: Path) -> Any:
             warnings.simplefilter("always")
             kind = FileParser.detect_format(path)
             if kind is None or kind["name"] not in FORMATS:
-                raise RecordError("unreadable", _unknown(path))
+                raise RecordError("unreadable", _describe_unknown(path))
             if kind["name"] in XML and path.read_bytes().count(b"<") > MAX_TAGS:
                 raise RecordError("unreadable", "more XML tags than any resting ECG has")
             record = FileParser.parse(path)
-    except ImportError:  # of pydicom, too
+    except ImportError:  # ecgdatakit or its own pydicom
         raise RecordError("unreadable", NEEDS_EXTRA) from None
     for warning in caught:
         if _DAMAGE.search(str(warning.message)):
@@ -92,72 +97,71 @@ def _parse(path: Path) -> Any:
 
 @contextmanager
 def _memory_limit(more_bytes: int) -> Iterator[None]:
-    """No more memory than there is now and `more_bytes`: MemoryError then, not a killed job."""
+    """Let this process grow by `more_bytes`, then raise MemoryError: better than a killed job."""
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = in_use + more_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft < 0 else min(soft, wanted), hard))
+    limit = in_use + more_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit if soft < 0 else min(soft, limit), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _unknown(path: Path) -> str:
+def _describe_unknown(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(4096)
     text = head.replace(b"\0", b"").decode("utf-8", "ignore").lstrip("\ufeff\ufffd \t\r\n")
     root = _ROOT.search(text) if text.startswith("<") else None
     what = f"an XML export of another kind, <{root[1][:80]}>" if root else "of no known format"
-    return f"{what}; read are {', '.join(FORMATS)}: export it again as one of these, best as DICOM"
+    return f"{what}; export it again as one of {', '.join(FORMATS)}, best as DICOM"
 
 
-def _check_leads(leads: Sequence[Any]) -> None:
-    """RecordError unless the leads were recorded together and are calibrated."""
+def _check_leads(leads: Sequence["Lead"]) -> None:
+    """Raise RecordError unless the leads were recorded together and are calibrated."""
     if not leads:
-        raise RecordError("leads", "it holds no rhythm recording (a median beat at the most)")
-    for what, values in (
+        raise RecordError("leads", "the file holds no rhythm recording, at most a median beat")
+    for reason, values in (
         ("rate", [f"{lead.sampling_rate} Hz" for lead in leads]),
         ("leads", [f"{len(lead.samples)} samples" for lead in leads]),
         ("leads", [f"start at {lead.annotations.get('start_sample', 1)}" for lead in leads]),
     ):
         if len(set(values)) > 1:
             listed = ", ".join(f"{lead.label} {v}" for lead, v in zip(leads, values, strict=True))
-            raise RecordError(what, f"its leads were not recorded together: {listed}")
-    if len(leads[0].samples) > MAX_SAMPLES:
-        raise RecordError(
-            "unreadable", f"more than {MAX_SAMPLES} samples a lead; not a resting ECG"
-        )
+            raise RecordError(reason, f"its leads were not recorded together: {listed}")
+    check_num_samples(len(leads[0].samples))
     raw = [lead.label for lead in leads if lead.is_raw or lead.units != "mV"]
     if raw:
         raise RecordError("amplitude", f"no voltage unit is stated for {', '.join(raw)}")
 
 
 def _bare(label: str) -> str:
-    """The name of a lead that is there twice: ecgdatakit calls the second `II_2`."""
+    """The lead's name: ecgdatakit calls a second lead II `II_2`."""
     return re.sub(r"_\d+$", "", label)
 
 
-def _exact_rate(record: Any, lead: Any, path: Path) -> float:
-    """Samples per second, where need be from what ecgdatakit did not round."""
-    whole, interval_us = lead.sampling_rate, record.raw_metadata.get("rhythm_sample_interval_us")
+def _exact_rate(record: "ECGRecord", lead: "Lead", path: Path) -> float:
+    """Samples per second, from the parts of the record that ecgdatakit does not round."""
+    rounded, interval_us = lead.sampling_rate, record.raw_metadata.get("rhythm_sample_interval_us")
     if interval_us:  # SCP-ECG states whole microseconds: 1667 means 600 Hz
-        return float(whole if round(1e6 / whole) == interval_us else round(1e6 / interval_us, 3))
+        is_same = round(1e6 / rounded) == interval_us
+        return float(rounded) if is_same else round(1e6 / interval_us, 3)
     name, duration = record.file_format.name, record.recording.duration
-    if name in _SAYS_EXACT_DURATION and duration:
+    if name in _STATES_EXACT_DURATION and duration:
         return round(len(lead.samples) / duration.total_seconds(), 3)
     stated = _FRACTIONAL_RATE.search(path.read_bytes().replace(b"\0", b""))
     if stated and name != "ISHNE Holter":
-        odd = (stated[1] or b"a power of 10").decode()
-        raise RecordError("rate", f"its sampling rate is no whole number ({odd})")
-    return float(whole)
+        text = (stated[1] or b"a power of 10").decode()
+        raise RecordError("rate", f"its sampling rate is not a whole number ({text})")
+    return float(rounded)
 
 
 def _end_of_ecg(signal_LS: np.ndarray) -> int:
-    """Where Philips' calibration begins: from there all leads are equal, 0 or 1 mV, and both."""
+    """Where Philips' calibration begins: from there on all leads are equal and 0 or 1 mV; if it
+    holds no 1 mV, nothing is cut."""
     first_S = signal_LS[0]
     is_pulse_S = np.abs(first_S - 1) < 0.02
     is_same_S = (signal_LS == first_S).all(axis=0) & (is_pulse_S | (first_S == 0))
     length = len(first_S)
-    start = length - (int(np.argmin(is_same_S[::-1])) if not is_same_S.all() else length)
+    start = 0 if is_same_S.all() else length - int(np.argmin(is_same_S[::-1]))
     return start if is_pulse_S[start:].any() else length

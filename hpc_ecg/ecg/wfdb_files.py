@@ -1,10 +1,11 @@
-"""WFDB records: a .hea, .dat or .mat in, a Recording in mV out. wfdb reads; this file guards it.
+"""WFDB records (.hea with .dat or .mat), read by wfdb and guarded by this file.
 
-wfdb takes some headers for something else than they mean, so a header is looked at as text first:
-- a record name with an ending (`E07500.mat 12 500`) is refused by wfdb; an odd date likewise;
-- `µV` is read as ASCII and becomes `V`, a million times too much;
-- a missing rate becomes 250 Hz and a missing gain 200 counts per mV: guesses, refused here.
-What can be said in plainer words is read from a corrected header beside links to the signal files.
+wfdb misreads some headers, so we check each header as text first:
+- wfdb refuses a record name with an ending (`E07500.mat 12 500`) and an odd date;
+- it reads `µV` as ASCII, which leaves `V`, a million times too much;
+- it fills in 250 Hz for a missing rate and 200 counts per mV for a missing gain: refused here.
+If only the wording of a header is the problem, wfdb reads a corrected header from a temporary
+folder, beside links to the signal files.
 """
 
 import re
@@ -14,27 +15,27 @@ from pathlib import Path
 import numpy as np
 import wfdb
 
-from hpc_ecg.ecg.recording import MAX_SAMPLES, Place, RecordError, Recording, millivolts_per
+from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, check_num_samples
+from hpc_ecg.ecg.signal import millivolts_per
 
 # L leads, S samples
 
 _PLAIN_NAME = re.compile(r"[-\w]+", re.ASCII)
 _PLAIN_FILE = re.compile(r"[-\w]+\.\w+", re.ASCII)
-_ONE_A_FRAME = re.compile(
-    r"\d+(x1)?(:\d{0,5})?(\+\d{0,9})?"
-)  # FORMATxSAMPLES_PER_FRAME:SKEW+OFFSET
+# FORMATxSAMPLES_PER_FRAME:SKEW+OFFSET
+_ONE_PER_FRAME = re.compile(r"\d+(x1)?(:\d{0,5})?(\+\d{0,9})?")
 _RATE = re.compile(r"\d*\.?\d+")
 _MICRO = str.maketrans("µμ", "uu")
 
 
-def read_wfdb(place: Place, _layout: object = None) -> Recording:
+def read_wfdb(location: RecordLocation, _layout: object = None) -> Recording:
     """Read a record of one segment and one rate, given its header or one of its signal files.
 
+    Samples that WFDB marks as invalid become NaN. Checksums are verified; 0 means none is stated.
     RecordError: "not found", "unreadable", "leads" (no signals), "rate", "amplitude" (no gain, no
-    voltage). Samples that WFDB marks as invalid become NaN, as in wfdb. Checksums are checked; 0
-    states none.
+    voltage).
     """
-    path = place.path
+    path = location.path
     header_path = path if path.suffix == ".hea" else path.with_suffix(".hea")
     if not header_path.is_file():
         raise RecordError("not found", f"its header {header_path.name} is not beside it")
@@ -53,7 +54,7 @@ def read_wfdb(place: Place, _layout: object = None) -> Recording:
 
 
 def _header_lines(header_path: Path) -> list[str]:
-    """The record line and the signal lines; comments are not ours to read."""
+    """The record line and the signal lines, without comments."""
     content = header_path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -67,28 +68,22 @@ def _check_record_line(lines: list[str]) -> None:
     if not lines:
         raise RecordError("unreadable", "the header is empty")
     name, *fields = lines[0].split()
+    num_signals = len(lines) - 1
     if "/" in name:
-        raise RecordError(
-            "unreadable", "records of several segments are not read; save one segment"
-        )
-    if len(lines) == 1:
+        raise RecordError("unreadable", "it has several segments; save one segment as a record")
+    if num_signals == 0:
         raise RecordError("leads", "the header lists no signals")
     if fields and not fields[0].isdecimal():
-        raise RecordError(
-            "unreadable",
-            f"its first line must be `name signals rate`, no blanks in the name; got {lines[0]!r}",
-        )
-    if not fields or fields[0] != str(len(lines) - 1):
+        message = "the first line must be `name signals rate`, no blanks in the name; got "
+        raise RecordError("unreadable", message + repr(lines[0]))
+    if not fields or fields[0] != str(num_signals):
         announced = fields[0] if fields else "no number of"
-        raise RecordError(
-            "unreadable", f"the header announces {announced} signals and lists {len(lines) - 1}"
-        )
+        message = f"the header announces {announced} signals and lists {num_signals}"
+        raise RecordError("unreadable", message)
     if len(fields) < 2 or not _RATE.match(fields[1]):
         raise RecordError("rate", "the header states no sampling rate")
-    if len(fields) > 2 and fields[2].isdecimal() and int(fields[2][:18]) > MAX_SAMPLES:
-        raise RecordError(
-            "unreadable", f"{fields[2][:18]} samples a lead, at most {MAX_SAMPLES} are read"
-        )
+    if len(fields) > 2 and fields[2].isdecimal():
+        check_num_samples(int(fields[2][:18]))
 
 
 def _check_signal_line(line: str, folder: Path) -> None:
@@ -99,17 +94,16 @@ def _check_signal_line(line: str, folder: Path) -> None:
         raise RecordError("not found", f"its signal file {file_name} is not beside it")
     if (folder / file_name).stat().st_size == 0:
         raise RecordError("unreadable", f"its signal file {file_name} is empty")
-    if not fields or not _ONE_A_FRAME.fullmatch(fields[0]):
+    if not fields or not _ONE_PER_FRAME.fullmatch(fields[0]):
         got = fields[0] if fields else "nothing"
-        raise RecordError(
-            "unreadable", f"expected a format like 16 or 16+24, 1 sample a frame, got {got}"
-        )
+        message = f"expected a format like 16 or 16+24, 1 sample a frame, got {got}"
+        raise RecordError("unreadable", message)
     if len(fields) < 2 or not 0 < abs(_gain(fields[1])) < np.inf:
-        raise RecordError("amplitude", f"signal {fields[-1]!r} has no gain (it is not calibrated)")
+        raise RecordError("amplitude", f"signal {fields[-1]!r} has no gain, so it is uncalibrated")
 
 
 def _gain(field: str) -> float:
-    """Of `1000(0)/mV`; 0 if it is none, which wfdb would take for 200."""
+    """The gain in `1000(0)/mV`; 0 if there is none (wfdb would assume 200)."""
     try:
         return float(re.split(r"[(/]", field)[0])
     except ValueError:
@@ -117,11 +111,11 @@ def _gain(field: str) -> float:
 
 
 def _check_checksums(record: wfdb.Record) -> None:
-    """RecordError if the samples of a signal do not add up to what its header says."""
+    """Raise RecordError if the samples of a signal do not add up to the header's checksum."""
     gain_L, baseline_L = np.array(record.adc_gain), np.array(record.baseline)
     counts_SL = np.rint(record.p_signal * gain_L + baseline_L)
     for name, counts_S, stated in zip(record.sig_name, counts_SL.T, record.checksum, strict=True):
-        # with invalid samples (NaN) the sum is unknown, and the record is refused for them
+        # the sum of invalid samples (NaN) is unknown; they are refused later
         if stated and np.isfinite(counts_S).all() and (int(counts_S.sum()) - stated) % 2**16:
             raise RecordError("unreadable", f"signal {name!r} is not what its checksum says")
 
@@ -129,7 +123,7 @@ def _check_checksums(record: wfdb.Record) -> None:
 def _read_record(header_path: Path, lines: list[str]) -> wfdb.Record:
     plain = _plain_lines(lines)
     odd = [line for line in lines[1:] if not _PLAIN_FILE.fullmatch(line.split()[0])]
-    # fsspec in wfdb takes :: for a chain
+    # wfdb's fsspec reads :: as a chain of file systems
     if plain == lines and not odd and "::" not in str(header_path):
         return wfdb.rdrecord(str(header_path.with_suffix("")))
     with tempfile.TemporaryDirectory(prefix="hpc_ecg-") as folder:
@@ -146,14 +140,14 @@ def _read_record(header_path: Path, lines: list[str]) -> wfdb.Record:
 
 
 def _plain_lines(lines: list[str]) -> list[str]:
-    """The same header without what wfdb stumbles over: name, date, µ."""
+    """The same header in a form that wfdb reads: plain name, no date, u for µ."""
     name, *fields = lines[0].split()
     name = name if _PLAIN_NAME.fullmatch(name) else "record"
     return [" ".join([name, *fields[:3]]), *(line.translate(_MICRO) for line in lines[1:])]
 
 
 def _scale(unit: str | None) -> float:
-    millivolts = millivolts_per(unit or "mV")  # mV is what WFDB means by no unit
+    millivolts = millivolts_per(unit or "mV")  # in WFDB, no unit means mV
     if millivolts is None:
         raise RecordError("amplitude", f"unit must be one of mV, uV or V, got {unit!r}")
     return millivolts

@@ -43,7 +43,9 @@ class ModelConfig:
     """Dropout on the projected features of the stem."""
     final_dropout: float = setting(0.0, at_least=0, below=1)
     """Dropout on the tokens before pooling."""
-    stem_gradient: float = setting(1.0, above=0, at_most=1)
+    stem_gradient: float = setting(
+        1.0, above=0, at_most=1, hint="to freeze the stem use train.freeze=stem"
+    )
     """Factor on the gradient of a trained stem (feature_grad_mult of the original). To freeze the
     stem use train.freeze=stem."""
     attention: str = setting("auto", choices=ATTENTION_KINDS, may_change=True)

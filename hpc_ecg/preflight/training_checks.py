@@ -27,8 +27,8 @@ from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, merged,
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.shards.index import amplitude_of_cohort
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.inputs import TrainingTransform
 from hpc_ecg.training.meter import memory_gb
+from hpc_ecg.training.model_inputs import TrainingTransform
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.stage_schedule import StageSchedule

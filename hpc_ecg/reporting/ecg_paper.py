@@ -1,11 +1,12 @@
-"""A 12-lead ECG on standard paper: an array in mV in, SVG text out, true to scale when printed.
+"""Draw a 12-lead ECG on standard paper as SVG text, true to scale when printed.
 
-Three rows of four leads, one after the other in time, and lead II below for as long as the four
-together; 25 mm/s, 10 mm/mV, squares of 1 and 5 mm. COMPACT is half as large in both directions.
+Three rows of four leads, one after the other in time, and below them lead II over the whole time;
+25 mm/s, 10 mm/mV, squares of 1 and 5 mm. COMPACT is half as large in both directions.
 
-What paper cannot show is left away: of the samples in a column as wide as the pen, the lowest and
-the highest are kept where they are, so peaks keep height and time. The grid has one tone that reads
-on white and on black, the curve is in `INK`, which a page replaces by its text colour.
+Samples that paper cannot show are dropped: in each column as wide as the pen only the lowest and
+the highest sample are kept, at their own place, so peaks keep height and time. The grid has one
+colour that can be read on white and on black; the curve is in `INK`, which a page replaces by its
+text colour.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ SECONDS, MIN_SECONDS = 10.0, 5.0
 PEN_MM, UNITS_PER_MM = 0.25, 20
 GRID, CUT = "#d9534f", "#d55e00"
 OFFSET_MV = 0.5
-"""A lead is drawn about its median; if that is further off zero, its name says so."""
+"""A lead is drawn about its median; its label states a median that is further from zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Paper:
     mm_per_s: float
     row_mm: float
     rhythm: str | None
+    """The lead that is drawn over the whole time, in a row of its own."""
     squares: tuple[tuple[float, float, float], ...]
     """Side in mm, opacity, pen in mm; the finer the fainter."""
     text_mm: float
@@ -53,26 +55,29 @@ def draw_ecg(
     title: str,
     paper: Paper = FULL,
 ) -> str:
-    """The first 10 s. What is not finite is a gap; what leaves the paper is cut off and marked;
-    leads of other names than the twelve are named, not drawn."""
+    """Draw the first 10 s of an ECG in mV.
+
+    Samples that are not finite leave a gap; curves that leave the paper are cut off and marked.
+    Leads other than the twelve are named in the title and not drawn.
+    """
     seconds = min(ecg_LS.shape[1] / sample_rate_hz, SECONDS)
-    places = _places(leads, paper)
+    strips = _strips(leads, paper)
     margin, first_y = 0.28 * paper.mm_per_s, 5 / 6 * paper.row_mm
     width = margin + paper.mm_per_s * max(seconds, MIN_SECONDS) + 1
-    height = first_y + (places[-1][1] + 2 / 3) * paper.row_mm
+    height = first_y + (strips[-1][1] + 2 / 3) * paper.row_mm
     others = [name for name in leads if name not in sum(LAYOUT, ())]
-    words = title + (f"; not drawn: {', '.join(others)}" if others else "")
+    header = title + (f"; not drawn: {', '.join(others)}" if others else "")
     scale = f"{paper.mm_per_s:g} mm/s, {paper.mm_per_mv:g} mm/mV"
-    body = [_grid(width, height, margin, paper), _text(1, 1.5 * paper.text_mm, words)]
+    body = [_grid(width, height, margin, paper), _text(1, 1.5 * paper.text_mm, header)]
     body.append(_text(width - 1, 1.5 * paper.text_mm, scale, "end"))
-    for name, row, begin, end in places:
-        x_mm, y_mm = margin + begin * seconds * paper.mm_per_s, first_y + row * paper.row_mm
+    for name, row, start, end in strips:
+        x_mm, y_mm = margin + start * seconds * paper.mm_per_s, first_y + row * paper.row_mm
         mv_S = None
         if name in leads:
-            span = slice(*(round(part * seconds * sample_rate_hz) for part in (begin, end)))
+            span = slice(*(round(part * seconds * sample_rate_hz) for part in (start, end)))
             mv_S = ecg_LS[leads.index(name), span]
         tick = _path(f"M{x_mm:g} {y_mm - 2:g}v4", 0.2, INK)
-        body.append(tick if begin else _pulse(y_mm, paper))
+        body.append(tick if start else _calibration_pulse(y_mm, paper))
         body.append(_draw_lead(name, mv_S, sample_rate_hz, x_mm, y_mm, height, paper))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}mm" height="{height:g}mm" '
@@ -81,13 +86,13 @@ def draw_ecg(
     )
 
 
-def _places(leads: Sequence[str], paper: Paper) -> list[tuple[str, int, float, float]]:
-    """Lead, row, and which part of the time is shown there."""
+def _strips(leads: Sequence[str], paper: Paper) -> list[tuple[str, int, float, float]]:
+    """Lead, row, and the fractions of the time at which its strip starts and ends."""
     rows = enumerate(LAYOUT)
-    places = [(name, y, x / 4, (x + 1) / 4) for y, row in rows for x, name in enumerate(row)]
+    strips = [(name, y, x / 4, (x + 1) / 4) for y, row in rows for x, name in enumerate(row)]
     if paper.rhythm is not None and paper.rhythm in leads:
-        places.append((paper.rhythm, len(LAYOUT), 0.0, 1.0))
-    return places
+        strips.append((paper.rhythm, len(LAYOUT), 0.0, 1.0))
+    return strips
 
 
 def _draw_lead(
@@ -99,36 +104,35 @@ def _draw_lead(
     height: float,
     paper: Paper,
 ) -> str:
-    """The name and the curve, which may reach as far as the neighbouring base lines."""
-    name_y = y_mm - 0.3 * paper.row_mm
-    is_there_S = np.isfinite(mv_S) if mv_S is not None else np.zeros(0, bool)
-    if mv_S is None or not is_there_S.any():
-        return _text(x_mm + 1, name_y, f"{name}: {'absent' if mv_S is None else 'no samples'}")
-    middle = float(np.median(mv_S[is_there_S]))
-    up_S = np.where(is_there_S, mv_S - middle, 0) * paper.mm_per_mv
+    """The lead's name and its curve, which may reach as far as the neighbouring base lines."""
+    label_y = y_mm - 0.3 * paper.row_mm
+    is_finite_S = np.isfinite(mv_S) if mv_S is not None else np.zeros(0, bool)
+    if mv_S is None or not is_finite_S.any():
+        return _text(x_mm + 1, label_y, f"{name}: {'absent' if mv_S is None else 'no samples'}")
+    median = float(np.median(mv_S[is_finite_S]))
+    up_S = np.where(is_finite_S, mv_S - median, 0) * paper.mm_per_mv
     low, high = -min(paper.row_mm, height - y_mm - 0.5), min(paper.row_mm, y_mm - 0.5)
-    is_cut_S = is_there_S & ((up_S < low) | (up_S > high))
+    is_cut_S = is_finite_S & ((up_S < low) | (up_S > high))
     x_S = x_mm + np.arange(len(up_S)) / rate_hz * paper.mm_per_s
     y_S = y_mm - np.clip(up_S, low, high)
     label = name
     if is_cut_S.any():
-        seen = mv_S[is_there_S]
-        label += f" cut: {seen.min().round(1):.4g} to {seen.max().round(1):.4g} mV"
-    elif abs(middle) > OFFSET_MV:
-        label += f" at {middle:+.2g} mV"
-    curve, cut = (_polyline(x_S, y_S, mask_S) for mask_S in (is_there_S, is_cut_S))
-    drawn = _path(curve, PEN_MM, INK, UNITS_PER_MM)
-    if cut:
-        drawn += _path(cut, 3 * PEN_MM, CUT, UNITS_PER_MM)
-    return drawn + _text(x_mm + 1, name_y, label.replace("-", "−"))
+        finite_mv = mv_S[is_finite_S].round(1)
+        label += f" cut: {finite_mv.min():.4g} to {finite_mv.max():.4g} mV"
+    elif abs(median) > OFFSET_MV:
+        label += f" at {median:+.2g} mV"
+    drawn = _path(_polyline(x_S, y_S, is_finite_S), PEN_MM, INK, UNITS_PER_MM)
+    if is_cut_S.any():
+        drawn += _path(_polyline(x_S, y_S, is_cut_S), 3 * PEN_MM, CUT, UNITS_PER_MM)
+    return drawn + _text(x_mm + 1, label_y, label.replace("-", "−"))
 
 
 def _polyline(x_S: np.ndarray, y_S: np.ndarray, mask_S: np.ndarray) -> str:
     """Path data in whole units; a gap wherever the mask has one."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], mask_S.astype(np.int8), [0]))))
+    edges = np.flatnonzero(np.diff(mask_S, prepend=False, append=False))
     parts = []
-    for begin, end in edges.reshape(-1, 2):
-        kept = begin + _lowest_and_highest(x_S[begin:end], y_S[begin:end])
+    for start, end in edges.reshape(-1, 2):
+        kept = start + _lowest_and_highest(x_S[start:end], y_S[start:end])
         points = np.rint(np.stack([x_S[kept], y_S[kept]], axis=1) * UNITS_PER_MM).astype(int)
         steps = np.diff(points, axis=0)
         # h0: a single sample is a dot
@@ -138,7 +142,7 @@ def _polyline(x_S: np.ndarray, y_S: np.ndarray, mask_S: np.ndarray) -> str:
 
 
 def _lowest_and_highest(x_S: np.ndarray, y_S: np.ndarray) -> np.ndarray:
-    """Positions, in order, of both in each column of the pen's width, and of the two ends."""
+    """Positions, in order: lowest and highest sample of each pen-wide column, and the two ends."""
     column_S = np.floor(x_S / PEN_MM).astype(int)
     by_height_S = np.lexsort((y_S, column_S))
     is_new_S = np.diff(column_S[by_height_S], prepend=-1) != 0
@@ -147,7 +151,7 @@ def _lowest_and_highest(x_S: np.ndarray, y_S: np.ndarray) -> np.ndarray:
 
 
 def _grid(width: float, height: float, margin: float, paper: Paper) -> str:
-    """There are lines where the curves begin and on their base lines."""
+    """Squares, with lines where the curves start and on the base lines."""
     paths = []
     for step, opacity, pen in paper.squares:
         first = margin % step
@@ -158,7 +162,7 @@ def _grid(width: float, height: float, margin: float, paper: Paper) -> str:
     return "\n".join(paths)
 
 
-def _pulse(y_mm: float, paper: Paper) -> str:
+def _calibration_pulse(y_mm: float, paper: Paper) -> str:
     """1 mV for 0.2 s."""
     long, high = 0.2 * paper.mm_per_s, paper.mm_per_mv
     foot = long / 10

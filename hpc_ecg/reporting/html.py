@@ -1,7 +1,7 @@
-"""HTML pages: a jinja2 template of `hpc_ecg/templates/` and plain values in, one file's text out.
+"""Render a jinja2 template of `templates/` as one HTML file.
 
-Everything is inside the file (style, figures as SVG), so it can be mailed and read without a
-network. Values are escaped; only `inline_svg` passes markup through.
+Style and figures (SVG) are inside the file, so it can be mailed and read without a network. Values
+are escaped; only `inline_svg` passes markup through.
 """
 
 import re
@@ -13,12 +13,12 @@ from hpc_ecg.reporting.plots import INK
 
 
 def render_page(template: str, **values: object) -> str:
-    """The page's text; a value that the template names and nobody gave is an error."""
+    """The text of the page; a value that the template names and `values` lacks is an error."""
     return _environment(autoescape=True).get_template(template).render(**values)
 
 
 def render_text(template: str, **values: object) -> str:
-    """The same for plain text (Markdown), in which nothing is escaped."""
+    """`render_page` for plain text (Markdown), in which nothing is escaped."""
     return _environment(autoescape=False).get_template(template).render(**values)
 
 
@@ -35,14 +35,14 @@ def _environment(autoescape: bool) -> Environment:
 
 
 def _breakable(name: str) -> Markup:
-    """A long name that may go on in the next line of a narrow table, but not within a word."""
+    """Allow line breaks in a long name after _ + , and /, but not within a word."""
     return Markup(re.sub(r"([_+,/])", r"\1<wbr>", str(escape(name))))  # noqa: S704  # escaped
 
 
 def inline_svg(svg: str, description: str) -> Markup:
-    """A figure of plots.py inside a page: in the page's text colour (dark mode, print), with a
-    description for those who cannot see it, and without the address of the SVG standard."""
+    """A figure for the inside of a page: in the page's text colour (dark mode, print), with a
+    description for screen readers, and without the URLs of XML namespaces."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", body).replace(INK, "currentColor")
     label = f'<svg role="img" aria-label="{escape(description)}"'
-    return Markup(body.replace("<svg", label, 1))  # noqa: S704  # drawn by plots.py, names escaped
+    return Markup(body.replace("<svg", label, 1))  # noqa: S704  # names in figures are escaped

@@ -1,8 +1,8 @@
-"""Figures: plain numbers in, SVG text out (matplotlib without a display).
+"""Draw figures as SVG text (matplotlib without a display). The same numbers give the same bytes.
 
-Colours are those of Okabe & Ito, told apart with the common colour blindnesses; each goes with a
-line style of its own, so a grey print works too. Axes and text are drawn in `INK`, which a page
-replaces by its text colour. The same numbers give the same bytes.
+The colours are those of Okabe & Ito, which readers with the common kinds of colour blindness can
+tell apart. Each has its own line style, for grey prints. Axes and text are drawn in `INK`, which a
+page replaces by its text colour.
 """
 
 import io
@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 INK = "#1a1a1a"
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
-LINES: tuple[Any, ...] = (
+LINE_STYLES: tuple[Any, ...] = (
     "solid",
     (0, (5, 1.5)),
     (0, (5, 1.5, 1, 1.5)),
@@ -51,8 +51,8 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A line of a forest plot: a value with its interval, and the single values behind it."""
+class ForestRow:
+    """A row of a forest plot: a value with its interval, and the single values behind it."""
 
     name: str
     value: float
@@ -64,19 +64,19 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Lines that belong together: `thin` ones of single runs, `bold` for all of them."""
+    """Lines in one colour and style: a `thin` one for each run, a `bold` one for all runs."""
 
     name: str
     thin: list[Line] = field(default_factory=list)
     bold: Line | None = None
     band: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None
-    """Positions, lower and upper ends of a shaded area."""
+    """Positions, lower and upper edges of a shaded area."""
 
 
 def forest_plot(
-    rows: Sequence[Row], xlabel: str, *, name: str, reference: float | None = None
+    rows: Sequence[ForestRow], xlabel: str, *, name: str, reference: float | None = None
 ) -> str:
-    """Values with intervals, one row each, the first on top; `reference` is a vertical line."""
+    """Draw values with their intervals, the first row on top; `reference` is a vertical line."""
     with new_figure(6.4, 0.9 + 0.36 * len(rows)) as (figure, axes):
         for y, row in enumerate(rows):
             color = _color(row.style)
@@ -105,8 +105,8 @@ def line_plot(
     ylim: tuple[float, float] | None = None,
     log_x: bool = False,
 ) -> str:
-    """Groups in one colour and line style each. `unit_square`: both axes from 0 to 1. `log_x`: with
-    the bold lines' own positions as ticks."""
+    """Draw groups of lines. `unit_square`: both axes run from 0 to 1. `log_x`: a logarithmic axis
+    with a tick at each position of a bold line."""
     with new_figure(4.4, 3.9 if unit_square else 3.2) as (figure, axes):
         if reference is not None:
             axes.plot(*reference, color=INK, linewidth=1, alpha=0.5)
@@ -138,7 +138,7 @@ def line_plot(
 def histogram(
     values_N: np.ndarray, *, name: str, xlabel: str, ylabel: str, expected: tuple[float, float]
 ) -> str:
-    """Counts of positive values on a logarithmic axis; the `expected` range is shaded."""
+    """Draw counts of positive values on a logarithmic axis; the `expected` range is shaded."""
     low, high = min(values_N.min(), expected[0] / 2), max(values_N.max(), expected[1] * 2)
     with new_figure(5.2, 2.2) as (figure, axes):
         axes.axvspan(*expected, color=OKABE_ITO[2], alpha=0.2, linewidth=0)
@@ -151,15 +151,16 @@ def histogram(
 
 
 def _draw_group(axes: Axes, group: Group, style: int) -> None:
-    """Where there is a bold line, the thin ones stand back; else they carry the style."""
-    color, line = _color(style), LINES[(style + style // len(LINES)) % len(LINES)]
+    """Draw thin lines faintly if there is a bold one; else they have the group's line style."""
+    # when the colours repeat, each comes with its next line style
+    color, line = _color(style), LINE_STYLES[(style + style // len(LINE_STYLES)) % len(LINE_STYLES)]
     thin = {"linewidth": 0.7, "alpha": 0.4} if group.bold else {"linewidth": 1.3, "linestyle": line}
     for x, y in group.thin:
         axes.plot(x, y, color=color, **thin)
     if group.band:
         axes.fill_between(*group.band, color=color, alpha=0.15, linewidth=0)
-    bold = group.bold if group.bold else ([], [])
-    axes.plot(*bold, color=color, linestyle=line, linewidth=2, label=group.name)
+    x, y = group.bold or ([], [])  # without a bold line: only the entry of the legend
+    axes.plot(x, y, color=color, linestyle=line, linewidth=2, label=group.name)
 
 
 def _color(style: int) -> str:
@@ -168,7 +169,7 @@ def _color(style: int) -> str:
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure in inches, with our style for as long as it is drawn; pyplot keeps no hold of it."""
+    """A figure and its axes, sizes in inches; the style holds inside the `with` block."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
@@ -176,7 +177,8 @@ def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """SVG text without a date; identifiers start with `name`, so that one page can hold many."""
+    """The figure as SVG text without a date. Identifiers start with `name`, so that one page can
+    hold several figures."""
     buffer = io.StringIO()
     figure.savefig(
         buffer,

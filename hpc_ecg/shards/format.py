@@ -1,16 +1,15 @@
-"""The shard format, and nothing else: how a set of shards is written, described and found again.
+"""The shard format: how a set of shards is written, described and opened.
 
     dataset.json        what the signals mean, counts, digests, how the split was made
-    index.parquet       a row per record: where it lies, who, which split, labels, age, sex, flags
+    index.parquet       a row per record: shard, offset, patient, split, labels, age, sex, flags
     shard-000000.tar    WebDataset: `<key>.ecg.npy` (int16 [12, T], 1 µV a count), `<key>.json`
-    left_out.csv        rows of the table that are in no shard, each with its reason
-
+    left_out.csv        the table's rows that are in no shard, each with its reason
     quality.html        what was left out or flagged, with pictures; quality.csv: a row per record
 
-The key is the row of the input table, zero-padded: no dots (webdataset cuts there), no identifier;
-with several windows of a recording, `-` and the window's number follow.
-Shard k holds rows kS to (k+1)S - 1 less those left out, so any number of workers writes the same
-bytes. The index holds the byte offset of each array, so that records are read by mapping the tar.
+The key is the row of the input table, zero-padded: no dots (webdataset cuts there), no identifier.
+If a recording gives several windows, `-` and the number of the window follow. Shard k holds rows kS
+to (k+1)S - 1 less those left out, so any number of workers writes the same bytes. The index holds
+the byte offset of each array, so that records can be read by mapping the tar.
 """
 
 import io
@@ -32,14 +31,17 @@ from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 FORMAT = "hpc_ecg-shards/2"
 LABEL_PREFIX = "label."
 FOLD_PREFIX = "fold."
-NEEDED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")
-ARRAY_ENDING = ".ecg.npy"
-NO_INDEX = "copy it again from where the shards were written, or write them again (repair needs it)"
+REQUIRED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")
+ARRAY_SUFFIX = ".ecg.npy"
+HOW_TO_RESTORE = (
+    "copy it again from where the shards were written, or write the shards again "
+    "(hpc-ecg data repair needs this file)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSet:
-    """A set of shards as opened: its folder, description and index (a pandas table)."""
+    """An open set of shards: its folder, description and index (a pandas table)."""
 
     folder: Path
     signal: SignalSpec
@@ -49,11 +51,11 @@ class ShardSet:
     index_sha256: str
     description: dict[str, Any]
     url: str | None = None
-    """Where the shards are, if not in a folder of this machine."""
+    """Where the shards are, if they are not in a local folder."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The URL or folder, for messages."""
         return self.url or str(self.folder)
 
     def shard_path(self, shard: int) -> Path:
@@ -74,20 +76,21 @@ def shard_name(shard: int) -> str:
 
 
 class ShardWriter:
-    """Writes one shard through webdataset, byte for byte the same each time."""
+    """Write one shard as webdataset does, byte for byte the same each time."""
 
     def __init__(self, stream: BinaryIO, signal: SignalSpec, microvolts_per_count: float) -> None:
-        from webdataset import TarWriter  # imports torch, which most of this floor does without
-
-        self._tar = TarWriter(stream, encoder=False, mtime=0, user="", group="")
-        about = asdict(signal) | {"microvolts_per_count": microvolts_per_count}
-        self._about = json.dumps(about, sort_keys=True).encode()
+        self._tar = tarfile.TarFile(fileobj=stream, mode="w")
+        metadata = asdict(signal) | {"microvolts_per_count": microvolts_per_count}
+        self._json = json.dumps(metadata, sort_keys=True).encode()
 
     def write(self, key: str, counts_LS: np.ndarray) -> None:
         assert counts_LS.dtype == np.int16 and counts_LS.flags.c_contiguous
         array = io.BytesIO()
         np.lib.format.write_array(array, counts_LS, version=(1, 0))
-        self._tar.write({"__key__": key, "ecg.npy": array.getvalue(), "json": self._about})
+        for suffix, data in ((ARRAY_SUFFIX, array.getvalue()), (".json", self._json)):
+            member = tarfile.TarInfo(key + suffix)  # its time and owner are 0
+            member.size, member.mode = len(data), 0o444
+            self._tar.addfile(member, io.BytesIO(data))
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -95,31 +98,29 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._tar.close()
-        else:  # a full disk, Ctrl-C: tarfile would try to write the rest, and complain
-            self._tar.tarstream.fileobj.closed = True
 
 
-def find_arrays(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
-    """Key -> byte offset of the first count in the tar, from the tar's and the arrays' headers."""
+def find_array_offsets(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
+    """Key -> byte offset of its first count in the tar, read from the headers of tar and arrays."""
     offsets = {}
     with tarfile.open(path, "r:") as tar, path.open("rb") as file:
         for member in tar:
-            if not member.name.endswith(ARRAY_ENDING):
+            if not member.name.endswith(ARRAY_SUFFIX):
                 continue
             file.seek(member.offset_data)
             version = np.lib.format.read_magic(file)
             assert version == (1, 0)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
             assert shape == (num_leads, num_samples) and dtype == np.int16 and not fortran
-            offsets[member.name.removesuffix(ARRAY_ENDING)] = file.tell()
+            offsets[member.name.removesuffix(ARRAY_SUFFIX)] = file.tell()
     return offsets
 
 
-def array_of(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
-    """The counts in the bytes of a `.ecg.npy`; ValueError if it holds anything else.
+def parse_array(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """The counts in the bytes of a `.ecg.npy`; ValueError if the bytes hold anything else.
 
-    numpy's own reader parses each header with `ast`, which now and then fails in threads of a
-    Python with python/cpython#106905 (seen with 3.11.7).
+    numpy's own reader parses each header with `ast`, which sometimes fails in threads of a Python
+    with python/cpython#106905 (seen with 3.11.7).
     """
     start = 10 + int.from_bytes(npy[8:10], "little")
     is_ours = npy[:8] == b"\x93NUMPY\x01\x00" and npy[10:start].rstrip() == _npy_header(shape)
@@ -130,24 +131,25 @@ def array_of(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
 
 @lru_cache(maxsize=8)
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """Without the spaces at its end, of which versions of numpy write more or fewer."""
+    """The header without the spaces at its end, whose number depends on numpy's version."""
     file = io.BytesIO()
-    about = {"descr": "<i2", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, about)
+    header = {"descr": "<i2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
     return file.getvalue()[10:].rstrip()
 
 
 def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
-    """Open a set of shards; ValueError for what is missing, cut off or not ours."""
+    """Open a set of shards; ValueError names what is missing, cut off or of another format."""
     folder = Path(folder)
     description = read_description(folder)
     index_path = folder / "index.parquet"
     if not index_path.is_file():
-        raise ValueError(f"{index_path} is missing; {NO_INDEX}")
+        raise ValueError(f"{index_path} is missing; {HOW_TO_RESTORE}")
     digest = sha256_of(index_path)
     if digest != description["index_sha256"]:
         raise ValueError(
-            f"{index_path} is not the one that dataset.json describes (its SHA-256); {NO_INDEX}"
+            f"{index_path} is not the one that dataset.json describes (its SHA-256); "
+            f"{HOW_TO_RESTORE}"
         )
     if check_sizes:
         _check_sizes(folder, description["shards"])
@@ -165,33 +167,28 @@ def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
 def read_description(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.is_file():
-        what = "holds no shards" if folder.is_dir() else "does not exist"
+        problem = "holds no shards" if folder.is_dir() else "does not exist"
         raise ValueError(
-            f"data.shards={folder} {what} (no dataset.json); make them with tools/shard_ecgs.py"
+            f"data.shards={folder} {problem} (no dataset.json); make them with hpc-ecg data shard"
         )
     try:
         description = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); {NO_INDEX}") from None
+        raise ValueError(f"{path}: not JSON ({error}); {HOW_TO_RESTORE}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path}: not a description of {FORMAT}; write the shards again")
-    missing = [name for name in NEEDED if name not in description]
+    missing = [name for name in REQUIRED if name not in description]
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} missing; write the shards again")
     return description
 
 
 def _check_sizes(folder: Path, shards: list[dict[str, Any]]) -> None:
+    repair = f"copy it again, or make it again with: hpc-ecg data repair {folder}"
     for shard in shards:
-        path = folder / shard["name"]
+        path, expected = folder / shard["name"], shard["bytes"]
         if not path.is_file():
-            raise ValueError(f"{path} is missing; {_mend(folder)}")
-        if path.stat().st_size != shard["bytes"]:
-            raise ValueError(
-                f"{path} has {path.stat().st_size} bytes, dataset.json says {shard['bytes']}; "
-                f"{_mend(folder)}"
-            )
-
-
-def _mend(folder: Path) -> str:
-    return f"copy it again, or make it again with: hpc-ecg data repair {folder}"
+            raise ValueError(f"{path} is missing; {repair}")
+        size = path.stat().st_size
+        if size != expected:
+            raise ValueError(f"{path} has {size} bytes, dataset.json says {expected}; {repair}")

@@ -1,7 +1,7 @@
-"""What was left out of the shards or is remarkable in them: `quality.html` and `quality.csv`.
+"""What was left out of the shards or carries a flag in them: `quality.html` and `quality.csv`.
 
-What the sharding knows comes in. The table has a line for each record, so its numbers add up to
-those of the user's table; the page says what each reason means and shows a sample in pictures.
+The table has a line for each record, so its counts add up to the rows of the user's table. The page
+explains each reason and draws a sample of the records.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from hpc_ecg.atomic_io import write_atomically, write_text
-from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL, AmplitudeFacts
+from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL_RATIO, AmplitudeFacts
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import Recording
 from hpc_ecg.ecg.signal import LEADS
@@ -23,10 +23,10 @@ from hpc_ecg.reporting.ecg_paper import COMPACT, draw_ecg
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.reporting.plots import histogram
 from hpc_ecg.shards.format import key_of_row, rows_of_keys
-from hpc_ecg.shards.index import LeftOut, count_kinds, kinds_of
+from hpc_ecg.shards.index import LeftOut, count_flag_kinds, flag_kinds
 
 NUM_PICTURES = 12
-NOTHING_TO_DRAW = ("not found", "unreadable")
+NOT_DRAWABLE = ("not found", "unreadable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class QualityFacts:
     """key, split, flags (`a;b`), amplitude_mv of each record, or window, in the shards."""
     left_out: list[LeftOut]
     amplitude: AmplitudeFacts | None
-    picture_of: Callable[[int], Recording | None]
-    """Reads a row's source again; None where that cannot be done."""
+    read_source: Callable[[int], Recording | None]
+    """Reads the recording of a row again; None if that fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,14 @@ class Picture:
 
 
 def write_quality_report(out: Path, report: QualityFacts) -> Path:
-    """Write both files into the folder `out`; returns the page."""
+    """Write both files into the folder `out`; returns the path of the page."""
     table = quality_table(report)
     assert table["row"].nunique() == report.records, "a row of the table is in no list"
-    write_atomically(out / "quality.csv", lambda aside: table.to_csv(aside, index=False))
-    is_kept_N, values = table["status"] == "kept", report.index["amplitude_mv"]
+    write_atomically(out / "quality.csv", lambda file: table.to_csv(file, index=False))
+    is_kept_N, amplitude_mv = table["status"] == "kept", report.index["amplitude_mv"]
     left_out = table[~is_kept_N]
     flagged = table[is_kept_N & (table["reason_or_flags"] != "")]
-    drawable = left_out[~left_out["reason_or_flags"].isin(NOTHING_TO_DRAW)]
+    drawable = left_out[~left_out["reason_or_flags"].isin(NOT_DRAWABLE)]
     page = render_page(
         "quality_report.html.jinja",
         num_rows=report.records,
@@ -65,10 +65,12 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
         num_flagged=len(flagged),
         amplitude=report.amplitude,
         reasons=most_frequent(Counter(left_out["reason_or_flags"])),
-        flags=most_frequent(count_kinds(flagged["reason_or_flags"])),
-        histogram=draw_amplitudes(values) if len(values) else None,
-        left_out_pictures=_draw(report, drawable, drawable["reason_or_flags"].to_numpy(object)),
-        flagged_pictures=_draw(report, flagged, rarest_kinds(flagged["reason_or_flags"])),
+        flags=most_frequent(count_flag_kinds(flagged["reason_or_flags"])),
+        histogram=draw_amplitudes(amplitude_mv) if len(amplitude_mv) else None,
+        left_out_pictures=_draw_sample(
+            report, drawable, drawable["reason_or_flags"].to_numpy(object)
+        ),
+        flagged_pictures=_draw_sample(report, flagged, rarest_kinds(flagged["reason_or_flags"])),
     )
     write_text(out / "quality.html", page)
     return out / "quality.html"
@@ -88,22 +90,26 @@ def quality_table(report: QualityFacts) -> pd.DataFrame:
 
 
 def rarest_kinds(flags: pd.Series) -> np.ndarray:
-    """Of each record's kinds the one that the fewest have; "" where there is none."""
-    count = count_kinds(flags)
+    """For each record, its kind of flag that the fewest records have; "" if it has no flag."""
+    count = count_flag_kinds(flags)
     codes, distinct = pd.factorize(flags)
-    rarest = [min(kinds_of(of), key=lambda k: (count[k], k), default="") for of in distinct]
+    rarest = [min(flag_kinds(f), key=lambda k: (count[k], k), default="") for f in distinct]
     return np.array(rarest, object)[codes]
 
 
 def most_frequent(count: Counter[str]) -> list[tuple[str, int]]:
+    """The items in falling order of their counts; equal counts in the order of their names."""
     return sorted(count.items(), key=lambda item: (-item[1], item[0]))
 
 
-def choose_evenly(
+def sample_evenly(
     names: Iterable[str], group_N: np.ndarray, count: int, seed: int = 0
 ) -> list[int]:
-    """Positions of up to `count` items, one of each group in turn; which ones, a hash of seed and
-    name says, so that more records elsewhere do not change it. In the order of groups."""
+    """Positions of up to `count` items, taken from each group in turn, in the order of groups.
+
+    A hash of seed and name chooses the items of a group, so that other records do not change the
+    choice.
+    """
     hashes = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names)
     digest_N = np.fromiter((int.from_bytes(digest[:8]) for digest in hashes), np.uint64)
     items = pd.DataFrame({"group": pd.factorize(group_N)[0], "digest": digest_N})
@@ -113,31 +119,33 @@ def choose_evenly(
     return sorted(chosen.tolist(), key=lambda n: (group_N[n], n))
 
 
-def draw_amplitudes(values: pd.Series) -> Markup:
-    """On a logarithmic axis: what is off is off by a factor."""
+def draw_amplitudes(amplitude_mv: pd.Series) -> Markup:
+    """A histogram with a logarithmic axis, since wrong amplitudes are wrong by a factor."""
     svg = histogram(
-        np.maximum(values.to_numpy(), 1e-3),
-        expected=(NORMAL[0] * EXPECTED_MV, NORMAL[1] * EXPECTED_MV),
+        np.maximum(amplitude_mv.to_numpy(), 1e-3),
+        expected=(NORMAL_RATIO[0] * EXPECTED_MV, NORMAL_RATIO[1] * EXPECTED_MV),
         name="amplitudes",
         xlabel="amplitude of a record, mV",
         ylabel="records",
     )
-    return inline_svg(svg, "How many records have which amplitude; numbers in the text")
+    return inline_svg(svg, "Histogram of the records’ amplitudes; the text gives the numbers")
 
 
-def _draw(report: QualityFacts, rows: pd.DataFrame, group_N: np.ndarray) -> list[Picture]:
-    """A sample of these rows of the table; those that cannot be drawn last."""
-    chosen = rows.iloc[choose_evenly(rows["key"], group_N, NUM_PICTURES)]
+def _draw_sample(report: QualityFacts, rows: pd.DataFrame, group_N: np.ndarray) -> list[Picture]:
+    """Draw a sample of these rows of the table; those that cannot be drawn come last."""
     pictures = []
-    for line in chosen.to_dict("records"):
-        words = filter(None, [line["reason_or_flags"].replace(";", ", "), line["message"]])
-        recording = report.picture_of(line["row"] - 1)
-        pictures.append(_picture(recording, line["row"], ": ".join(words)))
+    for position in sample_evenly(rows["key"], group_N, NUM_PICTURES):
+        line = rows.iloc[position]
+        reason = line["reason_or_flags"].replace(";", ", ")
+        caption = f"Row {line['row']}: {reason}"
+        if line["message"]:
+            caption += f": {line['message']}"
+        pictures.append(_draw_row(report, int(line["row"]), caption))
     return sorted(pictures, key=lambda picture: picture.svg is None)
 
 
-def _picture(recording: Recording | None, row: int, why: str) -> Picture:
-    caption = f"Row {row}: {why}"
+def _draw_row(report: QualityFacts, row: int, caption: str) -> Picture:
+    recording = report.read_source(row - 1)
     leads = [normalize_lead(name) or name for name in recording.leads] if recording else []
     if recording is None or not 0 < recording.sample_rate_hz < np.inf or not {*leads} & {*LEADS}:
         return Picture(caption=f"{caption} (cannot be drawn)", svg=None)

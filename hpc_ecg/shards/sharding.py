@@ -1,18 +1,20 @@
 """From a table and a folder of recordings to a set of shards (`hpc-ecg data shard`).
 
-Nothing is lost: a row is in a shard, or in left_out.csv with its reason. Nothing is substituted.
-The folder gets its name only when all of it is written. Until then the work lies beside it in
-`.NAME.unfinished`, where the same command finds the shards that are done and makes the others.
+Nothing is lost: each row is in a shard, or in left_out.csv with its reason. Nothing is substituted.
+The output folder gets its name only when the set is complete. Until then the work lies beside it in
+`.NAME.unfinished`, where the same command finds the finished shards and writes only the others.
 """
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +22,50 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from hpc_ecg.atomic_io import sync_all
-from hpc_ecg.cohort import splits
-from hpc_ecg.cohort.privacy import protect
-from hpc_ecg.cohort.splits import Assignment, assign_splits
+from hpc_ecg.cohort.privacy import deidentify
+from hpc_ecg.cohort.splits import SPLITS, Assignment, assign_splits
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, read_cohort
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.jobs.job import Job
 from hpc_ecg.jobs.slurm_jobs import run_on_slurm
 from hpc_ecg.log import progress_bar
-from hpc_ecg.shards import sharding_job as shard_job
+from hpc_ecg.shards import shard_task
 from hpc_ecg.shards.format import shard_name
 from hpc_ecg.shards.index import (
     LeftOut,
-    Written,
+    WrittenShards,
     amplitude_of_cohort,
+    build_description,
     build_index,
-    describe,
     read_notes,
-    write_beside_shards,
+    write_metadata,
 )
 from hpc_ecg.shards.quality_report import QualityFacts, write_quality_report
-from hpc_ecg.shards.sharding_job import ShardJob
+from hpc_ecg.shards.shard_task import ShardTask
 from hpc_ecg.shards.sharding_plan import (
     ShardingPlan,
     check_layout,
     check_plan,
-    jobs_of,
-    made_from,
-    rows_of,
-    shard_numbers,
+    describe_plan,
+    shard_rows,
+    shard_tasks,
 )
 
 logger = logging.getLogger("hpc_ecg")
 
-JobsOf = Callable[[Iterable[int]], Iterator[ShardJob]]
-"""Of shards by their numbers. Made when asked for, so that not all rows are there at once."""
+MakeTasks = Callable[[Iterable[int]], Iterator[ShardTask]]
+"""Shard numbers to tasks, made one by one: the rows of all shards need not fit in memory."""
 
 
 def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     """Write the shards of `plan`; returns the description that dataset.json holds.
 
     Raises ValueError for a wrong table, a patient or an identical signal in two splits, an empty
-    split, or an output folder that is not empty; shards that are written by then are kept for the
+    split, or an output folder that is not empty. Shards that are written by then are kept for the
     next try.
     """
-    # 1. What was asked for, and whether it can be done.
+    # 1. Check what was asked for.
     check_plan(plan)
     if plan.privacy.key_file is not None:
         plan = replace(plan, recordings=replace(plan.recordings, names_shown=False))
@@ -73,38 +73,45 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     check_layout(cohort, plan)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     _check_patients(cohort, plan)
-    _check_no_empty_split(Counter(assignment.splits), assignment.how)
-    public = protect(cohort, plan.privacy)
+    _check_no_empty_split(Counter(assignment.splits), assignment.policy)
+    public_cohort = deidentify(cohort, plan.privacy)
 
-    # 2. The shards, as many at a time as there are workers; those of an earlier try are kept.
-    out = plan.out.resolve()  # where a link points to, so that the link may stay
-    with _claimed(out) as work:
-        shards = shard_numbers(cohort, plan)
-        jobs = partial(jobs_of, cohort, assignment, plan, work)
-        _write_missing(jobs, shards, plan, work)
+    # 2. Write the shards that an earlier try has not finished.
+    out = plan.out.resolve()  # so that a link stays a link
+    with _work_folder(out) as work:
+        make_tasks = partial(shard_tasks, cohort, assignment, plan, work)
+        shards = range(math.ceil(len(cohort) / plan.records_per_shard))
+        _write_missing(make_tasks, shards, plan, work)
 
-        # 3. All together: leaks, duplicates, counts; then the folder gets its name.
-        written = read_notes(job.note for job in jobs(shards))
+        # 3. Look at all records together: leaks, duplicates, counts.
+        written = read_notes(task.note for task in make_tasks(shards))
         if written.records.empty:
             shutil.rmtree(work / "notes")  # nothing to keep
             raise ValueError(_all_left_out(written.left_out))
-        twins = out.with_name(f"{out.name}.duplicates.csv")
-        index = build_index(written.records, public, assignment, twins)
-        provenance = {"patient": _patient_note(plan), "split": assignment.how}
-        provenance |= {"dates": plan.privacy.dates, "made_from": made_from(plan)}
-        signal = plan.recordings.signal
-        description = describe(index, written, signal, cohort.label_names, provenance)
-        _check_no_empty_split(description["records"], assignment.how)
+        duplicates_csv = out.with_name(f"{out.name}.duplicates.csv")
+        index = build_index(written.records, public_cohort, assignment, duplicates_csv)
+        provenance = {
+            "patient": plan.columns.patient or "none: each record taken for a patient of its own",
+            "split": assignment.policy,
+            "dates": plan.privacy.dates,
+            "made_from": describe_plan(plan),
+        }
+        description = build_description(
+            index, written, plan.recordings.signal, cohort.label_names, provenance
+        )
+        _check_no_empty_split(description["records"], assignment.policy)
+
+        # 4. Write index, description and report; then the folder gets its name.
         folder = work / "shards"
-        description = write_beside_shards(folder, index, description, written.left_out, public)
-        write_quality_report(folder, _quality(index, written, cohort, assignment, plan))
+        description = write_metadata(folder, index, description, written.left_out, public_cohort)
+        write_quality_report(folder, _quality_facts(index, written, cohort, assignment, plan))
         _publish(folder, out)
     return description
 
 
 @contextlib.contextmanager
-def _claimed(out: Path) -> Iterator[Path]:
-    """The folder of unfinished work, held by this process alone; it goes when the work is done."""
+def _work_folder(out: Path) -> Iterator[Path]:
+    """The folder of unfinished work, locked by this process and removed when the work is done."""
     work = out.with_name(f".{out.name}.unfinished")
     try:
         for folder in ("shards", "notes"):
@@ -119,23 +126,23 @@ def _claimed(out: Path) -> Iterator[Path]:
         raise ValueError(f"--out {out}: another process is writing it ({work})") from None
     except BaseException:
         if any((work / "notes").glob("*.json")):
-            logger.info("shards that are done are kept in %s; the same command goes on", work)
-        elif not any((work / "slurm").glob("*.err")):  # what a job said is needed
+            logger.info("finished shards are kept in %s; run the same command to go on", work)
+        elif not any((work / "slurm").glob("*.err")):  # the logs of failed jobs stay
             shutil.rmtree(work, ignore_errors=True)
         raise
 
 
-def _quality(
+def _quality_facts(
     index: pd.DataFrame,
-    written: Written,
+    written: WrittenShards,
     cohort: Cohort,
     assignment: Assignment,
     plan: ShardingPlan,
 ) -> QualityFacts:
-    def picture_of(row: int) -> Recording | None:
-        (of_table,) = rows_of(cohort, assignment, plan, range(row, row + 1))
+    def read_source(row: int) -> Recording | None:
+        (shard_row,) = shard_rows(cohort, assignment, plan, range(row, row + 1))
         try:
-            recording = shard_job.read_row(of_table, plan.recordings)
+            recording = shard_task.read_row(shard_row, plan.recordings)
         except RecordError:
             return None
         if plan.recordings.names_shown:
@@ -147,70 +154,70 @@ def _quality(
         index=index,
         left_out=written.left_out,
         amplitude=amplitude_of_cohort(index, plan.recordings.signal),
-        picture_of=picture_of,
+        read_source=read_source,
     )
 
 
-def _write_missing(jobs: JobsOf, shards: range, plan: ShardingPlan, work: Path) -> None:
+def _write_missing(make_tasks: MakeTasks, shards: range, plan: ShardingPlan, work: Path) -> None:
     names = {shard_name(shard) for shard in shards}
-    for stray in (work / "shards").iterdir():  # of a try with more shards, or a killed merge
-        if stray.name not in names:
-            stray.unlink()
-    todo = _not_done(jobs(shards))
-    done = len(shards) - len(todo)
-    if done:
-        logger.info("%d of %d shards are done already", done, len(shards))
-    with progress_bar("shards", len(shards), done) as advance:
-        if plan.slurm is None or not todo:
-            for _ in shard_job.write_shards(jobs(todo), min(plan.workers, len(todo))):
+    for path in (work / "shards").iterdir():
+        if path.name not in names:  # from a try with more shards, or one killed in its last phase
+            path.unlink()
+    missing = _unfinished(make_tasks(shards))
+    num_done = len(shards) - len(missing)
+    if num_done:
+        logger.info("%d of %d shards are done already", num_done, len(shards))
+    with progress_bar("shards", len(shards), num_done) as advance:
+        if plan.slurm is None or not missing:
+            for _ in shard_task.write_shards(make_tasks(missing), min(plan.workers, len(missing))):
                 advance()
             return
-        for outcome in run_on_slurm(_deal(todo, jobs, plan), work / "slurm", plan.slurm):
+        jobs = _slurm_jobs(missing, make_tasks, plan.slurm.jobs)
+        for outcome in run_on_slurm(jobs, work / "slurm", plan.slurm):
             if outcome.error:
                 raise ValueError(f"{outcome.name} failed: {outcome.error}; see {outcome.log}")
             advance(len(outcome.value))
-    lost = _not_done(jobs(todo))
-    if lost:
-        raise ValueError(f"shards {lost[:5]} are not seen from here; is {work} on a shared disk?")
+    unseen = _unfinished(make_tasks(missing))
+    if unseen:
+        raise ValueError(
+            f"shards {unseen[:5]} were written but are not visible on this machine; "
+            f"is {work} on a shared disk?"
+        )
 
 
-def _not_done(jobs: Iterable[ShardJob]) -> list[int]:
-    return [job.shard for job in jobs if not shard_job.is_done(job)]
+def _unfinished(tasks: Iterable[ShardTask]) -> list[int]:
+    return [task.shard for task in tasks if not shard_task.is_done(task)]
 
 
-def _deal(todo: Sequence[int], jobs: JobsOf, plan: ShardingPlan) -> list[Job]:
-    """Neighbouring shards to one job, so that each reads one part of the table's files."""
-    assert plan.slurm is not None
-    count = min(plan.slurm.jobs, len(todo))
-    parts = [todo[k * len(todo) // count : (k + 1) * len(todo) // count] for k in range(count)]
+def _slurm_jobs(shards: Sequence[int], make_tasks: MakeTasks, num_jobs: int) -> list[Job]:
+    """Give each job neighbouring shards, so that it reads one part of the table's files."""
+    num_jobs = min(num_jobs, len(shards))
+    edges = [k * len(shards) // num_jobs for k in range(num_jobs + 1)]
+    parts = [shards[start:end] for start, end in pairwise(edges)]
     return [
-        Job(name=f"shards-{part[0]}", function=_write_part, arguments=(list(jobs(part)),))
+        Job(name=f"shards-{part[0]}", function=_write_part, arguments=(list(make_tasks(part)),))
         for part in parts
     ]
 
 
-def _write_part(jobs: Sequence[ShardJob]) -> list[int]:
-    """In a job of Slurm: as many workers as it has CPUs, not as the machine that submitted it."""
+def _write_part(tasks: Sequence[ShardTask]) -> list[int]:
+    """Write shards in a Slurm job, with a worker for each CPU of the job."""
     workers = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-    return list(shard_job.write_shards(jobs, min(workers, len(jobs))))
+    return list(shard_task.write_shards(tasks, min(workers, len(tasks))))
 
 
-def _publish(shards: Path, out: Path) -> None:
-    sync_all(shards)
+def _publish(folder: Path, out: Path) -> None:
+    sync_all(folder)
     if out.is_dir():
         out.rmdir()  # it is empty
-    shards.rename(out)
-
-
-def _patient_note(plan: ShardingPlan) -> str:
-    return plan.columns.patient or "none: each record taken for a patient of its own"
+    folder.rename(out)
 
 
 def _check_patients(cohort: Cohort, plan: ShardingPlan) -> None:
     if (cohort.patients == NO_PATIENT).all():
         raise ValueError(
             f"column {plan.columns.patient} names no patient in any row; if each record is a "
-            "patient of its own, say so: --one-patient-per-record"
+            "patient of its own, give --one-patient-per-record"
         )
 
 
@@ -224,19 +231,17 @@ def _all_left_out(left_out: Sequence[LeftOut]) -> str:
 def _check_no_empty_split(counts: Mapping[str, int], how: dict[str, Any]) -> None:
     if "column" in how:
         return
-    wanted = dict(zip(splits.SPLITS, how.get("fractions", (1, 1, 1)), strict=True))
-    empty = [name for name, part in wanted.items() if part and not counts.get(name)]
-    if empty:
-        raise ValueError(
-            f"split {' and '.join(empty)} would be empty ({sum(counts.values())} records, "
-            f"split by {how}); {_other_split(how)}"
-        )
-
-
-def _other_split(how: dict[str, Any]) -> str:
-    """What to change, by what was asked for."""
+    fractions = dict(zip(SPLITS, how.get("fractions", (1, 1, 1)), strict=True))
+    empty = [name for name, fraction in fractions.items() if fraction and not counts.get(name)]
+    if not empty:
+        return
     if "time" in how:
-        return "are the dates in --time, --valid-from and --test-from right?"
-    if "site" in how:
-        return "give --valid-sites and --test-sites"
-    return "give other --fractions or another --split-seed"
+        remedy = "are the dates in --time, --valid-from and --test-from right?"
+    elif "site" in how:
+        remedy = "give --valid-sites and --test-sites"
+    else:
+        remedy = "give other --fractions or another --split-seed"
+    raise ValueError(
+        f"split {' and '.join(empty)} would be empty ({sum(counts.values())} records, "
+        f"split by {how}); {remedy}"
+    )

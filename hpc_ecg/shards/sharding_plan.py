@@ -1,5 +1,5 @@
-"""What `hpc-ecg data shard` was asked to do, checked; what that is for each shard; and the same
-plan found again in a set of shards, so that one of them can be made anew.
+"""The plan of `hpc-ecg data shard`: checked, cut into a task per shard, stored in dataset.json and
+read back from there, so that a damaged shard can be made again.
 """
 
 import math
@@ -17,12 +17,12 @@ from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.jobs.settings import SlurmJobs
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, ShardSet
-from hpc_ecg.shards.sharding_job import Recordings, Row, ShardJob
+from hpc_ecg.shards.shard_task import Recordings, ShardRow, ShardTask
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingPlan:
-    """What `hpc-ecg data shard` was asked to do."""
+    """What the user asked `hpc-ecg data shard` to do."""
 
     table: Path
     out: Path
@@ -31,21 +31,21 @@ class ShardingPlan:
     split: SplitPlan = field(default_factory=SplitPlan)
     privacy: Privacy = field(default_factory=Privacy)
     rate_hz: float | None = None
-    """Rate that every file must have; None: the column of rates, or whatever the files say."""
+    """Rate that every file must have; None: the column of rates, or what each file says."""
     layout_given: tuple[str, ...] = ()
-    """What of the recordings' layout was asked for, not taken by default: axes, leads, unit."""
+    """The parts of the array layout (axes, leads, unit) that the user gave."""
     records_per_shard: int = 1000
     workers: int = 1
     slurm: SlurmJobs | None = None
 
 
 NO_PATIENT_LEFT_OUT = ("no patient", "the patient's cell is empty, so no split is safe for it")
-OWN_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time", "site"}
-OWN_COLUMNS |= {"samples", "amplitude_mv", "sha256", "flags"}
+INDEX_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time"}
+INDEX_COLUMNS |= {"site", "samples", "amplitude_mv", "sha256", "flags"}
 
 
 def check_plan(plan: ShardingPlan) -> None:
-    """ValueError for what cannot be done, before anything is read."""
+    """Raise ValueError for what cannot be done, before any file is read."""
     recordings = plan.recordings
     if not recordings.signals.is_dir():
         raise ValueError(f"--signals {recordings.signals}: no such folder")
@@ -67,49 +67,47 @@ def check_plan(plan: ShardingPlan) -> None:
         raise ValueError(f"--leads: {error}") from None
     check_spec(recordings.signal)
     for name in plan.columns.keep:
-        if name in OWN_COLUMNS or name.startswith((LABEL_PREFIX, FOLD_PREFIX)):
+        if name in INDEX_COLUMNS or name.startswith((LABEL_PREFIX, FOLD_PREFIX)):
             raise ValueError(
                 f"--keep {name}: the index has a column {name} of its own; rename it in the table"
             )
 
 
 def check_layout(cohort: Cohort, plan: ShardingPlan) -> None:
-    """ValueError if no recording is one that the layout could change."""
+    """Raise ValueError if a layout is given and no recording is a bare array."""
     signals = plan.recordings.signals
     if plan.layout_given and not any(needs_layout(signals, file) for file in cohort.files):
         raise ValueError(
-            f"--{plan.layout_given[0]} is for arrays (.npy, .mat, .h5 …); the files of this table "
-            "say it themselves, so it would do nothing"
+            f"--{plan.layout_given[0]} is for arrays (.npy, .mat, .h5 …); this table has none, and "
+            "its files state their layout themselves; leave the option out"
         )
 
 
-def shard_numbers(cohort: Cohort, plan: ShardingPlan) -> range:
-    return range(math.ceil(len(cohort) / plan.records_per_shard))
-
-
-def jobs_of(
+def shard_tasks(
     cohort: Cohort, assignment: Assignment, plan: ShardingPlan, work: Path, shards: Iterable[int]
-) -> Iterator[ShardJob]:
-    """Shard k holds rows kS to (k+1)S - 1 of the table, less those left out."""
+) -> Iterator[ShardTask]:
+    """A task for each of these shards; shard k holds rows kS to (k+1)S - 1 of the table."""
     size = plan.records_per_shard
     for shard in shards:
         rows = range(shard * size, min((shard + 1) * size, len(cohort)))
-        yield ShardJob(
+        yield ShardTask(
             shard=shard,
-            rows=rows_of(cohort, assignment, plan, rows),
+            rows=shard_rows(cohort, assignment, plan, rows),
             recordings=plan.recordings,
             work=work,
         )
 
 
-def rows_of(cohort: Cohort, assignment: Assignment, plan: ShardingPlan, rows: range) -> list[Row]:
+def shard_rows(
+    cohort: Cohort, assignment: Assignment, plan: ShardingPlan, rows: range
+) -> list[ShardRow]:
     part = slice(rows.start, rows.stop)
     files, patients = cohort.files.iloc[part], cohort.patients.iloc[part]
     rates_hz = [plan.rate_hz] * len(rows)
     if cohort.rates_hz is not None:
         rates_hz = [None if math.isnan(rate) else rate for rate in cohort.rates_hz[part].tolist()]
     return [
-        Row(
+        ShardRow(
             row=row,
             file=file,
             rate_hz=rate_hz,
@@ -120,19 +118,19 @@ def rows_of(cohort: Cohort, assignment: Assignment, plan: ShardingPlan, rows: ra
 
 
 def parse_slurm(text: str) -> SlurmJobs:
-    """`jobs=8,partition=cpu` -> an array of eight; options as submitit's executor names them."""
-    words = dict(word.partition("=")[::2] for word in text.split(","))
-    jobs = words.pop("jobs", "8")
-    if not jobs.isdecimal() or int(jobs) < 1 or not all(words.values()):
+    """`jobs=8,partition=cpu`: the size of the array, and options by submitit's names."""
+    options = dict(word.partition("=")[::2] for word in text.split(","))
+    jobs = options.pop("jobs", "8")
+    if not jobs.isdecimal() or int(jobs) < 1 or not all(options.values()):
         raise ValueError(f"--slurm: expected words like jobs=8,partition=cpu,time=60, got {text!r}")
-    numbers = {key: int(v) if v.isdecimal() else v for key, v in words.items() if key}
-    return SlurmJobs(jobs=int(jobs), parameters=numbers)
+    parameters = {key: int(v) if v.isdecimal() else v for key, v in options.items() if key}
+    return SlurmJobs(jobs=int(jobs), parameters=parameters)
 
 
-def made_from(plan: ShardingPlan) -> dict[str, Any]:
-    """What `hpc-ecg data repair` needs to make a shard again."""
+def describe_plan(plan: ShardingPlan) -> dict[str, Any]:
+    """What `hpc-ecg data repair` needs to make a shard again: `made_from` in dataset.json."""
     recordings = asdict(plan.recordings)
-    del recordings["signal"]  # dataset.json has it
+    del recordings["signal"]  # it stands at the top of dataset.json
     return {
         "table": str(plan.table.resolve()),
         "columns": asdict(plan.columns),
@@ -143,27 +141,27 @@ def made_from(plan: ShardingPlan) -> dict[str, Any]:
     }
 
 
-def plan_of(shards: ShardSet, table: Path | None, signals: Path | None) -> ShardingPlan:
-    """The plan that made these shards; table and recordings may have moved since."""
-    made = shards.description["made_from"]
-    recordings = made["recordings"]
-    layout = recordings["layout"] | {"leads": tuple(recordings["layout"]["leads"])}
-    split: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in made["split"].items()
-    }
+def plan_from_shards(shards: ShardSet, table: Path | None, signals: Path | None) -> ShardingPlan:
+    """The plan that made these shards; `table` and `signals`, if given, replace what it says."""
+    made_from = shards.description["made_from"]
+    recordings = made_from["recordings"]
     return ShardingPlan(
-        table=table or Path(made["table"]),
+        table=table or Path(made_from["table"]),
         out=shards.folder,
-        columns=Columns(**made["columns"]),
+        columns=Columns(**made_from["columns"]),
         recordings=Recordings(
             signals=signals or Path(recordings["signals"]),
-            layout=ArrayLayout(**layout),
+            layout=ArrayLayout(**_with_tuples(recordings["layout"])),
             signal=shards.signal,
             missing_leads=recordings["missing_leads"],
-            clip=recordings.get("clip", False),  # what older sets did
+            clip=recordings.get("clip", False),  # older versions did not store it
         ),
-        split=SplitPlan(**split),
-        rate_hz=made["rate_hz"],
-        records_per_shard=made["records_per_shard"],
+        split=SplitPlan(**_with_tuples(made_from["split"])),
+        rate_hz=made_from["rate_hz"],
+        records_per_shard=made_from["records_per_shard"],
     )
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON stores tuples as lists."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}

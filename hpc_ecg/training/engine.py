@@ -34,7 +34,7 @@ from hpc_ecg.distributed.process_group import (
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
 from hpc_ecg.distributed.watchdog import Watchdog
-from hpc_ecg.training.inputs import TrainingTransform, model_inputs
+from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
 
 T = TypeVar("T")
 

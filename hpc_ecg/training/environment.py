@@ -44,8 +44,8 @@ def describe_environment(folder: Path) -> dict[str, Any]:
 
 def describe_working_directory(folder: Path) -> dict[str, str]:
     """Where the relative paths of the settings start: absolute, and as seen from `folder`."""
-    here = Path.cwd()
-    return {"path": str(here), "from_this_folder": os.path.relpath(here, folder.resolve())}
+    current = Path.cwd()
+    return {"path": str(current), "from_this_folder": os.path.relpath(current, folder.resolve())}
 
 
 def base_folders(folder: Path, environment: dict[str, Any]) -> list[Path]:

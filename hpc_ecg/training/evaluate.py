@@ -196,7 +196,10 @@ def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, di
         return points, None
     if targets:
         more = fit_operating_points(valid, tuple(targets))
-        points = {name: own | points_of(points, name, valid.labels) for name, own in more.items()}
+        points = {
+            name: of_label | points_of(points, name, valid.labels)
+            for name, of_label in more.items()
+        }
     return points, fit_calibrators(valid)
 
 
@@ -213,7 +216,7 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     if "n_positive" in about:
         parts.append(f"{about['n_positive']} positive")
     for metric, name in names.items():
-        if own := values.get(metric):
-            between = f"{own['low']:.3f}–{own['high']:.3f}"
-            parts.append(f"{mean}{name} {own['value']:.3f} ({between})")
+        if estimate := values.get(metric):
+            between = f"{estimate['low']:.3f}–{estimate['high']:.3f}"
+            parts.append(f"{mean}{name} {estimate['value']:.3f} ({between})")
     return ", ".join(parts)

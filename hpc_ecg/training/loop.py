@@ -17,8 +17,8 @@ from hpc_ecg.log import progress_bar
 from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.training.checkpoint import Progress, save_checkpoint, update_progress
 from hpc_ecg.training.engine import StepResult
-from hpc_ecg.training.inputs import TrainingTransform, seed_of_step
 from hpc_ecg.training.meter import SaveTimer
+from hpc_ecg.training.model_inputs import TrainingTransform, seed_of_step
 from hpc_ecg.training.nonfinite import check_finite, nonfinite_error
 from hpc_ecg.training.optimizer import set_rates
 from hpc_ecg.training.predict import predict

@@ -11,7 +11,7 @@ class InitConfig:
     checkpoint: str | None = setting(None, may_change=True, is_path=True)
     """base_ssl.pt, a fine-tuned .pt, our model.safetensors or a run's best/; null = random
     weights."""
-    head: str = setting("auto", choices=("auto", "keep", "by_label", "new"))
+    head: str = setting("auto", choices=("auto", "keep", "new", "by_label"))
     """auto = keep the file's head if it has one, else a new one; keep = the file must have a head
     for every label of the run (matched by name where names are known); by_label = labels that the
     file has keep their row, the others start new; new = a new head (a reset)."""

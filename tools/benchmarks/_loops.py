@@ -29,7 +29,7 @@ from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.transformer import ECGClassifier, build_model
 from hpc_ecg.training import meter
 from hpc_ecg.training.finetune import finetune
-from hpc_ecg.training.inputs import TrainingTransform, model_inputs
+from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.settings import FinetuneConfig, OptimConfig
 

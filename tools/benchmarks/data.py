@@ -44,8 +44,8 @@ from hpc_ecg.data.loader import collate_step, empty_rows, prefetch
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.shards.format import read_shard_set
+from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.shards.sharding_job import Recordings
 from hpc_ecg.shards.sharding_plan import ShardingPlan
 
 AT_LEAST = {

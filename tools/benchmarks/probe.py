@@ -21,8 +21,8 @@ from hpc_ecg.config.load import load_config
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
+from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.shards.sharding_job import Recordings
 from hpc_ecg.shards.sharding_plan import ShardingPlan
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.run_folder import RunFolder

@@ -42,8 +42,8 @@ from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config.load import load_config
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.flops import training_flops
+from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.shards.sharding_job import Recordings
 from hpc_ecg.shards.sharding_plan import ShardingPlan
 from hpc_ecg.training.settings import FinetuneConfig
 

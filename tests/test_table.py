@@ -1,0 +1,221 @@
+"""The user's table: every format gives the same cohort, every mistake one line that says where."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hpc_ecg.cohort import table
+from hpc_ecg.cohort.table import Columns, read_cohort
+
+ROWS = {
+    "record": ["a", "b", "c"],
+    "file": ["x/a", "x/b", "x/c"],
+    "patient_id": ["17", "", " 4 "],
+    "af": ["1", "0", ""],
+    "lvef": ["0.5", "61", "-3e1"],
+    "fold": ["train", "test", "train"],
+    "hz": ["500", "", "250.0"],
+    "age": ["61", "", "300"],
+    "time": ["2020-05-31", "", "10:00"],
+}
+COLUMNS = Columns(labels=["af", "lvef"], patient="patient_id", split="fold", rate="hz")
+
+
+def write_table(folder, kind, rows=ROWS):
+    path = folder / f"table.{kind}"
+    table = pd.DataFrame(rows)
+    if kind == "parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False, sep="\t" if kind == "tsv" else ",")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_every_format_gives_the_same_cohort(tmp_path, kind):
+    cohort = read_cohort(write_table(tmp_path, kind), COLUMNS)
+    assert len(cohort) == 3
+    assert cohort.records.tolist() == ["a", "b", "c"]
+    assert cohort.files.tolist() == ["x/a", "x/b", "x/c"]
+    assert cohort.patients.tolist() == ["17", "", "4"]
+    assert cohort.splits.tolist() == ["train", "test", "train"]
+    assert cohort.rates_hz.tolist() == pytest.approx([500, np.nan, 250], nan_ok=True)
+    assert cohort.label_names == ["af", "lvef"]
+    np.testing.assert_array_equal(cohort.labels_NK, [[1, 0.5], [0, 61], [np.nan, -30]])
+    assert cohort.extra.to_dict("list") == {"age": ROWS["age"], "time": ROWS["time"]}
+
+
+def test_numbers_in_parquet_are_read_as_the_same_text_as_in_csv(tmp_path):
+    """A patient's split hangs on the text: a gap in the column must not make 17 into 17.0."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pa.table(
+        {
+            "record": [1, 2, 3],
+            "patient_id": [17, None, 4],
+            "af": [1.0, None, 0.0],
+            "age": [None] * 3,
+        }
+    )
+    parquet.write_table(table, tmp_path / "table.parquet")
+    cohort = read_cohort(tmp_path / "table.parquet", Columns(labels=["af"], patient="patient_id"))
+    assert cohort.records.tolist() == ["1", "2", "3"]
+    assert cohort.patients.tolist() == ["17", "", "4"]
+    np.testing.assert_array_equal(cohort.labels_NK[:, 0], [1, np.nan, 0])
+    assert cohort.extra["age"].tolist() == ["", "", ""]
+
+
+def test_an_empty_label_is_missing_and_not_zero(tmp_path):
+    cohort = read_cohort(write_table(tmp_path, "csv"), COLUMNS)
+    assert np.isnan(cohort.labels_NK[2, 0]) and cohort.labels_NK[1, 0] == 0
+
+
+def test_names_that_look_like_missing_values_stay_names(tmp_path):
+    rows = ROWS | {"record": ["NA", "nan", "None"], "patient_id": ["a", "b", "-"]}
+    cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
+    assert cohort.records.tolist() == ["NA", "nan", "None"]
+
+
+def test_texts_that_programs_write_into_empty_cells_are_not_patients(tmp_path):
+    rows = ROWS | {"patient_id": [" NULL", "n/a", "-"]}
+    cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
+    assert cohort.patients.tolist() == ["", "", "-"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("record;patient_id;af\na;1;0\n", "separated by semicolons; save it with commas"),
+        ("record,patient_id,af,af\na,1,0,1\n", "its header names column 'af' twice"),
+        ("record,patient_id,af\n\xe4,1,0\n", "is not text in UTF-8"),
+    ],
+)
+def test_a_table_that_would_be_misread_is_refused(tmp_path, text, message):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        read_cohort(path, COLUMNS)
+
+
+def test_leading_zeros_of_identifiers_stay(tmp_path):
+    rows = ROWS | {"record": ["0010", "010", "10"], "patient_id": ["007", "07", "7"]}
+    cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
+    assert cohort.records.tolist() == rows["record"]
+    assert cohort.patients.tolist() == rows["patient_id"]
+
+
+def test_a_table_saved_by_excel_is_read(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"\xef\xbb\xbfrecord,patient_id,af\r\n\xc3\xa4,1,1\r\n")
+    cohort = read_cohort(path, Columns(labels=["af"], patient="patient_id"))
+    assert cohort.records.tolist() == ["ä"]
+
+
+def test_by_default_the_file_is_the_column_file_or_else_the_record(tmp_path):
+    few = Columns(labels=["af"], patient=None)
+    assert read_cohort(write_table(tmp_path, "csv"), few).files.tolist() == ["x/a", "x/b", "x/c"]
+    rows = {name: ROWS[name] for name in ("record", "af")}
+    cohort = read_cohort(write_table(tmp_path, "csv", rows), few)
+    for column in (cohort.files, cohort.records, cohort.patients):
+        assert column.tolist() == ["a", "b", "c"]
+    assert cohort.splits is None and cohort.rates_hz is None
+    rows = {name: ROWS[name] for name in ("file", "af")}
+    cohort = read_cohort(write_table(tmp_path, "csv", rows), few)
+    assert cohort.records.tolist() == ["x/a", "x/b", "x/c"]
+
+
+def test_other_columns_can_name_file_and_record(tmp_path):
+    columns = Columns(labels=["af"], patient=None, file="record", record="age")
+    cohort = read_cohort(write_table(tmp_path, "csv"), columns)
+    assert cohort.files.tolist() == ["a", "b", "c"] and cohort.records.tolist() == ["61", "", "300"]
+
+
+def refusal(path, columns=COLUMNS):
+    with pytest.raises(ValueError) as caught:
+        read_cohort(path, columns)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_missing_table_is_named(tmp_path):
+    assert "none.csv: no such table" in refusal(tmp_path / "none.csv")
+    assert "no such table" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": ["sex"]},
+        {"patient": "sex"},
+        {"file": "sex"},
+        {"record": "sex"},
+        {"split": "sex"},
+        {"rate": "sex"},
+    ],
+)
+def test_a_missing_column_is_named_with_those_of_the_table(tmp_path, changes):
+    columns = Columns(**({"labels": ["af"], "patient": "patient_id"} | changes))
+    message = refusal(write_table(tmp_path, "csv"), columns)
+    assert "no column 'sex'; the table has record, file, patient_id, af" in message
+
+
+@pytest.mark.parametrize("name", ["patient", "file", "record", "split", "rate"])
+def test_an_empty_column_name_is_a_mistake_and_not_a_default(tmp_path, name):
+    """`--patient "$UNSET"` must not mean one patient per record."""
+    columns = Columns(**({"labels": ["af"], "patient": "patient_id"} | {name: ""}))
+    assert "no column ''" in refusal(write_table(tmp_path, "csv"), columns)
+
+
+def test_a_label_named_twice_is_refused(tmp_path):
+    columns = Columns(labels=["af", "af"], patient=None)
+    assert "names a column twice" in refusal(write_table(tmp_path, "csv"), columns)
+
+
+def test_an_empty_table_is_refused(tmp_path):
+    rows = {name: [] for name in ROWS}
+    assert "the table has no rows" in refusal(write_table(tmp_path, "csv", rows))
+    (tmp_path / "table.csv").write_text("")
+    assert "cannot be read as a table" in refusal(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize("text", ["yes", "True", "inf", "nan", "1,5", "AF"])
+@pytest.mark.parametrize("column", ["af", "hz"])
+def test_a_label_or_rate_that_is_not_a_number_is_refused_with_its_row(tmp_path, column, text):
+    message = refusal(write_table(tmp_path, "csv", ROWS | {column: ["1", text, text]}))
+    assert f"column {column}, row 2: {text!r} is not a number (2 such rows)" in message
+
+
+def test_a_record_that_is_listed_twice_is_refused_with_its_row(tmp_path):
+    message = refusal(write_table(tmp_path, "csv", ROWS | {"record": ["a", "b", "a"]}))
+    assert "column record, row 3 repeats an earlier row (1 such rows)" in message
+
+
+def test_rows_with_more_cells_than_the_header_are_not_shifted(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("record,af\na,1,\nb,0,\n")
+    assert "more cells than its header" in refusal(path, Columns(labels=["af"], patient=None))
+    path.write_text("record,af\na,1\nb,0,\n")
+    assert "Expected 2 fields in line 3" in refusal(path, Columns(labels=["af"], patient=None))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("content", [b"\x00\xff\xfe\x80" * 50, b"PAR1", b'a,"b\n1,2\n'])
+def test_a_file_that_is_not_a_table_is_named(tmp_path, kind, content):
+    path = tmp_path / f"table.{kind}"
+    path.write_bytes(content)
+    assert f"{path}: " in refusal(path)
+
+
+def test_a_long_table_is_read_in_chunks_as_if_in_one(tmp_path, monkeypatch):
+    names = [f"r{n}" for n in range(7)]
+    patients = ["007", "", "1e3", "x", "", "NA", "7"]
+    rows = {"record": names, "patient_id": patients, "af": [""] * 6 + ["oops"]}
+    path, columns = write_table(tmp_path, "csv", rows), Columns(labels=["af"], patient="patient_id")
+    monkeypatch.setattr(table, "ROWS_PER_CHUNK", 3)
+    whole = pd.read_csv(path, dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(table.read_table(path), whole)
+    assert isinstance(table.read_table(path).index, pd.RangeIndex)
+    with pytest.raises(ValueError, match=r"column af, row 7: 'oops'"):
+        read_cohort(path, columns)
