@@ -22,7 +22,7 @@ from hpc_ecg.comparison.report import write_report
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.status import read_status
 from hpc_ecg.sweep.submissions import queued_jobs
-from hpc_ecg.sweep.task import run_cell
+from hpc_ecg.sweep.task import run_and_evaluate
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 STRATEGIES = FIXTURES.parents[1] / "configs" / "strategies"
@@ -111,7 +111,7 @@ def assert_same_results(words: list[str], folder: Path, tmp_path: Path) -> None:
     calm_dir = tmp_path / "undisturbed" / "sweep"
     undisturbed = load_sweep([], [*words, f"sweep_dir={calm_dir}"])
     for cell in undisturbed.cells:
-        run_cell(cell.run)
+        run_and_evaluate(cell.run)
         for split in ("valid", "test"):
             name = f"{cell.name}/predictions/{split}.parquet"
             found = pd.read_parquet(folder / name)

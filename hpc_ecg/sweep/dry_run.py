@@ -2,6 +2,7 @@
 writes nothing."""
 
 from pathlib import Path
+from statistics import mean
 
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.sampler import EpochSampler
@@ -76,10 +77,9 @@ def _cost(cells: list[Cell], todo: list[Cell]) -> str:
             "counted in every epoch; hours are known when one run is finished"
         )
     all_hours = [value for values in hours.values() for value in values]
-    of_arms = [hours.get(cell.arm.name, all_hours) for cell in todo]
-    total = sum(sum(values) / len(values) for values in of_arms)
-    text = f"cost: about {total:.2g} {' and '.join(units)}"
-    return f"{text}, as the {len(all_hours)} finished runs took"
+    total = sum(mean(hours.get(cell.arm.name, all_hours)) for cell in todo)
+    runs = f"as the {len(all_hours)} finished runs took"
+    return f"cost: about {total:.2g} {' and '.join(units)}, {runs}"
 
 
 def _max_ecgs(run: FinetuneConfig) -> int:

@@ -181,6 +181,6 @@ def _write_sweep(folder: Path, sweep: Sweep) -> None:
 
 
 def _log_result(task: Task) -> None:
-    evaluations = [path for path in task.results if path.name == "evaluation.json"]
-    text = describe_evaluation(read_json(evaluations[0])) if evaluations else "done"
+    path = RunFolder(task.folder).evaluation
+    text = describe_evaluation(read_json(path)) if path in task.results else "done"
     logger.info("%s: %s", task.name, text)

@@ -59,17 +59,13 @@ class Task:
         return f"{self.name}: {reason}; {log}"
 
 
-def _unchanged(run: FinetuneConfig) -> FinetuneConfig:
-    return run
-
-
 @dataclass(frozen=True, kw_only=True)
 class TaskRunner:
     """Runs tasks on this machine or on Slurm."""
 
     run_all: Callable[[Sequence[Task]], list[str]]
     """Run the tasks that are not done; returns a line for each that failed."""
-    fit_to_machine: Callable[[FinetuneConfig], FinetuneConfig] = _unchanged
+    fit_to_machine: Callable[[FinetuneConfig], FinetuneConfig] = lambda run: run
     """Change a run's settings to suit the machine."""
 
 
@@ -79,19 +75,16 @@ def task_of_run(name: str, config: FinetuneConfig, *, predict_test: bool = True)
     return Task(
         name=name,
         folder=folder.path,
-        function=run_cell if predict_test else run_trial,
-        arguments=(config,),
+        function=run_and_evaluate,
+        arguments=(config, predict_test),
         results=(folder.finished, folder.evaluation) if predict_test else (folder.finished,),
     )
 
 
-def run_cell(config: FinetuneConfig) -> None:
+def run_and_evaluate(config: FinetuneConfig, predict_test: bool = True) -> None:
     finetune(config, doctor_before_training(config))
-    evaluate(config)
-
-
-def run_trial(config: FinetuneConfig) -> None:
-    finetune(config, doctor_before_training(config))
+    if predict_test:
+        evaluate(config)
 
 
 def run_task(task: Task, log: Path) -> None:
