@@ -82,6 +82,20 @@ def test_without_an_answer_from_slurm_nothing_is_known_and_nothing_submitted(tmp
         submit_missing([task], tmp_path, SlurmConfig())
 
 
+def test_the_queue_is_read_task_by_task_and_a_job_that_is_gone_is_not_an_error(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/bash\necho '17_3|my job|PD|ReqNodeNotAvail, May be reserved'\n")
+    squeue.chmod(0o755)
+    (job,) = read_queue("--jobs=17")
+    assert (job.id, job.index, job.name, job.is_pending) == ("17_3", 3, "my job", True)
+    assert job.reason == "ReqNodeNotAvail, May be reserved"
+    squeue.write_text("#!/bin/bash\necho 'error: Invalid job id specified' >&2; exit 1\n")
+    assert read_queue("--jobs=17") == []
+
+
 def test_the_last_submission_counts_even_if_its_launcher_was_killed_at_once(tmp_path):
     notes = {"hpc_ecg-0000-b": (["x", "y"], ["1_0", "1_1"]), "hpc_ecg-0001-a": (["y"], [])}
     for name, (tasks, ids) in notes.items():

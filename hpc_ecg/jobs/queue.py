@@ -36,7 +36,7 @@ def read_queue(filter_option: str) -> list[QueuedJob]:
 
     `filter_option` is squeue's: --jobs=17 or --name=a,b. Raises SlurmUnavailable.
     """
-    command = ["squeue", "--noheader", "--array", "--format=%i %j %t %r", filter_option]
+    command = ["squeue", "--noheader", "--array", "--format=%i|%j|%t|%r", filter_option]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -44,7 +44,7 @@ def read_queue(filter_option: str) -> list[QueuedJob]:
     # a job that ended some minutes ago is not in the queue, which is no failure of Slurm
     if answer.returncode and "Invalid job id" not in answer.stderr:
         raise SlurmUnavailable(f"squeue does not answer: {answer.stderr.strip()}")
-    rows = [line.split(" ", 3) for line in answer.stdout.splitlines()]
+    rows = [line.split("|", 3) for line in answer.stdout.splitlines()]
     return [QueuedJob(id=id, name=name, state=state, reason=why) for id, name, state, why in rows]
 
 

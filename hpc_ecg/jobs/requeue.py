@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("restarts", type=int)
     parser.add_argument("max_restarts", type=int)
     parser.add_argument("scontrol", help="the output of `scontrol --oneliner show job`")
-    given = parser.parse_args(arguments)
-    job_state = parse_job_state(given.scontrol)
-    decision = decide_requeue(given.exit_code, job_state, given.restarts, given.max_restarts)
+    options = parser.parse_args(arguments)
+    job_state = parse_job_state(options.scontrol)
+    decision = decide_requeue(options.exit_code, job_state, options.restarts, options.max_restarts)
     verdict = "requeue" if decision.requeue else "end"
     print(f"{verdict}: {decision.text}")  # noqa: T201
 

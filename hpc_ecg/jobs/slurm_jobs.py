@@ -24,7 +24,7 @@ from hpc_ecg.jobs.job import Job, JobOutcome
 from hpc_ecg.jobs.queue import read_queue
 from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs
 
-POLL_SECONDS = 2.0
+POLL_S = 2.0
 RESULT_PATIENCE_S = 15.0
 SITE_FILE = Path("slurm/site.sh")
 PYTHON = f'"${{HPC_ECG_PYTHON[@]:-{sys.executable}}}"'
@@ -64,7 +64,7 @@ def run_on_slurm(jobs: Sequence[Job], folder: Path, config: SlurmJobs) -> Iterat
                 if handle.paths.result_pickle.exists() or handle.job_id not in queued:
                     running.remove((job, handle))
                     yield _outcome_of(job, handle)
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_S)
     finally:
         for _, handle in running:
             handle.cancel(check=False)
