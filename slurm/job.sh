@@ -59,7 +59,7 @@ code_of_first() {
 requeue_after() {
   local code=$1 state decision
   [ "$code" = 0 ] && return
-  # scontrol is asked here: Python may run in a container that has no Slurm
+  # call scontrol in this shell: Python may run in a container that has no Slurm
   state=$(scontrol --oneliner show job "${SLURM_JOB_ID:-}" || true)
   decision=$(trap '' TERM USR1 USR2
     "${HPC_ECG_PYTHON[@]:-python}" -m hpc_ecg.jobs.requeue "$code" "${SLURM_RESTART_COUNT:-0}" \

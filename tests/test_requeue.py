@@ -16,7 +16,7 @@ from hpc_ecg.jobs.requeue import decide_requeue, main
         (75, "COMPLETING TimeLimit", 0, True, "saved after a signal"),
         (75, "COMPLETING", 0, False, "saved after a signal; Slurm ended the job"),
         (75, "CANCELLED", 0, False, "submit again to go on"),
-        (75, "", 0, False, "Slurm does not answer here: submit again to go on"),
+        (75, "", 0, False, "Slurm does not answer: submit again to go on"),
         (76, "RUNNING", 4, True, "lost the others, or hung"),
         (76, "RUNNING", 5, False, "after 5 restarts it is not started again: submit again"),
         (137, "RUNNING", 4, True, "a process was killed (exit code 137)"),

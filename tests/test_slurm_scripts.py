@@ -110,7 +110,7 @@ CANCELLED = "JobState=COMPLETING Reason=None"
             "",
             0,
             75,
-            "does not answer here: submit again",
+            "does not answer: submit again",
         ),
         (
             first("Exited with exit code 75", 75),

@@ -230,7 +230,7 @@ def test_two_numbers_are_a_range_and_anything_else_a_choice():
     assert distribution_of("k", [1, 4]).single() is False
     assert distribution_of("k", ["none", "ema"]).choices == ("none", "ema")
     assert distribution_of("k", [0.1, 0.2, 0.3]).choices == (0.1, 0.2, 0.3)
-    with pytest.raises(ValueError, match=r"tune.k=\[2, 1\]: a range goes from a lower"):
+    with pytest.raises(ValueError, match=r"tune.k=\[2, 1\]: a range needs a lower"):
         distribution_of("k", [2, 1])
 
 

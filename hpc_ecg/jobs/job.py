@@ -1,4 +1,4 @@
-"""A job, whatever runs it: a function with its arguments, and how it ended."""
+"""A job, run locally or on Slurm: a function with its arguments, and its outcome."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

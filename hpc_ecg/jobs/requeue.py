@@ -2,7 +2,7 @@
 
 A sweep's task asks it in Python. slurm/job.sh asks it by `python -m hpc_ecg.jobs.requeue`, so this
 file starts fast: it imports neither torch nor submitit. That Python may run in a container without
-Slurm's commands, so the shell calls scontrol and passes what it said.
+Slurm's commands, so the shell calls scontrol and passes its output.
 """
 
 import argparse
@@ -21,7 +21,7 @@ MAX_RESTARTS = 5
 class RequeueDecision:
     requeue: bool
     text: str
-    """The reason for the requeue; or a sentence that says why there is none."""
+    """The reason for the requeue, or a sentence on why the job is not requeued."""
 
 
 def decide_requeue(
@@ -29,7 +29,7 @@ def decide_requeue(
 ) -> RequeueDecision:
     """Decide whether a job whose first process ended with `exit_code` should be requeued.
 
-    A run that saved (75) goes on, however often. One that lost its peers or hung (76), or was
+    A run that saved (75) continues, however often. One that lost its peers or hung (76), or was
     killed (128 + signal), is started again `max_restarts` times. Anything else would fail again.
     `job_state` is what `parse_job_state` returns: Slurm must still be running the job, or be ending
     it at its time limit. Otherwise it was cancelled, or is on its way back into the queue already.
@@ -46,7 +46,7 @@ def decide_requeue(
     if exit_code != EXIT_REQUEUE and restarts >= max_restarts:
         obstacle = f"after {restarts} restarts it is not started again"
     elif not job_state:
-        obstacle = "Slurm does not answer here"
+        obstacle = "Slurm does not answer"
     elif re.match(r"RUNNING\b", job_state) or job_state.endswith("TimeLimit"):
         return RequeueDecision(requeue=True, text=reason)
     else:

@@ -24,7 +24,7 @@ from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.submissions import submission_lock
 from hpc_ecg.sweep.task import Task, TaskRunner, task_of_run
 from hpc_ecg.sweep.tuning import (
-    FOLDER,
+    TRIALS_FOLDER,
     check_trials,
     clear_trial_failure,
     read_tuned,
@@ -49,7 +49,7 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
     with _task_runner(sweep, wait) as runner:
         # 1. each strategy tunes its own values, if the sweep has any to tune
         if sweep.config.tune:
-            if only is not None and only.startswith(f"{FOLDER}/"):
+            if only is not None and only.startswith(f"{TRIALS_FOLDER}/"):
                 clear_trial_failure(sweep, only)
             is_tuned, failures = tune(sweep, runner)
             if not is_tuned:

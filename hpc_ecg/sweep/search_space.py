@@ -30,7 +30,7 @@ def distribution_of(key: str, values: list[Any]) -> "BaseDistribution":
         return CategoricalDistribution(values)
     low, high = values
     if low >= high:
-        raise ValueError(f"tune.{key}={values}: a range goes from a lower to a higher number")
+        raise ValueError(f"tune.{key}={values}: a range needs a lower and a higher number")
     is_log = low > 0 and high >= LOG_RATIO * low
     if type(low) is int and type(high) is int:
         return IntDistribution(low, high, log=is_log)

@@ -19,12 +19,12 @@ class SweepConfig:
     """Names of strategies: files <name>.yaml in strategy_dir; name+option also applies
     with/<option>.yaml."""
     strategy_dir: str | None = None
-    """Folder of the strategies' files; null = strategies/ beside the sweep's own file."""
+    """Folder of the strategies' files; null = strategies/ beside the sweep's file."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each arm runs once with each seed; runs of equal seeds are compared in pairs."""
     grid: dict[str, Any] = field(default_factory=dict)
     """Settings of a run and their values: {data.label_fraction: [0.01, 0.1, 1]}; each strategy runs
-    with each choice of values, as an arm of its own."""
+    with each combination of values, as a separate arm."""
     tune: dict[str, Any] = field(default_factory=dict)
     """Settings that each strategy tunes for itself, by the validation score of one run with each
     value: {optim.lr: [1e-5, 3e-5, 1e-4]}; every strategy gets the same number of runs."""
@@ -42,7 +42,7 @@ class SweepConfig:
     runs_at_once: int = 1
     """Runs side by side on this machine, one GPU each where there are GPUs."""
     run_timeout_min: int = 60 * 24
-    """Minutes after which a run on this machine is stopped; starting the sweep again goes on."""
+    """Minutes after which a run on this machine is stopped; the next start continues it."""
 
     def __post_init__(self) -> None:
         if not self.strategies:

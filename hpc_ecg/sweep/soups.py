@@ -1,6 +1,6 @@
 """A weight soup per arm (Wortsman et al. 2022): the average of its seeds' best weights, evaluated.
 
-Of an arm whose seeds are all done, SWEEP/<arm>/soup/ gets the weights, predictions.parquet,
+Once all seeds of an arm are done, SWEEP/<arm>/soup/ gets the weights, predictions.parquet,
 evaluation.json, and soup.json, which names the seeds: with other seeds the soup is made anew.
 """
 
@@ -35,7 +35,7 @@ def _soup_task(arm: str, cells: list[Cell], config: FinetuneConfig) -> Task:
     seeds, note = [cell.seed for cell in cells], folder / "soup.json"
     evaluation = folder / "evaluation.json"
     if note.exists() and read_json(note)["seeds"] != seeds:
-        evaluation.unlink(missing_ok=True)  # first, so that it never stands beside a new note
+        evaluation.unlink(missing_ok=True)  # first, so that a new note never has an old evaluation
         note.unlink()
     run_dirs = [cell.run.run_dir for cell in cells]
     return Task(

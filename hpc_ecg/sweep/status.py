@@ -1,6 +1,6 @@
-"""`hpc-ecg sweep status | cancel | retry`: how the cells of a sweep stand, and ending them.
+"""`hpc-ecg sweep status | cancel | retry`: show the state of a sweep's cells, and end them.
 
-Each run's folder says how it stands; squeue adds to that where it answers. There is a line per cell
+The state comes from each run's folder, and from squeue where it answers. There is a line per cell
 (and per trial of the tuning, and soup): queued, running with its step and speed, done with its
 score, failed with the reason and the file to read.
 """
@@ -66,7 +66,7 @@ def read_status(sweep_dir: Path) -> list[CellStatus]:
 def cancel_cells(sweep_dir: Path, cells: list[str]) -> list[str]:
     """End these cells' jobs, or all of the sweep; returns a line for each that was ended.
 
-    Runs save first, and a new start of the sweep goes on with them.
+    Runs save first, and the next start of the sweep continues them.
     """
     check_cells(sweep_dir, cells)
     statuses = read_status(sweep_dir)

@@ -1,9 +1,9 @@
 """One task of a sweep, in the process (or processes) of its job: a run, a trial or a soup.
 
-A task's folder says how it stands: it is done when its results are there, and it failed when
-error.txt is, which also says whether the task itself failed or was ended from outside (killed,
-cancelled, out of time). A task that Slurm told to save, or that lost its other processes, leaves
-neither: the next start goes on with it.
+A task is done when its folder holds the results. It failed when the folder holds error.txt, which
+also says whether the task itself failed or was ended from outside (killed, cancelled, out of time).
+A task that saved on Slurm's signal, or lost its other processes, leaves neither: the next start
+continues it.
 """
 
 import os

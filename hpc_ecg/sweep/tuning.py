@@ -26,7 +26,7 @@ from hpc_ecg.sweep.task import Task, TaskRunner, task_of_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
-FOLDER = "tuning"
+TRIALS_FOLDER = "tuning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def check_trials(sweep: Sweep) -> None:
 def clear_trial_failure(sweep: Sweep, trial: str) -> None:
     """Let the next start run a failed trial again. ValueError if its strategy has chosen."""
     for name in read_tuned(sweep):
-        if trial.startswith(f"{FOLDER}/{name}/"):
+        if trial.startswith(f"{TRIALS_FOLDER}/{name}/"):
             raise ValueError(
                 f"{trial}: {name} has chosen already, and its runs depend on that; to choose "
                 f"again, delete {_path(sweep)} and the runs of {name}"
@@ -164,7 +164,7 @@ def _cost(outcome: dict[str, Any]) -> float:
 
 
 def _trial_name(strategy: str, values: dict[str, Any]) -> str:
-    return f"{FOLDER}/{strategy}/{arm_name('', values).lstrip(',')}"
+    return f"{TRIALS_FOLDER}/{strategy}/{arm_name('', values).lstrip(',')}"
 
 
 def _checked_config(sweep: Sweep, strategy: str, values: dict[str, Any]) -> FinetuneConfig:
