@@ -64,7 +64,7 @@ def choices_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def arm_name(strategy: str, choice: Mapping[str, Any]) -> str:
-    """Name an arm `strategy,lr=5e-05`, with just enough last parts of the keys to distinguish them."""
+    """Name an arm `strategy,lr=5e-05`, using just enough of each key to tell them apart."""
     parts = 1
     while len({_tail(key, parts) for key in choice}) < len(choice):
         parts += 1
