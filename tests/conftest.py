@@ -17,12 +17,22 @@ from synthetic import Population, write_cohort
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import SplitPlan
 from hpc_ecg.cohort.table import Columns
+from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_plan import ShardingPlan
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # The sizes of the tiny reference checkpoints, for models that start from random weights.
+TINY = Architecture(
+    encoder_layers=2,
+    encoder_embed_dim=48,
+    encoder_ffn_embed_dim=96,
+    encoder_attention_heads=4,
+    conv_feature_layers=((16, 2, 2),) * 4,
+    conv_pos=8,
+    conv_pos_groups=4,
+)
 TINY_MODEL = [
     "model.encoder_layers=2",
     "model.encoder_embed_dim=48",

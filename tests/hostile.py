@@ -1,4 +1,4 @@
-"""What a file could be made of to do harm, and a watch on what reading it does."""
+"""Build hostile `.pt` files opcode by opcode, and audit what reading one does."""
 
 import io
 import os
@@ -10,40 +10,41 @@ from contextlib import contextmanager
 
 WATCHED = ("exec", "import", "os.", "subprocess.", "socket.", "shutil.", "ctypes.", "marshal.")
 WATCHED += ("pickle.find_class", "code.__new__", "builtins.input", "tempfile.", "sys.unraisable")
-_seen: list[str] | None = None  # events while watching, else None
+_events: list[str] | None = None  # during an audit, else None
 
 
 def _hook(event, arguments):
-    if _seen is None:
+    if _events is None:
         return
     written = event == "open" and (
         any(c in str(arguments[1]) for c in "wax+")
         or (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     )
     if written or event.startswith(WATCHED):
-        _seen.append(f"{event} {arguments!r:.100}")
+        _events.append(f"{event} {arguments!r:.100}")
 
 
 @contextmanager
 def nothing_runs():
-    """Python's own audit of what is executed, imported, started, sent, written or removed."""
-    global _seen
+    """Fail if anything is executed, imported, started, sent, written or removed (by Python's audit
+    events)."""
+    global _events
     if not _hook_is_set:
-        sys.addaudithook(_hook)  # for good: it cannot be taken off
+        sys.addaudithook(_hook)  # it cannot be removed again
         _hook_is_set.append(True)
-    _seen = []
+    _events = []
     try:
         yield
     finally:
-        seen, _seen = _seen, None
-    assert not seen
+        events, _events = _events, None
+    assert not events
 
 
 _hook_is_set: list[bool] = []
 
 
 def zip_of(members, compression=zipfile.ZIP_STORED) -> bytes:
-    """A zip of (name, bytes) pairs, one folder `x/` as torch has it."""
+    """A zip of (name, bytes) pairs."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", compression) as archive:
         for name, content in members:
@@ -52,7 +53,7 @@ def zip_of(members, compression=zipfile.ZIP_STORED) -> bytes:
 
 
 def members_of(path) -> dict[str, bytes]:
-    """Of a `.pt`: its members below its folder."""
+    """The members of a `.pt` by their names below its folder."""
     with zipfile.ZipFile(path) as archive:
         return {m.filename.partition("/")[2]: archive.read(m) for m in archive.infolist()}
 
@@ -63,34 +64,34 @@ def text(value: str) -> bytes:
 
 
 def number(value: int) -> bytes:
-    """A whole number of any size, as pickle writes it."""
+    """An integer of any size as an opcode."""
     return pickle.dumps(value, 2)[2:-1]
 
 
 def storage(
     key: bytes = text("0"), numel: bytes = b"K\x03", kind: bytes = b"FloatStorage"
 ) -> bytes:
-    """A reference to a storage; key and numel as opcodes."""
+    """Opcodes of a reference to a storage; key and numel are opcodes."""
     return b"(" + text("storage") + b"ctorch\n" + kind + b"\n" + key + text("cpu") + numel + b"tQ"
 
 
 def tensor(stored: bytes | None = None, first=0, shape=(3,), strides=(1,)) -> bytes:
-    """A tensor on it."""
+    """Opcodes of a tensor that views a storage."""
 
     def numbers(values) -> bytes:
         return b"(" + b"".join(v if isinstance(v, bytes) else number(v) for v in values) + b"t"
 
     start = first if isinstance(first, bytes) else number(first)
-    where = storage() if stored is None else stored
+    stored = storage() if stored is None else stored
     rest = start + numbers(shape) + numbers(strides) + b"\x89ccollections\nOrderedDict\n)R"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + where + rest + b"tR"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + stored + rest + b"tR"
 
 
 def pickled(*pairs: tuple[str, bytes]) -> bytes:
-    """A dict at the top, its values as opcodes."""
+    """A pickle of a dict whose values are opcodes."""
     return b"\x80\x02}" + b"".join(text(key) + value + b"s" for key, value in pairs) + b"."
 
 
-def pt_of(data: bytes, more=(("data/0", bytes(12)),)) -> bytes:
-    """A `.pt` around a pickle."""
-    return zip_of([("x/data.pkl", data), *((f"x/{name}", content) for name, content in more)])
+def pt_of(data: bytes, members=(("data/0", bytes(12)),)) -> bytes:
+    """A `.pt` with a pickle and other members."""
+    return zip_of([("x/data.pkl", data), *((f"x/{name}", content) for name, content in members)])

@@ -1,4 +1,4 @@
-"""All kinds of attention give what the plain reference gives, or say why they cannot run here."""
+"""All kinds of attention agree with the plain reference, or say why they cannot run."""
 # B batch, T tokens, D width, H heads, E head width
 
 import inspect
@@ -10,7 +10,7 @@ import torch.nn.attention.varlen
 import torch.nn.functional as F
 
 from hpc_ecg.model.attention import SelfAttention, attend
-from hpc_ecg.model.dropout import RecordDropout, token_words
+from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.kernels import explain_attention
 from hpc_ecg.model.settings import ModelConfig
 
@@ -33,7 +33,7 @@ def padding(device=CPU):
 
 
 def run(kind, mask_BT, **options):
-    """Output and gradients; what padded tokens give and get does not count."""
+    """Output and gradients, without those of padded tokens."""
     qkv = random_qkv(**options)
     out = attend(*qkv, mask_BT, kind, OFF)
     if mask_BT is not None:
@@ -68,7 +68,7 @@ def test_kernels_of_a_gpu_agree_with_the_plain_reference(kind, is_masked):
 
 
 def varlen_by_loop(q, k, v, ends_q, ends_k, longest_q, longest_k):
-    """What varlen_attn is documented to do, [tokens, H, E], one sequence after another."""
+    """The documented result of varlen_attn, [tokens, H, E], one sequence after another."""
     assert torch.equal(ends_q, ends_k)
     assert ends_q.dtype == torch.int32
     assert longest_q == longest_k == ends_q.diff().max()
@@ -108,39 +108,39 @@ def test_attention_drops_weights_only_in_training(kind):
 
 
 @pytest.mark.parametrize("kind", ["auto", "math"])
-def test_dropout_of_weights_is_the_records_own(kind):
+def test_attention_dropout_depends_on_the_record_alone(kind):
     attention = SelfAttention(32, 4, dropout=0.5, kind=kind)
-    x_BTD, words_BT = torch.randn(3, 9, 32), token_words(torch.tensor([5, 6, 7]), 9)
-    whole = attention(x_BTD, None, words_BT)
+    x_BTD, seeds_BT = torch.randn(3, 9, 32), token_seeds(torch.tensor([5, 6, 7]), 9)
+    whole = attention(x_BTD, None, seeds_BT)
     for i in range(3):
-        torch.testing.assert_close(attention(x_BTD[i:][:1], None, words_BT[i:][:1]), whole[i:][:1])
-    assert not torch.allclose(attention(x_BTD, None, words_BT + 1), whole)
+        torch.testing.assert_close(attention(x_BTD[i:][:1], None, seeds_BT[i:][:1]), whole[i:][:1])
+    assert not torch.allclose(attention(x_BTD, None, seeds_BT + 1), whole)
 
 
-def test_dropout_of_weights_keeps_their_mean():
+def test_attention_dropout_keeps_the_mean():
     q_BHTE = torch.zeros(64, 4, 9, 8)
     drop = RecordDropout(0.3, stream=1)
-    out = attend(q_BHTE, q_BHTE, q_BHTE + 1, None, "math", drop, token_words(torch.arange(64), 9))
+    out = attend(q_BHTE, q_BHTE, q_BHTE + 1, None, "math", drop, token_seeds(torch.arange(64), 9))
     spread = math.sqrt(0.3 / 0.7 / (64 * 4 * 9 * 9))
     assert abs(out.mean().item() - 1) < 4 * spread
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "p", "said"),
+    ("kind", "dtype", "p", "ending"),
     [
         ("auto", torch.float32, 0.0, "flash_attention (torch's own choice)"),
         ("auto", torch.bfloat16, 0.0, "math (faster than a CPU's fused kernel"),
-        ("auto", torch.float32, 0.1, "math (dropout of weights that is the record's own)"),
-        ("flash", torch.float32, 0.0, "flash (asked for)"),
+        ("auto", torch.float32, 0.1, "math (attention dropout by record)"),
+        ("flash", torch.float32, 0.0, "flash (requested)"),
         ("sdpa", torch.float32, 0.1, "math (torch's own choice)"),
-        ("math", torch.float32, 0.0, "math (asked for)"),
+        ("math", torch.float32, 0.0, "math (requested)"),
     ],
 )
 @pytest.mark.parametrize("has_mask", [False, True])
-def test_what_runs_and_why_is_said_in_one_line(kind, dtype, p, said, has_mask):
+def test_the_log_line_names_the_kernel_and_the_reason(kind, dtype, p, ending, has_mask):
     line = explain_attention(SelfAttention(32, 4, p, kind), 9, CPU, dtype, has_mask)
     assert f"on cpu in {str(dtype)[6:]} {'with' if has_mask else 'without'} padding" in line
-    assert said in line
+    assert ending in line
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_what_runs_and_why_is_said_in_one_line(kind, dtype, p, said, has_mask):
         ("varlen", 0.0, "Could not run"),
     ],
 )
-def test_a_kernel_that_cannot_run_here_is_refused_with_torchs_reason(kind, p, reason):
+def test_a_kernel_that_cannot_run_is_refused_with_torchs_reason(kind, p, reason):
     attention = SelfAttention(32, 4, p, kind)
     with pytest.raises(ValueError, match=f"model.attention={kind} cannot run on cpu") as error:
         explain_attention(attention, 9, CPU, torch.float32, True)
@@ -161,6 +161,6 @@ def test_a_kernel_that_cannot_run_here_is_refused_with_torchs_reason(kind, p, re
     assert "\n" not in str(error.value)
 
 
-def test_attention_by_lengths_refuses_dropout_of_weights():
+def test_attention_by_lengths_refuses_attention_dropout():
     with pytest.raises(ValueError, match="varlen has no dropout"):
         ModelConfig(attention="varlen", attention_dropout=0.1)

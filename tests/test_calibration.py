@@ -1,5 +1,5 @@
-"""Calibration recovers what it should and stays finite where classes are apart; what is said of it
-on a test set is what others say."""
+"""Calibration recovers the known slope and offset and stays finite for separable classes; its
+numbers on a test set are those of scikit-learn and statsmodels."""
 
 import json
 from dataclasses import replace
@@ -14,10 +14,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from test_metrics import make_predictions
 
-from hpc_ecg.evaluation.calibration import calibrated, fit_calibration, fit_isotonic
-from hpc_ecg.evaluation.cases import Cases
+from hpc_ecg.evaluation.calibration import apply_calibration, fit_calibration, fit_isotonic
+from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.reliability import (
-    calibration_of,
+    assess_calibration,
     fit_intercept,
     fit_slope,
 )
@@ -55,7 +55,7 @@ def test_temperature_has_no_offset_and_does_not_depend_on_the_unit(rng):
 
 
 @pytest.mark.parametrize("kind", ["platt", "temperature"])
-def test_classes_that_are_apart_give_a_finite_fit(kind):
+def test_separable_classes_give_a_finite_fit(kind):
     labels, logits = np.array([0.0] * 10 + [1.0] * 5), np.r_[-np.ones(10), np.ones(5)]
     fit = fit_calibration(labels, logits, kind)
     assert 0 < fit["slope"] < 20
@@ -79,10 +79,10 @@ def test_logits_that_rank_the_wrong_way_are_refused(rng):
         fit_calibration(np.ones(10), rng.normal(size=10), "platt", "af")
 
 
-def cases_of(labels, logits, patients=None, replicates=200):
+def label_sample(labels, logits, patients=None, replicates=200):
     patients = np.arange(len(labels)) if patients is None else patients
     drawn = draw_resamples(patients, replicates, 0)
-    return Cases(
+    return LabelSample(
         record_N=np.arange(len(labels)),
         labels_N=labels,
         logits_N=logits,
@@ -98,28 +98,28 @@ def test_isotonic_is_scikit_learns_but_never_certain(rng):
     fit = fit_isotonic(labels, logits)
     known = IsotonicRegression(out_of_bounds="clip").fit(logits, labels)
     expected = np.clip(known.predict(logits), 1 / 402, 401 / 402)
-    np.testing.assert_allclose(calibrated(logits, fit), expected)
-    assert known.predict(logits).min() == 0  # which would make one case infinitely unlikely
-    assert calibrated(np.array([-99, 99]), fit) == pytest.approx([1 / 402, 401 / 402])
+    np.testing.assert_allclose(apply_calibration(logits, fit), expected)
+    assert known.predict(logits).min() == 0  # with which a single case is infinitely unlikely
+    assert apply_calibration(np.array([-99, 99]), fit) == pytest.approx([1 / 402, 401 / 402])
     assert json.loads(json.dumps(fit)) == fit
 
 
-def test_a_fit_of_slope_and_offset_is_applied_as_the_head_would():
+def test_slope_and_offset_are_applied_as_a_head_would():
     fit = {"kind": "platt", "slope": 2.0, "offset": -1.0}
-    assert calibrated(np.array([0.5, 1.0]), fit) == pytest.approx([0.5, expit(1.0)])
+    assert apply_calibration(np.array([0.5, 1.0]), fit) == pytest.approx([0.5, expit(1.0)])
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_the_curve_is_that_of_scikit_learn(rng, ties):
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_curve_is_that_of_scikit_learn(rng, tied):
     labels, logits = sample(rng, 0.7, -0.5, 1000)
-    probabilities = np.round(expit(logits), 1) if ties else expit(logits)
-    cases = replace(cases_of(labels, logits), probabilities_N=probabilities)
-    result = calibration_of(cases)
+    probabilities = np.round(expit(logits), 1) if tied else expit(logits)
+    data = replace(label_sample(labels, logits), probabilities_N=probabilities)
+    result = assess_calibration(data)
     known = sk.calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
     for part, values in zip(("observed", "predicted"), known, strict=True):
         np.testing.assert_allclose([point[part] for point in result["curve"]], values)
     count = np.array([point["n"] for point in result["curve"]])
-    assert count.sum() == 1000 and (ties or set(count) == {100})
+    assert count.sum() == 1000 and (tied or set(count) == {100})
     error = np.sum(count * np.abs(known[0] - known[1])) / 1000
     assert result["ece"]["value"] == pytest.approx(error)
 
@@ -130,7 +130,7 @@ def test_slope_and_intercept_are_those_of_statsmodels(rng):
     assert fit_slope(labels, logits) == pytest.approx(tuple(glm.params), rel=1e-6)
     shift = sm.GLM(labels, np.ones(1500), family=sm.families.Binomial(), offset=logits).fit()
     assert fit_intercept(labels, logits) == pytest.approx(shift.params[0], rel=1e-6)
-    result = calibration_of(cases_of(labels, logits))
+    result = assess_calibration(label_sample(labels, logits))
     for part, value in (("slope", glm.params[1]), ("intercept", shift.params[0])):
         assert result[part]["value"] == pytest.approx(value, rel=1e-6)
         assert result[part]["low"] < value < result[part]["high"]
@@ -140,14 +140,14 @@ def test_slope_and_intercept_are_those_of_statsmodels(rng):
 def test_one_newton_step_is_as_good_as_a_fit_of_every_replicate(rng):
     patients = np.repeat(np.arange(150), 3)
     labels, logits = sample(rng, 0.7, -0.5, 450)
-    cases = cases_of(labels, logits, patients, 120)
+    data = label_sample(labels, logits, patients, 120)
     refit = []
-    for draw_P in cases.multiplicity_RP:
-        rows = np.repeat(np.arange(450), draw_P[cases.patient_N])
-        own = labels[rows], logits[rows]
-        refit.append([fit_slope(*own)[1], fit_intercept(*own)])
+    for draw_P in data.multiplicity_RP:
+        rows = np.repeat(np.arange(450), draw_P[data.patient_N])
+        offset_and_slope = fit_slope(labels[rows], logits[rows])
+        refit.append([offset_and_slope[1], fit_intercept(labels[rows], logits[rows])])
     slope, intercept = np.transpose(refit)
-    result = calibration_of(cases)
+    result = assess_calibration(data)
     for part, values in (("slope", slope), ("intercept", intercept)):
         ends = np.quantile(values, [0.025, 0.975])
         width = ends[1] - ends[0]
@@ -156,9 +156,9 @@ def test_one_newton_step_is_as_good_as_a_fit_of_every_replicate(rng):
 
 def test_intervals_widen_where_patients_repeat(rng):
     labels, logits = sample(rng, 1.0, 0.0, 300)
-    alone = calibration_of(cases_of(labels, logits))
+    alone = assess_calibration(label_sample(labels, logits))
     again = np.tile(np.arange(300), 4)
-    four = calibration_of(cases_of(np.tile(labels, 4), np.tile(logits, 4), again))
+    four = assess_calibration(label_sample(np.tile(labels, 4), np.tile(logits, 4), again))
     for part in ("slope", "intercept"):
         width, twin = (part["high"] - part["low"] for part in (alone[part], four[part]))
         assert twin == pytest.approx(width, rel=0.15)  # not half of it
@@ -166,11 +166,11 @@ def test_intervals_widen_where_patients_repeat(rng):
 
 def test_perfect_calibration_is_in_the_interval_and_a_shift_is_not(rng):
     labels, logits = sample(rng, 1.0, 0.0, 3000)
-    right = calibration_of(cases_of(labels, logits))
+    right = assess_calibration(label_sample(labels, logits))
     assert right["slope"]["low"] < 1 < right["slope"]["high"]
     assert right["intercept"]["low"] < 0 < right["intercept"]["high"]
     assert right["ece"]["low"] == 0 < right["ece"]["value"] < right["ece"]["high"]
-    wrong = calibration_of(cases_of(labels, 2 * logits + 1))
+    wrong = assess_calibration(label_sample(labels, 2 * logits + 1))
     assert wrong["slope"]["high"] < 0.7 and wrong["intercept"]["high"] < 0
     assert wrong["ece"]["low"] > 0.02
     observed = [point["observed"] for point in right["curve"]]
@@ -179,29 +179,30 @@ def test_perfect_calibration_is_in_the_interval_and_a_shift_is_not(rng):
         assert 0 <= point["low"] <= point["observed"] <= point["high"] <= 1
 
 
-def test_an_ece_that_chance_alone_gives_is_not_told_from_none(rng):
-    low = [calibration_of(cases_of(*sample(rng, 1.0, 0.0, 400)))["ece"]["low"] for _ in range(40)]
+def test_an_ece_within_chance_has_a_lower_end_of_0(rng):
+    drawn = [label_sample(*sample(rng, 1.0, 0.0, 400)) for _ in range(40)]
+    low = [assess_calibration(data)["ece"]["low"] for data in drawn]
     assert np.mean(np.array(low) == 0) > 0.85
 
 
-def test_classes_that_are_apart_have_no_slope():
+def test_separable_classes_have_no_slope():
     labels = np.r_[np.zeros(30), np.ones(30)]
     logits = np.linspace(-1, 1, 60)
-    result = calibration_of(cases_of(labels, logits))
+    result = assess_calibration(label_sample(labels, logits))
     assert result["slope"]["value"] is None and result["slope"]["reason"] == "the classes are apart"
     assert np.isfinite(result["intercept"]["value"])
     json.dumps(result, allow_nan=False)
 
 
 @pytest.mark.slow
-def test_what_a_calibration_would_change_is_judged_on_the_test_set():
+def test_recalibration_is_scored_on_the_test_set():
     valid, test = make_predictions(num=3000, seed=1), make_predictions(num=2000, seed=2)
     fits = fit_calibrators(valid)
     result = evaluate_predictions(test, "binary", None, 100, calibrators=fits)["labels"]["afib"]
     assert set(result["recalibrated"]) == {"temperature", "platt", "isotonic"}
     for kind, own in result["recalibrated"].items():
         assert own["fit"]["fitted_on"] == "valid"
-        changed = calibrated(test.logit_NK[:, 0], fits["afib"][kind])
+        changed = apply_calibration(test.logit_NK[:, 0], fits["afib"][kind])
         known = brier_score_loss(test.label_NK[:, 0], changed)
         assert own["brier"]["value"] == pytest.approx(known)
     # its logits are too high by far

@@ -18,9 +18,9 @@ from hpc_ecg.evaluation.comparisons import (
     non_inferior,
     probability_best,
 )
-from hpc_ecg.evaluation.intervals import interval_of
+from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.metrics import auroc
-from hpc_ecg.evaluation.resampling import draw_resamples, ranked_replicates
+from hpc_ecg.evaluation.resampling import draw_resamples, ranking_replicates
 
 
 def constant_seeds(values, spread, num=4000, seed=0):
@@ -55,7 +55,7 @@ def parts(values, common, own, num=9):
     return np.array(values), np.stack(rows)
 
 
-def test_variance_has_a_part_of_patients_and_a_part_of_seeds_and_none_twice():
+def test_the_variance_adds_patients_and_seeds_and_counts_neither_twice():
     values, replicates = parts([0.70, 0.74, 0.78], common=0.03, own=0.02)
     estimate = estimate_mean(values, replicates, num_patients=101)
     patients, seeds = 0.03**2 * 101 / 100, 0.04**2 / 3  # what a seed has of its own is in the 0.04
@@ -94,7 +94,7 @@ def test_the_error_is_near_its_level_whatever_part_of_the_variance_seeds_have():
 def test_the_mean_of_a_ranking_metric_has_the_interval_of_a_single_model():
     values, replicates = parts([0.97], common=0.02, own=0.0)
     estimate = estimate_mean(values, replicates, 30, metric="auroc")
-    single = interval_of(0.97, replicates[0], metric="auroc", num_patients=30)
+    single = bootstrap_interval(0.97, replicates[0], metric="auroc", num_patients=30)
     assert (estimate.low, estimate.high) == pytest.approx((single["low"], single["high"]))
     assert estimate.low < 0.97 < estimate.high < 1.0
     assert estimate_mean(values, replicates, 30).high > 1.0
@@ -127,7 +127,7 @@ def test_all_pairs_are_compared_with_the_higher_one_first_and_on_shared_seeds():
     assert pairs == {("b", "a"): [0], ("c", "a"): [0, 1], ("b", "c"): [0]}
 
 
-def test_equal_predictions_differ_by_nothing():
+def test_equal_predictions_do_not_differ():
     scores = {"a": constant_seeds([0.7, 0.7], 0.02), "b": constant_seeds([0.7, 0.7], 0.02)}
     (pair,) = compare_strategies(scores, 50)
     assert pair.estimate.p_value == 1.0 and pair.estimate.low == pair.estimate.high == 0.0
@@ -151,7 +151,7 @@ def simulated_p(rng, num_seeds, seed_sd, num_patients=150):
         for s in range(num_seeds):
             score = labels * (1 + seed_sd * rng.normal()) + common + own + noise(0, 0.4)
             seeds.value[s] = auroc(labels, score)
-            drawn = ranked_replicates(labels, score, draws.patient_N, draws.multiplicity_RP)
+            drawn = ranking_replicates(labels, score, draws.patient_N, draws.multiplicity_RP)
             seeds.replicate_R[s] = drawn["auroc"]
         scores[name] = seeds
     smaller_class = int(min(len(np.unique(patients[labels == c])) for c in (0, 1)))
@@ -181,13 +181,13 @@ def test_the_chance_of_being_best_is_that_of_normal_means():
     assert sum(chance.values()) == pytest.approx(1.0)
 
 
-def test_the_chance_of_being_best_knows_that_patients_are_shared():
+def test_the_chance_of_being_best_accounts_for_shared_patients():
     shared = {"a": constant_seeds([0.80], 0.02), "b": constant_seeds([0.81], 0.02)}
     assert probability_best(shared, 100)["b"] == 1.0
     assert probability_best({"a": shared["a"], "b": shared["a"]}, 100) == {"a": 0.5, "b": 0.5}
 
 
-def test_the_chance_of_being_best_holds_the_spread_over_seeds_once():
+def test_the_chance_of_being_best_counts_the_spread_over_seeds_once():
     """Patients' part none: the difference of two means over 3 seeds, with a t of 2 degrees."""
     rng, num = np.random.default_rng(1), 40_000
     spread = {"a": [0.79, 0.80, 0.81], "b": [0.815, 0.80, 0.83]}
@@ -232,7 +232,7 @@ def test_non_inferiority_is_the_one_sided_t_test_against_the_margin():
 
 
 @pytest.mark.parametrize("value", [-0.02, -0.008, -0.0002, 0.0, 0.001, 0.01])
-def test_non_inferior_is_what_has_its_interval_above_minus_the_margin(value):
+def test_non_inferior_means_an_interval_above_minus_the_margin(value):
     e = a_difference().estimate
     shifted = replace(e, value=value, low=value - e.value + e.low, high=value - e.value + e.high)
     pair = replace(a_difference(), estimate=shifted)
@@ -241,7 +241,7 @@ def test_non_inferior_is_what_has_its_interval_above_minus_the_margin(value):
 
 
 @pytest.mark.parametrize("margin", [0.0, -0.01, float("nan")])
-def test_a_margin_is_positive(margin):
+def test_a_margin_must_be_positive(margin):
     with pytest.raises(ValueError, match="the margin must be positive"):
         non_inferior(a_difference(), margin)
 

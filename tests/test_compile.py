@@ -1,23 +1,17 @@
 """torch.compile gives the eager numbers, forward and backward, in every kind of batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from conftest import TINY
 from torch._dynamo.utils import counters
 
-from hpc_ecg.model.architecture import Architecture
-from hpc_ecg.model.dropout import RecordDropout, token_words
+from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 
-TINY = Architecture(
-    encoder_layers=3,
-    encoder_embed_dim=48,
-    encoder_ffn_embed_dim=96,
-    encoder_attention_heads=4,
-    conv_feature_layers=((16, 2, 2),) * 4,
-    conv_pos=8,
-    conv_pos_groups=4,
-)
+DEEPER = replace(TINY, encoder_layers=3)
 EVERYWHERE = ModelConfig(
     dropout=0.1, activation_dropout=0.2, dropout_input=0.1, final_dropout=0.1, attention_dropout=0.1
 )
@@ -37,9 +31,9 @@ def fresh_compiler():
 def batch(size, is_padded):
     generator = torch.Generator().manual_seed(size)
     ecg_BCS = torch.randn(size, 12, 500, generator=generator)
-    words_B = torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator)
+    seeds_B = torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator)
     valid_B1 = torch.randint(200, 500, (size, 1), generator=generator)
-    return ecg_BCS, torch.arange(500) >= valid_B1 if is_padded else None, words_B
+    return ecg_BCS, torch.arange(500) >= valid_B1 if is_padded else None, seeds_B
 
 
 def logits_and_gradients(model, inputs):
@@ -59,7 +53,7 @@ def assert_close(found, expected):
 def test_a_compiled_model_gives_the_eager_numbers_from_one_graph_for_all_layers(
     fresh_compiler, checkpoint_layers
 ):
-    eager, compiled = (build_model(TINY, 2, EVERYWHERE, seed=1).train() for _ in range(2))
+    eager, compiled = (build_model(DEEPER, 2, EVERYWHERE, seed=1).train() for _ in range(2))
     compiled.backbone.encoder.checkpoint_layers = checkpoint_layers
     compiled.compile()
     kinds = [(8, False), (8, True), (3, False), (1, True)]
@@ -82,13 +76,13 @@ def test_a_compiled_model_gives_the_eager_numbers_from_one_graph_for_all_layers(
 @pytest.mark.slow
 @pytest.mark.parametrize("num_records", [1, 2])
 def test_a_compiled_mask_is_the_eager_one(fresh_compiler, num_records):
-    dropout, words_BT = RecordDropout(0.3, 1), token_words(torch.arange(num_records), 31)
+    dropout, seeds_BT = RecordDropout(0.3, 1), token_seeds(torch.arange(num_records), 31)
 
     def after_softmax(scores_BHTT):
         weights_BTHT = torch.softmax(scores_BHTT, -1).transpose(1, 2)
-        return dropout(weights_BTHT.flatten(2), words_BT)
+        return dropout(weights_BTHT.flatten(2), seeds_BT)
 
-    for function in (after_softmax, lambda x_BHTT: dropout(x_BHTT.flatten(2) * 2, words_BT[:, :4])):
+    for function in (after_softmax, lambda x_BHTT: dropout(x_BHTT.flatten(2) * 2, seeds_BT[:, :4])):
         scores_BHTT = torch.randn(num_records, 4, 31, 31)
         eager = function(scores_BHTT)
         assert torch.equal(torch.compile(function)(scores_BHTT) == 0, eager == 0)
@@ -96,7 +90,7 @@ def test_a_compiled_mask_is_the_eager_one(fresh_compiler, num_records):
 
 @pytest.mark.slow
 def test_compiling_raises_torchs_limit_of_graphs():
-    model = build_model(TINY, 1, ModelConfig())
+    model = build_model(DEEPER, 1, ModelConfig())
     model.compile()
     assert torch._dynamo.config.recompile_limit >= 32
     assert not any("_orig_mod" in name for name in model.state_dict())

@@ -64,7 +64,7 @@ def test_intervals_of_a_difference_hold_the_truth():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_seeds", "spread"), [(3, 0), (3, 2), (5, 1)])
-def test_strategies_that_do_not_differ_are_told_apart_one_time_in_twenty(num_seeds, spread):
+def test_equal_strategies_are_found_to_differ_one_time_in_twenty(num_seeds, spread):
     wrong = type_1_error(num_seeds, spread, options(800, seed=1))
     for rate in wrong.values():
         assert 0.027 <= rate <= 0.073

@@ -1,9 +1,9 @@
-"""Decision curves: net benefit as it is defined, and what does not depend on the model."""
+"""Decision curves: net benefit by its definition, and the lines of treating all and none."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
-from test_calibration import cases_of, sample
+from test_calibration import label_sample, sample
 
 from hpc_ecg.evaluation.decision import THRESHOLDS, decision_curve, net_benefit
 
@@ -18,9 +18,9 @@ def test_net_benefit_is_cases_found_less_false_alarms_at_their_price(rng):
         assert found == pytest.approx(known)
 
 
-def test_everybody_and_nobody_are_what_they_should_be(rng):
+def test_treating_all_and_treating_none_have_their_known_benefit(rng):
     labels, logits = sample(rng, 1.0, -1.0, 500)
-    curve = decision_curve(cases_of(labels, logits))
+    curve = decision_curve(label_sample(labels, logits))
     prevalence, odds = labels.mean(), THRESHOLDS / (1 - THRESHOLDS)
     np.testing.assert_allclose(curve["treat_all"], prevalence - (1 - prevalence) * odds, atol=1e-12)
     assert set(curve["treat_none"]) == {0.0}
@@ -32,7 +32,7 @@ def test_a_calibrated_model_is_worth_more_than_treating_all_or_none(rng):
     labels, logits = sample(rng, 1.0, -1.0, 20_000)
     curve = {
         name: np.array(values)
-        for name, values in decision_curve(cases_of(labels, logits, replicates=50)).items()
+        for name, values in decision_curve(label_sample(labels, logits, replicates=50)).items()
     }
     usual = (curve["threshold"] >= 0.1) & (curve["threshold"] <= 0.6)
     assert (curve["net_benefit"] > np.maximum(curve["treat_all"], 0))[usual].all()
@@ -40,12 +40,12 @@ def test_a_calibrated_model_is_worth_more_than_treating_all_or_none(rng):
 
 def test_the_interval_is_that_of_the_resamples(rng):
     labels, logits = sample(rng, 1.0, -1.0, 200)
-    cases = cases_of(labels, logits, np.arange(200) // 2, 60)
-    curve = decision_curve(cases)
+    data = label_sample(labels, logits, np.arange(200) // 2, 60)
+    curve = decision_curve(data)
     drawn = []
-    for draw_P in cases.multiplicity_RP:
-        rows = np.repeat(np.arange(200), draw_P[cases.patient_N])
-        drawn.append(net_benefit(labels[rows], cases.probabilities_N[rows]))
+    for draw_P in data.multiplicity_RP:
+        rows = np.repeat(np.arange(200), draw_P[data.patient_N])
+        drawn.append(net_benefit(labels[rows], data.probabilities_N[rows]))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     np.testing.assert_allclose(curve["low"], low, atol=1e-12)
     np.testing.assert_allclose(curve["high"], high, atol=1e-12)

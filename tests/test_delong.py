@@ -67,7 +67,7 @@ def by_pairs(labels, scores, patients):
     return np.array(auroc), covariance
 
 
-def test_the_published_example_is_met():
+def test_the_published_example_is_reproduced():
     labels, scores = ovarian()
     auroc_M, covariance_MM = delong(labels, scores, np.arange(len(labels)))
     assert auroc_M == pytest.approx([0.7366, 0.6478, 0.7258], abs=5e-5)
@@ -79,7 +79,7 @@ def test_the_published_example_is_met():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_patients_with_several_ecgs_and_both_labels_are_obuchowskis_formulas(seed):
+def test_patients_with_several_ecgs_and_both_labels_follow_obuchowskis_formulas(seed):
     labels, scores, patients = cohort(seed)
     both = [np.ptp(labels[patients == p]) > 0 for p in np.unique(patients)]
     assert np.sum(both) > 3  # the product of both classes is in it
@@ -90,7 +90,7 @@ def test_patients_with_several_ecgs_and_both_labels_are_obuchowskis_formulas(see
     np.testing.assert_allclose(covariance_MM, expected_MM, atol=1e-14)
 
 
-def test_copies_of_an_ecg_hold_no_news():
+def test_copies_of_an_ecg_do_not_shrink_the_variance():
     """Only with patients as clusters: DeLong by record would halve the variance."""
     labels, scores = ovarian()
     once = delong(labels, scores, np.arange(43))[1]

@@ -64,7 +64,7 @@ def test_an_ecg_of_ten_seconds_costs_29_billion_operations():
     assert 2.9 * forward < training_flops(PUBLISHED, 2500, "stem") < 3 * forward
 
 
-def test_samples_too_few_for_a_token_make_none():
+def test_too_few_samples_for_a_token_give_none():
     assert num_tokens(PUBLISHED, 15) == 0
 
 

@@ -10,6 +10,7 @@ from conftest import FIXTURES
 from hpc_ecg.config.load import load_config
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import describe_stages, stages_of
+from hpc_ecg.weights import load_model
 from hpc_ecg.weights.initialize import initialize
 from hpc_ecg.weights.reading import read_checkpoint
 
@@ -32,6 +33,14 @@ EXPECTED = {
 
 def test_every_strategy_is_expected_below():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(EXPECTED)
+
+
+@pytest.mark.slow
+def test_full_size_files_are_read_and_fit_the_model(full_size):
+    keys = json.loads((FIXTURES / "keys_base_ssl.json").read_text())
+    assert list(read_checkpoint(full_size / "base_ssl.pt").tensors) == list(keys)
+    model = load_model(full_size / "wcr_afib_5y.pt")
+    assert sum(p.numel() for p in model.parameters()) == ALL
 
 
 @pytest.mark.slow
@@ -59,12 +68,12 @@ def test_a_strategy_accounts_for_every_key_at_full_size(full_size, strategy):
 
 
 def _check_equal(start, path) -> None:
-    """What was loaded is what the file holds, as torch reads it."""
-    there = torch.load(path, weights_only=True, mmap=True)["model"]
+    """The loaded tensors are those of the file, as torch reads it."""
+    content = torch.load(path, weights_only=True, mmap=True)["model"]
     parameters = dict(start.model.named_parameters())
     for name, about in start.report["parameters"].items():
         if about["file_key"]:
-            assert torch.equal(parameters[name], there[about["file_key"]])
+            assert torch.equal(parameters[name], content[about["file_key"]])
 
 
 @pytest.mark.slow

@@ -1,19 +1,18 @@
-"""Which rows of a head are kept: by name where names are known, as they stand where not."""
-
-from pathlib import Path
+"""Which rows of a head are kept: by name if the labels are known, else in order."""
 
 import pytest
 import torch
+from conftest import FIXTURES
+from original_files import export_original
 
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.transformer import ModelConfig, build_model
 from hpc_ecg.weights import load_model
-from hpc_ecg.weights.export import export_original, save_model
+from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import initialize
 from hpc_ecg.weights.reading import read_checkpoint
 from hpc_ecg.weights.settings import InitConfig
 
-FIXTURES = Path(__file__).parent / "fixtures"
 AFIB = FIXTURES / "tiny_wcr_afib_5y.pt"
 NAMES = [f"label_{k}" for k in range(77)]
 
@@ -26,7 +25,7 @@ def many(tmp_path_factory):
     model = build_model(architecture, 77, ModelConfig(), seed=4)
     model.head.bias.data.copy_(torch.arange(77.0))
     save_model(folder / "model.safetensors", model, architecture, NAMES, SignalSpec())
-    export_original(folder / "many.pt", model, architecture)
+    export_original(folder / "many.pt", model)
     return folder
 
 
@@ -57,12 +56,12 @@ def test_labels_are_found_by_name_in_any_order_and_number(many):
     assert torch.equal(started.model.head.weight, load_model(many).head.weight[[70, 3, 0]])
 
 
-def test_names_can_be_given_for_a_file_that_has_none(many):
+def test_labels_can_be_named_for_a_file_that_does_not_name_them(many):
     started = start(many / "many.pt", ["label_5"], head="keep", names=NAMES)
     assert started.model.head.bias.tolist() == [5]
 
 
-def test_labels_that_the_file_lacks_start_new_on_request(many):
+def test_labels_that_the_file_lacks_get_new_rows_on_request(many):
     labels = ["label_9", "unheard", "label_1"]
     message = refusal(many, labels, head="keep")
     assert "this run has unheard" in message and "init.head=by_label" in message
@@ -76,19 +75,19 @@ def test_labels_that_the_file_lacks_start_new_on_request(many):
     assert head["reason"] == "new for unheard, the others by name"
 
 
-def test_a_head_without_names_and_of_another_number_is_refused_with_the_way_out(many):
+def test_a_head_without_names_and_of_another_size_is_refused_with_advice(many):
     message = refusal(many / "many.pt", ["af", "flutter"], head="keep")
     assert "has 77 labels, this run has 2 (af, flutter); name the labels of the file" in message
     assert "does not name its labels" in refusal(many / "many.pt", ["af"], head="by_label")
 
 
-def test_names_that_cannot_be_right_are_refused(many):
+def test_wrong_numbers_of_names_and_duplicates_are_refused(many):
     assert "must name each of the 77 labels" in refusal(many / "many.pt", ["a"], names=["a"])
     twice = [*NAMES[:-1], NAMES[0]]
     assert "once, got 77" in refusal(many / "many.pt", ["label_0"], names=twice)
 
 
-def test_given_names_win_over_those_in_the_file(many):
+def test_given_names_override_those_in_the_file(many):
     renamed = ["afib", *NAMES[1:]]
     started = start(many, ["afib"], head="keep", names=renamed)
     assert started.model.head.bias.tolist() == [0]

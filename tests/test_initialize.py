@@ -1,10 +1,10 @@
-"""From a checkpoint to a model that is ready: heads, freezing, seeds, the report."""
+"""From a checkpoint to a model ready to train: heads, freezing, seeds, the report."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import FIXTURES
 
 from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.ecg.signal import SignalSpec
@@ -17,7 +17,6 @@ from hpc_ecg.weights.initialize import initialize
 from hpc_ecg.weights.reading import read_checkpoint
 from hpc_ecg.weights.settings import InitConfig
 
-FIXTURES = Path(__file__).parent / "fixtures"
 BASE, AFIB = str(FIXTURES / "tiny_base_ssl.pt"), str(FIXTURES / "tiny_wcr_afib_5y.pt")
 TINY = ModelConfig(
     encoder_layers=2,
@@ -77,10 +76,10 @@ def test_one_step_changes_exactly_the_tensors_that_a_strategy_trains(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["ssl_new_head", "afib_keep_head", "afib_reset_head"])
-def test_loaded_weights_are_the_files_bit_for_bit(strategy):
+def test_loaded_weights_equal_the_files_bit_for_bit(strategy):
     settings, head, _ = STRATEGIES[strategy]
     initialized = start(**settings)
-    file = read_checkpoint(settings["checkpoint"]).ours()
+    file = read_checkpoint(settings["checkpoint"]).parameters()
     for name, tensor in initialized.model.state_dict().items():
         if head == "keep" or not name.startswith("head."):
             assert torch.equal(tensor, file[name].to_torch())
@@ -89,7 +88,7 @@ def test_loaded_weights_are_the_files_bit_for_bit(strategy):
         assert kept == (head == "keep")
 
 
-def test_a_fresh_head_is_the_same_for_one_seed_whatever_the_start():
+def test_a_fresh_head_depends_on_the_seed_and_not_on_the_start():
     heads = []
     for settings in ({"checkpoint": BASE}, {"checkpoint": AFIB, "head": "new"}, {}):
         torch.rand(len(heads) + 1)  # the global state must not matter
@@ -108,7 +107,7 @@ def test_torchs_random_state_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"checkpoint": BASE, "head": "keep"}, "has no head; use init.head=new"),
         ({"head": "keep"}, "random weights have no head"),
@@ -118,10 +117,10 @@ def test_torchs_random_state_is_left_alone():
         ({"checkpoint": AFIB, "freeze": "head"}, "train.freeze must be one of auto, none, stem"),
     ],
 )
-def test_a_wish_that_cannot_be_met_is_an_error_with_the_way_out(settings, words):
+def test_a_setting_that_does_not_fit_the_file_is_an_error_with_advice(settings, message):
     with pytest.raises(ValueError, match=r"init|train") as error:
         start(**settings)
-    assert words in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_new_head_may_have_any_number_of_labels():
@@ -153,7 +152,7 @@ def test_the_report_accounts_for_every_tensor_on_both_sides():
     assert report["checkpoint"]["sha256"] == sha256_of(AFIB)
 
 
-def test_the_signal_of_a_foreign_file_is_assumed_and_random_weights_saw_none():
+def test_the_signal_of_a_foreign_file_is_assumed_and_random_weights_have_none():
     foreign, random = start(BASE), start()
     assert foreign.signal == SignalSpec()
     assert foreign.report["signal"]["assumed"]
@@ -169,7 +168,7 @@ def test_a_signal_with_another_number_of_leads_does_not_fit():
         initialize(init, ModelConfig(), 1, ["af"], "auto", 0)
 
 
-def test_our_own_file_brings_its_signal_and_its_label_names(tmp_path):
+def test_our_file_provides_its_signal_and_its_label_names(tmp_path):
     first, signal = start(AFIB), SignalSpec(sample_rate_hz=500)
     save_model(tmp_path / "model.safetensors", first.model, first.architecture, ["af"], signal)
     again = start(str(tmp_path))  # a run's best/

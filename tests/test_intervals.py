@@ -5,7 +5,7 @@ import pytest
 from scipy import special, stats
 from statsmodels.stats.proportion import proportion_confint
 
-from hpc_ecg.evaluation.intervals import few_patients_warning, interval_of
+from hpc_ecg.evaluation.intervals import bootstrap_interval, few_patients_warning
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.scores import evaluate_predictions
 
@@ -57,50 +57,50 @@ def replicates_like(value, spread, num=20_000):
 
 def test_a_ranking_metric_has_a_t_interval_on_the_logit_scale():
     value_R = special.expit(replicates_like(special.logit(0.9), 0.4))
-    found = interval_of(0.9, value_R, metric="auroc", num_patients=12)
+    found = bootstrap_interval(0.9, value_R, metric="auroc", num_patients=12)
     half = stats.t.ppf(0.975, 11) * 0.4 * np.sqrt(12 / 11)
     expected = special.expit(special.logit(0.9) + np.array([-half, half]))
     assert (found["low"], found["high"]) == pytest.approx(tuple(expected), abs=0.004)
-    many = interval_of(0.9, value_R, metric="auroc")
+    many = bootstrap_interval(0.9, value_R, metric="auroc")
     expected = special.expit(special.logit(0.9) + 1.96 * np.array([-0.4, 0.4]))
     assert (many["low"], many["high"]) == pytest.approx(tuple(expected), abs=0.002)
 
 
-def test_a_share_of_independent_patients_has_wilsons_interval():
+def test_a_proportion_of_independent_patients_has_wilsons_interval():
     """A replicate of n patients with k hits is binomial; statsmodels has Wilson's interval."""
     value_R = np.random.default_rng(1).binomial(500, 0.9, 200_000) / 500
-    found = interval_of(0.9, value_R, metric="sensitivity")
+    found = bootstrap_interval(0.9, value_R, metric="sensitivity")
     expected = proportion_confint(450, 500, method="wilson")
     assert (found["low"], found["high"]) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("metric", ["auroc", "auprc", "sensitivity"])
-def test_without_any_error_the_interval_is_what_the_number_of_patients_leaves_possible(metric):
-    found = interval_of(1.0, np.ones(50), metric=metric, num_patients=20)
+def test_at_0_and_1_the_interval_is_that_of_the_number_of_patients(metric):
+    found = bootstrap_interval(1.0, np.ones(50), metric=metric, num_patients=20)
     low, high = proportion_confint(20, 20, method="beta")
     assert (found["low"], found["high"]) == pytest.approx((low, high))
-    found = interval_of(0.0, np.zeros(50), metric=metric, num_patients=20)
+    found = bootstrap_interval(0.0, np.zeros(50), metric=metric, num_patients=20)
     assert (found["low"], found["high"]) == pytest.approx((0.0, 1 - low))
 
 
 @pytest.mark.parametrize("metric", ["auroc", "sensitivity"])
 def test_one_patient_tells_nothing(metric):
-    found = interval_of(0.9, replicates_like(0.9, 0.01), metric=metric, num_patients=1)
+    found = bootstrap_interval(0.9, replicates_like(0.9, 0.01), metric=metric, num_patients=1)
     assert (found["low"], found["high"]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("metric", ["auroc", "auprc", "sensitivity", "ppv"])
 @pytest.mark.parametrize("value", [1e-7, 0.3, 0.99999])
 @pytest.mark.parametrize("num_patients", [2, 7, None])
-def test_an_interval_holds_its_value_and_stays_between_0_and_1(metric, value, num_patients):
+def test_an_interval_contains_its_value_and_stays_between_0_and_1(metric, value, num_patients):
     value_R = np.clip(replicates_like(value, 0.05), 0, 1)
-    found = interval_of(value, value_R, metric=metric, num_patients=num_patients)
+    found = bootstrap_interval(value, value_R, metric=metric, num_patients=num_patients)
     assert 0 <= found["low"] <= value <= found["high"] <= 1
 
 
 def test_other_metrics_have_the_percentiles():
     value_R = np.append(np.arange(1001.0), np.nan)
-    found = interval_of(500.0, value_R, metric="mae")
+    found = bootstrap_interval(500.0, value_R, metric="mae")
     assert (found["low"], found["high"]) == pytest.approx((25.0, 975.0))
     assert found["replicates"] == 1001
     assert found["method"] == "percentile"
@@ -109,7 +109,7 @@ def test_other_metrics_have_the_percentiles():
 
 def test_without_replicates_there_is_no_interval():
     with pytest.raises(ValueError, match="only 1 of 3 replicates hold both classes"):
-        interval_of(0.9, np.array([0.9, np.nan, np.nan]), metric="auroc", num_patients=5)
+        bootstrap_interval(0.9, np.array([0.9, np.nan, np.nan]), metric="auroc", num_patients=5)
 
 
 def test_repeat_ecgs_widen_the_interval():

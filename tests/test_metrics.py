@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hpc_ecg.evaluation.metrics import auprc, auroc, check_scorable, regression_metrics, score_label
+from hpc_ecg.evaluation.metrics import auprc, auroc, check_scorable, regression_metrics
 from hpc_ecg.evaluation.predictions import Predictions
-from hpc_ecg.evaluation.scores import evaluate_predictions
+from hpc_ecg.evaluation.scores import evaluate_predictions, point_values
 
 
 def make_predictions(num=400, labels=("afib",), seed=0, missing=0, probability=True):
@@ -27,15 +27,22 @@ def make_predictions(num=400, labels=("afib",), seed=0, missing=0, probability=T
 def test_values_are_those_of_scikit_learn_also_with_ties():
     rng = np.random.default_rng(3)
     labels, scores = (rng.random(300) < 0.2).astype(float), rng.integers(0, 9, 300) / 9
-    patients = np.arange(300)
-    result = score_label(labels, scores, patients, scores, name="afib")
+    predictions = Predictions(
+        record_N=np.arange(300),
+        patient_N=np.arange(300),
+        labels=["afib"],
+        label_NK=labels[:, None],
+        logit_NK=scores[:, None],
+        probability_NK=scores[:, None],
+    )
+    result = point_values(predictions, 0, "binary")
     assert result["auroc"] == auroc(labels, scores) == sk.roc_auc_score(labels, scores)
     assert result["auprc"] == auprc(labels, scores) == sk.average_precision_score(labels, scores)
     assert result["brier"] == pytest.approx(sk.brier_score_loss(labels, scores), abs=1e-14)
     assert result["log_loss"] == pytest.approx(sk.log_loss(labels, scores), abs=1e-14)
 
 
-def test_the_area_of_a_perfect_ranking_is_1_and_not_nearly_so():
+def test_the_area_of_a_perfect_ranking_is_exactly_1():
     labels = np.repeat([0.0, 1.0], [64, 29])  # scikit-learn's sum of steps: 0.9999999999999998
     assert auprc(labels, labels + np.linspace(0, 0.5, 93)) == 1
 
@@ -63,7 +70,7 @@ def test_regression_values_are_those_of_scikit_learn():
         ([0, np.nan, 1], [0.1, 0.2, 0.3], "afib: 1 labels are missing"),
     ],
 )
-def test_what_has_no_meaning_gets_no_number(labels, scores, message):
+def test_meaningless_labels_and_scores_are_refused(labels, scores, message):
     with pytest.raises(ValueError, match=message):
         check_scorable(np.array(labels, dtype=float), np.array(scores), "afib")
 

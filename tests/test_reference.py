@@ -1,10 +1,11 @@
 """configs/reference.yaml against the original trainer: its 20-step runs, through our own loop.
 
 The arrays are what the original program logged and ended with (all dropout 0, tiny model, CPU).
-`self_attn.k_proj.bias` is left out: its true gradient is 0 (softmax does not see it), so Adam makes
-steps of rounding noise, there as here, without effect on the output.
+`self_attn.k_proj.bias` is left out: its true gradient is 0 (softmax does not see it), so that Adam
+makes steps of rounding noise in both programs, without effect on the output.
 """
 
+import hashlib
 import json
 import math
 from dataclasses import asdict
@@ -39,7 +40,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory) -> Path:
-    """The recordings that the original was fed: int16, 4.88 µV a count, as a set of shards."""
+    """The recordings that the original trained on (int16, 4.88 µV a count) as a set of shards."""
     data, out = np.load(FIXTURES / "traj_data.npz"), tmp_path_factory.mktemp("counts")
     arrays = np.concatenate([data["x_train"], data["x_valid"]]).transpose(0, 2, 1)
     labels = np.concatenate([data["y_train"], data["y_valid"]])[:, 0]
@@ -54,7 +55,7 @@ def counts(tmp_path_factory) -> Path:
     index = pd.DataFrame({"key": keys, "shard": 0, "offset": [offsets[key] for key in keys]})
     index["record"], index["patient"], index["split"] = keys, keys, splits
     index["label.af"] = labels.astype(float)
-    index["sha256"] = [_digest(array) for array in arrays]
+    index["sha256"] = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
     index.to_parquet(out / "index.parquet")
     description = {
         "format": FORMAT,
@@ -69,14 +70,8 @@ def counts(tmp_path_factory) -> Path:
     return out
 
 
-def _digest(array) -> str:
-    import hashlib
-
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
 def start_of(log, path: Path) -> Path:
-    """The weights that the original began with, head included, as a file of its own layout."""
+    """The original's initial weights, head included, as a file in its layout."""
     content = torch.load(FIXTURES / "tiny_wcr_afib_5y.pt", weights_only=True)
     start = {name[5:]: torch.from_numpy(log[name]) for name in log if name.startswith("init/")}
     assert start.keys() == content["model"].keys()
@@ -109,7 +104,7 @@ def check_against(log, folder: Path) -> None:
     assert validation == log["valid_loss"].tolist()
     final = load_file(complete_checkpoints(folder / "checkpoints")[-1] / "model.safetensors")
     theirs = {name[6:]: log[name] for name in log if name.startswith("final/")}
-    names = map_names(theirs, "classifier").ours
+    names = map_names(theirs, "classifier")
     for name, tensor in final.items():
         if not name.endswith("k_proj.bias"):
             np.testing.assert_allclose(tensor, theirs[names[name]], rtol=0, atol=1e-5, err_msg=name)
@@ -140,8 +135,8 @@ def test_two_processes_repeat_the_originals_run(counts, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_epsilon_would_be_seen(counts, tmp_path):
-    """The test above can fail: with torch's place of epsilon the weights end 4e-4 apart."""
+def test_another_epsilon_is_detected(counts, tmp_path):
+    """The tests above can fail: with epsilon where torch puts it, the weights end 4e-4 apart."""
     log = np.load(FIXTURES / "traj_bce_lr1e-3.npz")
     words = words_for(log, counts, tmp_path, "bce_lr1e-3")
     words += ["optim.eps_before_correction=false"]

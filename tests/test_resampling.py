@@ -1,4 +1,4 @@
-"""The patient bootstrap against scikit-learn on resamples that were really built."""
+"""The patient bootstrap against scikit-learn on explicit resamples."""
 
 import os
 import subprocess
@@ -13,9 +13,9 @@ from hpc_ecg.evaluation import resampling
 from hpc_ecg.evaluation.resampling import (
     draw_multiplicities,
     draw_resamples,
-    mean_replicates,
-    ranked_replicates,
+    ranking_replicates,
     regression_replicates,
+    sum_replicates,
 )
 
 
@@ -35,10 +35,10 @@ def rows_of_replicate(patients, multiplicity_P):
 
 
 @pytest.mark.parametrize("levels", [None, 2, 1], ids=["distinct scores", "ties", "few values"])
-def test_each_replicate_is_scikit_learn_on_the_resample(levels):
+def test_each_replicate_equals_scikit_learn_on_the_resample(levels):
     labels, scores, patients = cohort(40, prevalence=0.4, levels=levels)
     draws = draw_resamples(patients, 200, seed=1)
-    values = ranked_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
+    values = ranking_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
     for r, multiplicity_P in enumerate(draws.multiplicity_RP):
         rows = rows_of_replicate(patients, multiplicity_P)
         auroc = sk.roc_auc_score(labels[rows], scores[rows])
@@ -52,7 +52,7 @@ def test_labels_that_change_within_a_patient_and_float32_scores_are_ranked_as_we
     labels = (np.random.default_rng(3).random(len(scores)) < 0.3).astype(float)
     scores = scores.astype(np.float32)
     draws = draw_resamples(patients, 40, seed=1)
-    values = ranked_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
+    values = ranking_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
     for r, multiplicity_P in enumerate(draws.multiplicity_RP):
         rows = rows_of_replicate(patients, multiplicity_P)
         auprc = sk.average_precision_score(labels[rows], scores[rows])
@@ -62,7 +62,7 @@ def test_labels_that_change_within_a_patient_and_float32_scores_are_ranked_as_we
 def test_a_replicate_without_both_classes_has_no_value():
     draws_RP = np.array([[1, 1], [2, 0], [0, 2]], dtype=np.uint8)
     for labels, scores in (([1.0, 0.0], [0.3, 0.2]), ([1.0, 0.0], [0.2, 0.2])):
-        values = ranked_replicates(np.array(labels), np.array(scores), np.arange(2), draws_RP)
+        values = ranking_replicates(np.array(labels), np.array(scores), np.arange(2), draws_RP)
         for metric in ("auroc", "auprc"):
             assert np.isfinite(values[metric]).tolist() == [True, False, False]
 
@@ -72,13 +72,13 @@ def test_sums_of_every_replicate_are_those_of_the_resample(monkeypatch):
     columns = np.stack([labels, scores, (scores > 0.5) * labels], axis=1)
     draws = draw_resamples(patients, 50, seed=2)
     monkeypatch.setattr(resampling, "CHUNK_ELEMENTS", 7 * 40)
-    sums_RV = mean_replicates(columns, draws.patient_N, draws.multiplicity_RP)
+    sums_RV = sum_replicates(columns, draws.patient_N, draws.multiplicity_RP)
     for r, multiplicity_P in enumerate(draws.multiplicity_RP):
         rows = rows_of_replicate(patients, multiplicity_P)
         np.testing.assert_allclose(sums_RV[r], columns[rows].sum(axis=0), atol=1e-10)
 
 
-def test_each_regression_replicate_is_scikit_learn_on_the_resample():
+def test_each_regression_replicate_equals_scikit_learn_on_the_resample():
     _, values_N, patients = cohort(30)
     labels = 60 + 5 * values_N + np.random.default_rng(5).normal(size=len(values_N))
     draws = draw_resamples(patients, 50, seed=1)
@@ -96,9 +96,9 @@ def test_each_regression_replicate_is_scikit_learn_on_the_resample():
 def test_the_size_of_a_block_does_not_change_the_values(monkeypatch):
     labels, scores, patients = cohort(40)
     draws = draw_resamples(patients, 100, seed=1)
-    whole = ranked_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
+    whole = ranking_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
     monkeypatch.setattr(resampling, "BLOCK", 7)
-    parts = ranked_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
+    parts = ranking_replicates(labels, scores, draws.patient_N, draws.multiplicity_RP)
     np.testing.assert_array_equal(whole["auprc"], parts["auprc"])
 
 
@@ -110,16 +110,16 @@ def test_draws_are_a_function_of_the_seed_and_keep_the_number_of_patients():
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_where_compiled_code_has_no_place_to_be_kept(tmp_path):
+def test_ranking_works_where_numba_cannot_write_its_cache(tmp_path):
     """A read-only installation and no home: numba's cache has no folder that it can write."""
     package = Path(resampling.__file__).parents[2]
     code = """
 import numpy as np, numba.core.caching as caching
 for locator in caching.CacheImpl._locator_classes:
     locator.from_function = classmethod(lambda *_: None)
-from hpc_ecg.evaluation.resampling import ranked_replicates
+from hpc_ecg.evaluation.resampling import ranking_replicates
 draws = np.ones((2, 4), dtype=np.uint8)
-print(ranked_replicates(np.array([0, 1, 0, 1.]), np.arange(4.), np.arange(4), draws)["auroc"][0])
+print(ranking_replicates(np.array([0, 1, 0, 1.]), np.arange(4.), np.arange(4), draws)["auroc"][0])
 """
     found = subprocess.run(
         [sys.executable, "-c", code],

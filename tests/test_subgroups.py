@@ -1,4 +1,4 @@
-"""Subgroups: who is in which, what is too small to say, and whether levels differ."""
+"""Subgroups: their levels, those too small for a number, and the test for interaction."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from statsmodels.stats.meta_analysis import combine_effects
 from test_metrics import make_predictions
 
-from hpc_ecg.evaluation.cases import Cases
+from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.evaluation.scores import evaluate_predictions
 from hpc_ecg.evaluation.subgroups import heterogeneity, one_ecg_per_patient, subgroup_levels
@@ -97,13 +97,13 @@ def test_each_level_has_its_own_auroc_and_small_ones_a_reason():
     json.dumps(list(rows.values()), allow_nan=False)
 
 
-def test_a_true_difference_is_found_and_none_is_not_invented():
+def test_a_true_difference_is_found_and_no_false_one():
     p_of = lambda rows: next(r["interaction_p"] for r in rows if r["group"] == "sex")  # noqa: E731
     assert p_of(rows_of(groups_of(3000, 3.0))) < 0.001
     assert p_of(rows_of(groups_of(3000, 0.0))) > 0.05
 
 
-def test_a_level_of_unknown_takes_no_part_in_the_test():
+def test_the_unknown_level_is_left_out_of_the_test():
     predictions = groups_of(1200, 0.0)
     site = text(np.where(np.arange(1200) < 600, "a", ""))
     site[:300] = "b"
@@ -122,8 +122,9 @@ def test_one_ecg_is_each_patients_first(timed):
     predictions = make_predictions(num=400)  # two records of each patient
     time = text(["2020-05-01T10:00:00", "2019-05-01"] * 200 if timed else [""] * 400)
     predictions = replace(predictions, groups={"time": time})
-    cases = Cases.of(predictions, 0, draw_resamples(predictions.patient_N, 100, 0))
-    result = one_ecg_per_patient(cases)
+    resamples = draw_resamples(predictions.patient_N, 100, 0)
+    data = LabelSample.from_predictions(predictions, 0, resamples)
+    result = one_ecg_per_patient(data)
     assert result["chosen_by"] == ("time" if timed else "record") and result["n"] == 200
     rows = slice(1, None, 2) if timed else slice(0, None, 2)
     known = roc_auc_score(predictions.label_NK[rows, 0], predictions.logit_NK[rows, 0])

@@ -1,4 +1,4 @@
-"""Operating points: what each method promises on validation, and what is said of them on test."""
+"""Operating points: each method's target on validation, and the rates on the test set."""
 
 import json
 from dataclasses import replace
@@ -8,17 +8,17 @@ import pytest
 from sklearn import metrics as sk
 from test_metrics import make_predictions
 
-from hpc_ecg.evaluation.cases import Cases
+from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
-from hpc_ecg.evaluation.thresholds import count_flagged, fit_thresholds, rates
+from hpc_ecg.evaluation.thresholds import confusion_counts, fit_thresholds, rates
 
 
-def sample(ties: bool):
+def sample(tied: bool):
     rng = np.random.default_rng(5)
     labels = (rng.random(300) < 0.3).astype(float)
     scores = 1 / (1 + np.exp(-1.5 * labels - rng.normal(size=300)))
-    return labels, np.round(scores, 1) if ties else scores
+    return labels, np.round(scores, 1) if tied else scores
 
 
 def confusion(labels, flagged):
@@ -26,9 +26,9 @@ def confusion(labels, flagged):
     return tp / (tp + fn), tn / (tn + fp)
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_no_other_threshold_keeps_a_methods_promise_better(ties):
-    labels, scores = sample(ties)
+@pytest.mark.parametrize("tied", [False, True])
+def test_no_other_threshold_meets_a_methods_target_better(tied):
+    labels, scores = sample(tied)
     points = fit_thresholds(labels, scores, targets=(("sensitivity", 0.9), ("specificity", 0.75)))
     every = {t: confusion(labels, scores >= t) for t in np.unique(scores)}
     youden = points["youden"]
@@ -46,17 +46,17 @@ def test_no_other_threshold_keeps_a_methods_promise_better(ties):
 def test_a_target_that_is_reached_exactly_counts_as_reached():
     labels, scores = np.repeat([0.0, 1.0], 100), np.r_[np.arange(100), np.arange(50, 150)] / 200
     points = fit_thresholds(labels, scores, targets=(("specificity", 0.93), ("sensitivity", 0.93)))
-    assert 1 - 7 / 100 < 0.93  # so rounded
+    assert 1 - 7 / 100 < 0.93  # in floating point
     assert points["specificity_93"]["specificity"] == pytest.approx(0.93)
     assert points["sensitivity_93"]["sensitivity"] == pytest.approx(0.93)
 
 
-def test_a_specificity_that_only_nobody_reaches_is_left_out():
+def test_a_specificity_that_needs_every_record_negative_is_left_out():
     labels, scores = np.array([0.0] * 5 + [1.0] * 5), np.array([0.9] * 4 + [0.1] + [0.9] * 5)
     assert set(fit_thresholds(labels, scores)) == {"youden", "sensitivity_90"}
 
 
-def test_what_is_said_at_a_threshold_is_what_scikit_learn_says():
+def test_rates_at_a_threshold_are_those_of_scikit_learn():
     valid, test = make_predictions(seed=1), make_predictions(seed=2, missing=11)
     points = fit_operating_points(valid)
     result = evaluate_predictions(test, "binary", points, replicates=50)
@@ -83,7 +83,7 @@ def test_what_is_said_at_a_threshold_is_what_scikit_learn_says():
 def test_replicates_of_a_rate_are_the_rates_of_the_resamples():
     predictions = make_predictions(num=120)
     resamples = draw_resamples(predictions.patient_N, 20, 0)
-    _, counts_R4 = count_flagged(Cases.of(predictions, 0, resamples), 0.5)
+    _, counts_R4 = confusion_counts(LabelSample.from_predictions(predictions, 0, resamples), 0.5)
     found = rates(counts_R4)
     for draw_P, f1, ppv in zip(resamples.multiplicity_RP, found["f1"], found["ppv"], strict=True):
         rows = np.repeat(np.arange(120), draw_P[resamples.patient_N])
@@ -92,7 +92,7 @@ def test_replicates_of_a_rate_are_the_rates_of_the_resamples():
         assert ppv == pytest.approx(sk.precision_score(label_n, flagged))
 
 
-def test_a_share_of_nobody_has_no_number():
+def test_a_rate_of_no_records_has_no_value():
     predictions = make_predictions()
     points = {"afib": {"youden": {"threshold": 1.0, "fitted_on": "valid"}}}
     result = evaluate_predictions(predictions, "binary", points, replicates=50)
@@ -102,7 +102,7 @@ def test_a_share_of_nobody_has_no_number():
     assert at["sensitivity"]["value"] == 0
 
 
-def test_points_as_older_runs_wrote_them_are_taken():
+def test_points_in_the_format_of_older_runs_are_read():
     predictions = make_predictions()
     point = {"threshold": 0.4, "fitted_on": "valid", "method": "youden", "sensitivity": 0.5}
     for points in ({"afib": point}, point):
@@ -118,7 +118,7 @@ def test_points_as_older_runs_wrote_them_are_taken():
         ({"cut": 0.5}, r"afib: operating point has no threshold, got \['cut'\]"),
     ],
 )
-def test_a_threshold_that_is_none_or_was_fitted_on_test_is_refused(point, message):
+def test_a_point_without_threshold_or_fitted_on_test_is_refused(point, message):
     points = {"afib": {"youden": point}}
     with pytest.raises(ValueError, match=message):
         evaluate_predictions(make_predictions(), "binary", points, replicates=50)
@@ -132,20 +132,20 @@ def test_averages_over_labels_are_those_of_scikit_learn():
     )
     labels, scores = predictions.label_NK, predictions.probability_NK
     for kind in ("macro", "micro"):
-        own = result[kind]
+        average = result[kind]
         known = sk.roc_auc_score(labels, predictions.logit_NK, average=kind)
-        assert own["auroc"]["value"] == pytest.approx(known)
+        assert average["auroc"]["value"] == pytest.approx(known)
         known = sk.average_precision_score(labels, predictions.logit_NK, average=kind)
-        assert own["auprc"]["value"] == pytest.approx(known)
+        assert average["auprc"]["value"] == pytest.approx(known)
         cut = [r["at_threshold"]["youden"]["threshold"] for r in result["labels"].values()]
-        at = own["at_threshold"]["youden"]
+        at = average["at_threshold"]["youden"]
         assert at["f1"]["value"] == pytest.approx(sk.f1_score(labels, scores >= cut, average=kind))
         known = sk.precision_score(labels, scores >= cut, average=kind)
         assert at["ppv"]["value"] == pytest.approx(known)
         known = sk.log_loss(labels.ravel(), scores.ravel())  # all labels have as many records
-        assert own["log_loss"]["value"] == pytest.approx(known)
+        assert average["log_loss"]["value"] == pytest.approx(known)
         for metric in ("auroc", "auprc", "brier", "log_loss"):
-            assert own[metric]["low"] < own[metric]["value"] < own[metric]["high"]
+            assert average[metric]["low"] < average[metric]["value"] < average[metric]["high"]
 
 
 def test_a_label_without_the_method_is_not_in_the_average():

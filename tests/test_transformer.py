@@ -9,30 +9,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TINY
 
-from hpc_ecg.model.architecture import format_conv_layers, parse_conv_layers
+from hpc_ecg.model.architecture import (
+    Architecture,
+    format_conv_layers,
+    parse_conv_layers,
+    resolve_architecture,
+)
 from hpc_ecg.model.layers import ChannelNorm
 from hpc_ecg.model.transformer import (
-    Architecture,
     ECGClassifier,
     ModelConfig,
     build_model,
     build_on_meta,
-    resolve_architecture,
 )
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.mapping import file_key
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TINY = Architecture(
-    encoder_layers=2,
-    encoder_embed_dim=48,
-    encoder_ffn_embed_dim=96,
-    encoder_attention_heads=4,
-    conv_feature_layers=((16, 2, 2),) * 4,
-    conv_pos=8,
-    conv_pos_groups=4,
-)
 TOLERANCE = 1e-5
 
 
@@ -225,7 +220,7 @@ def test_an_unknown_part_cannot_be_frozen():
         build_on_meta(TINY, 1).freeze("head")
 
 
-def test_random_weights_depend_on_the_seed_and_leave_torchs_own_state_alone():
+def test_random_weights_depend_on_the_seed_and_leave_torchs_generator_alone():
     state = torch.get_rng_state()
     first, again, other = (
         build_model(TINY, 2, ModelConfig(), seed).state_dict() for seed in (0, 0, 1)
@@ -304,7 +299,7 @@ def test_open_sizes_come_from_the_checkpoint_or_are_the_published_ones():
         (ModelConfig(in_d=0), None, ["model.in_d must be between 1 and", "got 0"]),
     ],
 )
-def test_a_size_that_cannot_be_is_named_with_both_values(config, of_checkpoint, words):
+def test_an_impossible_size_is_named_with_both_values(config, of_checkpoint, words):
     with pytest.raises(ValueError, match="model") as error:
         resolve_architecture(config, of_checkpoint)
     assert all(word in str(error.value) for word in words)
@@ -343,9 +338,9 @@ def test_logits_stay_float32_under_autocast():
     assert (logits != logits.bfloat16().float()).any()
 
 
-@pytest.mark.parametrize("words_B", [None, torch.tensor([3, -5])], ids=["generator", "words"])
+@pytest.mark.parametrize("seeds_B", [None, torch.tensor([3, -5])], ids=["generator", "seeds"])
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_layers_computed_again_give_the_same_gradients_to_the_bit(words_B, is_padded):
+def test_checkpointed_layers_give_bitwise_the_same_gradients(seeds_B, is_padded):
     config = ModelConfig(dropout=0.2, activation_dropout=0.2, attention_dropout=0.2)
     model = build_model(TINY, 1, config).train()
     model.freeze("none", num_layers=1)
@@ -363,7 +358,7 @@ def test_layers_computed_again_give_the_same_gradients_to_the_bit(words_B, is_pa
 
         torch.manual_seed(7)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            logits = model(ecg_BCS, mask_BS, words_B)
+            logits = model(ecg_BCS, mask_BS, seeds_B)
         logits.sum().backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         kept.append(sum(sizes.values()))

@@ -20,7 +20,7 @@ from recorded import WORDS, copy_of_0_1, hpc_ecg, same_as_recorded
 # The imports of this file from inside of the package: what renames these has to change them here.
 from hpc_ecg.data.augment import augment, record_seeds
 from hpc_ecg.data.settings import AugmentConfig
-from hpc_ecg.model.dropout import RecordDropout, token_words
+from hpc_ecg.model.dropout import RecordDropout, token_seeds
 
 SWEEPS = {
     "binary": ("sweeps/finished", ()),
@@ -164,12 +164,12 @@ def test_each_step_sees_the_records_dropout_and_augmentation_that_it_saw(old, ca
 
 
 def test_masks_of_dropout_are_bit_for_bit_what_they_were():
-    words_B = torch.tensor([0, 1, -(2**63), 2**62 + 12345])
+    seeds_B = torch.tensor([0, 1, -(2**63), 2**62 + 12345])
     found = {}
     for p in (0.1, 0.5):
         for stream in (0, 3):
             ones_BTD = torch.ones(4, 7, 33)
-            kept_BTD = RecordDropout(p, stream).train()(ones_BTD, token_words(words_B, 7)) != 0
+            kept_BTD = RecordDropout(p, stream).train()(ones_BTD, token_seeds(seeds_B, 7)) != 0
             bits = np.packbits(kept_BTD.numpy().reshape(-1))
             found[f"p={p}, stream={stream}"] = bits.tobytes().hex()
     same_as_recorded("dropout_masks", found)

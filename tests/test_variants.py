@@ -1,21 +1,12 @@
-"""The variants of the model that are measured compute what the package's own model does."""
+"""The variants of the model that benchmarks measure compute what the model computes."""
 
 import pytest
 import torch
 from benchmarks.variants import _step_with_fft, convolve_by_fft, measure_variants
+from conftest import TINY
 
 from hpc_ecg.model.layers import PositionalConv
-from hpc_ecg.model.transformer import Architecture, ModelConfig, build_model
-
-TINY = Architecture(
-    encoder_layers=2,
-    encoder_embed_dim=48,
-    encoder_ffn_embed_dim=96,
-    encoder_attention_heads=4,
-    conv_feature_layers=((16, 2, 2),) * 4,
-    conv_pos=8,
-    conv_pos_groups=4,
-)
+from hpc_ecg.model.transformer import ModelConfig, build_model
 
 
 @pytest.mark.parametrize(("kernel", "groups"), [(8, 4), (9, 2), (128, 1), (1, 4)])
@@ -38,11 +29,11 @@ def test_the_positional_convolution_by_fft_is_the_direct_one(kernel, groups, num
 def test_a_step_by_fft_leaves_the_model_as_it_was():
     model = build_model(TINY, 1, ModelConfig()).train()
     (conv,) = (m for m in model.modules() if isinstance(m, PositionalConv))
-    ecg_BCS, words_B = torch.randn(1, 12, 500), torch.arange(1)
-    before = model(ecg_BCS, None, words_B)
-    _step_with_fft(model, ecg_BCS, words_B)
+    ecg_BCS, seeds_B = torch.randn(1, 12, 500), torch.arange(1)
+    before = model(ecg_BCS, None, seeds_B)
+    _step_with_fft(model, ecg_BCS, seeds_B)
     assert "forward" not in vars(conv)
-    assert torch.equal(model(ecg_BCS, None, words_B), before)
+    assert torch.equal(model(ecg_BCS, None, seeds_B), before)
 
 
 @pytest.mark.slow

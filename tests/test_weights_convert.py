@@ -1,5 +1,5 @@
-"""A file of weights becomes another: bit for bit, with a fresh head, or as a mean; nothing is lost
-in silence, and nothing private stays when it is stripped."""
+"""Conversion keeps weights bit for bit, resets heads, averages runs, reports what it leaves out,
+and removes everything private on request."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from hpc_ecg.weights import load_model, original
 from hpc_ecg.weights.convert import convert, reset_head, soup
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import initialize
-from hpc_ecg.weights.mapping import KEPT, PRETRAINING, expected_shapes, file_key
+from hpc_ecg.weights.mapping import PRETRAINING, expected_shapes, file_key
 from hpc_ecg.weights.reading import read_checkpoint
 from hpc_ecg.weights.settings import InitConfig
 
@@ -41,7 +41,7 @@ def same(first, second):
 @pytest.mark.parametrize("source", [BASE, AFIB, PEOPLE], ids=lambda path: path.stem)
 @pytest.mark.parametrize("strip", [False, True], ids=["whole", "strip"])
 @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
-def test_there_and_back_gives_the_same_bits_under_the_same_names(tmp_path, source, strip, ending):
+def test_converting_there_and_back_keeps_bits_and_names(tmp_path, source, strip, ending):
     there, back = tmp_path / f"there{ending}", tmp_path / "back.pt"
     convert(source, there, strip=strip)
     convert(there, back, strip=strip)
@@ -51,7 +51,7 @@ def test_there_and_back_gives_the_same_bits_under_the_same_names(tmp_path, sourc
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_tensors_keep_their_type_in_every_format_of_ours(tmp_path, dtype):
+def test_tensors_keep_their_type_in_safetensors_and_pt(tmp_path, dtype):
     content = torch.load(BASE, weights_only=False)
     content["model"] = {name: tensor.to(dtype) for name, tensor in content["model"].items()}
     torch.save(content, tmp_path / "in.pt")
@@ -62,7 +62,7 @@ def test_tensors_keep_their_type_in_every_format_of_ours(tmp_path, dtype):
         assert same(content["model"], weights_of(tmp_path / name))
 
 
-def test_the_names_of_a_newer_torch_stay_as_they_are(tmp_path):
+def test_the_names_of_a_newer_torch_are_kept(tmp_path):
     content = torch.load(AFIB, weights_only=False)
     newer = {"weight_g": "parametrizations.weight.original0"}
     newer["weight_v"] = "parametrizations.weight.original1"
@@ -81,7 +81,7 @@ def test_the_names_of_a_newer_torch_stay_as_they_are(tmp_path):
     )
 
 
-def test_pt_to_pt_is_a_copy_that_says_what_it_holds_of_people(tmp_path):
+def test_pt_to_pt_is_a_copy_with_a_warning_about_patient_values(tmp_path):
     lines = convert(PEOPLE, tmp_path / "out.pt")
     assert any("64 scores and labels of people" in line and "--strip" in line for line in lines)
     assert (tmp_path / "out.pt").read_bytes() == PEOPLE.read_bytes()
@@ -89,7 +89,7 @@ def test_pt_to_pt_is_a_copy_that_says_what_it_holds_of_people(tmp_path):
     assert line.startswith("written: ") and "a copy" in line
 
 
-def test_pt_to_pt_with_labels_keeps_cfg_and_tensors_and_says_what_is_lost(tmp_path):
+def test_pt_to_pt_with_labels_keeps_cfg_and_tensors_and_reports_what_is_left_out(tmp_path):
     lines = convert(PEOPLE, tmp_path / "out.pt", labels=["af"])
     for part in ("optimizer", "people", "meters"):
         assert any(line.startswith("left out") and part in line for line in lines), part
@@ -101,35 +101,37 @@ def test_pt_to_pt_with_labels_keeps_cfg_and_tensors_and_says_what_is_lost(tmp_pa
     assert read_checkpoint(tmp_path / "out.pt").labels == ["af"]
 
 
-def test_stripped_files_hold_no_path_no_person_and_no_training(tmp_path):
+def test_stripped_files_hold_no_path_no_patient_value_and_no_training_state(tmp_path):
     lines = convert(PEOPLE, tmp_path / "out.pt", strip=True)
     for part in ("optimizer", "people", "meters", "4 paths"):
         assert any(part in line for line in lines), part
     after = torch.load(tmp_path / "out.pt", weights_only=True)
     assert b"/data/deepecg" not in (tmp_path / "out.pt").read_bytes()
     assert "last_optimizer_state" not in after
-    assert set(after["extra_state"]) == set(original.fresh_state("classifier")["extra_state"])
+    assert set(after["extra_state"]) == set(
+        original.build_content("classifier", {}, {})["extra_state"]
+    )
     assert after["extra_state"]["metrics"] == {}
     before = torch.load(PEOPLE, weights_only=False)["cfg"]
     assert list(after["cfg"]) == list(before)
     assert after["cfg"]["criterion"] == before["criterion"], "its own cfg, not a template"
-    # what the original's loader looks at
+    # needed by the original's loader
     assert after["optimizer_history"][-1]["num_updates"] == 0
     assert "lr_scheduler_state" in after["optimizer_history"][-1]
     assert after["extra_state"]["train_iterator"]["epoch"] == 1
 
 
-def test_what_safetensors_cannot_hold_is_named(tmp_path):
-    said = "\n".join(convert(AFIB, tmp_path / "out.safetensors", labels=["af"]))
+def test_what_safetensors_cannot_hold_is_reported(tmp_path):
+    report = "\n".join(convert(AFIB, tmp_path / "out.safetensors", labels=["af"]))
     for part in ("optimizer's state (86 tensors)", "meters", "settings of the training (cfg)"):
-        assert part in said
+        assert part in report
     checkpoint = read_checkpoint(tmp_path / "out.safetensors")
     assert (checkpoint.labels, checkpoint.signal) == (["af"], None)
     assert checkpoint.provenance[0]["sha256"] == sha256_of(AFIB)
     assert str(FIXTURES) not in json.dumps(checkpoint.provenance)
 
 
-def test_labels_signal_and_provenance_survive_the_way_through_a_pt(tmp_path):
+def test_labels_signal_and_provenance_survive_conversion_to_pt(tmp_path):
     model, signal = load_model(AFIB), SignalSpec(sample_rate_hz=500)
     save_model(tmp_path / "model.safetensors", model, model.architecture, ["af"], signal)
     (tmp_path / "operating_point.json").write_text("{}")
@@ -145,18 +147,17 @@ def test_labels_signal_and_provenance_survive_the_way_through_a_pt(tmp_path):
 @pytest.mark.parametrize(
     ("name", "layout"), [("base_ssl", "base_ssl"), ("wcr_afib_5y", "classifier")]
 )
-def test_a_fresh_full_size_file_has_every_key_of_the_originals_in_its_order(
-    real_data, name, layout
-):
+def test_a_new_full_size_file_has_every_key_of_the_originals_in_order(real_data, name, layout):
     text = (real_data / f"reference/full_{name}_skeleton.json").read_text()
     theirs, shapes = (json.loads(text)[part] for part in ("skeleton", "shapes"))
     rows = 1 if layout == "classifier" else None
     keys = [file_key(n, layout) for n in expected_shapes(Architecture(), rows)]
     if layout == "base_ssl":
-        mask, *others = PRETRAINING
+        mask, *others = (file_key(name, layout) for name in PRETRAINING)
         keys = [mask, *keys, *others]
     model = {key: SimpleNamespace(shape=tuple(shapes[key])) for key in keys}
-    ours = original.fresh(layout, model, Architecture(), rows)
+    cfg = original.build_cfg(layout, model, Architecture(), rows)
+    ours = original.build_content(layout, cfg, model)
     assert keys == list(shapes)
     assert [key for key in ours if key != "model"] == list(theirs)
     assert list(ours["extra_state"]) == [key for key in theirs["extra_state"] if key != "best"]
@@ -199,7 +200,7 @@ def test_resetting_the_head_of_a_pt_removes_the_optimizer_and_keeps_its_cfg(tmp_
     assert all(torch.equal(before["model"][n], after["model"][n]) for n in backbone)
 
 
-def test_a_soup_is_the_mean_and_knows_its_parts(tmp_path):
+def test_a_soup_is_the_mean_and_states_its_parts(tmp_path):
     for seed in (1, 2, 3):
         best = tmp_path / f"run-{seed}" / "best"
         best.mkdir(parents=True)
@@ -217,14 +218,14 @@ def test_a_soup_is_the_mean_and_knows_its_parts(tmp_path):
     assert step["sources"][0]["provenance"][0]["seed"] == 1
 
 
-def test_a_soup_of_pre_trained_files_stays_one(tmp_path):
+def test_a_soup_of_pre_trained_files_is_a_pre_trained_file(tmp_path):
     convert(BASE, tmp_path / "again.pt", strip=True)  # the same weights in another file
     soup([BASE, tmp_path / "again.pt"], tmp_path / "mean.pt")
     assert same(weights_of(BASE), weights_of(tmp_path / "mean.pt"))
 
 
-def test_a_soup_of_one_file_twice_or_of_other_starts_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a soup of one file twice"):
+def test_a_soup_of_duplicate_files_or_different_starts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the same file is given twice"):
         soup([BASE, BASE], tmp_path / "mean.pt")
     model = load_model(AFIB)
     for name, sha256 in (("a", "1" * 64), ("b", "2" * 64)):
@@ -238,18 +239,18 @@ def test_a_soup_of_one_file_twice_or_of_other_starts_is_refused(tmp_path):
     assert not (tmp_path / "mean.pt").exists()
 
 
-def test_thresholds_are_taken_along_only_where_they_still_hold(tmp_path):
+def test_thresholds_are_mentioned_only_where_they_are_still_valid(tmp_path):
     for seed in (0, 1):
         best = tmp_path / f"run-{seed}" / "best"
         best.mkdir(parents=True)
         reset_head(AFIB, best / "model.safetensors", seed=seed, labels=["af"])
         (best / "operating_point.json").write_text("{}")
-    said = convert(tmp_path / "run-0", tmp_path / "kept.pt")  # a run's folder will do
-    assert any("take" in line and "operating_point.json" in line for line in said)
-    said = reset_head(tmp_path / "run-0", tmp_path / "new.pt", seed=5)
-    assert not any("operating_point" in line for line in said)
-    said = soup([tmp_path / "run-0", tmp_path / "run-1"], tmp_path / "mean.pt")
-    assert "left out: thresholds of the runs; fit them anew for the mean" in said
+    lines = convert(tmp_path / "run-0", tmp_path / "kept.pt")  # from a run's folder
+    assert any("take" in line and "operating_point.json" in line for line in lines)
+    lines = reset_head(tmp_path / "run-0", tmp_path / "new.pt", seed=5)
+    assert not any("operating_point" in line for line in lines)
+    lines = soup([tmp_path / "run-0", tmp_path / "run-1"], tmp_path / "mean.pt")
+    assert "left out: thresholds of the runs; fit them anew for the mean" in lines
 
 
 @pytest.mark.parametrize("place", ["extra_state", "cfg"])
@@ -271,7 +272,7 @@ def test_files_that_refer_to_themselves_do_not_hang(tmp_path, place):
         assert not (tmp_path / f"{name}-out.pt").exists()
 
 
-def test_a_tensor_beside_the_weights_cannot_ask_for_memory(tmp_path):
+def test_a_tensor_beside_the_weights_takes_no_memory(tmp_path):
     content = torch.load(AFIB, weights_only=False)
     content["extra_state"]["big"] = torch.zeros(1).expand(10**9)
     torch.save(content, tmp_path / "in.pt")
@@ -279,12 +280,21 @@ def test_a_tensor_beside_the_weights_cannot_ask_for_memory(tmp_path):
     assert (tmp_path / "out.pt").stat().st_size < 10**6
 
 
-def test_pretraining_tensors_of_ours_are_kept_by_name(tmp_path):
+def test_our_files_keep_pretraining_tensors_by_name(tmp_path):
     convert(BASE, tmp_path / "ours.safetensors")
     names = set(read_checkpoint(tmp_path / "ours.safetensors").tensors)
-    assert {KEPT + name for name in PRETRAINING} <= names
-    said = reset_head(tmp_path / "ours.safetensors", tmp_path / "out.pt", seed=0, num_labels=1)
-    assert "left out: 8 tensors that only pre-training uses" in said
+    assert PRETRAINING.keys() <= names
+    lines = reset_head(tmp_path / "ours.safetensors", tmp_path / "out.pt", seed=0, num_labels=1)
+    assert "left out: 8 tensors that only pre-training uses" in lines
+
+
+def test_the_head_of_a_classifier_with_pretraining_tensors_can_be_reset(tmp_path):
+    content = torch.load(AFIB, weights_only=False)
+    content["model"]["encoder.mask_emb"] = torch.ones(48)
+    torch.save(content, tmp_path / "in.pt")
+    lines = reset_head(tmp_path / "in.pt", tmp_path / "out.pt", seed=0)
+    assert "left out: 1 tensors that only pre-training uses" in lines
+    assert len(weights_of(tmp_path / "out.pt")) == len(content["model"]) - 1
 
 
 def failure(capsys, *words) -> str:
@@ -293,7 +303,7 @@ def failure(capsys, *words) -> str:
     return line
 
 
-def test_each_mistake_gets_one_line_and_leaves_nothing(capsys, tmp_path):
+def test_each_mistake_gets_one_line_and_writes_nothing(capsys, tmp_path):
     out, there = tmp_path / "out.pt", tmp_path / "there.pt"
     there.write_bytes(AFIB.read_bytes())
     (tmp_path / "folder.pt").mkdir()
@@ -304,12 +314,12 @@ def test_each_mistake_gets_one_line_and_leaves_nothing(capsys, tmp_path):
         ("convert", "x.onnx", out): "can be written, not read",
         ("convert", AFIB, tmp_path / "out.bin"): "ending must be one of .pt, .safetensors, .onnx",
         ("convert", AFIB, there): "exists; give --force",
-        ("convert", there, there, "--force"): "is what is read",
+        ("convert", there, there, "--force"): "is also the source",
         ("convert", AFIB, tmp_path / "folder.pt"): "is a folder",
         ("convert", AFIB, out, "--labels", "a,b"): "2 label names for a head of 1",
         ("convert", AFIB, out, "--labels", "a,,b"): "--labels must be different names",
         ("convert", BASE, out, "--labels", "a"): "weights without a head",
-        ("reset-head", BASE, out, "--seed", "1"): "has no head; say --labels or --num-labels",
+        ("reset-head", BASE, out, "--seed", "1"): "has no head; give --labels or --num-labels",
         ("reset-head", AFIB, out, "--seed", "-1"): "--seed must be between 0",
         ("reset-head", AFIB, out, "--seed", "1", "--num-labels", "0"): "--num-labels must be",
         ("soup", out, AFIB): "at least two files",
@@ -322,7 +332,7 @@ def test_each_mistake_gets_one_line_and_leaves_nothing(capsys, tmp_path):
     assert main(["weights", "convert", str(AFIB), str(there), "--force"]) == 0
 
 
-def test_soups_of_other_labels_or_signals_are_refused(tmp_path):
+def test_soups_of_different_labels_or_signals_are_refused(tmp_path):
     model, changes = load_model(AFIB), {"a": (["af"], 250), "b": (["mi"], 250), "c": (["af"], 500)}
     paths = {}
     for name, (labels, rate) in changes.items():

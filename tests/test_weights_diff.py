@@ -1,4 +1,4 @@
-"""What changed between two files: by tensor, by part, and as one answer."""
+"""Differences between two files: by tensor, by part, and as a verdict."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_sizes_of_changes_are_exact(tmp_path, capsys):
     assert list(result["parts"])[:4] == ["backbone in all", "conv stem", "projection", "positions"]
 
 
-def test_tensors_of_one_side_and_of_other_shape_are_listed(tmp_path):
+def test_tensors_in_one_file_only_or_of_another_shape_are_listed(tmp_path):
     result = diff(BASE, AFIB)
     assert len(result["only_in_first"]) == 8 and "pretraining.mask_emb" in result["only_in_first"]
     assert result["only_in_second"] == ["head.bias", "head.weight"]
@@ -89,7 +89,7 @@ def test_nan_and_files_without_cfg_can_be_compared(tmp_path):
     assert diff(BASE, tmp_path / "bare.safetensors")["identical"]
 
 
-def test_the_table_shows_the_most_changed_and_json_all(capsys):
+def test_the_table_shows_the_largest_changes_and_json_shows_all(capsys):
     lines = describe(diff(BASE, AFIB))
     assert any(line == "and 35 more: --json lists all" for line in lines)
     assert len(diff(BASE, AFIB)["tensors"]) == 47

@@ -1,21 +1,21 @@
 """What we write can be read again, bit for bit, by us and by plain torch."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import FIXTURES
+from original_files import export_original, pretraining_tensors
 from safetensors import safe_open
 
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.transformer import Architecture, build_on_meta
 from hpc_ecg.weights import load_model
-from hpc_ecg.weights.export import _pretraining_tensors, export_original, save_model
-from hpc_ecg.weights.mapping import KEPT, file_key
-from hpc_ecg.weights.original import fresh_cfg
+from hpc_ecg.weights.export import save_model
+from hpc_ecg.weights.mapping import file_key
+from hpc_ecg.weights.original import build_cfg
 from hpc_ecg.weights.reading import read_checkpoint
 
-FIXTURES = Path(__file__).parent / "fixtures"
 AFIB = FIXTURES / "tiny_wcr_afib_5y.pt"
 
 
@@ -28,7 +28,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
-def test_our_file_round_trips_bit_for_bit_with_all_that_is_known(tmp_path, model):
+def test_our_file_round_trips_bit_for_bit_with_its_metadata(tmp_path, model):
     signal = SignalSpec(sample_rate_hz=500)
     save_model(tmp_path / "model.safetensors", model, model.architecture, ["af"], signal)
     for path in (tmp_path, tmp_path / "model.safetensors"):
@@ -56,13 +56,13 @@ def test_a_state_dict_gathered_from_ranks_can_be_saved_as_well(tmp_path, model):
         save_model(path, incomplete, model.architecture, ["af"], SignalSpec())
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, model, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, model, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_model(path, model, model.architecture, ["af"], SignalSpec())
     before = path.read_bytes()
 
-    def full_disk(tensors, aside, metadata):
-        aside.write_bytes(b"half")
+    def full_disk(tensors, partial, metadata):
+        partial.write_bytes(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr("hpc_ecg.weights.export.save_file", full_disk)
@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, model, monkeyp
 @pytest.mark.parametrize(("layout", "total"), [("classifier", 49), ("base_ssl", 55)])
 def test_the_originals_layouts_round_trip_bit_for_bit(tmp_path, model, layout, total):
     path = tmp_path / "x.pt"
-    export_original(path, model, model.architecture, layout)
+    export_original(path, model, layout)
     plain, original = (
         torch.load(path, weights_only=True),
         torch.load(
@@ -106,22 +106,22 @@ def test_the_originals_layouts_round_trip_bit_for_bit(tmp_path, model, layout, t
 
 def test_the_pretraining_tensors_have_the_published_shapes_and_are_seeded():
     keys = json.loads((FIXTURES / "keys_base_ssl.json").read_text())
-    seeded = _pretraining_tensors(Architecture(), 0)
-    extra = {name.removeprefix(KEPT): tensor for name, tensor in seeded.items()}
+    seeded = pretraining_tensors(Architecture(), 0)
+    extra = {file_key(name, "base_ssl"): tensor for name, tensor in seeded.items()}
     assert {name: list(tensor.shape) for name, tensor in extra.items()} == {
         name: shape for name, shape in keys.items() if name in extra
     }
-    assert same(seeded, _pretraining_tensors(Architecture(), 0))
+    assert same(seeded, pretraining_tensors(Architecture(), 0))
     backbone = [n for n in build_on_meta(Architecture(), 1).state_dict() if n[:5] != "head."]
     assert len(backbone) + len(extra) == len(keys) == 215
     assert {file_key(n, "base_ssl") for n in backbone} | extra.keys() == keys.keys()
-    cfg = fresh_cfg("base_ssl", extra, Architecture(), None)["model"]
+    cfg = build_cfg("base_ssl", extra, Architecture(), None)["model"]
     assert (cfg["final_dim"], cfg["latent_vars"], cfg["latent_groups"]) == (256, 320, 2)
 
 
 def test_an_unknown_layout_is_named(tmp_path, model):
     with pytest.raises(ValueError, match="layout must be one of base_ssl, classifier, got 'onnx'"):
-        export_original(tmp_path / "x.pt", model, model.architecture, "onnx")
+        export_original(tmp_path / "x.pt", model, "onnx")
 
 
 def test_a_wrong_number_of_label_names_is_refused(tmp_path, model):

@@ -1,5 +1,4 @@
-"""What a file holds can be seen at once: of any harmless file, without torch, and hostile ones are
-refused."""
+"""Any harmless file can be inspected, without torch; hostile files are refused."""
 
 import json
 import subprocess
@@ -33,7 +32,7 @@ SIZES = {
 
 
 def changed(tmp_path, source=AFIB, **changes):
-    """A copy of a file with other parts; None leaves one out."""
+    """A copy of a file with some parts replaced; None removes a part."""
     content = torch.load(source, weights_only=False) | changes
     path = tmp_path / "changed.pt"
     torch.save({key: value for key, value in content.items() if value is not None}, path)
@@ -59,7 +58,9 @@ def test_inspecting_and_comparing_import_no_torch():
     ("source", "kind", "tensors", "more"),
     [(BASE, "base_ssl", 55, 2404), (AFIB, "classifier", 49, 49)],
 )
-def test_a_foreign_file_is_known_by_its_tensors_and_its_cfg(capsys, source, kind, tensors, more):
+def test_a_foreign_file_is_described_by_its_tensors_and_its_cfg(
+    capsys, source, kind, tensors, more
+):
     assert main(["weights", "inspect", str(source), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["kind"], facts["tensors"]) == (kind, tensors)
@@ -71,12 +72,12 @@ def test_a_foreign_file_is_known_by_its_tensors_and_its_cfg(capsys, source, kind
     assert facts["labels"] is None and facts["signal"] is None and facts["can_start_a_run"]
     assert facts["optimizer_tensors"] > 80 and facts["dtypes"] == {"float32": tensors}
     assert {"cfg.model.data", "cfg.checkpoint.save_dir"} <= facts["machine_paths"].keys()
-    said = table(source)
+    text = table(source)
     for part in ("not stated; DeepECG-SSL saw", "its state is inside", "paths of the training's"):
-        assert part in said
+        assert part in text
 
 
-def test_scores_of_people_are_counted_and_warned_of(tmp_path):
+def test_patient_values_are_counted_and_cause_a_warning(tmp_path):
     assert sum(inspect(PEOPLE)["values_of_people"].values()) == 64
     assert "PRIVACY" in table(PEOPLE) and "64 values in 4 arrays" in table(PEOPLE)
     for held in ({"a": [[0.1] * 30]}, {"a": (torch.ones(5),)}, {"b": {"c": list(range(25))}}):
@@ -88,7 +89,7 @@ def test_scores_of_people_are_counted_and_warned_of(tmp_path):
     assert "PRIVACY" not in table(tmp_path / "stripped.pt")
 
 
-def test_our_files_say_labels_signal_and_how_they_were_made(tmp_path):
+def test_our_files_state_labels_signal_and_provenance(tmp_path):
     model = load_model(AFIB)
     path = tmp_path / "model.safetensors"
     save_model(path, model, model.architecture, ["af"], SignalSpec(sample_rate_hz=500))
@@ -139,17 +140,17 @@ def test_a_bare_state_dict_and_a_foreign_safetensors_are_described(tmp_path):
         assert facts["problem"] and str(tmp_path) not in facts["problem"]
 
 
-def test_a_cfg_that_contradicts_the_tensors_is_shown_beside_them(tmp_path):
+def test_a_cfg_that_contradicts_the_tensors_is_shown_next_to_them(tmp_path):
     cfg = torch.load(AFIB, weights_only=False)["cfg"]
     cfg["model"] |= {"encoder_ffn_embed_dim": 192, "conv_pos": "\x1b[31m" + "x" * 500}
     path = changed(tmp_path, cfg=cfg)
-    said = table(path)
-    assert "encoder_ffn_embed_dim = 96  (in the tensors; STATED AS 192)" in said
-    assert "\x1b" not in said and "x" * 100 not in said
-    assert "cannot be used to start a run" in said
+    text = table(path)
+    assert "encoder_ffn_embed_dim = 96  (in the tensors; STATED AS 192)" in text
+    assert "\x1b" not in text and "x" * 100 not in text
+    assert "cannot be used to start a run" in text
 
 
-def test_nan_is_a_reason_and_damage_a_refusal(capsys, tmp_path):
+def test_nan_is_reported_and_a_damaged_file_refused(capsys, tmp_path):
     model = torch.load(AFIB, weights_only=False)["model"]
     model["proj.bias"] = torch.tensor([float("nan")])
     assert "NaN" in inspect(changed(tmp_path, model=model))["problem"]
@@ -177,7 +178,7 @@ def test_a_pickle_that_would_run_code_is_refused(capsys, tmp_path):
     path = changed(tmp_path, extra_state={"x": Hostile()})
     assert main(["weights", "inspect", str(path)]) == 2
     captured = capsys.readouterr()
-    assert "executed" not in captured.out and "refused, nothing of it was run" in captured.err
+    assert "executed" not in captured.out and "refused, nothing in it was run" in captured.err
 
 
 def test_the_float16_grid_is_judged_value_by_value(tmp_path):

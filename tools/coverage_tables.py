@@ -11,10 +11,10 @@ variance belongs to the patient. The truth is that of the population. Tables:
   error       strategies that do not differ: how often p < 0.05, by seeds and by the spread over
               seeds of the true value, in multiples of the sampling error of the difference
 
-Columns: `ours` is interval_of (hpc_ecg/evaluation/intervals.py) or compare_strategies; percentile
-is the plain patient bootstrap; DeLong is the clustered one on the logit scale; `old` is 70 % of the
-ECGs drawn without replacement, many times, percentiles. All in percent; the standard error of a
-coverage of 95 % is 0.5 for 2,000 simulations.
+Columns: `ours` is bootstrap_interval (hpc_ecg/evaluation/intervals.py) or compare_strategies;
+percentile is the plain patient bootstrap; DeLong is the clustered one on the logit scale; `old` is
+70 % of the ECGs drawn without replacement, many times, percentiles. All in percent; the standard
+error of a coverage of 95 % is 0.5 for 2,000 simulations.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from simulated_cohorts import (
 
 from hpc_ecg.evaluation.comparisons import SeedScores, compare_strategies
 from hpc_ecg.evaluation.delong import delong, delong_difference
-from hpc_ecg.evaluation.intervals import interval_of
-from hpc_ecg.evaluation.resampling import mean_replicates, ranked_replicates
+from hpc_ecg.evaluation.intervals import bootstrap_interval
+from hpc_ecg.evaluation.resampling import ranking_replicates, sum_replicates
 
 # N records, P patients, R replicates; row 0 of the draws is the sample itself
 
@@ -128,11 +128,11 @@ def one_model(design: Design, options: argparse.Namespace) -> Hits:
     subsample_RN = rng.permuted(subsample_RN, axis=1)
     for rng, labels_N, patient_N, smaller, draws_RP in cohorts(design, options):
         scores_N = design.shift * labels_N + noise(rng, patient_N, 1.0)
-        found = ranked_replicates(labels_N, scores_N, patient_N, draws_RP)
-        old = ranked_replicates(labels_N, scores_N, np.arange(num_ecgs), subsample_RN)
+        found = ranking_replicates(labels_N, scores_N, patient_N, draws_RP)
+        old = ranking_replicates(labels_N, scores_N, np.arange(num_ecgs), subsample_RN)
         for metric in METRICS:
             value, value_R = float(found[metric][0]), found[metric][1:]
-            ours = interval_of(value, value_R, metric=metric, num_patients=smaller)
+            ours = bootstrap_interval(value, value_R, metric=metric, num_patients=smaller)
             ends: dict[str, Iterable[float]] = {
                 "ours": (ours["low"], ours["high"]),
                 "percentile": np.nanquantile(value_R, [0.025, 0.975]),
@@ -152,12 +152,14 @@ def sensitivities(design: Design, options: argparse.Namespace) -> Hits:
     for rng, labels_N, patient_N, smaller, draws_RP in cohorts(design, options):
         scores_N = design.shift * labels_N + noise(rng, patient_N, 1.0)
         flagged_NT = labels_N[:, None] * (scores_N[:, None] > thresholds_T)
-        sums_RV = mean_replicates(np.column_stack([labels_N, flagged_NT]), patient_N, draws_RP)
+        sums_RV = sum_replicates(np.column_stack([labels_N, flagged_NT]), patient_N, draws_RP)
         with np.errstate(invalid="ignore"):
             value_RT = sums_RV[:, 1:] / sums_RV[:, :1]
         for truth, value_R in zip((0.7, 0.9, 0.95), value_RT.T, strict=True):
             value = float(value_R[0])
-            ours = interval_of(value, value_R[1:], metric="sensitivity", num_patients=smaller)
+            ours = bootstrap_interval(
+                value, value_R[1:], metric="sensitivity", num_patients=smaller
+            )
             low, high = np.nanquantile(value_R[1:], [0.025, 0.975])
             hits.setdefault(f"{truth} ours", []).append(ours["low"] <= truth <= ours["high"])
             hits.setdefault(f"{truth} percentile", []).append(low <= truth <= high)
@@ -176,7 +178,7 @@ def two_models(design: Design, options: argparse.Namespace) -> Hits:
             shift * labels_N + common_N + noise(rng, patient_N, 0.5)
             for shift in (design.shift, worse.shift)
         ]
-        found = [ranked_replicates(labels_N, s, patient_N, draws_RP) for s in scores]
+        found = [ranking_replicates(labels_N, s, patient_N, draws_RP) for s in scores]
         for metric in METRICS:
             pair = {
                 name: SeedScores(value={0: f[metric][0]}, replicate_R={0: f[metric][1:]})
@@ -202,7 +204,7 @@ def type_1_error(num_seeds: int, spread: float, options: argparse.Namespace) -> 
     wrong: Hits = {metric: [] for metric in METRICS}
     for rng, labels_N, patient_N, smaller, draws_RP in cohorts(design, options):
         found = [
-            [ranked_replicates(labels_N, scores_N, patient_N, draws_RP) for scores_N in row]
+            [ranking_replicates(labels_N, scores_N, patient_N, draws_RP) for scores_N in row]
             for row in two_strategies(rng, design, labels_N, patient_N, num_seeds, spread_sd)
         ]
         for metric in METRICS:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from original_files import export_original
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cli import main as hpc_ecg
@@ -18,7 +19,6 @@ from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.weights import load_model
-from hpc_ecg.weights.export import export_original
 
 OUT = Path("demo")
 MARK = "made-by-hpc-ecg-demo"
@@ -58,7 +58,7 @@ def main() -> int:
         )
 
     _say("3. The two starting points, in the original's layout")
-    export_original(OUT / "base_ssl.pt", build_model(SMALL, 1, ModelConfig()), SMALL, "base_ssl")
+    export_original(OUT / "base_ssl.pt", build_model(SMALL, 1, ModelConfig()), "base_ssl")
     print(
         f"{OUT}/base_ssl.pt: random weights stand in for self-supervised ones: no pre-training here"
     )
@@ -68,7 +68,7 @@ def main() -> int:
         "optim.warmup_fraction=0.2 model.activation_dropout=0"
     )
     trained = load_model(OUT / "source-run" / "best")
-    export_original(OUT / "wcr_afib_5y.pt", trained, SMALL, "classifier")
+    export_original(OUT / "wcr_afib_5y.pt", trained)
     print(f"{OUT}/wcr_afib_5y.pt: the best weights of that run, with its head")
 
     _say("4. Which start is best on the second population? Strategies x seeds")

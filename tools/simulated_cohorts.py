@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from hpc_ecg.evaluation.resampling import draw_multiplicities, ranked_replicates
+from hpc_ecg.evaluation.resampling import draw_multiplicities, ranking_replicates
 
 # N records, P patients, R replicates; row 0 of the draws is the sample itself
 
@@ -92,7 +92,7 @@ def sampling_error(design: Design, options: argparse.Namespace) -> float:
     differences = []
     for rng, labels_N, patient_N, _, draws_RP in cohorts(design, few):
         first, second = (
-            ranked_replicates(labels_N, row[0], patient_N, draws_RP[:1])["auroc"][0]
+            ranking_replicates(labels_N, row[0], patient_N, draws_RP[:1])["auroc"][0]
             for row in two_strategies(rng, design, labels_N, patient_N, 1, 0.0)
         )
         differences.append(first - second)

@@ -11,8 +11,6 @@ from hpc_ecg.reporting.numbers import format_percent, format_with_interval
 
 WIDTH = 80
 COLUMNS = 3  # thresholds side by side
-NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier score", "log_loss": "log loss"}
-NAMES |= {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson's r"}
 CALIBRATION = {"slope": "slope", "intercept": "intercept", "ece": "ECE"}
 RATES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
 RATES |= {"f1": "F1", "nns": "to screen"}
@@ -89,6 +87,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def table_of(result: dict[str, Any]) -> list[str]:
     """For a terminal; intervals are 95 %, patients resampled."""
+    from hpc_ecg.evaluation.metrics import METRIC_NAMES
+
     note = f": {result['note']}" if "note" in result else ""
     lines = _wrapped(f"records: {result['split']}{note}")
     parts = dict(result["labels"])
@@ -98,7 +98,7 @@ def table_of(result: dict[str, Any]) -> list[str]:
         lines += ["", f"{name}{_counts(label)}"]
         lines += [
             f"  {text:<16}{format_with_interval(label[m])}"
-            for m, text in NAMES.items()
+            for m, text in METRIC_NAMES.items()
             if m in label
         ]
         calibration = label.get("calibration", {})

@@ -39,13 +39,13 @@ def _finetune(options: argparse.Namespace) -> int:
 def _check_paths(config: Any) -> None:
     """ValueError for a path that does not exist; what is in it is checked later."""
     from hpc_ecg.shards.format import read_description
-    from hpc_ecg.weights.reading import file_of
+    from hpc_ecg.weights.reading import resolve_file
 
     shards = config.data.shards
     if "://" not in shards and not shards.startswith("pipe:"):
         read_description(Path(shards))
     if config.init.checkpoint:
-        file_of(Path(config.init.checkpoint))
+        resolve_file(Path(config.init.checkpoint))
 
 
 def _run(config: Any) -> int:

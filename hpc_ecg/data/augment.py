@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_ecg.data.random_words import mix
 from hpc_ecg.data.settings import AugmentConfig
+from hpc_ecg.hashing import GOLDEN_GAMMA, shift_right, splitmix64
 
 WANDER_HZ = (0.05, 0.5)
 # Each use of random numbers has its own range of counters.
@@ -24,20 +24,20 @@ LEADS, NOISE, WANDER, POWERLINE, SHIFT, SCALE = (use << 40 for use in range(6))
 
 def record_seeds(sha256: list[str], seed: int, step: int) -> np.ndarray:
     """A seed for each record of a step, int64 [n], from the digests of the signals."""
-    record_n = np.array([int(digest[:16], 16) for digest in sha256], np.uint64)
-    key = np.random.Philox(key=[seed, step]).random_raw(1)
-    return mix(mix(record_n) ^ key).view(np.int64)
+    record_n = np.array([int(digest[:16], 16) for digest in sha256], np.uint64).view(np.int64)
+    key = np.random.Philox(key=[seed, step]).random_raw(1).view(np.int64)
+    return splitmix64(splitmix64(record_n) ^ key)
 
 
 def augment(
-    ecg_nCS: Tensor, words_n: np.ndarray, config: AugmentConfig, sample_rate_hz: int
+    ecg_nCS: Tensor, seeds_n: np.ndarray, config: AugmentConfig, sample_rate_hz: int
 ) -> Tensor:
     """The records as this step sees them, in mV."""
-    word_n11 = torch.from_numpy(words_n).to(ecg_nCS.device)[:, None, None]
+    seed_n11 = torch.from_numpy(seeds_n).to(ecg_nCS.device)[:, None, None]
     num_leads, num_samples = ecg_nCS.shape[1:]
 
     def uniform(use: int, *shape: int) -> Tensor:
-        return _uniform(word_n11, use, *shape)
+        return _uniform(seed_n11, use, *shape)
 
     time_S = torch.arange(num_samples, device=ecg_nCS.device) / sample_rate_hz
     if config.scale:
@@ -58,7 +58,7 @@ def augment(
         ecg_nCS = ecg_nCS + size_n11 * torch.sin(angle_nCS)
     if config.noise_mv:
         size_n11 = config.noise_mv * uniform(NOISE, 1, 1)
-        ecg_nCS = ecg_nCS + size_n11 * _normal(word_n11, NOISE + 1, num_leads, num_samples)
+        ecg_nCS = ecg_nCS + size_n11 * _normal(seed_n11, NOISE + 1, num_leads, num_samples)
     if config.lead_mask:
         is_masked_nC1 = uniform(LEADS, num_leads, 1) < config.lead_mask
         is_masked_nC1 &= ~is_masked_nC1.all(1, keepdim=True)
@@ -73,26 +73,15 @@ def _shift(ecg_nCS: Tensor, by_n11: Tensor) -> Tensor:
     return ecg_nCS.gather(2, inside_nCS).masked_fill(is_outside, 0.0)
 
 
-def _uniform(word_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
+def _uniform(seed_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
     """Float32 [n, rows, columns] in (0, 1): the numbers of each record from counter `first` on."""
-    count = torch.arange(first, first + rows * columns, device=word_n11.device)
-    bits = _mix(word_n11 + count.view(rows, columns) * -7046029254386353131)
-    return (_shifted(bits, 41).float() + 0.5) / 2**23  # exact, and never 0 or 1
+    count = torch.arange(first, first + rows * columns, device=seed_n11.device)
+    bits = splitmix64(seed_n11 + count.view(rows, columns) * GOLDEN_GAMMA)
+    return (shift_right(bits, 41).float() + 0.5) / 2**23  # exact, and never 0 or 1
 
 
-def _normal(word_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
+def _normal(seed_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
     """Standard normal, by Box and Muller (1958): two uniform numbers for each."""
-    radius = _uniform(word_n11, first, rows, columns)
-    turn = _uniform(word_n11, first + rows * columns, rows, columns)
+    radius = _uniform(seed_n11, first, rows, columns)
+    turn = _uniform(seed_n11, first + rows * columns, rows, columns)
     return torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * turn)
-
-
-def _mix(word: Tensor) -> Tensor:
-    """`sampling.mix` for torch, whose int64 wraps around but has no unsigned shift."""
-    word = (word ^ _shifted(word, 30)) * -4658895280553007687
-    word = (word ^ _shifted(word, 27)) * -7723592293110705685
-    return word ^ _shifted(word, 31)
-
-
-def _shifted(word: Tensor, bits: int) -> Tensor:
-    return (word >> bits) & ((1 << (64 - bits)) - 1)

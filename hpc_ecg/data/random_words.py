@@ -10,11 +10,3 @@ def random_words(num_words: int, seed: int, epoch: int, stream: int) -> np.ndarr
     """uint64 [n]: raw Philox words, a stream that numpy promises to keep."""
     counter = [0, 0, 0, stream]
     return np.random.Philox(key=[seed, epoch], counter=counter).random_raw(num_words)
-
-
-def mix(word: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): similar words in, unrelated words
-    out."""
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))

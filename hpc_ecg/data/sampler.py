@@ -24,8 +24,9 @@ import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.lanes import LaneOrder, arrange_in_lanes
-from hpc_ecg.data.random_words import BALANCED, NEGATIVE, PATIENTS, POSITIVE, mix, random_words
+from hpc_ecg.data.random_words import BALANCED, NEGATIVE, PATIENTS, POSITIVE, random_words
 from hpc_ecg.data.settings import DataConfig
+from hpc_ecg.hashing import splitmix64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +214,9 @@ def one_per_patient(patient_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     patient_P, index_N, count_P = np.unique(patient_N, return_inverse=True, return_counts=True)
     by_patient = np.argsort(index_N, kind="stable")
     first_P = np.cumsum(count_P) - count_P
-    drawn_P = mix(patient_P ^ random_words(1, seed, epoch, PATIENTS)) % count_P.astype(np.uint64)
+    key = random_words(1, seed, epoch, PATIENTS)
+    hash_P = splitmix64((patient_P ^ key).view(np.int64)).view(np.uint64)
+    drawn_P = hash_P % count_P.astype(np.uint64)
     return np.sort(by_patient[first_P + drawn_P.astype(np.int64)])
 
 

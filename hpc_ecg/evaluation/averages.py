@@ -1,5 +1,7 @@
-"""Several labels as one number. Macro: the mean over labels. Micro: all labels pooled, so that each
-pair of a record and a label that it has counts once. Intervals from the same draws of patients.
+"""Averages over several labels, with intervals from the same draws of patients.
+
+Macro is the mean over labels. Micro pools all labels: each pair of a record and a label that it
+has counts once.
 """
 
 # L labels, R replicates; 4 counts at a threshold
@@ -8,20 +10,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpc_ecg.evaluation.cases import Cases, intervals_of, pooled
-from hpc_ecg.evaluation.intervals import interval_of
+from hpc_ecg.evaluation.intervals import bootstrap_interval
+from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals, pooled
 from hpc_ecg.evaluation.metrics import FloatArray, auprc, auroc, brier, log_loss
-from hpc_ecg.evaluation.thresholds import count_flagged, rates, with_intervals
+from hpc_ecg.evaluation.thresholds import confusion_counts, rate_intervals, rates
 
 
 def macro(labels: Mapping[str, dict], values_R: Mapping[str, dict[str, FloatArray]]) -> dict:
-    """Of all metrics with replicates. A replicate that lacks a class of some label averages over
-    the others."""
+    """Mean over labels of each metric that has replicates.
+
+    `labels` and `values_R` hold the results and the replicates by label. A replicate that lacks a
+    class of some label averages over the others."""
     result: dict = {"n_labels": len(labels)}
     for metric in next(iter(values_R.values())):
         value = float(np.mean([label[metric]["value"] for label in labels.values()]))
         value_LR = np.stack([values[metric] for values in values_R.values()])
-        result[metric] = interval_of(value, mean_over_labels(value_LR), metric=metric)
+        result[metric] = bootstrap_interval(value, mean_over_labels(value_LR), metric)
         incomplete = int(np.isnan(value_LR).any(axis=0).sum())
         if incomplete:
             text = f"{incomplete} replicates lacked a class of some label: mean over the others"
@@ -29,24 +33,25 @@ def macro(labels: Mapping[str, dict], values_R: Mapping[str, dict[str, FloatArra
     return result
 
 
-def micro(cases: Mapping[str, Cases]) -> dict:
-    everything = pooled(list(cases.values()))
-    labels_N, p_N = everything.labels_N, everything.probabilities_N
-    values = {of.__name__: of(labels_N, everything.logits_N) for of in (auroc, auprc)}
-    values |= {of.__name__: of(labels_N, p_N) for of in (brier, log_loss)}
-    return {"n": len(everything)} | intervals_of(values, everything.replicates(), everything)
+def micro(samples: Mapping[str, LabelSample]) -> dict:
+    """AUROC, AUPRC, Brier score and log loss of all labels pooled."""
+    sample = pooled(list(samples.values()))
+    labels_N, p_N = sample.labels_N, sample.probabilities_N
+    values = {"auroc": auroc(labels_N, sample.logits_N), "auprc": auprc(labels_N, sample.logits_N)}
+    values |= {"brier": brier(labels_N, p_N), "log_loss": log_loss(labels_N, p_N)}
+    return {"n": len(sample)} | metric_intervals(values, sample.replicates(), sample)
 
 
 def averages_at_thresholds(
-    cases: Mapping[str, Cases], points: Mapping[str, dict[str, dict]]
+    samples: Mapping[str, LabelSample], points: Mapping[str, dict[str, dict]]
 ) -> dict[str, dict[str, dict]]:
-    """`macro` and `micro`, by method: every label at its own threshold."""
-    at: dict[str, dict[str, dict]] = {"macro": {}, "micro": {}}
-    for method in dict.fromkeys(method for own in points.values() for method in own):
+    """`macro` and `micro` rates by method, with each label at its own threshold."""
+    result: dict[str, dict[str, dict]] = {"macro": {}, "micro": {}}
+    for method in dict.fromkeys(method for by_method in points.values() for method in by_method):
         counted = [
-            count_flagged(cases[name], own[method]["threshold"])
-            for name, own in points.items()
-            if method in own
+            confusion_counts(samples[name], by_method[method]["threshold"])
+            for name, by_method in points.items()
+            if method in by_method
         ]
         counts_L4 = np.stack([counts for counts, _ in counted])
         counts_LR4 = np.stack([counts_R for _, counts_R in counted])
@@ -54,9 +59,11 @@ def averages_at_thresholds(
             {rate: mean_over_labels(values) for rate, values in rates(counts).items()}
             for counts in (counts_L4, counts_LR4)
         )
-        at["macro"][method] = with_intervals(mean, mean_R)
-        at["micro"][method] = with_intervals(rates(counts_L4.sum(0)), rates(counts_LR4.sum(0)))
-    return at
+        result["macro"][method] = rate_intervals(mean, mean_R)
+        result["micro"][method] = rate_intervals(
+            rates(counts_L4.sum(axis=0)), rates(counts_LR4.sum(axis=0))
+        )
+    return result
 
 
 def mean_over_labels(value_LR: FloatArray) -> FloatArray:

@@ -1,10 +1,9 @@
 """Calibration of logits on validation data: p = sigmoid(slope * logit + offset), or a table.
 
-`temperature` fits one factor (Guo et al. 2017), `platt` factor and offset (Platt 1999, with his
-smoothed targets, so that classes which are apart do not drive the slope to infinity). Both keep the
-order of records, so AUROC stays, and both can be put into a head. `isotonic` (Zadrozny & Elkan
-2002) is a rising step function of the logit, a table that no head can hold: it goes with the
-predictions.
+`temperature` fits one factor (Guo et al. 2017), `platt` a factor and an offset (Platt 1999, with
+his smoothed targets, so that classes which are apart do not drive the slope to infinity). Both keep
+the order of records, hence AUROC, and can be folded into a head. `isotonic` (Zadrozny & Elkan 2002)
+is a rising function of the logit, a table that no head can hold: it applies to predictions.
 """
 
 # N records
@@ -14,15 +13,15 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
-from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, present
+from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, has_label
 
 
 def fit_calibration(
     labels_N: FloatArray, logits_N: FloatArray, kind: str, name: str = "label"
 ) -> dict[str, float | int | str]:
-    """`slope` and `offset` (0 for temperature), with what they rest on. Missing labels (NaN) are
-    left out. ValueError: fewer than two classes, or logits that rank the wrong way round."""
-    keep_N = present(labels_N)
+    """`slope` and `offset` (0 for temperature), and what they were fitted on. Missing labels (NaN)
+    are left out. ValueError: fewer than two classes, or logits that rank the wrong way round."""
+    keep_N = has_label(labels_N)
     labels, logits = labels_N[keep_N], logits_N[keep_N].astype(np.float64)
     check_scorable(labels, logits, name)
     positives, negatives = float(labels.sum()), float((1 - labels).sum())
@@ -32,25 +31,29 @@ def fit_calibration(
     def loss(free: np.ndarray) -> tuple[float, np.ndarray]:
         x = free[0] * logits / spread + (free[1] if kind == "platt" else 0.0)
         value = np.logaddexp(0, x) - target * x
-        slip = 1 / (1 + np.exp(-np.clip(x, -700, 700))) - target
-        gradient = np.array([(slip * logits / spread).mean(), slip.mean()])
+        residual = 1 / (1 + np.exp(-np.clip(x, -700, 700))) - target
+        gradient = np.array([(residual * logits / spread).mean(), residual.mean()])
         return float(value.mean()), gradient[: len(free)]
 
     start = np.array([spread, 0.0] if kind == "platt" else [spread])
-    found = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
-    slope, offset = float(found[0] / spread), float(found[1]) if kind == "platt" else 0.0
+    best = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    slope, offset = float(best[0] / spread), float(best[1]) if kind == "platt" else 0.0
     if slope <= 0:
-        why = "these logits rank patients the wrong way round, which no calibration mends"
+        reason = "these logits rank patients the wrong way round, which no calibration mends"
         if kind == "temperature":
-            why = "one factor cannot mend these logits, as the prevalence is another; try platt"
-        raise ValueError(f"{name}: {kind} calibration has slope {slope:.3g} on validation: {why}")
+            reason = "one factor cannot make up for another prevalence; try platt"
+        raise ValueError(
+            f"{name}: {kind} calibration has slope {slope:.3g} on validation: {reason}"
+        )
     return {"kind": kind, "slope": slope, "offset": offset, "n": len(labels), "fitted_on": "valid"}
 
 
 def fit_isotonic(labels_N: FloatArray, logits_N: FloatArray, name: str = "label") -> dict:
-    """`logit` and `probability`, the corners of the function, straight lines between. Kept 1 / (n +
-    2) away from 0 and 1, which n records cannot tell from it. Missing labels are left out."""
-    keep_N = present(labels_N)
+    """The function's corners as lists `logit` and `probability`, to be joined by straight lines.
+
+    Probabilities stay 1 / (n + 2) away from 0 and 1, from which n records cannot tell them. Missing
+    labels are left out."""
+    keep_N = has_label(labels_N)
     labels, logits = labels_N[keep_N], logits_N[keep_N].astype(np.float64)
     check_scorable(labels, logits, name)
     least = 1 / (len(labels) + 2)
@@ -60,8 +63,8 @@ def fit_isotonic(labels_N: FloatArray, logits_N: FloatArray, name: str = "label"
     return {"kind": "isotonic", **table, "n": len(labels), "fitted_on": "valid"}
 
 
-def calibrated(logits_N: FloatArray, fit: dict) -> FloatArray:
-    """Probabilities by a fit of any kind."""
+def apply_calibration(logits_N: FloatArray, fit: dict) -> FloatArray:
+    """Probabilities from logits, by a fit of any kind."""
     if fit["kind"] == "isotonic":
         return np.interp(logits_N, fit["logit"], fit["probability"])
     return np.asarray(expit(fit["slope"] * logits_N + fit["offset"]))

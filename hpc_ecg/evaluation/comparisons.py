@@ -1,18 +1,18 @@
 """Comparison of training strategies over seeds, paired on the same patients and the same seeds.
 
 The question is about a strategy, not about one trained model: the estimand is the strategy's
-metric, averaged over training seeds, in the population that the test patients come from. A
-difference D_s of seed s has a part that the patients drawn give to every seed alike, and a part of
-its own, from training and from how that model fits these patients:
+metric, averaged over training seeds, in the population that the test patients come from. The
+difference D_s of seed s has a part that the drawn patients give to all seeds alike, and a part from
+the training and from how that model fits these patients:
 
     variance of D̄  =  covariance of D_s and D_t (bootstrap: both strategies, the same draws of
                       patients), mean over pairs of seeds  +  variance of D_s over seeds / S
 
-The bootstrap variance of D̄ itself holds the second kind too: adding it would count that twice.
-Interval and p use a t distribution. With Satterthwaite's degrees of freedom, three seeds find a
-difference that is none in up to 7.8 % at the level of 5 % (exact for normal values); with those of
-`_degrees_of_freedom`, 3 to 20 seeds do in 4.7 to 5.7 %, whatever the parts. With one seed
-the second part is unknown: sampling error only, and `includes_seeds` is False.
+(The bootstrap variance of D̄ itself holds the second part too: adding it would count it twice. With
+one seed it is unknown: sampling error only, and `includes_seeds` is False.) Interval and p use a t
+distribution. With Satterthwaite's degrees of freedom, three seeds find a difference where there is
+none in up to 7.8 % at the level of 5 % (exact for normal values); with those of
+`_degrees_of_freedom`, 3 to 20 seeds do in 4.7 to 5.7 %, whatever the parts.
 
 Measured under no difference (tools/coverage_tables.py, 5,000 cohorts of 200 patients a cell, level
 5 %; spread over seeds of the true value 0, 1 and 2 times the sampling error), AUROC and AUPRC:
@@ -22,21 +22,20 @@ positive patients or more on average, in 96–99 % with 4 and 10; for AUPRC in 9
 where 2 % are positive.
 
 Holm's correction runs over all pairs, not over "each against the best": which strategy is best is
-read from the same data, and a comparison with the maximum, as if it had been named beforehand,
-favours it. Every pair that one may end up looking at is in the family, so the choice costs nothing
-more.
+read from the same data, and a test against the maximum, as if it had been named beforehand, favours
+it. Every pair that one may end up looking at is in the family, so the choice costs nothing more.
 """
 
 # S seeds, R replicates, A strategies
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from scipy import optimize, special, stats
 
-from hpc_ecg.evaluation.intervals import LEVEL, RANKED, limits_at_edge, logit
-from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.intervals import LEVEL, limits_at_edge, logit, t_quantile
+from hpc_ecg.evaluation.metrics import RANKING_METRICS, FloatArray
 
 ALPHA = 0.05
 """A corrected p below it is called a difference."""
@@ -56,7 +55,7 @@ class Estimate:
     seed_sd: float | None
     """Spread of the seeds' values on these patients; None with one seed."""
     sampling_sd: float
-    """Chance of the patients alone: what the mean of these very models would vary by."""
+    """Standard error from patients alone: what the mean of these very models would vary by."""
     includes_seeds: bool
 
 
@@ -66,6 +65,10 @@ class SeedScores:
 
     value: dict[int, float]
     replicate_R: dict[int, FloatArray]
+
+    def arrays(self) -> tuple[FloatArray, FloatArray]:
+        """`value_S` and `replicate_SR`."""
+        return np.array(list(self.value.values())), np.stack(list(self.replicate_R.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,28 +85,28 @@ class Difference:
 def estimate_mean(
     value_S: FloatArray, replicate_SR: FloatArray, num_patients: int, metric: str | None = None
 ) -> Estimate:
-    """Mean over seeds with patients and seeds as sources of chance. With a `metric` between 0 and 1
-    that ranks, the interval is made on the logit scale, as that of a single model is.
+    """Mean over seeds, with patients and seeds as sources of chance. The interval of a ranking
+    `metric` is made on the logit scale, like that of a single model.
 
     `num_patients` is the number behind the bootstrap variance: for a yes/no label the patients of
     the smaller class, whose chance dominates that of a ranking metric.
     """
     num_seeds = len(value_S)
     value = float(np.mean(value_S))
-    error, freedom, sampling = _chance(value_S, replicate_SR, num_patients)
-    low, high = value + _quantile(freedom) * error * np.array([-1, 1])
-    if metric in RANKED and value in (0, 1):
+    error, freedom, sampling = _standard_errors(value_S, replicate_SR, num_patients)
+    low, high = value + t_quantile(freedom) * error * np.array([-1, 1])
+    if metric in RANKING_METRICS and value in (0, 1):
         low, high = limits_at_edge(value, num_patients)
-    elif metric in RANKED:
-        on_logits, df, _ = _chance(logit(value_S), logit(replicate_SR), num_patients)
-        low, high = special.expit(logit(value) + _quantile(df) * on_logits * np.array([-1, 1]))
+    elif metric in RANKING_METRICS:
+        on_logits, df, _ = _standard_errors(logit(value_S), logit(replicate_SR), num_patients)
+        low, high = special.expit(logit(value) + t_quantile(df) * on_logits * np.array([-1, 1]))
     return Estimate(
         value=value,
         low=min(float(low), value),
         high=max(float(high), value),
         standard_error=error,
         degrees_of_freedom=freedom,
-        p_value=_two_sided(value, error, freedom),
+        p_value=_two_sided_p(value, error, freedom),
         seed_sd=float(np.std(value_S, ddof=1)) if num_seeds > 1 else None,
         sampling_sd=sampling,
         includes_seeds=num_seeds > 1,
@@ -112,16 +115,13 @@ def estimate_mean(
 
 def compare_strategies(scores: dict[str, SeedScores], num_patients: int) -> list[Difference]:
     """All pairs that share a seed, the first with the higher value, Holm's correction over them."""
-    pairs = []
-    for a, b in combinations(scores, 2):
-        seeds = sorted(scores[a].value.keys() & scores[b].value.keys())
-        if seeds:
-            pairs.append(_difference(a, b, seeds, scores, num_patients))
-    adjusted = holm([estimate.p_value for *_, estimate in pairs])
-    return [
-        Difference(first=first, second=second, seeds=seeds, estimate=estimate, p_holm=p)
-        for (first, second, seeds, estimate), p in zip(pairs, adjusted, strict=True)
+    pairs = [
+        _difference(a, b, sorted(seeds), scores, num_patients)
+        for a, b in combinations(scores, 2)
+        if (seeds := scores[a].value.keys() & scores[b].value.keys())
     ]
+    adjusted = holm([pair.estimate.p_value for pair in pairs])
+    return [replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True)]
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -137,7 +137,7 @@ def holm(p_values: list[float]) -> list[float]:
 def probability_best(scores: dict[str, SeedScores], num_patients: int) -> dict[str, float]:
     """The chance that a strategy's mean over training seeds is the highest, under a flat prior.
 
-    Each replicate is one state of the world. The patients' part is the replicate's own; the seeds'
+    Each replicate is one draw from the posterior. The patients' part is the replicate's; the seeds'
     part is a t variate with the spread over seeds beyond what the patients explain, the same
     variate for strategies that share the seeds. Equal strategies share the chance.
     """
@@ -147,9 +147,9 @@ def probability_best(scores: dict[str, SeedScores], num_patients: int) -> dict[s
     scale_R = np.sqrt(min(degrees) / rng.chisquare(min(degrees), num_replicates)) if degrees else 1
     seeds = sorted({seed for one in scores.values() for seed in one.value})
     variate_R = {seed: rng.normal(size=num_replicates) * scale_R for seed in seeds}
-    state_AR = np.stack([_states(one, variate_R, num_patients) for one in scores.values()])
-    state_AR = state_AR[:, np.isfinite(state_AR).all(axis=0)]
-    best_AR = state_AR == state_AR.max(axis=0)
+    draw_AR = np.stack([_posterior(one, variate_R, num_patients) for one in scores.values()])
+    draw_AR = draw_AR[:, np.isfinite(draw_AR).all(axis=0)]
+    best_AR = draw_AR == draw_AR.max(axis=0)
     chance_A = np.mean(best_AR / best_AR.sum(axis=0), axis=1)
     return dict(zip(scores, chance_A.tolist(), strict=True))
 
@@ -161,7 +161,7 @@ def non_inferior(difference: Difference, margin: float) -> dict[str, float | boo
         raise ValueError(f"the margin must be positive, got {margin:g}; 0.01 is usual for AUROC")
     e = difference.estimate
     gap = e.value + margin
-    p_value = _two_sided(gap, e.standard_error, e.degrees_of_freedom) / 2
+    p_value = _two_sided_p(gap, e.standard_error, e.degrees_of_freedom) / 2
     p_value = p_value if gap > 0 else 1 - p_value
     yes = p_value < (1 - LEVEL) / 2
     return {"margin": margin, "p_value": p_value, "is_non_inferior": yes, "low": e.low}
@@ -171,62 +171,64 @@ def detectable_difference(estimate: Estimate, power: float = 0.8) -> float:
     """The true difference that patients and seeds like these would show with this power, at the
     level of one comparison."""
     df = estimate.degrees_of_freedom
-    critical = _quantile(df)
+    critical = t_quantile(df)
 
-    def lacks(effect: float) -> float:
+    def missing_power(effect: float) -> float:
         # scipy's far tail is NaN at times where it is below 1e-15
-        wrong_way = np.nan_to_num(stats.nct.cdf(-critical, df, effect))
-        return float(stats.nct.sf(critical, df, effect) + wrong_way) - power
+        wrong_tail = np.nan_to_num(stats.nct.cdf(-critical, df, effect))
+        return float(stats.nct.sf(critical, df, effect) + wrong_tail) - power
 
-    return float(optimize.brentq(lacks, 0, 100)) * estimate.standard_error
+    return float(optimize.brentq(missing_power, 0, 100)) * estimate.standard_error
 
 
 def _difference(
-    a: str, b: str, seeds: list[int], scores: dict[str, SeedScores], num_patients: int
-) -> tuple[str, str, list[int], Estimate]:
-    value_S = np.array([scores[a].value[s] - scores[b].value[s] for s in seeds])
+    first: str, second: str, seeds: list[int], scores: dict[str, SeedScores], num_patients: int
+) -> Difference:
+    """The difference as an uncorrected comparison, the strategy with the higher value first."""
+    a, b = scores[first], scores[second]
+    value_S = np.array([a.value[s] - b.value[s] for s in seeds])
     if value_S.mean() < 0:
-        return _difference(b, a, seeds, scores, num_patients)
-    replicate_SR = np.stack([scores[a].replicate_R[s] - scores[b].replicate_R[s] for s in seeds])
-    return a, b, seeds, estimate_mean(value_S, replicate_SR, num_patients)
+        return _difference(second, first, seeds, scores, num_patients)
+    replicate_SR = np.stack([a.replicate_R[s] - b.replicate_R[s] for s in seeds])
+    estimate = estimate_mean(value_S, replicate_SR, num_patients)
+    p_holm = estimate.p_value
+    return Difference(first=first, second=second, seeds=seeds, estimate=estimate, p_holm=p_holm)
 
 
-def _states(one: SeedScores, variate_R: dict[int, FloatArray], num_patients: int) -> FloatArray:
-    value_S, replicate_SR = (
-        np.array(list(one.value.values())),
-        np.stack([*one.replicate_R.values()]),
-    )
+def _posterior(one: SeedScores, variate_R: dict[int, FloatArray], num_patients: int) -> FloatArray:
+    """A draw of the strategy's mean over training seeds for each replicate."""
+    value_S, replicate_SR = one.arrays()
     mean_R, num_seeds = replicate_SR.mean(axis=0), len(value_S)
-    grow = np.sqrt(num_patients / max(num_patients - 1, 1))
-    state_R = value_S.mean() + grow * (mean_R - np.nanmean(mean_R))
-    spread = float(np.var(value_S, ddof=1)) if num_seeds > 1 else 0.0
-    if spread > 0:
-        own = np.nanvar(replicate_SR - mean_R, axis=1, ddof=1).sum() / (num_seeds - 1)
-        share = max(0.0, 1 - own / spread) / (num_seeds * (num_seeds - 1))
+    growth = np.sqrt(num_patients / max(num_patients - 1, 1))
+    draw_R = value_S.mean() + growth * (mean_R - np.nanmean(mean_R))
+    variance = float(np.var(value_S, ddof=1)) if num_seeds > 1 else 0.0
+    if variance > 0:
+        by_patients = np.nanvar(replicate_SR - mean_R, axis=1, ddof=1).sum() / (num_seeds - 1)
+        share = max(0.0, 1 - by_patients / variance) / (num_seeds * (num_seeds - 1))
         variate_SR = np.stack([variate_R[seed] for seed in one.value])
-        state_R = state_R + np.sqrt(share) * (value_S - value_S.mean()) @ variate_SR
-    return state_R
+        draw_R = draw_R + np.sqrt(share) * (value_S - value_S.mean()) @ variate_SR
+    return draw_R
 
 
-def _chance(
+def _standard_errors(
     value_S: FloatArray, replicate_SR: FloatArray, num_patients: int
 ) -> tuple[float, float, float]:
-    """Standard error of the mean over seeds, its degrees of freedom, and the error from patients
-    alone."""
+    """Standard error of the mean over seeds, its degrees of freedom, and the standard error from
+    patients alone."""
     num_seeds, patient_df = len(value_S), max(num_patients - 1, 1)
-    whole_SR = replicate_SR[:, np.isfinite(replicate_SR).all(axis=0)]
-    # the bootstrap's variance is that of the sample itself: (n - 1) / n of the population's
-    covariance_SS = np.atleast_2d(np.cov(whole_SR)) * num_patients / patient_df
-    sampling = float(covariance_SS.mean())
+    complete_SR = replicate_SR[:, np.isfinite(replicate_SR).all(axis=0)]
+    # the bootstrap's variance is that within the sample: (n - 1) / n of the population's
+    covariance_SS = np.atleast_2d(np.cov(complete_SR)) * num_patients / patient_df
+    sampling = float(np.sqrt(float(covariance_SS.mean())))
     if num_seeds == 1:
-        return float(np.sqrt(sampling)), float(patient_df), float(np.sqrt(sampling))
+        return sampling, float(patient_df), sampling
     off_diagonal = float(covariance_SS.sum() - np.trace(covariance_SS))
     patients = max(off_diagonal / (num_seeds * (num_seeds - 1)), 0.0)
     seeds = float(np.var(value_S, ddof=1)) / num_seeds
     if patients + seeds == 0:
-        return 0.0, float(patient_df), float(np.sqrt(sampling))
+        return 0.0, float(patient_df), sampling
     freedom = _degrees_of_freedom(seeds / (patients + seeds), num_seeds - 1, patient_df)
-    return float(np.sqrt(patients + seeds)), freedom, float(np.sqrt(sampling))
+    return float(np.sqrt(patients + seeds)), freedom, sampling
 
 
 def _degrees_of_freedom(share: float, seed_df: int, patient_df: int) -> float:
@@ -235,11 +237,7 @@ def _degrees_of_freedom(share: float, seed_df: int, patient_df: int) -> float:
     return 1 / (share**2 / seed_df / divisor + (1 - share) ** 2 / patient_df)
 
 
-def _quantile(freedom: float) -> float:
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
-
-
-def _two_sided(value: float, error: float, freedom: float) -> float:
+def _two_sided_p(value: float, error: float, freedom: float) -> float:
     if error == 0:
         return 1.0 if value == 0 else 0.0
     return float(2 * stats.t.sf(abs(value) / error, freedom))

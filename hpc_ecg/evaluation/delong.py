@@ -1,44 +1,44 @@
 """DeLong's covariance of AUROCs, clustered by patient: scores of M models in, numbers out.
 
-Each ECG has a share: the part of the other class's ECGs that it is ranked rightly against. The
-variance of an AUROC is that of the shares' sums by patient, because the ECGs of one patient are
-alike (Obuchowski 1997); with one ECG per patient it is DeLong, DeLong & Clarke-Pearson 1988. The
-shares come from midranks (Sun & Xu 2014), so ties count one half.
+Each ECG has a placement: the proportion of the other class's ECGs that it is ranked rightly
+against. The variance of an AUROC is that of the placements' sums by patient, because the ECGs of
+one patient are alike (Obuchowski 1997); with one ECG per patient it is DeLong, DeLong &
+Clarke-Pearson 1988. The placements come from midranks (Sun & Xu 2014), so tied scores count one
+half.
 """
 
-# N records, M models, P patients
+# N records, M models, P patients, K records of one class
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from hpc_ecg.evaluation.intervals import LEVEL
 from hpc_ecg.evaluation.metrics import FloatArray, check_scorable
-
-LEVEL = 0.95
 
 
 def delong(
     labels_N: FloatArray, scores_MN: FloatArray, patients_N: NDArray
 ) -> tuple[FloatArray, FloatArray]:
-    """`auroc_M` and its covariance `[M, M]`. Raises `ValueError` for what has no AUROC, and where
-    one patient is a whole class."""
+    """`auroc_M` and its covariance `[M, M]`. ValueError: labels or scores that have no AUROC, or a
+    class with fewer than two patients."""
     for scores_N in scores_MN:
         check_scorable(labels_N, scores_N, "DeLong")
     patient_N = np.unique(patients_N, return_inverse=True)[1]
-    positive_N = labels_N == 1
-    auroc_M, hits_MP, num_hits = _by_patient(scores_MN, positive_N, patient_N)
-    _, false_MP, num_false = _by_patient(-scores_MN, ~positive_N, patient_N)
-    if min(num_hits, num_false) < 2:
+    is_positive_N = labels_N == 1
+    auroc_M, positive_MP, num_positive = _placements(scores_MN, is_positive_N, patient_N)
+    _, negative_MP, num_negative = _placements(-scores_MN, ~is_positive_N, patient_N)
+    if min(num_positive, num_negative) < 2:
         raise ValueError(
-            f"DeLong: {num_hits} patients are positive and {num_false} negative; "
+            f"DeLong: {num_positive} patients are positive and {num_negative} negative; "
             "a variance needs at least 2 of each"
         )
-    both = hits_MP @ false_MP.T
-    num_patients = hits_MP.shape[1]
+    both_MM = positive_MP @ negative_MP.T
+    num_patients = positive_MP.shape[1]
     covariance_MM = (
-        hits_MP @ hits_MP.T * num_hits / (num_hits - 1)
-        + false_MP @ false_MP.T * num_false / (num_false - 1)
-        + (both + both.T) * num_patients / (num_patients - 1)
+        positive_MP @ positive_MP.T * num_positive / (num_positive - 1)
+        + negative_MP @ negative_MP.T * num_negative / (num_negative - 1)
+        + (both_MM + both_MM.T) * num_patients / (num_patients - 1)
     )
     return auroc_M, covariance_MM
 
@@ -68,19 +68,18 @@ def delong_difference(
     }
 
 
-def _by_patient(
-    scores_MN: FloatArray, own_N: NDArray[np.bool_], patient_N: NDArray
+def _placements(
+    scores_MN: FloatArray, in_class_N: NDArray[np.bool_], patient_N: NDArray
 ) -> tuple[FloatArray, FloatArray, int]:
-    """Of one class: mean share; the shares' deviations from it summed by patient, over the number
-    of ECGs; and how many patients have such an ECG. This class should have the higher scores."""
-    # the rank among all, less that among one's own: how many of the other class lie below
-    own_MK = stats.rankdata(scores_MN[:, own_N], axis=1)
-    below_MK = stats.rankdata(scores_MN, axis=1)[:, own_N] - own_MK
-    share_MK = below_MK / np.sum(~own_N)
-    mean_M = share_MK.mean(axis=1)
-    deviation_MK = (share_MK - mean_M[:, None]) / own_MK.shape[1]
-    own_patient_K = patient_N[own_N]
-    num_patients = int(patient_N.max()) + 1
-    sums = [np.bincount(own_patient_K, d, num_patients) for d in deviation_MK]
+    """The mean placement of a class that should have the higher scores; the deviations from it,
+    summed by patient and divided by the number of ECGs; and the class's number of patients."""
+    # An ECG's rank among all, less its rank within its class: the ECGs of the other class below it.
+    within_MK = stats.rankdata(scores_MN[:, in_class_N], axis=1)
+    below_MK = stats.rankdata(scores_MN, axis=1)[:, in_class_N] - within_MK
+    placement_MK = below_MK / np.sum(~in_class_N)
+    mean_M = placement_MK.mean(axis=1)
+    deviation_MK = (placement_MK - mean_M[:, None]) / within_MK.shape[1]
+    patient_K, num_patients = patient_N[in_class_N], int(patient_N.max()) + 1
+    sums = [np.bincount(patient_K, d_K, num_patients) for d_K in deviation_MK]
     sums_MP = np.array(sums, dtype=np.float64)
-    return mean_M, sums_MP, len(np.unique(own_patient_K))
+    return mean_M, sums_MP, len(np.unique(patient_K))

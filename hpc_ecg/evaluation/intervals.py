@@ -1,13 +1,13 @@
-"""Intervals of one model's metrics from the patient bootstrap, each by the method that held best.
+"""Intervals for one model's metrics from the patient bootstrap, each by the method that held best.
 
-In: a value, its values in the replicates (evaluation/resampling.py). Out: a small dict for JSON:
-`{"value", "low", "high", "replicates", "method"}` and, where it applies, `"warning"`. Replicates
-without a value (one class only) are left out and the count of those used is reported.
+In: a value and its values in the replicates (resampling.py). Out: a small dict for JSON with
+`value`, `low`, `high`, `replicates`, `method` and, where it applies, `warning`. Replicates without
+a value (one class only) are left out; `replicates` counts the others.
 
-  AUROC, AUPRC  normal on the logit scale with a t quantile for the patients of the smaller class
-                (`logit_limits`). Percentiles of the replicates cover too seldom near 1 and with few
-                patients: they end where the sample ends
-  shares        sensitivity, PPV …: Wilson's interval with the number of independent cases that has
+  AUROC, AUPRC  normal on the logit scale with a t quantile for the patients of the smaller class.
+                Percentiles cover too seldom near 1 and with few patients: they end where the
+                sample ends
+  proportions   sensitivity, PPV …: Wilson's interval with the number of independent cases that has
                 the bootstrap's variance
   others        percentiles
 
@@ -24,74 +24,64 @@ drawn without replacement, covers 44–70 %.
 
 # R replicates
 
-from collections.abc import Iterable
-
 import numpy as np
 from scipy import special, stats
 
-from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.metrics import RANKING_METRICS, FloatArray
 
 FEW_PATIENTS = 20
 LEVEL = 0.95
-RANKED = ("auroc", "auprc")
-SHARES = ("sensitivity", "specificity", "ppv", "npv", "f1", "observed")
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+PROPORTIONS = ("sensitivity", "specificity", "ppv", "npv", "f1", "observed")
+METHODS = dict.fromkeys(PROPORTIONS, "Wilson")
+METHODS |= dict.fromkeys(RANKING_METRICS, "t on the logit scale")
 EDGE = 1e-4  # the logit of 1 is infinite: a replicate without any error counts as this far from it
 
 
-def interval_of(
+def bootstrap_interval(
     value: float,
     value_R: FloatArray,
-    *,
     metric: str,
     num_patients: int | None = None,
     warning: str | None = None,
 ) -> dict:
-    """`num_patients` is the number of patients behind the metric: those of the smaller class for a
-    ranking metric, those of the denominator for a share; None stands for many."""
-    limits, method = {
-        **dict.fromkeys(RANKED, (logit_limits, "t on the logit scale")),
-        **dict.fromkeys(SHARES, (wilson_limits, "Wilson")),
-    }.get(metric, (_percentiles, "percentile"))
+    """The 95 % interval as a dict; all None where the value is not finite, such as the PPV when no
+    record is flagged.
+
+    `num_patients` is the number of patients behind the metric: those of the smaller class for a
+    ranking metric, those of the denominator for a proportion; None stands for many. ValueError:
+    fewer than two replicates have a value.
+    """
+    value = float(value)
+    if not np.isfinite(value):
+        return {"value": None, "low": None, "high": None}
     used_R = value_R[np.isfinite(value_R)]
     if len(used_R) < 2:
         raise ValueError(
             f"only {len(used_R)} of {len(value_R)} replicates hold both classes; "
             "an interval needs more patients in the smaller class"
         )
-    low, high = (float(limit) for limit in limits(value, used_R, num_patients))
-    result: dict = {"value": value, "low": min(low, value), "high": max(high, value)}
-    result |= {"replicates": len(used_R), "method": method}
+    method = METHODS.get(metric, "percentile")
+    if method == "percentile":
+        low, high = np.quantile(used_R, TAILS)
+    elif value in (0, 1) or num_patients == 1:
+        low, high = limits_at_edge(value, num_patients)
+    elif metric in RANKING_METRICS:
+        low, high = _logit_limits(value, used_R, num_patients)
+    else:
+        low, high = _wilson_limits(value, used_R, num_patients)
     lost = len(value_R) - len(used_R)
     texts = [warning, f"{lost} replicates had one class only and were left out" if lost else None]
     text = "; ".join(t for t in texts if t)
+    result: dict = {"value": value, "low": min(float(low), value), "high": max(float(high), value)}
+    result |= {"replicates": len(used_R), "method": method}
     return result | ({"warning": text} if text else {})
 
 
-def percentile_interval(value: float, value_R: FloatArray, warning: str | None = None) -> dict:
-    """The middle 95 % of the replicates that have a value."""
-    return interval_of(value, value_R, metric="", warning=warning)
-
-
-def logit_limits(value: float, value_R: FloatArray, num_patients: int | None) -> Iterable[float]:
-    if value in (0, 1) or num_patients == 1:
-        return limits_at_edge(value, num_patients)
-    half = _quantile(num_patients) * _growth(num_patients) * np.std(logit(value_R), ddof=1)
-    return special.expit(logit(value) + np.array([-half, half]))
-
-
-def wilson_limits(value: float, value_R: FloatArray, num_patients: int | None) -> Iterable[float]:
-    """Wilson 1927; the effective number of cases as in surveys (Korn & Graubard 1998)."""
-    if value in (0, 1) or num_patients == 1:
-        return limits_at_edge(value, num_patients)
-    variance = float(np.var(value_R, ddof=1)) * _growth(num_patients) ** 2
-    square = _quantile(num_patients) ** 2 * variance / (value * (1 - value))  # t² / n
-    half = np.sqrt(square * value * (1 - value) + square**2 / 4)
-    return np.clip((value + square / 2 + np.array([-half, half])) / (1 + square), 0, 1)
-
-
-def limits_at_edge(value: float, num_patients: int | None) -> Iterable[float]:
-    """Where all replicates are equal: at 1 the lowest share that n patients without an error leave
-    possible (Clopper & Pearson 1934), at 0 its mirror. One patient tells nothing."""
+def limits_at_edge(value: float, num_patients: int | None) -> tuple[float, float]:
+    """Limits where all replicates are equal: at 1 the lowest proportion that n patients without an
+    error leave possible (Clopper & Pearson 1934), at 0 its mirror image. One patient tells nothing.
+    """
     if num_patients == 1:
         return 0.0, 1.0
     reach = 0.0 if num_patients is None else 1 - ((1 - LEVEL) / 2) ** (1 / num_patients)
@@ -99,7 +89,13 @@ def limits_at_edge(value: float, num_patients: int | None) -> Iterable[float]:
 
 
 def logit(value: FloatArray | float) -> FloatArray:
+    """Log-odds, with the value kept `EDGE` away from 0 and 1."""
     return np.asarray(special.logit(np.clip(value, EDGE, 1 - EDGE)))
+
+
+def t_quantile(degrees_of_freedom: float) -> float:
+    """Half the width of a two-sided interval at `LEVEL`, in standard errors."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, degrees_of_freedom))
 
 
 def few_patients_warning(counts: dict) -> str | None:
@@ -115,15 +111,24 @@ def few_patients_warning(counts: dict) -> str | None:
     return None
 
 
-def _percentiles(value: float, value_R: FloatArray, num_patients: int | None) -> Iterable[float]:
-    return np.quantile(value_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _logit_limits(value: float, value_R: FloatArray, num_patients: int | None) -> FloatArray:
+    quantile, growth = _quantile_and_growth(num_patients)
+    half = quantile * growth * np.std(logit(value_R), ddof=1)
+    return special.expit(logit(value) + np.array([-half, half]))
 
 
-def _quantile(num_patients: int | None) -> float:
-    freedom = np.inf if num_patients is None else num_patients - 1
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+def _wilson_limits(value: float, value_R: FloatArray, num_patients: int | None) -> FloatArray:
+    """Wilson 1927; the effective number of cases as in surveys (Korn & Graubard 1998)."""
+    quantile, growth = _quantile_and_growth(num_patients)
+    variance = float(np.var(value_R, ddof=1)) * growth**2
+    square = quantile**2 * variance / (value * (1 - value))  # t² / n
+    half = np.sqrt(square * value * (1 - value) + square**2 / 4)
+    return np.clip((value + square / 2 + np.array([-half, half])) / (1 + square), 0, 1)
 
 
-def _growth(num_patients: int | None) -> float:
-    """The bootstrap's variance is that of the sample itself, (n - 1) / n of the population's."""
-    return 1.0 if num_patients is None else float(np.sqrt(num_patients / (num_patients - 1)))
+def _quantile_and_growth(num_patients: int | None) -> tuple[float, float]:
+    """The t quantile, and the factor on the bootstrap's standard deviation: its variance is that
+    within the sample, (n - 1) / n of the population's."""
+    if num_patients is None:
+        return t_quantile(np.inf), 1.0
+    return t_quantile(num_patients - 1), float(np.sqrt(num_patients / (num_patients - 1)))

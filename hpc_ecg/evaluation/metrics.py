@@ -1,15 +1,15 @@
-"""Point values of one label: labels and scores in, numbers out, scikit-learn's definitions.
+"""Point values of one label: labels and scores in, numbers out, by scikit-learn's definitions.
 
-The one idea: a number is given only when it means something. NaN scores, constant scores and
-labels of a single class raise `ValueError`; they are never turned into 0 or 0.5. Missing labels
-are NaN: `present` leaves them out, and `score_label` counts them.
+A number is given only where it means something: NaN scores, constant scores and labels of a single
+class raise `ValueError` and never become 0 or 0.5. Missing labels are NaN: `has_label` finds the
+others. scikit-learn is imported where it is called: it takes half a second, and many callers want
+the names or the checks alone.
 """
 
-# N records, P patients
+# N records
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics as sklearn
 
 FloatArray = NDArray[np.float64]
 
@@ -24,23 +24,28 @@ METRIC_NAMES = {
     "pearson": "Pearson's r",
 }
 """As text: tables, pages, terminal."""
+RANKING_METRICS = ("auroc", "auprc")
 
 
-def present(labels_N: FloatArray) -> NDArray[np.bool_]:
+def has_label(labels_N: FloatArray) -> NDArray[np.bool_]:
     """Which records have a label (NaN means missing)."""
     return ~np.isnan(np.asarray(labels_N, dtype=np.float64))
 
 
 def auroc(labels_N: FloatArray, scores_N: FloatArray) -> float:
     """Area under the ROC curve; tied scores count one half."""
+    from sklearn.metrics import roc_auc_score
+
     check_scorable(labels_N, scores_N, "auroc")
-    return float(sklearn.roc_auc_score(labels_N, scores_N))
+    return float(roc_auc_score(labels_N, scores_N))
 
 
 def auprc(labels_N: FloatArray, scores_N: FloatArray) -> float:
     """Average precision: the step-wise area under the precision-recall curve."""
+    from sklearn.metrics import average_precision_score
+
     check_scorable(labels_N, scores_N, "auprc")
-    value = float(sklearn.average_precision_score(labels_N, scores_N))
+    value = float(average_precision_score(labels_N, scores_N))
     return 1.0 if value > 1 - 1e-12 else value  # its sum of steps ends near 1 where it is 1
 
 
@@ -51,11 +56,13 @@ def brier(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
 
 def log_loss(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
     """Mean negative log likelihood in nats; probabilities are kept 2e-16 away from 0 and 1."""
-    return float(sklearn.log_loss(labels_N, probabilities_N, labels=[0, 1]))
+    from sklearn.metrics import log_loss as mean_log_loss
+
+    return float(mean_log_loss(labels_N, probabilities_N, labels=[0, 1]))
 
 
 def regression_metrics(labels_N: FloatArray, values_N: FloatArray) -> dict[str, float]:
-    """MAE and RMSE in the label's unit, R² against the labels' own mean, Pearson's r."""
+    """MAE and RMSE in the label's unit, R² against the mean of these labels, Pearson's r."""
     error_N = values_N - labels_N
     total = float(np.sum((labels_N - labels_N.mean()) ** 2))
     return {
@@ -66,36 +73,10 @@ def regression_metrics(labels_N: FloatArray, values_N: FloatArray) -> dict[str, 
     }
 
 
-def score_label(
-    labels_N: FloatArray,
-    scores_N: FloatArray,
-    patients_N: NDArray,
-    probabilities_N: FloatArray | None = None,
-    *,
-    name: str,
-) -> dict:
-    """Counts and point values of one yes/no label. Ranks use `scores_N` (logits: float32
-    probabilities tie near 1). Raises `ValueError` where `check_scorable` does."""
-    check_finite(scores_N, name)
-    keep_N = present(labels_N)
-    labels, scores = labels_N[keep_N], scores_N[keep_N]
-    check_scorable(labels, scores, name)
-    result = count_label(labels_N, patients_N) | {
-        "auroc": auroc(labels, scores),
-        "auprc": auprc(labels, scores),
-    }
-    if probabilities_N is not None:
-        probabilities = probabilities_N[keep_N].astype(np.float64)
-        check_probabilities(probabilities, name)
-        result["brier"] = brier(labels, probabilities)
-        result["log_loss"] = log_loss(labels, probabilities)
-    return result
-
-
 def count_label(labels_N: FloatArray, patients_N: NDArray) -> dict:
-    """How many records and patients, labelled, positive and negative. A patient with ECGs of both
+    """Numbers of records and patients: labelled, positive and negative. A patient with ECGs of both
     kinds counts as positive and as negative."""
-    keep_N = present(labels_N)
+    keep_N = has_label(labels_N)
     labels, patients = labels_N[keep_N], patients_N[keep_N]
     num_positive = int(np.sum(labels == 1))
     return {
@@ -123,11 +104,12 @@ def why_not_scorable(labels_N: FloatArray) -> str | None:
 
 def check_scorable(labels_N: FloatArray, scores_N: FloatArray, name: str) -> None:
     """Raise `ValueError`, naming the label, unless these labels and scores can be ranked."""
-    check_aligned(labels_N, scores_N, name)
+    _check_aligned(labels_N, scores_N, name)
     check_finite(scores_N, name)
-    if np.isnan(labels_N).any():
-        count = int(np.isnan(labels_N).sum())
-        raise ValueError(f"{name}: {count} labels are missing (NaN); leave them out with present()")
+    if missing := int(np.isnan(labels_N).sum()):
+        raise ValueError(
+            f"{name}: {missing} labels are missing (NaN); leave them out with has_label()"
+        )
     if reason := why_not_scorable(labels_N):
         raise ValueError(f"{name}: {reason}; check the split, or leave this label out")
     check_not_constant(scores_N, name)
@@ -135,7 +117,7 @@ def check_scorable(labels_N: FloatArray, scores_N: FloatArray, name: str) -> Non
 
 def check_regression(labels_N: FloatArray, values_N: FloatArray, name: str) -> None:
     """Raise `ValueError` unless R² and Pearson's r exist for these labels and predictions."""
-    check_aligned(labels_N, values_N, name)
+    _check_aligned(labels_N, values_N, name)
     check_finite(values_N, name)
     if len(labels_N) < 2 or np.ptp(labels_N) == 0:
         raise ValueError(
@@ -145,17 +127,9 @@ def check_regression(labels_N: FloatArray, values_N: FloatArray, name: str) -> N
     check_not_constant(values_N, name)
 
 
-def check_aligned(labels_N: FloatArray, scores_N: FloatArray, name: str) -> None:
-    if np.shape(labels_N) != np.shape(scores_N) or np.ndim(labels_N) != 1:
-        raise ValueError(
-            f"{name}: labels {np.shape(labels_N)} and scores {np.shape(scores_N)} must be two "
-            "arrays of one length; give one score per record"
-        )
-
-
 def check_finite(scores_N: FloatArray, name: str) -> None:
-    bad = int(np.sum(~np.isfinite(scores_N)))
-    if bad:
+    """Raise `ValueError` if a prediction is NaN or infinite."""
+    if bad := int(np.sum(~np.isfinite(scores_N))):
         raise ValueError(
             f"{name}: {bad} of {len(scores_N)} predictions are NaN or infinite; "
             "the training diverged: look at its loss, lower optim.lr or leave fp16"
@@ -163,6 +137,7 @@ def check_finite(scores_N: FloatArray, name: str) -> None:
 
 
 def check_not_constant(scores_N: FloatArray, name: str) -> None:
+    """Raise `ValueError` if all predictions are the same."""
     if np.ptp(scores_N) == 0:
         raise ValueError(
             f"{name}: all {len(scores_N)} predictions are {scores_N[0]:g}; such a model tells "
@@ -171,10 +146,19 @@ def check_not_constant(scores_N: FloatArray, name: str) -> None:
 
 
 def check_probabilities(probabilities_N: FloatArray, name: str) -> None:
+    """Raise `ValueError` unless all probabilities are finite and between 0 and 1."""
     check_finite(probabilities_N, name)
     low, high = float(np.min(probabilities_N)), float(np.max(probabilities_N))
     if low < 0 or high > 1:
         raise ValueError(
             f"{name}: probabilities must lie in 0 to 1, got {low:g} to {high:g}; "
             "apply the sigmoid to the logits"
+        )
+
+
+def _check_aligned(labels_N: FloatArray, scores_N: FloatArray, name: str) -> None:
+    if np.shape(labels_N) != np.shape(scores_N) or np.ndim(labels_N) != 1:
+        raise ValueError(
+            f"{name}: labels {np.shape(labels_N)} and scores {np.shape(scores_N)} must be two "
+            "arrays of one length; give one score per record"
         )

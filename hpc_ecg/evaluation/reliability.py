@@ -19,37 +19,39 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from hpc_ecg.evaluation.cases import Cases, interval_or_none
-from hpc_ecg.evaluation.intervals import LEVEL
+from hpc_ecg.evaluation.intervals import LEVEL, TAILS, bootstrap_interval
+from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.metrics import FloatArray
 
 NUM_BINS = 10
 
 
-def calibration_of(cases: Cases) -> dict:
-    """slope, intercept and ece with intervals, and the curve: a point for each bin."""
-    bin_N = bins_of(cases.probabilities_N)
+def assess_calibration(sample: LabelSample) -> dict:
+    """Slope, intercept and ECE with intervals, and the curve: a point for each bin."""
+    bin_N = quantile_bins(sample.probabilities_N)
     member_NB = (bin_N[:, None] == np.arange(bin_N.max() + 1)).astype(np.float64)
-    columns = (np.ones(len(cases)), cases.labels_N, cases.probabilities_N)
+    columns = (np.ones(len(sample)), sample.labels_N, sample.probabilities_N)
     values_NV = np.concatenate([member_NB * column[:, None] for column in columns], axis=1)
-    count_B, seen_B, predicted_B = np.split(values_NV.sum(axis=0), 3)
-    count_RB, seen_RB, predicted_RB = np.split(cases.sums(values_NV), 3, axis=1)
+    count_B, positive_B, predicted_B = np.split(values_NV.sum(axis=0), 3)
+    count_RB, positive_RB, predicted_RB = np.split(sample.sum_replicates(values_NV), 3, axis=1)
     with np.errstate(invalid="ignore"):
-        observed_RB = seen_RB / count_RB
+        observed_RB = positive_RB / count_RB
     curve = []
     for b, count in enumerate(count_B):
-        patients = cases.patients(bin_N == b)
-        end = interval_or_none(seen_B[b] / count, observed_RB[:, b], "observed", patients)
-        point = {"predicted": float(predicted_B[b] / count), "observed": end["value"]}
-        curve.append(point | {"low": end["low"], "high": end["high"], "n": int(count)})
-    gap_B = (seen_B - predicted_B) / len(cases)
-    gap_RB = (seen_RB - predicted_RB) / count_RB.sum(axis=1, keepdims=True)
-    return _slope_and_intercept(cases) | {"ece": _error(gap_B, gap_RB), "curve": curve}
+        patients = sample.num_patients(bin_N == b)
+        observed = bootstrap_interval(
+            positive_B[b] / count, observed_RB[:, b], "observed", patients
+        )
+        point = {"predicted": float(predicted_B[b] / count), "observed": observed["value"]}
+        curve.append(point | {"low": observed["low"], "high": observed["high"], "n": int(count)})
+    gap_B = (positive_B - predicted_B) / len(sample)
+    gap_RB = (positive_RB - predicted_RB) / count_RB.sum(axis=1, keepdims=True)
+    return _slope_and_intercept(sample) | {"ece": _ece(gap_B, gap_RB), "curve": curve}
 
 
-def bins_of(probabilities_N: FloatArray, num_bins: int = NUM_BINS) -> NDArray[np.intp]:
-    """Each record's bin, counted from 0, by rising probability; with many ties there are fewer."""
-    inner = np.quantile(probabilities_N, np.linspace(0, 1, num_bins + 1)[1:-1])
+def quantile_bins(probabilities_N: FloatArray) -> NDArray[np.intp]:
+    """Each record's bin, counted from 0, by rising probability; ties leave fewer bins."""
+    inner = np.quantile(probabilities_N, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
     bin_N = np.searchsorted(inner, probabilities_N)
     return np.unique(bin_N, return_inverse=True)[1]
 
@@ -63,45 +65,41 @@ def fit_slope(labels_N: FloatArray, logits_N: FloatArray) -> tuple[float, float]
 
 
 def fit_intercept(labels_N: FloatArray, logits_N: FloatArray) -> float:
-    """The shift of all logits that makes as many cases as there are."""
+    """The shift of all logits that predicts as many cases as there are."""
     wide = float(np.abs(logits_N).max() + np.log(len(labels_N)) + 1)
     return float(brentq(lambda a: expit(logits_N + a).sum() - labels_N.sum(), -wide, wide))
 
 
-def _slope_and_intercept(cases: Cases) -> dict[str, dict]:
-    labels_N, x_N = cases.labels_N, cases.logits_N
-    patients = cases.of_smaller_class()
+def _slope_and_intercept(sample: LabelSample) -> dict[str, dict]:
+    labels_N, x_N = sample.labels_N, sample.logits_N
     intercept = fit_intercept(labels_N, x_N)
     shifted_N = expit(x_N + intercept)
     columns = [labels_N - shifted_N, shifted_N * (1 - shifted_N)]
-    apart = x_N[labels_N == 1].min() >= x_N[labels_N == 0].max()
-    if not apart and x_N[labels_N == 1].max() > x_N[labels_N == 0].min():
-        offset, slope = fit_slope(labels_N, x_N)
-        fitted_N = expit(offset + slope * x_N)
+    positive, negative = x_N[labels_N == 1], x_N[labels_N == 0]
+    has_slope = positive.min() < negative.max() and positive.max() > negative.min()
+    if has_slope:
+        offset, slope_value = fit_slope(labels_N, x_N)
+        fitted_N = expit(offset + slope_value * x_N)
         residual_N, weight_N = labels_N - fitted_N, fitted_N * (1 - fitted_N)
         columns += [residual_N, residual_N * x_N, weight_N, weight_N * x_N, weight_N * x_N**2]
-    sums_RV = cases.sums(np.stack(columns, axis=1))
+    sums_RV = sample.sum_replicates(np.stack(columns, axis=1))
+    slope: dict = {"value": None, "low": None, "high": None, "reason": "the classes are apart"}
     with np.errstate(invalid="ignore", divide="ignore"):
         intercept_R = intercept + sums_RV[:, 0] / sums_RV[:, 1]
-        if len(columns) > 2:
+        if has_slope:
             g0, g1, h00, h01, h11 = sums_RV[:, 2:].T
-            slope_R = slope + (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
-    no_slope = {"value": None, "low": None, "high": None, "reason": "the classes are apart"}
-    return {
-        "slope": no_slope
-        if len(columns) == 2
-        else interval_or_none(slope, slope_R, "slope", patients),
-        "intercept": interval_or_none(intercept, intercept_R, "intercept", patients),
-    }
+            slope_R = slope_value + (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
+            slope = bootstrap_interval(slope_value, slope_R, "slope")
+    return {"slope": slope, "intercept": bootstrap_interval(intercept, intercept_R, "intercept")}
 
 
-def _error(gap_B: FloatArray, gap_RB: FloatArray) -> dict:
-    """ECE with the basic interval. Chance alone makes an ECE larger than it is, and a replicate's
-    larger once more, so percentiles would lie too high; reflected, the two take each other back.
-    The lower end is 0 where chance alone (gaps around their own mean) gives as much."""
+def _ece(gap_B: FloatArray, gap_RB: FloatArray) -> dict:
+    """ECE with the basic interval. Chance makes an ECE larger than it is, and a replicate's larger
+    once more, so percentiles would lie too high; the reflected ones correct this. The lower end is
+    0 where chance alone (gaps around their own mean) gives as much."""
     value, value_R = float(np.abs(gap_B).sum()), np.abs(gap_RB).sum(axis=1)
     chance = np.quantile(np.abs(gap_RB - gap_B).sum(axis=1), LEVEL)
-    low, high = np.quantile(value_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(value_R, TAILS)
     result = {"value": value, "low": max(0.0, 2 * value - float(high)) if value > chance else 0.0}
     result["high"] = max(value, 2 * value - float(low))
     return result | {"replicates": len(value_R), "method": "basic"}

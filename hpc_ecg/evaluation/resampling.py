@@ -3,12 +3,12 @@
 A replicate draws P patients with replacement, and takes all ECGs of each. It is never built: a
 record counts as often as its patient was drawn, so a metric on the resample is a weighted metric
 on the original records, which are sorted once. The weights are whole numbers, so counts are exact
-and the values are those of scikit-learn on the resample (a test holds this to 1e-12). Pairing is
-free: use the same `multiplicity_RP` for two models. A replicate without both classes has no AUROC:
-NaN. Cluster bootstrap: Field & Welsh 2007; Obuchowski 1997 for clustered ROC data.
+and the values are those of scikit-learn on the resample (a test holds this to 1e-12). The same
+`multiplicity_RP` for two models pairs them. A replicate without both classes has no AUROC: NaN.
+Cluster bootstrap: Field & Welsh 2007; Obuchowski 1997 for clustered ROC data.
 """
 
-# N records, P patients, R replicates, B replicates of one block, V columns, K groups of ties
+# N records, P patients, R replicates, B replicates of one block, V columns, K groups of tied scores
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,28 +48,28 @@ def draw_multiplicities(num_patients: int, replicates: int, seed: int) -> NDArra
 
 
 def draw_resamples(patients_N: NDArray, replicates: int, seed: int) -> Resamples:
-    """Number the patients and draw them; the same for every model that saw these records."""
+    """Number the patients and draw them: the same draws for every model of these records."""
     names_P, patient_N = np.unique(patients_N, return_inverse=True)
     multiplicity_RP = draw_multiplicities(len(names_P), replicates, seed)
     return Resamples(patient_N=patient_N, multiplicity_RP=multiplicity_RP)
 
 
-def ranked_replicates(
+def ranking_replicates(
     labels_N: FloatArray, scores_N: FloatArray, patient_N: NDArray, multiplicity_RP: NDArray
 ) -> dict[str, FloatArray]:
     """AUROC and AUPRC of every replicate; NaN where a replicate holds one class only."""
     order_N = np.lexsort((labels_N == 0, -scores_N))
     sorted_patient_N = patient_N[order_N].astype(np.int64)
-    tie_K3 = _ties_with_positives(scores_N[order_N], labels_N[order_N] == 1)
+    group_K3 = _tied_groups(scores_N[order_N], labels_N[order_N] == 1)
     value_2R = np.empty((2, len(multiplicity_RP)))
     for start in range(0, len(multiplicity_RP), BLOCK):
         block = slice(start, start + BLOCK)
         draws_PB = np.ascontiguousarray(multiplicity_RP[block].T)
-        value_2R[:, block] = _compiled()(sorted_patient_N, tie_K3, draws_PB)
+        value_2R[:, block] = _compiled()(sorted_patient_N, group_K3, draws_PB)
     return {"auroc": value_2R[0], "auprc": value_2R[1]}
 
 
-def mean_replicates(
+def sum_replicates(
     values_NV: FloatArray, patient_N: NDArray, multiplicity_RP: NDArray
 ) -> FloatArray:
     """[R, V]: the sum of each column over the records of every replicate. Means, shares, Brier
@@ -89,7 +89,7 @@ def regression_replicates(
     y_N, x_N = labels_N - labels_N.mean(), values_N - values_N.mean()
     error_N = values_N - labels_N
     terms = (np.ones_like(y_N), y_N, x_N, y_N**2, x_N**2, x_N * y_N, np.abs(error_N), error_N**2)
-    sums_RV = mean_replicates(np.stack(terms, axis=1), patient_N, multiplicity_RP)
+    sums_RV = sum_replicates(np.stack(terms, axis=1), patient_N, multiplicity_RP)
     n, y, x, yy, xx, xy, absolute, square = sums_RV.T
     with np.errstate(invalid="ignore", divide="ignore"):
         var_y, var_x, cov = yy - y**2 / n, xx - x**2 / n, xy - x * y / n
@@ -99,20 +99,20 @@ def regression_replicates(
     return {name: np.where(np.isfinite(v), v, np.nan) for name, v in values.items()}
 
 
-def _ties_with_positives(scores_N: FloatArray, positive_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _tied_groups(scores_N: FloatArray, positive_N: NDArray[np.bool_]) -> NDArray[np.int64]:
     """[K, 3]: start, end of the positives and end of each group of equal scores that has any, in
     records sorted by falling score, positives first. Records between are negatives; the last row
     is the end of all."""
     start_K = np.flatnonzero(np.diff(scores_N, prepend=np.nan) != 0)
     counts_K = np.add.reduceat(positive_N.astype(np.int64), start_K)
     end_K = np.append(start_K[1:], len(scores_N))
-    tie_K3 = np.stack([start_K, start_K + counts_K, end_K], axis=1)[counts_K > 0]
-    return np.concatenate([tie_K3, np.full((1, 3), len(scores_N))])
+    group_K3 = np.stack([start_K, start_K + counts_K, end_K], axis=1)[counts_K > 0]
+    return np.concatenate([group_K3, np.full((1, 3), len(scores_N))])
 
 
 @cache
 def _compiled() -> Callable[[NDArray, NDArray, NDArray], tuple[FloatArray, FloatArray]]:
-    """`_rank_block` compiled; without numba's cache where it has no place, or a full disk."""
+    """`_rank_block` compiled; without numba's cache where the disk is read-only or full."""
     import numba
 
     types = (numba.int64[::1], numba.int64[:, ::1], numba.uint8[:, ::1])
@@ -123,17 +123,17 @@ def _compiled() -> Callable[[NDArray, NDArray, NDArray], tuple[FloatArray, Float
 
 
 def _rank_block(
-    patient_N: NDArray, tie_K3: NDArray, draws_PB: NDArray
+    patient_N: NDArray, group_K3: NDArray, draws_PB: NDArray
 ) -> tuple[FloatArray, FloatArray]:
     """AUROC and AUPRC of B replicates in one walk down the scores. B runs innermost, so that one
-    record's counts lie side by side and the additions are vector instructions."""
+    record's counts lie side by side and the additions become vector instructions."""
     num = draws_PB.shape[1]
     hits_B, false_B = np.zeros(num, np.int64), np.zeros(num, np.int64)
     positives_B, negatives_B = np.zeros(num, np.int64), np.zeros(num, np.int64)
     lost_B, precision_B = np.zeros(num, np.int64), np.zeros(num)
     start = 0
-    for k in range(len(tie_K3)):
-        first, middle, end = tie_K3[k]
+    for k in range(len(group_K3)):
+        first, middle, end = group_K3[k]
         positives_B[:] = 0
         negatives_B[:] = 0
         for n in range(start, first):
@@ -149,7 +149,7 @@ def _rank_block(
             for b in range(num):
                 negatives_B[b] += row_B[b]
         for b in range(num):
-            # twice the pairs that positives lose, so that a tie (half a pair) stays whole
+            # twice the pairs that positives lose: whole numbers, as a tie loses half a pair
             lost_B[b] += positives_B[b] * (2 * false_B[b] + negatives_B[b])
             hits_B[b] += positives_B[b]
             false_B[b] += negatives_B[b]

@@ -1,9 +1,9 @@
 """A predictions table in, `evaluation.json` out: values, intervals, counts, operating points.
 
-Per label: counts, AUROC, AUPRC, Brier score and log loss, what happens at the thresholds that were
-fitted on validation, calibration, decision curve, subgroups, and one ECG per patient. With several
-labels also their mean (macro) and all of them pooled (micro). For regression: MAE, RMSE, R²,
-Pearson's r. All intervals come from the same draws of patients.
+Per label: counts, AUROC, AUPRC, Brier score and log loss, rates at the thresholds that were fitted
+on validation, calibration, decision curve, subgroups, and one ECG per patient. Several labels also
+get their mean (macro) and all of them pooled (micro). Regression: MAE, RMSE, R², Pearson's r. All
+intervals come from the same draws of patients.
 """
 
 # N records, P patients, K labels, R replicates
@@ -16,34 +16,42 @@ from dataclasses import replace
 import numpy as np
 
 from hpc_ecg.evaluation.averages import averages_at_thresholds, macro, micro
-from hpc_ecg.evaluation.calibration import calibrated, fit_calibration, fit_isotonic
-from hpc_ecg.evaluation.cases import Cases, intervals_of
+from hpc_ecg.evaluation.calibration import apply_calibration, fit_calibration, fit_isotonic
 from hpc_ecg.evaluation.decision import decision_curve
-from hpc_ecg.evaluation.intervals import interval_of
+from hpc_ecg.evaluation.intervals import bootstrap_interval
+from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
 from hpc_ecg.evaluation.metrics import (
     FloatArray,
+    auprc,
+    auroc,
     brier,
     check_finite,
+    check_probabilities,
     check_regression,
+    check_scorable,
+    count_label,
+    has_label,
     log_loss,
-    present,
     regression_metrics,
-    score_label,
     why_not_scorable,
 )
 from hpc_ecg.evaluation.predictions import Predictions
-from hpc_ecg.evaluation.reliability import calibration_of
+from hpc_ecg.evaluation.reliability import assess_calibration
 from hpc_ecg.evaluation.resampling import (
     Resamples,
     draw_resamples,
-    ranked_replicates,
+    ranking_replicates,
     regression_replicates,
 )
-from hpc_ecg.evaluation.subgroups import one_ecg_per_patient, subgroups_of
-from hpc_ecg.evaluation.thresholds import TARGETS, apply_operating_point, fit_thresholds, points_of
+from hpc_ecg.evaluation.subgroups import one_ecg_per_patient, score_subgroups
+from hpc_ecg.evaluation.thresholds import (
+    TARGETS,
+    apply_operating_point,
+    fit_thresholds,
+    points_by_method,
+)
 
-MOST_THREADS = 4  # labels side by side, each with some 300 MB for 130,000 records
-REGRESSION = ("mae", "rmse", "r2", "pearson")
+MAX_THREADS = 4  # labels side by side, each with some 300 MB for 130,000 records
 
 
 def evaluate_predictions(
@@ -54,8 +62,8 @@ def evaluate_predictions(
     seed: int = 0,
     calibrators: dict | None = None,
 ) -> dict:
-    """`operating_points` and `calibrators` are what `fit_operating_points` and `fit_calibrators`
-    gave on validation.
+    """All numbers of a test set, with intervals. `operating_points` and `calibrators` are what
+    `fit_operating_points` and `fit_calibrators` gave on validation.
 
     Raises `ValueError` for NaN or constant predictions, and for a single label of one class. Among
     several labels, one of one class is listed under `not_scored`, and the averages leave it out.
@@ -63,41 +71,29 @@ def evaluate_predictions(
     resamples = draw_resamples(predictions.patient_N, replicates, seed)
     not_scored = labels_not_scored(predictions, task)
     scored = {name: k for k, name in enumerate(predictions.labels) if name not in not_scored}
-    result = {"task": task, "n": len(predictions), "n_patients": resamples.num_patients}
-    result |= {"interval": "95 %, patients resampled", "replicates": replicates, "seed": seed}
-    values = {name: point_values(predictions, k, task) for name, k in scored.items()}
     if task == "regression":
-        values_R = {
-            name: replicates_of(predictions, k, task, resamples) for name, k in scored.items()
-        }
-        labels = {name: _regression(values[name], values_R[name]) for name in scored}
-        more = {"macro": macro(labels, values_R)} if len(predictions.labels) > 1 else {}
-        return result | {"labels": labels, "not_scored": not_scored} | more
-    cases = {name: Cases.of(predictions, k, resamples) for name, k in scored.items()}
-    points = {name: points_of(operating_points, name, predictions.labels) for name in scored}
-    fits = calibrators or {}
-    with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
-        drawn = pool.map(Cases.replicates, cases.values())
-        values_R = dict(zip(cases, drawn, strict=True))
-        results = pool.map(
-            lambda name: _classification(
-                values[name], values_R[name], cases[name], points[name], fits.get(name, {})
-            ),
-            cases,
+        labels, averages = _evaluate_regression(predictions, scored, resamples)
+    else:
+        labels, averages = _evaluate_classification(
+            predictions, scored, resamples, operating_points, calibrators or {}
         )
-        labels = dict(zip(cases, results, strict=True))
-    result |= {"labels": labels, "not_scored": not_scored}
-    if len(predictions.labels) > 1:
-        at = averages_at_thresholds(cases, points)
-        result["macro"] = macro(labels, values_R) | {"at_threshold": at["macro"]}
-        result["micro"] = micro(cases) | {"at_threshold": at["micro"]}
-    return result
+    return {
+        "task": task,
+        "n": len(predictions),
+        "n_patients": resamples.num_patients,
+        "interval": "95 %, patients resampled",
+        "replicates": replicates,
+        "seed": seed,
+        "labels": labels,
+        "not_scored": not_scored,
+    } | averages
 
 
 def fit_operating_points(
     predictions: Predictions, targets: tuple[tuple[str, float], ...] = TARGETS
 ) -> dict[str, dict]:
-    """By label and method, from *validation* predictions; labels of one class have none."""
+    """Thresholds by label and method, from *validation* predictions; labels of one class have
+    none."""
     skip = labels_not_scored(predictions, "classification")
     if predictions.probability_NK is None:
         raise ValueError("operating points need probabilities; a regression has none")
@@ -110,7 +106,8 @@ def fit_operating_points(
 
 
 def fit_calibrators(predictions: Predictions) -> dict[str, dict[str, dict]]:
-    """By label and kind, from *validation* predictions; what cannot be fitted is left out."""
+    """Calibrations by label and kind, from *validation* predictions; what cannot be fitted is left
+    out."""
     skip = labels_not_scored(predictions, "classification")
     fits: dict[str, dict[str, dict]] = {}
     for k, name in enumerate(predictions.labels):
@@ -119,20 +116,18 @@ def fit_calibrators(predictions: Predictions) -> dict[str, dict[str, dict]]:
         label_N, logit_N = predictions.label_NK[:, k], predictions.logit_NK[:, k]
         fits[name] = {"isotonic": fit_isotonic(label_N, logit_N, name)}
         for kind in ("temperature", "platt"):
-            with suppress(ValueError):  # it ranks the wrong way round, which the AUROC tells
+            with suppress(ValueError):  # logits that rank the wrong way round: the AUROC shows it
                 fits[name][kind] = fit_calibration(label_N, logit_N, kind, name)
     return fits
 
 
 def labels_not_scored(predictions: Predictions, task: str) -> dict[str, str]:
-    """The labels without both classes, with the reason. Raises when none is left to be scored."""
+    """The labels without both classes, with the reason. ValueError: no label can be scored."""
     if task == "regression":
         return {}
     reasons = {}
-    for k, name in enumerate(predictions.labels):
-        label_N = predictions.label_NK[:, k]
-        reason = why_not_scorable(label_N[present(label_N)])
-        if reason is not None:
+    for name, label_N in zip(predictions.labels, predictions.label_NK.T, strict=True):
+        if reason := why_not_scorable(label_N[has_label(label_N)]):
             reasons[name] = reason
     if len(reasons) == len(predictions.labels):
         name, reason = next(iter(reasons.items()))
@@ -140,64 +135,105 @@ def labels_not_scored(predictions: Predictions, task: str) -> dict[str, str]:
     return reasons
 
 
-def replicates_of(
+def metric_replicates(
     predictions: Predictions, k: int, task: str, resamples: Resamples
 ) -> dict[str, FloatArray]:
-    """All bootstrap values of label k, by metric; the patients are those of the whole table."""
-    check_finite(predictions.logit_NK[:, k], predictions.labels[k])
-    keep_N = present(predictions.label_NK[:, k])
-    compute = regression_replicates if task == "regression" else ranked_replicates
+    """Replicates of label k by metric; the patients are those of the whole table."""
+    keep_N = has_label(predictions.label_NK[:, k])
+    compute = regression_replicates if task == "regression" else ranking_replicates
     label_N, logit_N = predictions.label_NK[keep_N, k], predictions.logit_NK[keep_N, k]
     return compute(label_N, logit_N, resamples.patient_N[keep_N], resamples.multiplicity_RP)
 
 
 def point_values(predictions: Predictions, k: int, task: str) -> dict:
-    """Counts and point values of label k, without intervals."""
+    """Counts and point values of label k, without intervals. Records are ranked by logit, as
+    float32 probabilities tie near 1. ValueError: labels or predictions that cannot be scored."""
     name = predictions.labels[k]
-    label_N, logit_N = predictions.label_NK[:, k], predictions.logit_NK[:, k]
-    if task != "regression":
-        probability_NK = predictions.probability_NK
-        probability_N = None if probability_NK is None else probability_NK[:, k]
-        return score_label(label_N, logit_N, predictions.patient_N, probability_N, name=name)
-    check_finite(logit_N, name)
-    keep_N = present(label_N)
-    check_regression(label_N[keep_N], logit_N[keep_N], name)
-    counts = {"n": int(keep_N.sum()), "n_missing": int((~keep_N).sum())}
-    counts["n_patients"] = len(np.unique(predictions.patient_N[keep_N]))
-    return counts | regression_metrics(label_N[keep_N], logit_N[keep_N])
+    check_finite(predictions.logit_NK[:, k], name)
+    counts = count_label(predictions.label_NK[:, k], predictions.patient_N)
+    keep_N = has_label(predictions.label_NK[:, k])
+    label_N, logit_N = predictions.label_NK[keep_N, k], predictions.logit_NK[keep_N, k]
+    if task == "regression":
+        check_regression(label_N, logit_N, name)
+        counts = {key: counts[key] for key in ("n", "n_missing", "n_patients")}
+        return counts | regression_metrics(label_N, logit_N)
+    check_scorable(label_N, logit_N, name)
+    values = counts | {"auroc": auroc(label_N, logit_N), "auprc": auprc(label_N, logit_N)}
+    if predictions.probability_NK is not None:
+        probability_N = predictions.probability_NK[keep_N, k].astype(np.float64)
+        check_probabilities(probability_N, name)
+        values["brier"] = brier(label_N, probability_N)
+        values["log_loss"] = log_loss(label_N, probability_N)
+    return values
 
 
-def _regression(values: dict, values_R: dict[str, FloatArray]) -> dict:
-    intervals = {m: interval_of(values[m], values_R[m], metric=m) for m in REGRESSION}
-    return values | intervals
+def _evaluate_regression(
+    predictions: Predictions, scored: dict[str, int], resamples: Resamples
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    labels, values_R = {}, {}
+    for name, k in scored.items():
+        values = point_values(predictions, k, "regression")
+        values_R[name] = metric_replicates(predictions, k, "regression", resamples)
+        labels[name] = values | {
+            metric: bootstrap_interval(values[metric], value_R, metric)
+            for metric, value_R in values_R[name].items()
+        }
+    return labels, {"macro": macro(labels, values_R)} if len(predictions.labels) > 1 else {}
 
 
-def _classification(
-    values: dict,
-    values_R: dict[str, FloatArray],
-    cases: Cases,
-    points: dict[str, dict],
-    fits: dict[str, dict],
-) -> dict:
-    result = values | intervals_of(values, values_R, cases)
+def _evaluate_classification(
+    predictions: Predictions,
+    scored: dict[str, int],
+    resamples: Resamples,
+    operating_points: dict | None,
+    calibrators: dict,
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    values = {name: point_values(predictions, k, "classification") for name, k in scored.items()}
+    samples = {
+        name: LabelSample.from_predictions(predictions, k, resamples) for name, k in scored.items()
+    }
+    points = {name: points_by_method(operating_points, name, predictions.labels) for name in scored}
+
+    def score(name: str) -> tuple[dict, dict[str, FloatArray]]:
+        return _score_sample(samples[name], values[name], points[name], calibrators.get(name, {}))
+
+    with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
+        results = dict(zip(scored, pool.map(score, scored), strict=True))
+    labels = {name: label for name, (label, _) in results.items()}
+    if len(predictions.labels) == 1:
+        return labels, {}
+    at = averages_at_thresholds(samples, points)
+    means = macro(labels, {name: values_R for name, (_, values_R) in results.items()})
+    return labels, {
+        "macro": means | {"at_threshold": at["macro"]},
+        "micro": micro(samples) | {"at_threshold": at["micro"]},
+    }
+
+
+def _score_sample(
+    sample: LabelSample, values: dict, points: dict[str, dict], fits: dict[str, dict]
+) -> tuple[dict, dict[str, FloatArray]]:
+    """A label's part of `evaluation.json`, and the replicates of its metrics."""
+    values_R = sample.replicates()
+    result = values | metric_intervals(values, values_R, sample)
     if points:
         result["at_threshold"] = {
-            method: apply_operating_point(cases, point) for method, point in points.items()
+            method: apply_operating_point(sample, point) for method, point in points.items()
         }
-    result["calibration"] = calibration_of(cases)
+    result["calibration"] = assess_calibration(sample)
     if fits:
-        result["recalibrated"] = {kind: _recalibrated(cases, fit) for kind, fit in fits.items()}
-    result["decision_curve"] = decision_curve(cases)
-    result["subgroups"] = subgroups_of(cases)
-    result["one_ecg_per_patient"] = one_ecg_per_patient(cases)
-    return result
+        result["recalibrated"] = {kind: _recalibrated(sample, fit) for kind, fit in fits.items()}
+    result["decision_curve"] = decision_curve(sample)
+    result["subgroups"] = score_subgroups(sample)
+    result["one_ecg_per_patient"] = one_ecg_per_patient(sample)
+    return result, values_R
 
 
-def _recalibrated(cases: Cases, fit: dict) -> dict:
-    """What this fit would make of Brier score, log loss and ECE."""
-    new = replace(cases, probabilities_N=calibrated(cases.logits_N, fit))
+def _recalibrated(sample: LabelSample, fit: dict) -> dict:
+    """Brier score, log loss and ECE that this fit would give."""
+    new = replace(sample, probabilities_N=apply_calibration(sample.logits_N, fit))
     y_N, p_N = new.labels_N, new.probabilities_N
     values = {"brier": brier(y_N, p_N), "log_loss": log_loss(y_N, p_N)}
-    calibration = calibration_of(new)
+    calibration = assess_calibration(new)
     curve = {part: calibration[part] for part in ("ece", "curve")}
-    return intervals_of(values, new.losses(), new) | curve | {"fit": fit}
+    return metric_intervals(values, new.loss_replicates(), new) | curve | {"fit": fit}

@@ -10,8 +10,9 @@ fitted on validation is refused: a threshold chosen on the test set flatters.
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from hpc_ecg.evaluation.cases import Cases, interval_or_none
-from hpc_ecg.evaluation.metrics import FloatArray, check_probabilities, check_scorable, present
+from hpc_ecg.evaluation.intervals import bootstrap_interval
+from hpc_ecg.evaluation.label_sample import LabelSample
+from hpc_ecg.evaluation.metrics import FloatArray, check_probabilities, check_scorable, has_label
 
 YOUDEN = "youden"
 TARGETS = (("sensitivity", 0.9), ("specificity", 0.9))
@@ -24,18 +25,19 @@ def fit_thresholds(
     name: str = "label",
     targets: tuple[tuple[str, float], ...] = TARGETS,
 ) -> dict[str, dict]:
-    """By method, on validation data; a record is positive at `probability >= threshold`.
+    """Operating points by method, on validation data; a record is positive at `probability >=
+    threshold`.
 
     `youden` has the highest sensitivity + specificity (Youden's J); `sensitivity_90` the highest
     specificity of those with sensitivity >= 0.90, `specificity_90` the other way round (left out
     where only a threshold above all records would reach it). Missing labels (NaN) are left out.
     """
-    keep_N = present(labels_N)
+    keep_N = has_label(labels_N)
     labels, probabilities = labels_N[keep_N], probabilities_N[keep_N].astype(np.float64)
     check_scorable(labels, probabilities, name)
     check_probabilities(probabilities, name)
     curve = roc_curve(labels, probabilities, drop_intermediate=False)
-    # the first point is "nobody is positive", at an infinite threshold
+    # the first point flags no record, at an infinite threshold
     false_rate, sensitivity, thresholds = (values[1:] for values in curve)
     specificity = 1 - false_rate
     chosen = {YOUDEN: int(np.argmax(sensitivity - false_rate))}
@@ -59,29 +61,31 @@ def fit_thresholds(
     }
 
 
-def points_of(points: dict | None, name: str, labels: list[str]) -> dict[str, dict]:
-    """A label's points by method. Accepted as well: one point per label, as older runs wrote it,
-    and a bare point where there is one label."""
+def points_by_method(points: dict | None, name: str, labels: list[str]) -> dict[str, dict]:
+    """A label's points by method. Also accepted: one point per label, as older runs wrote it, and a
+    bare point where there is one label. ValueError: a point that was not fitted on validation."""
     if points is None:
         return {}
-    own = points if "threshold" in points and len(labels) == 1 else points.get(name, {})
-    own = {own.get("method", YOUDEN): own} if "threshold" in own else own
-    for point in own.values():
-        check_operating_point(point, name)
-    return own
+    by_method = points if "threshold" in points and len(labels) == 1 else points.get(name, {})
+    if "threshold" in by_method:
+        by_method = {by_method.get("method", YOUDEN): by_method}
+    for point in by_method.values():
+        _check_operating_point(point, name)
+    return by_method
 
 
-def count_flagged(cases: Cases, threshold: float) -> tuple[FloatArray, FloatArray]:
-    """The four counts at a threshold, and in every replicate [R, 4]."""
-    positive_N, flagged_N = cases.labels_N == 1, cases.probabilities_N >= threshold
+def confusion_counts(sample: LabelSample, threshold: float) -> tuple[FloatArray, FloatArray]:
+    """The four counts at a threshold, and those in every replicate [R, 4]."""
+    positive_N, flagged_N = sample.labels_N == 1, sample.probabilities_N >= threshold
     flagged = positive_N & flagged_N, ~positive_N & flagged_N
     passed = positive_N & ~flagged_N, ~positive_N & ~flagged_N
     cell_N4 = np.stack([*flagged, *passed], axis=1).astype(np.float64)
-    return cell_N4.sum(axis=0), cases.sums(cell_N4)
+    return cell_N4.sum(axis=0), sample.sum_replicates(cell_N4)
 
 
 def rates(counts_X4: FloatArray) -> dict[str, FloatArray]:
-    """Shares from counts in the last axis; NaN for a share of nobody."""
+    """Sensitivity, specificity, PPV, NPV and F1 from counts in the last axis; NaN where the
+    denominator is 0."""
     tp, fp, fn, tn = np.moveaxis(counts_X4, -1, 0)
     with np.errstate(invalid="ignore"):
         return {
@@ -93,45 +97,38 @@ def rates(counts_X4: FloatArray) -> dict[str, FloatArray]:
         }
 
 
-def patients_behind(cases: Cases, threshold: float) -> dict[str, int]:
-    """Of the denominator of each share."""
-    positive_N, flagged_N = cases.labels_N == 1, cases.probabilities_N >= threshold
-    members = {"sensitivity": positive_N, "specificity": ~positive_N, "ppv": flagged_N}
-    members |= {"npv": ~flagged_N, "f1": positive_N | flagged_N}
-    return {rate: cases.patients(is_in_N) for rate, is_in_N in members.items()}
-
-
-def with_intervals(
+def rate_intervals(
     values: dict[str, FloatArray],
     values_R: dict[str, FloatArray],
     num_patients: dict[str, int] | None = None,
 ) -> dict[str, dict]:
-    """Each rate with its interval, and the number needed to screen: how many have to be looked at
-    for one true positive, 1 / PPV."""
+    """Each rate with its interval, and the number needed to screen (`nns`): how many flagged
+    records hold one true positive, 1 / PPV."""
     result = {
-        rate: interval_or_none(float(value), values_R[rate], rate, (num_patients or {}).get(rate))
+        rate: bootstrap_interval(float(value), values_R[rate], rate, (num_patients or {}).get(rate))
         for rate, value in values.items()
     }
     ppv = result["ppv"]
-    turned = {"value": ppv["value"], "low": ppv["high"], "high": ppv["low"]}
-    return result | {"nns": {end: 1 / share if share else None for end, share in turned.items()}}
+    inverse = {"value": ppv["value"], "low": ppv["high"], "high": ppv["low"]}
+    return result | {"nns": {end: 1 / rate if rate else None for end, rate in inverse.items()}}
 
 
-def apply_operating_point(cases: Cases, point: dict, name: str = "label") -> dict:
-    """What happens at a frozen threshold, with intervals, and the counts behind it. Raises
-    `ValueError` for a point that was not fitted on validation."""
-    check_operating_point(point, name)
-    counts_4, counts_R4 = count_flagged(cases, point["threshold"])
+def apply_operating_point(sample: LabelSample, point: dict) -> dict:
+    """Rates at a frozen threshold (from `points_by_method`), with intervals, and the counts behind
+    them."""
+    counts_4, counts_R4 = confusion_counts(sample, point["threshold"])
+    positive_N, flagged_N = sample.labels_N == 1, sample.probabilities_N >= point["threshold"]
+    denominators = {"sensitivity": positive_N, "specificity": ~positive_N, "ppv": flagged_N}
+    denominators |= {"npv": ~flagged_N, "f1": positive_N | flagged_N}
+    num_patients = {rate: sample.num_patients(is_in_N) for rate, is_in_N in denominators.items()}
     return (
-        {name: point.get(name) for name in ("threshold", "fitted_on", "method")}
-        | with_intervals(
-            rates(counts_4), rates(counts_R4), patients_behind(cases, point["threshold"])
-        )
+        {key: point.get(key) for key in ("threshold", "fitted_on", "method")}
+        | rate_intervals(rates(counts_4), rates(counts_R4), num_patients)
         | {"counts": dict(zip(COUNTS, map(int, counts_4), strict=True))}
     )
 
 
-def check_operating_point(point: dict, name: str) -> None:
+def _check_operating_point(point: dict, name: str) -> None:
     if "threshold" not in point:
         raise ValueError(
             f"{name}: operating point has no threshold, got {sorted(point)}; "

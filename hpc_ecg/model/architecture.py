@@ -1,8 +1,8 @@
 """The sizes of the model: what a user asks for, and what that resolves to.
 
-`ModelConfig` (the `model` section) may leave every size open; `Architecture` has none open. Between
-them stands the checkpoint: its sizes win, and an explicit wish for another size is an error.
-Names are those of the original's `cfg.model`, so that a size is called the same everywhere.
+`ModelConfig` (the `model` section) may leave every size open; `Architecture` has none open. Open
+sizes come from the checkpoint, and a size that contradicts it is an error. Names are those of the
+original's `cfg.model`, so that a size is called the same everywhere.
 """
 
 import ast
@@ -34,25 +34,25 @@ class Architecture:
 SIZE_NAMES = tuple(f.name for f in fields(Architecture))
 
 
-def resolve_architecture(config: ModelConfig, of_checkpoint: Architecture | None) -> Architecture:
-    """The sizes to build. ValueError: an explicit size that differs from the checkpoint's, or
-    sizes that do not divide."""
-    settings = architecture_to_settings(of_checkpoint or Architecture())
-    wishes = {name: getattr(config, name) for name in SIZE_NAMES}
-    settings |= {name: wish for name, wish in wishes.items() if wish is not None}
+def resolve_architecture(config: ModelConfig, checkpoint: Architecture | None) -> Architecture:
+    """The sizes to build, given those of the checkpoint. ValueError: an explicit size that differs
+    from the checkpoint's, or sizes that do not divide."""
+    settings = architecture_to_settings(checkpoint or Architecture())
+    requested = {name: getattr(config, name) for name in SIZE_NAMES}
+    settings |= {name: size for name, size in requested.items() if size is not None}
     architecture = architecture_from_settings(settings, "model.")
     for name in SIZE_NAMES:
-        if of_checkpoint and getattr(architecture, name) != getattr(of_checkpoint, name):
-            theirs = architecture_to_settings(of_checkpoint)[name]
+        if checkpoint and getattr(architecture, name) != getattr(checkpoint, name):
+            asked, theirs = requested[name], architecture_to_settings(checkpoint)[name]
             raise ValueError(
-                f"model.{name}={wishes[name]}, but the weights of init.checkpoint have {theirs}; "
+                f"model.{name}={asked}, but the weights of init.checkpoint have {theirs}; "
                 f"leave model.{name} unset to take theirs"
             )
     return architecture
 
 
 def num_tokens(architecture: Architecture, num_samples: int) -> int:
-    """Tokens that the stem makes of so many samples; at least 0."""
+    """Number of tokens that the stem makes of `num_samples` samples; at least 0."""
     for _, kernel, stride in architecture.conv_feature_layers:
         num_samples = max((num_samples - kernel) // stride + 1, 0)
     return num_samples
@@ -67,8 +67,8 @@ def architecture_to_settings(architecture: Architecture) -> dict[str, int | str]
 def architecture_from_settings(settings: Mapping[str, object], where: str) -> Architecture:
     """An Architecture from values under the original's names (`cfg.model`, our metadata).
 
-    `where` is the prefix for error messages (`model.` or `base_ssl.pt: cfg.model.`).
-    """
+    `where` is the prefix for error messages (`model.` or `base_ssl.pt: cfg.model.`). ValueError: a
+    size that is missing, out of range, or does not divide the width."""
     missing = [name for name in SIZE_NAMES if name not in settings]
     if missing:
         raise ValueError(f"{where}{missing[0]} is missing; every size must be stated")
@@ -98,8 +98,8 @@ def format_conv_layers(layers: ConvLayers) -> str:
 
 
 def parse_conv_layers(text: object, name: str) -> ConvLayers:
-    """(channels, kernel, stride) per layer from a Python list expression. Nothing is evaluated:
-    lists of three integers, `*` and `+` are read from the syntax tree, and the length is bounded.
+    """Read (channels, kernel, stride) per layer from a Python list expression, without evaluating
+    it: lists of three integers, `*` and `+` come from the syntax tree, and the length is bounded.
     """
     try:
         if not isinstance(text, str) or len(text) > 40 * LONGEST_STEM:
@@ -141,6 +141,6 @@ def _layer_of(node: ast.expr) -> tuple[int, int, int]:
 
 
 def show_value(value: object) -> str:
-    """A value from a file may be anything: show short plain ones, else the type."""
+    """A value from a file, which may be anything, as text: plain ones cut short, else the type."""
     plain = value is None or isinstance(value, int | float | str)
     return repr(value)[:80] if plain else f"a {type(value).__name__}"

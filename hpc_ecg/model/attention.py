@@ -1,7 +1,7 @@
 """Softmax attention: torch's fused kernels, a plain reference beside them, and the module.
 
-`attend` takes the same arguments for all kinds; tests/test_attention.py holds them against each
-other. The linears are named as in the checkpoints.
+`attend` takes the same arguments for all kinds; tests/test_attention.py compares them. The linears
+have the names of the checkpoints.
 """
 # B batch, T tokens (queries and keys alike), D width, H heads, E head width
 
@@ -19,7 +19,7 @@ FUSED = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "varlen": SDPBackend.FLASH_ATTENTION,  # where nothing is padded
+    "varlen": SDPBackend.FLASH_ATTENTION,  # for batches without padding
 }
 
 
@@ -30,16 +30,16 @@ def attend(
     mask_BT: Tensor | None,
     kind: str,
     dropout: RecordDropout,
-    words_BT: Tensor | None = None,
+    seeds_BT: Tensor | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(E)) v -> [B, H, T, E]. Keys where `mask_BT` is True are not attended to;
-    a row with every key masked is undefined. `dropout` acts on the attention weights; only the
-    plain kind can let it go by the words. RuntimeError if a kernel asked for cannot run."""
+    a row with every key masked is undefined. `dropout` acts on the attention weights; only `math`
+    draws it from the seeds. RuntimeError: the requested kernel cannot run."""
     p = dropout.p if dropout.training else 0.0
     if kind == "auto":
-        kind, _ = choose_kind(q_BHTE.device, q_BHTE.dtype, p > 0 and words_BT is not None)
+        kind, _ = choose_kind(q_BHTE.device, q_BHTE.dtype, p > 0 and seeds_BT is not None)
     if kind == "math":
-        return _attend_plainly(q_BHTE, k_BHTE, v_BHTE, mask_BT, dropout, words_BT)
+        return _attend_plainly(q_BHTE, k_BHTE, v_BHTE, mask_BT, dropout, seeds_BT)
     if kind == "varlen" and mask_BT is not None:
         return _attend_by_lengths(q_BHTE, k_BHTE, v_BHTE, mask_BT)
     keep_B11T = None if mask_BT is None else ~mask_BT[:, None, None, :]
@@ -52,9 +52,9 @@ def attend(
 def choose_kind(
     device: torch.device, dtype: torch.dtype, has_dropout_by_record: bool
 ) -> tuple[str, str]:
-    """What `auto` stands for, and why."""
+    """The kind that `auto` resolves to, and the reason."""
     if has_dropout_by_record:
-        return "math", "dropout of weights that is the record's own"
+        return "math", "attention dropout by record"
     if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
         return "math", "faster than a CPU's fused kernel in half precision"
     return "sdpa", "torch's own choice"
@@ -66,7 +66,7 @@ def _attend_plainly(
     v_BHTE: Tensor,
     mask_BT: Tensor | None,
     dropout: RecordDropout,
-    words_BT: Tensor | None,
+    seeds_BT: Tensor | None,
 ) -> Tensor:
     scores_BHTT = (q_BHTE @ k_BHTE.transpose(-2, -1)).float() / math.sqrt(q_BHTE.shape[-1])
     if mask_BT is not None:
@@ -74,14 +74,15 @@ def _attend_plainly(
     weights_BHTT = torch.softmax(scores_BHTT, dim=-1)
     if dropout.training and dropout.p > 0:
         weights_BTHT = weights_BHTT.transpose(1, 2)
-        dropped = dropout(weights_BTHT.flatten(2), words_BT).view(weights_BTHT.shape)
+        dropped = dropout(weights_BTHT.flatten(2), seeds_BT).view(weights_BTHT.shape)
         weights_BHTT = dropped.transpose(1, 2)
     return weights_BHTT.to(v_BHTE.dtype) @ v_BHTE
 
 
 def _attend_by_lengths(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask_BT: Tensor) -> Tensor:
-    """For padding at the end: the batch is one row of sequences, by turns the valid and the padded
-    tokens of a record, and each attends to itself. Nothing is moved or waited for."""
+    """Attention for padding at the end: the batch becomes one row of sequences, alternately the
+    valid and the padded tokens of a record, each attending to itself. No tokens are moved, and the
+    device is never waited for."""
     from torch.nn.attention.varlen import varlen_attn  # torch 2.10
 
     num_records, _, num_tokens, _ = q_BHTE.shape
@@ -95,8 +96,8 @@ def _attend_by_lengths(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask_BT: 
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with separate q, k, v and out projections; head h holds the
-    columns h*E to (h+1)*E. Drops attention weights only in training mode."""
+    """Multi-head self-attention with separate q, k, v and out projections, [B, T, D] -> [B, T, D];
+    head h holds the columns h*E to (h+1)*E. Attention weights are dropped in training mode only."""
 
     def __init__(self, width: int, num_heads: int, dropout: float, kind: str) -> None:
         super().__init__()
@@ -108,11 +109,11 @@ class SelfAttention(nn.Module):
         self.dropout = RecordDropout(dropout, stream=1)
 
     def forward(
-        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_BT: Tensor | None = None
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, seeds_BT: Tensor | None = None
     ) -> Tensor:
         q, k, v = (
             project(x_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out_BHTE = attend(q, k, v, mask_BT, self.kind, self.dropout, words_BT)
+        out_BHTE = attend(q, k, v, mask_BT, self.kind, self.dropout, seeds_BT)
         return self.out_proj(out_BHTE.transpose(1, 2).flatten(2))

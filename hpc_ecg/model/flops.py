@@ -1,7 +1,7 @@
-"""Operations that a record costs, and what a device can do at most: for the use of a device (MFU).
+"""Operations per record and peak operations of devices, for model FLOPs utilization (MFU).
 
-A multiply and an add are two operations; only matrix products and convolutions are counted, of a
-model with one label. With T tokens, width D, inner width I, g groups and kernel k:
+A multiply and an add are two operations; only matrix products and convolutions count, for a model
+with one label. With T tokens, width D, inner width I, g groups and kernel k:
 
   conv layer         2 x channels out x channels in x kernel x its number of outputs
   projection         2 T x channels x D
@@ -17,7 +17,7 @@ from hpc_ecg.model.architecture import Architecture, num_tokens
 
 # TFLOP/s of half-precision matrix products (dense, accumulated in fp32) and of fp32 without TF32,
 # from the data sheets of NVIDIA (Turing, Ampere and Ada cards: their architecture whitepapers) and
-# AMD (whose fp32 is that of matrix products). The first name that fits counts.
+# AMD (whose fp32 is that of matrix products). The first name that matches counts.
 PEAKS = {
     "GB200": (2500, 80),
     "B200": (2250, 75),
@@ -45,25 +45,25 @@ PEAKS = {
     "MI325X": (1307.4, 163.4),
     "MI300X": (1307.4, 163.4),
     "MI300A": (980.6, 122.6),
-    "MI250X": (191.5, 47.9),  # of one of its two dies: that is what torch calls a device
+    "MI250X": (191.5, 47.9),  # one of its two dies, which is what torch calls a device
     "MI210": (181, 45.3),
 }
 WITHOUT_BF16 = ("T4", "V100S", "V100-PCIE", "V100")
 
 
 def forward_flops(architecture: Architecture, num_samples: int) -> int:
-    """Operations of one record of so many samples through the model."""
+    """Operations of one forward pass for a record of `num_samples` samples."""
     return sum(flops for _, flops, _ in _products(architecture, num_samples))
 
 
 def training_flops(
     architecture: Architecture, num_samples: int, freeze: str = "none", freeze_layers: int = 0
 ) -> int:
-    """The same with the backward pass, for a model frozen by `ECGClassifier.freeze`.
+    """Operations of the forward and backward pass, for a model frozen by `ECGClassifier.freeze`.
 
     The gradient with respect to weights costs as much as the forward pass again, and so does that
-    with respect to inputs. What lies below the lowest trained part needs neither; the products that
-    this part does first need no gradient of their input. What activation checkpointing computes
+    with respect to inputs. Parts below the lowest trained one need neither; the first products of
+    the lowest trained part need no gradient of their input. What activation checkpointing computes
     twice is counted once."""
     lowest = {"none": 0, "stem": 1, "backbone": architecture.encoder_layers + 2}[freeze]
     if freeze_layers:
@@ -77,7 +77,7 @@ def training_flops(
 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Operations per second by the data sheet, for fp32, bf16 or fp16; None for a device that is
-    not in the table, that has no such arithmetic, or for a part of one (MIG)."""
+    not in the table, lacks the precision, or is a part of one (MIG)."""
     if "MIG" in device_name:
         return None
     for name, (half, single) in PEAKS.items():
@@ -89,9 +89,9 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def _products(architecture: Architecture, num_samples: int) -> list[tuple[int, int, bool]]:
-    """(part, operations, does it take the part's input as it is?), from below: part 0 the stem, 1
-    what lies before the encoder layers, then the layers, then the head. Part 1 begins with a norm
-    that trains."""
+    """(part, operations, whether the product takes the part's input unchanged), bottom up: part 0
+    is the stem, part 1 lies before the encoder layers, then the layers, then the head. Part 1
+    begins with a norm that trains."""
     tokens, width = num_tokens(architecture, num_samples), architecture.encoder_embed_dim
     products: list[tuple[int, int, bool]] = []
     channels_in, length = architecture.in_d, num_samples

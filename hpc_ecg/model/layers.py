@@ -1,8 +1,8 @@
 """The parts of the backbone: conv stem, positional convolution, encoder.
 
-Modules nest as in the original, so that parameter names agree with its checkpoints. GELU takes the
-input's own dtype: torch computes it in fp32 inside and rounds once, which is what the original's
-cast to fp32 and back gives (tested), without keeping fp32 activations.
+Modules nest as in the original, so that parameter names agree with its checkpoints. GELU keeps the
+input's dtype: torch computes it in fp32 inside and rounds once, which is what the original's cast
+to fp32 and back gives (tested), without keeping fp32 activations.
 """
 # B batch, C leads or channels, S samples, T tokens, D width
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.attention import SelfAttention
-from hpc_ecg.model.dropout import RecordDropout, layer_words
+from hpc_ecg.model.dropout import RecordDropout, layer_seeds
 from hpc_ecg.model.settings import ModelConfig
 
 
@@ -57,9 +57,8 @@ class ChannelNorm(nn.GroupNorm):
 class PositionalConv(nn.Module):
     """Weight-normed grouped convolution over tokens, [B, T, D] -> [B, T, D], before GELU.
 
-    weight = g * v / ||v||, one norm per kernel tap; output t sees inputs t - k/2 to t + k/2 - 1
-    (the one that an even kernel has too many is dropped at the end).
-    """
+    weight = g * v / ||v||, one norm per kernel tap; output t sees inputs t - k/2 to t + k/2 - 1 (an
+    even kernel gives one output too many: the last is dropped)."""
 
     def __init__(self, width: int, kernel: int, groups: int) -> None:
         super().__init__()
@@ -97,12 +96,12 @@ class EncoderLayer(nn.Module):
         self.dropout = RecordDropout(config.dropout, stream=4)
 
     def forward(
-        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_BT: Tensor | None = None
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, seeds_BT: Tensor | None = None
     ) -> Tensor:
-        attended_BTD = self.attended_dropout(self.self_attn(x_BTD, mask_BT, words_BT), words_BT)
+        attended_BTD = self.attended_dropout(self.self_attn(x_BTD, mask_BT, seeds_BT), seeds_BT)
         x_BTD = self.self_attn_layer_norm(x_BTD + attended_BTD)
-        inner = self.activation_dropout(F.gelu(self.fc1(x_BTD)), words_BT)
-        return self.final_layer_norm(x_BTD + self.dropout(self.fc2(inner), words_BT))
+        inner = self.activation_dropout(F.gelu(self.fc1(x_BTD)), seeds_BT)
+        return self.final_layer_norm(x_BTD + self.dropout(self.fc2(inner), seeds_BT))
 
 
 class Encoder(nn.Module):
@@ -120,16 +119,16 @@ class Encoder(nn.Module):
         self.checkpoint_layers = False
 
     def forward(
-        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_BT: Tensor | None = None
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, seeds_BT: Tensor | None = None
     ) -> Tensor:
         if mask_BT is not None:
             x_BTD = x_BTD.masked_fill(mask_BT[..., None], 0.0)
-        x_BTD = self.dropout(self.layer_norm(x_BTD), words_BT)
-        words_LBT = None if words_BT is None else layer_words(words_BT, len(self.layers))
+        x_BTD = self.dropout(self.layer_norm(x_BTD), seeds_BT)
+        seeds_LBT = None if seeds_BT is None else layer_seeds(seeds_BT, len(self.layers))
         for number, layer in enumerate(self.layers):
-            words_BT = None if words_LBT is None else words_LBT[number]
+            seeds_BT = None if seeds_LBT is None else seeds_LBT[number]
             if self.checkpoint_layers and layer.training:
-                x_BTD = checkpoint(layer, x_BTD, mask_BT, words_BT, use_reentrant=False)
+                x_BTD = checkpoint(layer, x_BTD, mask_BT, seeds_BT, use_reentrant=False)
             else:
-                x_BTD = layer(x_BTD, mask_BT, words_BT)
+                x_BTD = layer(x_BTD, mask_BT, seeds_BT)
         return x_BTD

@@ -3,7 +3,7 @@
 They are apart because a global batch is spread over ranks and micro-batches: each adds its
 `loss_sum`, and all are divided by the `normalizer` of the whole batch. A missing label is NaN in
 the targets; it gives no loss and no gradient. Names, formulas and values are those of the criteria
-of fairseq-signals (DeepECG's fork), held against its own arrays in tests/test_losses.py.
+of fairseq-signals (DeepECG's fork); tests/test_losses.py compares with arrays computed by it.
 """
 # B batch, K labels
 
@@ -36,9 +36,9 @@ def loss_sum(logits_BK: Tensor, targets_BK: Tensor, config: LossConfig) -> Tenso
 
 
 def normalizer(targets_BK: Tensor, config: LossConfig) -> float:
-    """What the sum over the *global* batch is divided by: its labels present (for mlsml: over K)
-    or, with `positives`, its positive labels; at least 1. Give it the targets of all ranks
-    together: the at-least-1 makes the values of single ranks impossible to add."""
+    """What the sum over the *global* batch is divided by: the number of labels present (for mlsml:
+    over K) or, with `positives`, of positive labels; at least 1. Give it the targets of all ranks
+    together: as each value is at least 1, those of single ranks do not add up."""
     present = int((~torch.isnan(targets_BK)).sum().item())
     if config.reduction == "positives" and config.name != "mse":
         return float(max(torch.nansum(targets_BK.double().trunc()).item(), 1))
@@ -55,7 +55,7 @@ def _bce(logits_BK: Tensor, targets_BK: Tensor, config: LossConfig) -> Tensor:
 
 
 def _asymmetric(logits_BK: Tensor, targets_BK: Tensor, config: LossConfig) -> Tensor:
-    """Ridnik et al. 2021, with the gradient through the focusing weight, as the original has it."""
+    """Ridnik et al. 2021; like the original, the gradient flows through the focusing weight."""
     p_BK = torch.sigmoid(logits_BK)
     q_BK = 1 - p_BK
     if config.clip > 0:
@@ -68,7 +68,7 @@ def _asymmetric(logits_BK: Tensor, targets_BK: Tensor, config: LossConfig) -> Te
 
 
 def _focal(logits_BK: Tensor, targets_BK: Tensor, config: LossConfig) -> Tensor:
-    """Lin et al. 2017, on probabilities: torch cuts their logarithm at -100."""
+    """Lin et al. 2017, on probabilities, whose logarithm torch cuts at -100."""
     p_BK = torch.sigmoid(logits_BK)
     bce_BK = F.binary_cross_entropy(p_BK, targets_BK, reduction="none")
     sure_BK = p_BK * targets_BK + (1 - p_BK) * (1 - targets_BK)

@@ -1,4 +1,4 @@
-"""Random weights: functions of a seed and the shapes, never of torch's global state."""
+"""Random weights: pure functions of a seed and the shapes, never of torch's global state."""
 
 import math
 
@@ -9,14 +9,14 @@ from hpc_ecg.model.layers import PositionalConv
 
 
 def randomize_head(head: nn.Linear, seed: int) -> None:
-    """The original's fresh head: xavier uniform weight, zero bias. Depends on seed and shape only,
-    never on the global state of torch nor on which checkpoint the backbone is from."""
+    """Fill a head as the original does: xavier uniform weight, zero bias. The same for every
+    checkpoint that the backbone may come from."""
     nn.init.xavier_uniform_(head.weight, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(head.bias)
 
 
 def randomize_backbone(backbone: nn.Module, seed: int) -> None:
-    """Random weights by the convention of wav2vec 2.0 (fairseq: `init_bert_params`, after BERT's
+    """Fill a backbone by the convention of wav2vec 2.0 (fairseq: `init_bert_params`, after BERT's
     normal(0, 0.02) for linears with zero bias; `ConvFeatureExtractionModel`: He normal;
     `make_conv_pos`: normal with std sqrt(4 / (kernel * width)); norms 1 and 0)."""
     generator = torch.Generator().manual_seed(seed + 2**32)  # not the stream of the head

@@ -13,24 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc_ecg.model.architecture import Architecture, resolve_architecture
-from hpc_ecg.model.dropout import RecordDropout, token_words
+from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.layers import ConvStem, Encoder, PositionalConv
 from hpc_ecg.model.randomize import randomize_backbone, randomize_head
 from hpc_ecg.model.settings import ModelConfig
-
-__all__ = [
-    "Architecture",
-    "ECGClassifier",
-    "ECGTransformer",
-    "ModelConfig",
-    "build_empty",
-    "build_model",
-    "build_on_meta",
-    "randomize_backbone",
-    "randomize_head",
-    "resolve_architecture",
-]
 
 FREEZABLE = ("none", "stem", "backbone")
 
@@ -44,7 +31,7 @@ class ECGTransformer(nn.Module):
         self.architecture, self.stem_gradient = architecture, config.stem_gradient
         self.encoder = Encoder(architecture, config)
         self.feature_extractor = ConvStem(architecture)
-        # The original has no projection where the widths agree already.
+        # Like the original, no projection where the widths agree already.
         self.post_extract_proj = nn.Linear(features, width) if features != width else nn.Identity()
         conv_pos = PositionalConv(width, architecture.conv_pos, architecture.conv_pos_groups)
         self.conv_pos = nn.ModuleDict({"pos_conv": nn.Sequential(conv_pos)})
@@ -52,16 +39,16 @@ class ECGTransformer(nn.Module):
         self.dropout_input = RecordDropout(config.dropout_input, stream=1)
 
     def extract(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Token features [B, T, D] of ECGs in mV [B, C, S], and the token mask [B, T] (True =
-        padded) made of a padding mask [B, S] or [B, C, S]; None without one."""
+        """Token features [B, T, D] of ECGs in mV [B, C, S]; and the token mask [B, T] (True =
+        padded) for a padding mask [B, S] or [B, C, S], or None without one."""
         x_BTD = self.embed(ecg_BCS)
-        words_BT = token_words(words_B, x_BTD.shape[1])
-        x_BTD = self.dropout_input(x_BTD, words_BT)
+        seeds_BT = token_seeds(seeds_B, x_BTD.shape[1])
+        x_BTD = self.dropout_input(x_BTD, seeds_BT)
         mask_BT = None if padding_mask is None else self.token_mask(padding_mask, x_BTD.shape[1])
         x_BTD = x_BTD + F.gelu(self.conv_pos["pos_conv"](x_BTD))
-        return self.encoder(x_BTD, mask_BT, words_BT), mask_BT
+        return self.encoder(x_BTD, mask_BT, seeds_BT), mask_BT
 
     forward = extract
 
@@ -73,11 +60,15 @@ class ECGTransformer(nn.Module):
         return self.post_extract_proj(self.layer_norm(x_BCT.transpose(1, 2)))
 
     def before_layers(self) -> list[nn.Module]:
-        """All that a record passes before the first encoder layer."""
-        inner = [self.encoder.layer_norm, self.encoder.dropout]
+        """The modules that a record passes before the first encoder layer."""
         return [
-            *(self.feature_extractor, self.layer_norm, self.post_extract_proj, self.dropout_input),
-            *(self.conv_pos, *inner),
+            self.feature_extractor,
+            self.layer_norm,
+            self.post_extract_proj,
+            self.dropout_input,
+            self.conv_pos,
+            self.encoder.layer_norm,
+            self.encoder.dropout,
         ]
 
     def token_mask(self, padding_mask: Tensor, num_tokens: int) -> Tensor:
@@ -117,32 +108,32 @@ class ECGClassifier(nn.Module):
         return self.backbone.architecture
 
     def forward(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> Tensor:
-        """Logits [B, K] of ECGs in mV [B, C, S]; padding_mask [B, S] or [B, C, S], True = padded
-        (an all-False mask costs time and changes nothing: give None); words_B int64, see dropout.
-        """
-        return self.classify(self.features(ecg_BCS, padding_mask, words_B))
+        """Logits [B, K] of ECGs in mV [B, C, S]. `padding_mask` is [B, S] or [B, C, S], True =
+        padded (give None for an all-False one, which only costs time); `seeds_B` is int64 and
+        decides dropout (see dropout.py)."""
+        return self.classify(self.features(ecg_BCS, padding_mask, seeds_B))
 
     def features(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, words_B: Tensor | None = None
+        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> Tensor:
-        """What the head sees: pooled tokens [B, D], in float32."""
-        x_BTD, mask_BT = self.backbone(ecg_BCS, padding_mask, words_B)
+        """The head's input: pooled tokens [B, D], in float32."""
+        x_BTD, mask_BT = self.backbone(ecg_BCS, padding_mask, seeds_B)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            return self.pool(x_BTD.float(), mask_BT, words_B)
+            return self.pool(x_BTD.float(), mask_BT, seeds_B)
 
     def classify(self, pooled_BD: Tensor) -> Tensor:
-        """Logits [B, K] in float32 whatever the autocast: in bf16 one ECG in a hundred would tie
+        """Logits [B, K], in float32 whatever the autocast: in bf16 one ECG in a hundred would tie
         with another."""
         with torch.autocast(pooled_BD.device.type, enabled=False):
             return F.linear(pooled_BD, self.head.weight.float(), self.head.bias.float())
 
     def pool(
-        self, x_BTD: Tensor, mask_BT: Tensor | None = None, words_B: Tensor | None = None
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, seeds_B: Tensor | None = None
     ) -> Tensor:
-        """Mean over the tokens that count -> [B, D] (what model.pooling says)."""
-        x_BTD = self.final_dropout(x_BTD, token_words(words_B, x_BTD.shape[1]))
+        """Mean over the tokens that count, as `model.pooling` defines them -> [B, D]."""
+        x_BTD = self.final_dropout(x_BTD, token_seeds(seeds_B, x_BTD.shape[1]))
         if mask_BT is not None:
             x_BTD = x_BTD.masked_fill(mask_BT[..., None], 0.0)
         if self.pooling == "nonzero":
@@ -153,10 +144,10 @@ class ECGClassifier(nn.Module):
 
     def freeze(self, part: str, num_layers: int = 0) -> None:
         """Freeze `none`, the conv `stem` or the whole `backbone`, and also the first `num_layers`
-        encoder layers with all that lies before them; everything else trains.
+        encoder layers with everything before them; the rest trains.
 
-        Frozen = no gradient, and eval mode from now on. Call it before the optimizer and any
-        distributed wrapper are made."""
+        Frozen parts have no gradient and stay in eval mode. Call this before building the optimizer
+        and any distributed wrapper. ValueError: no such part, or more layers than there are."""
         if part not in FREEZABLE:
             raise ValueError(f"a frozen part must be one of {', '.join(FREEZABLE)}, got {part!r}")
         layers = self.backbone.encoder.layers
@@ -164,12 +155,9 @@ class ECGClassifier(nn.Module):
             raise ValueError(
                 f"train.freeze_layers must be from 0 to {len(layers)}, got {num_layers}"
             )
-        parts: dict[str, list[nn.Module]] = {
-            "none": [],
-            "stem": [self.stem],
-            "backbone": [self.backbone],
-        }
-        self.frozen = parts[part]
+        self.frozen = []
+        if part != "none":
+            self.frozen = [self.stem if part == "stem" else self.backbone]
         if num_layers:
             self.frozen += [*self.backbone.before_layers(), *layers[:num_layers]]
         self.requires_grad_(True)
@@ -178,10 +166,10 @@ class ECGClassifier(nn.Module):
         self.train(self.training)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """torch.compile, in place, of one encoder layer, which all of them share: the whole model
-        would take as many times longer to compile as it has layers."""
-        # A kind of batch (whole or short, padded or not, trained or evaluated) is a recompilation;
-        # beyond torch's limit of 8 it would go on uncompiled.
+        """Compile one encoder layer in place, for all layers to share: the whole model would take
+        as many times longer to compile as it has layers."""
+        # Each kind of batch (whole or short, padded or not, train or eval) is a recompilation;
+        # beyond its limit of 8, torch would run uncompiled.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         for layer in self.backbone.encoder.layers:
             layer.compile(*args, **kwargs)
@@ -196,7 +184,7 @@ class ECGClassifier(nn.Module):
 def build_model(
     architecture: Architecture, num_labels: int, config: ModelConfig, seed: int = 0
 ) -> ECGClassifier:
-    """A model on the CPU with random weights that depend on `seed` alone."""
+    """Build a model on the CPU with random weights that depend on `seed` alone."""
     model = build_empty(architecture, num_labels, config)
     randomize_backbone(model.backbone, seed)
     randomize_head(model.head, seed)
@@ -206,7 +194,7 @@ def build_model(
 def build_on_meta(
     architecture: Architecture, num_labels: int, config: ModelConfig | None = None
 ) -> ECGClassifier:
-    """The same model without memory behind its parameters: names, shapes and counts."""
+    """Build a model without memory behind its parameters: names, shapes and counts."""
     with torch.device("meta"):
         return ECGClassifier(architecture, num_labels, config or ModelConfig())
 
@@ -214,7 +202,7 @@ def build_on_meta(
 def build_empty(
     architecture: Architecture, num_labels: int, config: ModelConfig | None = None
 ) -> ECGClassifier:
-    """The same model on the CPU, to be filled. (`to_empty` would import all of sympy first.)"""
+    """Build a model on the CPU with unset weights. (`to_empty` would import all of sympy.)"""
     model = build_on_meta(architecture, num_labels, config)
     memory = {name: torch.empty(tensor.shape) for name, tensor in model.state_dict().items()}
     model.load_state_dict(memory, assign=True)

@@ -15,13 +15,14 @@ from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
+from hpc_ecg.evaluation.metrics import METRIC_NAMES
 from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.evaluation.scores import (
     evaluate_predictions,
     fit_calibrators,
     fit_operating_points,
 )
-from hpc_ecg.evaluation.thresholds import points_of
+from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
@@ -197,7 +198,7 @@ def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, di
     if targets:
         more = fit_operating_points(valid, tuple(targets))
         points = {
-            name: of_label | points_of(points, name, valid.labels)
+            name: of_label | points_by_method(points, name, valid.labels)
             for name, of_label in more.items()
         }
     return points, fit_calibrators(valid)
@@ -205,7 +206,6 @@ def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, di
 
 def describe_evaluation(result: dict[str, Any]) -> str:
     """In one line for a terminal: the label, or the mean over several."""
-    names = {"auroc": "AUROC", "auprc": "AUPRC", "rmse": "RMSE", "r2": "R²"}
     if "macro" in result:
         values, mean = result["macro"], "macro "
         about = result | {"name": f"{len(result['labels'])} labels"}
@@ -215,8 +215,8 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     parts = [f"{about['name']}: {about['n']} ECGs of {about['n_patients']} patients"]
     if "n_positive" in about:
         parts.append(f"{about['n_positive']} positive")
-    for metric, name in names.items():
+    for metric in ("auroc", "auprc", "rmse", "r2"):
         if estimate := values.get(metric):
             between = f"{estimate['low']:.3f}–{estimate['high']:.3f}"
-            parts.append(f"{mean}{name} {estimate['value']:.3f} ({between})")
+            parts.append(f"{mean}{METRIC_NAMES[metric]} {estimate['value']:.3f} ({between})")
     return ", ".join(parts)

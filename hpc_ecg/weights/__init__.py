@@ -1,23 +1,19 @@
-"""Foreign checkpoints and ours: read safely, fit by name, initialize, export.
+"""Checkpoints, foreign and ours: read safely, match by name, initialize a model, convert.
 
-stored      tensors where they lie in a file that is mapped (no torch up to `reading`)
-zipped      the zip around a `.pt`: its directory, held against the file
-opcodes     the pickle inside a `.pt` split into opcodes, within bounds
-pickles     … and read as data
-archive     opens a `.pt` without running anything in it
-safetensors_file  metadata and tensors of a safetensors file
-mapping     the file's keys <-> our parameter names; every tensor is accounted for
-reading     a path -> OpenFile, also one that no run can start from -> Checkpoint
-heads       which rows of a file's head a run starts from
-initialize  the `init` section: a Checkpoint or nothing -> a model that is ready to train
-account     what became of every tensor, for init_report.json
-export      our safetensors, and the original's `.pt` layouts (original: what lies around tensors)
-inspection, diff  what files hold, and what differs between two
-convert     other formats (formats: written, what is lost), a fresh head, the mean of several runs
-onnx_export ONNX, held against torch
+reading           a path -> WeightsFile, or Checkpoint if a run can start from it, without torch
+  stored_tensor   tensors in a memory-mapped file
+  archive         a `.pt`: its zip is checked, its pickle read as data (unpickle, opcodes)
+  safetensors_file, metadata   tensors and JSON texts of our files
+  mapping         the file's keys <-> our names; the shapes that a model expects
+initialize        a Checkpoint or nothing -> a model ready to train
+  heads           which rows of the file's head the run starts from
+  init_report     what became of every tensor
+export, onnx_export, original   write safetensors, ONNX, or the original's `.pt`
+convert           change the format, reset the head, average runs
+inspect_file, diff   what a file holds, and how two differ
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hpc_ecg.weights.initialize import load_model
@@ -25,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["load_model"]
 
 
-def __getattr__(name: str) -> Any:
-    """`load_model` on demand: it needs torch, and looking into a file does not."""
+def __getattr__(name: str) -> object:
+    """Import `load_model` on first use: it needs torch, inspecting a file does not."""
     if name != "load_model":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from hpc_ecg.weights.initialize import load_model

@@ -1,13 +1,13 @@
 """Which rows of a checkpoint's head a run starts from: all, some by name, or none.
 
-A head has a row per label. Our files name them; a foreign `.pt` does not, so its names are given
-(`init.labels`) or, with as many labels as the run has, its rows are taken as they stand.
+A head has a row per label. Our files name the labels. A foreign `.pt` does not: `init.labels` names
+them, or if it has as many labels as the run, its rows are taken in order.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpc_ecg.weights.mapping import some
+from hpc_ecg.weights.mapping import abbreviate
 from hpc_ecg.weights.reading import Checkpoint
 
 
@@ -21,61 +21,61 @@ class HeadPlan:
 
 
 def plan_head(
-    asked: str, checkpoint: Checkpoint | None, labels: Sequence[str], given: Sequence[str] = ()
+    head: str, checkpoint: Checkpoint | None, labels: Sequence[str], given: Sequence[str] = ()
 ) -> HeadPlan:
-    """ValueError: a head that should be kept and cannot be. `given`: names of the file's labels."""
-    new = [None] * len(labels)
-    if asked == "new":
-        return HeadPlan(taken="new", rows=list(new), reason="asked for")
+    """Decide on the rows for the run's `labels`. `head`: the setting `init.head`; `given`: names of
+    the file's labels (`init.labels`). ValueError: the head cannot be kept as asked."""
+    if head == "new":
+        return HeadPlan(taken="new", rows=[None] * len(labels), reason="asked for")
     if checkpoint is None or checkpoint.num_labels is None:
-        what = "random weights have" if checkpoint is None else f"{checkpoint.path} has"
-        if asked != "auto":
-            raise ValueError(f"init.head={asked}, but {what} no head; use init.head=new or auto")
-        return HeadPlan(taken="new", rows=list(new), reason=f"{what} no head")
-    names = names_of(checkpoint, given)
+        subject = "random weights have" if checkpoint is None else f"{checkpoint.path} has"
+        if head != "auto":
+            raise ValueError(f"init.head={head}, but {subject} no head; use init.head=new or auto")
+        return HeadPlan(taken="new", rows=[None] * len(labels), reason=f"{subject} no head")
+    names = _names_in_file(checkpoint, given)
     if names is None:
-        return _as_they_stand(asked, checkpoint, labels)
+        return _plan_in_order(head, checkpoint, labels)
     rows = [names.index(label) if label in names else None for label in labels]
     missing = [label for label in labels if label not in names]
     if not missing:
-        same = list(names) == list(labels)
-        reason = "the same labels" if same else f"rows taken by name, of {len(names)} in the file"
-        return HeadPlan(taken="keep", rows=rows, reason=reason)
-    if asked == "by_label" and len(missing) < len(labels):
-        reason = f"new for {some(missing)}, the others by name"
-        return HeadPlan(taken="by_label", rows=rows, reason=reason)
-    way = (
-        ""
-        if len(missing) == len(labels)
-        else "init.head=by_label (new rows for what is missing) or "
-    )
+        is_same = list(names) == list(labels)
+        by_name = f"rows taken by name, of {len(names)} in the file"
+        return HeadPlan(taken="keep", rows=rows, reason="the same labels" if is_same else by_name)
+    advice = "use init.head=new"
+    if len(missing) < len(labels):
+        if head == "by_label":
+            reason = f"new for {abbreviate(missing)}, the others by name"
+            return HeadPlan(taken="by_label", rows=rows, reason=reason)
+        advice = "use init.head=by_label (new rows for what is missing) or init.head=new"
     raise ValueError(
-        f"init.head={asked}: the head of {checkpoint.path} predicts {some(names)}, this run has "
-        f"{some(missing)}; use {way}init.head=new"
+        f"init.head={head}: the head of {checkpoint.path} predicts {abbreviate(names)}, "
+        f"this run has {abbreviate(missing)}; {advice}"
     )
 
 
-def names_of(checkpoint: Checkpoint, given: Sequence[str]) -> Sequence[str] | None:
-    """The names of the file's labels: those given, else its own; None if nobody says."""
+def _names_in_file(checkpoint: Checkpoint, given: Sequence[str]) -> Sequence[str] | None:
+    """The given names of the file's labels, else those that it states; None if it states none."""
     if not given:
         return checkpoint.labels
     if len(given) != checkpoint.num_labels or len(set(given)) < len(given):
         raise ValueError(
             f"init.labels must name each of the {checkpoint.num_labels} labels of "
-            f"{checkpoint.path} once, got {len(given)} ({some(given)})"
+            f"{checkpoint.path} once, got {len(given)} ({abbreviate(given)})"
         )
     return given
 
 
-def _as_they_stand(asked: str, checkpoint: Checkpoint, labels: Sequence[str]) -> HeadPlan:
+def _plan_in_order(head: str, checkpoint: Checkpoint, labels: Sequence[str]) -> HeadPlan:
     rows = checkpoint.num_labels or 0
-    hint = "name the labels of the file with init.labels=[…], or use init.head=new"
-    if asked == "by_label":
-        raise ValueError(f"init.head=by_label: {checkpoint.path} does not name its labels; {hint}")
+    advice = "name the labels of the file with init.labels=[…], or use init.head=new"
+    if head == "by_label":
+        raise ValueError(
+            f"init.head=by_label: {checkpoint.path} does not name its labels; {advice}"
+        )
     if rows != len(labels):
         raise ValueError(
-            f"init.head={asked}: the head of {checkpoint.path} has {rows} labels, this run has "
-            f"{len(labels)} ({some(labels)}); {hint}"
+            f"init.head={head}: the head of {checkpoint.path} has {rows} labels, this run has "
+            f"{len(labels)} ({abbreviate(labels)}); {advice}"
         )
     reason = "as many labels as the file, which does not name them"
     return HeadPlan(taken="keep", rows=list(range(rows)), reason=reason)

@@ -1,4 +1,4 @@
-"""The account of a start, for init_report.json: every tensor of model and file is in it."""
+"""What became of every tensor of the model and of the file, for init_report.json."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from hpc_ecg.weights.heads import HeadPlan
 from hpc_ecg.weights.reading import Checkpoint
 
 
-def facts_of(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+def describe_checkpoint(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     return {
@@ -25,7 +25,8 @@ def facts_of(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
 def build_init_report(
     model: ECGClassifier, checkpoint: Checkpoint | None, loaded: dict[str, str], head: HeadPlan
 ) -> dict[str, Any]:
-    """Each parameter of the model, each ignored tensor of the file, and the counts."""
+    """Every parameter of the model, every ignored tensor of the file, and the counts. `loaded`:
+    our parameter name -> the file's key."""
     parameters = {
         name: {
             "origin": _origin_of(name, loaded, head),
@@ -35,23 +36,24 @@ def build_init_report(
         }
         for name, parameter in model.named_parameters()
     }
-    ignored = dict(checkpoint.names.ignored) if checkpoint else {}
-    for name, key in checkpoint.names.ours.items() if checkpoint else ():
-        if name not in loaded:
-            ignored[key] = "the head is new"
+    ignored: dict[str, str] = {}
+    if checkpoint:
+        ignored = checkpoint.ignored()
+        unused = [name for name in checkpoint.parameters() if name not in loaded]
+        ignored |= {checkpoint.names[name]: "the head is new" for name in unused}
+    trained = [p for p in model.parameters() if p.requires_grad]
     counts = {
         "tensors_loaded": len(loaded),
         "tensors_fresh": len(parameters) - len(loaded),
         "tensors_ignored": len(ignored),
-        "tensors_frozen": sum(not p.requires_grad for p in model.parameters()),
+        "tensors_frozen": len(parameters) - len(trained),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters_trained": sum(p.numel() for p in trained),
     }
     return {"counts": counts, "parameters": parameters, "ignored": ignored}
 
 
 def _origin_of(name: str, loaded: dict[str, str], head: HeadPlan) -> str:
-    """loaded, fresh, or (a head of which only some labels were found) loaded in part."""
     if name not in loaded:
         return "fresh"
     in_part = name.startswith("head.") and head.taken == "by_label"

@@ -1,101 +1,84 @@
-"""The file's keys <-> our parameter names, strictly by name.
+"""Map a file's keys to our parameter names and back, strictly by name.
 
     kind         file key                          our name
     base_ssl     <name>                            backbone.<name>
     classifier   encoder.<name>, proj.<w|b>        backbone.<name>, head.<w|b>
-    hpc_ecg      <our name>                        the same; pretraining.<name> is ignored
+    hpc_ecg      <our name>                        the same
 
 `<name>` is the name in base_ssl.pt (`encoder.layers.0.fc1.weight`, `layer_norm.weight` …). Exactly
-one leading `encoder.` is taken off, and only in a classifier: in base_ssl `layer_norm` is the norm
-of the stem's features and `encoder.layer_norm` the encoder's, so a blind replacement mixes them up.
+one leading `encoder.` is removed, and only in a classifier: in base_ssl `layer_norm` normalizes the
+stem's features and `encoder.layer_norm` the encoder's output; removing it everywhere would confuse
+the two.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from hpc_ecg.model.architecture import Architecture, format_conv_layers
 
-# Newer torch names the two tensors of weight norm otherwise.
+# Newer versions of torch use other names for the two tensors of weight norm.
 RENAMED = {
     "conv_pos.pos_conv.0.parametrizations.weight.original0": "conv_pos.pos_conv.0.weight_g",
     "conv_pos.pos_conv.0.parametrizations.weight.original1": "conv_pos.pos_conv.0.weight_v",
 }
 
-# In our own files: what a base_ssl.pt holds besides the backbone, kept for the way back.
-KEPT = "pretraining."
+LAYOUTS = ("base_ssl", "classifier")
+"""Kinds of the original's files."""
+
+# Tensors of a base_ssl.pt outside the backbone, by our names, and why a model ignores them. Our
+# files keep them for the conversion back.
 PRETRAINING = {
-    "mask_emb": "stands for masked tokens in pre-training; fine-tuning masks none",
-    "quantizer.vars": "codebook of the pre-training targets",
-    "quantizer.weight_proj.weight": "codebook of the pre-training targets",
-    "quantizer.weight_proj.bias": "codebook of the pre-training targets",
-    "project_q.weight": "projects the pre-training targets",
-    "project_q.bias": "projects the pre-training targets",
-    "final_proj.weight": "projects tokens onto the pre-training targets",
-    "final_proj.bias": "projects tokens onto the pre-training targets",
+    "pretraining.mask_emb": "stands for masked tokens in pre-training; fine-tuning masks none",
+    "pretraining.quantizer.vars": "codebook of the pre-training targets",
+    "pretraining.quantizer.weight_proj.weight": "codebook of the pre-training targets",
+    "pretraining.quantizer.weight_proj.bias": "codebook of the pre-training targets",
+    "pretraining.project_q.weight": "projects the pre-training targets",
+    "pretraining.project_q.bias": "projects the pre-training targets",
+    "pretraining.final_proj.weight": "projects tokens onto the pre-training targets",
+    "pretraining.final_proj.bias": "projects tokens onto the pre-training targets",
 }
 
 
 class HasShape(Protocol):
-    """A tensor, of torch or in a file."""
+    """A torch tensor, or a tensor in a file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class NameMap:
-    ours: dict[str, str]
-    """Our parameter name -> the file's key."""
-    kept: dict[str, str]
-    """pretraining.<name>, of tensors that a model leaves out -> the file's key."""
-
-    @property
-    def all(self) -> dict[str, str]:
-        return self.ours | self.kept
-
-    @property
-    def ignored(self) -> dict[str, str]:
-        """The file's keys that are left out on purpose -> the reason."""
-        return {key: PRETRAINING[name.removeprefix(KEPT)] for name, key in self.kept.items()}
-
-
-def kind_of_keys(keys: Iterable[str], source: str) -> str:
-    """`base_ssl` or `classifier`, by the names alone. ValueError: neither."""
-    keys = sorted(keys)
+def kind_of_keys(keys: Iterable[str]) -> str:
+    """The kind of a file without our metadata, by its keys alone: `base_ssl`, `classifier`, our
+    names (`hpc_ecg`) or `unknown`."""
+    keys = list(keys)
     if any(key.startswith("encoder.encoder.") for key in keys) or "proj.weight" in keys:
         return "classifier"
     if any(key.startswith("encoder.layers.") for key in keys):
         return "base_ssl"
-    raise ValueError(
-        f"{source}: weights of another model: expected names such as encoder.layers.0.fc1.weight "
-        f"(base_ssl) or encoder.encoder.layers.0.fc1.weight (classifier), got {some(keys, 3)}"
-    )
+    return "hpc_ecg" if any(key.startswith("backbone.") for key in keys) else "unknown"
 
 
-def map_names(keys: Iterable[str], kind: str) -> NameMap:
-    """Our name for each key of a file. A key of no known pattern, or a second one for the same
-    name, gets a name that no model has, so that `check_fit` reports it."""
+def map_names(keys: Iterable[str], kind: str) -> dict[str, str]:
+    """Our name -> the file's key, for each key. An unknown key, or a second key for the same name,
+    gets a name that no model has, so that `check_fit` reports it."""
     names: dict[str, str] = {}
     for key in keys:
-        name = key.removeprefix("encoder.") if kind == "classifier" else key
-        target = f"{key} (the file's)"
-        if kind == "base_ssl" or (kind == "classifier" and name != key):
-            part = KEPT if name in PRETRAINING else "backbone."
-            target = part + RENAMED.get(name, name)
+        suffix = key.removeprefix("encoder.") if kind == "classifier" else key
+        name = f"{key} (the file's)"
+        if kind == "base_ssl" or (kind == "classifier" and suffix != key):
+            is_ignored = f"pretraining.{suffix}" in PRETRAINING
+            name = ("pretraining." if is_ignored else "backbone.") + RENAMED.get(suffix, suffix)
         elif kind == "classifier" and key in ("proj.weight", "proj.bias"):
-            target = "head." + key.removeprefix("proj.")
+            name = key.replace("proj.", "head.")
         elif kind == "hpc_ecg":
-            target = key
-        names[target if target not in names else f"{key} (a second)"] = key
-    kept = {KEPT + name: names.pop(KEPT + name) for name in PRETRAINING if KEPT + name in names}
-    return NameMap(ours=names, kept=kept)
+            name = key
+        names[name if name not in names else f"{key} (a second)"] = key
+    return names
 
 
 def file_key(name: str, kind: str) -> str:
-    """The file's key of one of our parameter names: the way back, for export."""
-    if name.startswith(KEPT):
-        return name.removeprefix(KEPT)
+    """The key that one of our names has in a file of this kind, for export."""
+    if name in PRETRAINING:
+        return name.removeprefix("pretraining.")
     if name.startswith("head."):
         return "proj." + name.removeprefix("head.")
     return ("encoder." if kind == "classifier" else "") + name.removeprefix("backbone.")
@@ -104,8 +87,9 @@ def file_key(name: str, kind: str) -> str:
 def expected_shapes(
     architecture: Architecture, num_labels: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """Our parameter names -> shapes, in the model's order; without the head if `num_labels` is
-    None. Written out, so that a file is judged without torch; a test holds it against the model."""
+    """Our parameter names -> shapes, in the model's order; no head if `num_labels` is None.
+
+    Written out so that a file can be checked without torch; a test compares it with the model."""
     a, width = architecture, architecture.encoder_embed_dim
     inner, features = a.encoder_ffn_embed_dim, a.conv_feature_layers[-1][0]
     shapes: dict[str, tuple[int, ...]] = {}
@@ -144,9 +128,9 @@ def expected_shapes(
 
 
 def deduce_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | str]:
-    """What the shapes (our names) tell of the sizes, under the names of `cfg.model`. The number of
-    heads and the strides of the stem leave no trace; a stride is taken to be the kernel. Empty
-    where a needed tensor is missing or has other axes."""
+    """The sizes that shapes (by our names) imply, under the names of `cfg.model`. The number of
+    heads and the strides of the stem leave no trace; each stride is assumed to equal its kernel.
+    Empty if a needed tensor is missing or has other axes."""
     stem = "backbone.feature_extractor.conv_layers."
     layers = {name for name in shapes if name.startswith("backbone.encoder.layers.")}
     convs = [n for n in shapes if n.startswith(stem) and n.endswith(".0.weight")]
@@ -168,27 +152,28 @@ def deduce_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | str]:
         return {}
 
 
-def check_fit(
-    tensors: Mapping[str, HasShape], shapes: Mapping[str, tuple[int, ...]], source: str
-) -> None:
-    """ValueError that lists both sides unless names and shapes agree exactly (our names)."""
-    missing = shapes.keys() - tensors.keys()
-    unexpected = tensors.keys() - shapes.keys()
-    other = {
-        f"{name} (file {tuple(tensors[name].shape)}, model {shapes[name]})"
-        for name in shapes.keys() & tensors.keys()
-        if tuple(tensors[name].shape) != shapes[name]
+def check_fit(tensors: Mapping[str, HasShape], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError lists the differences unless names (ours) and shapes agree exactly."""
+    differences = {
+        "not in the file": shapes.keys() - tensors.keys(),
+        "not in the model": tensors.keys() - shapes.keys(),
+        "of other shape": {
+            f"{name} (file {tuple(tensors[name].shape)}, model {shapes[name]})"
+            for name in shapes.keys() & tensors.keys()
+            if tuple(tensors[name].shape) != shapes[name]
+        },
     }
-    found = {"not in the file": missing, "not in the model": unexpected, "of other shape": other}
-    few = 6 if sum(map(bool, found.values())) == 1 else 2
+    num_shown = 6 if sum(map(bool, differences.values())) == 1 else 2
     problems = [
-        f"{len(names)} {what}: {some(sorted(names), few)}" for what, names in found.items() if names
+        f"{len(names)} {problem}: {abbreviate(sorted(names), num_shown)}"
+        for problem, names in differences.items()
+        if names
     ]
     if problems:
-        raise ValueError(f"{source}: weights do not fit the model: " + "; ".join(problems))
+        raise ValueError("weights do not fit the model: " + "; ".join(problems))
 
 
-def some(names: Sequence[str], count: int = 6) -> str:
-    """The first of them, and how many more there are."""
+def abbreviate(names: Sequence[str], count: int = 6) -> str:
+    """The first names, and the number of the others."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

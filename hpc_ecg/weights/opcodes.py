@@ -1,6 +1,7 @@
-"""A pickle split into its opcodes, as `pickletools.genops` does it, but bounded: only those that
-torch.save writes have an argument, there are so many steps and no more, and a text as long as only
-packed arrays are stays where it lies.
+"""Split a pickle into its opcodes like `pickletools.genops`, but within bounds.
+
+Only opcodes that torch.save writes get an argument, the number of opcodes and the bytes of text are
+limited, and a text so long that only a packed array can be meant is not copied.
 """
 
 import pickletools
@@ -10,53 +11,49 @@ from dataclasses import dataclass
 from typing import Any
 
 NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-# Opcodes with a number after them; for the three TEXTS it is the length of what follows.
+# Opcodes followed by a number; for TEXTS it is the length of the bytes that follow.
 ARGUMENTS = {
-    name: struct.Struct(layout)
-    for name, layout in {
-        **{"BININT": "<i", "BININT1": "<B", "BININT2": "<H", "BINFLOAT": ">d", "PROTO": "<B"},
-        **{"BINPUT": "<B", "LONG_BINPUT": "<I", "BINGET": "<B", "LONG_BINGET": "<I"},
-        **{"BINUNICODE": "<I", "SHORT_BINSTRING": "<B", "LONG1": "<B"},
-    }.items()
+    **dict.fromkeys(("BININT1", "PROTO", "BINPUT", "BINGET", "SHORT_BINSTRING", "LONG1"), "<B"),
+    **dict.fromkeys(("LONG_BINPUT", "LONG_BINGET", "BINUNICODE"), "<I"),
+    **{"BININT": "<i", "BININT2": "<H", "BINFLOAT": ">d"},
 }
 TEXTS = ("BINUNICODE", "SHORT_BINSTRING", "LONG1")
-NUMBERS = ("BININT", "BININT1", "BININT2", "BINFLOAT")
-MOST_OPCODES = 1 << 18  # a full-size file with its optimizer has about 30,000
-MOST_TEXT, LONGEST_TEXT, LONGEST_NAME = 1 << 23, 1 << 16, 200
+MAX_OPCODES = 1 << 18  # a full-size file with its optimizer has about 30,000
+MAX_TOTAL_TEXT, MAX_TEXT, MAX_NAME = 1 << 23, 1 << 16, 200
 
 
 class RefusedError(ValueError):
-    """The pickle asks for what no checkpoint needs."""
+    """The pickle uses something that no checkpoint needs."""
 
 
 @dataclass(slots=True)
-class Inert:
-    """Stands in for every numpy object: keeps what it is called, and an array's shape."""
+class Placeholder:
+    """Stands in for a numpy object or a very long text: keeps its name, and an array's shape."""
 
     name: str
     shape: tuple[int, ...] | None = None
 
 
-def opcodes(data: memoryview) -> Iterator[tuple[str, Any, int]]:
-    """(opcode, its argument, its position) up to STOP."""
+def read_opcodes(data: memoryview) -> Iterator[tuple[str, Any, int]]:
+    """Yield (opcode, its argument, its position) up to STOP."""
     at = text = 0
-    for _ in range(MOST_OPCODES):
+    for _ in range(MAX_OPCODES):
         position, name = at, NAMES.get(data[at], f"byte {data[at]}")
         at += 1
         argument: Any = None
-        if name in ARGUMENTS:
-            (argument,) = ARGUMENTS[name].unpack_from(data, at)
-            at += ARGUMENTS[name].size
+        if layout := ARGUMENTS.get(name):
+            (argument,) = struct.unpack_from(layout, data, at)
+            at += struct.calcsize(layout)
         if name in TEXTS:
             length, at = argument, at + argument
             if at > len(data):
                 raise ValueError("its pickle ends within a text")
-            text += length if length <= LONGEST_TEXT else 0
-            if text > MOST_TEXT:
-                raise RefusedError(f"it has more than {MOST_TEXT} bytes of text")
-            argument = _text(name, data[at - length : at])
+            text += length if length <= MAX_TEXT else 0
+            if text > MAX_TOTAL_TEXT:
+                raise RefusedError(f"it has more than {MAX_TOTAL_TEXT} bytes of text")
+            argument = _decode(name, data[at - length : at])
         elif name == "GLOBAL":
-            *parts, _ = bytes(data[at : at + LONGEST_NAME]).split(b"\n", 2)
+            *parts, _ = bytes(data[at : at + MAX_NAME]).split(b"\n", 2)
             if len(parts) < 2:
                 raise RefusedError(f"it asks for a name without end, byte {position} of its pickle")
             at += sum(map(len, parts)) + 2
@@ -64,12 +61,12 @@ def opcodes(data: memoryview) -> Iterator[tuple[str, Any, int]]:
         yield name, argument, position
         if name == "STOP":
             return
-    raise RefusedError(f"it has more than {MOST_OPCODES} steps")
+    raise RefusedError(f"it has more than {MAX_OPCODES} steps")
 
 
-def _text(opcode: str, data: memoryview) -> Any:
+def _decode(opcode: str, data: memoryview) -> Any:
     if opcode == "LONG1":
         return int.from_bytes(data, "little", signed=True)
-    if len(data) > LONGEST_TEXT:
-        return Inert("text")
+    if len(data) > MAX_TEXT:
+        return Placeholder("text")
     return str(data, "utf-8" if opcode == "BINUNICODE" else "latin-1")

@@ -1,12 +1,14 @@
-"""What lies around the tensors in the original's `.pt`: made fresh, carried over, or left out.
+"""What surrounds the tensors in a `.pt` of the original (fairseq-signals): build it, copy its
+settings, and find what is private in it.
 
-The original's loader wants a history with an entry and an iterator's state even where nothing was
-trained; `original_layout.json` holds a neutral form of all that it writes. No torch here: a file's
-content is data of `archive.read_archive`, and containers in it may refer to each other at will.
+The original's loader needs an entry of the training's history and the state of an iterator even
+where nothing was trained; `original_layout.json` holds neutral values for everything it writes. No
+torch here. The content of a file comes from `archive.read_archive`; its containers may refer to
+each other in any way.
 """
 
 import json
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cache
 from math import prod
@@ -15,13 +17,12 @@ from typing import Any
 
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.weights.mapping import HasShape
-from hpc_ecg.weights.pickles import Inert
-from hpc_ecg.weights.stored import StoredTensor
+from hpc_ecg.weights.opcodes import Placeholder
+from hpc_ecg.weights.stored_tensor import StoredTensor
 
-LAYOUTS = ("base_ssl", "classifier")
-OPTIMIZER, OURS = "last_optimizer_state", "hpc_ecg"
-MANY = 20  # so many numbers in a row are no longer a setting
-MOST_SETTINGS = 20_000  # the published files have 300
+OPTIMIZER = "last_optimizer_state"
+MIN_SCORES = 20  # a shorter list of numbers may be a setting
+MAX_SETTINGS = 20_000  # the published files have 300
 
 
 @cache
@@ -29,26 +30,22 @@ def _template() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("original_layout.json").read_text())
 
 
-def layout_of(names: Container[str]) -> str:
-    """Of weights under our names."""
-    return "classifier" if "head.weight" in names else "base_ssl"
+def layout_of(tensors: Mapping[str, HasShape]) -> str:
+    """The layout that weights, by our names, are written in."""
+    return "classifier" if "head.weight" in tensors else "base_ssl"
 
 
-def fresh(
-    layout: str, model: Mapping[str, Any], architecture: Architecture, num_labels: int | None
-) -> dict[str, Any]:
-    """The whole content for `model` (tensors under the file's keys)."""
+def num_labels_of(tensors: Mapping[str, HasShape]) -> int | None:
+    """Rows of the head; None = no head."""
+    return tensors["head.weight"].shape[0] if "head.weight" in tensors else None
+
+
+def build_content(layout: str, cfg: Any, model: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a file that states nothing about a training. `model`: tensors by the file's keys."""
     return {
         "args": None,
-        "cfg": fresh_cfg(layout, model, architecture, num_labels),
+        "cfg": cfg,
         "model": dict(model),
-        **fresh_state(layout),
-    }
-
-
-def fresh_state(layout: str) -> dict[str, Any]:
-    """What follows the tensors in a file that says nothing of a training."""
-    return {
         "criterion": None,
         "optimizer_history": [deepcopy(_template()[layout]["history"])],
         "task_state": {},
@@ -56,10 +53,11 @@ def fresh_state(layout: str) -> dict[str, Any]:
     }
 
 
-def fresh_cfg(
+def build_cfg(
     layout: str, model: Mapping[str, HasShape], architecture: Architecture, num_labels: int | None
 ) -> dict[str, Any]:
-    """All sections and keys of the original, with the sizes of these weights and neutral paths."""
+    """Every section and key of the original's cfg, with the sizes of these weights and neutral
+    paths."""
     cfg = deepcopy(_template()[layout]["cfg"])
     cfg["model"] |= architecture_to_settings(architecture)
     if layout == "base_ssl":
@@ -70,7 +68,7 @@ def fresh_cfg(
 
 
 def _codebook_sizes(model: Mapping[str, HasShape]) -> dict[str, int]:
-    """From the pre-training tensors; the original takes latent_dim 0 to mean final_dim."""
+    """Sizes of the pre-training tensors; for the original, latent_dim 0 means final_dim."""
     try:
         _, codes, code_width = model["quantizer.vars"].shape
         final, inner = model["project_q.weight"].shape
@@ -84,77 +82,79 @@ def _codebook_sizes(model: Mapping[str, HasShape]) -> dict[str, int]:
     return sizes | {"latent_dim": 0 if inner == final else inner}
 
 
-def own_cfg(content: Mapping[str, Any], *, neutral: bool) -> dict[str, Any]:
-    """A copy of a `.pt`'s own cfg; `neutral`: without what names a machine. ValueError: it is no
-    tree of plain values."""
+def copy_cfg(cfg: Any, *, neutral: bool) -> Any:
+    """A copy of a file's cfg; `neutral` replaces paths and addresses. ValueError: it is not a tree
+    of plain values."""
+    num_left = MAX_SETTINGS
+
+    def copy(value: Any, key: str) -> Any:
+        nonlocal num_left
+        num_left -= 1
+        if num_left < 0 or isinstance(value, Placeholder | StoredTensor):
+            raise ValueError("its cfg is no tree of plain settings and cannot be carried over")
+        if isinstance(value, dict):
+            return {name: copy(item, str(name)) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(copy(item, key) for item in value)
+        return _neutral(key, value) if neutral and isinstance(value, str) else value
+
     try:
-        return _plain(content["cfg"], "cfg", neutral, [MOST_SETTINGS])
+        return copy(cfg, "cfg")
     except RecursionError:
-        raise ValueError("its cfg is no tree of plain settings: it lies in itself") from None
-
-
-def _plain(value: Any, key: str, neutral: bool, left: list[int]) -> Any:
-    left[0] -= 1
-    if left[0] < 0 or isinstance(value, Inert | StoredTensor):
-        raise ValueError("its cfg is no tree of plain settings and cannot be carried over")
-    if isinstance(value, dict):
-        return {k: _plain(v, str(k), neutral, left) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item, key, neutral, left) for item in value)
-    return _neutral(key, value) if neutral and isinstance(value, str) else value
+        raise ValueError("its cfg is no tree of plain settings: it contains itself") from None
 
 
 def _neutral(key: str, text: str) -> str | None:
     known = _template()["neutral"]
     if key in known:
         return known[key]
-    return "removed" if is_of_a_machine(text) else text
+    return "removed" if _is_location(text) else text
 
 
-def is_of_a_machine(text: str) -> bool:
-    """A path or an address; `ext://sys.stdout` is neither."""
+def _is_location(text: str) -> bool:
+    """Whether a text is a path or an address; `ext://sys.stdout` is neither."""
     return ("/" in text or "\\" in text) and not text.startswith("ext://")
 
 
-def walk(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """All that lies inside dicts, lists and tuples with its place; each container once, so that
-    one which is referred to a million times costs nothing."""
+def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value inside dicts, lists and tuples with its dotted path. Each container is visited
+    once, so one that is referred to a million times costs nothing."""
     seen: set[int] = set()
-    todo = [(place, value)]
-    while todo:
-        place, item = todo.pop()
+    pending = [(path, value)]
+    while pending:
+        path, item = pending.pop()
         if id(item) in seen:
             continue
         if isinstance(item, dict | list | tuple):
             seen.add(id(item))
             pairs = item.items() if isinstance(item, dict) else enumerate(item)
-            inner = [(f"{place[:160]}.{str(key)[:40]}", part) for key, part in pairs]
-            todo += reversed(inner)
-        yield place, item
+            inner = [(f"{path[:160]}.{str(key)[:40]}", part) for key, part in pairs]
+            pending += reversed(inner)
+        yield path, item
 
 
-def scores_of_people(content: Mapping[str, Any]) -> dict[str, int]:
-    """Place -> number of values, of arrays and long lists in the state of a training: scores and
-    labels of the records that it was validated on."""
+def patient_values(content: Mapping[str, Any]) -> dict[str, int]:
+    """Dotted path -> number of values, of arrays and long lists in the state of a training: scores
+    and labels of the records that it was validated on."""
     state = {k: v for k, v in content.items() if k not in ("cfg", "model", OPTIMIZER)}
-    found = {}
-    for place, item in walk(state, ""):
+    counts = {}
+    for path, item in _walk(state, ""):
         count = 0
-        if isinstance(item, Inert | StoredTensor):
+        if isinstance(item, Placeholder | StoredTensor):
             count = prod(item.shape) if item.shape else 0
         elif isinstance(item, list | tuple):
             count = sum(isinstance(part, int | float) for part in item)
-            count = count if count >= MANY else 0
+            count = count if count >= MIN_SCORES else 0
         if count > 1:
-            found[place[1:]] = count
-    return found
+            counts[path[1:]] = count
+    return counts
 
 
 def machine_paths(cfg: Any) -> dict[str, str]:
-    """Place in the cfg -> what it says of the machine of the training."""
-    texts = ((place, text) for place, text in walk(cfg, "cfg") if isinstance(text, str))
-    return {place: text for place, text in texts if is_of_a_machine(text)}
+    """Dotted path in the cfg -> the path or address on the training's machine."""
+    texts = ((path, text) for path, text in _walk(cfg, "cfg") if isinstance(text, str))
+    return {path: text for path, text in texts if _is_location(text)}
 
 
-def num_tensors(value: Any) -> int:
-    return sum(isinstance(item, StoredTensor) for _, item in walk(value, ""))
+def count_tensors(value: Any) -> int:
+    return sum(isinstance(item, StoredTensor) for _, item in _walk(value, ""))

@@ -2,7 +2,7 @@
 
 A host loop calls `Pairs.turn` before each of its steps. In its pauses the peers take as many steps
 as it took, so that whatever else this machine does falls on all of them alike. All have the same
-model, weights, batches, dropout words, AdamW and clipping; their losses must agree.
+model, weights, batches, dropout seeds, AdamW and clipping; their losses must agree.
 """
 
 # B batch, C leads, S samples, K labels
@@ -82,7 +82,7 @@ def host_steps(block: int, num_pairs: int) -> int:
 
 
 def batches_of(config: FinetuneConfig, num_steps: int) -> list[Batch]:
-    """As the model takes them, the same records and words of dropout as in our run."""
+    """As the model takes them, the same records and dropout seeds as in our run."""
     shards, labels = open_shards(config.data)
     train = open_split(shards, "train", labels, ShardSource(shards, config.data))
     schedule = EpochSampler.for_split(train, config.data, config.seed)
@@ -140,15 +140,15 @@ class AsRecords(Dataset[dict[str, Tensor]]):
     def __init__(self, batches: list[Batch]) -> None:
         whole = [batch for batch in batches if len(batch[1]) == len(batches[0][1])]
         self._ecgs = [ecg_CS for inputs, _ in whole for ecg_CS in _given(inputs[0])]
-        self._words = [word for inputs, _ in whole for word in _given(inputs[2])]
+        self._seeds = [seed for inputs, _ in whole for seed in _given(inputs[2])]
         self._labels = [labels_K for _, labels_BK in whole for labels_K in labels_BK]
 
     def __len__(self) -> int:
         return len(self._ecgs)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        parts = self._ecgs[number], self._words[number], self._labels[number]
-        return dict(zip(("ecg_BCS", "words_B", "labels"), parts, strict=True))
+        parts = self._ecgs[number], self._seeds[number], self._labels[number]
+        return dict(zip(("ecg_BCS", "seeds_B", "labels"), parts, strict=True))
 
 
 def _given(tensor: Tensor | None) -> Tensor:
@@ -172,7 +172,7 @@ def run_accelerate(
     for batch in loader:
         turn()
         with accelerator.accumulate(model):
-            logits_BK = model(batch["ecg_BCS"], None, batch["words_B"])
+            logits_BK = model(batch["ecg_BCS"], None, batch["seeds_B"])
             loss = F.binary_cross_entropy_with_logits(logits_BK, batch["labels"])
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), optim.clip_norm)
@@ -229,8 +229,8 @@ class WithLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ecg_BCS: Tensor, words_B: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits_BK = self.model(ecg_BCS, None, words_B)
+    def forward(self, ecg_BCS: Tensor, seeds_B: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits_BK = self.model(ecg_BCS, None, seeds_B)
         return {
             "loss": F.binary_cross_entropy_with_logits(logits_BK, labels),
             "logits": logits_BK.detach(),

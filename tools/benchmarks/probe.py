@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from original_files import export_original
 from synthetic import Population, write_cohort
 
 from hpc_ecg.cohort.splits import SplitPlan
@@ -27,7 +28,6 @@ from hpc_ecg.shards.sharding_plan import ShardingPlan
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.weights.export import export_original
 
 TARGETS = {"largest_difference": 1e-5}
 SMALL = Architecture(
@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         records = shard_ecgs(plan)["records"]
         architecture = SMALL if options.small else Architecture()
         model = build_model(architecture, 1, ModelConfig())
-        export_original(folder / "base.pt", model, architecture, "base_ssl")
+        export_original(folder / "base.pt", model, "base_ssl")
         del model
         return {
             "train_ecgs": records["train"],

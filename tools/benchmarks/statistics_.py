@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    from hpc_ecg.evaluation.resampling import draw_resamples, ranked_replicates
+    from hpc_ecg.evaluation.resampling import draw_resamples, ranking_replicates
 
     rng = np.random.default_rng(options.seed)
     extra = rng.integers(options.patients, size=options.ecgs - options.patients)
@@ -46,12 +46,12 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     draws = draw_resamples(patients_N, options.replicates, options.seed)
     numbers = {"draw_seconds": time.perf_counter() - start}
-    ranked_replicates(labels_N, scores_N, draws.patient_N, draws.multiplicity_RP[:2])  # compiled
+    ranking_replicates(labels_N, scores_N, draws.patient_N, draws.multiplicity_RP[:2])  # compiled
     for replicates in (200, options.replicates):
         before = _resident("VmRSS", reset=True)
         start = time.perf_counter()
         rows_RP = draws.multiplicity_RP[:replicates]
-        values = ranked_replicates(labels_N, scores_N, draws.patient_N, rows_RP)
+        values = ranking_replicates(labels_N, scores_N, draws.patient_N, rows_RP)
         seconds = time.perf_counter() - start
         numbers[f"growth_megabytes_{replicates}"] = (_resident("VmHWM") - before) / 1e6
     each = seconds / options.replicates
@@ -81,13 +81,13 @@ def _compare(labels_N: np.ndarray, draws: Any, rng: np.random.Generator) -> floa
     """Seconds for what a report of 8 × 5 cells computes of them."""
     from hpc_ecg.evaluation.comparisons import SeedScores, compare_strategies, estimate_mean
     from hpc_ecg.evaluation.metrics import auprc, auroc
-    from hpc_ecg.evaluation.resampling import ranked_replicates
+    from hpc_ecg.evaluation.resampling import ranking_replicates
 
     score_8x5 = [[labels_N + rng.normal(size=len(labels_N)) for _ in range(5)] for _ in range(8)]
     positives = len(np.unique(draws.patient_N[labels_N == 1]))
     start = time.perf_counter()
     found = {
-        (a, s): ranked_replicates(labels_N, scores_N, draws.patient_N, draws.multiplicity_RP)
+        (a, s): ranking_replicates(labels_N, scores_N, draws.patient_N, draws.multiplicity_RP)
         for a, row in enumerate(score_8x5)
         for s, scores_N in enumerate(row)
     }

@@ -51,7 +51,7 @@ def measure_variants(
     architecture = architecture or Architecture()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ecg_BCS = torch.randn(batch_size, architecture.in_d, 2500, device=device)
-    words_B = torch.arange(batch_size, device=device)
+    seeds_B = torch.arange(batch_size, device=device)
     models = {
         name: build_model(architecture, 1, config).to(device)
         for name, config in {
@@ -62,19 +62,19 @@ def measure_variants(
     }
     own = models["own"]
     steps: dict[str, Callable[[], None]] = {
-        "own": lambda: _step(own, ecg_BCS, words_B),
-        "fft": lambda: _step_with_fft(own, ecg_BCS, words_B),
-        "plain": lambda: _step(models["plain"], ecg_BCS, words_B),
+        "own": lambda: _step(own, ecg_BCS, seeds_B),
+        "fft": lambda: _step_with_fft(own, ecg_BCS, seeds_B),
+        "plain": lambda: _step(models["plain"], ecg_BCS, seeds_B),
         "torch": lambda: _step(own, ecg_BCS, None),
-        "off": lambda: _step(models["off"], ecg_BCS, words_B),
-        "checkpoint": lambda: _step_with_checkpoints(own, ecg_BCS, words_B),
+        "off": lambda: _step(models["off"], ecg_BCS, seeds_B),
+        "checkpoint": lambda: _step_with_checkpoints(own, ecg_BCS, seeds_B),
     }
     compiled = build_model(architecture, 1, ModelConfig()).to(device)
     compiled.compile()
     began = time.perf_counter()
-    _step(compiled, ecg_BCS, words_B)
+    _step(compiled, ecg_BCS, seeds_B)
     compile_seconds = time.perf_counter() - began
-    steps["compiled"] = lambda: _step(compiled, ecg_BCS, words_B)
+    steps["compiled"] = lambda: _step(compiled, ecg_BCS, seeds_B)
     seconds = _times(steps, repeats, device)
     numbers = {
         f"variant_{name}_to_own": statistics.median(
@@ -108,24 +108,24 @@ def _times(
     return seconds
 
 
-def _step(model: ECGClassifier, ecg_BCS: Tensor, words_B: Tensor | None) -> None:
+def _step(model: ECGClassifier, ecg_BCS: Tensor, seeds_B: Tensor | None) -> None:
     model.zero_grad()
-    model(ecg_BCS, None, words_B).sum().backward()
+    model(ecg_BCS, None, seeds_B).sum().backward()
 
 
-def _step_with_checkpoints(model: ECGClassifier, ecg_BCS: Tensor, words_B: Tensor) -> None:
+def _step_with_checkpoints(model: ECGClassifier, ecg_BCS: Tensor, seeds_B: Tensor) -> None:
     model.backbone.encoder.checkpoint_layers = True
     try:
-        _step(model, ecg_BCS, words_B)
+        _step(model, ecg_BCS, seeds_B)
     finally:
         model.backbone.encoder.checkpoint_layers = False
 
 
-def _step_with_fft(model: ECGClassifier, ecg_BCS: Tensor, words_B: Tensor) -> None:
+def _step_with_fft(model: ECGClassifier, ecg_BCS: Tensor, seeds_B: Tensor) -> None:
     (conv,) = (m for m in model.modules() if isinstance(m, PositionalConv))
     conv.forward = lambda x_BTD: convolve_by_fft(conv, x_BTD)  # type: ignore[method-assign]
     try:
-        _step(model, ecg_BCS, words_B)
+        _step(model, ecg_BCS, seeds_B)
     finally:
         del conv.forward
 

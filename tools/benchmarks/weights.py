@@ -108,11 +108,11 @@ def _in_a_process(contender: str, file: Path) -> dict[str, Any]:
 
 def contender(name: str, file: Path) -> dict[str, float]:
     import torch
+    from original_files import export_original
 
     from hpc_ecg.model.architecture import Architecture, architecture_from_settings
     from hpc_ecg.model.settings import ModelConfig
     from hpc_ecg.model.transformer import ECGClassifier, build_model
-    from hpc_ecg.weights.export import export_original
     from hpc_ecg.weights.initialize import initialize, load_model
     from hpc_ecg.weights.mapping import kind_of_keys, map_names
     from hpc_ecg.weights.settings import InitConfig
@@ -125,7 +125,7 @@ def contender(name: str, file: Path) -> dict[str, float]:
         settings = content["cfg"]["model"]
         assert model.architecture == architecture_from_settings(settings, "cfg.model."), "sizes"
         tensors = content["model"]
-        names = map_names(tensors, kind_of_keys(tensors, str(file))).ours
+        names = map_names(tensors, kind_of_keys(tensors))
         model.load_state_dict({ours: tensors[key] for ours, key in names.items()}, strict=False)
         return model
 
@@ -144,7 +144,7 @@ def contender(name: str, file: Path) -> dict[str, float]:
 
     def make() -> None:
         model = build_model(Architecture(), 1, ModelConfig())
-        export_original(file, model, model.architecture)
+        export_original(file, model)
 
     ready = build() if name == "load_bare" else None
     work: dict[str, Callable[[], Any]] = {
@@ -173,4 +173,5 @@ def _resident(what: str, *, reset: bool = False) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # tools
     print(json.dumps(contender(sys.argv[1], Path(sys.argv[2]))))

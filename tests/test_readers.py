@@ -1,4 +1,4 @@
-"""Whole runs by either reader, sampling and augmentation: the same however they were spread."""
+"""Whole runs with either reader, sampling and augmentation: the same on any number of ranks."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ class StoppedError(Exception):
     ],
     ids=["stream, balanced, augmented", "features of a stream"],
 )
-def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(shards, tmp_path, monkeypatch, more):
+def test_a_run_stopped_in_mid_epoch_resumes_to_the_same_bits(shards, tmp_path, monkeypatch, more):
     more = ("train.save_every=1", "train.max_epochs=1", *more)
     whole = run(words_for(shards, tmp_path / "whole", *more))
     real, taken = Engine.take_step, []
@@ -70,7 +70,6 @@ def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(shards, tmp_path, m
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.slow
 def test_two_ranks_give_the_curve_and_predictions_of_one_process(shards, tmp_path):
     # a batch of 13 is uneven over the ranks; a micro-batch of 2 makes dummies
     more = (*STREAM, *AUGMENT, NO_DROPOUT, "data.batch_size=13", "engine.micro_batch_size=2")
@@ -92,7 +91,7 @@ def test_predictions_do_not_depend_on_the_reader(shards, tmp_path):
 
 
 def test_augmentation_changes_the_training_and_nothing_else(shards, tmp_path):
-    """Also where the backbone is frozen, and its features could have been cached."""
+    """Also with a frozen backbone, whose features could have been cached."""
     probe = ("train.freeze=backbone", "train.max_steps=2", "optim.lr=1e-30")
     plain = run(words_for(shards, tmp_path / "plain", *probe))
     noisy = run(words_for(shards, tmp_path / "noisy", *probe, "augment.noise_mv=0.5"))
@@ -101,12 +100,12 @@ def test_augmentation_changes_the_training_and_nothing_else(shards, tmp_path):
     np.testing.assert_allclose(a["af.logit"], b["af.logit"], atol=1e-5)
 
 
-# Records that end in zeros which were never recorded
+# Records padded with zeros
 
 
 @pytest.fixture(scope="module")
 def padded(shards, tmp_path_factory):
-    """The shards, with an index that says that every third record is 6 s long."""
+    """The shards, with an index that states that every third record is 6 s long."""
     folder = shutil.copytree(shards, tmp_path_factory.mktemp("padded") / "set")
     index = pd.read_parquet(folder / "index.parquet")
     index["samples"] = np.where(np.arange(len(index)) % 3 == 0, 1500, 2500)
@@ -117,7 +116,7 @@ def padded(shards, tmp_path_factory):
     return folder
 
 
-def test_a_mask_is_given_where_a_record_is_padded_and_nowhere_else(padded, shards):
+def test_only_padded_records_get_a_mask(padded, shards):
     for folder, expected in ((padded, {1500, 2500}), (shards, None)):
         opened, names = open_shards(DataConfig(shards=str(folder)))
         dataset = open_split(opened, "train", names)
@@ -135,7 +134,7 @@ def test_a_mask_is_given_where_a_record_is_padded_and_nowhere_else(padded, shard
 
 
 @pytest.mark.parametrize("freeze", ["none", "backbone"], ids=["the model", "cached features"])
-def test_predictions_leave_out_what_was_padded(padded, tmp_path, freeze):
+def test_predictions_ignore_padding(padded, tmp_path, freeze):
     more = ("train.max_epochs=0", f"train.freeze={freeze}")
     folder = run(words_for(padded, tmp_path / "run", *more))
     logits_N = pd.read_parquet(folder.predictions / "valid.parquet")["af.logit"].to_numpy()
