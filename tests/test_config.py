@@ -9,7 +9,8 @@ import pytest
 from hpc_ecg.config.describe import describe_settings
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.load import RENAMED, load_config, to_yaml
-from hpc_ecg.sweep.grid import SweepConfig, load_sweep
+from hpc_ecg.sweep.grid import load_sweep
+from hpc_ecg.sweep.settings import SweepConfig
 from hpc_ecg.training.settings import FinetuneConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
