@@ -52,7 +52,7 @@ def test_a_malformed_grid_is_refused(grid, message):
     [
         ("grid.optim.lrr=[1]", r"unknown setting optim.lrr .*grid.*did you mean optim.lr"),
         ("grid.optim.lr=[-1]", "optim.lr must be positive"),
-        ("tune_trials=3", "tune_trials needs tune"),
+        ("tune_trials=3", "tune_trials has no effect without tune"),
         ("tune.optim.lr=[1,2] tune_seed=0", "tune_seed=0 must be a seed outside of"),
         ("tune.optim.lr=[1,2] grid.optim.lr=[1,2]", "grid and tune both set optim.lr"),
         ("slurm.nodes=0", "slurm.nodes must be at least 1, got 0"),

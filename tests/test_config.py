@@ -52,7 +52,7 @@ def test_every_option_can_be_laid_over_every_strategy(option):
     words += ["sweep_dir=s", "run.data.shards=d", *[f"run.{word}" for word in FILES]]
     words += [f"strategy_dir={CONFIGS / 'strategies'}"]
     sweep = load_sweep([], words)
-    assert [cell.strategy for cell in sweep.cells] == [f"{name}+{option.stem}" for name in names]
+    assert [cell.arm.name for cell in sweep.cells] == [f"{name}+{option.stem}" for name in names]
     plain = load_sweep([], [*words, f"strategies=[{','.join(names)}]"])
     for cell, without in zip(sweep.cells, plain.cells, strict=True):
         assert cell.run.init == without.run.init

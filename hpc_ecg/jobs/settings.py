@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpc_ecg.config.schema import check_settings, setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
@@ -16,26 +18,26 @@ class SlurmConfig:
     """Quality of service."""
     constraint: str | None = None
     """Features that a node must have: a100."""
-    time: int | None = None
+    time: int | None = setting(None, at_least=1)
     """Time limit in minutes, at which a run saves and queues again; null = SBATCH_TIMELIMIT, or
     720."""
-    nodes: int = 1
+    nodes: int = setting(1, at_least=1)
     """Nodes of one run."""
-    gpus_per_node: int | None = None
+    gpus_per_node: int | None = setting(None, at_least=1)
     """GPUs of one run on each node."""
-    tasks_per_node: int | None = None
+    tasks_per_node: int | None = setting(None, at_least=1)
     """Processes of one run on each node; null = gpus_per_node, or 1."""
-    cpus_per_task: int = 8
+    cpus_per_task: int = setting(8, at_least=1)
     """CPUs of each process."""
     mem: str | None = None
     """Memory on each node: 64G."""
-    array_parallelism: int = 256
+    array_parallelism: int = setting(256, at_least=1)
     """Runs at the same time, at most."""
-    max_retries: int = 3
+    max_retries: int = setting(3, at_least=0)
     """How many times one start of the sweep resubmits a run that was killed or lost its node."""
-    max_timeouts: int = 20
+    max_timeouts: int = setting(20, at_least=0)
     """How many time limits one job may reach; each time the run saves and queues again."""
-    signal_delay_s: int = 120
+    signal_delay_s: int = setting(120, at_least=0)
     """Seconds before the time limit at which a run gets the signal to save."""
     setup: list[str] = field(default_factory=list)
     """Shell lines before the run, after those of slurm/site.sh: [module load cuda/12.4]."""
@@ -43,16 +45,7 @@ class SlurmConfig:
     """Other options of sbatch by their long names: {exclude: node3}; true = without a value."""
 
     def __post_init__(self) -> None:
-        for name in ("time", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"slurm.{name} must be at least 1, got {value}")
-        for name in ("max_retries", "max_timeouts", "signal_delay_s", "array_parallelism"):
-            least = int(name == "array_parallelism")
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"slurm.{name} must be at least {least}, got {getattr(self, name)}"
-                )
+        check_settings(self, "slurm")
 
 
 @dataclass(frozen=True, kw_only=True)

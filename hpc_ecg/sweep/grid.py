@@ -13,10 +13,14 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from hpc_ecg.config.dotted_keys import nest
+from hpc_ecg.config.built_in import STRATEGIES
+from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.load import SettingsSource, merge_sources, parse_override, read_yaml
+from hpc_ecg.config.paths import resolve_paths
 from hpc_ecg.sweep.arms import SET_BY_SWEEP, Arm, arms_of
+from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.settings import SweepConfig
+from hpc_ecg.training.environment import base_folders
 from hpc_ecg.training.settings import FinetuneConfig
 
 RUN = "run"
@@ -83,7 +87,7 @@ def load_sweep(files: Sequence[str], overrides: Sequence[str]) -> Sweep:
     """
     of_sweep, shared = [], []
     for file in files:
-        source = read_yaml(file)
+        source = _read_sweep_file(file)
         shared.append(SettingsSource(_take_run_section(source), f"{file}, below {RUN}"))
         _refuse_settings_of_runs(source.values, file)
         of_sweep.append(source)
@@ -98,10 +102,36 @@ def load_sweep(files: Sequence[str], overrides: Sequence[str]) -> Sweep:
             if key in source.values:
                 raise ValueError(f"{RUN}.{key} is set by the sweep for each run ({source.name})")
     config = merge_sources(SweepConfig, of_sweep)
-    folder = Path(config.strategy_dir or Path(files[0] if files else ".").parent / "strategies")
-    config = replace(config, strategy_dir=str(folder))
-    strategies = {name: _read_strategy(folder, name) for name in config.strategies}
+    folders = _strategy_folders(config, Path(files[0]).parent if files else Path())
+    if folders[0] != STRATEGIES:
+        config = replace(config, strategy_dir=str(folders[0]))
+    strategies = {name: _read_strategy(folders, name) for name in config.strategies}
     return Sweep(config=config, shared=shared, overrides=strategies, cells=[]).with_cells({})
+
+
+def _read_sweep_file(file: str) -> SettingsSource:
+    """A sweep's YAML file; for the sweep.yaml of a sweep's folder, with paths made absolute if it
+    is opened from another working directory than the sweep was started from."""
+    source, folder = read_yaml(file), Path(file).parent
+    bases = base_folders(folder, read_optional(folder / "environment.json"))
+    values = flatten(OmegaConf.to_container(source.values, resolve=False))
+    runs = {key: value for key, value in values.items() if key.startswith(f"{RUN}.")}
+    of_runs = {key.removeprefix(f"{RUN}."): value for key, value in runs.items()}
+    resolved = resolve_paths(of_runs, FinetuneConfig, bases)
+    values |= resolve_paths({k: v for k, v in values.items() if k not in runs}, SweepConfig, bases)
+    values |= {f"{RUN}.{key}": value for key, value in resolved.items()}
+    return SettingsSource(OmegaConf.create(nest(values)), source.name)
+
+
+def _strategy_folders(config: SweepConfig, beside: Path) -> list[Path]:
+    """Where to look for strategies: the user's folder, if there is one, then the built-in one."""
+    if config.strategy_dir is not None:
+        folder = Path(config.strategy_dir)
+        if not folder.is_dir():
+            raise ValueError(f"strategy_dir={folder}: no such folder")
+    elif not (folder := beside / "strategies").is_dir():
+        return [STRATEGIES]
+    return [folder] if folder.samefile(STRATEGIES) else [folder, STRATEGIES]
 
 
 def _refuse_settings_of_runs(keys: Iterable[Any], place: str) -> None:
@@ -124,18 +154,19 @@ def _take_run_section(source: SettingsSource) -> DictConfig:
     return OmegaConf.create({}) if section is None else section
 
 
-def _read_strategy(folder: Path, name: str) -> list[SettingsSource]:
-    if not folder.is_dir():
-        raise ValueError(f"strategy_dir={folder}: no such folder")
+def _read_strategy(folders: Sequence[Path], name: str) -> list[SettingsSource]:
     first, *options = name.split("+")
     if not all((first, *options)):
         raise ValueError(f"strategies: {name!r} has an empty part; write strategy+option")
-    return [_read_part(folder, first)] + [_read_part(folder / "with", part) for part in options]
+    option_folders = [folder / "with" for folder in folders]
+    return [_read_part(folders, first), *(_read_part(option_folders, part) for part in options)]
 
 
-def _read_part(folder: Path, name: str) -> SettingsSource:
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(item.stem for item in folder.glob("*.yaml"))) or "none"
-        raise ValueError(f"strategies: no {name}.yaml in {folder}; there are: {known}")
-    return read_yaml(str(path))
+def _read_part(folders: Sequence[Path], name: str) -> SettingsSource:
+    """The file of a strategy or option in the first folder that has it."""
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return read_yaml(str(folder / f"{name}.yaml"))
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    searched = " or ".join(str(folder) for folder in folders)
+    raise ValueError(f"strategies: no {name}.yaml in {searched}; there are: {', '.join(known)}")

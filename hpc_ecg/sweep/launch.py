@@ -32,6 +32,7 @@ from hpc_ecg.sweep.tuning import (
     tune,
 )
 from hpc_ecg.training.best_tracker import BestTracker
+from hpc_ecg.training.environment import describe_working_directory
 from hpc_ecg.training.evaluate import describe_evaluation
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
@@ -176,6 +177,9 @@ def _local_runner(sweep: Sweep, folder: Path) -> Iterator[TaskRunner]:
 def _write_sweep(folder: Path, sweep: Sweep) -> None:
     shared = yaml.safe_dump({"run": sweep.shared_settings()}, sort_keys=False)
     write_text(folder / "sweep.yaml", to_yaml(sweep.config) + shared)
+    environment = folder / "environment.json"
+    if not environment.exists():  # where its relative paths start stays what it was
+        write_json(environment, {"working_directory": describe_working_directory(folder)})
     for arm in {cell.arm.name: cell.arm for cell in sweep.cells}.values():
         write_json(folder / arm.name / "arm.json", {"base": arm.base, "varied": arm.varied})
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from hpc_ecg.atomic_io import read_json
 from hpc_ecg.distributed.stop_signals import STOP
-from hpc_ecg.evaluation.metrics import METRIC_NAMES
+from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
 from hpc_ecg.sweep.submissions import last_submissions, queued_jobs
