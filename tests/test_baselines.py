@@ -1,4 +1,4 @@
-"""Baselines: the records of a run, honest about what they rest on, and hard to beat on AF."""
+"""Baselines predict the records of a run, from the same data, and separate AF from the rest."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, r2_score, roc_auc_score
 
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.comparison import baselines
-from hpc_ecg.comparison.baselines import adds_to_age_sex, write_baselines
+from hpc_ecg.comparison.baselines import combine_with_age_sex, write_baselines
 from hpc_ecg.comparison.heartbeat import _features, features_of, irregularity
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_shards, open_split
@@ -36,7 +36,7 @@ def made(config, tmp_path_factory):
 
 @pytest.fixture
 def no_detector(monkeypatch):
-    """R peaks are looked for elsewhere."""
+    """Replace the slow R-peak detector by random features."""
     draw = np.random.default_rng(0).normal
     find = lambda parts: [draw(size=(len(rows), 3)) for _, rows in parts]  # noqa: E731
     monkeypatch.setattr(baselines, "irregularity", find)
@@ -59,25 +59,25 @@ def test_a_baseline_predicts_the_records_of_a_run(made, config, name, split):
     assert predictions.record_N.tolist() == dataset.records
     assert predictions.patient_N.tolist() == dataset.patients
     np.testing.assert_array_equal(predictions.label_NK, dataset.labels_NK)
-    odds = 1 / (1 + np.exp(-predictions.logit_NK))
-    np.testing.assert_allclose(predictions.probability_NK, odds)
+    expected_NK = 1 / (1 + np.exp(-predictions.logit_NK))
+    np.testing.assert_allclose(predictions.probability_NK, expected_NK)
 
 
 def test_the_prevalence_is_that_of_training_and_has_no_auroc(made, config):
     opened, labels = open_shards(config.data)
-    known = open_split(opened, "train", labels).labels_NK
+    train_NK = open_split(opened, "train", labels).labels_NK
     predictions = read_predictions(made / "prevalence" / "test.parquet")
-    np.testing.assert_allclose(predictions.probability_NK, np.nanmean(known), rtol=1e-6)
+    np.testing.assert_allclose(predictions.probability_NK, np.nanmean(train_NK), rtol=1e-6)
     details = note_of(made)["details"]["prevalence"]
     assert details["auroc"] == "0.5 by definition: a constant ranks nobody"
-    there = ~np.isnan(predictions.label_NK[:, 0])
-    score = brier_score_loss(predictions.label_NK[there, 0], predictions.probability_NK[there, 0])
+    known = ~np.isnan(predictions.label_NK[:, 0])
+    score = brier_score_loss(predictions.label_NK[known, 0], predictions.probability_NK[known, 0])
     brier = details["af"]["brier"]
     assert brier["value"] == pytest.approx(score)
     assert brier["low"] < brier["value"] < brier["high"]
 
 
-def test_the_same_data_is_kept_and_other_labels_are_made_anew(
+def test_baselines_of_the_same_data_are_kept_and_others_are_made_again(
     made, config, shards, tmp_path, no_detector
 ):
     before = {p: p.stat().st_mtime_ns for p in made.rglob("*")}
@@ -91,7 +91,7 @@ def test_the_same_data_is_kept_and_other_labels_are_made_anew(
     assert write_baselines(config, folder) == note_of(made)["made"] == note_of(folder)["made"]
 
 
-def test_what_cannot_be_made_is_left_out_with_the_reason(cohort, tmp_path, no_detector):
+def test_a_baseline_that_cannot_be_made_is_left_out_with_the_reason(cohort, tmp_path, no_detector):
     table = pd.read_csv(cohort).drop(columns=["age", "sex"])
     table.to_csv(cohort.parent / "bare.csv", index=False)
     shard_ecgs(plan_for(cohort.parent / "bare.csv", tmp_path / "shards"))
@@ -103,7 +103,9 @@ def test_what_cannot_be_made_is_left_out_with_the_reason(cohort, tmp_path, no_de
     (cohort.parent / "bare.csv").unlink()
 
 
-def test_a_regression_has_linear_ones_in_the_unit_of_its_label(cohort, tmp_path, no_detector, rng):
+def test_a_regression_has_linear_baselines_in_the_unit_of_its_label(
+    cohort, tmp_path, no_detector, rng
+):
     table = pd.read_csv(cohort)
     table["lvef"] = 70 - 0.2 * table["age"].clip(upper=90) + rng.normal(0, 0.5, len(table))
     table.to_csv(cohort.parent / "lvef.csv", index=False)
@@ -150,31 +152,31 @@ def predictions_of(label_N, logit_N, split):
     )
 
 
-def test_what_the_network_adds_is_learned_on_validation(rng):
+def test_the_combination_with_age_and_sex_is_fitted_on_validation(rng):
     both = []
     for split in ("valid", "test"):
         first, second = rng.normal(size=(2, 3000))
         label = (rng.random(3000) < 1 / (1 + np.exp(1 - first - 2 * second))).astype(float)
         both.append([predictions_of(label, scores, split) for scores in (first, 5 * second)])
     (valid_age, valid), (test_age, test) = both
-    joined = adds_to_age_sex(valid, test, valid_age, test_age, 0)
+    joined = combine_with_age_sex(valid, test, valid_age, test_age, 0)
     label = test.label_NK[:, 0]
     alone = max(roc_auc_score(label, p.logit_NK[:, 0]) for p in (test, test_age))
     best = roc_auc_score(label, test_age.logit_NK[:, 0] + 2 * test.logit_NK[:, 0] / 5)
     assert roc_auc_score(label, joined) > alone + 0.02
     assert roc_auc_score(label, joined) == pytest.approx(best, abs=0.003)
     with pytest.raises(ValueError, match="other records"):
-        adds_to_age_sex(valid, test, valid_age, valid_age, 0)
+        combine_with_age_sex(valid, test, valid_age, valid_age, 0)
 
 
-def test_the_three_numbers_are_those_of_the_rr_intervals():
+def test_the_three_features_are_those_of_the_rr_intervals():
     peaks = np.array([100, 300, 520, 700])  # 200, 220, 180
     rr = np.array([200.0, 220.0, 180.0])
     rmssd = np.sqrt((20**2 + 40**2) / 2)
     known = [np.log(rmssd / 200), np.log(rr.std() / 200), 60 / 200]
     np.testing.assert_allclose(_features(peaks), known)
     assert np.isnan(_features(peaks[:2])).all()
-    assert np.isfinite(_features(np.array([0, 250, 500]))).all()  # as regular as can be
+    assert np.isfinite(_features(np.array([0, 250, 500]))).all()  # perfectly regular
 
 
 def test_beats_are_found_where_they_are():
@@ -187,8 +189,7 @@ def test_beats_are_found_where_they_are():
     assert np.isnan(features_of(np.zeros((1, 2500), np.int16), 0.001, 250)).all()
 
 
-@pytest.mark.slow
-def test_processes_give_what_one_gives(config):
+def test_many_processes_give_the_features_that_one_gives(config):
     opened, labels = open_shards(config.data)
     test = open_split(opened, "test", labels)
     rows = np.arange(len(test))
@@ -197,8 +198,7 @@ def test_processes_give_what_one_gives(config):
     np.testing.assert_array_equal(irregularity([(test, rows)])[0], alone)
 
 
-@pytest.mark.slow
-def test_irregularity_alone_tells_real_af_from_the_rest(real_data, tmp_path):
+def test_irregularity_alone_separates_real_af_from_the_rest(real_data, tmp_path):
     table = pd.read_csv(real_data / "ecg" / "ptbxl" / "table.csv")
     table = table[(table["af"] == 1) | (np.arange(len(table)) < 120)]
     table.to_csv(tmp_path / "table.csv", index=False)

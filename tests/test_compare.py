@@ -1,4 +1,4 @@
-"""A sweep's folder in, strategies side by side and a verdict out."""
+"""Compare the strategies of a sweep's folder: values, verdict, warnings and refusals."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from hpc_ecg.comparison.compare import compare
-from hpc_ecg.comparison.results import read_cells
+from hpc_ecg.comparison.results import read_results
 from hpc_ecg.comparison.terminal import format_table
 from hpc_ecg.comparison.verdict import verdict
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
@@ -23,7 +23,7 @@ REPLICATES = 200
 
 
 def make_test_set(num_patients=200, labels=("afib_5y",), seed=0, prevalence=0.3):
-    """Record names, patients, labels, and a signal that all strategies see in part."""
+    """Patients, labels, and a signal that all strategies share."""
     rng = np.random.default_rng(seed)
     patients = np.repeat(np.arange(num_patients), rng.integers(1, 4, num_patients))
     label_NK = (rng.random((num_patients, len(labels))) < prevalence).astype(float)[patients]
@@ -33,8 +33,8 @@ def make_test_set(num_patients=200, labels=("afib_5y",), seed=0, prevalence=0.3)
     return patients, label_NK, shared_NK, list(labels)
 
 
-def make_cell(folder, test_set, quality, seed, task="binary", noise=0.4, order=None):
-    """A finished run's folder, as `finetune` leaves it."""
+def make_run(folder, test_set, quality, seed, task="binary", noise=0.4):
+    """Write the folder of a finished run, as `finetune` leaves it."""
     patients, label_NK, shared_NK, labels = test_set
     rng = np.random.default_rng([seed, int(1000 * quality)])
     logit_NK = quality * label_NK + shared_NK + noise * rng.normal(size=label_NK.shape)
@@ -100,25 +100,25 @@ def write_training(folder, quality, seed):
 
 
 def make_sweep(sweep_dir, qualities, seeds=(0, 1, 2), test_set=None, **options):
-    """`qualities`: strategy → how well it tells the classes apart."""
+    """Write a sweep's folder; `qualities`: strategy → how well it separates the classes."""
     test_set = test_set or make_test_set()
     for strategy, quality in qualities.items():
         for seed in seeds:
             folder = sweep_dir / strategy / f"seed-{seed}"
-            make_cell(folder, test_set, quality, seed, **options)
+            make_run(folder, test_set, quality, seed, **options)
     plan = {"strategies": list(qualities), "seeds": list(seeds)}
     (sweep_dir / "sweep.yaml").write_text(json.dumps(plan))  # JSON is YAML
     return sweep_dir
 
 
 def make_baselines(sweep_dir, test_set, quality, left_out=None):
-    """What the sweep keeps of the ways without a network: irregularity as good as `quality`."""
+    """Write a sweep's baselines; `quality` is that of the irregularity."""
     folder = sweep_dir / "baselines"
     for name, good in {"prevalence": 0.0, "age_sex": 0.3, "rr_irregularity": quality}.items():
-        own = make_cell(sweep_dir / "elsewhere", test_set, good, 7)
-        logit_NK = np.zeros_like(own.logit_NK) if name == "prevalence" else own.logit_NK
+        made = make_run(sweep_dir / "elsewhere", test_set, good, 7)
+        logit_NK = np.zeros_like(made.logit_NK) if name == "prevalence" else made.logit_NK
         for split in ("valid", "test"):
-            write_predictions(folder / name / f"{split}.parquet", replace(own, logit_NK=logit_NK))
+            write_predictions(folder / name / f"{split}.parquet", replace(made, logit_NK=logit_NK))
     shutil.rmtree(sweep_dir / "elsewhere")
     note = {"made": ["prevalence", "age_sex", "rr_irregularity"], "left_out": left_out or {}}
     (folder / "baselines.json").write_text(json.dumps(note | {"details": {}}))
@@ -147,20 +147,20 @@ def test_a_clear_difference_is_called_best(tmp_path):
     assert "cannot be told apart" not in text
 
 
-def test_two_alike_cannot_be_told_apart(tmp_path):
+def test_two_similar_strategies_cannot_be_told_apart(tmp_path):
     text = verdict(compare(make_sweep(tmp_path, {"a": 1.0, "b": 1.001}), REPLICATES))
     assert "cannot be told apart (AUROC difference 0.00" in text and " to 0.0" in text
     assert "is best" not in text and "has the highest" not in text
 
 
-def test_arms_that_predict_the_same_are_said_to(tmp_path):
-    """As strategies in which nothing trains do, in a grid of learning rates."""
+def test_strategies_with_the_same_predictions_are_reported_as_equal(tmp_path):
+    """A grid of learning rates makes such strategies if nothing trains."""
     make_sweep(tmp_path, {"a": 1.0})
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     comparison = compare(tmp_path, REPLICATES)
     assert comparison.detectable == {"a - b": 0}
-    words = verdict(comparison)
-    assert "a and b cannot be told apart" in words and "they score exactly the same" in words
+    text = verdict(comparison)
+    assert "a and b cannot be told apart" in text and "they score exactly the same" in text
 
 
 def test_the_best_may_beat_some_and_not_others(tmp_path):
@@ -176,24 +176,24 @@ def test_with_one_seed_nothing_is_called_better(tmp_path):
     assert "cannot be said from one seed" in text and "is better than poor:" not in text
 
 
-def test_a_note_of_the_sweep_comes_before_all_warnings(tmp_path):
+def test_the_note_of_a_sweep_comes_before_all_warnings(tmp_path):
     make_sweep(tmp_path, {"a": 1.0, "b": 1.0}, (0,))
     path = tmp_path / "sweep.yaml"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"note": "synthetic"}))
     assert compare(tmp_path, replicates=50).warnings[0] == "synthetic"
 
 
-def test_one_seed_and_few_positive_patients_are_warned_about(tmp_path):
+def test_one_seed_and_few_positive_patients_give_warnings(tmp_path):
     few = make_test_set(num_patients=60, prevalence=0.15)
     comparison = compare(make_sweep(tmp_path, {"a": 2, "b": 1}, [0], few), REPLICATES)
     positive = comparison.counts["afib_5y"]["n_positive_patients"]
     assert positive < 20
     text = verdict(comparison)
-    assert "One seed only for a and b" in text
+    assert "Only one seed for a and b" in text
     assert f"afib_5y has only {positive} positive patients in the test set" in text
 
 
-def test_cells_that_failed_or_are_missing_are_listed_with_the_reason(tmp_path):
+def test_runs_that_failed_or_are_missing_are_listed_with_the_reason(tmp_path):
     sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
     for name in ("a/seed-1", "b/seed-0", "b/seed-2"):
         (sweep_dir / name / "finished.json").unlink()
@@ -206,30 +206,30 @@ def test_cells_that_failed_or_are_missing_are_listed_with_the_reason(tmp_path):
         "b/seed-0": "not finished: at step 120",
         "b/seed-2": "not started",
     }
-    assert "Left out (listed below): 3 of 6 cells." in verdict(comparison)
+    assert "Left out (listed below): 3 of 6 runs." in verdict(comparison)
     assert "shares no seed with b: not compared" in verdict(comparison)
 
 
-def test_a_cell_with_nan_or_constant_predictions_takes_no_part(tmp_path):
+def test_a_run_with_nan_or_constant_predictions_is_left_out(tmp_path):
     sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
     for name, value in (("b/seed-0", np.nan), ("b/seed-1", 0.5)):
         path = sweep_dir / name / "predictions" / "test.parquet"
         whole = read_predictions(path)
         logit_NK = np.full_like(whole.logit_NK, value)
         write_predictions(path, replace(whole, logit_NK=logit_NK))
-    reasons = [p.reason for p in read_cells(sweep_dir)[1]]
+    reasons = [p.reason for p in read_results(sweep_dir)[1]]
     assert "predictions are NaN or infinite" in reasons[0]
     assert "predictions are 0.5; such a model tells nothing apart" in reasons[1]
 
 
-def test_a_damaged_run_takes_no_part_and_a_damaged_sweep_is_named(tmp_path):
+def test_a_damaged_run_is_left_out_and_a_damaged_sweep_is_refused(tmp_path):
     sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5, "c": 0.5}, (0, 1))
     (sweep_dir / "b/seed-0/config.yaml").write_text("[: {")
     (sweep_dir / "b/seed-1/environment.json").unlink()
     (sweep_dir / "c/seed-0/predictions/test.parquet").unlink()
     (sweep_dir / "c/seed-1/finished.json").write_text('{"steps": 2')
-    cells, problems = read_cells(sweep_dir)
-    assert [cell.name for cell in cells] == ["a/seed-0", "a/seed-1"]
+    runs, problems = read_results(sweep_dir)
+    assert [run.name for run in runs] == ["a/seed-0", "a/seed-1"]
     for problem, text in zip(
         problems,
         ("config.yaml is damaged", "environment.json", "test.parquet: no such file", "is damaged"),
@@ -241,12 +241,12 @@ def test_a_damaged_run_takes_no_part_and_a_damaged_sweep_is_named(tmp_path):
         compare(sweep_dir, REPLICATES)
 
 
-def test_different_test_sets_are_refused_by_name(tmp_path):
+def test_runs_tested_on_different_records_are_refused_by_name(tmp_path):
     sweep_dir = make_sweep(tmp_path, {"a": 1.5, "b": 0.5})
-    make_cell(sweep_dir / "b" / "seed-1", make_test_set(num_patients=190), 1.0, 1)
+    make_run(sweep_dir / "b" / "seed-1", make_test_set(num_patients=190), 1.0, 1)
     with pytest.raises(ValueError, match="a/seed-0 and b/seed-1 were tested on different records"):
         compare(sweep_dir, REPLICATES)
-    make_cell(sweep_dir / "b" / "seed-1", make_test_set(), 1.0, 1)
+    make_run(sweep_dir / "b" / "seed-1", make_test_set(), 1.0, 1)
     path = sweep_dir / "b/seed-1/predictions/test.parquet"
     other = read_predictions(path)
     write_predictions(path, replace(other, label_NK=1 - other.label_NK))
@@ -257,13 +257,13 @@ def test_different_test_sets_are_refused_by_name(tmp_path):
 
 
 def test_an_empty_sweep_says_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match="no finished cell to compare"):
+    with pytest.raises(ValueError, match="no finished run to compare"):
         compare(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         compare(tmp_path / "nowhere")
 
 
-def test_one_strategy_alone_gets_its_number_and_no_comparison(tmp_path):
+def test_a_single_strategy_gets_its_value_and_no_comparison(tmp_path):
     comparison = compare(make_sweep(tmp_path, {"a": 1.5}), REPLICATES)
     assert verdict(comparison).startswith("Only a is finished (AUROC 0.")
 
@@ -286,7 +286,7 @@ def test_regression_is_compared_by_r_squared(tmp_path):
     assert verdict(comparison).startswith("a is best (R² 0.")
 
 
-def test_a_regression_that_the_mean_beats_is_said_to_be_one(tmp_path):
+def test_a_regression_that_is_worse_than_the_mean_gets_a_warning(tmp_path):
     sweep_dir = make_sweep(tmp_path, {"a": 0.0, "b": 2.0}, task="regression", noise=9.0)
     (text, *_) = compare(sweep_dir, REPLICATES).warnings
     assert text.startswith("R² is below 0 for a and b: the mean of all labels predicts better.")
@@ -299,7 +299,7 @@ def test_the_terminal_table_fits_eighty_columns(tmp_path):
     assert "ssl_probe_then_finetune" in text and "GPU-hours" in text
 
 
-def test_the_terminal_table_tells_the_arms_of_a_grid_apart(tmp_path):
+def test_the_terminal_table_shows_the_names_of_a_grids_arms_in_full(tmp_path):
     names = [f"ssl_probe_then_finetune,label_fraction={share}" for share in (0.5, 1)]
     text = format_table(compare(make_sweep(tmp_path, dict.fromkeys(names, 1.0)), REPLICATES))
     lines = text.split("hours: ")[0].splitlines()
@@ -308,7 +308,7 @@ def test_the_terminal_table_tells_the_arms_of_a_grid_apart(tmp_path):
         assert "0." in below and below.startswith("  ") and len(below) <= 80
 
 
-def test_steps_that_a_resumed_run_did_again_count_once(tmp_path):
+def test_steps_repeated_after_a_resume_count_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [{"event": "step", "step": s, "loss": 1.0} for s in (1, 2, 3)]
     lines += [{"event": "resumed", "step": 1}, {"event": "step", "step": 2, "loss": 0.5}]
@@ -317,7 +317,7 @@ def test_steps_that_a_resumed_run_did_again_count_once(tmp_path):
     assert steps == [(1, 1.0), (2, 0.5)]
 
 
-def test_networks_that_do_not_beat_a_baseline_are_said_not_to(tmp_path):
+def test_the_verdict_names_networks_that_do_not_beat_a_baseline(tmp_path):
     test_set = make_test_set()
     make_sweep(tmp_path, {"good": 3.0, "poor": 1.0}, test_set=test_set)
     make_baselines(tmp_path, test_set, 2.0)
@@ -335,7 +335,7 @@ def test_networks_that_do_not_beat_a_baseline_are_said_not_to(tmp_path):
     assert pair.estimate.value == pytest.approx(good - irregular)
 
 
-def test_what_networks_add_to_age_and_sex_is_the_mean_over_labels(tmp_path):
+def test_what_a_network_adds_to_age_and_sex_is_the_mean_over_labels(tmp_path):
     test_set = make_test_set(labels=("afib", "flutter"))
     make_sweep(tmp_path, {"a": 2.0, "b": 0.5}, test_set=test_set, task="multilabel")
     make_baselines(tmp_path, test_set, 0.5)
@@ -343,7 +343,7 @@ def test_what_networks_add_to_age_and_sex_is_the_mean_over_labels(tmp_path):
     gains = []
     for seed in range(3):
         network = read_predictions(tmp_path / f"a/seed-{seed}/predictions/test.parquet")
-        for k in range(2):  # the splits of these runs are one: validation is the test set
+        for k in range(2):  # validation and test set of these runs are the same
             x_N2 = np.stack([alone.logit_NK[:, k], network.logit_NK[:, k]], axis=1)
             x_N2 = (x_N2 - x_N2.mean(0)) / x_N2.std(0)
             truth_N = network.label_NK[:, k]
@@ -351,26 +351,26 @@ def test_what_networks_add_to_age_and_sex_is_the_mean_over_labels(tmp_path):
             before = roc_auc_score(truth_N, alone.logit_NK[:, k])
             gains.append(roc_auc_score(truth_N, both_N) - before)
     comparison = compare(tmp_path, REPLICATES)
-    (added,) = [p for p in comparison.adds if p.first == "a + age and sex"]
+    (added,) = [p for p in comparison.gains if p.first == "a + age and sex"]
     assert added.estimate.value == pytest.approx(np.mean(gains), abs=1e-4)
     assert "To age and sex, a adds +0." in verdict(comparison)
 
 
-def test_a_label_without_positives_in_validation_leaves_out_what_networks_add(tmp_path):
+def test_without_positives_in_validation_what_networks_add_is_left_out(tmp_path):
     test_set = make_test_set(labels=("afib", "flutter"))
     make_sweep(tmp_path, {"a": 2.0, "b": 0.5}, test_set=test_set, task="multilabel")
     make_baselines(tmp_path, test_set, 0.5)
     for path in tmp_path.glob("*/seed-*/predictions/valid.parquet"):
-        own = read_predictions(path)
-        label_NK = own.label_NK.copy()
+        valid = read_predictions(path)
+        label_NK = valid.label_NK.copy()
         label_NK[:, 1] = 0
-        write_predictions(path, replace(own, label_NK=label_NK))
+        write_predictions(path, replace(valid, label_NK=label_NK))
     comparison = compare(tmp_path, 50)
-    assert comparison.adds == [] and comparison.baselines
-    assert comparison.adds_left_out.startswith("flutter: ") and not comparison.baselines_left_out
+    assert comparison.gains == [] and comparison.baselines
+    assert comparison.gains_left_out.startswith("flutter: ") and not comparison.baselines_left_out
 
 
-def test_where_no_network_beats_a_baseline_that_is_the_verdict(tmp_path):
+def test_the_verdict_says_if_no_network_beats_a_baseline(tmp_path):
     test_set = make_test_set()
     make_sweep(tmp_path, {"a": 1.0, "b": 0.9}, test_set=test_set)
     make_baselines(tmp_path, test_set, 4.0)
@@ -384,7 +384,7 @@ def test_baselines_of_another_test_set_are_not_used(tmp_path):
     assert not comparison.baselines
     assert "another test set" in comparison.baselines_left_out["age_sex"]
     assert comparison.baselines_left_out["other"] == "no such column"
-    assert "No baseline stands beside the networks" in verdict(comparison)
+    assert "There is no baseline" in verdict(comparison)
 
 
 def test_an_ensemble_is_the_mean_probability_of_its_seeds(tmp_path):
@@ -404,15 +404,14 @@ def test_an_ensemble_is_the_mean_probability_of_its_seeds(tmp_path):
 
 def test_a_soup_of_the_same_records_is_a_row(tmp_path):
     make_sweep(tmp_path, {"a": 1.0})
-    own = read_predictions(tmp_path / "a/seed-1/predictions/test.parquet")
-    write_predictions(tmp_path / "a/soup/predictions.parquet", own)
-    reference_models = {r.kind: r for r in compare(tmp_path, 50).reference_models}
-    assert reference_models["soup"].estimates["auroc"].value == pytest.approx(
-        roc_auc_score(own.label_NK[:, 0], own.logit_NK[:, 0])
-    )
+    soup = read_predictions(tmp_path / "a/seed-1/predictions/test.parquet")
+    write_predictions(tmp_path / "a/soup/predictions.parquet", soup)
+    models = {model.kind: model for model in compare(tmp_path, 50).reference_models}
+    expected = roc_auc_score(soup.label_NK[:, 0], soup.logit_NK[:, 0])
+    assert models["soup"].estimates["auroc"].value == pytest.approx(expected)
 
 
-def test_the_model_to_take_home_is_chosen_on_validation(tmp_path):
+def test_models_are_selected_on_validation(tmp_path):
     make_sweep(tmp_path, {"a": 1.0, "b": 0.5})
     for seed, score in enumerate((0.70, 0.90, 0.90)):
         path = tmp_path / f"a/seed-{seed}/finished.json"
@@ -421,15 +420,15 @@ def test_the_model_to_take_home_is_chosen_on_validation(tmp_path):
         path = tmp_path / f"b/seed-{seed}/finished.json"
         values = json.loads(path.read_text()) | {"best_score": loss, "metric": "loss"}
         path.write_text(json.dumps(values))
-    chosen = {c.strategy: c.cell.seed for c in compare(tmp_path, 50).chosen}
-    assert chosen == {"a": 1, "b": 2}
+    selected = {model.strategy: model.run.seed for model in compare(tmp_path, 50).selected}
+    assert selected == {"a": 1, "b": 2}
 
 
-def test_non_inferiority_is_judged_by_the_margin_that_was_stated(tmp_path):
+def test_non_inferiority_uses_the_given_margin(tmp_path):
     make_sweep(tmp_path, {"a": 1.0, "b": 0.99, "c": 0.1})
     narrow, wide = (compare(tmp_path, REPLICATES, margin=m) for m in (0.0001, 0.05))
-    found = {n["strategy"]: n["is_non_inferior"] for n in wide.non_inferior}
-    assert len(found) == 2 and not found["c"] and sum(found.values()) == 1
+    within = {n["strategy"]: n["is_non_inferior"] for n in wide.non_inferior}
+    assert len(within) == 2 and not within["c"] and sum(within.values()) == 1
     assert not any(n["is_non_inferior"] for n in narrow.non_inferior)
     assert "by more than 0.05 AUROC" in verdict(wide)
     with pytest.raises(ValueError, match="margin must be between 0 and 1, got 2"):
@@ -442,7 +441,7 @@ def test_the_probabilities_of_being_best_sum_to_one(tmp_path):
     assert sum(chances.values()) == pytest.approx(1) and chances["a"] > 0.9
 
 
-def test_time_and_cost_stand_apart_in_the_numbers(tmp_path):
+def test_time_and_cost_are_kept_apart_from_the_other_numbers(tmp_path):
     make_sweep(tmp_path, {"a": 1.0, "b": 0.5}, (0, 1))
     before = compare(tmp_path, 50).to_dict()
     path = tmp_path / "a/seed-0/finished.json"

@@ -89,7 +89,7 @@ def test_an_unknown_label_is_named_with_those_that_there_are(shards):
 
 
 def test_a_label_named_twice_is_refused(shards):
-    assert "names a label twice" in refusal(shards, labels=["af", "af"], task="multilabel")
+    assert "has a label twice" in refusal(shards, labels=["af", "af"], task="multilabel")
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])

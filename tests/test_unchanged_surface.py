@@ -21,7 +21,7 @@ VERBS_WITH_LATE_PARSERS = {
     "sweep cancel": ["sweep", "cancel", "SWEEP"],
     "sweep retry": ["sweep", "retry", "SWEEP"],
 }
-CLASS_INSIDE = re.compile(r"hpc_ecg[\w.]*\.\w+")
+CLASS_INSIDE = re.compile(r"\bStageConfig\b")
 
 
 class CaughtError(Exception):

@@ -87,7 +87,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def table_of(result: dict[str, Any]) -> list[str]:
     """For a terminal; intervals are 95 %, patients resampled."""
-    from hpc_ecg.evaluation.metrics import METRIC_NAMES
+    from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 
     note = f": {result['note']}" if "note" in result else ""
     lines = _wrapped(f"records: {result['split']}{note}")

@@ -34,16 +34,16 @@ def _report(options: argparse.Namespace) -> int:
     from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.compare import compare
     from hpc_ecg.comparison.report import write_comparison
-    from hpc_ecg.comparison.results import read_cells
+    from hpc_ecg.comparison.results import read_results
     from hpc_ecg.comparison.terminal import format_table
     from hpc_ecg.log import logger, say, start_logging
     from hpc_ecg.training.open_run import load_run
 
     start_logging()
-    cells, _ = read_cells(folder)
-    if cells and not options.no_baselines:
+    runs, _ = read_results(folder)
+    if runs and not options.no_baselines:
         try:
-            write_baselines(load_run(str(cells[0].run.path), []), folder / "baselines")
+            write_baselines(load_run(str(runs[0].folder.path), []), folder / "baselines")
         except (ValueError, OSError) as error:
             logger.warning(f"no baselines: {error}")
     comparison = compare(folder, options.replicates, margin=options.margin)

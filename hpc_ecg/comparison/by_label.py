@@ -1,72 +1,65 @@
-"""Where there are several labels: the strategies on each of them, which their mean hides."""
+"""Compare the strategies on each of several labels, which the mean over labels hides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_strategy, gather
-from hpc_ecg.evaluation.comparisons import (
-    ALPHA,
-    Difference,
-    Estimate,
-    SeedScores,
-    compare_strategies,
-    holm,
+from hpc_ecg.comparison.scoring import (
+    RunKey,
+    Scorer,
+    Scores,
+    estimate_from,
+    group_by_strategy,
+    is_better,
+    pairs_with,
 )
+from hpc_ecg.evaluation.comparisons import Difference, Estimate, compare_strategies, holm
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelResult:
     label: str
     estimates: dict[str, dict[str, Estimate]]
-    """By strategy and metric."""
+    """By strategy and metric; the first metric decides."""
     pairs: list[Difference]
     """In the deciding metric; Holm's correction over the pairs of all labels."""
 
-    @property
-    def best(self) -> str:
-        """The strategy with the highest value of the deciding metric."""
-        return max(self.estimates, key=lambda name: next(iter(self.estimates[name].values())).value)
-
     def worse(self) -> list[str]:
-        """Whom the best is better than; nobody where one seed cannot tell how training varies."""
-        found = []
-        for pair in self.pairs:
-            sign = {pair.first: 1, pair.second: -1}.get(self.best, 0)
-            is_sure = pair.p_holm < ALPHA and pair.estimate.includes_seeds
-            if is_sure and sign * pair.estimate.value > 0:
-                found.append(pair.second if sign > 0 else pair.first)
-        return found
+        """Strategies that the best one beats; a comparison on a single seed does not count."""
+        best = max(self.estimates, key=lambda name: next(iter(self.estimates[name].values())).value)
+        pairs = pairs_with(self.pairs, best)
+        return [pair.second for pair in pairs if is_better(pair) and pair.estimate.includes_seeds]
 
 
-def each_label(
-    scorer: Scorer,
-    keys: Sequence[tuple[str, int]],
-    scored: Sequence[Mapping[str, Scores]],
-    order: Sequence[str],
+def compare_by_label(
+    scorer: Scorer, scored: Mapping[RunKey, Mapping[str, Scores]], order: Sequence[str]
 ) -> list[LabelResult]:
-    """`scored`: by label, of the cell of each of `keys` (strategy, seed). [] for a single label."""
+    """Compare all pairs on each label; [] for a single label.
+
+    `scored` holds each run's scores by label; `order` is that of the strategies.
+    """
     if len(scorer.label_names) < 2:
         return []
-    found = []
+    results = []
     for label in scorer.label_names:
-        scores = gather(scorer.metrics, keys, [own[label] for own in scored])
-        found.append(_of_label(scorer, label, scores, order))
-    adjusted = iter(holm([pair.estimate.p_value for own in found for pair in own.pairs]))
+        on_label = {run: scores[label] for run, scores in scored.items()}
+        results.append(_compare_on_label(scorer, label, on_label, order))
+    adjusted = iter(holm([pair.estimate.p_value for result in results for pair in result.pairs]))
     return [
-        replace(own, pairs=[replace(pair, p_holm=next(adjusted)) for pair in own.pairs])
-        for own in found
+        replace(result, pairs=[replace(pair, p_holm=next(adjusted)) for pair in result.pairs])
+        for result in results
     ]
 
 
-def _of_label(
-    scorer: Scorer, label: str, scores: dict[str, dict[str, SeedScores]], order: Sequence[str]
+def _compare_on_label(
+    scorer: Scorer, label: str, scored: Mapping[RunKey, Scores], order: Sequence[str]
 ) -> LabelResult:
-    num_patients = scorer.patients_behind([label])
+    num_patients = scorer.num_patients_for([label])
+    scores = group_by_strategy(scorer.metrics, scored)
     deciding = scores[scorer.metrics[0]]
     return LabelResult(
         label=label,
         estimates={
-            name: {m: estimate_strategy(scores[m][name], num_patients, m) for m in scorer.metrics}
+            name: {m: estimate_from(scores[m][name], num_patients, m) for m in scorer.metrics}
             for name in order
         },
         pairs=compare_strategies({name: deciding[name] for name in order}, num_patients),

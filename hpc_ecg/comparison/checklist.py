@@ -1,7 +1,6 @@
-"""The TRIPOD+AI checklist, filled as far as a sweep knows: what it cannot know is the authors' to
-write, and stands as such.
+"""The TRIPOD+AI checklist, filled in as far as a sweep knows. The rest is the authors' to write.
 
-Items and numbers: Collins et al., TRIPOD+AI statement, BMJ 2024;385:e078378; wording is ours.
+Items and numbers: Collins et al., TRIPOD+AI statement, BMJ 2024;385:e078378; the wording is ours.
 """
 
 from dataclasses import dataclass
@@ -11,24 +10,6 @@ from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.reporting.numbers import format_percent, join_names
 
 YOURS = "yours to write"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    number: str
-    topic: str
-    text: str
-    is_known: bool
-
-
-def checklist(comparison: Comparison, flow: CohortFlow | str) -> list[Item]:
-    known = _known(comparison, flow)
-    return [
-        Item(number=n, topic=topic, text=known.get(n, YOURS), is_known=n in known)
-        for n, topic in TOPICS
-    ]
-
-
 TOPICS = (
     ("1", "Title"),
     ("2", "Abstract"),
@@ -63,54 +44,71 @@ TOPICS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChecklistItem:
+    number: str
+    topic: str
+    text: str
+    is_known: bool
+
+
+def fill_checklist(comparison: Comparison, flow: CohortFlow | str) -> list[ChecklistItem]:
+    known = _known(comparison, flow)
+    return [
+        ChecklistItem(number=n, topic=topic, text=known.get(n, YOURS), is_known=n in known)
+        for n, topic in TOPICS
+    ]
+
+
 def _known(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
+    models, labels = comparison.selected, comparison.labels
     known = {
-        "9": "12-lead ECGs; the signal's specification stands in each model card",
+        "9": "12-lead ECGs; each model card specifies the signal",
         "10": _sample_size(comparison),
         "11": "records without a label are left out of loss and metrics, and counted",
-        "12a": "patients, not ECGs, are dealt to training, validation and test; thresholds, "
+        "12a": "patients, not ECGs, are assigned to training, validation and test; thresholds, "
         "calibration and the best step come from validation",
         "12c": "see Strategies and Settings",
-        "12d": "intervals and tests resample patients, with all of a patient's ECGs together",
+        "12d": "intervals and tests resample patients, with all ECGs of a patient together",
         "12e": "discrimination, calibration, decision curves; see the figures",
-        "12f": "see Strategies: what each one starts from",
+        "12f": "see What was run: the weights that each strategy starts from",
         "13": _imbalance(comparison),
-        "15": "probabilities; see Thresholds to take along",
-        "22": f"best/model.safetensors of each run; cards in report/cards/ for "
-        f"{join_names([c.cell.name for c in comparison.chosen])}",
+        "15": "probabilities; see Thresholds",
         "21": _counts(comparison),
+        "22": "best/model.safetensors of each run; cards in report/cards/ for "
+        f"{join_names([model.run.name for model in models])}",
         "23": "see Strategies, Differences, Curves, Subgroups",
     }
     if isinstance(flow, CohortFlow):
         known |= {"7": f"{flow.signal}; see Cohort", "20": "see Cohort"}
-    if any(c.label(name).get("subgroups") for c in comparison.chosen for name in comparison.labels):
+    if any(model.label(name).get("subgroups") for model in models for name in labels):
         known["14"] = "see Subgroups, or subgroups.csv for all, with tests of interaction"
     return known
 
 
 def _sample_size(comparison: Comparison) -> str:
+    text = "as many patients as there were"
     if not comparison.detectable:
-        return "as many as there were; see Cohort"
+        return f"{text}; see Cohort"
     sizes = sorted(comparison.detectable.values())
     return (
-        f"as many as there were; with this test set and these seeds differences of {sizes[0]:.3f} "
-        f"to {sizes[-1]:.3f} {comparison.metric_name} are found in 4 of 5 sweeps"
+        f"{text}; with this test set and these seeds, 4 of 5 sweeps would find differences of "
+        f"{sizes[0]:.3f} to {sizes[-1]:.3f} {comparison.metric_name}"
     )
 
 
 def _imbalance(comparison: Comparison) -> str:
     shares = [
-        f"{label} {format_percent(c['prevalence'])} of the test set"
-        for label, c in comparison.counts.items()
-        if "prevalence" in c
+        f"{label} {format_percent(counts['prevalence'])} of the test set"
+        for label, counts in comparison.counts.items()
+        if "prevalence" in counts
     ]
-    text = "; ".join(shares[:5]) or "no classes"
-    return f"{text}; sampling and loss stand under Settings"
+    return f"{'; '.join(shares[:5]) or 'no classes'}; for sampling and loss see Settings"
 
 
 def _counts(comparison: Comparison) -> str:
     texts = []
-    for label, c in list(comparison.counts.items())[:5]:
-        positive = f", {c['n_positive']} with the event" if "n_positive" in c else ""
-        texts.append(f"{label}: {c['n']} ECGs of {c['n_patients']} patients{positive}")
-    return "test set: " + "; ".join(texts)
+    for label, n in list(comparison.counts.items())[:5]:
+        positive = f", {n['n_positive']} with the event" if "n_positive" in n else ""
+        texts.append(f"{label}: {n['n']} ECGs of {n['n_patients']} patients{positive}")
+    return f"test set: {'; '.join(texts)}"

@@ -1,12 +1,10 @@
-"""The comparison of a sweep: finished cells in, strategies side by side and a verdict out.
+"""Compare the strategies of a sweep: finished runs in, a `Comparison` out.
 
-One metric decides: AUROC (its mean over labels where there are several), R² for regression, because
-it has no unit and higher is better. Each strategy's value is the mean over its seeds; its interval,
-and that of each difference, hold the chance of patients and of seeds (evaluation/comparisons.py).
-The verdict (verdict.py) is written from these numbers only.
+One metric decides: AUROC (its mean over labels where there are several), or R² for regression,
+because it has no unit and higher is better. A strategy's value is the mean over its seeds. Its
+interval, and that of each difference, hold the chance of patients and of seeds
+(evaluation/comparisons.py).
 """
-
-# S seeds, R replicates
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,22 +14,28 @@ from typing import Any
 
 import numpy as np
 
-from hpc_ecg.comparison.by_label import each_label
+from hpc_ecg.comparison.by_label import compare_by_label
 from hpc_ecg.comparison.comparison import Comparison, StrategyResult
-from hpc_ecg.comparison.cost import costs_of
+from hpc_ecg.comparison.cost import total_costs
 from hpc_ecg.comparison.reference_models import (
-    against_baselines,
-    ensembles,
-    rank_reference_models,
+    average_seeds,
+    compare_with_baselines,
+    estimate_reference_models,
+    gains_over_age_sex,
     read_baselines,
+    read_soups,
     score_reference_models,
-    soups,
-    what_it_adds,
 )
-from hpc_ecg.comparison.report_warnings import warnings_of
-from hpc_ecg.comparison.results import RunResult, read_cells
-from hpc_ecg.comparison.scoring import Scorer, estimate_strategy, gather
-from hpc_ecg.comparison.selected import choose
+from hpc_ecg.comparison.report_warnings import collect_warnings
+from hpc_ecg.comparison.results import Problem, RunResult, by_strategy, read_results
+from hpc_ecg.comparison.scoring import (
+    Scorer,
+    estimate_from,
+    group_by_strategy,
+    pairs_with,
+    put_first,
+)
+from hpc_ecg.comparison.selected import select_models
 from hpc_ecg.evaluation.comparisons import (
     Difference,
     SeedScores,
@@ -45,50 +49,47 @@ from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.sweep.folder import read_note
 
 MARGIN = 0.02
-"""What non-inferiority is judged by, in the deciding metric, unless another is stated."""
+"""The usual margin of non-inferiority, in the deciding metric."""
 
 
 def compare(
     sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float = MARGIN
 ) -> Comparison:
-    """Raises `ValueError` when no cell is finished, or when cells were tested on different sets."""
+    """Compare all strategies of a sweep, on `replicates` draws of patients.
+
+    Raises `ValueError` if no run is finished, or if runs were tested on different records.
+    """
+    # 1. read the finished runs, and the reasons why others are left out
     sweep_dir = Path(sweep_dir)
     if not 0 < margin < 1:
         raise ValueError(f"the margin must be between 0 and 1, got {margin}; {MARGIN} is usual")
+    runs, problems = _read_finished(sweep_dir)
 
-    # 1. read what is finished, and say of the rest why it is not
-    cells, problems = read_cells(sweep_dir)
-    if not cells:
-        reasons = "; ".join(f"{p.strategy}/seed-{p.seed} {p.reason}" for p in problems[:3])
-        nothing = "no sweep.yaml and no runs are there; give the folder that a sweep made"
-        raise ValueError(f"{sweep_dir}: no finished cell to compare ({reasons or nothing})")
+    # 2. score every run on the same draws of patients
+    scorer = Scorer.for_test_set(runs[0].test, replicates, seed)
+    keys = [(run.strategy, run.seed) for run in runs]
+    scored = dict(zip(keys, scorer.score_labels([run.test for run in runs]), strict=True))
+    means = {key: scorer.mean(by_label) for key, by_label in scored.items()}
+    scores = group_by_strategy(scorer.metrics, means)
 
-    # 2. score every cell on the same draws of patients
-    scorer = Scorer.of(cells[0].test, replicates, seed)
-    keys = [(cell.strategy, cell.seed) for cell in cells]
-    scored = scorer.score_labels_all([cell.test for cell in cells])
-    scores = gather(scorer.metrics, keys, [scorer.mean(own) for own in scored])
+    # 3. rank the strategies, and compare all pairs
     metric = scorer.metrics[0]
-
-    # 3. estimate each strategy and compare all pairs
-    strategies = [_result(name, cells, scores, scorer) for name in scores[metric]]
+    strategies = [_summarize(group, scores, scorer) for group in by_strategy(runs).values()]
     strategies.sort(key=lambda s: (-s.estimates[metric].value, s.name))
     order = [s.name for s in strategies]
-    pairs_of = {
-        m: compare_strategies({name: scores[m][name] for name in order}, scorer.num_patients)
-        for m in scorer.metrics
-    }
+    ranked = {m: {name: scores[m][name] for name in order} for m in scorer.metrics}
+    pairs_of = {m: compare_strategies(ranked[m], scorer.num_patients) for m in scorer.metrics}
+    in_order = sorted(runs, key=lambda run: order.index(run.strategy))
 
-    # 4. what else could be used: ensembles, soups, and baselines without a network
+    # 4. compare with ensembles, soups and baselines
+    ensembles = average_seeds(in_order)
     baselines = read_baselines(sweep_dir / "baselines", scorer.test)
-    kinds = {
-        "ensemble": _in(order, ensembles(cells)),
-        "soup": _in(order, soups(cells, sweep_dir)),
-        "baseline": baselines.test,
-    }
-    scored_reference_models = score_reference_models(scorer, kinds)
-    in_order = sorted(cells, key=lambda c: order.index(c.strategy))
-    adds, adds_left_out = what_it_adds(scorer, in_order, baselines, scored_reference_models)
+    references = {("ensemble", name): model for name, model in ensembles.items()}
+    references |= {("soup", name): model for name, model in read_soups(in_order, sweep_dir).items()}
+    references |= {("baseline", name): model for name, model in baselines.test.items()}
+    reference_scores = score_reference_models(scorer, references)
+    gains, gains_left_out = gains_over_age_sex(scorer, in_order, baselines, reference_scores)
+
     comparison = Comparison(
         task=scorer.task,
         metric=metric,
@@ -98,90 +99,78 @@ def compare(
         counts=scorer.counts,
         strategies=strategies,
         pairs_of=pairs_of,
-        by_label=each_label(scorer, keys, scored, order),
-        reference_models=rank_reference_models(scorer, kinds, scored_reference_models),
-        baselines=against_baselines(
-            scorer, {name: scores[metric][name] for name in order}, scored_reference_models
-        ),
-        adds=adds,
-        adds_left_out=adds_left_out,
+        by_label=compare_by_label(scorer, scored, order),
+        reference_models=estimate_reference_models(scorer, list(references), reference_scores),
+        baselines=compare_with_baselines(scorer, ranked[metric], reference_scores),
+        gains=gains,
+        gains_left_out=gains_left_out,
         baselines_left_out=baselines.left_out,
         probability_best=probability_best(scores[metric], scorer.num_patients),
         margin=margin,
-        non_inferior=_non_inferior(pairs_of[metric], order, margin),
+        non_inferior=_against_best(pairs_of[metric], order[0], margin),
         detectable={
             f"{pair.first} - {pair.second}": detectable_difference(pair.estimate)
             for pair in pairs_of[metric]
         },
-        delong=_delong(scorer, kinds["ensemble"]),
-        chosen=sorted(choose(cells), key=lambda c: order.index(c.strategy)),
-        cost=costs_of(cells),
+        delong=_compare_by_delong(scorer, ensembles),
+        selected=select_models(in_order),
+        cost=total_costs(runs),
         problems=problems,
         warnings=[],
         replicates=replicates,
         seed=seed,
-        cells=cells,
+        runs=runs,
     )
     note = [text] if (text := read_note(sweep_dir)) else []
-    return replace(comparison, warnings=note + warnings_of(comparison))
+    return replace(comparison, warnings=note + collect_warnings(comparison))
 
 
-def _in(order: list[str], predictions: dict[str, Predictions]) -> dict[str, Predictions]:
-    return {name: predictions[name] for name in order if name in predictions}
+def _read_finished(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
+    runs, problems = read_results(sweep_dir)
+    if not runs:
+        reasons = "; ".join(f"{p.name} {p.reason}" for p in problems[:3])
+        nothing = "there is neither a sweep.yaml nor a run; give the folder that a sweep made"
+        raise ValueError(f"{sweep_dir}: no finished run to compare ({reasons or nothing})")
+    return runs, problems
 
 
-def _result(
-    name: str,
-    cells: list[RunResult],
-    scores: dict[str, dict[str, SeedScores]],
-    scorer: Scorer,
+def _summarize(
+    runs: list[RunResult], scores: Mapping[str, Mapping[str, SeedScores]], scorer: Scorer
 ) -> StrategyResult:
-    own = [cell for cell in cells if cell.strategy == name]
-    estimates, per_seed = {}, {}
-    for metric, by_strategy in scores.items():
-        estimates[metric] = estimate_strategy(by_strategy[name], scorer.num_patients, metric)
-        per_seed[metric] = by_strategy[name].value
+    name = runs[0].strategy
     return StrategyResult(
         name=name,
-        base=own[0].base,
-        varied=own[0].varied,
-        seeds=[c.seed for c in own],
-        estimates=estimates,
-        per_seed=per_seed,
+        base=runs[0].base,
+        varied=runs[0].varied,
+        seeds=[run.seed for run in runs],
+        estimates={
+            metric: estimate_from(seeds[name], scorer.num_patients, metric)
+            for metric, seeds in scores.items()
+        },
+        per_seed={metric: seeds[name].value for metric, seeds in scores.items()},
     )
 
 
-def _non_inferior(pairs: list[Difference], order: list[str], margin: float) -> list[dict[str, Any]]:
-    """Of each strategy against the one with the highest value."""
-    found = []
-    for pair in pairs:
-        if order[0] in (pair.first, pair.second):
-            seen = pair if pair.second == order[0] else flipped(pair)
-            found.append({"strategy": seen.first, "to": order[0]} | non_inferior(seen, margin))
-    return found
+def _against_best(pairs: list[Difference], best: str, margin: float) -> list[dict[str, Any]]:
+    """Test each other strategy for non-inferiority to the one with the highest value."""
+    return [
+        {"strategy": pair.second, "to": best} | non_inferior(put_first(pair, pair.second), margin)
+        for pair in pairs_with(pairs, best)
+    ]
 
 
-def flipped(pair: Difference) -> Difference:
-    """The same difference, seen from the other side."""
-    e = pair.estimate
-    turned = replace(e, value=-e.value, low=-e.high, high=-e.low)
-    return replace(pair, first=pair.second, second=pair.first, estimate=turned)
-
-
-def _delong(scorer: Scorer, together: Mapping[str, Predictions]) -> list[dict[str, Any]]:
+def _compare_by_delong(
+    scorer: Scorer, ensembles: Mapping[str, Predictions]
+) -> list[dict[str, Any]]:
+    """All pairs of ensembles by DeLong's test for clustered data; [] for several labels."""
     if scorer.task == "regression" or len(scorer.label_names) != 1:
         return []
     k = scorer.test.labels.index(scorer.label_names[0])
     label_N = scorer.test.label_NK[:, k]
-    known_N = ~np.isnan(label_N)
-    patient_N = scorer.test.patient_N[known_N]
+    is_known_N = ~np.isnan(label_N)
+    logits = {name: model.logit_NK[is_known_N, k] for name, model in ensembles.items()}
+    label_N, patient_N = label_N[is_known_N], scorer.test.patient_N[is_known_N]
     return [
-        {"first": a, "second": b}
-        | delong_difference(
-            label_N[known_N],
-            together[a].logit_NK[known_N, k],
-            together[b].logit_NK[known_N, k],
-            patient_N,
-        )
-        for a, b in combinations(together, 2)
+        {"first": a, "second": b} | delong_difference(label_N, logits[a], logits[b], patient_N)
+        for a, b in combinations(logits, 2)
     ]

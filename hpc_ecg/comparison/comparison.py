@@ -1,4 +1,4 @@
-"""What a comparison is: plain numbers, from which verdict, tables, figures and page are made."""
+"""The result of a comparison as plain values, from which verdict, tables and page are made."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -7,21 +7,31 @@ from hpc_ecg.comparison.by_label import LabelResult
 from hpc_ecg.comparison.cost import Cost
 from hpc_ecg.comparison.reference_models import ReferenceModel
 from hpc_ecg.comparison.results import Problem, RunResult
-from hpc_ecg.comparison.selected import Chosen
+from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
-from hpc_ecg.evaluation.metrics import METRIC_NAMES
+from hpc_ecg.evaluation.metric_names import METRIC_NAMES
+
+JSON_KEYS = {
+    "reference_models": "rivals",
+    "gains": "adds",
+    "gains_left_out": "adds_left_out",
+    "selected": "chosen",
+    "runs": "cells",
+}
+"""Fields that comparison.json holds under another name, which its readers know."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyResult:
     name: str
     base: str
-    """The strategy without what a grid varied."""
+    """The name without what a grid varied."""
     varied: dict[str, Any]
     seeds: list[int]
     estimates: dict[str, Estimate]
     """By metric."""
     per_seed: dict[str, dict[int, float]]
+    """By metric and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,39 +41,39 @@ class Comparison:
     """The metric that decides; `metrics` are all that are reported."""
     metrics: list[str]
     labels: list[str]
-    """Those that are scored; `not_scored` gives the reasons for the others."""
+    """Scored labels; `not_scored` gives the reason for each other one."""
     not_scored: dict[str, str]
     counts: dict[str, dict[str, Any]]
-    """Of the test set, by label: records, patients, positive ones, prevalence."""
+    """Test set by label: records, patients, positive ones, prevalence."""
     strategies: list[StrategyResult]
     """Highest metric first."""
     pairs_of: dict[str, list[Difference]]
-    """By metric: every pair of strategies; Holm's correction over the pairs of one metric."""
+    """By metric: all pairs of strategies; Holm's correction over the pairs of one metric."""
     by_label: list[LabelResult]
     """[] for a single label."""
     reference_models: list[ReferenceModel]
     baselines: list[Difference]
     """Strategy minus baseline."""
-    adds: list[Difference]
+    gains: list[Difference]
     """Network with age and sex, minus age and sex."""
-    adds_left_out: str
-    """Why there is none, where validation cannot fit both; else ""."""
+    gains_left_out: str
+    """Why `gains` cannot be computed; else ""."""
     baselines_left_out: dict[str, str]
     probability_best: dict[str, float]
     margin: float
     non_inferior: list[dict[str, Any]]
     """Each strategy against the highest."""
     detectable: dict[str, float]
-    """By pair, "a - b": the difference that is found in 80 % of such sweeps."""
+    """By pair, "a - b": the difference that 80 % of such sweeps would find."""
     delong: list[dict[str, Any]]
     """Pairs of ensembles, by DeLong's test for clustered data."""
-    chosen: list[Chosen] = field(repr=False)
+    selected: list[SelectedModel] = field(repr=False)
     cost: dict[str, Cost]
     problems: list[Problem]
     warnings: list[str]
     replicates: int
     seed: int
-    cells: list[RunResult] = field(repr=False)
+    runs: list[RunResult] = field(repr=False)
 
     @property
     def pairs(self) -> list[Difference]:
@@ -78,9 +88,11 @@ class Comparison:
         return mean + METRIC_NAMES[metric]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. What no two runs have in common, time and cost, stands apart, at the end."""
-        values = asdict(replace(self, cells=[], chosen=[], cost={}))
-        values["chosen"] = {c.strategy: c.cell.seed for c in self.chosen}
-        values["cells"] = [cell.name for cell in self.cells]
+        """For JSON, under the names of `JSON_KEYS`. What differs when the same sweep is run again
+        (time and cost) stands apart, under `varies`."""
+        values = asdict(replace(self, runs=[], selected=[], cost={}))
+        values["selected"] = {s.strategy: s.run.seed for s in self.selected}
+        values["runs"] = [run.name for run in self.runs]
         del values["cost"]
-        return values | {"varies": {name: asdict(cost) for name, cost in self.cost.items()}}
+        renamed = {JSON_KEYS.get(name, name): value for name, value in values.items()}
+        return renamed | {"varies": {name: asdict(cost) for name, cost in self.cost.items()}}

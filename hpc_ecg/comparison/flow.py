@@ -1,6 +1,6 @@
-"""From the table to the splits: what a paper says of its cohort, from the shards' own description.
+"""The cohort's flow from the table to the splits, as a paper reports it, read from the shards.
 
-The shards must be readable where the report is made; where they are not, there is no flow.
+There is no flow if the shards cannot be read on the machine that makes the report.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ class CohortFlow:
     left_out: dict[str, int]
     """Records by reason."""
     splits: list[dict[str, Any]]
-    """Of each split: records, patients, age, women, and positive and missing labels."""
+    """By split: records, patients, age, sex, and positive and missing labels."""
     labels: list[str]
     flags: dict[str, int]
-    """Records that are in, but remarkable."""
+    """Records that were kept, by what is remarkable about them."""
     signal: str
     index_sha256: str
 
 
 def read_flow(settings: Mapping[str, Any]) -> CohortFlow | str:
-    """`settings` of one run, by dotted key. A text that says why, where it cannot be had."""
+    """Read the flow of one run's data, or say why it cannot be read. `settings` by dotted key."""
     try:
         allow_pipe = bool(settings.get("data.allow_pipe"))
         shards = open_shard_set(str(settings["data.shards"]), allow_pipe)
@@ -61,21 +61,21 @@ def describe_signal(signal: SignalSpec) -> str:
 
 def _split(shards: ShardSet, split: str, labels: list[str], has_classes: bool) -> dict[str, Any]:
     rows = shards.index[shards.index["split"] == split]
-    found: dict[str, Any] = {"split": split, "records": len(rows)}
-    found["patients"] = int(rows["patient"].nunique())
+    facts: dict[str, Any] = {"split": split, "records": len(rows)}
+    facts["patients"] = int(rows["patient"].nunique())
     if "age" in rows and rows["age"].notna().any():
-        low, middle, high = rows["age"].quantile([0.25, 0.5, 0.75])
-        found["age"] = f"{middle:.0f} ({low:.0f}–{high:.0f})"
+        low, median, high = rows["age"].quantile([0.25, 0.5, 0.75])
+        facts["age"] = f"{median:.0f} ({low:.0f}–{high:.0f})"
     if "sex" in rows and rows["sex"].notna().any():
-        found["sex"] = _shares(rows["sex"])
+        facts["sex"] = _percentages(rows["sex"])
     for name in labels:
         values = rows.get(LABEL_PREFIX + name)
         if values is not None:
-            found[name] = {"positive": int((values == 1).sum())} if has_classes else {}
-            found[name]["missing"] = int(values.isna().sum())
-    return found
+            facts[name] = {"positive": int((values == 1).sum())} if has_classes else {}
+            facts[name]["missing"] = int(values.isna().sum())
+    return facts
 
 
-def _shares(values: pd.Series) -> str:
-    counts = values.astype(str).where(values.notna()).value_counts(normalize=True).sort_index()
-    return ", ".join(f"{name} {100 * part:.0f} %" for name, part in counts.items())
+def _percentages(values: pd.Series) -> str:
+    shares = values.dropna().astype(str).value_counts(normalize=True).sort_index()
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())

@@ -1,11 +1,12 @@
-"""How irregularly the heart beats: R peaks by wfdb's XQRS, three numbers for each record.
+"""How irregularly the heart beats: three features of the R peaks that wfdb's XQRS finds.
 
-RMSSD of the RR intervals over their mean, their coefficient of variation (both as logarithms), and
-the heart rate. Measured on 309 real recordings of four sources at 250 Hz: XQRS takes 18 ms a record
-on one core (wfdb's GQRS 23), and the three features tell AF from the rest with AUROC 0.96.
+The features are the RMSSD of the RR intervals over their mean, the coefficient of variation of the
+RR intervals (both as logarithms), and the heart rate. Measured on 309 real recordings of four
+sources at 250 Hz: XQRS takes 18 ms a record on one core (wfdb's GQRS 23), and the three features
+separate AF from the rest with AUROC 0.96.
 """
 
-# N records, F features, S samples; n records of one piece
+# N records, F features, S samples; n records of one chunk
 
 import os
 from collections.abc import Sequence
@@ -21,43 +22,45 @@ from hpc_ecg.jobs.processes import exit_with_parent
 from hpc_ecg.log import progress_bar
 
 FEATURES = ("log RMSSD / mean RR", "log CV of RR", "heart rate")
-FEWEST_BEATS = 3
+MIN_BEATS = 3
 LEADS = ("II", "I")
-PIECE = 64
-LEAST = 1e-3
-"""Below this share, irregularity is that of 250 samples a second."""
+CHUNK = 64
+MIN_RATIO = 1e-3
+"""Variation below this share cannot be resolved at 250 samples per second."""
 
 
 def irregularity(parts: Sequence[tuple[Dataset, np.ndarray]]) -> list[FloatArray]:
-    """[N, F] for the records at these positions of each data set, on all cores of this process; NaN
-    with fewer than 3 beats. ValueError: the shards hold neither lead II nor lead I."""
+    """Compute features [N, F] of the records at these positions of each dataset, on all cores of
+    this process; NaN with fewer than 3 beats. ValueError: the shards hold neither lead II nor I."""
     workers, context = len(os.sched_getaffinity(0)), get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_alone) as pool:
-        # so many records are in memory at once
-        return [_of_part(pool, *part, block=4 * workers * PIECE) for part in parts]
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        # a block of records is in memory at a time
+        return [_compute(pool, *part, block=4 * workers * CHUNK) for part in parts]
 
 
-def _of_part(
+def _compute(
     pool: ProcessPoolExecutor, dataset: Dataset, positions: np.ndarray, block: int
 ) -> FloatArray:
-    signal, scale = dataset.shards.signal, dataset.millivolts_per_count
+    signal = dataset.shards.signal
     lead = next((signal.leads.index(name) for name in LEADS if name in signal.leads), None)
     if lead is None:
         raise ValueError(f"no lead II or I in {dataset.shards.name}, which has {signal.leads}")
-    of_piece = partial(features_of, scale=scale, sample_rate_hz=signal.sample_rate_hz)
-    found = []
+    compute = partial(
+        features_of, scale=dataset.millivolts_per_count, sample_rate_hz=signal.sample_rate_hz
+    )
+    features = []
     with progress_bar(f"R peaks of {dataset.split}", len(positions)) as advance:
         for start in range(0, len(positions), block):
             lead_NS = dataset.read(positions[start : start + block])[:, lead]
-            pieces = [lead_NS[at : at + PIECE].copy() for at in range(0, len(lead_NS), PIECE)]
-            for features_nF in pool.map(of_piece, pieces):
-                found.append(features_nF)
+            chunks = [lead_NS[at : at + CHUNK].copy() for at in range(0, len(lead_NS), CHUNK)]
+            for features_nF in pool.map(compute, chunks):
+                features.append(features_nF)
                 advance(len(features_nF))
-    return np.concatenate(found)
+    return np.concatenate(features)
 
 
 def features_of(lead_nS: np.ndarray, scale: float, sample_rate_hz: int) -> FloatArray:
-    """[n, F] of one lead in counts of `scale` mV."""
+    """Features [n, F] of one lead in counts of `scale` mV."""
     from wfdb.processing import xqrs_detect
 
     rows = [
@@ -68,16 +71,17 @@ def features_of(lead_nS: np.ndarray, scale: float, sample_rate_hz: int) -> Float
 
 
 def _features(peaks: np.ndarray) -> FloatArray:
-    """From the samples of the R peaks; the heart rate as beats per minute and sample rate."""
-    if len(peaks) < FEWEST_BEATS:
+    """Features from the positions of the R peaks in samples; the heart rate is beats per minute
+    divided by the sample rate."""
+    if len(peaks) < MIN_BEATS:
         return np.full(len(FEATURES), np.nan)
     rr = np.diff(peaks).astype(np.float64)
     ratios = np.array([np.sqrt(np.mean(np.diff(rr) ** 2)), rr.std()]) / rr.mean()
-    return np.array([*np.log(np.maximum(ratios, LEAST)), 60 / rr.mean()])
+    return np.array([*np.log(np.maximum(ratios, MIN_RATIO)), 60 / rr.mean()])
 
 
-def _alone() -> None:
-    """A worker works on one core: the others have theirs."""
+def _start_worker() -> None:
+    """Keep each worker to one core: the others have theirs."""
     from threadpoolctl import threadpool_limits
 
     exit_with_parent()

@@ -1,11 +1,12 @@
-"""Rows of the report's tables on whom and what was run: cohort, runs, tuning, chosen models."""
+"""Rows of the report's tables on cohort, runs, tuning and selected models."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hpc_ecg.atomic_io import read_json
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.flow import CohortFlow
+from hpc_ecg.comparison.selected import SelectedModel
 
 Rows = list[dict[str, Any]]
 
@@ -17,7 +18,7 @@ def flow_rows(flow: CohortFlow) -> Rows:
     for split in flow.splits:
         row: dict[str, Any] = {"part": split["split"]}
         for name, value in split.items():
-            if isinstance(value, dict):  # of a label
+            if isinstance(value, dict):  # the counts of a label
                 row |= {f"{name}_{kind}": n for kind, n in value.items()}
             elif name != "split":
                 row[name] = value
@@ -25,82 +26,80 @@ def flow_rows(flow: CohortFlow) -> Rows:
     return rows
 
 
-def chosen_rows(comparison: Comparison) -> Rows:
-    """What its own evaluation says of each chosen model, without thresholds and subgroups."""
+def selected_rows(comparison: Comparison) -> Rows:
+    """Each selected model's evaluation, without thresholds and subgroups."""
     rows = []
-    for chosen in comparison.chosen:
-        for label in comparison.labels:
-            if own := chosen.label(label):
-                row: dict[str, Any] = {"strategy": chosen.strategy, "seed": chosen.cell.seed}
-                row |= {"label": label} | _values(own)
-                for part in ("calibration", "one_ecg_per_patient"):
-                    values = _values(own.get(part) or {})
-                    row |= {f"{part}_{name}": value for name, value in values.items()}
-                rows.append(row)
+    for model, label in _selected_labels(comparison):
+        evaluation = model.label(label)
+        row = {"strategy": model.strategy, "seed": model.run.seed, "label": label}
+        row |= _flatten(evaluation)
+        for part in ("calibration", "one_ecg_per_patient"):
+            values = _flatten(evaluation.get(part) or {})
+            row |= {f"{part}_{name}": value for name, value in values.items()}
+        rows.append(row)
     return rows
 
 
-def _values(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers, and estimates with their intervals, flat."""
+def threshold_rows(comparison: Comparison) -> Rows:
+    """Each selected model at each threshold that was fitted on validation."""
+    return [
+        {"strategy": model.strategy, "seed": model.run.seed, "label": label, "method": method}
+        | _flatten(point)
+        | point.get("counts", {})
+        for model, label in _selected_labels(comparison)
+        for method, point in model.at_thresholds(label).items()
+    ]
+
+
+def subgroup_rows(comparison: Comparison) -> Rows:
+    rows = []
+    for model, label in _selected_labels(comparison):
+        for level in model.label(label).get("subgroups", []):
+            row = {"strategy": model.strategy, "label": label}
+            row |= {name: value for name, value in level.items() if not isinstance(value, dict)}
+            auroc = level.get("auroc") or {}
+            rows.append(row | {f"auroc_{end}": auroc.get(end) for end in ("value", "low", "high")})
+    return rows
+
+
+def run_rows(comparison: Comparison) -> Rows:
+    """Each run: tensors by origin, and how far training went. Without times, which vary."""
+    rows = []
+    for run in comparison.runs:
+        counts = read_json(run.folder.init_report)["counts"]
+        row: dict[str, Any] = {"strategy": run.strategy, "seed": run.seed}
+        row |= {f"tensors_{k}": counts[f"tensors_{k}"] for k in ("loaded", "fresh", "frozen")}
+        outcome = ("steps", "best_step", "metric", "best_score", "stopped")
+        rows.append(row | {key: run.finished.get(key) for key in outcome})
+    return rows
+
+
+def tuning_rows(tuning: Mapping[str, Any]) -> Rows:
+    """Each trial: its values, its validation score (None: it failed) and whether it was chosen."""
+    return [
+        {"strategy": name}
+        | trial["values"]
+        | {"score": trial["score"], "chosen": trial["values"] == tuned["chosen"]}
+        for name, tuned in tuning.items()
+        for trial in tuned["trials"]
+    ]
+
+
+def _selected_labels(comparison: Comparison) -> Iterator[tuple[SelectedModel, str]]:
+    """Each selected model with each label that its evaluation holds."""
+    for model in comparison.selected:
+        for label in comparison.labels:
+            if model.label(label):
+                yield model, label
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep numbers, and estimates as value, low and high."""
     row: dict[str, Any] = {}
-    for name, value in found.items():
+    for name, value in values.items():
         if isinstance(value, int | float):
             row[name] = value
         elif isinstance(value, dict) and "value" in value:
             row[name] = value["value"]
             row |= {f"{name}_{end}": value.get(end) for end in ("low", "high")}
     return row
-
-
-def threshold_rows(comparison: Comparison) -> Rows:
-    """Of the chosen models, at each threshold that was fitted on validation."""
-    rows = []
-    for chosen in comparison.chosen:
-        for label in comparison.labels:
-            for method, point in chosen.at_thresholds(label).items():
-                row: dict[str, Any] = {
-                    "strategy": chosen.strategy,
-                    "seed": chosen.cell.seed,
-                    "label": label,
-                }
-                row |= {"method": method} | _values(point)
-                rows.append(row | point.get("counts", {}))
-    return rows
-
-
-def subgroup_rows(comparison: Comparison) -> Rows:
-    rows = []
-    for chosen in comparison.chosen:
-        for label in comparison.labels:
-            for level in chosen.label(label).get("subgroups", []):
-                auroc = level.get("auroc") or {}
-                rows.append(
-                    {"strategy": chosen.strategy, "label": label}
-                    | {k: v for k, v in level.items() if not isinstance(v, dict)}
-                    | {f"auroc_{k}": auroc.get(k) for k in ("value", "low", "high")}
-                )
-    return rows
-
-
-def run_rows(comparison: Comparison) -> Rows:
-    """Each run: tensors by where they came from, and how far it went. No time: that varies."""
-    rows = []
-    for cell in comparison.cells:
-        counts = read_json(cell.run.init_report)["counts"]
-        row: dict[str, Any] = {"strategy": cell.strategy, "seed": cell.seed}
-        row |= {f"tensors_{k}": counts[f"tensors_{k}"] for k in ("loaded", "fresh", "frozen")}
-        ends = ("steps", "best_step", "metric", "best_score", "stopped")
-        rows.append(row | {key: cell.finished.get(key) for key in ends})
-    return rows
-
-
-def tuning_rows(tuning: Mapping[str, Any]) -> Rows:
-    """Each trial: its values, its score on validation (None: it failed) and whether they were
-    chosen."""
-    return [
-        {"strategy": name}
-        | trial["values"]
-        | {"score": trial["score"], "chosen": trial["values"] == own["chosen"]}
-        for name, own in tuning.items()
-        for trial in own["trials"]
-    ]

@@ -1,12 +1,11 @@
-"""What stands beside the strategies in the table: ensembles, weight soups, and baselines that need
-no network; and what a network adds to age and sex.
+"""Models beside the strategies: ensembles, weight soups and baselines that need no network.
 
 An ensemble is the mean of the seeds' probabilities, a soup the mean of their weights: one model
-each, so their intervals hold the chance of the patients alone. A baseline has no seed either; in
-a difference to it the seeds are those of the strategy.
+each, so their intervals hold the chance of the patients alone. A baseline has no seed either; a
+difference to it uses the strategy's seeds.
 """
 
-# N records, S seeds, R replicates
+# N records, K labels; S seeds, R replicates
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from hpc_ecg.atomic_io import read_json
-from hpc_ecg.comparison.baselines import CONSTANTS, adds_to_age_sex
-from hpc_ecg.comparison.results import RunResult
-from hpc_ecg.comparison.scoring import Scorer, Scores, gather
-from hpc_ecg.evaluation.comparisons import (
-    Difference,
-    Estimate,
-    SeedScores,
-    estimate_mean,
-    holm,
-)
+from hpc_ecg.comparison.baselines import CONSTANTS, combine_with_age_sex
+from hpc_ecg.comparison.results import RunResult, by_strategy
+from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_from, group_by_strategy
+from hpc_ecg.evaluation.comparisons import Difference, Estimate, SeedScores, holm
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 
 BASELINES = {
@@ -33,24 +26,26 @@ BASELINES = {
     "age_sex": "age and sex",
     "rr_irregularity": "beat-to-beat irregularity",
 }
-Row = tuple[str, str]
-"""Kind and name of a reference model."""
+ModelKey = tuple[str, str]
+"""Kind (ensemble, soup or baseline) and name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceModel:
-    """A row that is no strategy."""
-
     name: str
     kind: str
     """ensemble, soup or baseline."""
     estimates: dict[str, Estimate]
-    """By metric; {} for one that ranks nobody (the prevalence)."""
+    """By metric; {} for a constant, which ranks no patient above another."""
+
+    @property
+    def title(self) -> str:
+        return self.name if self.kind == "baseline" else f"{self.name} ({self.kind})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """What SWEEP/baselines/ holds: predictions by name, and why others are not there."""
+    """Predictions in SWEEP/baselines/ by name, and the reason for each baseline left out."""
 
     test: dict[str, Predictions]
     valid: dict[str, Predictions]
@@ -58,149 +53,143 @@ class Baselines:
 
 
 def read_baselines(folder: Path, test: Predictions) -> Baselines:
-    """Only those of the very records that the strategies are tested on."""
+    """Read the baselines; leave out those of other records than the strategies' test set."""
     if not (folder / "baselines.json").exists():
         return Baselines(test={}, valid={}, left_out={})
     note = read_json(folder / "baselines.json")
-    found = Baselines(test={}, valid={}, left_out=dict(note["left_out"]))
+    baselines = Baselines(test={}, valid={}, left_out=dict(note["left_out"]))
     for name in note["made"]:
-        own = read_predictions(folder / name / "test.parquet").sorted()
-        if not np.array_equal(own.record_N, test.record_N):
-            found.left_out[name] = "it was made for another test set; make the report again"
+        predictions = read_predictions(folder / name / "test.parquet").sorted()
+        if not np.array_equal(predictions.record_N, test.record_N):
+            baselines.left_out[name] = "it was made for another test set; make the report again"
             continue
-        found.test[name] = own
-        found.valid[name] = read_predictions(folder / name / "valid.parquet").sorted()
-    return found
+        baselines.test[name] = predictions
+        baselines.valid[name] = read_predictions(folder / name / "valid.parquet").sorted()
+    return baselines
 
 
-def ensembles(cells: Sequence[RunResult]) -> dict[str, Predictions]:
-    """The mean prediction of each strategy's seeds; strategies of one seed have none."""
-    by_strategy: dict[str, list[Predictions]] = {}
-    for cell in cells:
-        by_strategy.setdefault(cell.strategy, []).append(cell.test)
-    return {name: _mean(own) for name, own in by_strategy.items() if len(own) > 1}
+def average_seeds(runs: Sequence[RunResult]) -> dict[str, Predictions]:
+    """The ensemble of each strategy that has more than one seed."""
+    groups = by_strategy(runs).items()
+    return {name: _mean([run.test for run in group]) for name, group in groups if len(group) > 1}
 
 
-def soups(cells: Sequence[RunResult], sweep_dir: Path) -> dict[str, Predictions]:
-    """Those that the sweep made and that predict the same records."""
-    found = {}
-    for strategy in dict.fromkeys(cell.strategy for cell in cells):
+def read_soups(runs: Sequence[RunResult], sweep_dir: Path) -> dict[str, Predictions]:
+    """The soups that the sweep made and that predict the records of the test set."""
+    soups = {}
+    for strategy in by_strategy(runs):
         path = sweep_dir / strategy / "soup" / "predictions.parquet"
         if path.exists():
-            own = read_predictions(path).sorted()
-            if np.array_equal(own.record_N, cells[0].test.record_N):
-                found[strategy] = own
-    return found
-
-
-def rank_reference_models(
-    scorer: Scorer, kinds: dict[str, dict[str, Predictions]], scored: Mapping[Row, Scores]
-) -> list[ReferenceModel]:
-    """`kinds`: predictions by kind and name; `scored`: of `score_reference_models`."""
-    reference_models = []
-    for kind, by_name in kinds.items():
-        for name in by_name:
-            estimates = {}
-            if (kind, name) in scored:
-                values, replicates = scored[kind, name]
-                estimates = {
-                    metric: estimate_mean(
-                        np.array([values[metric]]),
-                        replicates[metric][None],
-                        scorer.num_patients,
-                        metric,
-                    )
-                    for metric in scorer.metrics
-                }
-            reference_models.append(
-                ReferenceModel(name=BASELINES.get(name, name), kind=kind, estimates=estimates)
-            )
-    return reference_models
+            predictions = read_predictions(path).sorted()
+            if np.array_equal(predictions.record_N, runs[0].test.record_N):
+                soups[strategy] = predictions
+    return soups
 
 
 def score_reference_models(
-    scorer: Scorer, kinds: dict[str, dict[str, Predictions]]
-) -> dict[Row, Scores]:
-    """By kind and name, on the same draws as the strategies; without those that rank nobody."""
-    ranked = {
-        (kind, name): own
-        for kind, by_name in kinds.items()
-        for name, own in by_name.items()
-        if name not in CONSTANTS
-    }
-    return dict(zip(ranked, scorer.score_all(list(ranked.values())), strict=True))
+    scorer: Scorer, models: Mapping[ModelKey, Predictions]
+) -> dict[ModelKey, Scores]:
+    """Score all models but constants, on the same draws of patients as the strategies."""
+    keys = [(kind, name) for kind, name in models if name not in CONSTANTS]
+    return dict(zip(keys, scorer.score([models[key] for key in keys]), strict=True))
 
 
-def against_baselines(
-    scorer: Scorer, strategies: dict[str, SeedScores], scored: Mapping[Row, Scores]
+def estimate_reference_models(
+    scorer: Scorer, keys: Sequence[ModelKey], scored: Mapping[ModelKey, Scores]
+) -> list[ReferenceModel]:
+    models = []
+    for kind, name in keys:
+        estimates = {}
+        if (kind, name) in scored:
+            values, replicates = scored[kind, name]
+            for metric in scorer.metrics:
+                scores = SeedScores(value={0: values[metric]}, replicate_R={0: replicates[metric]})
+                estimates[metric] = estimate_from(scores, scorer.num_patients, metric)
+        title = BASELINES.get(name, name)
+        models.append(ReferenceModel(name=title, kind=kind, estimates=estimates))
+    return models
+
+
+def compare_with_baselines(
+    scorer: Scorer, strategies: Mapping[str, SeedScores], scored: Mapping[ModelKey, Scores]
 ) -> list[Difference]:
-    """Each strategy minus each baseline that ranks, in the deciding metric; Holm over all."""
-    pairs = [
-        (strategy, BASELINES[name], _minus(scorer, scores, own))
-        for (kind, name), own in scored.items()
-        if kind == "baseline"
+    """Each strategy minus each baseline in the deciding metric; Holm's correction over all."""
+    baselines = {name: scores for (kind, name), scores in scored.items() if kind == "baseline"}
+    differences = [
+        _minus(scorer, strategy, scores, BASELINES[name], baseline)
+        for name, baseline in baselines.items()
         for strategy, scores in strategies.items()
     ]
-    return _corrected(pairs, strategies)
+    return _corrected(differences)
 
 
-def what_it_adds(
-    scorer: Scorer, cells: Sequence[RunResult], baselines: Baselines, scored: Mapping[Row, Scores]
+def gains_over_age_sex(
+    scorer: Scorer,
+    runs: Sequence[RunResult],
+    baselines: Baselines,
+    scored: Mapping[ModelKey, Scores],
 ) -> tuple[list[Difference], str]:
-    """Network with age and sex, minus age and sex alone: of each label a regression of both,
-    fitted on validation; and why it cannot be said, where validation cannot fit one. Neither
-    where the table knew no age and no sex."""
+    """What each network adds to age and sex: a regression on both, minus age and sex alone.
+
+    The regressions are fitted on validation; if one cannot be fitted, the text says why. Both
+    results are empty if the sweep has no baseline of age and sex.
+    """
     if "age_sex" not in baselines.test:
         return [], ""
     try:
-        joined = [_with_age_sex(scorer, cell, baselines) for cell in cells]
+        combined = [_with_age_sex(scorer, run, baselines) for run in runs]
     except ValueError as error:
         return [], str(error)
-    keys = [(f"{cell.strategy} + age and sex", cell.seed) for cell in cells]
-    both = gather(scorer.metrics, keys, scorer.score_all(joined))[scorer.metrics[0]]
-    alone = scored["baseline", "age_sex"]
-    pairs = [(name, "age and sex", _minus(scorer, own, alone)) for name, own in both.items()]
-    return _corrected(pairs, both), ""
-
-
-def _with_age_sex(scorer: Scorer, cell: RunResult, baselines: Baselines) -> Predictions:
-    valid, test = baselines.valid["age_sex"], baselines.test["age_sex"]
-    own = read_predictions(cell.run.predictions / "valid.parquet").sorted()
-    logit_NK = cell.test.logit_NK.copy()
-    for name in scorer.label_names:
-        k = test.labels.index(name)
-        logit_NK[:, k] = adds_to_age_sex(own, cell.test, valid, test, k)
-    return replace(cell.test, logit_NK=logit_NK)
-
-
-def _corrected(
-    pairs: list[tuple[str, str, Estimate]], scores: dict[str, SeedScores]
-) -> list[Difference]:
-    adjusted = holm([estimate.p_value for *_, estimate in pairs])
-    return [
-        Difference(
-            first=first, second=second, seeds=sorted(scores[first].value), estimate=e, p_holm=p
-        )
-        for (first, second, e), p in zip(pairs, adjusted, strict=True)
+    keys = [(f"{run.strategy} + age and sex", run.seed) for run in runs]
+    scored_runs = dict(zip(keys, scorer.score(combined), strict=True))
+    networks = group_by_strategy(scorer.metrics, scored_runs)[scorer.metrics[0]]
+    age_sex = scored["baseline", "age_sex"]
+    differences = [
+        _minus(scorer, name, scores, "age and sex", age_sex) for name, scores in networks.items()
     ]
+    return _corrected(differences), ""
 
 
-def _minus(scorer: Scorer, scores: SeedScores, fixed: Scores) -> Estimate:
-    """In the deciding metric; `fixed` has no seed and stands against each one."""
+def _with_age_sex(scorer: Scorer, run: RunResult, baselines: Baselines) -> Predictions:
+    valid = read_predictions(run.folder.predictions / "valid.parquet").sorted()
+    logit_NK = run.test.logit_NK.copy()
+    for name in scorer.label_names:
+        k = run.test.labels.index(name)
+        logit_NK[:, k] = combine_with_age_sex(
+            valid, run.test, baselines.valid["age_sex"], baselines.test["age_sex"], k
+        )
+    return replace(run.test, logit_NK=logit_NK)
+
+
+def _minus(
+    scorer: Scorer, strategy: str, scores: SeedScores, baseline: str, fixed: Scores
+) -> Difference:
+    """A strategy minus a baseline in the deciding metric. The baseline has no seed: it is
+    subtracted from each of the strategy's seeds."""
     metric = scorer.metrics[0]
     value, replicate_R = fixed[0][metric], fixed[1][metric]
     seeds = sorted(scores.value)
-    value_S = np.array([scores.value[s] - value for s in seeds])
-    replicate_SR = np.stack([scores.replicate_R[s] - replicate_R for s in seeds])
-    return estimate_mean(value_S, replicate_SR, scorer.num_patients)
+    minus = SeedScores(
+        value={s: scores.value[s] - value for s in seeds},
+        replicate_R={s: scores.replicate_R[s] - replicate_R for s in seeds},
+    )
+    estimate = estimate_from(minus, scorer.num_patients)
+    return Difference(
+        first=strategy, second=baseline, seeds=seeds, estimate=estimate, p_holm=estimate.p_value
+    )
+
+
+def _corrected(differences: list[Difference]) -> list[Difference]:
+    adjusted = holm([difference.estimate.p_value for difference in differences])
+    return [replace(d, p_holm=p) for d, p in zip(differences, adjusted, strict=True)]
 
 
 def _mean(predictions: list[Predictions]) -> Predictions:
-    """Of probabilities, or of values where there are none."""
+    """The mean probability; for a regression, the mean value."""
     first = predictions[0]
     if first.probability_NK is None:
         return replace(first, logit_NK=np.mean([p.logit_NK for p in predictions], axis=0))
-    # log-odds of the mean probability, without 1 - p: p ties near 1
-    log_p = np.mean(np.exp([-np.logaddexp(0, -p.logit_NK) for p in predictions]), axis=0)
-    log_q = np.mean(np.exp([-np.logaddexp(0, p.logit_NK) for p in predictions]), axis=0)
-    return replace(first, logit_NK=np.log(log_p) - np.log(log_q), probability_NK=log_p)
+    # log-odds of the mean probability with q = 1 - p averaged on its own: near 1, p rounds to 1
+    p_NK = np.mean(np.exp([-np.logaddexp(0, -p.logit_NK) for p in predictions]), axis=0)
+    q_NK = np.mean(np.exp([-np.logaddexp(0, p.logit_NK) for p in predictions]), axis=0)
+    return replace(first, logit_NK=np.log(p_NK) - np.log(q_NK), probability_NK=p_NK)

@@ -1,13 +1,13 @@
-"""What a reader must know before believing a number, in plain words."""
+"""Warnings that a reader needs before believing a number."""
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.evaluation.intervals import FEW_PATIENTS
 from hpc_ecg.reporting.numbers import join_names
 
 
-def warnings_of(comparison: Comparison) -> list[str]:
-    parts = (_worse_than_the_mean, _few_patients, _few_seeds, _what_is_missing)
-    return [text for part in parts for text in part(comparison)]
+def collect_warnings(comparison: Comparison) -> list[str]:
+    checks = (_worse_than_the_mean, _few_patients, _few_seeds, _left_out)
+    return [text for check in checks for text in check(comparison)]
 
 
 def _worse_than_the_mean(comparison: Comparison) -> list[str]:
@@ -15,8 +15,8 @@ def _worse_than_the_mean(comparison: Comparison) -> list[str]:
     if comparison.metric != "r2" or not names:
         return []
     return [
-        f"R² is below 0 for {_whom(names, comparison)}: the mean of all labels predicts better. "
-        "Train longer, or on labels brought to mean 0 and spread 1."
+        f"R² is below 0 for {_join(names, comparison)}: the mean of all labels predicts better. "
+        "Train longer, or standardize the labels to mean 0 and standard deviation 1."
     ]
 
 
@@ -26,50 +26,47 @@ def _few_patients(comparison: Comparison) -> list[str]:
     texts = []
     for label, counts in comparison.counts.items():
         for kind in ("positive", "negative"):
-            number = counts[f"n_{kind}_patients"]
-            if number < FEW_PATIENTS:
-                noun = "patient" if number == 1 else "patients"
+            count = counts[f"n_{kind}_patients"]
+            if count < FEW_PATIENTS:
+                noun = "patient" if count == 1 else "patients"
                 texts.append(
-                    f"{label} has only {number} {kind} {noun} in the test set: "
-                    "intervals are wide, and p-values rough."
+                    f"{label} has only {count} {kind} {noun} in the test set: "
+                    "intervals are wide, and p-values are rough."
                 )
     return texts
 
 
 def _few_seeds(comparison: Comparison) -> list[str]:
     texts = []
-    single = [s.name for s in comparison.strategies if len(s.seeds) == 1]
-    if single:
+    if single := [s.name for s in comparison.strategies if len(s.seeds) == 1]:
         texts.append(
-            f"One seed only for {_whom(single, comparison)}: these intervals hold the chance of "
+            f"Only one seed for {_join(single, comparison)}: these intervals cover the chance of "
             "the test patients, not that of training. Run more seeds."
         )
-    double = [s.name for s in comparison.strategies if len(s.seeds) == 2]
-    if double:
+    if double := [s.name for s in comparison.strategies if len(s.seeds) == 2]:
         texts.append(
-            f"Two seeds only for {_whom(double, comparison)}: where training is noisy, such a test "
-            "finds a difference that is none in up to 1 of 10 cases."
+            f"Only two seeds for {_join(double, comparison)}: where training is noisy, up to 1 in "
+            "10 such tests reports a difference that does not exist."
         )
     if len({tuple(s.seeds) for s in comparison.strategies}) > 1:
         texts.append("Strategies have different seeds; a difference uses the seeds of both.")
     return texts
 
 
-def _what_is_missing(comparison: Comparison) -> list[str]:
+def _left_out(comparison: Comparison) -> list[str]:
     texts = []
     if comparison.problems:
-        total = len(comparison.problems) + len(comparison.cells)
-        texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} cells.")
-    for label, reason in comparison.not_scored.items():
-        texts.append(f"{label} is not scored: {reason}.")
-    if not any(reference.kind == "baseline" for reference in comparison.reference_models):
+        total = len(comparison.problems) + len(comparison.runs)
+        texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} runs.")
+    texts += [f"{label} is not scored: {why}." for label, why in comparison.not_scored.items()]
+    if not any(model.kind == "baseline" for model in comparison.reference_models):
         texts.append(
-            "No baseline stands beside the networks: whether they beat age and sex, or the "
-            "irregularity of the heartbeat alone, is not known."
+            "There is no baseline: whether the networks beat age and sex, or the irregularity of "
+            "the heartbeat alone, is not known."
         )
     return texts
 
 
-def _whom(names: list[str], comparison: Comparison) -> str:
-    everybody = len(names) == len(comparison.strategies) > 2
-    return "all strategies" if everybody else join_names(names)
+def _join(names: list[str], comparison: Comparison) -> str:
+    are_all = len(names) == len(comparison.strategies) > 2
+    return "all strategies" if are_all else join_names(names)

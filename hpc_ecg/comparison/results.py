@@ -1,10 +1,10 @@
-"""The cells of a sweep on disk: `<sweep_dir>/<arm>/seed-<N>/`, each one run's folder.
+"""Results of a sweep's runs, as they lie in `SWEEP/<arm>/seed-<N>/`.
 
-In: the sweep's folder. Out: the finished cells with their test predictions, and for every other
-cell the reason why it is not there. The cells that should exist are read from `sweep.yaml`; what
-an arm is, from the `arm.json` in its folder.
+Finished runs are read with their test predictions; every other run gets the reason why it is left
+out. `sweep.yaml` lists the runs to expect; `arm.json` says which strategy an arm varies.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.atomic_io import read_json
-from hpc_ecg.comparison.run_settings import check_alike
+from hpc_ecg.comparison.run_settings import check_comparable
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.sweep.folder import expected_cells, read_events, read_optional
@@ -24,16 +24,17 @@ class RunResult:
     strategy: str
     """The arm's name."""
     seed: int
-    run: RunFolder
+    folder: RunFolder
     finished: dict[str, Any]
+    """finished.json."""
     settings: dict[str, Any]
     """By dotted key, with the digest of the data's index."""
     test: Predictions
     """Sorted by record."""
     base: str
-    """The strategy of the arm …"""
+    """The strategy that the arm varies."""
     varied: dict[str, Any]
-    """… and what a grid sets in it, by dotted key."""
+    """What a grid sets in it, by dotted key."""
 
     @property
     def name(self) -> str:
@@ -42,55 +43,71 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A cell that takes no part in the comparison."""
+    """A run that is left out of the comparison."""
 
     strategy: str
     seed: int
     reason: str
 
+    @property
+    def name(self) -> str:
+        return f"{self.strategy}/seed-{self.seed}"
 
-def read_cells(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
-    """All cells in the order of sweep.yaml. Raises `ValueError` where test sets differ."""
+
+def read_results(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
+    """Read all runs, in the order of sweep.yaml.
+
+    Raises `ValueError` if runs were tested on different records or differ in settings that must
+    agree.
+    """
     if not sweep_dir.is_dir():
         raise ValueError(f"{sweep_dir} is not a folder; give the folder that a sweep made")
-    cells: list[RunResult] = []
+    runs: list[RunResult] = []
     problems: list[Problem] = []
     for strategy, seed in expected_cells(sweep_dir):
-        outcome = _read_cell(sweep_dir, strategy, seed)
-        if isinstance(outcome, Problem):
-            problems.append(outcome)
+        result = _read_result(sweep_dir, strategy, seed)
+        if isinstance(result, Problem):
+            problems.append(result)
         else:
-            cells.append(_on_the_same_records(outcome, cells))
-    if cells:
-        check_alike([(cell.name, cell.strategy, cell.settings) for cell in cells])
-    return cells, problems
+            runs.append(_share_test_set(result, runs[0]) if runs else result)
+    if runs:
+        check_comparable([(run.name, run.strategy, run.settings) for run in runs])
+    return runs, problems
 
 
-def _read_cell(sweep_dir: Path, strategy: str, seed: int) -> RunResult | Problem:
-    run = RunFolder(sweep_dir / strategy / f"seed-{seed}")
-    reason = _why_not_finished(run)
-    if reason is not None:
-        return Problem(strategy=strategy, seed=seed, reason=reason)
-    try:
-        return _read_finished(run, strategy, seed)
-    except (ValueError, OSError) as error:
-        return Problem(strategy=strategy, seed=seed, reason=f"cannot be used: {error}")
+def by_strategy(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Group runs by strategy, in the order of each strategy's first run."""
+    groups: dict[str, list[RunResult]] = {}
+    for run in runs:
+        groups.setdefault(run.strategy, []).append(run)
+    return groups
 
 
-def _read_finished(run: RunFolder, strategy: str, seed: int) -> RunResult:
-    test = read_predictions(run.predictions / "test.parquet").sorted()
+def _read_result(sweep_dir: Path, strategy: str, seed: int) -> RunResult | Problem:
+    folder = RunFolder(sweep_dir / strategy / f"seed-{seed}")
+    reason = _why_not_finished(folder)
+    if reason is None:
+        try:
+            return _read_finished(folder, strategy, seed)
+        except (ValueError, OSError) as error:
+            reason = f"cannot be used: {error}"
+    return Problem(strategy=strategy, seed=seed, reason=reason)
+
+
+def _read_finished(folder: RunFolder, strategy: str, seed: int) -> RunResult:
+    test = read_predictions(folder.predictions / "test.parquet").sorted()
     for k, label in enumerate(test.labels):
         check_finite(test.logit_NK[:, k], label)
         check_not_constant(test.logit_NK[:, k], label)
-    settings = run.read_settings()
-    settings["data_index_sha256"] = read_json(run.environment)["data_index_sha256"]
-    read_json(run.init_report)  # the report shows what the run started from
-    arm = read_optional(run.path.parent / "arm.json")
+    settings = folder.read_settings()
+    settings["data_index_sha256"] = read_json(folder.environment)["data_index_sha256"]
+    read_json(folder.init_report)  # the report reads it later and needs it whole
+    arm = read_optional(folder.path.parent / "arm.json")
     return RunResult(
         strategy=strategy,
         seed=seed,
-        run=run,
-        finished=read_json(run.finished),
+        folder=folder,
+        finished=read_json(folder.finished),
         settings=settings,
         test=test,
         base=arm.get("base", strategy),
@@ -98,43 +115,34 @@ def _read_finished(run: RunFolder, strategy: str, seed: int) -> RunResult:
     )
 
 
-def _why_not_finished(run: RunFolder) -> str | None:
-    error = run.path / "error.txt"
-    if run.finished.exists() and not error.exists():
-        return None
+def _why_not_finished(folder: RunFolder) -> str | None:
+    error = folder.path / "error.txt"
     if error.exists():
         lines = error.read_text().strip().splitlines()
         return f"failed: {lines[-1] if lines else 'error.txt is empty'}"
-    if not run.path.exists():
+    if folder.finished.exists():
+        return None
+    if not folder.path.exists():
         return "not started"
-    steps = [e["step"] for e in read_events(run.metrics) if "step" in e]
+    steps = [e["step"] for e in read_events(folder.metrics) if "step" in e]
     return f"not finished: at step {max(steps)}" if steps else "not finished: no step yet"
 
 
-def _on_the_same_records(cell: RunResult, others: list[RunResult]) -> RunResult:
-    """Refuse another test set than the first cell's; share its arrays, which are the same."""
-    if not others:
-        return cell
-    first, test = others[0].test, cell.test
-    _check_same_records(others[0], cell)
-    shared = replace(
-        test, record_N=first.record_N, patient_N=first.patient_N, label_NK=first.label_NK
-    )
-    return replace(cell, test=shared)
-
-
-def _check_same_records(first: RunResult, cell: RunResult) -> None:
-    a, b = first.test, cell.test
-    who, do = f"{first.name} and {cell.name}", "run both on one data set and one split"
+def _share_test_set(run: RunResult, first: RunResult) -> RunResult:
+    """Refuse a test set that differs from the first run's; share its arrays to save memory."""
+    a, b = first.test, run.test
+    names, advice = f"{first.name} and {run.name}", "run both on one data set and one split"
     if a.labels != b.labels:
-        raise ValueError(f"{who} predict different labels ({a.labels} and {b.labels}); {do}")
-    only = set(a.record_N.tolist()) ^ set(b.record_N.tolist())
-    if only:
+        raise ValueError(f"{names} predict different labels ({a.labels} and {b.labels}); {advice}")
+    in_one = set(a.record_N.tolist()) ^ set(b.record_N.tolist())
+    if in_one:
         raise ValueError(
-            f"{who} were tested on different records ({len(a)} and {len(b)}, {len(only)} in one "
-            f"of them only, such as {min(only)!r}); {do}"
+            f"{names} were tested on different records ({len(a)} and {len(b)}, {len(in_one)} in "
+            f"only one of them, such as {min(in_one)!r}); {advice}"
         )
     if not np.array_equal(a.patient_N, b.patient_N):
-        raise ValueError(f"{who} give a record to different patients; {do}")
+        raise ValueError(f"{names} assign a record to different patients; {advice}")
     if not np.array_equal(a.label_NK, b.label_NK, equal_nan=True):
-        raise ValueError(f"{who} have different labels for the same test records; {do}")
+        raise ValueError(f"{names} have different labels for the same test records; {advice}")
+    shared = replace(b, record_N=a.record_N, patient_N=a.patient_N, label_NK=a.label_NK)
+    return replace(run, test=shared)

@@ -1,131 +1,139 @@
-"""Predictions of one test set in, values and patient replicates of each metric out.
+"""Score models on one test set: each metric's value, and its replicates over draws of patients.
 
 All models of a sweep are scored on the same draws of patients, so that every difference is paired.
 """
 
-# N records, R replicates, L scored labels
+# R replicates, S seeds
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from hpc_ecg.evaluation.averages import mean_over_labels
-from hpc_ecg.evaluation.comparisons import Estimate, SeedScores, estimate_mean
+from hpc_ecg.evaluation.comparisons import ALPHA, Difference, Estimate, SeedScores, estimate_mean
 from hpc_ecg.evaluation.metrics import FloatArray, count_label
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
-from hpc_ecg.evaluation.scores import (
-    labels_not_scored,
-    metric_replicates,
-    point_values,
-)
+from hpc_ecg.evaluation.scores import labels_not_scored, metric_replicates, point_values
 
-SHARES = ("auroc", "auprc")  # between 0 and 1
-T = TypeVar("T")
 Scores = tuple[dict[str, float], dict[str, FloatArray]]
-"""By metric: the value, and its values in the replicates [R]."""
+"""By metric: the value, and its replicates [R]."""
+RunKey = tuple[str, int]
+"""Strategy and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """What all models are scored by. Values are means over the labels that can be scored."""
+    """The test set that all models are scored on, its draws of patients, and the metrics."""
 
     task: str
     metrics: list[str]
     """The first one decides."""
     label_names: list[str]
+    """Labels that can be scored; `not_scored` gives the reason for each other one."""
     not_scored: dict[str, str]
     counts: dict[str, dict[str, Any]]
-    """Of the test set, by scored label: records, patients, positive ones, prevalence."""
+    """Test set by scored label: records, patients, positive ones, prevalence."""
     resamples: Resamples
     test: Predictions
 
     @classmethod
-    def of(cls, test: Predictions, replicates: int, seed: int) -> "Scorer":
+    def for_test_set(cls, test: Predictions, replicates: int, seed: int) -> "Scorer":
         task = "regression" if test.probability_NK is None else "classification"
         not_scored = labels_not_scored(test, task)
         scored = [name for name in test.labels if name not in not_scored]
-        resamples = draw_resamples(test.patient_N, replicates, seed)
         return cls(
             task=task,
             metrics=_metrics(task, len(scored)),
             label_names=scored,
             not_scored=not_scored,
             counts={name: _count(test, test.labels.index(name), task) for name in scored},
-            resamples=resamples,
+            resamples=draw_resamples(test.patient_N, replicates, seed),
             test=test,
         )
 
     @property
     def num_patients(self) -> int:
-        return self.patients_behind(self.label_names)
+        return self.num_patients_for(self.label_names)
 
-    def patients_behind(self, labels: Sequence[str]) -> int:
-        """Behind the bootstrap variance: those of the smaller class, whose chance dominates; all of
-        them where there is none."""
+    def num_patients_for(self, labels: Sequence[str]) -> int:
+        """The number of patients behind the bootstrap variance: those of the smaller class, whose
+        chance dominates, or all patients for a regression and for a mean over labels."""
         if self.task == "regression" or len(labels) > 1:
             return self.resamples.num_patients
-        only = self.counts[labels[0]]
-        return min(only["n_positive_patients"], only["n_negative_patients"])
+        counts = self.counts[labels[0]]
+        return min(counts["n_positive_patients"], counts["n_negative_patients"])
 
-    def score(self, predictions: Predictions) -> Scores:
-        return self.mean(self.score_labels(predictions))
+    def score(self, models: Sequence[Predictions]) -> list[Scores]:
+        """Score each model by its mean over labels."""
+        return [self.mean(by_label) for by_label in self.score_labels(models)]
 
-    def score_labels(self, predictions: Predictions) -> dict[str, Scores]:
-        """By label."""
-        found = {}
-        for name in self.label_names:
-            k = predictions.labels.index(name)
-            point = point_values(predictions, k, self.task)
-            drawn = metric_replicates(predictions, k, self.task, self.resamples)
-            found[name] = {m: point[m] for m in self.metrics}, {m: drawn[m] for m in self.metrics}
-        return found
+    def score_labels(self, models: Sequence[Predictions]) -> list[dict[str, Scores]]:
+        """Score each model by label, in one thread per core: the compiled loops release the GIL."""
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return list(pool.map(self._score_labels, models))
 
     def mean(self, by_label: Mapping[str, Scores]) -> Scores:
-        """Over the labels."""
-        points, drawn = zip(*by_label.values(), strict=True)
+        """Average scores over labels."""
+        values, replicates = zip(*by_label.values(), strict=True)
         return (
-            {m: float(np.mean([point[m] for point in points])) for m in self.metrics},
-            {m: mean_over_labels(np.stack([d[m] for d in drawn])) for m in self.metrics},
+            {m: float(np.mean([value[m] for value in values])) for m in self.metrics},
+            {
+                m: mean_over_labels(np.stack([drawn[m] for drawn in replicates]))
+                for m in self.metrics
+            },
         )
 
-    def score_all(self, predictions: Sequence[Predictions]) -> list[Scores]:
-        return _side_by_side(self.score, predictions)
-
-    def score_labels_all(self, predictions: Sequence[Predictions]) -> list[dict[str, Scores]]:
-        return _side_by_side(self.score_labels, predictions)
-
-
-def _side_by_side(score: Callable[[Predictions], T], predictions: Sequence[Predictions]) -> list[T]:
-    """In the order given, on all cores of this process: the compiled loops let others work."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(score, predictions))
+    def _score_labels(self, predictions: Predictions) -> dict[str, Scores]:
+        scores = {}
+        for name in self.label_names:
+            k = predictions.labels.index(name)
+            values = point_values(predictions, k, self.task)
+            drawn = metric_replicates(predictions, k, self.task, self.resamples)
+            scores[name] = {m: values[m] for m in self.metrics}, {m: drawn[m] for m in self.metrics}
+        return scores
 
 
-def gather(
-    metrics: Sequence[str], keys: Sequence[tuple[str, int]], scored: Sequence[Scores]
+def group_by_strategy(
+    metrics: Sequence[str], scored: Mapping[RunKey, Scores]
 ) -> dict[str, dict[str, SeedScores]]:
-    """`keys`: (strategy, seed) of each of `scored`."""
+    """Rearrange the scores of runs: by metric, strategy and seed."""
     scores: dict[str, dict[str, SeedScores]] = {metric: {} for metric in metrics}
-    for (strategy, seed), (values, replicates) in zip(keys, scored, strict=True):
+    for (strategy, seed), (values, replicates) in scored.items():
         for metric in metrics:
             seeds = scores[metric].setdefault(strategy, SeedScores(value={}, replicate_R={}))
             seeds.value[seed], seeds.replicate_R[seed] = values[metric], replicates[metric]
     return scores
 
 
-def estimate_strategy(scores: SeedScores, num_patients: int, metric: str) -> Estimate:
-    """The mean over seeds, with an interval that keeps to what the metric can be."""
-    replicate_SR = np.stack(list(scores.replicate_R.values()))
+def estimate_from(scores: SeedScores, num_patients: int, metric: str | None = None) -> Estimate:
+    """The mean over seeds with its interval; `metric` is None for a difference."""
     value_S = np.array(list(scores.value.values()))
-    found = estimate_mean(value_S, replicate_SR, num_patients, metric)
-    if metric in SHARES:
-        found = replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
-    return found
+    replicate_SR = np.stack(list(scores.replicate_R.values()))
+    return estimate_mean(value_S, replicate_SR, num_patients, metric)
+
+
+def pairs_with(pairs: Sequence[Difference], name: str) -> list[Difference]:
+    """The differences between one strategy and the others, with that strategy first."""
+    return [put_first(pair, name) for pair in pairs if name in (pair.first, pair.second)]
+
+
+def put_first(pair: Difference, name: str) -> Difference:
+    """The same difference with `name` as its first strategy."""
+    if pair.first == name:
+        return pair
+    e = pair.estimate
+    estimate = replace(e, value=-e.value, low=-e.high, high=-e.low)
+    return replace(pair, first=pair.second, second=pair.first, estimate=estimate)
+
+
+def is_better(pair: Difference) -> bool:
+    """Whether the first strategy is significantly better than the second."""
+    return pair.estimate.value > 0 and pair.p_holm < ALPHA
 
 
 def _count(test: Predictions, k: int, task: str) -> dict[str, Any]:

@@ -1,5 +1,8 @@
-"""The report's numbers as CSV: name → rows. What differs from run to run, time and cost, is in
-cost.csv alone; all other files are the same however often a sweep was interrupted."""
+"""The report's numbers as CSV tables: name → rows.
+
+cost.csv alone holds what differs when a sweep is run again; all other tables stay the same,
+however often a sweep was interrupted.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -13,9 +16,9 @@ from hpc_ecg.comparison.figures import Learning
 from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.comparison.model_tables import (
     Rows,
-    chosen_rows,
     flow_rows,
     run_rows,
+    selected_rows,
     subgroup_rows,
     threshold_rows,
     tuning_rows,
@@ -23,14 +26,14 @@ from hpc_ecg.comparison.model_tables import (
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
 
 
-def tables_of(
+def build_tables(
     comparison: Comparison,
     curves: Mapping[str, Curves],
     learning: Mapping[str, Learning],
     flow: CohortFlow | str,
     tuning: Mapping[str, Any],
 ) -> dict[str, Rows]:
-    """`curves`: by label; `tuning`: tuning.json. Tables that are empty are left out."""
+    """Build all tables that have a row; `curves` by label, `tuning` as in tuning.json."""
     tables = {
         "table": _strategies(comparison),
         "seeds": _seeds(comparison),
@@ -39,21 +42,25 @@ def tables_of(
             for metric, pairs in comparison.pairs_of.items()
             for row in _differences(pairs, metric, comparison.detectable)
         ],
-        "labels": _labels(comparison),
-        "pairs_by_label": [
-            {"label": own.label} | row
-            for own in comparison.by_label
-            for row in _differences(own.pairs, comparison.metric)
+        "labels": [
+            {"label": result.label, "strategy": name} | _estimates(estimates)
+            for result in comparison.by_label
+            for name, estimates in result.estimates.items()
         ],
-        "baselines": _differences([*comparison.baselines, *comparison.adds], comparison.metric),
+        "pairs_by_label": [
+            {"label": result.label} | row
+            for result in comparison.by_label
+            for row in _differences(result.pairs, comparison.metric)
+        ],
+        "baselines": _differences([*comparison.baselines, *comparison.gains], comparison.metric),
         "non_inferiority": comparison.non_inferior,
         "delong": comparison.delong,
         "flow": [] if isinstance(flow, str) else flow_rows(flow),
         "cohort": [{"label": label} | n for label, n in comparison.counts.items()],
-        "chosen": chosen_rows(comparison),
+        "chosen": selected_rows(comparison),
         "thresholds": threshold_rows(comparison),
         "subgroups": subgroup_rows(comparison),
-        "curves": [row for label, own in curves.items() for row in _curves(label, own)],
+        "curves": [row for label in curves for row in _curves(label, curves[label])],
         "learning": _learning(comparison, learning),
         "runs": run_rows(comparison),
         "tuning": tuning_rows(tuning),
@@ -62,67 +69,68 @@ def tables_of(
     return {name: rows for name, rows in tables.items() if rows}
 
 
-def _strategies(comparison: Comparison) -> Rows:
-    rows = []
-    for strategy in comparison.strategies:
-        row: dict[str, Any] = {"name": strategy.name, "kind": "strategy"}
-        row["num_seeds"] = len(strategy.seeds)
-        row["seeds"] = " ".join(str(s) for s in strategy.seeds)
-        row["probability_best"] = comparison.probability_best.get(strategy.name)
-        rows.append(row | _estimates(strategy.estimates))
-    for reference in comparison.reference_models:
-        rows.append(
-            {"name": reference.name, "kind": reference.kind} | _estimates(reference.estimates)
-        )
-    return rows
-
-
-def _cost(name: str, cost: Cost) -> dict[str, Any]:
-    hours = {unit.replace(" ", "_"): value for unit, value in cost.hours.items()}
-    own = {"energy_kwh": cost.energy_kwh, "ecg_per_s": cost.ecg_per_s}
-    return {"strategy": name} | hours | own
-
-
-def _estimates(estimates: dict[str, Estimate]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for metric, e in estimates.items():
-        row |= {
-            metric: e.value,
-            f"{metric}_low": e.low,
-            f"{metric}_high": e.high,
-            f"{metric}_standard_error": e.standard_error,
-            f"{metric}_sampling_sd": e.sampling_sd,
-            f"{metric}_seed_sd": e.seed_sd,
+def as_json(
+    comparison: Comparison, flow: CohortFlow | str, tuning: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All numbers of the page; `flow` is a text where the cohort's flow is not known."""
+    values = comparison.to_dict()
+    varies = values.pop("varies")
+    values["chosen_models"] = {
+        model.strategy: {
+            "seed": model.run.seed,
+            "evaluation": model.evaluation,
+            "points": model.points,
         }
-    return row
+        for model in comparison.selected
+    }
+    values["flow"] = flow if isinstance(flow, str) else asdict(flow)
+    values["runs"] = run_rows(comparison)
+    values["tuning"] = tuning_rows(tuning)
+    return values | {"varies": varies}
+
+
+def _strategies(comparison: Comparison) -> Rows:
+    rows: Rows = [
+        {
+            "name": strategy.name,
+            "kind": "strategy",
+            "num_seeds": len(strategy.seeds),
+            "seeds": _join(strategy.seeds),
+            "probability_best": comparison.probability_best.get(strategy.name),
+        }
+        | _estimates(strategy.estimates)
+        for strategy in comparison.strategies
+    ]
+    models = comparison.reference_models
+    return rows + [{"name": m.name, "kind": m.kind} | _estimates(m.estimates) for m in models]
 
 
 def _seeds(comparison: Comparison) -> Rows:
     return [
-        {"strategy": s.name, "seed": seed, "chosen": seed == chosen.cell.seed}
-        | {metric: s.per_seed[metric][seed] for metric in comparison.metrics}
-        for s, chosen in zip(comparison.strategies, comparison.chosen, strict=True)
-        for seed in s.seeds
+        {"strategy": strategy.name, "seed": seed, "chosen": seed == model.run.seed}
+        | {metric: strategy.per_seed[metric][seed] for metric in comparison.metrics}
+        for strategy, model in zip(comparison.strategies, comparison.selected, strict=True)
+        for seed in strategy.seeds
     ]
 
 
-def _labels(comparison: Comparison) -> Rows:
-    return [
-        {"label": own.label, "strategy": name} | _estimates(estimates)
-        for own in comparison.by_label
-        for name, estimates in own.estimates.items()
-    ]
+def _estimates(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for metric, estimate in estimates.items():
+        row[metric] = estimate.value
+        for name in ("low", "high", "standard_error", "sampling_sd", "seed_sd"):
+            row[f"{metric}_{name}"] = getattr(estimate, name)
+    return row
 
 
 def _differences(
-    pairs: Iterable[Difference], metric: str, detectable: dict[str, float] | None = None
+    pairs: Iterable[Difference], metric: str, detectable: Mapping[str, float] | None = None
 ) -> Rows:
     rows = []
     for pair in pairs:
         e = pair.estimate
         row: dict[str, Any] = {"first": pair.first, "second": pair.second, "metric": metric}
-        row["seeds"] = " ".join(str(s) for s in pair.seeds)
-        row |= {"difference": e.value, "low": e.low, "high": e.high}
+        row |= {"seeds": _join(pair.seeds), "difference": e.value, "low": e.low, "high": e.high}
         row |= {"standard_error": e.standard_error, "degrees_of_freedom": e.degrees_of_freedom}
         row |= {"p_value": e.p_value, "p_holm": pair.p_holm}
         if detectable is not None:
@@ -132,7 +140,7 @@ def _differences(
 
 
 def _curves(label: str, curves: Curves) -> Rows:
-    """The points of the lines and bands; of ROC and precision-recall the mean over seeds."""
+    """The points of lines and bands; for ROC and precision-recall the mean over seeds."""
     drawn = {
         "roc": curves.roc,
         "precision_recall": curves.precision_recall,
@@ -151,30 +159,19 @@ def _curves(label: str, curves: Curves) -> Rows:
 
 
 def _learning(comparison: Comparison, learning: Mapping[str, Learning]) -> Rows:
-    """The points that are drawn: of long runs the means of blocks of steps."""
+    """The points of the learning curves as drawn: long runs are averaged in blocks of steps."""
     return [
-        {"curve": name, "strategy": cell.strategy, "seed": cell.seed, "step": step, "value": value}
-        for name, by_cell in learning.items()
-        for cell in comparison.cells
-        for step, value in zip(*by_cell.get((cell.strategy, cell.seed), ([], [])), strict=True)
+        {"curve": name, "strategy": run.strategy, "seed": run.seed, "step": step, "value": value}
+        for name, by_run in learning.items()
+        for run in comparison.runs
+        for step, value in zip(*by_run.get((run.strategy, run.seed), ([], [])), strict=True)
     ]
 
 
-def as_json(
-    comparison: Comparison, flow: CohortFlow | str, tuning: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Everything of the page: the comparison, what the chosen models' evaluations say, the way from
-    the table to the splits (a text where it is not known), how runs went, and what tuning chose."""
-    chosen = {
-        c.strategy: {"seed": c.cell.seed, "evaluation": c.evaluation, "points": c.points}
-        for c in comparison.chosen
-    }
-    whole = comparison.to_dict()
-    varies = whole.pop("varies")
-    more = {
-        "chosen_models": chosen,
-        "flow": flow if isinstance(flow, str) else asdict(flow),
-        "runs": run_rows(comparison),
-        "tuning": tuning_rows(tuning),
-    }
-    return whole | more | {"varies": varies}
+def _cost(name: str, cost: Cost) -> dict[str, Any]:
+    hours = {unit.replace(" ", "_"): value for unit, value in cost.hours.items()}
+    return {"strategy": name, **hours, "energy_kwh": cost.energy_kwh, "ecg_per_s": cost.ecg_per_s}
+
+
+def _join(seeds: Iterable[int]) -> str:
+    return " ".join(map(str, seeds))

@@ -1,74 +1,61 @@
-"""The comparison for a terminal: no line over 80 columns."""
+"""The comparison as text for a terminal, in lines of at most 80 columns."""
 
 import textwrap
 
-from hpc_ecg.comparison.comparison import Comparison, StrategyResult
-from hpc_ecg.comparison.cost import Cost
-from hpc_ecg.comparison.reference_models import ReferenceModel
+from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.verdict import all_sentences
-from hpc_ecg.comparison.wording import show_interval
+from hpc_ecg.comparison.wording import format_interval
+from hpc_ecg.evaluation.comparisons import Estimate
 from hpc_ecg.reporting.numbers import format_number
 
 WIDTH = 80
 
 
 def format_table(comparison: Comparison) -> str:
-    """For a terminal: strategies, differences from the best, verdict; no line over 80 columns."""
-    first, second = comparison.metrics
-    header = [
-        "",
-        "seeds",
-        comparison.name_of(first),
-        "95 % interval",
-        "seed SD",
-        comparison.name_of(second),
-        "hours",
-    ]
-    rows = [
-        header,
-        *(_table_row(s, comparison.cost[s.name], first, second) for s in comparison.strategies),
-        *(
-            _reference_row(reference, first, second)
-            for reference in comparison.reference_models
-            if reference.estimates
-        ),
-    ]
-    widths = [max(len(row[c]) for row in rows) for c in range(len(header))]
+    """Format strategies and reference models, the verdict, warnings and runs left out."""
+    rows = _rows(comparison)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
-    lines = [line for row in rows for line in _lines(row, widths)]
-    units = sorted({unit for cost in comparison.cost.values() for unit in cost.hours})
-    lines += ["", f"hours: {' and '.join(units)}"] if units else []
+    lines = [line for row in rows for line in _align(row, widths)]
+    if units := sorted({unit for cost in comparison.cost.values() for unit in cost.hours}):
+        lines += ["", f"hours: {' and '.join(units)}"]
     lines += ["", *textwrap.wrap(" ".join(all_sentences(comparison)), WIDTH)]
     lines += [""] if comparison.warnings else []
     for warning in comparison.warnings:
         lines += textwrap.wrap(warning, WIDTH, initial_indent="! ", subsequent_indent="  ")
     for problem in comparison.problems:
-        text = f"{problem.strategy}/seed-{problem.seed}: {problem.reason}"
+        text = f"{problem.name}: {problem.reason}"
         lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines) + "\n"
 
 
-def _table_row(strategy: StrategyResult, cost: Cost, first: str, second: str) -> list[str]:
-    main = strategy.estimates[first]
-    spread = "-" if main.seed_sd is None else format_number(main.seed_sd)
-    hours = f"{sum(cost.hours.values()):.2g}"
-    other = format_number(strategy.estimates[second].value)
-    seeds, value = str(len(strategy.seeds)), format_number(main.value)
-    return [strategy.name, seeds, value, show_interval(main), spread, other, hours]
+def _rows(comparison: Comparison) -> list[list[str]]:
+    first, second = map(comparison.name_of, comparison.metrics)
+    rows = [["", "seeds", first, "95 % interval", "seed SD", second, "hours"]]
+    for strategy in comparison.strategies:
+        hours = f"{sum(comparison.cost[strategy.name].hours.values()):.2g}"
+        seeds = str(len(strategy.seeds))
+        rows.append(_row(comparison, strategy.name, seeds, strategy.estimates, hours))
+    for model in comparison.reference_models:
+        if model.estimates:
+            rows.append(_row(comparison, model.title, "-", model.estimates, "-"))
+    return rows
 
 
-def _reference_row(reference: ReferenceModel, first: str, second: str) -> list[str]:
-    main, other = reference.estimates[first], format_number(reference.estimates[second].value)
-    name = (
-        reference.name if reference.kind == "baseline" else f"{reference.name} ({reference.kind})"
-    )
-    return [name, "-", format_number(main.value), show_interval(main), "-", other, "-"]
+def _row(
+    comparison: Comparison, name: str, seeds: str, estimates: dict[str, Estimate], hours: str
+) -> list[str]:
+    first, second = (estimates[metric] for metric in comparison.metrics)
+    spread = "-" if first.seed_sd is None else format_number(first.seed_sd)
+    value, other = format_number(first.value), format_number(second.value)
+    return [name, seeds, value, format_interval(first), spread, other, hours]
 
 
-def _lines(cells: list[str], widths: list[int]) -> list[str]:
-    """A row; a name that is too long for its column has a line of its own, since the arms of a grid
-    differ at their names' ends."""
-    numbers = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-    is_long = len(cells[0]) > widths[0]
-    row = "  ".join([("" if is_long else cells[0]).ljust(widths[0]), *numbers]).rstrip()
-    return [*textwrap.wrap(cells[0], WIDTH), row] if is_long else [row]
+def _align(row: list[str], widths: list[int]) -> list[str]:
+    """Align one row. A name that is too long for its column gets a line to itself, uncut, since the
+    names of a grid's arms differ at their ends."""
+    name, *values = row
+    numbers = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
+    is_long = len(name) > widths[0]
+    line = "  ".join([("" if is_long else name).ljust(widths[0]), *numbers]).rstrip()
+    return [*textwrap.wrap(name, WIDTH), line] if is_long else [line]

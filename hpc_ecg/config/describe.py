@@ -42,9 +42,9 @@ def _field_docs(schema: type) -> dict[str, str]:
 
 
 def _type_name(kind: Any) -> str:
-    """`int`, `str | None`, `dict[str, StageConfig]`."""
+    """`int`, `str | None`, `dict[str, StageConfig]`: our classes without their module."""
     is_plain = isinstance(kind, type) and not typing.get_args(kind)
-    return kind.__name__ if is_plain else re.sub(r"\b(\w+\.)+", "", str(kind))
+    return kind.__name__ if is_plain else re.sub(r"hpc_ecg\.[\w.]*\.", "", str(kind))
 
 
 def _show(value: Any) -> str:
