@@ -163,7 +163,7 @@ def test_engines_of_several_kinds_follow_each_other_in_one_process(shards, tmp_p
         (("engine.parallel=zero1", "train.skip_nonfinite=1"), "DeepSpeed steps by itself"),
         (("engine.parallel=tp",), "engine.parallel must be one of ddp, fsdp2"),
         (("engine.parallel=zero2", "engine.precision=fp16"), "fp16 is for engine.parallel=ddp"),
-        (("engine.trackers=[nobody]",), "'nobody' is not installed or not known; there are: "),
+        (("engine.trackers=[nobody]",), "'nobody' is not installed or not known; available are: "),
     ],
 )
 def test_what_a_kind_cannot_do_is_refused_by_name(shards, tmp_path, words, message):
