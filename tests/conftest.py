@@ -45,6 +45,21 @@ TINY_MODEL = [
 ]
 
 
+# A worker of `make test` takes whole files: those that take longest come first, so that the last
+# minute is not one worker's.
+LONGEST_FIRST = (
+    *("test_sweep", "test_parallel", "test_compile", "test_sharding", "test_tuning", "test_trials"),
+    *("test_full_size", "test_hostile_files", "test_finetune", "test_features", "test_submit"),
+    *("test_report_browser", "test_faults", "test_stages", "test_coverage", "test_slurm_scripts"),
+    *("test_cli_data", "test_weights_onnx", "test_doctor", "test_readers", "test_torchrun"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _imports_are_frozen() -> None:
     """Accelerate collects garbage three times a run: half a second each over imported modules."""
