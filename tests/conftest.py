@@ -1,6 +1,7 @@
 """Shared pieces: real recordings if there are any, a tiny cohort, a tiny model, a tiny run."""
 
 import gc
+import logging
 import os
 import shutil
 import subprocess
@@ -65,6 +66,14 @@ def _imports_are_frozen() -> None:
     """Accelerate collects garbage three times a run: half a second each over imported modules."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _log_is_as_imported() -> None:
+    """A command that ran in this process has kept the log from pytest, for the tests after it."""
+    logger = logging.getLogger("hpc_ecg")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """`hpc-ecg finetune`: train one run, or go on with it."""
 
 import argparse
+import gc
 import os
 import signal
 from pathlib import Path
@@ -57,6 +58,7 @@ def _run(config: Any) -> int:
     from hpc_ecg.preflight.doctor import doctor_before_training
     from hpc_ecg.training.finetune import finetune
 
+    gc.freeze()  # Accelerate collects garbage often: half a second each over imported modules
     try:
         finetune(config, before_training=doctor_before_training(config))
     except Preempted as preempted:
