@@ -42,7 +42,7 @@ def _field_docs(schema: type) -> dict[str, str]:
 
 
 def _type_name(kind: Any) -> str:
-    """`int`, `str | None`, `dict[str, StageConfig]`: classes of this package without their module."""
+    """Such as `str | None` or `dict[str, StageConfig]`: our classes without their module."""
     is_plain = isinstance(kind, type) and not typing.get_args(kind)
     return kind.__name__ if is_plain else re.sub(r"hpc_ecg\.[\w.]*\.", "", str(kind))
 

@@ -20,15 +20,14 @@ from hpc_ecg.data.loader import StepBatch, prefetch
 from hpc_ecg.data.node_cache import BLOCK
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
-from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.preflight import cluster_checks as cluster
 from hpc_ecg.preflight import disk_checks as disks
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, merged, reason
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.shards.index import amplitude_of_cohort
 from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.loop import take_step
 from hpc_ecg.training.meter import memory_gb
-from hpc_ecg.training.model_inputs import TrainingTransform
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.stage_schedule import StageSchedule
@@ -136,18 +135,7 @@ def _take_steps(engine: Engine, prepared: PreparedRun, batch: StepBatch) -> tupl
     seconds: list[float] = []
     while len(seconds) < MAX_STEPS and sum(seconds) < ENOUGH_S:
         began = time.monotonic()
-        result = engine.take_step(
-            batch,
-            partial(loss_sum, config=prepared.loss),
-            divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), prepared.loss),
-            millivolts_per_count=data.train.millivolts_per_count,
-            transform=TrainingTransform(
-                dataset=data.train,
-                augment=prepared.augment,
-                seed=prepared.seed,
-                step=batch.step,
-            ),
-        )
+        result = take_step(engine, prepared, data.train, batch)
         loss = float(result.loss)
         seconds.append(max(exchange(time.monotonic() - began)))
     return loss, seconds[-1]
@@ -169,7 +157,7 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
     validation_s = FORWARD_SHARE * step_s * len(prepared.data.valid) / batch_size
     steps, seconds = 0, validation_s
     for stage in prepared.stages:
-        schedule = StageSchedule.from_config(stage.train, epoch)
+        schedule = StageSchedule(config=stage.train, epoch_steps=epoch)
         steps += schedule.steps
         if trains_head_only(prepared.stages, stage):  # features are computed once
             seconds += FORWARD_SHARE * step_s * len(prepared.data.train) / batch_size
