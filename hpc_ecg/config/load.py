@@ -19,6 +19,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 
 from hpc_ecg.config.built_in import find_config
 from hpc_ecg.config.describe import describe_settings
+from hpc_ecg.config.dotted_keys import nest
 from hpc_ecg.config.schema import section_of, without_none
 
 Schema = TypeVar("Schema")
@@ -116,21 +117,19 @@ def parse_override(override: str, schema: type) -> SettingsSource:
     if not equals or not key:
         raise ValueError(f"{override!r} is neither a .yaml file nor a setting key=value")
     kind, is_optional = without_none(_type_of(schema, key, COMMAND_LINE))
-    nested: Any
+    parsed: Any
     if is_optional and value in ("null", "None"):
-        nested = None
+        parsed = None
     elif kind is str:
-        nested = value
+        parsed = value
     elif typing.get_origin(kind) is list and typing.get_args(kind) == (str,):
-        nested = _split_list(key, value)
+        parsed = _split_list(key, value)
     else:
         try:
             return SettingsSource(OmegaConf.from_dotlist([override]), COMMAND_LINE)
         except Exception as error:
             raise ValueError(f"{key}: cannot read {value!r}: {_first_line(error)}") from None
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return SettingsSource(OmegaConf.create(nested), COMMAND_LINE)
+    return SettingsSource(OmegaConf.create(nest({key: parsed})), COMMAND_LINE)
 
 
 def _to_dataclass(merged: DictConfig) -> Any:

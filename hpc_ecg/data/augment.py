@@ -1,4 +1,4 @@
-"""Augmentation on the device: ECGs in mV, each changed by random numbers of its own.
+"""Augmentation on the device: ECGs in mV, each changed by its own random numbers.
 
 The random numbers of a record are a function of (seed, step, record), from integer arithmetic that
 is the same on every device, so the result depends neither on the number of processes nor on the

@@ -43,7 +43,7 @@ class StageSchedule:
         return step % self.config.log_every == 0 or step == self.end
 
     def reason_to_stop(self, progress: Progress) -> str | None:
-        """The setting that ends the stage at this point; None to go on."""
+        """The setting that ends the stage at this point; None to continue."""
         patience = self.config.patience
         if patience and progress.evaluations_without_gain >= patience:
             return "patience"
