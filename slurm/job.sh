@@ -1,36 +1,37 @@
 # What finetune.sh and sweep.sh share: `run [srun's options] VERB …` starts the processes, passes
-# signals on, and has Slurm start the job again where that helps. The exit code of the first process
-# that ends decides:
+# signals on, and requeues the job where that helps. The exit code of the first process that ends
+# decides (the rule is in hpc_ecg/jobs/requeue.py):
 #
 #   0  done, or stopped by a file STOP in the run's folder
 #   2  a mistake of the user; it would happen again, as would a bug (1 and all others): no new start
-#  75  saved after a signal (time limit, preemption): started again
-#  76  lost the other processes, or hung; killed (128 + signal): started again, but not more often
+#  75  saved after a signal (time limit, preemption): requeued
+#  76  lost the other processes, or hung; killed (128 + signal): requeued, but not more often
 #      than HPC_ECG_MAX_RESTARTS (default 5; every restart of this job counts)
 
 site="${SLURM_SUBMIT_DIR:-.}/slurm/site.sh"
-# modules and environments are often written for a shell that is less strict
+# module files are often written for a less strict shell
 if [ -f "$site" ]; then set +eu; source "$site"; set -eu; fi
 # srun does not inherit --cpus-per-task since Slurm 22.05
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-# A process would see its own GPU only. It shall see all of the job's on its node and take that of
-# its rank: all libraries then mean the same one by its number, and GPUs reach each other.
+# Slurm would show each process its own GPU only. Each should see all GPUs of the job on its node
+# and take the one of its rank: a number then means the same GPU to all libraries, and GPUs can
+# reach each other.
 unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
 
 say() { printf '%(%F %T)T slurm: %s\n' -1 "$*" >&2; }
 
 run() {
-  local options=(--kill-on-bad-exit=1) said copier step signalled=yes code name
+  local options=(--kill-on-bad-exit=1) report copier step signalled=yes code name
   while [[ $1 == -* ]]; do options+=("$1"); shift; done
   warn_of_site
-  # what srun says of its tasks is kept beside the log; a signal to the job must not end the copying
-  said=$(mktemp)
-  exec 3> >(trap '' TERM USR1 USR2; exec tee "$said" >&2)
+  # keep what srun reports about its tasks; tee must outlive a signal to the job
+  report=$(mktemp)
+  exec 3> >(trap '' TERM USR1 USR2; exec tee "$report" >&2)
   copier=$!
   srun "${options[@]}" "${HPC_ECG_PYTHON[@]:-python}" -m hpc_ecg "$@" 2>&3 3>&- &
   step=$!
   exec 3>&-
-  # through Slurm: srun itself takes TERM for an order to kill
+  # through Slurm, because srun takes TERM for an order to kill
   for name in TERM USR1 USR2; do
     trap "signalled=yes; scancel --quiet --signal=$name ${SLURM_JOB_ID:-} || true" "$name"
   done
@@ -39,13 +40,13 @@ run() {
     wait "$step" || code=$?
   done
   wait "$copier" || true
-  code=$(code_of_first "$said" "$code")
-  rm -f "$said"
-  start_again_after "$code"
+  code=$(code_of_first "$report" "$code")
+  rm -f "$report"
+  requeue_after "$code"
   exit "$code"
 }
 
-# The others end because the first did, with codes that chance makes; srun returns the highest.
+# The other processes end because the first did, with arbitrary codes; srun returns the highest.
 code_of_first() {
   local first
   first=$(sed -n 's/.*srun: error: [^ ]*: tasks\{0,1\} [^ ]*: //p' "$1" | head -n 1)
@@ -55,36 +56,29 @@ code_of_first() {
   esac
 }
 
-start_again_after() {
-  local code=$1 why state
-  case $code in
-    0) return ;;
-    75) why="saved after a signal" ;;
-    76) why="a process lost the others, or hung" ;;
-    129 | 1[3-9]?) why="a process was killed (exit code $code)" ;;
-    *) say "ended with exit code $code, for the reason above: not started again"; return ;;
-  esac
-  if [ "$code" != 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "${HPC_ECG_MAX_RESTARTS:-5}" ]; then
-    say "$why; after ${SLURM_RESTART_COUNT:-0} restarts not once more: submit again to go on"
-    return
-  fi
-  state=$(scontrol --oneliner show job "${SLURM_JOB_ID:-}" 2>&1 |
-    grep -oE ' (JobState|Reason)=\w+' | xargs || true)
-  case $state in
-    "JobState=RUNNING "* | *"Reason=TimeLimit") ;;
-    "") say "$why; no Slurm answers here: submit again to go on"; return ;;
-    # cancelled by somebody, or on its way back into the queue already
-    *) say "$why; Slurm ended the job: submit again to go on, if it is not back in the queue"
+requeue_after() {
+  local code=$1 state decision
+  [ "$code" = 0 ] && return
+  # call scontrol in this shell: Python may run in a container that has no Slurm
+  state=$(scontrol --oneliner show job "${SLURM_JOB_ID:-}" || true)
+  decision=$(trap '' TERM USR1 USR2
+    "${HPC_ECG_PYTHON[@]:-python}" -m hpc_ecg.jobs.requeue "$code" "${SLURM_RESTART_COUNT:-0}" \
+      "${HPC_ECG_MAX_RESTARTS:-5}" "$state" || true)
+  case $decision in
+    "requeue: "*) ;;
+    "end: "*) say "${decision#end: }"; return ;;
+    *) say "ended with exit code $code; not started again, because" \
+         "${HPC_ECG_PYTHON[*]:-python} -m hpc_ecg.jobs.requeue failed: submit again to go on"
        return ;;
   esac
   if scontrol requeue "$SLURM_JOB_ID"; then
-    say "$why: job $SLURM_JOB_ID is back in the queue, to go on"
+    say "${decision#requeue: }: job $SLURM_JOB_ID is back in the queue, to go on"
   else
-    say "$why; Slurm does not take the job back into the queue: submit again to go on"
+    say "${decision#requeue: }; Slurm refuses to requeue the job: submit again to go on"
   fi
 }
 
-# Who forgets to source slurm/site.sh before sbatch gets a job of Slurm's defaults.
+# A shell that did not source slurm/site.sh submits a job with Slurm's defaults.
 warn_of_site() {
   local name wanted got advice="source slurm/site.sh in the shell that submits"
   for name in PARTITION ACCOUNT QOS; do

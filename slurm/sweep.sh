@@ -4,9 +4,9 @@
 #   sbatch --gpus-per-task=4 --cpus-per-task=32 slurm/sweep.sh configs/sweep.yaml runs_at_once=4 \
 #       sweep_dir=… run.data.shards=…
 #
-# The one task gets all the GPUs, and the sweep deals them out, one to a run.
-# Two minutes before the time limit all runs save, and the job is put back into the queue.
-# Submitting again with the same sweep_dir runs what is not done yet.
+# The one task gets all the GPUs, and the sweep gives one to each run.
+# Two minutes before the time limit all runs save, and the job is requeued.
+# Submit again with the same sweep_dir to run what is not done yet.
 #SBATCH --job-name=hpc_ecg-sweep
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

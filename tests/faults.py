@@ -14,7 +14,7 @@ from ranks import FORKS, Ended, become, end_on_ranks
 from hpc_ecg.cli import main
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.distributed import stop_signals, watchdog
-from hpc_ecg.sweep import slurm_runs as there
+from hpc_ecg.sweep import slurm_runs
 from hpc_ecg.training import engine
 from hpc_ecg.training.engine import Engine
 
@@ -37,7 +37,7 @@ def sweep_in_a_fork(log: Path, words: Sequence[str]) -> Any:
 
 def _sweep(log: Path, environment: dict[str, str], words: Sequence[str]) -> None:
     become(log, environment)
-    there.POLL_S, there.POLL_AT_MOST_S, there.LOST_AFTER_S = 0.5, 2.0, 3.0
+    slurm_runs.POLL_S, slurm_runs.MAX_POLL_S, slurm_runs.LOST_AFTER_S = 0.5, 2.0, 3.0
     sys.exit(main(["sweep", *words]))
 
 

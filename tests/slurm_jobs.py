@@ -69,11 +69,6 @@ class Job:
         mine = [(pid, env) for pid, env in started if env.get("SLURM_JOB_ID") == self.id]
         return {int(env["SLURM_PROCID"]): pid for pid, env in mine if "SLURM_STEP_ID" in env}
 
-    def environments_of_runs(self) -> list[dict[str, str]]:
-        """Of the runs that a sweep started inside the job."""
-        runs = [env for _, words, env in _processes() if "submitit.core._submit" in words]
-        return [env for env in runs if env.get("SLURM_JOB_ID") == self.id]
-
     def shell(self) -> int:
         """The pid of the batch script."""
         return int(command("pgrep", "-f", rf"job0*{self.id}/slurm_script( |$)").split()[0])

@@ -1,4 +1,4 @@
-"""Arms: strategies with a grid's values, and names that are folders."""
+"""Arms: strategies with a grid's values, whose names are folders."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_without_a_grid_an_arm_is_its_strategy():
     assert names({}) == ["a", "b"]
 
 
-def test_each_strategy_runs_with_each_choice_however_the_key_is_written():
+def test_each_strategy_runs_with_each_combination_however_the_key_is_written():
     expected = ["a,lr=1e-05,label_fraction=0.1", "a,lr=1e-05,label_fraction=1"]
     expected += [name.replace("1e-05", "0.001") for name in expected]
     grid = {"optim.lr": [1e-5, 1e-3], "data": {"label_fraction": [0.1, 1]}}
@@ -23,12 +23,12 @@ def test_each_strategy_runs_with_each_choice_however_the_key_is_written():
     assert arms_of(["a"], grid)[0].varied == {"optim.lr": 1e-5, "data.label_fraction": 0.1}
 
 
-def test_a_name_is_a_folder_and_tells_keys_apart():
+def test_an_arms_name_is_a_valid_folder_and_distinguishes_its_keys():
     grid = {"a.lr": [1], "b.lr": [2], "c": [[3, 4]]}
     assert names(grid)[0] == "a,a.lr=1,b.lr=2,c=3-4"
 
 
-def test_values_are_nested_as_settings_are():
+def test_dotted_keys_become_nested_sections():
     assert nest({"a.b": 1, "a.c": 2, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
 
 
@@ -42,7 +42,7 @@ def test_values_are_nested_as_settings_are():
         ({"a": ["x y", "x/y"]}, "two arms would be called a,a=x-y"),
     ],
 )
-def test_a_grid_that_is_none_is_refused(grid, message):
+def test_a_malformed_grid_is_refused(grid, message):
     with pytest.raises(ValueError, match=message):
         arms_of(["a", "b"], grid)
 
@@ -52,7 +52,7 @@ def test_a_grid_that_is_none_is_refused(grid, message):
     [
         ("grid.optim.lrr=[1]", r"unknown setting optim.lrr .*grid.*did you mean optim.lr"),
         ("grid.optim.lr=[-1]", "optim.lr must be positive"),
-        ("tune_trials=3", "tune_trials needs tune"),
+        ("tune_trials=3", "tune_trials has no effect without tune"),
         ("tune.optim.lr=[1,2] tune_seed=0", "tune_seed=0 must be a seed outside of"),
         ("tune.optim.lr=[1,2] grid.optim.lr=[1,2]", "grid and tune both set optim.lr"),
         ("slurm.nodes=0", "slurm.nodes must be at least 1, got 0"),

@@ -9,7 +9,8 @@ import pytest
 from hpc_ecg.config.describe import describe_settings
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.load import RENAMED, load_config, to_yaml
-from hpc_ecg.sweep.grid import SweepConfig, load_sweep
+from hpc_ecg.sweep.grid import load_sweep
+from hpc_ecg.sweep.settings import SweepConfig
 from hpc_ecg.training.settings import FinetuneConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -51,7 +52,7 @@ def test_every_option_can_be_laid_over_every_strategy(option):
     words += ["sweep_dir=s", "run.data.shards=d", *[f"run.{word}" for word in FILES]]
     words += [f"strategy_dir={CONFIGS / 'strategies'}"]
     sweep = load_sweep([], words)
-    assert [cell.strategy for cell in sweep.cells] == [f"{name}+{option.stem}" for name in names]
+    assert [cell.arm.name for cell in sweep.cells] == [f"{name}+{option.stem}" for name in names]
     plain = load_sweep([], [*words, f"strategies=[{','.join(names)}]"])
     for cell, without in zip(sweep.cells, plain.cells, strict=True):
         assert cell.run.init == without.run.init

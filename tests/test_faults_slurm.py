@@ -1,5 +1,5 @@
 """What clusters do to jobs: a run that was killed in any way goes on from its last checkpoint, and
-ends bitwise as if nothing had been. Lost are at most the steps since that checkpoint."""
+ends bitwise as if undisturbed. It loses at most the steps since that checkpoint."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def job(slurm, project, shards, tmp_path) -> Job:
     return job
 
 
-def test_a_process_that_is_killed(job, tmp_path, undisturbed):
+def test_a_killed_process(job, tmp_path, undisturbed):
     os.kill(job.processes()[1], SIGKILL)
     assert job.end() == "COMPLETED", job.log
     assert f"job {job.id} is back in the queue" in job.log and job.facts()["Restarts"] == "1"
@@ -37,7 +37,7 @@ def test_a_termination_without_grace(job, tmp_path, undisturbed):
     assert_as_if_undisturbed(tmp_path / "run", undisturbed, SAVED_EVERY)
 
 
-def test_a_process_that_hangs(slurm, project, shards, tmp_path, undisturbed):
+def test_a_hanging_process(slurm, project, shards, tmp_path, undisturbed):
     """Stopped, it cannot watch itself: the other one does, and Slurm ends both."""
     words = long_words(shards, tmp_path / "run", "engine.timeout_min=0.25")
     job = Job(project, tmp_path / "log", "-N2", *words)
@@ -49,7 +49,7 @@ def test_a_process_that_hangs(slurm, project, shards, tmp_path, undisturbed):
     assert_as_if_undisturbed(tmp_path / "run", undisturbed, SAVED_EVERY)
 
 
-def test_a_batch_shell_that_is_told_to_end_has_the_run_saved_first(job, tmp_path, undisturbed):
+def test_a_terminated_batch_shell_has_the_run_saved_first(job, tmp_path, undisturbed):
     os.kill(job.shell(), SIGTERM)
     assert job.end() == "COMPLETED", job.log
     assert f"saved after a signal: job {job.id} is back in the queue" in job.log
@@ -67,7 +67,7 @@ def test_a_killed_batch_shell_ends_the_job_and_submitting_again_goes_on(
     assert_as_if_undisturbed(tmp_path / "run", undisturbed, SAVED_EVERY)
 
 
-def test_a_node_that_dies(job, tmp_path, undisturbed, slurm):
+def test_a_node_failure(job, tmp_path, undisturbed, slurm):
     node = command("scontrol", "show", "hostnames", job.facts()["NodeList"]).split()[1]
     tell_cluster(slurm, "crash", node)
     wait_until(lambda: "RUNNING" not in job.facts()["JobState"], job)
@@ -76,10 +76,10 @@ def test_a_node_that_dies(job, tmp_path, undisturbed, slurm):
     assert_as_if_undisturbed(tmp_path / "run", undisturbed, SAVED_EVERY)
 
 
-def test_cancelled_is_saved_and_not_started_again(job, tmp_path, undisturbed, project, shards):
+def test_a_cancelled_run_is_saved_and_not_requeued(job, tmp_path, undisturbed, project, shards):
     command("scancel", job.id)
     assert job.end() == "CANCELLED"
-    wait_until(lambda: "Slurm ended the job: submit again to go on" in job.log, job)
+    wait_until(lambda: "Slurm ended the job" in job.log, job)
     assert "saved and stopped by SIGTERM" in job.log and job.facts()["Restarts"] == "0"
 
 

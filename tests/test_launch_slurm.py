@@ -1,7 +1,8 @@
-"""slurm/finetune.sh under a real Slurm: any size gives one process's result; what Slurm does to a
-job costs at most what was not saved."""
+"""slurm/finetune.sh under a real Slurm: any number of processes gives the result of one, and
+what Slurm does to a job costs at most what was not saved."""
 
 import os
+import re
 from signal import SIGUSR2
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_two_nodes_of_two_tasks_give_the_losses_of_one_process(
     assert not list((tmp_path / "run").glob(".meeting*"))
 
 
-def test_at_the_time_limit_a_run_is_saved_and_goes_on_by_itself(
+def test_at_the_time_limit_a_run_is_saved_and_requeued(
     slurm, project, shards, tmp_path, undisturbed
 ):
     words = long_words(shards, tmp_path / "run")
@@ -56,9 +57,7 @@ def test_at_the_time_limit_a_run_is_saved_and_goes_on_by_itself(
     assert job.facts()["Restarts"] == "1"
 
 
-def test_a_job_that_goes_first_takes_the_nodes_and_gives_them_back(
-    slurm, project, shards, tmp_path, undisturbed
-):
+def test_a_preempted_run_is_saved_and_requeued(slurm, project, shards, tmp_path, undisturbed):
     words = long_words(shards, tmp_path / "run")
     job = Job(project, tmp_path / "log", "-N2 --partition=low --exclusive", *words)
     wait_for_step(job, tmp_path / "run", 12)
@@ -68,7 +67,7 @@ def test_a_job_that_goes_first_takes_the_nodes_and_gives_them_back(
     assert_as_if_undisturbed(tmp_path / "run", undisturbed, at_most_lost=0)
 
 
-def test_two_jobs_on_one_node_do_not_meet_each_other(slurm, project, shards, tmp_path, alone):
+def test_two_jobs_on_one_node_do_not_connect_to_each_other(slurm, project, shards, tmp_path, alone):
     jobs = [
         Job(
             *(project, tmp_path / f"log-{name}", "--ntasks-per-node=2 --nodelist=node1"),
@@ -91,7 +90,9 @@ def test_two_jobs_on_one_node_do_not_meet_each_other(slurm, project, shards, tmp
         ("--mem=999G", "Requested node configuration is not available"),
     ],
 )
-def test_what_the_cluster_does_not_have_is_said_at_once(slurm, project, tmp_path, options, reason):
+def test_resources_that_the_cluster_lacks_are_refused_at_once(
+    slurm, project, tmp_path, options, reason
+):
     answer = sbatch(
         project, tmp_path / "log", options, "finetune.sh", f"run_dir={tmp_path / 'run'}"
     )
@@ -99,7 +100,7 @@ def test_what_the_cluster_does_not_have_is_said_at_once(slurm, project, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_is_one_line_and_not_started_again(slurm, project, tmp_path):
+def test_a_mistake_is_one_line_and_not_requeued(slurm, project, tmp_path):
     job = Job(
         project, tmp_path / "log", "--ntasks-per-node=2", f"run_dir={tmp_path}", "optim.lrr=1"
     )
@@ -108,7 +109,7 @@ def test_a_mistake_is_one_line_and_not_started_again(slurm, project, tmp_path):
     assert job.facts()["Restarts"] == "0" and job.facts()["ExitCode"] == "2:0"
 
 
-def test_runs_packed_into_one_job_save_when_slurm_says_and_go_on(slurm, project, shards, tmp_path):
+def test_runs_packed_into_one_job_save_on_slurms_signal_and_go_on(slurm, project, shards, tmp_path):
     shared = long_words(shards, tmp_path, "train.max_epochs=10")
     words = [f"run.{word}" for word in shared if not word.startswith(("run_dir", "init."))]
     words += [f"run.files.base_ssl={FIXTURES / 'tiny_base_ssl.pt'}", "seeds=[0,1]"]
@@ -119,7 +120,8 @@ def test_runs_packed_into_one_job_save_when_slurm_says_and_go_on(slurm, project,
     cells = [tmp_path / "sweep" / "ssl_new_head" / f"seed-{seed}" for seed in (0, 1)]
     for cell in cells:
         wait_for_step(job, cell, 8)
-    gpus = {env["CUDA_VISIBLE_DEVICES"] for env in job.environments_of_runs()}
+    logs = [log.read_text() for log in (tmp_path / "sweep" / "submitit").glob("*/*.err")]
+    gpus = {re.search(r"CUDA_VISIBLE_DEVICES=(.*)", log).group(1) for log in logs}
     assert gpus == {"0", "1"}, "one each"
     # Where Slurm holds processes in cgroups it signals those that srun started, not their children.
     os.kill(job.processes()[0], SIGUSR2)

@@ -9,7 +9,7 @@ import pytest
 from conftest import plan_for
 from test_sharding import bytes_in
 
-from hpc_ecg.jobs.submit import SlurmJobs
+from hpc_ecg.jobs.settings import SlurmJobs
 from hpc_ecg.shards.sharding import shard_ecgs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

@@ -1,4 +1,4 @@
-"""The scripts in slurm/ parse and do their work; `srun` is stood in for by the plain command."""
+"""The scripts in slurm/ parse and do their work, with the plain command in place of `srun`."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def run_script(name: str, words: list[str], environment: dict[str, str]):
 
 
 @pytest.mark.slow
-def test_finetune_runs_and_says_its_exit_code(environment, shards, tmp_path):
+def test_finetune_runs_and_returns_its_exit_code(environment, shards, tmp_path):
     words = words_for(shards, tmp_path / "run", "train.max_steps=2")
     result = run_script("finetune.sh", ["configs/finetune.yaml", *words], environment)
     assert result.returncode == 0, result.stderr
@@ -72,7 +72,7 @@ def test_a_sweep_runs_inside_one_job(environment, shards, tmp_path):
 
 
 def first(what: str, code: int) -> str:
-    """An srun whose second process ends first, and whose first one ends with the highest code."""
+    """An srun whose task 1 ends first, with `what`; task 0 ends with the highest code."""
     lines = [f"srun: error: node2: task 1: {what}", "srun: Terminating StepId=7.0"]
     lines += ["srun: error: node1: task 0: Killed"]
     return "\n".join(
@@ -85,32 +85,44 @@ CANCELLED = "JobState=COMPLETING Reason=None"
 
 
 @pytest.mark.parametrize(
-    ("srun", "state", "restarts", "code", "said"),
+    ("srun", "state", "restarts", "code", "message"),
     [
         ("exit 0", RUNNING, 0, 0, ""),
         (first("Exited with exit code 75", 137), RUNNING, 99, 75, "is back in the queue"),
         (first("Exited with exit code 76", 137), RUNNING, 4, 76, "is back in the queue"),
-        (first("Exited with exit code 76", 137), RUNNING, 5, 76, "after 5 restarts not once more"),
+        (
+            first("Exited with exit code 76", 137),
+            RUNNING,
+            5,
+            76,
+            "after 5 restarts",
+        ),
         (first("Killed", 137), RUNNING, 0, 137, "is back in the queue"),
-        (first("Killed", 137), RUNNING, 5, 137, "after 5 restarts not once more"),
+        (first("Killed", 137), RUNNING, 5, 137, "after 5 restarts"),
         (first("Segmentation fault (core dumped)", 139), RUNNING, 0, 139, "is back in the queue"),
         (first("Exited with exit code 1", 137), RUNNING, 0, 1, "exit code 1, for the reason above"),
         (first("Exited with exit code 2", 143), RUNNING, 0, 2, "exit code 2, for the reason above"),
         ("exit 1", RUNNING, 0, 1, "not started again"),
         (first("Exited with exit code 75", 75), TIMED_OUT, 0, 75, "is back in the queue"),
         (first("Exited with exit code 75", 75), CANCELLED, 0, 75, "Slurm ended the job"),
-        (first("Exited with exit code 75", 75), "", 0, 75, "no Slurm answers here: submit again"),
+        (
+            first("Exited with exit code 75", 75),
+            "",
+            0,
+            75,
+            "does not answer: submit again",
+        ),
         (
             first("Exited with exit code 75", 75),
             f"{RUNNING} no",
             0,
             75,
-            "does not take the job back",
+            "refuses to requeue the job",
         ),
     ],
 )
-def test_how_the_first_process_ended_decides_what_follows(
-    environment, tmp_path, srun, state, restarts, code, said
+def test_the_exit_of_the_first_process_decides_whether_to_requeue(
+    environment, tmp_path, srun, state, restarts, code, message
 ):
     asked = tmp_path / "asked"
     stand_in(tmp_path, "srun", srun)
@@ -121,9 +133,18 @@ def test_how_the_first_process_ended_decides_what_follows(
     )
     job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     result = run_script("finetune.sh", [], environment | job)
-    assert result.returncode == code and said in result.stderr
-    is_asked = said in ("is back in the queue", "does not take the job back")
-    assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if is_asked else "")
+    assert result.returncode == code and message in result.stderr
+    is_requeued = message in ("is back in the queue", "refuses to requeue the job")
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if is_requeued else "")
+
+
+def test_without_python_nothing_is_requeued_and_the_log_has_the_reason(environment, tmp_path):
+    stand_in(tmp_path, "srun", first("Exited with exit code 75", 75))
+    stand_in(tmp_path, "scontrol", f"echo {RUNNING}; echo $* >> {tmp_path / 'asked'}")
+    result = run_script("finetune.sh", [], environment | {"HPC_ECG_PYTHON": "no-such-python"})
+    assert result.returncode == 75
+    assert "exit code 75; not started again, because no-such-python -m" in result.stderr
+    assert "requeue" not in (tmp_path / "asked").read_text()
 
 
 @pytest.fixture
@@ -147,16 +168,16 @@ def test_the_command_of_a_container_may_have_spaces(site):
     assert result.returncode == 0 and result.stdout.endswith(words), result
 
 
-def test_a_site_file_may_be_written_for_a_lax_shell(site):
+def test_a_site_file_may_need_a_less_strict_shell(site):
     result = site("echo $NO_SUCH_VARIABLE; false; HPC_ECG_PYTHON=mine\n")
     assert result.returncode == 0 and "<mine><-m>" in result.stdout
 
 
-def test_a_process_is_not_left_with_one_gpu(site):
+def test_a_process_is_not_restricted_to_one_gpu(site):
     assert "GPUS_PER_TASK" not in site("", SLURM_GPUS_PER_TASK="1").stdout
 
 
-def test_who_forgot_to_source_the_site_file_is_told(site):
+def test_a_job_submitted_without_the_site_file_logs_warnings(site):
     settings = "SBATCH_PARTITION=gpu,big\nSBATCH_ACCOUNT=lab\nSBATCH_GPUS_PER_TASK=1\n"
     forgot = site(settings, SLURM_JOB_PARTITION="cpu", SLURM_JOB_ACCOUNT="guests").stderr
     assert "warning: SBATCH_PARTITION is gpu,big, but the job has cpu; source" in forgot
@@ -166,7 +187,7 @@ def test_who_forgot_to_source_the_site_file_is_told(site):
     assert site(settings, **heeded).stderr == ""
 
 
-def test_the_example_of_a_site_file_can_be_sourced_by_who_submits():
+def test_the_example_site_file_can_be_sourced_in_the_submitting_shell():
     command = ["bash", "-euc", "source slurm/site.example.sh; env"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "SBATCH_PARTITION=gpu" in result.stdout and "SBATCH_GPUS_PER_TASK=1" in result.stdout

@@ -1,4 +1,4 @@
-"""A sweep: every cell runs through submitit, a failed one is named and runs again; the report."""
+"""A local sweep: every cell is a process, a failed one is named and runs again; the report."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_a_strategy_is_its_overrides_and_a_cell_adds_seed_and_folder(shards, tmp
     assert cell.run.data.shards == str(shards) and cell.run.train.max_epochs == 1
 
 
-def test_equal_settings_but_for_the_strategy(shards, tmp_path):
+def test_cells_differ_only_in_what_the_strategy_sets(shards, tmp_path):
     names = "strategies=[afib_keep_head,afib_reset_head]"
     keep, reset = load_sweep([], words_of_sweep(shards, tmp_path, names, "seeds=[0]")).cells
     assert (keep.run.init.head, reset.run.init.head) == ("keep", "new")
@@ -42,7 +42,7 @@ def test_equal_settings_but_for_the_strategy(shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_fails_where_it_must_and_goes_on(shards, tmp_path, capfd):
+def test_a_sweep_reports_failed_cells_and_the_next_start_runs_only_those(shards, tmp_path, capfd):
     folder = tmp_path / "sweep"
     strategies = tmp_path / "strategies"
     strategies.mkdir()
@@ -108,7 +108,7 @@ def test_what_would_fail_in_every_cell_fails_before_the_first(words, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_folder_of_something_else_and_a_sweep_at_work_are_left_alone(words, tmp_path):
+def test_a_foreign_folder_and_the_folder_of_a_running_sweep_are_refused(words, tmp_path):
     folder = tmp_path / "sweep"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
@@ -128,7 +128,7 @@ def test_what_the_sweep_sets_for_each_run_cannot_be_set_for_all(words):
         load_sweep([], [*words, "run.seed=3"])
 
 
-def test_a_setting_of_the_runs_is_said_to_stand_below_run(words, tmp_path):
+def test_a_setting_of_the_runs_is_refused_outside_of_the_run_section(words, tmp_path):
     with pytest.raises(ValueError, match=r"optim is a setting of the runs.*below run: run.optim"):
         load_sweep([], [*words, "optim.lr=0.1"])
     (tmp_path / "sweep.yaml").write_text("train: {max_epochs: 3}\n")
@@ -136,7 +136,7 @@ def test_a_setting_of_the_runs_is_said_to_stand_below_run(words, tmp_path):
         load_sweep([str(tmp_path / "sweep.yaml")], words)
 
 
-def test_gpus_that_are_named_otherwise_than_by_number_are_refused(words, monkeypatch):
+def test_gpus_must_be_named_by_number(words, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f3a")
     with pytest.raises(ValueError, match="a sweep deals GPUs by number"):
         load_and_launch(words)

@@ -1,6 +1,7 @@
-"""What a sweep tells Slurm and hears from it, without a Slurm; and a process lost on the way."""
+"""What a sweep sends to Slurm and reads from it, without a Slurm; and a rank that is lost."""
 
 import os
+import shutil
 import socket
 import sys
 
@@ -12,10 +13,17 @@ from test_finetune import run
 
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.distributed.process_group import PeerLost
-from hpc_ecg.jobs.slurm import SlurmConfig, ask_queue, minutes_of, script_of, settings_win
+from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
+from hpc_ecg.jobs.settings import SlurmConfig
+from hpc_ecg.jobs.slurm_jobs import (
+    parse_minutes,
+    sbatch_parameters,
+    sbatch_script,
+    without_sbatch_variables,
+)
 from hpc_ecg.sweep.slurm_runs import submit_missing
-from hpc_ecg.sweep.status import cancel_cells, states_of
-from hpc_ecg.sweep.submissions import in_queue, last_submissions, submission_lock
+from hpc_ecg.sweep.status import cancel_cells, read_status
+from hpc_ecg.sweep.submissions import last_submissions, queued_jobs, submission_lock
 from hpc_ecg.sweep.task import Task
 from hpc_ecg.training import evaluate as evaluation
 
@@ -24,33 +32,31 @@ from hpc_ecg.training import evaluate as evaluation
     ("text", "minutes"),
     [("90", 90), ("90:30", 90), ("12:00:00", 720), ("2-12", 3600), ("1-0:30", 1470), ("0:10", 1)],
 )
-def test_times_are_written_as_slurm_writes_them(text, minutes):
-    assert minutes_of(text) == minutes
+def test_a_time_limit_is_read_in_every_form_that_slurm_knows(text, minutes):
+    assert parse_minutes(text) == minutes
 
 
-def test_a_time_that_is_none_is_refused():
+def test_a_malformed_time_limit_is_refused():
     with pytest.raises(ValueError, match="SBATCH_TIMELIMIT=soon: no time"):
-        minutes_of("soon")
+        parse_minutes("soon")
 
 
-def test_the_shells_variables_are_defaults_and_settings_win_over_them(monkeypatch):
+def test_the_shells_variables_are_defaults_and_settings_override_them(monkeypatch):
     for name in ("PARTITION", "TIMELIMIT", "ACCOUNT", "MEM_PER_GPU"):
         monkeypatch.setenv(f"SBATCH_{name}", "7")
-    assert SlurmConfig().parameters("name")["time"] == 7
-    with settings_win(SlurmConfig(partition="low", mem="8G")):
+    assert sbatch_parameters(SlurmConfig(), "name")["time"] == 7
+    with without_sbatch_variables(SlurmConfig(partition="low", mem="8G")):
         left = {name for name in os.environ if name.startswith("SBATCH_")}
         assert left == {"SBATCH_ACCOUNT"}
-    assert os.environ["SBATCH_PARTITION"] == "7", "the shell's own environment is as it was"
+    assert os.environ["SBATCH_PARTITION"] == "7", "the shell's own environment is restored"
 
 
-def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_word_of_submitits_own(
-    tmp_path, monkeypatch
-):
+def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_wckey(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "site.sh").touch()
-    own = {"setup": ["module load cuda"], "options": {"exclude": "node3", "exclusive": "true"}}
-    script = script_of(SlurmConfig(gpus_per_node=4, nodes=2, **own), tmp_path / "s", "n", 3)
+    options = {"setup": ["module load cuda"], "options": {"exclude": "node3", "exclusive": "true"}}
+    script = sbatch_script(SlurmConfig(gpus_per_node=4, nodes=2, **options), tmp_path / "s", "n", 3)
     lines = script.splitlines()
     for option in ("ntasks-per-node=4", "nodes=2", "exclude=node3", "exclusive", "requeue"):
         assert f"#SBATCH --{option}" in lines
@@ -59,10 +65,12 @@ def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_word_of_submi
     assert "wckey" not in script and "--kill-on-bad-exit=1" in script
 
 
-def test_where_no_slurm_answers_nothing_is_known_and_nothing_submitted(tmp_path, monkeypatch):
+def test_without_an_answer_from_slurm_nothing_is_known_and_nothing_submitted(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     write_json(tmp_path / "jobs" / "hpc_ecg-0000-a.json", {"tasks": ["a/seed-0"], "ids": ["1_0"]})
-    assert ask_queue(["name"]) is None and in_queue(tmp_path, ["a/seed-0"]) is None
+    with pytest.raises(SlurmUnavailable, match="squeue does not answer"):
+        read_queue("--name=name")
+    assert queued_jobs(tmp_path, ["a/seed-0"]) is None
     task = Task(
         name="a/seed-0",
         folder=tmp_path,
@@ -74,16 +82,31 @@ def test_where_no_slurm_answers_nothing_is_known_and_nothing_submitted(tmp_path,
         submit_missing([task], tmp_path, SlurmConfig())
 
 
-def test_the_last_submission_counts_also_of_a_launcher_that_was_killed_at_once(tmp_path):
+def test_the_queue_is_read_task_by_task_and_a_job_that_is_gone_is_not_an_error(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/bash\necho '17_3|my job|PD|ReqNodeNotAvail, May be reserved'\n")
+    squeue.chmod(0o755)
+    (job,) = read_queue("--jobs=17")
+    assert (job.id, job.index, job.name, job.is_pending) == ("17_3", 3, "my job", True)
+    assert job.reason == "ReqNodeNotAvail, May be reserved"
+    squeue.write_text("#!/bin/bash\necho 'error: Invalid job id specified' >&2; exit 1\n")
+    assert read_queue("--jobs=17") == []
+
+
+def test_the_last_submission_counts_even_if_its_launcher_was_killed_at_once(tmp_path):
     notes = {"hpc_ecg-0000-b": (["x", "y"], ["1_0", "1_1"]), "hpc_ecg-0001-a": (["y"], [])}
     for name, (tasks, ids) in notes.items():
         write_json(tmp_path / "jobs" / f"{name}.json", {"tasks": tasks, "ids": ids})
     found = last_submissions(tmp_path)
-    assert (found["x"].id, found["x"].index) == ("1_0", 0)
-    assert (found["y"].note, found["y"].index, found["y"].id) == ("hpc_ecg-0001-a", 0, "")
+    assert (found["x"].job_id, found["x"].index) == ("1_0", 0)
+    y = found["y"]
+    assert (y.job_name, y.index, y.job_id) == ("hpc_ecg-0001-a", 0, "")
 
 
-def test_two_do_not_submit_at_once(tmp_path, monkeypatch):
+def test_two_launchers_do_not_submit_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr("hpc_ecg.sweep.submissions.LOCK_PATIENCE_S", 0.1)
     message = "is held by another process"
     with (
@@ -95,7 +118,9 @@ def test_two_do_not_submit_at_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_lost_while_the_test_split_is_predicted_is_no_failure(shards, tmp_path):
+def test_a_rank_lost_while_predicting_the_test_split_ends_the_other_with_peer_lost(
+    shards, tmp_path
+):
     folder = run(words_for(shards, tmp_path / "run", "train.max_epochs=1"))
     port = free_port()
     both = [FORKS.Process(target=_evaluate, args=(rank, port, str(folder.path))) for rank in (0, 1)]
@@ -117,29 +142,29 @@ def _evaluate(rank: int, port: int, run_dir: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pid", "is_told"),
+    ("pid", "is_stopped"),
     [(os.getpid(), True), (2**22 + 1, False)],
-    ids=["of a process that is there", "of a process that is gone"],
+    ids=["held by a live process", "held by a process that is gone"],
 )
-def test_a_sweep_on_this_machine_is_told_to_stop_only_where_somebody_runs_it(
-    tmp_path, pid, is_told
-):
+def test_a_local_sweep_is_asked_to_stop_only_while_a_process_runs_it(tmp_path, pid, is_stopped):
     write_json(tmp_path / "sweep.yaml", {"strategies": ["a"], "seeds": [0]})  # JSON is YAML
     (tmp_path / "lock.holder").write_text(f"process {pid} on {socket.gethostname()}\n")
     lines = cancel_cells(tmp_path, [])
-    assert (tmp_path / "STOP").exists() == is_told
+    assert (tmp_path / "STOP").exists() == is_stopped
     assert lines == (
         ["told to save and stop: the sweep on this machine"]
-        if is_told
-        else ["nothing runs or waits in a queue"]
+        if is_stopped
+        else ["nothing is queued or running"]
     )
 
 
-def test_a_run_of_slurms_without_a_job_does_not_run_whatever_its_node_left(tmp_path, monkeypatch):
+def test_a_submitted_run_without_a_job_is_not_running_whatever_its_node_left(tmp_path, monkeypatch):
     write_json(tmp_path / "sweep.yaml", {"strategies": ["a"], "seeds": [0]})
     write_json(tmp_path / "jobs" / "hpc_ecg-0000-a.json", {"tasks": ["a/seed-0"], "ids": ["1"]})
     (tmp_path / "a" / "seed-0").mkdir(parents=True)
     (tmp_path / "a" / "seed-0" / "lock.holder").write_text("process 1 on node7\n")
-    for answer, kind in (({}, "waiting"), (None, "running")):  # None: no Slurm answers
-        monkeypatch.setattr("hpc_ecg.sweep.submissions.ask_queue", lambda names, said=answer: said)
-        assert [state.kind for state in states_of(tmp_path)] == [kind]
+    for command, kind in (("true", "waiting"), ("false", "running")):  # false: it does not answer
+        (tmp_path / "squeue").symlink_to(shutil.which(command))
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        assert [cell.kind for cell in read_status(tmp_path)] == [kind]
+        (tmp_path / "squeue").unlink()

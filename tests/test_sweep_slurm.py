@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm: whatever is killed, all cells end as if nothing had been."""
+"""A sweep on a real Slurm: whatever is killed, all cells end as if undisturbed."""
 
 import contextlib
 import json
@@ -20,9 +20,9 @@ from test_finetune import events
 from hpc_ecg.cli import main
 from hpc_ecg.comparison.report import write_report
 from hpc_ecg.sweep.grid import load_sweep
-from hpc_ecg.sweep.status import states_of
-from hpc_ecg.sweep.submissions import in_queue
-from hpc_ecg.sweep.task import run_cell
+from hpc_ecg.sweep.status import read_status
+from hpc_ecg.sweep.submissions import queued_jobs
+from hpc_ecg.sweep.task import run_and_evaluate
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 STRATEGIES = FIXTURES.parents[1] / "configs" / "strategies"
@@ -46,7 +46,7 @@ class Launcher:
         return self.process.exitcode
 
     def job_of(self, cell: str):
-        return (in_queue(self.folder, [cell]) or {}).get(cell)
+        return (queued_jobs(self.folder, [cell]) or {}).get(cell)
 
     def processes_of(self, cell: str) -> list[int]:
         """By rank; [] when the cell does not run."""
@@ -56,9 +56,9 @@ class Launcher:
         array, _, index = job.id.partition("_")
         found = {}
         for pid, words, env in _processes():
-            own = env.get("SLURM_ARRAY_JOB_ID", env.get("SLURM_JOB_ID"))
+            array_id = env.get("SLURM_ARRAY_JOB_ID", env.get("SLURM_JOB_ID"))
             is_task = "submitit.core._submit" in words and "SLURM_STEP_ID" in env
-            is_this = own == array and env.get("SLURM_ARRAY_TASK_ID", "") == index
+            is_this = array_id == array and env.get("SLURM_ARRAY_TASK_ID", "") == index
             if is_task and is_this and words[0] != "srun":
                 found[int(env["SLURM_PROCID"])] = pid
         return [found[rank] for rank in sorted(found)]
@@ -71,7 +71,7 @@ class Launcher:
         """Stop its processes in their tracks, at this step or later."""
         metrics = self.folder / cell / "metrics.jsonl"
         mark = f'"event": "step", "step": {step},'
-        # who they are is asked for while they start: the run would go on meanwhile
+        # look for them while they start, so that the run does not go on meanwhile
         wait_until(metrics.exists, self)
         pids = self.processes_of(cell)
         assert pids, f"{cell} does not run"
@@ -81,11 +81,11 @@ class Launcher:
         assert '"event": "step", "step": 40,' not in metrics.read_text(), "too late: it has ended"
 
 
-def let_go(pids: list[int], once_told: int | None = None) -> None:
+def let_go(pids: list[int], once_signalled: int | None = None) -> None:
     deadline = time.monotonic() + 60
     for pid in pids:
-        while once_told and not _is_told(pid, once_told):
-            assert time.monotonic() < deadline, "Slurm told it nothing"
+        while once_signalled and not _is_told(pid, once_signalled):
+            assert time.monotonic() < deadline, "Slurm sent no signal"
             time.sleep(0.1)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
@@ -107,17 +107,17 @@ def words_of(shards: Path, folder: Path, *more: str) -> list[str]:
 
 
 def assert_same_results(words: list[str], folder: Path, tmp_path: Path) -> None:
-    """As runs that nobody disturbed, one after the other in this process."""
-    calm = tmp_path / "undisturbed" / "sweep"
-    undisturbed = load_sweep([], [*words, f"sweep_dir={calm}"])
+    """Compare with undisturbed runs, one after the other in this process."""
+    calm_dir = tmp_path / "undisturbed" / "sweep"
+    undisturbed = load_sweep([], [*words, f"sweep_dir={calm_dir}"])
     for cell in undisturbed.cells:
-        run_cell(cell.run)
+        run_and_evaluate(cell.run)
         for split in ("valid", "test"):
             name = f"{cell.name}/predictions/{split}.parquet"
             found = pd.read_parquet(folder / name)
-            pd.testing.assert_frame_equal(found, pd.read_parquet(calm / name), check_exact=True)
-    (calm / "sweep.yaml").write_text((folder / "sweep.yaml").read_text())
-    reports = [report_without_cost(sweep_dir) for sweep_dir in (folder, calm)]
+            pd.testing.assert_frame_equal(found, pd.read_parquet(calm_dir / name), check_exact=True)
+    (calm_dir / "sweep.yaml").write_text((folder / "sweep.yaml").read_text())
+    reports = [report_without_cost(sweep_dir) for sweep_dir in (folder, calm_dir)]
     assert reports[0].keys() == reports[1].keys()
     different = [name for name in reports[0] if reports[0][name] != reports[1][name]]
     assert not different
@@ -135,17 +135,17 @@ def report_without_cost(sweep_dir: Path) -> dict[str, str]:
     return {n: t for n, t in files.items() if n != "cost.csv" and not n.endswith("RUN_CARD.md")}
 
 
-def test_two_processes_on_two_nodes_save_when_told_and_are_requeued(slurm, shards, tmp_path):
+def test_two_processes_on_two_nodes_save_on_a_signal_and_are_requeued(slurm, shards, tmp_path):
     folder, cell = tmp_path / "sweep", "ssl_new_head/seed-0"
-    own = ("strategies=[ssl_new_head]", "seeds=[0]", "slurm.nodes=2")
-    words = words_of(shards, folder, *own)
+    settings = ("strategies=[ssl_new_head]", "seeds=[0]", "slurm.nodes=2")
+    words = words_of(shards, folder, *settings)
     launcher = Launcher(folder, *words)
     launcher.hold(cell, 8)
     pids = launcher.processes_of(cell)
     assert len(pids) == 2
     command("scancel", "--signal=USR2", launcher.job_of(cell).id)
     let_go(pids)
-    wait_until(lambda: launcher.job_of(cell).waits, launcher)
+    wait_until(lambda: launcher.job_of(cell).is_pending, launcher)
     assert launcher.end() == 0, launcher.log
     (resumed,) = events(folder / cell, "resumed")
     assert resumed["processes"] == 2 and resumed["step"] >= 8
@@ -153,33 +153,33 @@ def test_two_processes_on_two_nodes_save_when_told_and_are_requeued(slurm, shard
     assert not (folder / cell / "error.txt").exists()
 
 
-def test_how_it_is_ending_one_and_going_on_with_it(slurm, shards, tmp_path, capfd):
+def test_status_cancel_and_retry_of_a_running_sweep(slurm, shards, tmp_path, capfd):
     folder, (first, second) = tmp_path / "sweep", [f"ssl_new_head/seed-{n}" for n in (0, 1)]
-    own = ("strategies=[ssl_new_head]", "seeds=[0,1]", "slurm.array_parallelism=1")
-    words = words_of(shards, folder, *own)
+    settings = ("strategies=[ssl_new_head]", "seeds=[0,1]", "slurm.array_parallelism=1")
+    words = words_of(shards, folder, *settings)
     for _ in range(2):
         launcher = Launcher(folder, *words, "--no-wait")
         assert launcher.end() == 0, launcher.log
     assert len(list((folder / "jobs").glob("*.json"))) == 1, "submitted once"
     launcher.hold(first, 8)
-    assert [state.kind for state in states_of(folder)] == ["running", "queued"]
+    assert [state.kind for state in read_status(folder)] == ["running", "queued"]
 
     assert main(["sweep", "cancel", str(folder), first]) == 0
     assert f"cancelled: {first} (job" in capfd.readouterr().out
     wait_until(lambda: launcher.job_of(first) is None, launcher)
-    states = {state.name: state for state in states_of(folder)}
+    states = {state.name: state for state in read_status(folder)}
     assert states[first].kind == "stopped" and "at step" in states[first].text
     assert states[second].kind in ("queued", "running")
 
     assert main(["sweep", "retry", str(folder), first]) == 0
     notes = sorted((folder / "jobs").glob("*.json"))
     assert [json.loads(note.read_text())["tasks"] for note in notes] == [[first, second], [first]]
-    wait_until(lambda: {s.kind for s in states_of(folder)} == {"done"}, launcher, 120)
+    wait_until(lambda: {s.kind for s in read_status(folder)} == {"done"}, launcher, 120)
     (resumed,) = events(folder / first, "resumed")
     assert resumed["step"] >= 8, "it saved when it was cancelled"
 
 
-def test_a_mistake_is_not_tried_again_and_a_killed_run_not_more_often_than_told(
+def test_a_mistake_is_not_retried_and_a_killed_run_at_most_max_retries_times(
     slurm, shards, tmp_path
 ):
     folder, strategies = tmp_path / "sweep", tmp_path / "strategies"
@@ -187,8 +187,8 @@ def test_a_mistake_is_not_tried_again_and_a_killed_run_not_more_often_than_told(
     shutil.copy(STRATEGIES / "ssl_new_head.yaml", strategies)
     wrong = "init: {checkpoint: '${files.base_ssl}', head: keep}\n"  # base_ssl has no head
     (strategies / "wrong.yaml").write_text(wrong)
-    own = (f"strategy_dir={strategies}", "seeds=[0]", "slurm.max_retries=0")
-    words = words_of(shards, folder, *own)
+    settings = (f"strategy_dir={strategies}", "seeds=[0]", "slurm.max_retries=0")
+    words = words_of(shards, folder, *settings)
     launcher = Launcher(folder, *words, "strategies=[ssl_new_head,wrong]")
     launcher.hold("ssl_new_head/seed-0", 8)
     os.kill(launcher.processes_of("ssl_new_head/seed-0")[0], signal.SIGKILL)
@@ -197,7 +197,7 @@ def test_a_mistake_is_not_tried_again_and_a_killed_run_not_more_often_than_told(
     lost = r"failed: ssl_new_head/seed-0: its job ended without a result: FAILED \w+; \S+_0_log.err"
     assert re.search(lost, launcher.log)
     assert len(list((folder / "jobs").glob("*.json"))) == 1, "nothing was submitted again"
-    assert [state.kind for state in states_of(folder)] == ["failed", "failed"]
+    assert [state.kind for state in read_status(folder)] == ["failed", "failed"]
     again = Launcher(folder, *words, "strategies=[ssl_new_head]")
     assert again.end() == 0, again.log
     assert not (folder / "ssl_new_head/seed-0/error.txt").exists()
@@ -208,17 +208,17 @@ def test_a_killed_run_a_lost_node_a_preemption_and_a_killed_launcher_change_noth
 ):
     folder = tmp_path / "sweep"
     names = ("ssl_new_head", "afib_keep_head", "afib_reset_head", "ssl_linear_probe")
-    own = (f"strategies=[{','.join(names)}]", "seeds=[0,1,2]", "slurm.partition=low")
-    words = words_of(shards, folder, *own)
+    settings = (f"strategies=[{','.join(names)}]", "seeds=[0,1,2]", "slurm.partition=low")
+    words = words_of(shards, folder, *settings)
     launcher = Launcher(folder, *words)
-    killed, told, on_lost_node = (f"ssl_new_head/seed-{seed}" for seed in range(3))
-    for cell in (killed, told, on_lost_node):
+    killed, preempted, on_lost_node = (f"ssl_new_head/seed-{seed}" for seed in range(3))
+    for cell in (killed, preempted, on_lost_node):
         launcher.hold(cell, 8)
     launcher.process.kill()
     os.kill(launcher.processes_of(killed)[0], signal.SIGKILL)
-    goes_first = ["--partition=main", "--exclusive", f"--nodelist={launcher.node_of(told)}"]
-    command("sbatch", *goes_first, "--output=/dev/null", "--wrap=true")
-    let_go(launcher.processes_of(told), once_told=signal.SIGUSR2)
+    preempting = ["--partition=main", "--exclusive", f"--nodelist={launcher.node_of(preempted)}"]
+    command("sbatch", *preempting, "--output=/dev/null", "--wrap=true")
+    let_go(launcher.processes_of(preempted), once_signalled=signal.SIGUSR2)
     node = launcher.node_of(on_lost_node)
     tell_cluster(slurm, "crash", node)
     again = Launcher(folder, *words)
@@ -226,7 +226,7 @@ def test_a_killed_run_a_lost_node_a_preemption_and_a_killed_launcher_change_noth
     tell_cluster(slurm, "node", node)
     assert again.end() == 0, again.log
     assert "since an earlier start" in again.log
-    for cell in (killed, told, on_lost_node):
+    for cell in (killed, preempted, on_lost_node):
         assert events(folder / cell, "resumed"), cell
     assert not list(folder.glob("*/*/error.txt"))
     assert_same_results(words, folder, tmp_path)

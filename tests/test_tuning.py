@@ -1,5 +1,5 @@
-"""A sweep that tunes, mixes soups and says how it is: each strategy's own values come from
-validation, and a later start goes on."""
+"""Tuning, soups, dry run and status of a sweep: each strategy's values come from validation, and a
+later start continues."""
 
 import json
 import re
@@ -17,8 +17,9 @@ from hpc_ecg.cli import sweep as cli_sweep
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.sweep import launch
 from hpc_ecg.sweep.grid import load_sweep
-from hpc_ecg.sweep.launch import checked
-from hpc_ecg.sweep.tuning import _distribution, chosen_before
+from hpc_ecg.sweep.launch import prepare_sweep
+from hpc_ecg.sweep.search_space import distribution_of
+from hpc_ecg.sweep.tuning import read_tuned
 from hpc_ecg.training.run_folder import RunFolder
 
 TUNED = ["strategies=[ssl_linear_probe,afib_recalibrate_only]", "seeds=[0,1]", "runs_at_once=2"]
@@ -27,8 +28,8 @@ TUNED += ["tune.optim.lr=[1e-6,0.01]", "soup=true"]
 
 @pytest.fixture(scope="module", autouse=True)
 def runs_are_called():
-    """In this process, one after the other: each would import everything anew. As processes they
-    run in test_sweep.py, and on Slurm in test_tuning_slurm.py."""
+    """In this process, one after the other, without a fork server. As processes they run in
+    test_sweep.py, and on Slurm in test_tuning_slurm.py."""
 
     def run_tasks_locally(tasks, *_):
         for task in tasks:
@@ -79,11 +80,11 @@ def test_trials_never_see_the_test_split(sweep):
 def test_the_soup_is_the_mean_of_the_seeds_weights(sweep):
     folder, _ = sweep
     arm = folder / "ssl_linear_probe"
-    own = [load_file(arm / f"seed-{seed}/best/model.safetensors") for seed in (0, 1)]
+    seeds = [load_file(arm / f"seed-{seed}/best/model.safetensors") for seed in (0, 1)]
     mixed = load_file(arm / "soup/model.safetensors")
-    assert mixed.keys() == own[0].keys()
+    assert mixed.keys() == seeds[0].keys()
     for name, tensor in mixed.items():
-        mean = (own[0][name].double() + own[1][name].double()) / 2
+        mean = (seeds[0][name].double() + seeds[1][name].double()) / 2
         assert (tensor.double() - mean).abs().max() < 1e-6, name
     test = pd.read_parquet(arm / "seed-0/predictions/test.parquet")
     assert list(pd.read_parquet(arm / "soup/predictions.parquet")["record"]) == list(test["record"])
@@ -91,7 +92,7 @@ def test_the_soup_is_the_mean_of_the_seeds_weights(sweep):
 
 
 @pytest.mark.slow
-def test_another_start_does_nothing_again(sweep):
+def test_another_start_repeats_nothing(sweep):
     folder, words = sweep
     files = [*folder.rglob("finished.json"), *folder.rglob("evaluation.json")]
     before = {path: path.stat().st_mtime_ns for path in files}
@@ -100,29 +101,27 @@ def test_another_start_does_nothing_again(sweep):
 
 
 @pytest.mark.slow
-def test_a_dry_run_tells_what_is_left_and_writes_nothing(sweep, capsys):
+def test_a_dry_run_lists_what_is_left_and_writes_nothing(sweep, capsys):
     folder, words = sweep
     before = sorted(folder.rglob("*"))
     capsys.readouterr()
     assert main(["sweep", *words, "seeds=[0,1,2]", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"ssl_linear_probe +done +done +to do", said)
-    assert "2 of 6 runs to do" in said and "tuning" not in said
-    assert re.search(r"cost: about [\d.e-]+ CPU process-hours, as the 4 finished runs took", said)
+    output = capsys.readouterr().out
+    assert re.search(r"ssl_linear_probe +done +done +to do", output)
+    assert "2 of 6 runs to do" in output and "tuning" not in output
+    assert re.search(r"cost: about [\d.e-]+ CPU process-hours, as the 4 finished runs took", output)
     assert main(["sweep", *words, "tune.optim.lr=[1e-6,0.01,0.1]", "--dry-run"]) == 0
     assert "before them, tuning: 3 trials of each of 2 strategies" in capsys.readouterr().out
     slurm = ["slurm.partition=gpu", "slurm.gpus_per_node=1", "slurm.time=90"]
     assert main(["sweep", *words, "seeds=[0,1,2]", *slurm, "--dry-run"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in ("--partition=gpu", "--gpus-per-node=1", "--time=90", "--array=0-1", "--requeue"):
-        assert f"#SBATCH {line}" in said, said
+        assert f"#SBATCH {line}" in output, output
     assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.slow
-def test_a_dry_run_before_the_first_run_tells_how_many_ecgs_it_takes_at_most(
-    sweep, capsys, tmp_path
-):
+def test_a_dry_run_before_the_first_run_counts_the_ecgs_at_most(sweep, capsys, tmp_path):
     folder, words = sweep
     ran = folder / "ssl_linear_probe" / "seed-0"
     finished = read_json(ran / "finished.json")
@@ -137,7 +136,7 @@ def test_a_dry_run_before_the_first_run_tells_how_many_ecgs_it_takes_at_most(
 
 
 @pytest.mark.slow
-def test_status_says_what_is_done_failed_stopped_and_not_begun(sweep, capsys):
+def test_status_shows_what_is_done_failed_stopped_and_not_started(sweep, capsys):
     folder, _ = sweep
     plan = (folder / "sweep.yaml").read_text()
     (folder / "sweep.yaml").write_text(plan.replace("seeds:\n- 0\n- 1", "seeds: [0, 1, 2, 3, 4]"))
@@ -152,18 +151,18 @@ def test_status_says_what_is_done_failed_stopped_and_not_begun(sweep, capsys):
     capsys.readouterr()
     try:
         assert main(["sweep", "status", str(folder)]) == 0
-        said = capsys.readouterr().out
-        assert re.search(r"ssl_linear_probe/seed-0 +done +test AUROC 0\.\d+", said)
-        assert "seed-2  failed  ValueError: too cold (see /logs/7.err)" in said
-        assert "seed-3  running  here at step 7, epoch 0.5 of 4, 12 ECG/s" in said
+        output = capsys.readouterr().out
+        assert re.search(r"ssl_linear_probe/seed-0 +done +test AUROC 0\.\d+", output)
+        assert "seed-2  failed  ValueError: too cold (see /logs/7.err)" in output
+        assert "seed-3  running  on this machine at step 7, epoch 0.5 of 4, 12 ECG/s" in output
         (stopped / "lock.holder").unlink()
         assert main(["sweep", "status", str(folder)]) == 0
-        said = capsys.readouterr().out
-        assert "seed-3  stopped  at step 7" in said and "start the sweep again" in said
-        assert "seed-4  waiting  not started" in said
-        assert re.search(r"tuning/ssl_linear_probe/lr=0.01 +done +validation AUROC 0\.\d+", said)
-        assert re.search(r"ssl_linear_probe/soup +done +test AUROC 0\.\d+", said)
-        assert "10 done, 1 failed, 1 stopped, 4 waiting" in said
+        output = capsys.readouterr().out
+        assert "seed-3  stopped  at step 7" in output and "start the sweep again" in output
+        assert "seed-4  waiting  not started" in output
+        assert re.search(r"tuning/ssl_linear_probe/lr=0.01 +done +validation AUROC 0\.\d+", output)
+        assert re.search(r"ssl_linear_probe/soup +done +test AUROC 0\.\d+", output)
+        assert "10 done, 1 failed, 1 stopped, 4 waiting" in output
     finally:
         (folder / "sweep.yaml").write_text(plan)
         for path in (failed, stopped):
@@ -182,27 +181,27 @@ def test_status_says_what_is_done_failed_stopped_and_not_begun(sweep, capsys):
         (["strategies"], "neither a .yaml file nor a setting"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words, message, capsys):
+def test_a_mistake_is_reported_in_one_line(words, message, capsys):
     try:
         code = main(["sweep", *words])
     except SystemExit as stop:
         code = stop.code
     assert code == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert message in output and output.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_not_there_cannot_be_retried_or_cancelled(sweep, capsys):
+def test_an_unknown_cell_cannot_be_retried_or_cancelled(sweep, capsys):
     for verb in ("retry", "cancel"):
         assert main(["sweep", verb, str(sweep[0]), "ssl_linear_probe/seed-7"]) == 2
         assert "has no cell ssl_linear_probe/seed-7; it has" in capsys.readouterr().err
     assert main(["sweep", "cancel", str(sweep[0])]) == 0
-    assert "nothing runs or waits in a queue" in capsys.readouterr().out
+    assert "nothing is queued or running" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_optuna_proposes_the_same_again_where_a_sweep_goes_on(shards, tmp_path):
+def test_optuna_proposes_the_same_values_when_a_sweep_is_continued(shards, tmp_path):
     pytest.importorskip("optuna")
     words = words_of_sweep(shards, tmp_path / "s", "strategies=[ssl_linear_probe]", "seeds=[0]")
     words += ["tune.optim.lr=[1e-5,1e-2]", "tune_trials=2"]
@@ -217,7 +216,7 @@ def test_optuna_proposes_the_same_again_where_a_sweep_goes_on(shards, tmp_path):
     assert sorted((tmp_path / "s/tuning").rglob("finished.json")) == before
 
 
-def test_a_sweep_that_was_copied_is_retried_where_it_lies(shards, tmp_path, monkeypatch):
+def test_a_copied_sweep_is_retried_in_its_new_folder(shards, tmp_path, monkeypatch):
     words = words_of_sweep(shards, tmp_path / "first", *TUNED)
     launch._write_sweep(tmp_path / "copy", load_sweep([], words))
     begun = []
@@ -227,15 +226,17 @@ def test_a_sweep_that_was_copied_is_retried_where_it_lies(shards, tmp_path, monk
 
 
 def test_two_numbers_are_a_range_and_anything_else_a_choice():
-    assert _distribution("k", [1e-5, 1e-2]).log and not _distribution("k", [0.1, 0.5]).log
-    assert _distribution("k", [1, 4]).single() is False
-    assert _distribution("k", ["none", "ema"]).choices == ("none", "ema")
-    assert _distribution("k", [0.1, 0.2, 0.3]).choices == (0.1, 0.2, 0.3)
-    with pytest.raises(ValueError, match=r"tune.k=\[2, 1\]: a range goes from a lower"):
-        _distribution("k", [2, 1])
+    assert distribution_of("k", [1e-5, 1e-2]).log and not distribution_of("k", [0.1, 0.5]).log
+    assert distribution_of("k", [1, 4]).single() is False
+    assert distribution_of("k", ["none", "ema"]).choices == ("none", "ema")
+    assert distribution_of("k", [0.1, 0.2, 0.3]).choices == (0.1, 0.2, 0.3)
+    with pytest.raises(ValueError, match=r"tune.k=\[2, 1\]: a range needs a lower"):
+        distribution_of("k", [2, 1])
 
 
-def test_a_cell_that_no_choice_can_be_stops_the_tuning_before_the_first_trial(shards, tmp_path):
+def test_a_past_run_that_no_choice_would_give_stops_the_tuning_before_the_first_trial(
+    shards, tmp_path
+):
     (tmp_path / "sweep.yaml").touch()
     words = words_of_sweep(shards, tmp_path, *TUNED)
     sweep = load_sweep([], words)
@@ -251,17 +252,17 @@ def test_a_cell_that_no_choice_can_be_stops_the_tuning_before_the_first_trial(sh
         ran = sweep.run_of(cell.arm.base, values, cell.seed, cell.run.run_dir)
         folder.config.write_text(to_yaml(ran))
         with pytest.raises(ValueError, match=message) if message else nullcontext():
-            checked(sweep)
+            prepare_sweep(sweep)
 
 
 @pytest.mark.slow
-def test_what_was_chosen_for_other_values_is_not_taken(shards, tmp_path):
+def test_a_choice_among_other_values_is_not_taken(shards, tmp_path):
     sweep = load_sweep([], words_of_sweep(shards, tmp_path, *TUNED))
     trials = [{"values": {"optim.lr": v}, "score": 0.5, "metric": "auroc"} for v in (1e-6, 0.01)]
     asked = {"tune": {"optim.lr": [1e-6, 0.01]}, "trials": None, "seed": 1000}
     found = {"chosen": {"optim.lr": 0.01}, "trials": trials, "asked": asked}
     write_json(Path(tmp_path) / "tuning.json", {"ssl_linear_probe": found})
-    assert chosen_before(sweep) == {"ssl_linear_probe": {"optim.lr": 0.01}}
+    assert read_tuned(sweep) == {"ssl_linear_probe": {"optim.lr": 0.01}}
     for word in ("tune.optim.lr=[1e-6,0.1]", "tune_trials=2", "tune_seed=7"):
         other = load_sweep([], words_of_sweep(shards, tmp_path, *TUNED, word))
-        assert chosen_before(other) == {}, word
+        assert read_tuned(other) == {}, word

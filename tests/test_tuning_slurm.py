@@ -1,5 +1,5 @@
-"""Tuning and soups on a real Slurm: what is cancelled or killed chooses nothing, and the sweep ends
-as one that nobody disturbed."""
+"""Tuning and soups on a real Slurm: a trial that is cancelled or killed chooses nothing, and the
+sweep ends as if undisturbed."""
 
 import os
 from pathlib import Path
@@ -15,23 +15,28 @@ from hpc_ecg.atomic_io import read_json
 from hpc_ecg.cli import main
 from hpc_ecg.sweep.grid import Sweep, load_sweep
 from hpc_ecg.sweep.soups import soup_tasks
-from hpc_ecg.sweep.status import states_of
-from hpc_ecg.sweep.submissions import places
-from hpc_ecg.sweep.task import task_of_run
-from hpc_ecg.sweep.tuning import chosen_before, tune
+from hpc_ecg.sweep.status import read_status
+from hpc_ecg.sweep.submissions import last_submissions
+from hpc_ecg.sweep.task import TaskRunner, task_of_run
+from hpc_ecg.sweep.tuning import read_tuned, tune
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 CELLS = [f"ssl_new_head/seed-{seed}" for seed in (0, 1)]
 SOUP = "ssl_new_head/soup"
 
 
-def test_a_choice_waits_for_every_trial_and_then_all_is_as_if_undisturbed(
+def test_a_choice_waits_for_every_trial_and_the_results_are_as_if_undisturbed(
     slurm, shards, tmp_path, capfd
 ):
     folder = tmp_path / "sweep"
     killed, cancelled = (f"tuning/ssl_new_head/lr={lr}" for lr in ("0.002", "0.0002"))
-    own = ("strategies=[ssl_new_head]", "seeds=[0,1]", "tune.optim.lr=[0.002,0.0002]", "soup=true")
-    words = words_of(shards, folder, *own, "run.train.max_epochs=2")
+    settings = (
+        "strategies=[ssl_new_head]",
+        "seeds=[0,1]",
+        "tune.optim.lr=[0.002,0.0002]",
+        "soup=true",
+    )
+    words = words_of(shards, folder, *settings, "run.train.max_epochs=2")
     launcher = Launcher(folder, *words, "slurm.array_parallelism=1")
     wait_until(lambda: launcher.processes_of(killed), launcher)
     os.kill(launcher.processes_of(killed)[0], SIGKILL)
@@ -51,28 +56,28 @@ def test_a_choice_waits_for_every_trial_and_then_all_is_as_if_undisturbed(
     again = Launcher(folder, *words)
     assert again.end() == 0, again.log
     assert kinds(folder) == dict.fromkeys((killed, cancelled, *CELLS, SOUP), "done")
-    assert {place.note[:12] for place in places(folder).values()} == {
+    assert {submission.job_name[:12] for submission in last_submissions(folder).values()} == {
         f"hpc_ecg-000{n}" for n in range(1, 5)
     }, "the first submission was undone; each of the others has what is there"
-    assert_same(folder, calm(words, tmp_path / "undisturbed"))
+    assert_same(folder, run_undisturbed(words, tmp_path / "undisturbed"))
 
 
 def kinds(folder: Path) -> dict[str, str]:
-    return {state.name: state.kind for state in states_of(folder)}
+    return {state.name: state.kind for state in read_status(folder)}
 
 
-def calm(words: list[str], folder: Path) -> Path:
+def run_undisturbed(words: list[str], folder: Path) -> Path:
     """The same sweep in this process, without a Slurm."""
     sweep = load_sweep([], [*words, f"sweep_dir={folder}"])
-    assert tune(sweep, _do_all, lambda run: run) == (True, [])
+    assert tune(sweep, TaskRunner(run_all=_do_all)) == (True, [])
     sweep = _with_choice(sweep)
     _do_all([task_of_run(cell.name, cell.run) for cell in sweep.cells])
-    _do_all(soup_tasks(sweep, lambda run: run))
+    _do_all(soup_tasks(sweep, TaskRunner(run_all=_do_all)))
     return folder
 
 
 def _with_choice(sweep: Sweep) -> Sweep:
-    return sweep.with_cells(chosen_before(sweep))
+    return sweep.with_cells(read_tuned(sweep))
 
 
 def _do_all(tasks) -> list[str]:

@@ -14,7 +14,7 @@ def add_config(verbs: Verbs) -> None:
 def _config(options: argparse.Namespace) -> int:
     from hpc_ecg.config.describe import describe_settings
     from hpc_ecg.log import say
-    from hpc_ecg.sweep.grid import SweepConfig
+    from hpc_ecg.sweep.settings import SweepConfig
     from hpc_ecg.training.settings import FinetuneConfig
 
     def print_settings(schema: type) -> None:

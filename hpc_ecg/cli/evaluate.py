@@ -88,7 +88,7 @@ def _evaluate(command: argparse.Namespace) -> int:
 
 def table_of(result: dict[str, Any]) -> list[str]:
     """Lines for a terminal; intervals are at 95 %, with patients resampled."""
-    from hpc_ecg.evaluation.metrics import METRIC_NAMES
+    from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 
     note = f": {result['note']}" if "note" in result else ""
     lines = _wrapped(f"records: {result['split']}{note}")

@@ -63,9 +63,9 @@ def _launch(options: argparse.Namespace) -> int:
     start_logging()
     sweep = load_sweep(files, overrides)
     if options.dry_run:
-        from hpc_ecg.sweep.dry_run import describe
+        from hpc_ecg.sweep.dry_run import describe_launch
 
-        say(*describe(sweep))
+        say(*describe_launch(sweep))
         return 0
     if options.no_wait and sweep.config.slurm is None:
         raise ValueError("--no-wait is for Slurm: give slurm.partition=… or another of slurm")
@@ -93,9 +93,9 @@ def _run(sweep: "Sweep", wait: bool, only: str | None = None) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from hpc_ecg.sweep.status import show
+    from hpc_ecg.sweep.status import print_status
 
-    show(options.sweep_dir, options.watch)
+    print_status(options.sweep_dir, options.watch)
     return 0
 
 

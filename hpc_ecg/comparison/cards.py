@@ -11,7 +11,7 @@ from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.comparison.verdict import verdict_sentences
 from hpc_ecg.comparison.wording import FORMATS
-from hpc_ecg.evaluation.metrics import METRIC_NAMES
+from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.reporting.html import render_text
 from hpc_ecg.sweep.folder import read_optional
 

@@ -9,7 +9,7 @@ from hpc_ecg.comparison.reference_models import ReferenceModel
 from hpc_ecg.comparison.results import Problem, RunResult
 from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
-from hpc_ecg.evaluation.metrics import METRIC_NAMES
+from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 
 JSON_KEYS = {
     "reference_models": "rivals",

@@ -13,7 +13,7 @@ from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.curve_figures import Curves, draw_curves
 from hpc_ecg.comparison.results import RunResult
 from hpc_ecg.evaluation.comparisons import Estimate
-from hpc_ecg.evaluation.metrics import METRIC_NAMES
+from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.reporting.plots import ForestRow, Group, Line, forest_plot, line_plot
 from hpc_ecg.sweep.folder import read_events
 

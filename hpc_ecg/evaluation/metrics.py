@@ -13,17 +13,6 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
-METRIC_NAMES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "brier": "Brier score",
-    "log_loss": "log loss",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "r2": "R²",
-    "pearson": "Pearson's r",
-}
-"""As text: tables, pages, terminal."""
 RANKING_METRICS = ("auroc", "auprc")
 
 

@@ -27,7 +27,8 @@ from hpc_ecg.cohort.splits import SPLITS, Assignment, assign_splits
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, read_cohort
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import RecordError, Recording
-from hpc_ecg.jobs.submit import Job, run_on_slurm
+from hpc_ecg.jobs.job import Job
+from hpc_ecg.jobs.slurm_jobs import run_on_slurm
 from hpc_ecg.log import progress_bar
 from hpc_ecg.shards import shard_task
 from hpc_ecg.shards.format import shard_name

@@ -15,7 +15,7 @@ from hpc_ecg.ecg.files import ArrayLayout, needs_layout
 from hpc_ecg.ecg.leads import order_rows
 from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
 from hpc_ecg.ecg.recording import RecordError
-from hpc_ecg.jobs.submit import SlurmJobs
+from hpc_ecg.jobs.settings import SlurmJobs
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.shard_task import Recordings, ShardRow, ShardTask
 

@@ -1,7 +1,8 @@
-"""What a sweep compares: arms. An arm is a strategy, or a strategy with one choice of a grid's
+"""What a sweep compares: arms. An arm is a strategy, or a strategy with one combination of a grid's
 values.
 
-In: names of strategies and `{key: [values]}`; out: arms, in order, with names that are folders.
+`arms_of` takes names of strategies and `{key: [values]}`, and returns the arms in order. An arm's
+name is also its folder.
 """
 
 import re
@@ -13,9 +14,10 @@ from typing import Any
 
 from hpc_ecg.config.dotted_keys import flatten
 
-PER_RUN = ("seed", "run_dir")
-TAKEN = ("jobs", "submitit", "tuning", "baselines", "report")
-"""Folders of the sweep beside those of its arms."""
+SET_BY_SWEEP = ("seed", "run_dir")
+"""Settings of a run that the sweep gives each run."""
+RESERVED_FOLDERS = ("jobs", "submitit", "tuning", "baselines", "report")
+"""Folders in the sweep's that are not arms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,10 @@ class Arm:
 
 
 def arms_of(strategies: Sequence[str], grid: Mapping[str, Any]) -> list[Arm]:
-    """Each strategy with each choice of the grid's values. ValueError: a grid that is not one, or
-    two arms of one name."""
+    """Combine each strategy with each combination of the grid's values.
+
+    Raises ValueError for a grid that is malformed, or makes two arms of the same name.
+    """
     choices = choices_of(axes_of("grid", grid))
     arms = [Arm(name=arm_name(s, c), base=s, varied=c) for s in strategies for c in choices]
     twice = [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]
@@ -39,10 +43,13 @@ def arms_of(strategies: Sequence[str], grid: Mapping[str, Any]) -> list[Arm]:
 
 
 def axes_of(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a section of `key: [values]` varies, by dotted key; `a: {b: [1]}` is `a.b: [1]`."""
+    """Flatten what a section of `key: [values]` varies: `a: {b: [1]}` is `a.b: [1]`.
+
+    Raises ValueError for a key that the sweep sets, or values that are not a list of distinct ones.
+    """
     axes = flatten(dict(values)) if values else {}
     for key, choices in axes.items():
-        if key in PER_RUN:
+        if key in SET_BY_SWEEP:
             raise ValueError(f"{section}.{key} is set by the sweep for each run; give seeds=[…]")
         if not isinstance(choices, list) or not choices:
             raise ValueError(f"{section}.{key} must be a list of values, got {choices!r}")
@@ -52,16 +59,16 @@ def axes_of(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choices_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """One value for each key, in every combination; a single empty choice without keys."""
+    """Every combination of one value for each key; without keys, one empty combination."""
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 def arm_name(strategy: str, choice: Mapping[str, Any]) -> str:
-    """`strategy,lr=5e-05`: with the last parts of the keys that tell them apart."""
+    """Name an arm `strategy,lr=5e-05`, using just enough of each key to tell them apart."""
     parts = 1
     while len({_tail(key, parts) for key in choice}) < len(choice):
         parts += 1
-    values = [f"{_tail(key, parts)}={_as_folder(value)}" for key, value in choice.items()]
+    values = [f"{_tail(key, parts)}={_safe_in_path(value)}" for key, value in choice.items()]
     return ",".join([strategy, *values])
 
 
@@ -69,5 +76,5 @@ def _tail(key: str, parts: int) -> str:
     return ".".join(key.split(".")[-parts:])
 
 
-def _as_folder(value: Any) -> str:
+def _safe_in_path(value: Any) -> str:
     return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")

@@ -1,12 +1,11 @@
-"""`hpc-ecg sweep`: run every cell that is not done yet, then compare what is there.
+"""`hpc-ecg sweep`: run every cell that is not done yet.
 
-The truth is each run's own folder: a cell is done when it is finished and evaluated. The sweep may
-be started again at any time; what is done stays, what failed or was lost runs again.
+A cell is done when its run's folder says that it is finished and evaluated. The sweep may be
+started again at any time: what is done stays, what failed or was lost runs again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -23,61 +22,52 @@ from hpc_ecg.sweep.local_runs import run_tasks_locally, share_cores, visible_gpu
 from hpc_ecg.sweep.slurm_runs import run_tasks_on_slurm
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.submissions import submission_lock
-from hpc_ecg.sweep.task import Task, task_of_run
+from hpc_ecg.sweep.task import Task, TaskRunner, task_of_run
 from hpc_ecg.sweep.tuning import (
-    FOLDER,
+    TRIALS_FOLDER,
     check_trials,
-    chosen_before,
-    forget_failure,
-    trial_runs,
+    clear_trial_failure,
+    read_tuned,
+    trial_configs,
     tune,
 )
 from hpc_ecg.training.best_tracker import BestTracker
+from hpc_ecg.training.environment import describe_working_directory
 from hpc_ecg.training.evaluate import describe_evaluation
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskRunner:
-    """Where tasks are done."""
-
-    run_all: Callable[[Sequence[Task]], list[str]]
-    """Does what is not done; returns a line for each task that failed."""
-    adapt: Callable[[FinetuneConfig], FinetuneConfig]
-    """A run's settings for this place."""
-
-
 def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str]:
-    """Run what is not done, or this cell only; returns one line for each cell that failed. On Slurm
-    without `wait`: as soon as all is submitted that waits for nothing else of this sweep.
+    """Run the cells that are not done, or only this one; returns a line for each that failed.
 
-    Raises ValueError before the first run starts: data, weights or folder do not fit, or another
-    sweep is at work in the same folder. Raises Stopped, with all runs saved, if somebody asked for
-    it.
+    Without `wait`, on Slurm, it returns as soon as everything is submitted that does not depend on
+    other runs of the sweep. Raises ValueError before the first run starts: data, weights or folder
+    do not fit, or another sweep is at work in the same folder. Raises Preempted, with all runs
+    saved, when it was asked to stop.
     """
-    sweep = checked(sweep)
+    sweep = prepare_sweep(sweep)
     with _task_runner(sweep, wait) as runner:
-        # 1. each strategy chooses its own values, if it may
+        # 1. each strategy tunes its own values, if the sweep has any to tune
         if sweep.config.tune:
-            if only is not None and only.startswith(f"{FOLDER}/"):
-                forget_failure(sweep, only)
-            is_tuned, failures = tune(sweep, runner.run_all, runner.adapt)
+            if only is not None and only.startswith(f"{TRIALS_FOLDER}/"):
+                clear_trial_failure(sweep, only)
+            is_tuned, failures = tune(sweep, runner)
             if not is_tuned:
                 when = "" if wait else " when its trials have ended"
                 logger.info("tuning is not done yet: start the sweep again%s", when)
                 return failures
-            sweep = checked(sweep)
+            sweep = prepare_sweep(sweep)
 
         # 2. every cell that is not done
-        tasks = [task_of_run(cell.name, runner.adapt(cell.run)) for cell in sweep.cells]
+        tasks = [task_of_run(cell.name, runner.fit_to_machine(cell.run)) for cell in sweep.cells]
         done = sum(task.is_done() for task in tasks)
         logger.info("%d cells, %d done before", len(tasks), done)
         failures = runner.run_all([task for task in tasks if only in (None, task.name)])
 
-        # 3. the mean of each arm's weights, where all of its seeds are done
+        # 3. the average of each arm's weights, where all of its seeds are done
         if sweep.config.soup:
-            soups = soup_tasks(sweep, runner.adapt)
+            soups = soup_tasks(sweep, runner)
             failures += runner.run_all(soups)
             arms = {cell.arm.name for cell in sweep.cells if len(sweep.config.seeds) > 1}
             if not wait and len(soups) < len(arms):
@@ -85,50 +75,52 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
         return failures
 
 
-def checked(sweep: Sweep) -> Sweep:
-    """The sweep with what its strategies have chosen so far. What would fail in every cell fails
-    here, once."""
-    chosen = chosen_before(sweep)
-    sweep = sweep.with_cells(chosen)
+def prepare_sweep(sweep: Sweep) -> Sweep:
+    """Set what is tuned so far in the sweep's cells, and check once what would fail in each cell.
+
+    Raises ValueError.
+    """
+    tuned = read_tuned(sweep)
+    sweep = sweep.with_cells(tuned)
     folder = Path(sweep.config.sweep_dir)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "sweep.yaml").exists():
         raise ValueError(f"sweep_dir={folder} is not empty and not a sweep's; give a new folder")
     check_trials(sweep)
-    left = set(sweep.config.strategies) - chosen.keys() if sweep.config.tune else set()
+    untuned = set(sweep.config.strategies) - tuned.keys() if sweep.config.tune else set()
     for cell in sweep.cells:
-        if cell.arm.base in left:
-            _check_choice(sweep, cell)
+        if cell.arm.base in untuned:
+            _check_untuned(sweep, cell)
         else:
             RunFolder(cell.run.run_dir).check_same_config(to_yaml(cell.run), "sweep_dir")
-    _check_runs([(c.strategy, c.run) for c in sweep.cells if c.arm.base not in left])
-    _check_runs(trial_runs(sweep, left))
+    _check_runs([(c.arm.name, c.run) for c in sweep.cells if c.arm.base not in untuned])
+    _check_runs(trial_configs(sweep, untuned))
     return sweep
 
 
-def _check_choice(sweep: Sweep, cell: Cell) -> None:
-    """ValueError if what has run there is none of what the cell's strategy may choose."""
+def _check_untuned(sweep: Sweep, cell: Cell) -> None:
+    """Raise ValueError if the cell has run with values that its strategy cannot choose."""
     folder, axes = RunFolder(cell.run.run_dir), axes_of("tune", sweep.config.tune)
     if not folder.config.exists():
         return
     settings = folder.read_settings()
-    ran = {key: settings.get(key) for key in axes}
-    for key, value in ran.items():
+    past = {key: settings.get(key) for key in axes}
+    for key, value in past.items():
         if sweep.config.tune_trials is None and value not in axes[key]:
             raise ValueError(
                 f"{cell.name} has run before this tuning, with {key}={value}; give another "
-                f"sweep_dir, or have {value} among tune.{key}"
+                f"sweep_dir, or add {value} to tune.{key}"
             )
-    known = sweep.run_of(cell.arm.base, {**ran, **cell.arm.varied}, cell.seed, cell.run.run_dir)
-    folder.check_same_config(to_yaml(known), "sweep_dir")
+    same = sweep.run_of(cell.arm.base, {**past, **cell.arm.varied}, cell.seed, cell.run.run_dir)
+    folder.check_same_config(to_yaml(same), "sweep_dir")
 
 
 def _check_runs(runs: Sequence[tuple[str, FinetuneConfig]]) -> None:
-    """ValueError, with the strategy's name, for data, loss or weights that do not fit."""
-    checked: set[str] = set()
+    """Raise ValueError for data, loss or weights that do not fit, each combination checked once."""
+    seen: set[str] = set()
     for strategy, run in runs:
         data, loss, metric = run.data, run.loss, run.train.best_metric
-        if repr((data, loss, metric)) not in checked:
-            checked.add(repr((data, loss, metric)))
+        if repr((data, loss, metric)) not in seen:
+            seen.add(repr((data, loss, metric)))
             shards, labels = open_shards(data)
             opened = {split: open_split(shards, split, labels) for split in SPLITS}
             BestTracker(opened["valid"], data.task, metric, loss)
@@ -141,54 +133,58 @@ def _check_runs(runs: Sequence[tuple[str, FinetuneConfig]]) -> None:
 def _task_runner(sweep: Sweep, wait: bool) -> Iterator[TaskRunner]:
     folder, slurm = Path(sweep.config.sweep_dir), sweep.config.slurm
     if slurm is None:
-        with _this_machine(sweep, folder) as runner:
+        with _local_runner(sweep, folder) as runner:
             yield runner
         return
     with submission_lock(folder):
         _write_sweep(folder, sweep)
     yield TaskRunner(
-        run_all=lambda tasks: run_tasks_on_slurm(tasks, folder, slurm, wait, _report),
-        adapt=lambda run: run,
+        run_all=lambda tasks: run_tasks_on_slurm(tasks, folder, slurm, wait, _log_result)
     )
 
 
 @contextmanager
-def _this_machine(sweep: Sweep, folder: Path) -> Iterator[TaskRunner]:
-    """Locked, and listening for signals and the file STOP."""
+def _local_runner(sweep: Sweep, folder: Path) -> Iterator[TaskRunner]:
+    """Lock the folder, and listen for signals and the file STOP."""
     at_once, minutes = sweep.config.runs_at_once, sweep.config.run_timeout_min
     gpus = visible_gpus()
     if gpus and at_once > len(gpus):
         raise ValueError(f"runs_at_once={at_once}, but there are {len(gpus)} GPUs")
     lock = RunFolder(folder)
     lock.claim()
-    wishes = StopSignals(folder, is_rank_zero=True)
+    stop_signals = StopSignals(folder, is_rank_zero=True)
 
     def run_all(tasks: Sequence[Task]) -> list[str]:
         def must_stop() -> bool:
-            return any(wishes.poll()[:2])
+            requests = stop_signals.poll()
+            return bool(requests.preempt or requests.stop)
 
-        failures = run_tasks_locally(tasks, folder, at_once, minutes, gpus, must_stop, _report)
-        is_signal, is_stop, _ = wishes.poll()
-        if (is_signal or is_stop) and not all(task.is_done() for task in tasks):
-            raise wishes.preempted(by_signal=bool(is_signal))
+        failures = run_tasks_locally(tasks, folder, at_once, minutes, gpus, must_stop, _log_result)
+        if must_stop() and not all(task.is_done() for task in tasks):
+            raise stop_signals.preempted(by_signal=bool(stop_signals.poll().preempt))
         return failures
 
     try:
         _write_sweep(folder, sweep)
-        yield TaskRunner(run_all=run_all, adapt=lambda run: share_cores(run, at_once, gpus))
+        yield TaskRunner(
+            run_all=run_all, fit_to_machine=lambda run: share_cores(run, at_once, gpus)
+        )
     finally:
-        wishes.close()
+        stop_signals.close()
         lock.release()
 
 
 def _write_sweep(folder: Path, sweep: Sweep) -> None:
     shared = yaml.safe_dump({"run": sweep.shared_settings()}, sort_keys=False)
     write_text(folder / "sweep.yaml", to_yaml(sweep.config) + shared)
+    environment = folder / "environment.json"
+    if not environment.exists():  # where its relative paths start stays what it was
+        write_json(environment, {"working_directory": describe_working_directory(folder)})
     for arm in {cell.arm.name: cell.arm for cell in sweep.cells}.values():
         write_json(folder / arm.name / "arm.json", {"base": arm.base, "varied": arm.varied})
 
 
-def _report(task: Task) -> None:
-    scored = [path for path in task.results if path.name == "evaluation.json"]
-    what = describe_evaluation(read_json(scored[0])) if scored else "done"
-    logger.info("%s: %s", task.name, what)
+def _log_result(task: Task) -> None:
+    path = RunFolder(task.folder).evaluation
+    text = describe_evaluation(read_json(path)) if path in task.results else "done"
+    logger.info("%s: %s", task.name, text)

@@ -1,4 +1,4 @@
-"""The tasks of a sweep on this machine: so many processes at a time, each with a GPU of its own."""
+"""The tasks of a sweep on this machine: some at a time, each a process with its own GPU."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import torch
 
-from hpc_ecg.jobs.submit import Job, run_locally
+from hpc_ecg.jobs.job import Job
+from hpc_ecg.jobs.local_jobs import job_log, run_locally
 from hpc_ecg.log import logger, progress_bar
-from hpc_ecg.sweep.task import Task, attempt
+from hpc_ecg.sweep.task import Task, run_task
 from hpc_ecg.training.settings import FinetuneConfig
+
+IMPORTED_LATE = ("hpc_ecg.sweep.soups", "numba", "pyarrow.dataset", "torch._dynamo")
+"""Modules that take long to import and that a run imports while it works."""
 
 
 def run_tasks_locally(
@@ -20,33 +24,39 @@ def run_tasks_locally(
     timeout_min: int,
     gpus: list[int],
     must_stop: Callable[[], bool],
-    report: Callable[[Task], None],
+    on_done: Callable[[Task], None],
 ) -> list[str]:
-    """Do what is not done; returns a line for each task that failed."""
+    """Run the tasks that are not done; returns a line for each that failed."""
     todo = {task.name: task for task in tasks if not task.is_done()}
     for task in todo.values():
         task.error.unlink(missing_ok=True)
-    jobs = [Job(name=name, function=attempt, arguments=(task,)) for name, task in todo.items()]
+    logs = folder / "submitit"
+    jobs = [Job(name=n, function=_run_task, arguments=(task, logs)) for n, task in todo.items()]
     failures = []
-    where = folder / "submitit"
     with progress_bar("runs", len(todo)) as advance:
-        for outcome in run_locally(jobs, where, at_once, timeout_min, gpus, must_stop):
+        for outcome in run_locally(
+            jobs, logs, at_once, timeout_min, gpus, must_stop, IMPORTED_LATE
+        ):
             task = todo[outcome.name]
             if outcome.error is None:
-                report(task)
-            elif must_stop():  # if it was a failure, the next start will say so
+                on_done(task)
+            elif must_stop():  # if it was a failure, the next start will show it
                 logger.info("%s: %s", task.name, outcome.error.strip().splitlines()[-1])
             else:
                 if not task.error.exists():  # it was killed, or out of time
                     task.fail(outcome.error, outcome.log, from_outside=True)
-                failures.append(f"{task.name}: {task.reason()}; {outcome.log}")
+                failures.append(task.failure())
                 logger.warning("%s", failures[-1])
             advance()
     return failures
 
 
+def _run_task(task: Task, logs: Path) -> None:
+    run_task(task, job_log(logs, task.name, os.getpid()))
+
+
 def share_cores(run: FinetuneConfig, at_once: int, gpus: list[int]) -> FinetuneConfig:
-    """Runs side by side on CPUs share the cores instead of each taking all of them."""
+    """Divide the cores among runs side by side on CPUs, each of which would take all of them."""
     if gpus or run.engine.cpu_threads:
         return run
     threads = max(len(os.sched_getaffinity(0)) // at_once, 1)
@@ -54,12 +64,13 @@ def share_cores(run: FinetuneConfig, at_once: int, gpus: list[int]) -> FinetuneC
 
 
 def visible_gpus() -> list[int]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
+    """Numbers of the GPUs that this process may use. ValueError if they are named otherwise."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         return list(range(torch.cuda.device_count()))
-    parts = [part.strip() for part in named.split(",") if part.strip()]
+    parts = [part.strip() for part in visible.split(",") if part.strip()]
     if not all(part.isdigit() for part in parts):
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES={named}: a sweep deals GPUs by number; give numbers, as in 0,1"
+            f"CUDA_VISIBLE_DEVICES={visible}: a sweep deals GPUs by number; give numbers, as in 0,1"
         )
     return [int(part) for part in parts]

@@ -1,26 +1,35 @@
 """The tasks of a sweep on Slurm: submitted as one array, watched, submitted again if they are lost.
 
-Whoever starts a sweep is not needed for it: jobs that an earlier start submitted are waited for,
-not submitted twice. A task is lost when the queue does not know it any more and its folder says
-neither that it is done nor why it failed.
+The jobs do not need the process that started them: a later start waits for the jobs of an earlier
+one and does not submit them twice. A task is lost when its job has left the queue and its folder
+holds neither the results nor an error.
 """
 
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from hpc_ecg.jobs.slurm import SlurmConfig, state_of
+from hpc_ecg.atomic_io import write_json
+from hpc_ecg.jobs.queue import read_job_state
+from hpc_ecg.jobs.settings import SlurmConfig
+from hpc_ecg.jobs.slurm_jobs import (
+    PYTHON,
+    sbatch_parameters,
+    submit_to_slurm,
+    without_sbatch_variables,
+)
 from hpc_ecg.log import logger, progress_bar
-from hpc_ecg.sweep.submissions import in_queue, last_submissions, submission_lock, submit
+from hpc_ecg.sweep.slurm_task import SlurmTask
+from hpc_ecg.sweep.submissions import last_submissions, queued_jobs, submission_lock
 from hpc_ecg.sweep.task import Task
 
-POLL_S, POLL_AT_MOST_S, SLOWER = 2.0, 30.0, 1.2
+POLL_S, MAX_POLL_S, POLL_GROWTH = 2.0, 30.0, 1.2
 LOST_AFTER_S = 10.0
-"""A folder may show later than the queue what a run left there: shared disks cache."""
-OUT_OF_MEMORY = "OUT_OF_MEMORY"
-FINAL = ("CANCELLED", OUT_OF_MEMORY)
-"""Ends that another try would not change."""
+"""Shared disks cache: a job's results may show later than its end in the queue."""
+OUT_OF_MEMORY, CANCELLED = "OUT_OF_MEMORY", "CANCELLED"
+"""States of a job that another try would not change."""
 
 
 def run_tasks_on_slurm(
@@ -28,71 +37,96 @@ def run_tasks_on_slurm(
     folder: Path,
     config: SlurmConfig,
     wait: bool,
-    report: Callable[[Task], None],
+    on_done: Callable[[Task], None],
 ) -> list[str]:
-    """Have done what is not done; returns a line for each task that failed."""
+    """Submit the tasks that are not done; with `wait`, returns a line for each that failed."""
     todo = [task for task in tasks if not task.is_done()]
     submit_missing(todo, folder, config)
-    return _watch(todo, folder, config, report) if wait else []
+    return _watch(todo, folder, config, on_done) if wait else []
 
 
 def submit_missing(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> None:
-    """Those that nobody has submitted, or whose job has ended."""
+    """Submit the tasks that are not done and have no job in the queue."""
     if not tasks:
         return
     with submission_lock(folder):
-        queue = in_queue(folder, [task.name for task in tasks])
+        queue = queued_jobs(folder, [task.name for task in tasks])
         if queue is None:
             raise ValueError("squeue does not answer: is this a login node of a Slurm cluster?")
         missing = [task for task in tasks if task.name not in queue and not task.is_done()]
-        ids = submit(missing, folder, config) if missing else []
+        ids = _submit(missing, folder, config) if missing else []
     if queue:
-        logger.info("%d wait or run since an earlier start", len(queue))
+        logger.info("%d are queued or running since an earlier start", len(queue))
     if ids:
         array = ids[0].partition("_")[0]
         logger.info("%d submitted: job %s, logs in %s", len(ids), array, folder / "submitit")
 
 
+def _submit(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> list[str]:
+    """Submit the tasks as one array, without their earlier errors; returns the jobs' ids."""
+    number = len(list((folder / "jobs").glob("*.json")))
+    job_name = f"hpc_ecg-{number:04d}-{uuid.uuid4().hex[:8]}"
+    path, note = folder / "jobs" / f"{job_name}.json", {"tasks": [task.name for task in tasks]}
+    for task in tasks:
+        task.error.unlink(missing_ok=True)
+    write_json(path, note | {"ids": []})
+    try:
+        with without_sbatch_variables(config):
+            jobs = submit_to_slurm(
+                [SlurmTask(task=task) for task in tasks],
+                folder / "submitit",
+                sbatch_parameters(config, job_name),
+                max_num_timeout=config.max_timeouts,
+                python=PYTHON,
+            )
+    except ValueError:
+        path.unlink()
+        raise
+    ids = [job.job_id for job in jobs]
+    write_json(path, note | {"ids": ids})
+    return ids
+
+
 def _watch(
-    tasks: Sequence[Task], folder: Path, config: SlurmConfig, report: Callable[[Task], None]
+    tasks: Sequence[Task], folder: Path, config: SlurmConfig, on_done: Callable[[Task], None]
 ) -> list[str]:
     left = {task.name: task for task in tasks}
     gone_since: dict[str, float] = {}
-    tries: Counter[str] = Counter()
+    retries: Counter[str] = Counter()
     failures = []
     pause = POLL_S
     with progress_bar("runs", len(left)) as advance:
         while left:
             time.sleep(pause)
-            pause = min(pause * SLOWER, POLL_AT_MOST_S)
-            queue = in_queue(folder, list(left))
-            if queue is None:  # a controller that is restarted is back soon
+            pause = min(pause * POLL_GROWTH, MAX_POLL_S)
+            queue = queued_jobs(folder, left)
+            if queue is None:  # the controller may be restarting
                 continue
             lost = []
             for task in _ended(left, queue, gone_since):
-                if _is_lost(task, folder, tries[task.name], config.max_retries):
+                pause = POLL_S
+                if _should_retry(task, folder, retries[task.name], config.max_retries):
                     lost.append(task)
                     continue
                 if task.is_done():
-                    report(task)
+                    on_done(task)
                 else:
-                    failures.append(f"{task.name}: {task.reason()}; {task.log()}")
+                    failures.append(task.failure())
                     logger.warning("%s", failures[-1])
                 del left[task.name]
-                pause = POLL_S
                 advance()
             if lost:
-                tries.update(task.name for task in lost)
-                logger.info("lost, submitted again: %s", ", ".join(task.name for task in lost))
+                names = [task.name for task in lost]
+                retries.update(names)
+                logger.info("lost, submitted again: %s", ", ".join(names))
                 submit_missing(lost, folder, config)
-                pause = POLL_S
     return failures
 
 
 def _ended(
     tasks: dict[str, Task], queue: Container[str], gone_since: dict[str, float]
 ) -> list[Task]:
-    """Those that are done, or have not been in the queue for long enough."""
+    """The tasks that are done, or whose job left the queue long enough ago."""
     now, ended = time.monotonic(), []
     for name, task in tasks.items():
         if name in queue:
@@ -102,16 +136,17 @@ def _ended(
     return ended
 
 
-def _is_lost(task: Task, folder: Path, tries: int, at_most: int) -> bool:
-    """Whether it is to be submitted again. What is lost and is not, is noted as failed."""
+def _should_retry(task: Task, folder: Path, retries: int, max_retries: int) -> bool:
+    """Whether an ended task was lost and may be submitted again. Without a retry left, it fails."""
     if task.is_done() or task.error.exists():
         return False
-    place = last_submissions(folder)[task.name]
-    state = state_of(place.id) if place.id else ""
-    if tries < at_most and not state.startswith(FINAL):
+    submission = last_submissions(folder)[task.name]
+    state = read_job_state(submission.job_id) if submission.job_id else ""
+    if retries < max_retries and not state.startswith((CANCELLED, OUT_OF_MEMORY)):
         return True
-    times = f" {tries + 1} times" if tries else ""
-    how = "CANCELLED" if state.startswith("CANCELLED") else state  # without what it had waited for
-    why = f"its job ended{times} without a result: {how or 'killed or lost'}"
-    task.fail(why, place.log, from_outside=not state.startswith(OUT_OF_MEMORY))
+    times = f" {retries + 1} times" if retries else ""
+    if state.startswith(CANCELLED):  # without the reason for which it was pending
+        state = CANCELLED
+    text = f"its job ended{times} without a result: {state or 'killed or lost'}"
+    task.fail(text, submission.log, from_outside=not state.startswith(OUT_OF_MEMORY))
     return False

@@ -1,40 +1,38 @@
-"""Which job has which task: a note per submission, written before sbatch is called.
+"""Which Slurm job runs which task: a note per submission, written before sbatch is called.
 
-A note (`SWEEP/jobs/<name>.json`) holds the names of its tasks in the order of the array; the job
-bears the note's name. So whoever is killed between two lines, the queue still says who has what,
-and nothing is submitted twice.
+A note (`SWEEP/jobs/<name>.json`) holds the names of its tasks in the order of the array, and the
+job has the note's name. So even if a launcher is killed between two lines, the queue still shows
+which tasks have a job, and nothing is submitted twice. This file imports no torch.
 """
 
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hpc_ecg.atomic_io import read_json, write_json
-from hpc_ecg.jobs.slurm import PYTHON, InQueue, SlurmConfig, ask_queue, settings_win
-from hpc_ecg.jobs.submit import submit_to_slurm
-from hpc_ecg.sweep.task import SlurmTask, Task
+from hpc_ecg.atomic_io import read_json
+from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable, read_queue
 
 LOCK_PATIENCE_S = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """Where a task was submitted last."""
+    """The last submission of a task."""
 
-    note: str
+    job_name: str
     index: int
-    id: str
-    """Of the job; "" where whoever submitted it was killed too early."""
+    """Index of the task in the array."""
+    job_id: str
+    """"" where the launcher was killed before it knew."""
     log: Path
 
 
 @contextmanager
 def submission_lock(folder: Path) -> Iterator[None]:
-    """One process at a time looks who has what and submits the rest; held for seconds only."""
+    """Let one process at a time look at the queue and submit what is missing; held for seconds."""
     jobs = folder / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)
     try:
@@ -45,50 +43,28 @@ def submission_lock(folder: Path) -> Iterator[None]:
 
 
 def last_submissions(folder: Path) -> dict[str, Submission]:
-    """Of every task that was ever submitted, by its name."""
-    found: dict[str, Submission] = {}
+    """The last submission of every task that was ever submitted, by the task's name."""
+    last: dict[str, Submission] = {}
     for path in sorted((folder / "jobs").glob("*.json")):
         note = read_json(path)
         for index, name in enumerate(note["tasks"]):
-            id = note["ids"][index] if note["ids"] else ""
-            log = folder / "submitit" / f"{id}_0_log.err"
-            found[name] = Submission(note=path.stem, index=index, id=id, log=log)
-    return found
+            job_id = note["ids"][index] if note["ids"] else ""
+            log = folder / "submitit" / f"{job_id}_0_log.err"
+            last[name] = Submission(job_name=path.stem, index=index, job_id=job_id, log=log)
+    return last
 
 
-def in_queue(folder: Path, names: Sequence[str]) -> dict[str, InQueue] | None:
-    """Of these tasks, those that wait or run; None if no Slurm answers."""
-    known = {name: place for name, place in last_submissions(folder).items() if name in names}
-    queue = ask_queue(sorted({place.note for place in known.values()}))
-    if queue is None:
-        return None
-    return {
-        name: queue[place.note, place.index]
-        for name, place in known.items()
-        if (place.note, place.index) in queue
-    }
-
-
-def submit(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> list[str]:
-    """As one array; returns the ids. What is known of earlier failures is forgotten."""
-    number = len(list((folder / "jobs").glob("*.json")))
-    name = f"hpc_ecg-{number:04d}-{uuid.uuid4().hex[:8]}"
-    path, note = folder / "jobs" / f"{name}.json", {"tasks": [task.name for task in tasks]}
-    for task in tasks:
-        task.error.unlink(missing_ok=True)
-    write_json(path, note | {"ids": []})
+def queued_jobs(folder: Path, task_names: Collection[str]) -> dict[str, QueuedJob] | None:
+    """The jobs of these tasks that are pending or running; None if Slurm does not answer."""
+    last = last_submissions(folder)
+    submitted = {name: last[name] for name in task_names if name in last}
+    if not submitted:
+        return {}
+    job_names = sorted({submission.job_name for submission in submitted.values()})
     try:
-        with settings_win(config):
-            jobs = submit_to_slurm(
-                [SlurmTask(task=task) for task in tasks],
-                folder / "submitit",
-                config.parameters(name),
-                max_num_timeout=config.max_timeouts,
-                python=PYTHON,
-            )
-    except ValueError:
-        path.unlink()
-        raise
-    ids = [job.job_id for job in jobs]
-    write_json(path, note | {"ids": ids})
-    return ids
+        queue = read_queue(f"--name={','.join(job_names)}")
+    except SlurmUnavailable:
+        return None
+    jobs = {(job.name, job.index): job for job in queue}
+    keys = {name: (submission.job_name, submission.index) for name, submission in submitted.items()}
+    return {name: jobs[key] for name, key in keys.items() if key in jobs}

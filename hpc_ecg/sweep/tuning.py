@@ -1,33 +1,32 @@
-"""What each strategy chooses for itself before its seeds run: the values with the best score on
-validation, from as many trials for every strategy.
+"""Tuning: before its seeds run, each strategy takes the values with the best validation score, from
+the same number of trials for every strategy.
 
-Comes in: a sweep with `tune`; goes out: SWEEP/tuning.json, which says what each strategy chose. A
-trial is a run in SWEEP/tuning/ with a seed of its own; it never sees the test split. With
-`tune_trials` optuna proposes the values: trial n of a strategy follows from its trials before n, so
-a sweep that was interrupted goes on with the same proposals.
+The result is SWEEP/tuning.json, with the choice of each strategy. A trial is a run in SWEEP/tuning/
+with its own seed; it never sees the test split. With `tune_trials` optuna proposes the values:
+trial n of a strategy depends only on its trials before n, so an interrupted sweep goes on with the
+same proposals.
 
-A strategy chooses when each of its trials has an answer: a score, or a failure of its own, which is
-not tried again. What was killed or cancelled is no answer.
+A strategy chooses once each of its trials is settled: it has a score, or failed by itself and is
+not tried again. A trial that was killed or cancelled is not settled.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.atomic_io import read_json, write_json
+from hpc_ecg.atomic_io import write_json
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.log import logger
 from hpc_ecg.sweep.arms import arm_name, axes_of, choices_of
+from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Sweep
-from hpc_ecg.sweep.task import Task, task_of_run
+from hpc_ecg.sweep.search_space import search_space
+from hpc_ecg.sweep.task import Task, TaskRunner, task_of_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
-FOLDER = "tuning"
-LOG_RATIO = 10
-RunAll = Callable[[Sequence[Task]], list[str]]
-Adapt = Callable[[FinetuneConfig], FinetuneConfig]
+TRIALS_FOLDER = "tuning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,24 +35,23 @@ class Trial:
     values: dict[str, Any]
     task: Task
 
-    def has_answer(self) -> bool:
+    def is_settled(self) -> bool:
         return self.task.is_done() or self.task.has_failed()
 
     def outcome(self) -> dict[str, Any]:
-        """Its score on validation; None if it failed."""
-        finished = RunFolder(self.task.folder).finished
-        found = read_json(finished) if finished.exists() else {}
-        names = {"score": found.get("best_score"), "metric": found.get("metric")}
-        return {"values": self.values} | names
+        """The trial's entry in tuning.json, with its validation score; None if it failed."""
+        finished = read_optional(RunFolder(self.task.folder).finished)
+        score, metric = finished.get("best_score"), finished.get("metric")
+        return {"values": self.values, "score": score, "metric": metric}
 
 
-def trial_runs(sweep: Sweep, strategies: Collection[str]) -> list[tuple[str, FinetuneConfig]]:
-    """What trials of these strategies run with, and with optuna between what; for a look at it
-    before the first one. ValueError for values that no run has, or no range."""
+def trial_configs(sweep: Sweep, strategies: Collection[str]) -> list[tuple[str, FinetuneConfig]]:
+    """Settings of these strategies' trials (with optuna: one for each end of a range), to be
+    checked before the first one. ValueError for values that no run takes, or no range."""
     config = sweep.config
     axes = axes_of("tune", config.tune)
     if config.tune_trials is not None:
-        _space(sweep)
+        search_space(axes)
     return [
         (name, sweep.run_of(name, values, config.tune_seed, config.sweep_dir))
         for name in config.strategies
@@ -62,70 +60,67 @@ def trial_runs(sweep: Sweep, strategies: Collection[str]) -> list[tuple[str, Fin
     ]
 
 
-def chosen_before(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """What an earlier start chose, for strategies whose trials are those of these settings."""
+def read_tuned(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """What strategies chose at an earlier start, as far as it was tuned with these settings."""
     if not sweep.config.tune:
         return {}
-    known = _read(sweep)
+    entries, request = read_optional(_path(sweep)), _request(sweep)
     return {
-        strategy: known[strategy]["chosen"]
-        for strategy in sweep.config.strategies
-        if strategy in known
-        and known[strategy].get("asked") == _asked(sweep)
-        and known[strategy]["chosen"]
+        name: entries[name]["chosen"]
+        for name in sweep.config.strategies
+        if name in entries and entries[name].get("asked") == request and entries[name]["chosen"]
     }
 
 
 def check_trials(sweep: Sweep) -> None:
-    """ValueError if trials that are there had other settings than the sweep has now: their scores
-    would choose for runs of another kind."""
+    """Raise ValueError if trials have run with other settings than the sweep has now: their scores
+    would choose for different runs."""
     if not sweep.config.tune:
         return
-    chosen, known = chosen_before(sweep), _read(sweep)
+    tuned, entries = read_tuned(sweep), read_optional(_path(sweep))
     grid = [] if sweep.config.tune_trials else choices_of(axes_of("tune", sweep.config.tune))
     for name in sweep.config.strategies:
-        made = [trial["values"] for trial in known[name]["trials"]] if name in chosen else grid
-        for values in made:
-            _trial(sweep, lambda run: run, name, values)
+        tried = [trial["values"] for trial in entries[name]["trials"]] if name in tuned else grid
+        for values in tried:
+            _checked_config(sweep, name, values)
 
 
-def forget_failure(sweep: Sweep, trial: str) -> None:
-    """So that the next start runs it again. ValueError if its strategy needs it no more."""
-    for name in chosen_before(sweep):
-        if trial.startswith(f"{FOLDER}/{name}/"):
+def clear_trial_failure(sweep: Sweep, trial: str) -> None:
+    """Let the next start run a failed trial again. ValueError if its strategy has chosen."""
+    for name in read_tuned(sweep):
+        if trial.startswith(f"{TRIALS_FOLDER}/{name}/"):
             raise ValueError(
-                f"{trial}: {name} has chosen already, and its runs rest on that; to choose again, "
-                f"delete {_path(sweep)} and the runs of {name}"
+                f"{trial}: {name} has chosen already, and its runs depend on that; to choose "
+                f"again, delete {_path(sweep)} and the runs of {name}"
             )
     (Path(sweep.config.sweep_dir) / trial / "error.txt").unlink(missing_ok=True)
 
 
-def tune(sweep: Sweep, run_all: RunAll, adapt: Adapt) -> tuple[bool, list[str]]:
-    """Run the trials and write tuning.json. False, and a line for each trial that failed, while
-    some have no answer. ValueError if every trial of a strategy failed: the next start runs those
-    again."""
-    chosen = chosen_before(sweep)
-    left = [name for name in sweep.config.strategies if name not in chosen]
-    if not left:
+def tune(sweep: Sweep, runner: TaskRunner) -> tuple[bool, list[str]]:
+    """Run the trials and write tuning.json; returns whether every strategy has chosen.
+
+    If not all trials are settled: False, and a line for each that failed. Raises ValueError if
+    every trial of a strategy failed; the next start runs those again.
+    """
+    tuned = read_tuned(sweep)
+    untuned = [name for name in sweep.config.strategies if name not in tuned]
+    if not untuned:
         return True, []
-    tuning = _forget(sweep, left)
-    if sweep.config.tune_trials is None:
-        choices = choices_of(axes_of("tune", sweep.config.tune))
-        trials = [_trial(sweep, adapt, name, values) for name in left for values in choices]
-        failures = _run(trials, run_all)
-    else:
-        trials, failures = _propose_and_run(sweep, left, run_all, adapt)
-    if not all(trial.has_answer() for trial in trials):
+    entries = _drop_stale_entries(sweep, untuned)
+    run_all_trials = _run_grid if sweep.config.tune_trials is None else _run_proposals
+    trials, failures = run_all_trials(sweep, untuned, runner)
+    if not all(trial.is_settled() for trial in trials):
         return False, failures
-    for name in left:
+    for name in untuned:
         outcomes = [trial.outcome() for trial in trials if trial.strategy == name]
-        tuning[name] = {"chosen": _best(outcomes), "trials": outcomes, "asked": _asked(sweep)}
-        logger.info("%s: %s, of %d trials", name, tuning[name]["chosen"], len(outcomes))
-    write_json(_path(sweep), tuning)
-    for name in left:
-        if not tuning[name]["chosen"]:
+        chosen = _best_values(outcomes)
+        entries[name] = {"chosen": chosen, "trials": outcomes, "asked": _request(sweep)}
+        logger.info("%s: %s, of %d trials", name, chosen, len(outcomes))
+    write_json(_path(sweep), entries)
+    for name in untuned:
+        if not entries[name]["chosen"]:
             raise ValueError(
-                f"tune: all {len(tuning[name]['trials'])} trials of {name} failed; see hpc-ecg "
+                f"tune: all {len(entries[name]['trials'])} trials of {name} failed; see hpc-ecg "
                 "sweep status, or give other values"
             )
     return True, []
@@ -135,65 +130,77 @@ def _path(sweep: Sweep) -> Path:
     return Path(sweep.config.sweep_dir) / "tuning.json"
 
 
-def _read(sweep: Sweep) -> dict[str, Any]:
-    return read_json(_path(sweep)) if _path(sweep).exists() else {}
-
-
-def _forget(sweep: Sweep, strategies: list[str]) -> dict[str, Any]:
-    """What is known of the others. Where these found nothing, or were asked something else, what
-    failed then is tried again, once."""
-    tuning = _read(sweep)
-    found = {name: tuning.pop(name) for name in strategies if name in tuning}
-    for name, old in found.items():
-        for trial in old["trials"]:
-            folder = Path(sweep.config.sweep_dir) / _name(name, trial["values"])
-            (folder / "error.txt").unlink(missing_ok=True)
-    if found:
-        write_json(_path(sweep), tuning)
-    return tuning
-
-
-def _run(trials: Sequence[Trial], run_all: RunAll) -> list[str]:
-    return run_all([trial.task for trial in trials if not trial.task.has_failed()])
-
-
-def _best(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """The values of the best score, of equal ones the first; {} if all failed."""
-    scored = [trial for trial in trials if trial["score"] is not None]
-    if not scored:
-        return {}
-    best = max(scored, key=lambda t: -t["score"] if t["metric"] == "loss" else t["score"])
-    return dict(best["values"])
-
-
-def _asked(sweep: Sweep) -> dict[str, Any]:
-    """What a choice is the answer to."""
+def _request(sweep: Sweep) -> dict[str, Any]:
+    """The settings that an entry of tuning.json answers."""
     config = sweep.config
     axes = axes_of("tune", config.tune)
     return {"tune": axes, "trials": config.tune_trials, "seed": config.tune_seed}
 
 
-def _name(strategy: str, values: dict[str, Any]) -> str:
-    return f"{FOLDER}/{strategy}/{arm_name('', values).lstrip(',')}"
+def _drop_stale_entries(sweep: Sweep, untuned: list[str]) -> dict[str, Any]:
+    """Remove from tuning.json the entries of strategies that must choose (again), and the failures
+    of their trials, which then run once more. Returns the other entries."""
+    entries = read_optional(_path(sweep))
+    stale = {name: entries.pop(name) for name in untuned if name in entries}
+    for name, entry in stale.items():
+        for trial in entry["trials"]:
+            folder = Path(sweep.config.sweep_dir) / _trial_name(name, trial["values"])
+            (folder / "error.txt").unlink(missing_ok=True)
+    if stale:
+        write_json(_path(sweep), entries)
+    return entries
 
 
-def _trial(sweep: Sweep, adapt: Adapt, strategy: str, values: dict[str, Any]) -> Trial:
-    """ValueError if it was run with other settings."""
-    name = _name(strategy, values)
-    run_dir = f"{sweep.config.sweep_dir}/{name}"
+def _best_values(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The values of the best score, the first of equal ones; {} if all trials failed."""
+    scored = [trial for trial in outcomes if trial["score"] is not None]
+    return dict(min(scored, key=_cost)["values"]) if scored else {}
+
+
+def _cost(outcome: dict[str, Any]) -> float:
+    """The score, turned so that less is better."""
+    score: float = outcome["score"]
+    return score if outcome["metric"] == "loss" else -score
+
+
+def _trial_name(strategy: str, values: dict[str, Any]) -> str:
+    return f"{TRIALS_FOLDER}/{strategy}/{arm_name('', values).lstrip(',')}"
+
+
+def _checked_config(sweep: Sweep, strategy: str, values: dict[str, Any]) -> FinetuneConfig:
+    """Settings of a trial. ValueError if it has run with other ones."""
+    run_dir = f"{sweep.config.sweep_dir}/{_trial_name(strategy, values)}"
     config = sweep.run_of(strategy, values, sweep.config.tune_seed, run_dir)
     RunFolder(run_dir).check_same_config(to_yaml(config), "sweep_dir")
-    return Trial(
-        strategy=strategy, values=values, task=task_of_run(name, adapt(config), tests=False)
-    )
+    return config
 
 
-def _propose_and_run(
-    sweep: Sweep, strategies: list[str], run_all: RunAll, adapt: Adapt
+def _run_trials(
+    sweep: Sweep, runner: TaskRunner, choices: list[tuple[str, dict[str, Any]]]
 ) -> tuple[list[Trial], list[str]]:
-    """Trial after trial, all strategies side by side, until one has no answer; with a line for
-    each of the last ones that failed."""
-    space = _space(sweep)
+    """Run a trial for each strategy and values, unless it is settled."""
+    trials = []
+    for strategy, values in choices:
+        config = runner.fit_to_machine(_checked_config(sweep, strategy, values))
+        task = task_of_run(_trial_name(strategy, values), config, predict_test=False)
+        trials.append(Trial(strategy=strategy, values=values, task=task))
+    tasks = [trial.task for trial in trials if not trial.task.has_failed()]
+    return trials, runner.run_all(tasks)
+
+
+def _run_grid(
+    sweep: Sweep, strategies: list[str], runner: TaskRunner
+) -> tuple[list[Trial], list[str]]:
+    values = choices_of(axes_of("tune", sweep.config.tune))
+    return _run_trials(sweep, runner, [(name, v) for name in strategies for v in values])
+
+
+def _run_proposals(
+    sweep: Sweep, strategies: list[str], runner: TaskRunner
+) -> tuple[list[Trial], list[str]]:
+    """Run trial after trial, all strategies side by side, until one is not settled; returns all
+    trials, and a line for each of the last ones that failed."""
+    space = search_space(axes_of("tune", sweep.config.tune))
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -201,49 +208,19 @@ def _propose_and_run(
         name: optuna.create_study(sampler=optuna.samplers.TPESampler(seed=sweep.config.tune_seed))
         for name in strategies
     }
-    trials: list[Trial] = []
+    all_trials: list[Trial] = []
     for _ in range(sweep.config.tune_trials or 0):
-        asked = {name: study.ask(space) for name, study in studies.items()}
-        now = [_trial(sweep, adapt, name, dict(own.params)) for name, own in asked.items()]
-        failures = _run(now, run_all)
-        trials += now
-        if not all(trial.has_answer() for trial in now):
-            return trials, failures
-        for trial in now:
-            found = trial.outcome()
-            score = found["score"]
-            if score is None:
-                fail = optuna.trial.TrialState.FAIL
-                studies[trial.strategy].tell(asked[trial.strategy], state=fail)
-            else:  # a study minimizes
-                loss = score if found["metric"] == "loss" else -score
-                studies[trial.strategy].tell(asked[trial.strategy], loss)
-    return trials, []
-
-
-def _space(sweep: Sweep) -> dict[str, Any]:
-    """What optuna proposes from, by dotted key."""
-    try:
-        import optuna  # noqa: F401  # _distribution would fail with more than a line
-    except ImportError:
-        raise ValueError("tune_trials needs optuna: pip install -e '.[search]'") from None
-    return {key: _distribution(key, v) for key, v in axes_of("tune", sweep.config.tune).items()}
-
-
-def _distribution(key: str, values: list[Any]) -> Any:
-    """Two numbers are a range; everything else is a choice."""
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
-    if len(values) != 2 or not all(type(value) in (int, float) for value in values):
-        return CategoricalDistribution(values)
-    low, high = values
-    if low >= high:
-        raise ValueError(f"tune.{key}={values}: a range goes from a lower to a higher number")
-    is_log = low > 0 and high >= LOG_RATIO * low
-    if type(low) is int and type(high) is int:
-        return IntDistribution(low, high, log=is_log)
-    return FloatDistribution(low, high, log=is_log)
+        proposals = {name: study.ask(space) for name, study in studies.items()}
+        choices = [(name, dict(proposal.params)) for name, proposal in proposals.items()]
+        trials, failures = _run_trials(sweep, runner, choices)
+        all_trials += trials
+        if not all(trial.is_settled() for trial in trials):
+            return all_trials, failures
+        for trial in trials:
+            outcome = trial.outcome()
+            study, proposal = studies[trial.strategy], proposals[trial.strategy]
+            if outcome["score"] is None:
+                study.tell(proposal, state=optuna.trial.TrialState.FAIL)
+            else:
+                study.tell(proposal, _cost(outcome))
+    return all_trials, []

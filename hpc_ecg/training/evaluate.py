@@ -18,7 +18,7 @@ from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
-from hpc_ecg.evaluation.metrics import METRIC_NAMES
+from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
 from hpc_ecg.evaluation.scores import (
     evaluate_predictions,
