@@ -26,7 +26,7 @@ from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, merged,
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.shards.index import amplitude_of_cohort
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.loop import take_step
+from hpc_ecg.training.loop import train_step
 from hpc_ecg.training.meter import memory_gb
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedRun
@@ -135,7 +135,7 @@ def _take_steps(engine: Engine, prepared: PreparedRun, batch: StepBatch) -> tupl
     seconds: list[float] = []
     while len(seconds) < MAX_STEPS and sum(seconds) < ENOUGH_S:
         began = time.monotonic()
-        result = take_step(engine, prepared, data.train, batch)
+        result = train_step(engine, prepared, data.train, batch)
         loss = float(result.loss)
         seconds.append(max(exchange(time.monotonic() - began)))
     return loss, seconds[-1]

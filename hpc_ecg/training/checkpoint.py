@@ -33,6 +33,7 @@ class Progress:
     stage: str = ""
     """Name of the current stage; "" before the first."""
     stage_began: int = 0
+    """The step at which it began."""
     evaluated_step: int = -1
     """The last step that was evaluated."""
     best_step: int | None = None
@@ -49,7 +50,10 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedTensors:
-    """The tensors of a checkpoint, apart from the weights: `<moment>/<name>`, and `<name>`."""
+    """The tensors of a checkpoint, apart from the weights.
+
+    Moments are keyed by `<moment>/<parameter name>`, as a ParallelBackend gives them.
+    """
 
     moments: dict[str, Tensor]
     average: dict[str, Tensor]

@@ -65,7 +65,7 @@ def train_stage(
             if timer.is_due():
                 signals.request_save()
             may_skip = config.skip_nonfinite > 0
-            result = take_step(engine, prepared, dataset, batch, signals.poll(), may_skip)
+            result = train_step(engine, prepared, dataset, batch, signals.poll(), may_skip)
             run.meter.count(len(batch.positions))
             progress = run.meter.at_step(batch.step + 1, progress)
             if result.skipped:
@@ -92,7 +92,7 @@ def train_stage(
     return progress, stop
 
 
-def take_step(
+def train_step(
     engine: Engine,
     prepared: PreparedRun,
     dataset: Dataset,
