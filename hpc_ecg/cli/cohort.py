@@ -69,7 +69,9 @@ def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
     end = group.add_mutually_exclusive_group(required=True)
     end.add_argument("--followed-until", metavar="COLUMN", help="date, in ECGS or FOLLOW")
     end.add_argument(
-        "--assume-complete-follow-up", action="store_true", help="no event: label 0; is recorded"
+        "--assume-complete-follow-up",
+        action="store_true",
+        help="without an event: label 0; is noted",
     )
     group.add_argument("--censored", choices=("exclude", "missing"), help="not followed to the end")
     group.add_argument("--died", metavar="COLUMN", help="date of death, beside --followed-until")

@@ -44,7 +44,9 @@ def _add_columns(shard: argparse.ArgumentParser) -> None:
     )
     patient = group.add_mutually_exclusive_group()
     patient.add_argument("--patient", metavar="COLUMN", help="patient; splits are by patient")
-    patient.add_argument("--one-patient-per-record", action="store_true", help="is recorded")
+    patient.add_argument(
+        "--one-patient-per-record", action="store_true", help="noted in the shards"
+    )
     group.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
     group.add_argument("--record", metavar="COLUMN", help="name of the record (default: record)")
     group.add_argument("--time", metavar="COLUMN", help="date of the ECG (default: time)")

@@ -163,20 +163,14 @@ def choose_stage_inputs(
     The training split's features are computed only if the stage `trains`. Dropout on the tokens
     before pooling would change the features at each pass, so then nothing is cached.
     """
-    if not head_only:
-        return StageInputs(module=model, saved_module=model, train=train, valid=valid)
-    probe = Probe(model)
-    if cache.setting is None or model.final_dropout.p > 0:
-        return StageInputs(module=model, saved_module=probe, train=train, valid=valid)
+    saved = Probe(model) if head_only else model
+    if not head_only or cache.setting is None or model.final_dropout.p > 0:
+        return StageInputs(module=model, saved_module=saved, train=train, valid=valid)
     digest = _digest_of(model.backbone)
     if trains:
         train = cache.load_or_compute(model, digest, train)
-    return StageInputs(
-        module=probe,
-        saved_module=probe,
-        train=train,
-        valid=cache.load_or_compute(model, digest, valid),
-    )
+    valid = cache.load_or_compute(model, digest, valid)
+    return StageInputs(module=saved, saved_module=saved, train=train, valid=valid)
 
 
 def _digest_of(backbone: nn.Module) -> str:
