@@ -32,7 +32,7 @@ def _parser() -> Parser:
     parser.add_argument("settings", nargs="*", help="key=value, overrides of the run's settings")
     parser.add_argument(
         "--shards",
-        help="of another cohort; if labels have other names there, data.labels=[…] in order",
+        help="of another cohort; data.labels=[…] gives its label names, in the run's order",
     )
     parser.add_argument(
         "--split", default="test", help="test (default), valid, or all: all records of the shards"

@@ -1,4 +1,4 @@
-"""Convert nested settings to dotted keys and back: `{"optim": {"lr": 1}}`, `{"optim.lr": 1}`."""
+"""Convert between nested settings, `{"optim": {"lr": 1}}`, and dotted keys, `{"optim.lr": 1}`."""
 
 from collections.abc import Mapping
 from typing import Any

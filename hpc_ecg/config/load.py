@@ -192,7 +192,7 @@ def _check_section(value: Any, section: type, key: str, source: str) -> None:
 
 
 def _check_text(value: Any, kind: Any, is_optional: bool, key: str, source: str) -> None:
-    """ValueError for a number as text: OmegaConf would convert it, but leading zeros are lost."""
+    """ValueError for a number where text is expected; its leading zeros are already lost."""
     if kind is str and not isinstance(value, str) and not (value is None and is_optional):
         raise ValueError(f"{key} is text: write it in quotes, got {value!r} ({source})")
     if typing.get_args(kind)[-1:] == (str,) and isinstance(value, list | dict):
