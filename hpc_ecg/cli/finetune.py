@@ -1,6 +1,7 @@
 """`hpc-ecg finetune`: start or resume one run."""
 
 import argparse
+import gc
 import os
 import signal
 from pathlib import Path
@@ -60,6 +61,7 @@ def _run(config: "FinetuneConfig") -> int:
     from hpc_ecg.preflight.doctor import doctor_before_training
     from hpc_ecg.training.finetune import finetune
 
+    gc.freeze()  # Accelerate collects garbage often: half a second each over imported modules
     try:
         finetune(config, before_training=doctor_before_training(config))
     except Preempted as preempted:
