@@ -6,7 +6,7 @@ export SBATCH_ACCOUNT=my-project
 # export SBATCH_QOS=normal
 # export SBATCH_CONSTRAINT=a100
 # export SBATCH_TIMELIMIT=24:00:00
-export SBATCH_GPUS_PER_TASK=1          # one process per GPU; some sites accept only SBATCH_GRES=gpu:4
+export SBATCH_GPUS_PER_TASK=1        # one process per GPU; some sites accept only SBATCH_GRES=gpu:4
 export SBATCH_MEM_PER_GPU=64G
 
 # module purge && module load python/3.11 cuda/12.4
