@@ -116,10 +116,7 @@ def _shard(options: argparse.Namespace) -> int:
 
 
 def _take_from_manifest(options: argparse.Namespace) -> None:
-    """Fill in options from a manifest of fairseq-signals; ValueError if one is still missing.
-
-    Options that are given take precedence.
-    """
+    """Fill in what was not given from a manifest of fairseq-signals; ValueError if one is missing."""
     from hpc_ecg.cohort.manifest import is_manifest, read_manifest
     from hpc_ecg.cohort.table import read_table
 
