@@ -1,8 +1,8 @@
-"""Run the command as N processes that meet over gloo, as srun would start them.
+"""Run the command as N processes that connect over gloo, as srun would start them.
 
-The processes are forks of a server that has imported everything: seconds less than interpreters of
-their own, which the tests of the launchers start. A harm is called in each of them before the
-command; it is pickled, so it is a function of a file of the tests, or a `partial` of one.
+The processes are forks of a server that has imported everything, which saves seconds compared with
+new interpreters (the tests of the launchers start those). Each process calls the `harms` before the
+command. Harms are pickled, so they are functions of a test module, or a `partial` of one.
 """
 
 import os
@@ -28,14 +28,14 @@ FORKS.set_forkserver_preload(
 
 
 class Ended:
-    """Of all ranks: exit codes (-9: SIGKILL), and what each of them said."""
+    """Exit codes (-9: SIGKILL) and output of all ranks."""
 
     def __init__(self, codes: list[int | None], logs: list[str]) -> None:
         self.codes, self.logs = codes, logs
 
 
 def run_on_ranks(num_ranks: int, arguments: Sequence[str], timeout: float = 300) -> list[str]:
-    """`hpc-ecg ARGUMENTS` on every rank; returns each rank's output. Asserts exit 0."""
+    """Run `hpc-ecg ARGUMENTS` on every rank; returns the output of each. Asserts exit code 0."""
     with tempfile.TemporaryDirectory() as folder:
         ended = end_on_ranks(Path(folder), [list(arguments)] * num_ranks, patience_s=timeout)
     assert ended.codes == [0] * num_ranks, "\n".join(ended.logs)
@@ -48,8 +48,8 @@ def end_on_ranks(
     *harms: Callable[[], None],
     patience_s: float = 60,
 ) -> Ended:
-    """`hpc-ecg ARGUMENTS[rank]` on each rank; `folder` takes the logs. Asserts that all end in
-    time."""
+    """Run `hpc-ecg ARGUMENTS[rank]` on each rank, with logs in `folder`. Asserts that all end
+    within `patience_s`."""
     logs = [folder / f"rank-{rank}.log" for rank in range(len(arguments))]
     port, environment = free_port(), dict(os.environ)
     processes = [
@@ -78,7 +78,7 @@ def end_on_ranks(
 
 
 def variables_of(rank: int, num_ranks: int, port: int) -> dict[str, str]:
-    """As torchrun gives them, all on this machine."""
+    """The environment variables of torchrun for a rank, with all ranks on this machine."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -91,7 +91,8 @@ def variables_of(rank: int, num_ranks: int, port: int) -> dict[str, str]:
 
 
 def become(log: Path, environment: dict[str, str]) -> None:
-    """In a fork: its words go to the log; the server's environment may be older than a test's."""
+    """In a fork, redirect output to `log` and replace the environment: the server's may be out of
+    date."""
     file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
