@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-.PHONY: install demo test test-fast lint format types clean
+SLURM_LOG := build/test-slurm.log
+.PHONY: install demo test test-slurm test-others test-fast lint format types clean
 
 install: $(VENV)/installed
 
@@ -19,9 +20,16 @@ $(VENV)/installed: requirements.lock pyproject.toml
 demo: install
 	$(BIN)/python tools/demo.py
 
+# The tests that start a Slurm mostly wait, so they run beside the others; what they print comes last.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm" -n $(WORKERS) --dist loadfile
+	@mkdir -p build
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-slurm test-others; code=$$?; cat $(SLURM_LOG); exit $$code
+
+test-slurm: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm > $(SLURM_LOG) 2>&1
+
+test-others: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal

@@ -1,10 +1,11 @@
 """Run the command as N processes that connect over gloo, as srun would start them.
 
-The processes are forks of a server that has imported everything, which saves seconds compared with
-new interpreters (the tests of the launchers start those). Each process calls the `harms` before the
-command. Harms are pickled, so they are functions of a test module, or a `partial` of one.
+The processes are forks of a server that has imported everything, which saves seconds over new
+interpreters; those are for the tests of the launchers. Each harm is called in every process before
+the command. It is pickled, so it must be a module-level function or a `partial` of one.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -18,13 +19,13 @@ from forks import free_port
 from hpc_ecg.cli import main
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        *("hpc_ecg.cli", "hpc_ecg.training.finetune", "hpc_ecg.training.evaluate"),
-        *("hpc_ecg.preflight.doctor", "hpc_ecg.sweep.launch"),
-        *("torch.distributed.fsdp", "torch._dynamo", "deepspeed"),
-    ]
+PRELOADED = (
+    *("hpc_ecg.cli", "hpc_ecg.training.finetune", "hpc_ecg.training.evaluate"),
+    *("hpc_ecg.preflight.doctor", "hpc_ecg.comparison.results", "hpc_ecg.sweep.launch"),
+    *("torch.distributed.fsdp", "torch._dynamo", "pyarrow.dataset", "numba"),
+    *("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),
 )
+FORKS.set_forkserver_preload(list(PRELOADED))
 
 
 class Ended:
@@ -91,8 +92,10 @@ def variables_of(rank: int, num_ranks: int, port: int) -> dict[str, str]:
 
 
 def become(log: Path, environment: dict[str, str]) -> None:
-    """In a fork, redirect output to `log` and replace the environment: the server's may be out of
-    date."""
+    """Give a fork its log and environment; the server's environment may be older than a test's."""
+    missing = [name for name in PRELOADED if name not in sys.modules]
+    assert not missing, f"the server ignored what it could not import: {missing}"
+    gc.freeze()  # no collection walks through a million objects of imported modules
     file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -1,7 +1,5 @@
 """A checkpoint counts when it is complete, and brings back weights, moments and progress."""
 
-import logging
-
 import pytest
 import torch
 from torch import nn
@@ -79,7 +77,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path, caplog, name, da
         save(tmp_path, Progress(step=step, best_score=0.5), model_of())
     file = tmp_path / "step-0000002" / name
     file.write_bytes(damage(file.read_bytes()))
-    logging.getLogger("hpc_ecg").propagate = True
     assert load_newest(tmp_path, model_of()).step == 1
     assert "step-0000002 is damaged" in caplog.text
 

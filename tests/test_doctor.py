@@ -23,7 +23,7 @@ from hpc_ecg.data.dataset import DataConfig, open_shards
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.preflight import cluster_checks, disk_checks, training_checks
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, check_gpus, merged, raise_on_errors
-from hpc_ecg.preflight.doctor import _open, diagnose
+from hpc_ecg.preflight.doctor import _open, diagnose, doctor_before_training
 from hpc_ecg.preflight.training_checks import check_amplitude, check_time
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
@@ -119,7 +119,7 @@ def test_nodes_that_differ_are_named(shards, tmp_path):
             f"error   folder: this node cannot read what another one writes in {place} (waited 1",
             "error   clock: node1 is +400",
             "error   data: data.stream_lanes=3 cannot be shared by 2 processes",
-            "skipped step: the data must be mended first",
+            "skipped step: the data must be repaired first",
             "10 ok, 4 error, 1 warning, 1 skipped",
         ),
         strict=True,
@@ -170,7 +170,7 @@ def test_gpus_are_held_against_tasks(monkeypatch, device, seen, tasks, slurm, le
 
 def test_two_processes_on_one_gpu_are_named(monkeypatch):
     monkeypatch.setattr(cluster_checks, "exchange", lambda _: ["a", "b", "a", None])
-    [finding] = cluster_checks.check_own_gpus(torch.device("cpu"))
+    [finding] = cluster_checks.check_gpus_not_shared(torch.device("cpu"))
     assert finding.level == "error" and "ranks 0, 2 have a GPU in common" in finding.text
 
 
@@ -295,7 +295,9 @@ def test_a_stage_that_is_too_small_is_named(shards, tmp_path, word, level):
 
 def test_a_stage_that_is_nowhere_is_an_error(shards, tmp_path):
     wrong = found(config_of(shards, tmp_path / "run", "data.stage_dir=$NOT_SET_HERE"))
-    assert wrong.keys() == {"stage"} and "that variable is not set here" in wrong["stage"].text
+    assert (
+        wrong.keys() == {"stage"} and "that variable is not set on this node" in wrong["stage"].text
+    )
 
 
 def test_a_folder_of_another_run_is_an_error(shards, tmp_path):
@@ -318,7 +320,7 @@ def test_a_wish_that_the_engine_cannot_meet_ends_the_rounds(shards, tmp_path):
 
 
 def test_a_step_that_takes_too_much_memory_says_what_to_do(shards, tmp_path, monkeypatch):
-    def take_step(*_):
+    def take_step(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to\nmany lines")
 
     monkeypatch.setattr(Engine, "take_step", take_step)
@@ -378,10 +380,10 @@ def test_errors_stop_a_run_and_are_logged_once(caplog):
     findings = [Finding("ok", "a", "1"), Finding("error", "b", "2"), Finding("error", "c", "3")]
     with caplog.at_level(logging.INFO, "hpc_ecg"):
         raise_on_errors(findings[:1], is_rank_zero=True)
-        with pytest.raises(ValueError, match="errors, 2 in all"):
+        with pytest.raises(ValueError, match="the doctor found 2 errors"):
             raise_on_errors(findings, is_rank_zero=False)
         assert caplog.messages == ["ok      a: 1"]
-        with pytest.raises(ValueError, match="errors, 2 in all"):
+        with pytest.raises(ValueError, match="the doctor found 2 errors"):
             raise_on_errors(findings, is_rank_zero=True)
     assert caplog.messages[1:] == [str(finding) for finding in findings]
 
@@ -393,7 +395,8 @@ def test_a_run_with_the_doctor_is_the_run_without_to_the_bit(shards, tmp_path, c
     plain = finetune(config_of(shards, tmp_path / "plain", *words))
     assert not [m for m in caplog.messages if " step: " in m]
     caplog.set_level(logging.INFO, "hpc_ecg")
-    seen = finetune(config_of(shards, tmp_path / "seen", *words, "train.doctor=true"))
+    config = config_of(shards, tmp_path / "seen", *words, "train.doctor=true")
+    seen = finetune(config, before_training=doctor_before_training(config))
     assert [m for m in caplog.messages if m.startswith("ok      step: ")]
     ours, theirs = (load_file(f.best / "model.safetensors") for f in (plain, seen))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -403,6 +406,7 @@ def test_a_run_with_the_doctor_is_the_run_without_to_the_bit(shards, tmp_path, c
 
 def test_an_error_of_the_doctor_stops_a_run_before_it_is_one(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(disk_checks, "FEW_INODES", 10**18)
-    with pytest.raises(ValueError, match="the doctor found errors, 1 in all"):
-        finetune(config_of(shards, tmp_path / "run", "train.doctor=true"))
+    config = config_of(shards, tmp_path / "run", "train.doctor=true")
+    with pytest.raises(ValueError, match="the doctor found 1 error"):
+        finetune(config, before_training=doctor_before_training(config))
     assert not (tmp_path / "run").exists()

@@ -94,7 +94,7 @@ def test_files_in_the_folder_ask_for_saving_and_for_stopping(whole, shards, tmp_
     keep_all = "train.keep_checkpoints=9"
     ended = on_two(tmp_path, [*words, keep_all], faults.look_often, save, stop)
     assert ended.codes == [0, 0]
-    assert "stopped by the file STOP; start it again to go on" in ended.logs[0]
+    assert "stopped by the file STOP; start again to go on" in ended.logs[0]
     assert not (run / "SAVE").exists() and not (run / "STOP").exists()
     saved = sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*"))
     assert saved == [3, 4, 6]
@@ -192,7 +192,7 @@ def test_a_damage_that_one_process_alone_meets_is_told_to_all(shards, tmp_path):
     words = [words_for(folder, tmp_path / "run") for folder in (shards, broken)]
     ended = finetune_on_ranks(tmp_path, words)
     assert ended.codes == [2, 2]
-    assert "is damaged: a record is not the one that was written" in ended.logs[1]
+    assert "is damaged: a record has changed since it was written" in ended.logs[1]
     assert "process 1: " in ended.logs[0] and "is damaged" in ended.logs[0]
 
 

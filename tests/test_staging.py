@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -165,7 +164,6 @@ def test_what_a_living_process_uses_stays_and_what_a_killed_one_left_makes_room(
     process = another_process(disk, tmp_path)
     theirs = disk / "hpc_ecg-stage" / "feedfeedfeedfeed" / shard_name(0)
     try:
-        logging.getLogger("hpc_ecg").propagate = True
         ours = stage(shards, disk, quota_gb=(total + 2) / 1e9)
         ours.wait()
         assert theirs.exists()
@@ -189,7 +187,6 @@ def test_a_damaged_shard_is_never_staged_and_named(shards, disk, tmp_path, caplo
     content = bytearray(path.read_bytes())
     content[5000] ^= 1
     path.write_bytes(content)
-    logging.getLogger("hpc_ecg").propagate = True
     ours = stage(folder, disk)
     ours.wait()
     assert shard_name(1) not in staged(disk) and len(staged(disk)) == num_shards(shards) - 1

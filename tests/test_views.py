@@ -1,7 +1,6 @@
 """Folds and labels that a run chooses for itself."""
 
 import json
-import logging
 import shutil
 
 import numpy as np
@@ -55,12 +54,11 @@ def write(tmp_path, text):
 
 def test_labels_of_a_table_take_the_place_of_the_shards_own(index, tmp_path, caplog):
     path = write(tmp_path, "record,flutter,other\nc,1,2\nb,,3\nunknown,0,4\n")
-    logging.getLogger("hpc_ecg").propagate = True
     changed, names = replace_labels(index, path, ["flutter"])
     assert names == ["flutter"] and "label.af" not in changed
     # not listed, listed without one, and both windows of a recording
     np.testing.assert_array_equal(changed["label.flutter"], [np.nan, np.nan, 1, 1])
-    assert "1 of 4 records are not in it" in caplog.text
+    assert "does not list 1 of 4 records" in caplog.text
     assert replace_labels(index, path, [])[1] == ["flutter", "other"]
 
 
