@@ -185,7 +185,7 @@ def record_phases(phase_of_rank: mmap.mmap) -> None:
     record_phase(Engine, "take_step", "stepping", "stepping")
     record_phase(loop, "_save", "saving", "stepping")
     record_phase(loop, "_evaluate", "evaluating", "stepping")
-    record_phase(finetune, "_train", "starting", "ending")
+    record_phase(finetune, "finish_run", "ending", "ending")
 
 
 def make_shards(folder: Path) -> int:
