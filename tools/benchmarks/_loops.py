@@ -122,7 +122,7 @@ def run_ours(config: FinetuneConfig, before_step: Callable[[], None]) -> dict[in
             before_step()
             return super().waiting_for_data()
 
-    with mock.patch("hpc_ecg.training.finetune.Meter", PausingMeter):
+    with mock.patch("hpc_ecg.training.run_state.Meter", PausingMeter):
         run = finetune(config)
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if line["event"] == "step"}
