@@ -116,7 +116,7 @@ def _shard(options: argparse.Namespace) -> int:
 
 
 def _take_from_manifest(options: argparse.Namespace) -> None:
-    """Fill in what was not given from a manifest of fairseq-signals; ValueError if not in it."""
+    """Fill in options that are not given from a manifest; ValueError if one is still missing."""
     from hpc_ecg.cohort.manifest import is_manifest, read_manifest
     from hpc_ecg.cohort.table import read_table
 

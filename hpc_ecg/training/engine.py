@@ -133,8 +133,8 @@ class Engine:
         normalizer of the *global* batch; `requests` are those of this rank. With `may_skip` there
         is no update if loss or gradient is not finite, and each step waits for the device.
         """
-        assert self._model is not None and self._backend is not None
         backend = self._backend
+        assert self._model is not None and backend is not None
         self._watchdog.beat()
         self._model.train()
         loss = torch.zeros((), device=self.device)
@@ -149,9 +149,8 @@ class Engine:
                 backend.backward(local * self.world_size, is_last)
             loss += local.detach()
         grad_norm = backend.clip_gradients()
-        # One all-reduce for the loss and the requests.
-        sums = torch.stack([loss, *torch.tensor(requests, device=self.device)])
-        sums = self._accelerator.reduce(sums, "sum")
+        local_sums = torch.stack([loss, *torch.tensor(requests, device=self.device)])
+        sums = self._accelerator.reduce(local_sums, "sum")
         skipped = may_skip and not bool(sums[0].isfinite() & grad_norm.isfinite())
         if not skipped:
             backend.step()

@@ -35,7 +35,7 @@ from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
-from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -103,14 +103,7 @@ def evaluate_weights(
     names = checkpoint.labels or data.labels
     data = replace(data, labels=data.labels or names)
     opened, columns = open_shards(data)
-    if len(columns) != len(names or columns):
-        raise ValueError(
-            f"data.labels={columns} are {len(columns)}, {weights} predicts {len(names)} "
-            f"({', '.join(names)}); give the shards' column for each of them, in that order"
-        )
-    if checkpoint.signal is not None:
-        shards_name = f"data.shards={opened.name}"
-        check_same_signal(opened.signal, checkpoint.signal, shards_name, str(weights))
+    _check_fits_weights(opened, columns, checkpoint, names, weights)
     about = {"split": split, "shards": opened.name, "data_index_sha256": opened.index_sha256}
     about["note"] = _check_unseen(RunFolder(config.run_dir), opened, split)
     if split == "all":
@@ -127,6 +120,20 @@ def evaluate_weights(
         return engine.run_on_rank_zero(
             lambda: _score(path, out / "evaluation.json", data.task, fitted_in, about, targets)
         )
+
+
+def _check_fits_weights(
+    shards: ShardSet, columns: list[str], checkpoint: Checkpoint, names: list[str], weights: Path
+) -> None:
+    """ValueError if the weights predict another number of labels, or need other signals."""
+    if len(columns) != len(names or columns):
+        raise ValueError(
+            f"data.labels={columns} are {len(columns)}, {weights} predicts {len(names)} "
+            f"({', '.join(names)}); give the shards' column for each of them, in that order"
+        )
+    if checkpoint.signal is not None:
+        shards_name = f"data.shards={shards.name}"
+        check_same_signal(shards.signal, checkpoint.signal, shards_name, str(weights))
 
 
 @contextmanager
