@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything on a fresh machine with git, make and Python >= 3.11.
+# `make demo` and `make test` need only git, make and Python >= 3.11 on a fresh machine.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,9 +8,9 @@ SLURM_LOG := build/test-slurm.log
 
 install: $(VENV)/installed
 
-# One stamp file: reinstalled only when the lock or the package's metadata change.
+# A stamp file: reinstall only when the lock or the package's metadata changes.
 $(VENV)/installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hpc_ecg needs Python >= 3.11; say which: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hpc_ecg needs Python >= 3.11; choose one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "this Python has no venv; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock

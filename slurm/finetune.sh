@@ -3,10 +3,10 @@
 #
 #   sbatch [-N 2 --ntasks-per-node=4] slurm/finetune.sh configs/finetune.yaml key=value …
 #
-# Submit from the project's root. Put what your site needs (partition, account, GPUs, modules) into
-# slurm/site.sh, a copy of slurm/site.example.sh, and source it in the shell that submits, too.
-# Two minutes before the time limit the run saves, and the job is requeued (slurm/job.sh).
-# Submit again with the same run_dir to continue a run that stopped.
+# Submit from the project's root. Put your site's settings (partition, account, GPUs, modules) into
+# slurm/site.sh, a copy of slurm/site.example.sh, and also source it in the shell that submits.
+# Two minutes before the time limit the run saves and the job is requeued (slurm/job.sh).
+# To continue a stopped run, submit again with the same run_dir.
 #SBATCH --job-name=hpc_ecg
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

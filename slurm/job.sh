@@ -1,21 +1,21 @@
-# What finetune.sh and sweep.sh share: `run [srun's options] VERB …` starts the processes, passes
-# signals on, and requeues the job where that helps. The exit code of the first process that ends
-# decides (the rule is in hpc_ecg/jobs/requeue.py):
+# Shared by finetune.sh and sweep.sh: `run [srun options] VERB …` starts the processes, forwards
+# signals, and requeues the job if that helps. The exit code of the first process to end decides
+# (hpc_ecg/jobs/requeue.py has the rule):
 #
 #   0  done, or stopped by a file STOP in the run's folder
-#   2  a mistake of the user; it would happen again, as would a bug (1 and all others): no new start
+#   2  user error; it would happen again, as would a bug (1 and all others): not restarted
 #  75  saved after a signal (time limit, preemption): requeued
-#  76  lost the other processes, or hung; killed (128 + signal): requeued, but not more often
-#      than HPC_ECG_MAX_RESTARTS (default 5; every restart of this job counts)
+#  76  lost its peers or hung; likewise if killed (128 + signal): requeued at most
+#      HPC_ECG_MAX_RESTARTS times (default 5; every restart of this job counts)
 
 site="${SLURM_SUBMIT_DIR:-.}/slurm/site.sh"
-# module files are often written for a less strict shell
+# Module files often assume a less strict shell.
 if [ -f "$site" ]; then set +eu; source "$site"; set -eu; fi
-# srun does not inherit --cpus-per-task since Slurm 22.05
+# Since Slurm 22.05, srun does not inherit --cpus-per-task.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-# Slurm would show each process its own GPU only. Each should see all GPUs of the job on its node
-# and take the one of its rank: a number then means the same GPU to all libraries, and GPUs can
-# reach each other.
+# Otherwise Slurm shows each process only its own GPU. Each should see all of the job's GPUs on its
+# node and take the one of its rank: then all libraries number the GPUs alike, and GPUs can reach
+# each other.
 unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
 
 say() { printf '%(%F %T)T slurm: %s\n' -1 "$*" >&2; }
@@ -24,18 +24,18 @@ run() {
   local options=(--kill-on-bad-exit=1) report copier step signalled=yes code name
   while [[ $1 == -* ]]; do options+=("$1"); shift; done
   warn_of_site
-  # keep what srun reports about its tasks; tee must outlive a signal to the job
+  # Keep what srun reports about its tasks. tee must survive a signal to the job.
   report=$(mktemp)
   exec 3> >(trap '' TERM USR1 USR2; exec tee "$report" >&2)
   copier=$!
   srun "${options[@]}" "${HPC_ECG_PYTHON[@]:-python}" -m hpc_ecg "$@" 2>&3 3>&- &
   step=$!
   exec 3>&-
-  # through Slurm, because srun takes TERM for an order to kill
+  # Forward signals through Slurm: srun itself would kill its tasks on TERM.
   for name in TERM USR1 USR2; do
     trap "signalled=yes; scancel --quiet --signal=$name ${SLURM_JOB_ID:-} || true" "$name"
   done
-  while [ -n "$signalled" ]; do  # which ends `wait` early
+  while [ -n "$signalled" ]; do  # a signal ends `wait` early
     signalled="" code=0
     wait "$step" || code=$?
   done
@@ -46,7 +46,7 @@ run() {
   exit "$code"
 }
 
-# The other processes end because the first did, with arbitrary codes; srun returns the highest.
+# srun returns the highest exit code, but after the first process ends, the others' are arbitrary.
 code_of_first() {
   local first
   first=$(sed -n 's/.*srun: error: [^ ]*: tasks\{0,1\} [^ ]*: //p' "$1" | head -n 1)
@@ -59,7 +59,7 @@ code_of_first() {
 requeue_after() {
   local code=$1 state decision
   [ "$code" = 0 ] && return
-  # call scontrol in this shell: Python may run in a container that has no Slurm
+  # Call scontrol in this shell: Python may run in a container without Slurm.
   state=$(scontrol --oneliner show job "${SLURM_JOB_ID:-}" || true)
   decision=$(trap '' TERM USR1 USR2
     "${HPC_ECG_PYTHON[@]:-python}" -m hpc_ecg.jobs.requeue "$code" "${SLURM_RESTART_COUNT:-0}" \
@@ -68,17 +68,17 @@ requeue_after() {
     "requeue: "*) ;;
     "end: "*) say "${decision#end: }"; return ;;
     *) say "ended with exit code $code; not started again, because" \
-         "${HPC_ECG_PYTHON[*]:-python} -m hpc_ecg.jobs.requeue failed: submit again to go on"
+         "${HPC_ECG_PYTHON[*]:-python} -m hpc_ecg.jobs.requeue failed: submit again to continue"
        return ;;
   esac
   if scontrol requeue "$SLURM_JOB_ID"; then
-    say "${decision#requeue: }: job $SLURM_JOB_ID is back in the queue, to go on"
+    say "${decision#requeue: }: job $SLURM_JOB_ID is back in the queue, to continue"
   else
-    say "${decision#requeue: }; Slurm refuses to requeue the job: submit again to go on"
+    say "${decision#requeue: }; Slurm refuses to requeue the job: submit again to continue"
   fi
 }
 
-# A shell that did not source slurm/site.sh submits a job with Slurm's defaults.
+# A shell that has not sourced slurm/site.sh submits the job with Slurm's defaults.
 warn_of_site() {
   local name wanted got advice="source slurm/site.sh in the shell that submits"
   for name in PARTITION ACCOUNT QOS; do

@@ -1,21 +1,21 @@
-# What this cluster needs, and the one file to edit: copy it to slurm/site.sh, and
-# `source slurm/site.sh` in the shell that submits. Slurm reads SBATCH_… before a script runs; the
-# job sources the file again, for modules, Python and the network. sbatch's own options win.
+# Your cluster's settings, the only file to edit: copy it to slurm/site.sh, and run
+# `source slurm/site.sh` in the shell that submits, because Slurm reads SBATCH_… before a script
+# runs. The job sources it again for modules, Python and the network. Options of sbatch override it.
 export SBATCH_PARTITION=gpu
 export SBATCH_ACCOUNT=my-project
 # export SBATCH_QOS=normal
 # export SBATCH_CONSTRAINT=a100
 # export SBATCH_TIMELIMIT=24:00:00
-export SBATCH_GPUS_PER_TASK=1          # one process per GPU; some sites know only SBATCH_GRES=gpu:4
+export SBATCH_GPUS_PER_TASK=1        # one process per GPU; some sites accept only SBATCH_GRES=gpu:4
 export SBATCH_MEM_PER_GPU=64G
 
 # module purge && module load python/3.11 cuda/12.4
 HPC_ECG_PYTHON="${SLURM_SUBMIT_DIR:-$PWD}/.venv/bin/python"
-# in a container: the words of the command, in brackets; quote a word that has spaces
+# In a container: a bash array with the command; quote arguments that contain spaces.
 # HPC_ECG_PYTHON=(apptainer exec --nv --bind /scratch "/images/hpc ecg.sif" python)
-# export HPC_ECG_MAX_RESTARTS=5        # after lost nodes or hangs; saved runs always go on
+# export HPC_ECG_MAX_RESTARTS=5        # after lost nodes or hangs; saved runs always continue
 
-# The network between nodes, where the libraries choose the wrong one:
+# The network between nodes, if the libraries choose the wrong one:
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 # export NCCL_IB_HCA=mlx5_0
 # export NCCL_DEBUG=WARN

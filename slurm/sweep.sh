@@ -1,12 +1,12 @@
 #!/bin/bash
-# A whole sweep inside one job, on one node: runs_at_once runs side by side, one GPU each.
+# A whole sweep inside one job on one node: runs_at_once runs side by side, one GPU each.
 #
 #   sbatch --gpus-per-task=4 --cpus-per-task=32 slurm/sweep.sh configs/sweep.yaml runs_at_once=4 \
 #       sweep_dir=… run.data.shards=…
 #
-# The one task gets all the GPUs, and the sweep gives one to each run.
-# Two minutes before the time limit all runs save, and the job is requeued.
-# Submit again with the same sweep_dir to run what is not done yet.
+# The single task gets all GPUs, and the sweep assigns one to each run.
+# Two minutes before the time limit all runs save and the job is requeued.
+# To run what is not done yet, submit again with the same sweep_dir.
 #SBATCH --job-name=hpc_ecg-sweep
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

@@ -1,4 +1,4 @@
-"""Shared pieces: real recordings if there are any, a tiny cohort, a tiny model, a tiny run."""
+"""Shared fixtures: real recordings if available, a tiny cohort, a tiny model, a tiny run."""
 
 import gc
 import logging
@@ -25,7 +25,7 @@ from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_plan import ShardingPlan
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# The sizes of the tiny reference checkpoints, for models that start from random weights.
+# The sizes of the tiny reference checkpoints, for models with random weights.
 TINY = Architecture(
     encoder_layers=2,
     encoder_embed_dim=48,
@@ -78,7 +78,7 @@ def _log_is_as_imported() -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with `ecg/` (real recordings) and `reference/` (arrays of the original program)."""
+    """Folder with `ecg/` (real recordings) and `reference/` (arrays from the original program)."""
     folder = os.environ.get("HPC_ECG_TEST_DATA")
     if not folder:
         pytest.skip("HPC_ECG_TEST_DATA is not set: no real recordings here")
@@ -89,8 +89,8 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def full_size(real_data, tmp_path_factory) -> Path:
-    """Folder with base_ssl.pt and wcr_afib_5y.pt at full size: the original's layout, generated
-    weights."""
+    """Folder with base_ssl.pt and wcr_afib_5y.pt at full size, in the original's layout, with
+    generated weights."""
     folder = tmp_path_factory.mktemp("full_size")
     script = str(real_data / "reference" / "regen_full.py")
     subprocess.run([sys.executable, script, str(folder)], check=True, capture_output=True)
@@ -99,7 +99,7 @@ def full_size(real_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
-    """A synthetic cohort on disk: 40 patients, about 90 ECGs, 5 broken ones; its table."""
+    """Table of a synthetic cohort on disk: 40 patients, about 90 ECGs, 5 of them broken."""
     folder = tmp_path_factory.mktemp("cohort")
     population = Population(af_prevalence=0.4)
     return write_cohort(folder, num_patients=40, seed=3, population=population, num_broken=5)
@@ -107,14 +107,14 @@ def cohort(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def shards(cohort, tmp_path_factory) -> Path:
-    """The cohort as shards: two splits of use, several shards."""
+    """The cohort as a set of several shards."""
     out = tmp_path_factory.mktemp("shards") / "set"
     shard_ecgs(plan_for(cohort, out))
     return out
 
 
 def plan_for(table: Path, out: Path, **changes) -> ShardingPlan:
-    """A plan for the synthetic cohort; changes of its parts go by their own names (seed …)."""
+    """A plan for the synthetic cohort. `changes` are its fields or those of its parts."""
     parts = {
         "split": (SplitPlan, {"fractions": (0.5, 0.25, 0.25)}),
         "recordings": (Recordings, {"signals": table.parent}),
@@ -133,7 +133,7 @@ def rng() -> np.random.Generator:
 
 
 def words_for(shards: Path, run_dir: Path, *more: str) -> list[str]:
-    """The words of a run that takes seconds: tiny weights, small batches, one thread."""
+    """Settings of a run that takes seconds: tiny weights, small batches, one thread."""
     return [
         f"data.shards={shards}",
         f"run_dir={run_dir}",
@@ -148,14 +148,15 @@ def words_for(shards: Path, run_dir: Path, *more: str) -> list[str]:
 
 
 def long_words(shards: Path, run_dir: Path, *more: str) -> list[str]:
-    """60 steps, long enough to be interrupted; one is saved before each validation, every 4."""
+    """Settings of a run of 60 steps, long enough to be interrupted. It saves every 4 steps, before
+    each validation."""
     own = ("train.max_epochs=15", "train.patience=null", "optim.lr=0.0002")
     return words_for(shards, run_dir, *own, *more)
 
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory) -> Iterator[Path]:
-    """A real Slurm of three nodes on this machine; its folder. SLURM_CONF points to it."""
+    """Folder of a real Slurm with three nodes on this machine. SLURM_CONF points to it."""
     missing = [name for name in ("slurmctld", "slurmd", "munged", "srun") if not shutil.which(name)]
     if missing or os.geteuid() != 0:
         what = f"{', '.join(missing)} not installed" if missing else "not root"
@@ -164,7 +165,7 @@ def slurm(tmp_path_factory) -> Iterator[Path]:
     script = str(Path(__file__).parent / "slurm" / "slurm-local.sh")
     environment = os.environ | {"SLURM_LOCAL_ROOT": str(folder), "ACCT": "none"}
     before = os.environ.get("SLURM_CONF")
-    with FileLock(Path(tempfile.gettempdir()) / "hpc_ecg-slurm.lock"):  # ports are the machine's
+    with FileLock(Path(tempfile.gettempdir()) / "hpc_ecg-slurm.lock"):  # test runs share the ports
         subprocess.run(["bash", script, "start", "3"], check=True, env=environment)
         os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
         yield folder
@@ -176,7 +177,7 @@ def slurm(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
-    """Where a user submits: the scripts, and no site file of whoever runs the tests."""
+    """A folder to submit from: the scripts, without a site file of the developer."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("job.sh", "finetune.sh", "sweep.sh"):
         (folder / "slurm").mkdir(exist_ok=True)
@@ -186,7 +187,7 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(shards, tmp_path_factory) -> Path:
-    """Two processes, no Slurm, no interruption."""
+    """Folder of a finished run on two processes, without Slurm or interruptions."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     run_on_ranks(2, ["finetune", *long_words(shards, folder)])
     return folder

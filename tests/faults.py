@@ -1,4 +1,4 @@
-"""Harm for a run, done from inside at an exact step, and the processes to do it to."""
+"""Inject faults into a run from inside, at an exact step, and start the processes for that."""
 
 import os
 import signal
@@ -22,13 +22,13 @@ from hpc_ecg.training.engine import Engine
 def finetune_on_ranks(
     folder: Path, words: Sequence[Sequence[str]], *harms: Callable[[], None], patience_s: float = 60
 ) -> Ended:
-    """`hpc-ecg finetune WORDS[rank]` on each rank."""
+    """Run `hpc-ecg finetune WORDS[rank]` on each rank."""
     arguments = [["finetune", *own] for own in words]
     return end_on_ranks(folder, arguments, *harms, patience_s=patience_s)
 
 
 def sweep_in_a_fork(log: Path, words: Sequence[str]) -> Any:
-    """`hpc-ecg sweep WORDS` as a process that has started; it looks at the queue often."""
+    """Start `hpc-ecg sweep WORDS` in a process that polls the queue often; returns the process."""
     arguments = log, dict(os.environ), words
     process = FORKS.Process(target=_sweep, args=arguments, daemon=True)
     process.start()
@@ -42,7 +42,7 @@ def _sweep(log: Path, environment: dict[str, str], words: Sequence[str]) -> None
 
 
 def at_step(step: int, rank: int, action: Callable[[], object]) -> None:
-    """Before the step (counted from 0), on this rank."""
+    """Call `action` on this rank before the step (counted from 0)."""
     real = Engine.take_step
 
     def take_step(self, batch, *arguments, **named):
@@ -54,9 +54,9 @@ def at_step(step: int, rank: int, action: Callable[[], object]) -> None:
 
 
 def get(number: int) -> None:
-    """As if somebody had sent it."""
+    """Receive a signal, as if another process had sent it."""
     os.kill(os.getpid(), number)
-    signal.sigpending()  # Python runs its handler here at the latest
+    signal.sigpending()  # Python has run its handler when this returns
 
 
 def fill_disk(path: Path) -> None:
@@ -70,7 +70,7 @@ def fill_disk(path: Path) -> None:
 
 
 def look_often() -> None:
-    """For files that ask for something."""
+    """Check for request files (STOP, SAVE) at every step."""
     stop_signals.POLL_FILES_EVERY_S = 0.0
 
 
@@ -92,7 +92,7 @@ def wait_for_what_never_comes() -> None:
 
 
 def spoil_inputs(steps: Sequence[int], rank: int) -> None:
-    """What the model sees in these steps is not a number, on this rank alone."""
+    """Turn the inputs of the model into NaN in these steps, only on this rank."""
     real = engine.model_inputs
 
     def model_inputs(micro, device, millivolts_per_count, change=None):

@@ -1,4 +1,4 @@
-"""Build hostile `.pt` files opcode by opcode, and audit what reading one does."""
+"""Build hostile `.pt` files opcode by opcode, and audit what happens when they are read."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 WATCHED = ("exec", "import", "os.", "subprocess.", "socket.", "shutil.", "ctypes.", "marshal.")
 WATCHED += ("pickle.find_class", "code.__new__", "builtins.input", "tempfile.", "sys.unraisable")
-_events: list[str] | None = None  # during an audit, else None
+_events: list[str] | None = None  # None unless an audit is running
 
 
 def _hook(event, arguments):
@@ -26,11 +26,11 @@ def _hook(event, arguments):
 
 @contextmanager
 def nothing_runs():
-    """Fail if anything is executed, imported, started, sent, written or removed (by Python's audit
-    events)."""
+    """Fail if anything is executed, imported, started, sent, written or removed, according to
+    Python's audit events."""
     global _events
     if not _hook_is_set:
-        sys.addaudithook(_hook)  # it cannot be removed again
+        sys.addaudithook(_hook)  # a hook cannot be removed
         _hook_is_set.append(True)
     _events = []
     try:
@@ -44,7 +44,7 @@ _hook_is_set: list[bool] = []
 
 
 def zip_of(members, compression=zipfile.ZIP_STORED) -> bytes:
-    """A zip of (name, bytes) pairs."""
+    """The bytes of a zip file with these (name, content) members."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", compression) as archive:
         for name, content in members:
@@ -53,7 +53,7 @@ def zip_of(members, compression=zipfile.ZIP_STORED) -> bytes:
 
 
 def members_of(path) -> dict[str, bytes]:
-    """The members of a `.pt` by their names below its folder."""
+    """The members of a `.pt` by name, without its top folder."""
     with zipfile.ZipFile(path) as archive:
         return {m.filename.partition("/")[2]: archive.read(m) for m in archive.infolist()}
 
@@ -71,12 +71,12 @@ def number(value: int) -> bytes:
 def storage(
     key: bytes = text("0"), numel: bytes = b"K\x03", kind: bytes = b"FloatStorage"
 ) -> bytes:
-    """Opcodes of a reference to a storage; key and numel are opcodes."""
+    """Opcodes of a persistent reference to a storage; `key` and `numel` are opcodes."""
     return b"(" + text("storage") + b"ctorch\n" + kind + b"\n" + key + text("cpu") + numel + b"tQ"
 
 
 def tensor(stored: bytes | None = None, first=0, shape=(3,), strides=(1,)) -> bytes:
-    """Opcodes of a tensor that views a storage."""
+    """Opcodes of a tensor that is a view of a storage."""
 
     def numbers(values) -> bytes:
         return b"(" + b"".join(v if isinstance(v, bytes) else number(v) for v in values) + b"t"
@@ -88,10 +88,10 @@ def tensor(stored: bytes | None = None, first=0, shape=(3,), strides=(1,)) -> by
 
 
 def pickled(*pairs: tuple[str, bytes]) -> bytes:
-    """A pickle of a dict whose values are opcodes."""
+    """A pickle of a dict; values are given as opcodes."""
     return b"\x80\x02}" + b"".join(text(key) + value + b"s" for key, value in pairs) + b"."
 
 
 def pt_of(data: bytes, members=(("data/0", bytes(12)),)) -> bytes:
-    """A `.pt` with a pickle and other members."""
+    """A `.pt` with this pickle and other members."""
     return zip_of([("x/data.pkl", data), *((f"x/{name}", content) for name, content in members)])

@@ -1,4 +1,4 @@
-"""Run the command as N processes that meet over gloo, as srun would start them.
+"""Run the command as N processes that connect over gloo, as srun would start them.
 
 The processes are forks of a server that has imported everything, which saves seconds over new
 interpreters; those are for the tests of the launchers. Each harm is called in every process before
@@ -29,14 +29,14 @@ FORKS.set_forkserver_preload(list(PRELOADED))
 
 
 class Ended:
-    """Of all ranks: exit codes (-9: SIGKILL), and what each of them said."""
+    """Exit codes (-9: SIGKILL) and output of all ranks."""
 
     def __init__(self, codes: list[int | None], logs: list[str]) -> None:
         self.codes, self.logs = codes, logs
 
 
 def run_on_ranks(num_ranks: int, arguments: Sequence[str], timeout: float = 300) -> list[str]:
-    """`hpc-ecg ARGUMENTS` on every rank; returns each rank's output. Asserts exit 0."""
+    """Run `hpc-ecg ARGUMENTS` on every rank; returns the output of each. Asserts exit code 0."""
     with tempfile.TemporaryDirectory() as folder:
         ended = end_on_ranks(Path(folder), [list(arguments)] * num_ranks, patience_s=timeout)
     assert ended.codes == [0] * num_ranks, "\n".join(ended.logs)
@@ -49,8 +49,8 @@ def end_on_ranks(
     *harms: Callable[[], None],
     patience_s: float = 60,
 ) -> Ended:
-    """`hpc-ecg ARGUMENTS[rank]` on each rank; `folder` takes the logs. Asserts that all end in
-    time."""
+    """Run `hpc-ecg ARGUMENTS[rank]` on each rank, with logs in `folder`. Asserts that all end
+    within `patience_s`."""
     logs = [folder / f"rank-{rank}.log" for rank in range(len(arguments))]
     port, environment = free_port(), dict(os.environ)
     processes = [
@@ -79,7 +79,7 @@ def end_on_ranks(
 
 
 def variables_of(rank: int, num_ranks: int, port: int) -> dict[str, str]:
-    """As torchrun gives them, all on this machine."""
+    """The environment variables of torchrun for a rank, with all ranks on this machine."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

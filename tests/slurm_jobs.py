@@ -1,6 +1,6 @@
-"""Jobs of the test cluster: submitted as a user does, watched, and done harm to.
+"""Submit jobs to the test cluster as a user does, watch them, and disturb them.
 
-Everything runs on this machine as root, so a test can look at a job's processes and kill them.
+Everything runs on this machine as root, so a test can inspect and kill a job's processes.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def command(*words: str, **options) -> str:
 def sbatch(
     project: Path, log: Path, options: str, script: str, *words: str, **variables: str
 ) -> subprocess.CompletedProcess:
-    """`variables`: of the shell that submits."""
+    """Submit a script of `slurm/`; `variables` are set in the submitting shell."""
     given = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", *options.split()]
     environment = os.environ | {"HPC_ECG_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -39,7 +39,7 @@ def sbatch(
 
 
 class Job:
-    """A run submitted by slurm/finetune.sh (or another script) and its log."""
+    """A run that was submitted with slurm/finetune.sh (or another script), and its log."""
 
     def __init__(self, project: Path, log: Path, options: str, *words: str, **more: str) -> None:
         self._log = log
@@ -57,12 +57,12 @@ class Job:
         return dict(re.findall(r"(\w+)=(\S+)", shown))
 
     def end(self, patience_s: float = 120) -> str:
-        """Its state, as soon as nothing more will happen."""
+        """Wait until the job has ended; returns its state."""
         wait_until(lambda: self.facts()["JobState"] in ENDED, self, patience_s)
         return self.facts()["JobState"]
 
     def processes(self) -> dict[int, int]:
-        """Rank -> pid of the processes that srun started."""
+        """Pids of the processes that srun started, by rank."""
         started = [
             (pid, env) for pid, words, env in _processes() if words[1:3] == ["-m", "hpc_ecg"]
         ]
@@ -75,11 +75,11 @@ class Job:
 
 
 def _processes() -> Iterator[tuple[int, list[str], dict[str, str]]]:
-    """(pid, command line, environment) of all that run."""
+    """Yield (pid, command line, environment) of all processes on this machine."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             texts = [(folder / name).read_text(errors="replace") for name in ("cmdline", "environ")]
-        except OSError:  # it ended
+        except OSError:  # the process ended
             continue
         words, pairs = (text.split("\0") for text in texts)
         yield int(folder.name), words, dict(p.split("=", 1) for p in pairs if "=" in p)
@@ -99,8 +99,8 @@ def wait_for_step(job: Job, run_dir: Path, step: int) -> None:
 
 
 def hold_until_told(job: Job, number: int, ask: Callable[[], object]) -> None:
-    """Stop its processes in their tracks until Slurm has done what it is asked for: to send them
-    a signal, which may take half a minute. (With some it sends one that lets them go on.)"""
+    """Suspend the job's processes, call `ask`, and resume them once Slurm has sent them signal
+    `number`, which may take half a minute. (With some signals, Slurm also resumes them.)"""
     held = job.processes().values()
     assert held
     for pid in held:
@@ -122,7 +122,7 @@ def _is_told(pid: int, number: int) -> bool:
 
 
 def assert_as_if_undisturbed(run_dir: Path, undisturbed: Path, at_most_lost: int) -> None:
-    """It was resumed once, lost no more steps than that, and all it left is the same, bitwise."""
+    """Assert that the run resumed once, lost at most this many steps, and ended bitwise equal."""
     (resumed,) = events(run_dir, "resumed")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     before = lines[: lines.index(resumed)]

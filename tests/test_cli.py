@@ -169,6 +169,6 @@ def test_what_a_file_says_of_itself_cannot_reach_the_terminal(capsys, tmp_path):
 
 
 def test_evaluate_and_report_name_a_folder_that_is_not_theirs(capsys, tmp_path):
-    assert "is no run folder" in failure(capsys, "evaluate", tmp_path)
+    assert "is not a run folder" in failure(capsys, "evaluate", tmp_path)
     assert str(tmp_path) in failure(capsys, "report", tmp_path)
     assert FIXTURES.is_dir()

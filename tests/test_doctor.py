@@ -119,7 +119,7 @@ def test_nodes_that_differ_are_named(shards, tmp_path):
             f"error   folder: this node cannot read what another one writes in {place} (waited 1",
             "error   clock: node1 is +400",
             "error   data: data.stream_lanes=3 cannot be shared by 2 processes",
-            "skipped step: the data must be mended first",
+            "skipped step: the data must be repaired first",
             "10 ok, 4 error, 1 warning, 1 skipped",
         ),
         strict=True,
@@ -170,7 +170,7 @@ def test_gpus_are_held_against_tasks(monkeypatch, device, seen, tasks, slurm, le
 
 def test_two_processes_on_one_gpu_are_named(monkeypatch):
     monkeypatch.setattr(cluster_checks, "exchange", lambda _: ["a", "b", "a", None])
-    [finding] = cluster_checks.check_own_gpus(torch.device("cpu"))
+    [finding] = cluster_checks.check_gpus_not_shared(torch.device("cpu"))
     assert finding.level == "error" and "ranks 0, 2 have a GPU in common" in finding.text
 
 

@@ -15,24 +15,24 @@ PACKAGE = ROOT / "hpc_ecg"
 GROUND = {"__init__", "__main__", "atomic_io", "hashing", "log"}
 # From the ground up, with the most lines that a folder may have.
 FLOORS = {
-    "config": 500,
-    "reporting": 520,
-    "ecg": 1260,
+    "config": 520,
+    "reporting": 490,
+    "ecg": 1360,
     "model": 1100,
-    "distributed": 900,
-    "jobs": 620,
-    "cohort": 1260,
-    "shards": 1500,
-    "weights": 2400,
-    "evaluation": 1800,
-    "data": 1350,
-    "training": 2450,
-    "preflight": 650,
-    "sweep": 1500,
-    "comparison": 2450,
-    "cli": 1120,
+    "distributed": 1050,
+    "jobs": 650,
+    "cohort": 1380,
+    "shards": 1610,
+    "weights": 2560,
+    "evaluation": 1960,
+    "data": 1410,
+    "training": 2850,
+    "preflight": 640,
+    "sweep": 1660,
+    "comparison": 2670,
+    "cli": 1170,
 }
-MOST_LINES = 19_500
+MOST_LINES = 24_000
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
 BANNED |= {"meeting", "alone", "places", "heard", "rivals", "caveats"}
 """Names that hid standard ideas in version 0.1; tied scores are called so in prose."""

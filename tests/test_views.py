@@ -58,7 +58,7 @@ def test_labels_of_a_table_take_the_place_of_the_shards_own(index, tmp_path, cap
     assert names == ["flutter"] and "label.af" not in changed
     # not listed, listed without one, and both windows of a recording
     np.testing.assert_array_equal(changed["label.flutter"], [np.nan, np.nan, 1, 1])
-    assert "1 of 4 records are not in it" in caplog.text
+    assert "does not list 1 of 4 records" in caplog.text
     assert replace_labels(index, path, [])[1] == ["flutter", "other"]
 
 

@@ -1,4 +1,4 @@
-"""One recording as several makers' files would hold it: enough of each format to be read."""
+"""Write one recording in several vendors' formats, each as complete as a reader needs."""
 
 import base64
 import zlib
@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-UV = 5  # per count
+UV = 5  # µV per count
 
 
 def as_base64(counts) -> str:
@@ -75,7 +75,7 @@ def edf(counts_LS, seconds="10", unit="uV", labels=LEADS) -> bytes:
 
 
 def dicom(path, counts_LS, rate="500", beat_first=False, unit="uV"):
-    """A rhythm at its rate and a median beat at another."""
+    """A rhythm at `rate` and a median beat at 1000 Hz."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, TwelveLeadECGWaveformStorage, generate_uid
 

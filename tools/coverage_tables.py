@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""How often the intervals and tests of hpc_ecg/evaluation are right, by simulation.
+"""Simulate how often the intervals and tests of hpc_ecg/evaluation are right.
 
-Cohorts have 1 to 4 ECGs per patient, labels by patient, and normal scores of which half of the
-variance belongs to the patient. The truth is that of the population. Tables:
+Cohorts have 1 to 4 ECGs per patient, labels by patient, and normal scores; half of their variance
+is between patients. The true values are those of the population. Tables:
 
-  intervals   one model: coverage of 95 % intervals of AUROC and AUPRC by patients and prevalence
-  few         the same for few positive patients (their number is fixed) among 300
-  shares      sensitivity at three thresholds, by positive patients
-  difference  two models on the same patients that differ in truth: coverage of the difference
-  error       strategies that do not differ: how often p < 0.05, by seeds and by the spread over
-              seeds of the true value, in multiples of the sampling error of the difference
+  intervals   coverage of 95 % intervals of AUROC and AUPRC, by number of patients and prevalence
+  few         the same for a fixed small number of positive patients among 300
+  shares      coverage for sensitivity at three thresholds, by number of positive patients
+  difference  coverage of the difference between two models that truly differ, on the same patients
+  error       how often p < 0.05 for strategies that do not differ, by number of seeds and by the
+              spread of true values over seeds, in multiples of the difference's sampling error
 
 Columns: `ours` is bootstrap_interval (hpc_ecg/evaluation/intervals.py) or compare_strategies;
-percentile is the plain patient bootstrap; DeLong is the clustered one on the logit scale; `old` is
-70 % of the ECGs drawn without replacement, many times, percentiles. All in percent; the standard
-error of a coverage of 95 % is 0.5 for 2,000 simulations.
+`percentile` is the plain patient bootstrap; `DeLong` is DeLong's clustered variance on the logit
+scale; `old` takes percentiles over repeated draws of 70 % of the ECGs without replacement. All
+values are percentages; with 2,000 simulations, a coverage of 95 % has a standard error of 0.5.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from hpc_ecg.evaluation.resampling import ranking_replicates, sum_replicates
 # N records, P patients, R replicates; row 0 of the draws is the sample itself
 
 METRICS = ("auroc", "auprc")
-ECGS = 2.5  # per patient: as many patients have 1, 2, 3 and 4
+MEAN_ECGS = 2.5  # per patient: equally many patients have 1, 2, 3 and 4
 Hits = dict[str, list[bool]]
 
 
@@ -58,12 +58,16 @@ def main(arguments: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tables", nargs="*", default=[*tables], metavar="TABLE")
-    parser.add_argument("--simulations", type=int, default=2000, help="per row (default 2000)")
-    parser.add_argument("--replicates", type=int, default=500, help="default 500")
+    parser.add_argument(
+        "--simulations", type=int, default=2000, help="per row of a table (default 2000)"
+    )
+    parser.add_argument(
+        "--replicates", type=int, default=500, help="bootstrap replicates (default 500)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patients", type=int, nargs="*", default=[200, 1000, 5000])
-    parser.add_argument("--seeds", type=int, nargs="*", default=[3, 5, 10], help="of a strategy")
-    parser.add_argument("--small", action="store_true", help="one size, 200 simulations: a minute")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[3, 5, 10], help="numbers of seeds")
+    parser.add_argument("--small", action="store_true", help="one size, 200 simulations (a minute)")
     options = parser.parse_args(arguments)
     if unknown := set(options.tables) - set(tables):
         parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(tables)}")
@@ -77,14 +81,14 @@ def main(arguments: list[str]) -> int:
 
 
 def intervals_table(options: argparse.Namespace) -> Iterator[str]:
-    cells = product(options.patients, (0.75, 0.9), (0.02, 0.05, 0.1, 0.2, 0.5))
-    designs = [Design(patients=n, auroc=a, prevalence=p) for n, a, p in cells]
+    combinations = product(options.patients, (0.75, 0.9), (0.02, 0.05, 0.1, 0.2, 0.5))
+    designs = [Design(patients=n, auroc=a, prevalence=p) for n, a, p in combinations]
     yield from _rows(designs, one_model, options)
 
 
 def few_table(options: argparse.Namespace) -> Iterator[str]:
-    cells = product((0.75, 0.9, 0.98), (2, 3, 5, 7, 10, 15, 20, 40))
-    designs = [Design(patients=300, auroc=a, positives=m) for a, m in cells]
+    combinations = product((0.75, 0.9, 0.98), (2, 3, 5, 7, 10, 15, 20, 40))
+    designs = [Design(patients=300, auroc=a, positives=m) for a, m in combinations]
     yield from _rows(designs, one_model, options)
 
 
@@ -94,8 +98,8 @@ def shares_table(options: argparse.Namespace) -> Iterator[str]:
 
 
 def difference_table(options: argparse.Namespace) -> Iterator[str]:
-    cells = product(options.patients, (0.75, 0.9), (0.02, 0.05, 0.1, 0.2, 0.5))
-    designs = [Design(patients=n, auroc=a, prevalence=p) for n, a, p in cells]
+    combinations = product(options.patients, (0.75, 0.9), (0.02, 0.05, 0.1, 0.2, 0.5))
+    designs = [Design(patients=n, auroc=a, prevalence=p) for n, a, p in combinations]
     yield from _rows(designs, two_models, options)
 
 
@@ -109,39 +113,41 @@ def error_table(options: argparse.Namespace) -> Iterator[str]:
 def _rows(
     designs: list[Design], simulate: Callable[..., Hits], options: argparse.Namespace
 ) -> Iterator[str]:
-    """A line per design: how often each interval held the truth. Samples with fewer than 2 patients
-    of a class have no interval and are drawn again."""
+    """Yield a line per design: how often each interval covered the true value. Samples with fewer
+    than 2 patients in a class have no interval and are redrawn."""
     for design in designs:
         hits = simulate(design, options)
-        what = f"{design.share:6.1%}" if design.positives is None else f"{design.positives:4d} pos"
+        positives = (
+            f"{design.share:6.1%}" if design.positives is None else f"{design.positives:4d} pos"
+        )
         text = "  ".join(f"{name} {100 * np.mean(hit):5.1f}" for name, hit in hits.items())
-        yield f"{design.patients:5d} patients, {what}, AUROC {design.auroc:.2f}  {text}"
+        yield f"{design.patients:5d} patients, {positives}, AUROC {design.auroc:.2f}  {text}"
 
 
 def one_model(design: Design, options: argparse.Namespace) -> Hits:
     hits: Hits = {}
     truth = {"auroc": design.auroc, "auprc": true_auprc(design.shift, design.share)}
-    num_ecgs = int(ECGS * design.patients)
+    num_ecgs = int(MEAN_ECGS * design.patients)
     rng = np.random.default_rng(options.seed + 2)
     subsample_RN = np.zeros((options.replicates, num_ecgs), dtype=np.uint8)
     subsample_RN[:, : round(0.7 * num_ecgs)] = 1
     subsample_RN = rng.permuted(subsample_RN, axis=1)
     for rng, labels_N, patient_N, smaller, draws_RP in cohorts(design, options):
         scores_N = design.shift * labels_N + noise(rng, patient_N, 1.0)
-        found = ranking_replicates(labels_N, scores_N, patient_N, draws_RP)
-        old = ranking_replicates(labels_N, scores_N, np.arange(num_ecgs), subsample_RN)
+        by_patient = ranking_replicates(labels_N, scores_N, patient_N, draws_RP)
+        by_ecg = ranking_replicates(labels_N, scores_N, np.arange(num_ecgs), subsample_RN)
         for metric in METRICS:
-            value, value_R = float(found[metric][0]), found[metric][1:]
+            value, value_R = float(by_patient[metric][0]), by_patient[metric][1:]
             ours = bootstrap_interval(value, value_R, metric=metric, num_patients=smaller)
-            ends: dict[str, Iterable[float]] = {
+            limits: dict[str, Iterable[float]] = {
                 "ours": (ours["low"], ours["high"]),
                 "percentile": np.nanquantile(value_R, [0.025, 0.975]),
             }
             if metric == "auroc":
                 error = float(np.sqrt(delong(labels_N, scores_N[None], patient_N)[1][0, 0]))
-                ends["DeLong"] = _delong_limits(value, error, smaller)
-            ends["old"] = np.nanquantile(old[metric], [0.025, 0.975])
-            for name, (low, high) in ends.items():
+                limits["DeLong"] = _delong_limits(value, error, smaller)
+            limits["old"] = np.nanquantile(by_ecg[metric], [0.025, 0.975])
+            for name, (low, high) in limits.items():
                 hits.setdefault(f"{metric} {name}", []).append(low <= truth[metric] <= high)
     return hits
 
@@ -167,7 +173,7 @@ def sensitivities(design: Design, options: argparse.Namespace) -> Hits:
 
 
 def two_models(design: Design, options: argparse.Namespace) -> Hits:
-    """The second is worse by 0.03 of AUROC; half of the noise is common."""
+    """Coverage for two models: the AUROC of the second is 0.03 lower; they share half the noise."""
     hits: Hits = {}
     worse = Design(patients=design.patients, auroc=design.auroc - 0.03)
     auprc = [true_auprc(shift, design.share) for shift in (design.shift, worse.shift)]
@@ -178,16 +184,16 @@ def two_models(design: Design, options: argparse.Namespace) -> Hits:
             shift * labels_N + common_N + noise(rng, patient_N, 0.5)
             for shift in (design.shift, worse.shift)
         ]
-        found = [ranking_replicates(labels_N, s, patient_N, draws_RP) for s in scores]
+        replicates = [ranking_replicates(labels_N, s, patient_N, draws_RP) for s in scores]
         for metric in METRICS:
             pair = {
-                name: SeedScores(value={0: f[metric][0]}, replicate_R={0: f[metric][1:]})
-                for name, f in zip("ab", found, strict=True)
+                name: SeedScores(value={0: r[metric][0]}, replicate_R={0: r[metric][1:]})
+                for name, r in zip("ab", replicates, strict=True)
             }
-            (one,) = compare_strategies(pair, smaller)
-            sign = 1 if one.first == "a" else -1
-            ends = sorted([sign * one.estimate.low, sign * one.estimate.high])
-            inside = ends[0] <= truth[metric] <= ends[1]
+            (comparison,) = compare_strategies(pair, smaller)
+            sign = 1 if comparison.first == "a" else -1
+            limits = [sign * comparison.estimate.low, sign * comparison.estimate.high]
+            inside = min(limits) <= truth[metric] <= max(limits)
             hits.setdefault(f"{metric} ours", []).append(inside)
         exact = delong_difference(labels_N, scores[0], scores[1], patient_N)
         inside = exact["low"] <= truth["auroc"] <= exact["high"]
@@ -196,28 +202,31 @@ def two_models(design: Design, options: argparse.Namespace) -> Hits:
 
 
 def type_1_error(num_seeds: int, spread: float, options: argparse.Namespace) -> dict[str, float]:
-    """Two strategies that are equal in the mean over seeds. Of the noise, 50 % are common to all
-    models, 20 % a strategy's own, 30 % a seed's own; a seed also shifts the classes apart."""
+    """How often two strategies with the same mean over seeds differ at p < 0.05, by metric.
+
+    All models share 50 % of the noise variance; 20 % is specific to a strategy and 30 % to a seed.
+    A seed also changes the distance between the classes.
+    """
     design = Design(patients=200, prevalence=0.3, auroc=0.8)
     error = sampling_error(design, options)
     spread_sd = shift_sd(design.shift, spread * error)
-    wrong: Hits = {metric: [] for metric in METRICS}
+    errors: Hits = {metric: [] for metric in METRICS}
     for rng, labels_N, patient_N, smaller, draws_RP in cohorts(design, options):
-        found = [
+        replicates = [
             [ranking_replicates(labels_N, scores_N, patient_N, draws_RP) for scores_N in row]
             for row in two_strategies(rng, design, labels_N, patient_N, num_seeds, spread_sd)
         ]
         for metric in METRICS:
             pair = {
                 name: SeedScores(
-                    value={s: float(f[metric][0]) for s, f in enumerate(row)},
-                    replicate_R={s: f[metric][1:] for s, f in enumerate(row)},
+                    value={s: float(r[metric][0]) for s, r in enumerate(row)},
+                    replicate_R={s: r[metric][1:] for s, r in enumerate(row)},
                 )
-                for name, row in zip("ab", found, strict=True)
+                for name, row in zip("ab", replicates, strict=True)
             }
-            (one,) = compare_strategies(pair, smaller)
-            wrong[metric].append(one.estimate.p_value < 0.05)
-    return {metric: float(np.mean(hit)) for metric, hit in wrong.items()}
+            (comparison,) = compare_strategies(pair, smaller)
+            errors[metric].append(comparison.estimate.p_value < 0.05)
+    return {metric: float(np.mean(hit)) for metric, hit in errors.items()}
 
 
 def _delong_limits(value: float, error: float, patients: int) -> tuple[float, float]:

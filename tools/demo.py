@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """`make demo`: the whole job on a synthetic cohort, in minutes on two cores, without a download.
 
-It makes two populations, shards them, trains the AF starting point on the first, and asks on the
-second which start is best. Every step is a command that works the same on real data.
+The demo generates two populations and shards them. It trains the AF starting checkpoint on the
+first, and finds out on the second which starting point is best. Every step is a command that works
+the same on real data.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from hpc_ecg.model.transformer import build_model
 from hpc_ecg.weights import load_model
 
 OUT = Path("demo")
-MARK = "made-by-hpc-ecg-demo"
-# As deep as the published model, so that the files have its 215 and 209 keys, but narrow.
+MARKER = "made-by-hpc-ecg-demo"
+# As deep as the published model, so that the files have its 215 and 209 keys, but narrower.
 SMALL = Architecture(
     encoder_embed_dim=32,
     encoder_ffn_embed_dim=64,
@@ -43,13 +44,15 @@ def main() -> int:
     began = time.monotonic()
     _clear(OUT)
 
-    _say("1. Two synthetic populations: 12-lead ECGs in sinus rhythm and AF, some files broken")
+    _announce(
+        "1. Two synthetic populations: 12-lead ECGs in sinus rhythm and AF, some files broken"
+    )
     source = write_cohort(OUT / "source", num_patients=220, seed=1, population=SOURCE)
     target = write_cohort(
         OUT / "target", num_patients=260, seed=2, population=TARGET, num_broken=10
     )
 
-    _say("2. Recordings to shards, split by patient")
+    _announce("2. Recordings to shards, split by patient")
     for table in (source, target):
         folder = table.parent
         run(
@@ -57,11 +60,9 @@ def main() -> int:
             "--patient patient_id --fractions 0.5,0.15,0.35 --workers 1"
         )
 
-    _say("3. The two starting points, in the original's layout")
+    _announce("3. Two starting checkpoints, in the original's layout")
     export_original(OUT / "base_ssl.pt", build_model(SMALL, 1, ModelConfig()), "base_ssl")
-    print(
-        f"{OUT}/base_ssl.pt: random weights stand in for self-supervised ones: no pre-training here"
-    )
+    print(f"{OUT}/base_ssl.pt: random weights in place of self-supervised ones")
     run(
         f"finetune run_dir={OUT}/source-run data.shards={OUT}/source-shards data.batch_size=32 "
         f"init.checkpoint={OUT}/base_ssl.pt train.freeze=none train.max_epochs=10 optim.lr=0.004 "
@@ -69,36 +70,36 @@ def main() -> int:
     )
     trained = load_model(OUT / "source-run" / "best")
     export_original(OUT / "wcr_afib_5y.pt", trained)
-    print(f"{OUT}/wcr_afib_5y.pt: the best weights of that run, with its head")
+    print(f"{OUT}/wcr_afib_5y.pt: the best weights of that run, including the head")
 
-    _say("4. Which start is best on the second population? Strategies x seeds")
+    _announce("4. Which starting point is best on the second population? Strategies x seeds")
     run("sweep configs/demo.yaml")
 
-    _say(f"5. The comparison, after {(time.monotonic() - began) / 60:.1f} minutes")
+    _announce(f"5. The comparison, after {(time.monotonic() - began) / 60:.1f} minutes")
     run(f"report {OUT}/sweep")
     return 0
 
 
-def run(words: str) -> None:
-    """Run one command as a user would, and show it."""
-    print(f"$ hpc-ecg {words}", flush=True)
-    code = hpc_ecg(words.split())
+def run(command: str) -> None:
+    """Print and run one command as a user would; exit if it fails."""
+    print(f"$ hpc-ecg {command}", flush=True)
+    code = hpc_ecg(command.split())
     if code:
         sys.exit(code)
 
 
-def _say(text: str) -> None:
+def _announce(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
 def _clear(folder: Path) -> None:
-    """A demo of before is replaced; any other folder of that name is left alone."""
+    """Replace the folder of an earlier demo; exit if the folder is anything else."""
     if folder.exists():
-        if not (folder / MARK).exists():
-            sys.exit(f"{folder}/ exists and is not a demo's; move it away")
+        if not (folder / MARKER).exists():
+            sys.exit(f"{folder}/ exists but is not from a demo; move it away")
         shutil.rmtree(folder)
     folder.mkdir()
-    (folder / MARK).touch()
+    (folder / MARKER).touch()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Forks of this process and how they end, for tools and tests that start many runs."""
+"""Fork this process and collect exit codes, for tools and tests that start many runs."""
 
 import os
 import socket
@@ -10,11 +10,11 @@ from pathlib import Path
 from signal import SIGKILL
 
 PATIENCE_S = 20.0
-"""For the processes that were not killed, which then are: srun does that, too."""
+"""After one process has ended, the others get this long before they are killed, as srun does."""
 
 
 def fork(action: Callable[[], int], log: Path) -> int:
-    """Its pid; what it says goes to `log`."""
+    """Run `action` in a child process, with its output appended to `log`; returns the pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -33,12 +33,15 @@ def fork(action: Callable[[], int], log: Path) -> int:
 
 
 def has_ended(pid: int) -> bool:
-    """Without taking note of how: that is for `wait_for`."""
+    """Whether the process has ended. It can still be waited for."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def wait_for(pids: list[int]) -> list[int]:
-    """Their exit codes, -9 for SIGKILL. When one has ended, the others soon must."""
+    """Wait for the processes; returns their exit codes, -9 for SIGKILL.
+
+    Once one has ended, the others are killed after PATIENCE_S.
+    """
     deadline = float("inf")
     while not all(has_ended(pid) for pid in pids):
         if any(has_ended(pid) for pid in pids):
@@ -51,7 +54,7 @@ def wait_for(pids: list[int]) -> list[int]:
 
 
 def free_port() -> int:
-    """Of this machine; nobody listens on it now."""
+    """A TCP port of this machine on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

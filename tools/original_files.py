@@ -1,5 +1,5 @@
-"""Write a model as the original's `.pt`, to stand in for a published file in demos, benchmarks and
-tests."""
+"""Write models in the original's `.pt` layout, in place of the published files in the demo, the
+benchmarks and the tests."""
 
 from pathlib import Path
 
@@ -18,8 +18,11 @@ LATENT_VARS, LATENT_GROUPS = 320, 2  # the published codebook
 def export_original(
     path: str | Path, model: ECGClassifier, layout: str = "classifier", seed: int = 0
 ) -> None:
-    """Write a model as the original's `.pt`. For `base_ssl` the head is left out, and the 8 tensors
-    that only pre-training uses are drawn from `seed`."""
+    """Write a model in the original's `.pt` layout.
+
+    For `base_ssl` the head is left out, and the 8 tensors that only pre-training uses are drawn
+    with `seed`. ValueError for an unknown layout.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     metadata = Metadata(architecture=model.architecture)
@@ -32,7 +35,8 @@ def export_original(
 
 
 def pretraining_tensors(architecture: Architecture, seed: int) -> dict[str, Tensor]:
-    """Sized as published: final_dim is a third of the width, and divisible by the groups."""
+    """Random tensors for pre-training with the published proportions: final_dim is a third of the
+    width, rounded down to a multiple of the groups."""
     width, features = architecture.encoder_embed_dim, architecture.conv_feature_layers[-1][0]
     final = max(width // (3 * LATENT_GROUPS), 1) * LATENT_GROUPS
     codes = LATENT_VARS * LATENT_GROUPS

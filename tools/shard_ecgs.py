@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Table and recordings in, WebDataset shards out: the same as `hpc-ecg data shard` (--help)."""
+"""Write WebDataset shards from a table and recordings: the same as `hpc-ecg data shard`."""
 
 import sys
 

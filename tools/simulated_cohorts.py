@@ -1,5 +1,5 @@
-"""Simulated cohorts whose truth is known, for tools/coverage_tables.py: 1 to 4 ECGs per patient,
-labels by patient, normal scores of which half of the variance belongs to the patient."""
+"""Simulated cohorts with known true values, for tools/coverage_tables.py: 1 to 4 ECGs per patient,
+labels by patient, and normal scores; half of their variance is between patients."""
 
 import argparse
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from hpc_ecg.evaluation.resampling import draw_multiplicities, ranking_replicate
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """`positives` patients if given, else each is positive with the chance `prevalence`."""
+    """A cohort with exactly `positives` positive patients; if None, each patient is positive with
+    probability `prevalence`."""
 
     patients: int
     prevalence: float = 0.0
@@ -28,11 +29,11 @@ class Design:
 
     @property
     def shift(self) -> float:
-        """Between the classes' means, in standard deviations of the score."""
+        """Distance between the means of the classes, in standard deviations of the score."""
         return float(np.sqrt(2) * stats.norm.ppf(self.auroc))
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
-        """Labels and patients of the records, and the patients of the smaller class."""
+        """Labels [N], patients [N], and the number of patients in the smaller class."""
         ecgs_P = rng.permutation(np.arange(self.patients) % 4 + 1)
         if self.positives is None:
             positive_P = rng.random(self.patients) < self.prevalence
@@ -46,11 +47,12 @@ class Design:
 def cohorts(
     design: Design, options: argparse.Namespace
 ) -> Iterator[tuple[np.random.Generator, np.ndarray, np.ndarray, int, np.ndarray]]:
-    """Random state, labels, patients, patients of the smaller class, draws of patients."""
+    """Yield generator, labels [N], patients [N], number of patients in the smaller class, and
+    bootstrap draws of patients [1 + R, P], of which row 0 is the sample itself."""
     rng = np.random.default_rng(options.seed)
-    # any draws serve any cohort: they know nothing of it
+    # Draws do not depend on the cohort, so four sets of them serve all cohorts.
     bank_RP = draw_multiplicities(design.patients, 4 * options.replicates, options.seed + 1)
-    own_1P = np.ones((1, design.patients), dtype=np.uint8)
+    sample_1P = np.ones((1, design.patients), dtype=np.uint8)
     done = 0
     while done < options.simulations:
         labels_N, patient_N, smaller = design.draw(rng)
@@ -58,11 +60,11 @@ def cohorts(
             done += 1
             start = options.replicates * (done % 4)
             draws_RP = bank_RP[start : start + options.replicates]
-            yield rng, labels_N, patient_N, smaller, np.concatenate([own_1P, draws_RP])
+            yield rng, labels_N, patient_N, smaller, np.concatenate([sample_1P, draws_RP])
 
 
 def noise(rng: np.random.Generator, patient_N: np.ndarray, variance: float) -> np.ndarray:
-    """Half of it belongs to the patient, half to the ECG."""
+    """Normal noise [N]: half of the variance is between patients, half between their ECGs."""
     by_patient_P = rng.normal(size=patient_N[-1] + 1)
     return np.sqrt(variance / 2) * (by_patient_P[patient_N] + rng.normal(size=len(patient_N)))
 
@@ -75,19 +77,22 @@ def two_strategies(
     num_seeds: int,
     shift_sd: float,
 ) -> list[list[np.ndarray]]:
+    """Scores [N] of two equal strategies, one list per strategy with one array per seed."""
     common_N = noise(rng, patient_N, 0.5)
-    own = [common_N + noise(rng, patient_N, 0.2) for _ in range(2)]
+    strategies = [common_N + noise(rng, patient_N, 0.2) for _ in range(2)]
     return [
         [
-            (design.shift + shift_sd * rng.normal()) * labels_N + own_N + noise(rng, patient_N, 0.3)
+            (design.shift + shift_sd * rng.normal()) * labels_N
+            + noise_N
+            + noise(rng, patient_N, 0.3)
             for _ in range(num_seeds)
         ]
-        for own_N in own
+        for noise_N in strategies
     ]
 
 
 def sampling_error(design: Design, options: argparse.Namespace) -> float:
-    """Of the difference of two models of one seed, over patients and what a seed adds on them."""
+    """Standard error of the AUROC difference between two models, from patients and seed noise."""
     few = argparse.Namespace(**vars(options) | {"simulations": 1000, "replicates": 2})
     differences = []
     for rng, labels_N, patient_N, _, draws_RP in cohorts(design, few):
@@ -99,20 +104,22 @@ def sampling_error(design: Design, options: argparse.Namespace) -> float:
     return float(np.std(differences))
 
 
-def shift_sd(shift: float, wanted: float) -> float:
-    """The spread of shifts over seeds at which the true difference of AUROC spreads by `wanted`."""
+def shift_sd(shift: float, target_sd: float) -> float:
+    """The standard deviation of shifts over seeds that gives the true difference of AUROC the
+    standard deviation `target_sd`."""
     points = stats.norm.ppf((np.arange(400) + 0.5) / 400)
 
-    def beyond(sd: float) -> float:
+    def excess(sd: float) -> float:
         auroc = stats.norm.cdf((shift + sd * points) / np.sqrt(2))
-        return float(np.sqrt(2) * np.std(auroc)) - wanted
+        return float(np.sqrt(2) * np.std(auroc)) - target_sd
 
-    return float(optimize.brentq(beyond, 0, 10)) if wanted else 0.0
+    return float(optimize.brentq(excess, 0, 10)) if target_sd else 0.0
 
 
 def true_auprc(shift: float, prevalence: float) -> float:
-    """Precision averaged over the recall of normal scores."""
+    """Average precision for normal scores: the integral of precision over recall."""
     threshold = np.linspace(-9, 9 + shift, 100_001)
-    hit, false = stats.norm.sf(threshold - shift), stats.norm.sf(threshold)
-    precision = prevalence * hit / (prevalence * hit + (1 - prevalence) * false)
-    return float(-np.trapezoid(precision, hit))
+    recall, false_positive_rate = stats.norm.sf(threshold - shift), stats.norm.sf(threshold)
+    true_positives = prevalence * recall
+    precision = true_positives / (true_positives + (1 - prevalence) * false_positive_rate)
+    return float(-np.trapezoid(precision, recall))

@@ -1,8 +1,8 @@
 """Synthetic patients, their 12-lead ECGs, and whole cohorts on disk, for the demo and the tests.
 
-A patient is a handful of numbers (axis, size, timing, heart rate), so several ECGs of one patient
-look alike; a Population says how cohorts differ. All is a pure function of the random generator.
-Sinus rhythm and atrial fibrillation only, no other disease: nothing here stands in for real data.
+A patient has a few traits (axis, amplitude, timing, heart rate), so ECGs of one patient look alike.
+A Population describes a cohort. Everything is a pure function of the random generator. There is
+only sinus rhythm and atrial fibrillation, no other disease: this does not replace real data.
 """
 
 import csv
@@ -21,13 +21,13 @@ COUNTS_PER_MV = 1000
 INVALID_COUNT = -(2**15)
 COLUMNS = ("record", "file", "patient_id", "age", "sex", "af")
 BROKEN = ("truncated", "flat lead", "invalid samples", "11 leads", "missing file")
-PAROXYSMAL = 0.4  # share of the AF patients whose ECGs show AF only half of the time
-UNLABELLED_EVERY = 60  # one ECG in so many has no label
+PAROXYSMAL = 0.4  # share of AF patients whose ECGs show AF only half of the time
+UNLABELLED_EVERY = 60  # every 60th ECG has no label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """What may differ between two synthetic cohorts."""
+    """Parameters that may differ between synthetic cohorts."""
 
     af_prevalence: float = 0.15
     """Share of ECGs that show AF."""
@@ -36,20 +36,20 @@ class Population:
     age: float = 60.0
     """Mean age without AF; patients with AF are 10 years older."""
     amplitude: float = 1.0
-    """Factor on the heart's signal, not on the noise."""
+    """Factor on the heart's signal; noise is not scaled."""
     fwave_mv: float = 0.07
-    """Size of f-waves in V1; 0 leaves irregularity and the missing P wave."""
+    """Amplitude of f-waves in V1. At 0, AF shows only as irregular beats without P waves."""
     noise_mv: float = 0.008
     """RMS of the muscle noise."""
     wander_mv: float = 0.05
-    """Size of the baseline wander."""
+    """Amplitude of the baseline wander."""
     powerline_mv: float = 0.004
     powerline_hz: float = 50.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatientTraits:
-    """What the ECGs of one patient have in common."""
+    """Traits shared by all ECGs of a patient."""
 
     age: int
     sex: str
@@ -108,11 +108,11 @@ def synthesize(
 def write_cohort(
     folder: Path, *, num_patients: int, seed: int, population: Population, num_broken: int = 0
 ) -> Path:
-    """Write WFDB records (500 Hz, 10 s) to folder/records, and folder/table.csv; return the table.
+    """Write WFDB records (500 Hz, 10 s) to folder/records, and folder/table.csv.
 
-    1 to 4 ECGs a patient; a few without label (empty `af`). A patient is the same however many are
-    asked for. The last `num_broken` rows, each a patient of its own, are recordings broken in the
-    ways of BROKEN, in turn.
+    Returns the path of the table. A patient has 1 to 4 ECGs; a few have no label (empty `af`). A
+    patient does not depend on `num_patients`. The last `num_broken` rows are broken recordings of
+    separate patients, which cycle through the defects in BROKEN.
     """
     (folder / "records").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
@@ -126,8 +126,8 @@ def write_cohort(
             row = _row(len(rows) + 1, patient_number, patient, af)
             rows.append(row)
             signal_LS = synthesize(rng, af=af, patient=patient, population=population)
-            how = BROKEN[broken_number % len(BROKEN)] if is_broken else ""
-            _write_record(folder / str(row["file"]), signal_LS, how)
+            defect = BROKEN[broken_number % len(BROKEN)] if is_broken else ""
+            _write_record(folder / str(row["file"]), signal_LS, defect)
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -136,7 +136,7 @@ def write_cohort(
 
 
 def write_wfdb(path: Path, counts_LS: np.ndarray, leads: tuple[str, ...], rate_hz: int) -> None:
-    """Write `path`.hea and .dat in format 16, 1000 counts per mV (wfdb.wrsamp: 40 times slower)."""
+    """Write `path`.hea and .dat in format 16, 1000 counts per mV. 40 times faster than wrsamp."""
     path.with_suffix(".dat").write_bytes(counts_LS.T.astype("<i2").tobytes())
     lines = [f"{path.name} {len(leads)} {rate_hz} {counts_LS.shape[1]}"]
     for lead, counts_S in zip(leads, counts_LS.astype(int), strict=True):
@@ -147,7 +147,7 @@ def write_wfdb(path: Path, counts_LS: np.ndarray, leads: tuple[str, ...], rate_h
 
 
 def _draw_beat(rng: np.random.Generator, age: int, size: float) -> waves.Beat:
-    """This patient's own beat: size, axis, widths, PR and QT times vary about the typical one."""
+    """Draw a patient's beat: amplitude, axis, widths, PR and QT vary around the typical beat."""
     typical = waves.TYPICAL_BEAT
     tilt = np.radians(rng.normal(0.4 * (50 - age), 15))  # the frontal axis turns left with age
     turn = np.radians(rng.normal(0, 12))  # rotation of the heart about its long axis
@@ -187,19 +187,19 @@ def _row(number: int, patient_number: int, patient: PatientTraits, af: bool) -> 
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _write_record(path: Path, signal_LS: np.ndarray, how: str) -> None:
-    """Write one record, broken as `how` says ("" is sound)."""
-    if how == "missing file":
+def _write_record(path: Path, signal_LS: np.ndarray, defect: str) -> None:
+    """Write one record, with a defect from BROKEN, or "" for none."""
+    if defect == "missing file":
         return
     counts_LS = np.rint(signal_LS * COUNTS_PER_MV).clip(INVALID_COUNT + 1, -INVALID_COUNT - 1)
     leads: tuple[str, ...] = LEADS
-    if how == "flat lead":
+    if defect == "flat lead":
         counts_LS[LEADS.index("V3")] = 0
-    elif how == "invalid samples":
+    elif defect == "invalid samples":
         counts_LS[LEADS.index("II"), 1000:1500] = INVALID_COUNT
-    elif how == "11 leads":
+    elif defect == "11 leads":
         leads, counts_LS = LEADS[:-1], counts_LS[:-1]
     write_wfdb(path, counts_LS, leads, 500)
-    if how == "truncated":
+    if defect == "truncated":
         signal_path = path.with_suffix(".dat")
         signal_path.write_bytes(signal_path.read_bytes()[: counts_LS.size])  # half of the bytes

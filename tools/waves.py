@@ -1,8 +1,8 @@
-"""Parts of a synthetic ECG: beat times, the heart's dipole, its projection on 12 leads, noise.
+"""Parts of a synthetic ECG: beat times, the heart's dipole, its projection to 12 leads, noise.
 
 A beat is a sum of Gaussian bumps of a 3-D dipole (as in McSharry et al., IEEE TBME 2003, without
-their differential equation); the body is one 8 x 3 matrix (Dower's); the other limb leads follow
-from I and II, so that Einthoven's and Goldberger's equations hold exactly.
+their differential equation). Dower's 8 x 3 matrix projects it to eight leads. The other limb leads
+follow from I and II, so Einthoven's and Goldberger's equations hold exactly.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ LEADS_FROM_DIPOLE_LD = np.array(  # Dower et al. 1980, in the order of leads I, 
     ]
 )
 FWAVE_BY_LEAD_L = np.array([0.15, 0.5, 1.0, 0.55, 0.3, 0.2, 0.15, 0.12])
-"""Size of atrial f-waves in I, II, V1 to V6: V1 lies over the right atrium."""
+"""Relative size of f-waves in I, II, V1 to V6: V1 lies over the right atrium."""
 LEAD_I, LEAD_II = 0, 1
 
 
@@ -60,7 +60,8 @@ TYPICAL_BEAT = Beat(
 
 
 def draw_sinus_beats(rng: np.random.Generator, seconds: float, heart_rate_bpm: float) -> np.ndarray:
-    """Times [B] of R peaks in sinus rhythm, at least two before 0; the rate breathes mildly."""
+    """Times [B] of R peaks in seconds, in sinus rhythm with mild respiratory variation of the rate;
+    at least two lie before 0."""
     mean_s = 60 / heart_rate_bpm
     num_beats = int(seconds / mean_s * 1.2) + 8
     breath_s, phase = rng.uniform(3.0, 5.0), rng.uniform(0, 2 * np.pi)
@@ -71,8 +72,8 @@ def draw_sinus_beats(rng: np.random.Generator, seconds: float, heart_rate_bpm: f
 
 
 def draw_af_beats(rng: np.random.Generator, seconds: float, heart_rate_bpm: float) -> np.ndarray:
-    """Times [B] of R peaks in atrial fibrillation: independent gamma intervals, CV 0.2 to 0.25,
-    none shorter than the AV node conducts.
+    """Times [B] of R peaks in seconds, in atrial fibrillation: independent gamma intervals with a
+    coefficient of variation of 0.2 to 0.25, limited below by the AV node's refractory period.
     """
     mean_s = 60 / heart_rate_bpm
     num_beats = int(seconds / mean_s * 1.5) + 12
@@ -84,12 +85,12 @@ def draw_af_beats(rng: np.random.Generator, seconds: float, heart_rate_bpm: floa
 def beats_to_dipole(time_S: np.ndarray, peaks_B: np.ndarray, beat: Beat) -> np.ndarray:
     """The dipole [D, S] in mV.
 
-    A sample sees two beats only, QRS and T of the last and P and QRS of the next, so that the cost
-    does not grow with the number of beats.
+    Only two beats contribute to a sample: QRS and T of the last one, P and QRS of the next one. So
+    the cost does not grow with the number of beats.
     """
     next_S = np.clip(np.searchsorted(peaks_B, time_S), 2, len(peaks_B) - 1)
     since_S, until_S = time_S - peaks_B[next_S - 1], time_S - peaks_B[next_S]
-    # Repolarization shortens at high rates (Bazett), by the interval before its own beat.
+    # Repolarization is shorter at high rates: Bazett, with the RR interval before the beat.
     rr_S = np.clip(peaks_B[next_S - 1] - peaks_B[next_S - 2], 0.35, 1.6)
     first_t = len(beat.onset_W) - NUM_T_WAVES
     return (
@@ -106,7 +107,7 @@ def _bumps(offset_S: np.ndarray, beat: Beat, waves: slice) -> np.ndarray:
 
 
 def draw_fwaves(rng: np.random.Generator, time_S: np.ndarray, fwave_mv: float) -> np.ndarray:
-    """Fibrillatory waves [8, S] in mV: 4 to 9 Hz with a drifting frequency and a varying size."""
+    """Fibrillatory waves [8, S] in mV: 4 to 9 Hz, with drifting frequency and amplitude."""
     step_s = time_S[1] - time_S[0]
     knots = np.arange(time_S[0], time_S[-1] + 1.0, 0.5)
     frequency = np.clip(rng.uniform(5.0, 8.0) + rng.normal(0, 0.6, len(knots)), 4.0, 9.0)
@@ -119,11 +120,10 @@ def draw_fwaves(rng: np.random.Generator, time_S: np.ndarray, fwave_mv: float) -
 def draw_noise(
     rng: np.random.Generator, time_S: np.ndarray, *, noise_mv: float, wander_mv: float
 ) -> np.ndarray:
-    """Noise [8, S] in mV: muscle (white, RMS noise_mv), baseline wander (to 0.5 Hz)."""
+    """Noise [8, S] in mV: muscle (white, RMS noise_mv) and baseline wander (up to 0.5 Hz)."""
     noise_LS = noise_mv * rng.standard_normal((8, len(time_S)), dtype=np.float32)
-    frequency = rng.uniform(
-        [0.05, 0.15, 0.3], [0.15, 0.3, 0.5]
-    )  # three waves, one size for each lead
+    # three sines, each with its own amplitude in each lead
+    frequency = rng.uniform([0.05, 0.15, 0.3], [0.15, 0.3, 0.5])
     wander_3S = np.sin(2 * np.pi * frequency[:, None] * time_S + rng.uniform(0, 6.28, (3, 1)))
     wander_LS = wander_mv * rng.normal(0, 1, (8, 3)) @ wander_3S
     return noise_LS + wander_LS
@@ -132,13 +132,13 @@ def draw_noise(
 def draw_mains(
     rng: np.random.Generator, time_S: np.ndarray, powerline_mv: float, powerline_hz: float
 ) -> np.ndarray:
-    """Mains hum [8, S] in mV, one phase, not one size."""
+    """Powerline hum [8, S] in mV: the leads share its phase, but not its amplitude."""
     hum_S = np.sin(2 * np.pi * powerline_hz * time_S + rng.uniform(0, 2 * np.pi))
     return powerline_mv * rng.uniform(0.3, 1.7, (8, 1)) * hum_S
 
 
 def complete_leads(eight_LS: np.ndarray) -> np.ndarray:
-    """All 12 leads [12, S] in standard order from I, II, V1 to V6."""
+    """All 12 leads [12, S] in standard order, from I, II, V1 to V6."""
     one_S, two_S = eight_LS[LEAD_I], eight_LS[LEAD_II]
     limb = [one_S, two_S, two_S - one_S, -(one_S + two_S) / 2, one_S - two_S / 2, two_S - one_S / 2]
     return np.vstack([*limb, eight_LS[2:]])

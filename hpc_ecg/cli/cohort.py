@@ -1,4 +1,4 @@
-"""The verb `hpc-ecg cohort`: ECGs and events in, a labelled table and its flow diagram out."""
+"""`hpc-ecg cohort`: ECGs and events in, a labelled table and its flow diagram out."""
 
 import argparse
 import math
@@ -25,9 +25,9 @@ def add_cohort(verbs: Verbs) -> None:
     _add_outcome(cohort)
     _add_follow_up(cohort)
     group = cohort.add_argument_group("which ECGs")
-    which = ("all", "first", "last", "random")
-    group.add_argument("--ecgs-per-patient", default="all", choices=which, help=DEFAULT)
-    group.add_argument("--seed", type=int, help="of the choice at random (default: 0)")
+    choices = ("all", "first", "last", "random")
+    group.add_argument("--ecgs-per-patient", default="all", choices=choices, help=DEFAULT)
+    group.add_argument("--seed", type=int, help="for --ecgs-per-patient random (default: 0)")
     group.add_argument("--min-age", type=float, metavar="YEARS")
     group.add_argument("--max-age", type=float, metavar="YEARS")
     cohort.set_defaults(verb=_cohort)
@@ -35,16 +35,16 @@ def add_cohort(verbs: Verbs) -> None:
 
 def _add_columns(cohort: argparse.ArgumentParser) -> None:
     group = cohort.add_argument_group("columns")
-    group.add_argument("--patient", default="patient", metavar="COLUMN", help=f"of ECGS {DEFAULT}")
+    group.add_argument("--patient", default="patient", metavar="COLUMN", help=f"in ECGS {DEFAULT}")
     group.add_argument("--time", default="time", metavar="COLUMN", help=f"of the ECG {DEFAULT}")
     group.add_argument("--record", metavar="COLUMN", help="its name (default: record or file)")
     group.add_argument("--age", default="age", metavar="COLUMN", help=f"read if limited {DEFAULT}")
-    group.add_argument("--date-format", metavar="FORMAT", help=f"of ECGS, {FORMAT_HELP}")
+    group.add_argument("--date-format", metavar="FORMAT", help=f"in ECGS, {FORMAT_HELP}")
     group.add_argument("--event-patient", metavar="COLUMN", help="default: as --patient")
     group.add_argument("--event-time", default="time", metavar="COLUMN", help=DEFAULT)
     group.add_argument("--event-code", default="code", metavar="COLUMN", help=DEFAULT)
     group.add_argument("--event-date-format", metavar="FORMAT", help=FORMAT_HELP)
-    group.add_argument("--label", default="label", metavar="COLUMN", help=f"of FILE {DEFAULT}")
+    group.add_argument("--label", default="label", metavar="COLUMN", help=f"in FILE {DEFAULT}")
 
 
 def _add_outcome(cohort: argparse.ArgumentParser) -> None:
@@ -53,21 +53,25 @@ def _add_outcome(cohort: argparse.ArgumentParser) -> None:
     group.add_argument("--event-prefix", action="append", default=[], metavar="START")
     group.add_argument("--event-file", type=Path, metavar="CODES", help="a code per line")
     group.add_argument("--any-event", action="store_true", help="each row of EVENTS is one")
-    group.add_argument("--within", required=True, metavar="SPAN", help="an event by then: 1")
     group.add_argument(
-        "--blanking", default="0d", metavar="SPAN", help="events by then count as prevalent"
+        "--within", required=True, metavar="SPAN", help="an event within this span: label 1"
     )
     group.add_argument(
-        "--keep-prevalent", action="store_true", help="what can happen again: keep the ECG"
+        "--blanking", default="0d", metavar="SPAN", help="events this early count as prevalent"
+    )
+    group.add_argument(
+        "--keep-prevalent", action="store_true", help="keep the ECG: the event can happen again"
     )
 
 
 def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
     group = cohort.add_argument_group("follow-up")
-    how = group.add_mutually_exclusive_group(required=True)
-    how.add_argument("--followed-until", metavar="COLUMN", help="date, of ECGS or FOLLOW")
-    how.add_argument(
-        "--assume-complete-follow-up", action="store_true", help="no event is 0; recorded as such"
+    end = group.add_mutually_exclusive_group(required=True)
+    end.add_argument("--followed-until", metavar="COLUMN", help="date, in ECGS or FOLLOW")
+    end.add_argument(
+        "--assume-complete-follow-up",
+        action="store_true",
+        help="without an event: label 0; is noted",
     )
     group.add_argument("--censored", choices=("exclude", "missing"), help="not followed to the end")
     group.add_argument("--died", metavar="COLUMN", help="date of death, beside --followed-until")
@@ -121,5 +125,5 @@ def _codes(path: Path | None) -> list[str]:
         return []
     codes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     if not codes:
-        raise ValueError(f"--event-file {path} holds no code; expected one per line")
+        raise ValueError(f"--event-file {path} holds no codes; expected one per line")
     return codes

@@ -1,8 +1,8 @@
-"""The command `hpc-ecg`: its parser, and how mistakes are reported.
+"""The command `hpc-ecg`: its parser, and how errors are reported.
 
-A verb's module is imported inside the verb, so that `--help` answers at once (torch alone takes
-seconds). Runs take `section.key=value`; verbs on files take flags. A mistake of the user is a
-ValueError: one line on standard error and exit code 2.
+A verb imports its modules when it is called, so that `--help` answers at once (torch alone takes
+seconds). Runs take `section.key=value`; verbs on files take flags. A user's mistake is a
+ValueError, reported as one line on standard error with exit code 2.
 """
 
 import os
@@ -24,7 +24,7 @@ from hpc_ecg.cli.weights import add_weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb and return the exit code: 0, 2 for a user's mistake, or the verb's own."""
     options = build_parser().parse_args(arguments)
     try:
         return options.verb(options)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     parser = Parser(
         prog="hpc-ecg",
-        description="Fine-tune the DeepECG-SSL transformer and learn which start is best.",
+        description="Fine-tune the DeepECG-SSL transformer and find out which start is best.",
     )
     parser.add_argument("--version", action="version", version=hpc_ecg.__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")

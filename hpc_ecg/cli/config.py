@@ -17,12 +17,14 @@ def _config(options: argparse.Namespace) -> int:
     from hpc_ecg.sweep.settings import SweepConfig
     from hpc_ecg.training.settings import FinetuneConfig
 
+    def print_settings(schema: type) -> None:
+        for key, kind, default, text in describe_settings(schema):
+            say(f"{key}: {kind} = {default}", f"    {text}")
+
     if options.of in (None, "finetune"):
         say("# hpc-ecg finetune", "")
-        for key, kind, default, text in describe_settings(FinetuneConfig):
-            say(f"{key}: {kind} = {default}", f"    {text}")
+        print_settings(FinetuneConfig)
     if options.of in (None, "sweep"):
         say("", "# hpc-ecg sweep (and every setting above, as run.<key>)", "")
-        for key, kind, default, text in describe_settings(SweepConfig):
-            say(f"{key}: {kind} = {default}", f"    {text}")
+        print_settings(SweepConfig)
     return 0

@@ -1,4 +1,4 @@
-"""The verbs of `hpc-ecg data`: recordings and a table in, shards out; a look into them; mending."""
+"""`hpc-ecg data`: make shards from a table and recordings, inspect them, repair them."""
 
 import argparse
 from pathlib import Path
@@ -20,14 +20,14 @@ def add_data(verbs: Verbs) -> None:
     repair.add_argument("--signals", type=Path, metavar="DIR", help="the same for the recordings")
     repair.set_defaults(verb=_repair)
 
-    inspect = data_verbs.add_parser("inspect", help="say what is in shards, verify and draw them")
+    inspect = data_verbs.add_parser("inspect", help="describe, verify and draw shards")
     inspect.add_argument("shards", metavar="SHARDS", help="a folder of shards, or its URL")
     inspect.add_argument("--split", help="only train, valid or test")
     inspect.add_argument("--no-verify", action="store_true", help="do not read every byte")
-    inspect.add_argument("--json", action="store_true", help="numbers for programs")
-    inspect.add_argument("--out", type=Path, metavar="FILE.html", help="a page with plots")
-    inspect.add_argument("--plots", type=int, metavar="N", help=f"of --out; default {PLOTS}")
-    inspect.add_argument("--seed", type=int, help="of --out; another seed draws others")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.add_argument("--out", type=Path, metavar="FILE.html", help="write a page with plots")
+    inspect.add_argument("--plots", type=int, metavar="N", help=f"ECGs in --out; default {PLOTS}")
+    inspect.add_argument("--seed", type=int, help="seed for choosing them")
     inspect.set_defaults(verb=_inspect)
 
 
@@ -41,7 +41,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if plots < 0:
         raise ValueError(f"--plots must be at least 0, got {plots}")
     if options.out is None and (options.plots, options.seed) != (None, None):
-        raise ValueError("--plots and --seed are for the page: give --out FILE.html, too")
+        raise ValueError("--plots and --seed are for the page: also give --out FILE.html")
     if "://" not in options.shards:
         read_description(Path(options.shards))  # a wrong path is reported before pages are imported
 
@@ -62,6 +62,6 @@ def _repair(options: argparse.Namespace) -> int:
     from hpc_ecg.shards.repair import repair
 
     start_logging()
-    mended = repair(options.shards, options.table, options.signals)
-    say(f"made again: {', '.join(mended)}" if mended else "nothing to mend: all shards are whole")
+    made = repair(options.shards, options.table, options.signals)
+    say(f"made again: {', '.join(made)}" if made else "nothing to mend: all shards are whole")
     return 0

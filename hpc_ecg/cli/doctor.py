@@ -13,7 +13,7 @@ def add_doctor(verbs: Verbs) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    """The exit code is 2 after an error, as for any mistake."""
+    """Print the findings; the exit code is 2 if one is an error."""
     import logging
     from collections import Counter
 

@@ -1,4 +1,4 @@
-"""`hpc-ecg evaluate RUN_DIR`: a finished run's numbers, on its test split or on other shards."""
+"""`hpc-ecg evaluate RUN_DIR`: score a finished run on its test split or on other shards."""
 
 import argparse
 import os
@@ -17,21 +17,22 @@ RATES |= {"f1": "F1", "nns": "to screen"}
 
 
 def add_evaluate(verbs: Verbs) -> None:
-    # Options may stand between settings, which a subparser does not allow: it takes all words.
+    # A subparser does not allow options between settings, so this one takes all arguments as they
+    # are, and `_parser` reads them.
     evaluate = verbs.add_parser(
         "evaluate", help="score a finished run", add_help=False, prefix_chars="\0"
     )
-    evaluate.add_argument("words", nargs="*")
+    evaluate.add_argument("arguments", nargs="*")
     evaluate.set_defaults(verb=_evaluate)
 
 
 def _parser() -> Parser:
     parser = Parser(prog="hpc-ecg evaluate", description="Score a finished run.")
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("settings", nargs="*", help="settings over those of the run")
+    parser.add_argument("settings", nargs="*", help="key=value, overrides of the run's settings")
     parser.add_argument(
         "--shards",
-        help="of another cohort; for labels of other names data.labels=[…], in the run's order",
+        help="of another cohort; data.labels=[…] gives its label names, in the run's order",
     )
     parser.add_argument(
         "--split", default="test", help="test (default), valid, or all: all records of the shards"
@@ -52,13 +53,13 @@ def _parser() -> Parser:
     return parser
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
-    """Mistakes that can be seen without torch are reported before it is imported."""
+def _evaluate(command: argparse.Namespace) -> int:
+    """Report mistakes that need no torch before importing it."""
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import say, start_logging
     from hpc_ecg.training.open_run import finished_run, load_run, load_run_for
 
-    options = _parser().parse_intermixed_args(arguments.words)
+    options = _parser().parse_intermixed_args(command.arguments)
     rank = read_ranks(os.environ).rank
     start_logging(rank)
     run_dir, shards, out = options.run_dir, options.shards, options.out
@@ -86,7 +87,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def table_of(result: dict[str, Any]) -> list[str]:
-    """For a terminal; intervals are 95 %, patients resampled."""
+    """Lines for a terminal; intervals are at 95 %, with patients resampled."""
     from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 
     note = f": {result['note']}" if "note" in result else ""
@@ -107,8 +108,8 @@ def table_of(result: dict[str, Any]) -> list[str]:
                 lines.append(f"  {text:<16}{format_with_interval(calibration[part])}")
         lines += _thresholds(label.get("at_threshold", {}))
         lines += _wrapped(label.get("auroc", {}).get("warning", ""), "  ")
-    for name, why in result["not_scored"].items():
-        lines += ["", *_wrapped(f"{name} is not scored: {why}")]
+    for name, reason in result["not_scored"].items():
+        lines += ["", *_wrapped(f"{name} is not scored: {reason}")]
     return [*lines, ""]
 
 
@@ -131,12 +132,12 @@ def _thresholds(points: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     methods = list(points)
     for start in range(0, len(methods), COLUMNS):
-        some = methods[start : start + COLUMNS]
-        rows = {"": [fitted_for(method) for method in some]}
-        if all("threshold" in points[method] for method in some):
-            rows["threshold"] = [f"{points[method]['threshold']:.4g}" for method in some]
+        shown = methods[start : start + COLUMNS]
+        rows = {"": [fitted_for(method) for method in shown]}
+        if all("threshold" in points[method] for method in shown):
+            rows["threshold"] = [f"{points[method]['threshold']:.4g}" for method in shown]
         rows |= {
-            text: [format_with_interval(points[m][rate]) for m in some]
+            text: [format_with_interval(points[m][rate]) for m in shown]
             for rate, text in RATES.items()
         }
         for name, row in rows.items():

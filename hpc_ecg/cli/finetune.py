@@ -1,23 +1,26 @@
-"""`hpc-ecg finetune`: train one run, or go on with it."""
+"""`hpc-ecg finetune`: start or resume one run."""
 
 import argparse
 import gc
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hpc_ecg.cli.parser import SETTINGS_HELP, Verbs
 
+if TYPE_CHECKING:
+    from hpc_ecg.training.settings import FinetuneConfig
+
 
 def add_finetune(verbs: Verbs) -> None:
-    finetune = verbs.add_parser("finetune", help="train one run, or go on with it")
+    finetune = verbs.add_parser("finetune", help="start or resume one run")
     finetune.add_argument("settings", nargs="*", help=SETTINGS_HELP)
     finetune.set_defaults(verb=_finetune)
 
 
 def _finetune(options: argparse.Namespace) -> int:
-    """Mistakes that can be seen without torch are reported before it is imported."""
+    """Report mistakes that need no torch before importing it."""
     from hpc_ecg.config.load import load_config, split_arguments, to_yaml
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import logger, start_logging
@@ -37,8 +40,8 @@ def _finetune(options: argparse.Namespace) -> int:
     return _run(config)
 
 
-def _check_paths(config: Any) -> None:
-    """ValueError for a path that does not exist; what is in it is checked later."""
+def _check_paths(config: "FinetuneConfig") -> None:
+    """ValueError for shards or weights that do not exist; their content is checked later."""
     from hpc_ecg.shards.format import read_description
     from hpc_ecg.weights.reading import resolve_file
 
@@ -49,8 +52,8 @@ def _check_paths(config: Any) -> None:
         resolve_file(Path(config.init.checkpoint))
 
 
-def _run(config: Any) -> int:
-    """The exit code: 0, EXIT_REQUEUE or EXIT_PEER_LOST."""
+def _run(config: "FinetuneConfig") -> int:
+    """Run and return the exit code: 0, EXIT_REQUEUE or EXIT_PEER_LOST."""
     from hpc_ecg.distributed.process_group import PeerLost
     from hpc_ecg.distributed.stop_signals import Preempted
     from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
@@ -62,7 +65,7 @@ def _run(config: Any) -> int:
     try:
         finetune(config, before_training=doctor_before_training(config))
     except Preempted as preempted:
-        # Slurm ends the processes that are still leaving when the first one has left
+        # Slurm signals the processes that have not exited when the first one has
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         logger.info(str(preempted))
         return preempted.code

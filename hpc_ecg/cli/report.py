@@ -1,4 +1,4 @@
-"""`hpc-ecg report SWEEP_DIR`: compare the runs of a sweep, and write the page."""
+"""`hpc-ecg report SWEEP_DIR`: compare the runs of a sweep and write the report."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ def add_report(verbs: Verbs) -> None:
         "--margin",
         type=float,
         default=0.02,
-        help="worse by less than this is non-inferior (default 0.02 of the deciding metric)",
+        help="worse by less than this is non-inferior (default 0.02, in the deciding metric)",
     )
     report.add_argument(
         "--replicates", type=int, default=2000, help="bootstrap replicates (default 2000)"

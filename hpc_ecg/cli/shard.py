@@ -1,4 +1,4 @@
-"""`hpc-ecg data shard`: its options, and the plan that they make."""
+"""`hpc-ecg data shard`: options in, a ShardingPlan out."""
 
 import argparse
 import math
@@ -43,8 +43,10 @@ def _add_columns(shard: argparse.ArgumentParser) -> None:
         "--label", action="append", required=True, metavar="COLUMN", help="repeat for several"
     )
     patient = group.add_mutually_exclusive_group()
-    patient.add_argument("--patient", metavar="COLUMN", help="who; splits are by patient")
-    patient.add_argument("--one-patient-per-record", action="store_true", help="recorded as such")
+    patient.add_argument("--patient", metavar="COLUMN", help="patient; splits are by patient")
+    patient.add_argument(
+        "--one-patient-per-record", action="store_true", help="noted in the shards"
+    )
     group.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
     group.add_argument("--record", metavar="COLUMN", help="name of the record (default: record)")
     group.add_argument("--time", metavar="COLUMN", help="date of the ECG (default: time)")
@@ -58,11 +60,11 @@ def _add_columns(shard: argparse.ArgumentParser) -> None:
 
 def _add_splits(shard: argparse.ArgumentParser) -> None:
     group = shard.add_argument_group("splits, by patient (default: fractions by a seeded hash)")
-    how = group.add_mutually_exclusive_group()
-    how.add_argument("--split", metavar="COLUMN", help="holds train, valid or test")
-    how.add_argument("--split-by-time", action="store_true", help="by the patient's first --time")
-    how.add_argument("--split-by-site", action="store_true", help="by --site")
-    how.add_argument("--folds", type=int, default=0, metavar="K", help="K folds (data.fold=…)")
+    method = group.add_mutually_exclusive_group()
+    method.add_argument("--split", metavar="COLUMN", help="holds train, valid or test")
+    method.add_argument("--split-by-time", action="store_true", help="by a patient's first --time")
+    method.add_argument("--split-by-site", action="store_true", help="by --site")
+    method.add_argument("--folds", type=int, default=0, metavar="K", help="K folds (data.fold=…)")
     group.add_argument("--fractions", metavar="A,B,C", help=f"default {FRACTIONS}")
     group.add_argument("--split-seed", type=int, default=0)
     group.add_argument("--stratify", action="store_true", help="equal shares of each label")
@@ -74,25 +76,25 @@ def _add_splits(shard: argparse.ArgumentParser) -> None:
 
 
 def _add_array_layout(shard: argparse.ArgumentParser) -> None:
-    group = shard.add_argument_group("recordings, where files do not say it themselves")
+    group = shard.add_argument_group("recordings, where the files do not say")
     group.add_argument(
         "--rate", metavar="HZ|COLUMN", help="must agree with the files; arrays need it"
     )
     group.add_argument("--axes", help="arrays: leads,samples (default) or samples,leads")
-    group.add_argument("--leads", help="arrays: names in the order of the file, with commas")
-    group.add_argument("--unit", help="arrays: mV (default), uV, V, or of a count: 4.88uV")
+    group.add_argument("--leads", help="arrays: names in the file's order, with commas between")
+    group.add_argument("--unit", help="arrays: mV (default), uV, V, or the size of a count: 4.88uV")
     group.add_argument("--array", metavar="FILE", help="one array below DIR holds all recordings")
     group.add_argument("--array-row", metavar="COLUMN", help="row there (default: of the table)")
 
 
 def _add_signal(shard: argparse.ArgumentParser) -> None:
-    group = shard.add_argument_group("what is made of a recording (DeepECG-SSL: the defaults)")
+    group = shard.add_argument_group("processing of a recording (DeepECG-SSL: the defaults)")
     group.add_argument("--to-rate", type=int, default=250, metavar="HZ")
     group.add_argument("--seconds", type=float, default=10.0)
     group.add_argument("--window", default="first", help="first (default), centre or all")
     group.add_argument("--pad-short", action="store_true", help="fill up with zeros, flagged")
     group.add_argument("--missing-leads", default="leave_out", help="or zero: filled, flagged")
-    group.add_argument("--clip", action="store_true", help="keep what is beyond ±32 mV, flagged")
+    group.add_argument("--clip", action="store_true", help="clip at ±32 mV, flagged")
     group.add_argument("--highpass", type=float, metavar="HZ", help="against baseline wander")
     group.add_argument("--notch", type=float, metavar="HZ", help="against mains: 50 or 60")
     group.add_argument("--resampling", default="resample_poly", help="or decimate: x[::k]")
@@ -102,7 +104,7 @@ def _add_signal(shard: argparse.ArgumentParser) -> None:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    # pandas' text lies in Arrow, whose own allocator keeps what was freed: 0.2 kB a record
+    # pandas keeps text in Arrow, whose default allocator does not free memory: 0.2 kB a record
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from hpc_ecg.log import say, start_logging
     from hpc_ecg.shards.index import describe_outcome
@@ -114,16 +116,16 @@ def _shard(options: argparse.Namespace) -> int:
 
 
 def _take_from_manifest(options: argparse.Namespace) -> None:
-    """What a manifest of fairseq-signals says itself need not be given; what is given counts."""
+    """Fill in options that are not given from a manifest; ValueError if one is still missing."""
     from hpc_ecg.cohort.manifest import is_manifest, read_manifest
     from hpc_ecg.cohort.table import read_table
 
     if options.table.is_file() and is_manifest(options.table):
         manifest = read_manifest(options.table, read_table)
-        said = {"signals": manifest.root, "axes": manifest.axes, "unit": manifest.unit}
+        defaults = {"signals": manifest.root, "axes": manifest.axes, "unit": manifest.unit}
         if not options.one_patient_per_record and "patient_id" in manifest.table:
-            said["patient"] = "patient_id"
-        for name, value in said.items():
+            defaults["patient"] = "patient_id"
+        for name, value in defaults.items():
             if getattr(options, name) is None:
                 setattr(options, name, value)
     if options.signals is None:
@@ -133,7 +135,7 @@ def _take_from_manifest(options: argparse.Namespace) -> None:
 
 
 def _check_together(options: argparse.Namespace) -> None:
-    """ValueError for an option that would do nothing without another."""
+    """ValueError for an option that has no effect without another."""
     by_hash = not (options.split or options.split_by_time or options.split_by_site)
     needs = (
         ("valid_from", "--split-by-time", options.split_by_time),
@@ -146,12 +148,13 @@ def _check_together(options: argparse.Namespace) -> None:
         ("split_seed", "splits by hash or --folds", by_hash),
         ("fractions", "splits by hash or --stratify", by_hash and not options.folds),
     )
-    for name, other, is_there in needs:
-        if getattr(options, name) and not is_there:
+    for name, other, is_given in needs:
+        if getattr(options, name) and not is_given:
             raise ValueError(f"--{name.replace('_', '-')} is for {other}; here it would do nothing")
 
 
 def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
+    """The plan that the options describe; ValueError for options that do not fit together."""
     from hpc_ecg.cohort.privacy import Privacy
     from hpc_ecg.cohort.table import Columns
     from hpc_ecg.ecg.array_files import AXES

@@ -1,4 +1,4 @@
-"""`hpc-ecg strategies`: list the strategies of a sweep, with a line each."""
+"""`hpc-ecg strategies`: list the strategies and options for a sweep, with descriptions."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ WIDTH = 80
 
 
 def add_strategies(verbs: Verbs) -> None:
-    strategies = verbs.add_parser("strategies", help="list the strategies and options of a sweep")
+    strategies = verbs.add_parser("strategies", help="list strategies and options for a sweep")
     strategies.add_argument(
-        "folder", nargs="?", type=Path, metavar="DIR", help="your own; default: the built-in ones"
+        "folder", nargs="?", type=Path, metavar="DIR", help="default: the built-in ones"
     )
     strategies.set_defaults(verb=_strategies)
 

@@ -1,65 +1,67 @@
-"""`hpc-ecg sweep`: strategies x seeds as one command, here or on Slurm; and how they are.
+"""`hpc-ecg sweep`: run strategies x seeds with one command, locally or on Slurm.
 
-The verb's own words are settings, as for a run; `status`, `cancel` and `retry` in front of a folder
-look after a sweep that was started.
+Its arguments are settings, as for a run, unless the first one is `status`, `cancel` or `retry`:
+these take the folder of a sweep that was started.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hpc_ecg.cli.parser import SETTINGS_HELP, Verbs
+from hpc_ecg.cli.parser import SETTINGS_HELP, Parser, Verbs
+
+if TYPE_CHECKING:
+    from hpc_ecg.sweep.grid import Sweep
 
 HELP = "run strategies x seeds; also sweep status, cancel and retry (sweep --help)"
-ABOUT = """Run every cell that is not done yet; start it again at any time.
+DESCRIPTION = """Run every cell that is not done yet; it can be started again at any time.
 
-  hpc-ecg sweep status SWEEP_DIR [--watch]    what is queued, runs, is done, has failed
-  hpc-ecg sweep cancel SWEEP_DIR [CELL ...]   end these runs, or all; a start goes on with them
-  hpc-ecg sweep retry SWEEP_DIR CELL          forget a failure and run it again
+  hpc-ecg sweep status SWEEP_DIR [--watch]    show what is queued, running, done or failed
+  hpc-ecg sweep cancel SWEEP_DIR [CELL ...]   stop these runs, or all; starting again resumes them
+  hpc-ecg sweep retry SWEEP_DIR CELL          forget a failure and run the cell again
 """
 
 
 def add_sweep(verbs: Verbs) -> None:
-    # no word is an option yet: which options there are depends on the first word
+    # This takes all arguments as they are: which options there are depends on the first one.
     sweep = verbs.add_parser("sweep", help=HELP, add_help=False, prefix_chars="\0")
-    sweep.add_argument("words", nargs="*")
-    sweep.set_defaults(verb=partial(_sweep, type(sweep), SETTINGS_HELP))
+    sweep.add_argument("arguments", nargs="*")
+    sweep.set_defaults(verb=_sweep)
 
 
-def _sweep(parser_class: type[argparse.ArgumentParser], help: str, given: Any) -> int:
-    own = {"status": _status, "cancel": _cancel, "retry": _retry}
-    first = given.words[0] if given.words else ""
-    if first not in own:
+def _sweep(command: argparse.Namespace) -> int:
+    subcommands = {"status": _status, "cancel": _cancel, "retry": _retry}
+    first = command.arguments[0] if command.arguments else ""
+    if first not in subcommands:
         raw = argparse.RawDescriptionHelpFormatter
-        parser = parser_class(prog="hpc-ecg sweep", description=ABOUT, formatter_class=raw)
-        parser.add_argument("settings", nargs="*", help=help)
+        parser = Parser(prog="hpc-ecg sweep", description=DESCRIPTION, formatter_class=raw)
+        parser.add_argument("settings", nargs="*", help=SETTINGS_HELP)
         parser.add_argument(
             "--dry-run", action="store_true", help="print what would run, and write nothing"
         )
         parser.add_argument(
             "--no-wait", action="store_true", help="on Slurm: submit, and do not wait for the runs"
         )
-        return _launch(parser.parse_intermixed_args(given.words))
-    parser = parser_class(prog=f"hpc-ecg sweep {first}")
+        return _launch(parser.parse_intermixed_args(command.arguments))
+    parser = Parser(prog=f"hpc-ecg sweep {first}")
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path)
     if first == "status":
-        parser.add_argument("--watch", action="store_true", help="go on until nothing is left")
+        parser.add_argument("--watch", action="store_true", help="repeat until nothing is left")
     else:
-        many = "*" if first == "cancel" else None
-        parser.add_argument("cells", metavar="CELL", nargs=many, help="as STRATEGY/seed-0")
-    return own[first](parser.parse_intermixed_args(given.words[1:]))
+        nargs = "*" if first == "cancel" else None
+        parser.add_argument("cells", metavar="CELL", nargs=nargs, help="such as STRATEGY/seed-0")
+    return subcommands[first](parser.parse_intermixed_args(command.arguments[1:]))
 
 
 def _launch(options: argparse.Namespace) -> int:
     from hpc_ecg.config.load import split_arguments
     from hpc_ecg.log import say, start_logging
 
-    files, words = split_arguments(options.settings)
+    files, overrides = split_arguments(options.settings)
     from hpc_ecg.sweep.grid import load_sweep
 
     start_logging()
-    sweep = load_sweep(files, words)
+    sweep = load_sweep(files, overrides)
     if options.dry_run:
         from hpc_ecg.sweep.dry_run import describe_launch
 
@@ -70,7 +72,8 @@ def _launch(options: argparse.Namespace) -> int:
     return _run(sweep, wait=not options.no_wait)
 
 
-def _run(sweep: Any, wait: bool, only: str | None = None) -> int:
+def _run(sweep: "Sweep", wait: bool, only: str | None = None) -> int:
+    """Launch the sweep, print failures, and return the exit code."""
     from hpc_ecg.distributed.stop_signals import Preempted
     from hpc_ecg.log import logger, say
     from hpc_ecg.sweep.launch import launch
@@ -84,7 +87,7 @@ def _run(sweep: Any, wait: bool, only: str | None = None) -> int:
     for failure in failures:
         say(f"failed: {failure}")
     if not wait:
-        say(f"how they are: hpc-ecg sweep status {folder}")
+        say(f"check on them: hpc-ecg sweep status {folder}")
     say(f"compare the runs: hpc-ecg report {folder}")
     return 1 if failures else 0
 

@@ -1,6 +1,6 @@
-"""The verbs `hpc-ecg weights …`: look into files of weights, convert, change and compare them.
+"""`hpc-ecg weights`: inspect, compare, convert and change files of weights.
 
-`inspect` and `diff` need no torch and answer in a second; the others import it.
+`inspect` and `diff` need no torch and answer within a second; the others import it.
 """
 
 import argparse
@@ -10,23 +10,23 @@ from pathlib import Path
 from hpc_ecg.cli.parser import Verbs
 
 FILE_HELP = "base_ssl.pt, a fine-tuned .pt, model.safetensors or a run's folder"
-OUT_HELP = "its ending decides: .pt (the original's layout), .safetensors or .onnx"
+OUT_HELP = "by its ending: .pt (the original's layout), .safetensors or .onnx"
 
 
 def add_weights(verbs: Verbs) -> None:
-    weights = verbs.add_parser("weights", help="look into checkpoints, convert, compare them")
+    weights = verbs.add_parser("weights", help="inspect, convert and compare checkpoints")
     weights_verbs = weights.add_subparsers(required=True, metavar="VERB")
 
-    inspect = weights_verbs.add_parser("inspect", help="say what a file holds, running nothing")
+    inspect = weights_verbs.add_parser("inspect", help="describe a file without running its code")
     inspect.add_argument("file", metavar="FILE", help=FILE_HELP)
-    inspect.add_argument("--json", action="store_true", help="for programs")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(verb=_inspect)
 
-    diff = weights_verbs.add_parser("diff", help="say which tensors differ and by how much")
+    diff = weights_verbs.add_parser("diff", help="show which tensors differ, and by how much")
     diff.add_argument("first", metavar="A", help=FILE_HELP)
     diff.add_argument("second", metavar="B", help="the same; layouts may differ")
-    diff.add_argument("--json", action="store_true", help="for programs, each tensor")
-    diff.add_argument("--exit-code", action="store_true", help="exit with 1 when they differ")
+    diff.add_argument("--json", action="store_true", help="print JSON, with every tensor")
+    diff.add_argument("--exit-code", action="store_true", help="exit with 1 if they differ")
     diff.set_defaults(verb=_diff)
 
     convert = weights_verbs.add_parser("convert", help="write the weights in another format")
@@ -34,15 +34,15 @@ def add_weights(verbs: Verbs) -> None:
     convert.add_argument(
         "--strip",
         action="store_true",
-        help="only tensors, sizes, labels and signal: no optimizer, history, paths, scores",
+        help="keep only tensors, sizes, labels and signal: no optimizer, history, paths, scores",
     )
     convert.add_argument("--labels", metavar="A,B", help="names of the head's labels, in order")
     convert.set_defaults(verb=_convert)
 
-    reset = weights_verbs.add_parser("reset-head", help="put a fresh head on the weights")
+    reset = weights_verbs.add_parser("reset-head", help="replace the head by a new one")
     _add_in_and_out(reset)
     reset.add_argument(
-        "--seed", type=int, required=True, help="as `seed` of a run with init.head=new"
+        "--seed", type=int, required=True, help="like `seed` of a run with init.head=new"
     )
     size = reset.add_mutually_exclusive_group()
     size.add_argument("--labels", metavar="A,B", help="names of the labels, in order")
@@ -111,7 +111,7 @@ def _soup(options: argparse.Namespace) -> int:
 
 
 def _names(text: str | None) -> list[str] | None:
-    """ValueError: an empty name, or one twice."""
+    """The names between commas; ValueError for an empty name or a repeated one."""
     if text is None:
         return None
     names = [name.strip() for name in text.split(",")]
@@ -121,7 +121,7 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _say(*lines: str) -> None:
-    """What a file says of itself may hold anything: only what can be printed is."""
+    """Print lines that may quote a file, with unprintable characters replaced."""
     for line in lines:
         text = "".join(c if c.isprintable() or c == "\n" else "?" for c in line)
         print(text)  # noqa: T201

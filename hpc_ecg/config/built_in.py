@@ -8,8 +8,7 @@ STRATEGIES = FOLDER / "strategies"
 
 
 def find_config(name: str) -> Path | None:
-    """The built-in file that `configs/finetune.yaml` or `finetune.yaml` names; None if there is
-    none."""
+    """The built-in file for a name such as `configs/finetune.yaml` or `finetune.yaml`, or None."""
     relative = Path(name)
     if relative.is_absolute() or ".." in relative.parts:
         return None
@@ -19,7 +18,7 @@ def find_config(name: str) -> Path | None:
 
 
 def list_strategies(folder: Path = STRATEGIES) -> Iterator[tuple[str, str]]:
-    """(name, description) of the strategies in a folder, then of its options as `+name`."""
+    """Yield (name, description) of a folder's strategies, then of its options as `+name`."""
     for path in sorted(folder.glob("*.yaml")):
         yield path.stem, _first_comment(path)
     for path in sorted((folder / "with").glob("*.yaml")):
@@ -27,7 +26,7 @@ def list_strategies(folder: Path = STRATEGIES) -> Iterator[tuple[str, str]]:
 
 
 def _first_comment(path: Path) -> str:
-    """The comment at the top of a file, as one line."""
+    """The comment at the top of a file, joined into one line."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

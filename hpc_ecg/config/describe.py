@@ -15,7 +15,7 @@ from hpc_ecg.config.schema import default_of, section_of
 
 
 def describe_settings(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, documentation) of every setting, in the order of the schema."""
+    """Yield (dotted key, type, default, documentation) of every setting, in the schema's order."""
     hints, docs = typing.get_type_hints(schema), _field_docs(schema)
     for item in dataclasses.fields(schema):
         key, kind = prefix + item.name, hints[item.name]
@@ -24,13 +24,13 @@ def describe_settings(schema: type, prefix: str = "") -> Iterator[tuple[str, str
             yield from describe_settings(section, f"{key}.")
             continue
         yield key, _type_name(kind), _show(default_of(item)), docs.get(item.name, "")
-        of_each = section_of(typing.get_args(kind)[-1]) if typing.get_args(kind) else None
-        if of_each and typing.get_origin(kind) is dict:
-            yield from describe_settings(of_each, f"{key}.NAME.")
+        entry = section_of(typing.get_args(kind)[-1]) if typing.get_args(kind) else None
+        if entry and typing.get_origin(kind) is dict:
+            yield from describe_settings(entry, f"{key}.NAME.")
 
 
 def _field_docs(schema: type) -> dict[str, str]:
-    """The string literal under each field of a dataclass, as one line."""
+    """The string literal below each field of a dataclass, joined into one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
@@ -42,7 +42,7 @@ def _field_docs(schema: type) -> dict[str, str]:
 
 
 def _type_name(kind: Any) -> str:
-    """`int`, `str | None`, `dict[str, StageConfig]`: our classes without their module."""
+    """Such as `str | None` or `dict[str, StageConfig]`: our classes without their module."""
     is_plain = isinstance(kind, type) and not typing.get_args(kind)
     return kind.__name__ if is_plain else re.sub(r"hpc_ecg\.[\w.]*\.", "", str(kind))
 

@@ -1,11 +1,11 @@
-"""Nested settings by dotted key: `{"optim": {"lr": 1}}` is `{"optim.lr": 1}`, and back."""
+"""Convert between nested settings, `{"optim": {"lr": 1}}`, and dotted keys, `{"optim.lr": 1}`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one dict by dotted key; an empty section stays a value."""
+    """Nested sections as one dict by dotted key; an empty section is kept as a value."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     flat: dict[str, Any] = {}

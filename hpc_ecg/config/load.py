@@ -1,8 +1,8 @@
-"""Settings: YAML files and `section.key=value` words in, one frozen dataclass out.
+"""Load settings: YAML files and `section.key=value` overrides in, one frozen dataclass out.
 
-Sources are merged one by one, later over earlier, so that an error names the source it came from.
-The schema is the dataclass itself; its field types decide how a word is read: text is taken
-verbatim (a YAML parser would turn `010` into 8 and `12:00:00` into 43200).
+Sources are merged one by one, later ones overriding earlier ones, so that an error can name its
+source. The schema is the dataclass itself; its field types decide how an override is read: text is
+taken verbatim (a YAML parser would turn `010` into 8 and `12:00:00` into 43200).
 """
 
 import dataclasses
@@ -19,12 +19,13 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 
 from hpc_ecg.config.built_in import find_config
 from hpc_ecg.config.describe import describe_settings
+from hpc_ecg.config.dotted_keys import nest
 from hpc_ecg.config.schema import section_of, without_none
 
 Schema = TypeVar("Schema")
 COMMAND_LINE = "command line"
 
-# What users of fairseq-signals type out of habit -> our setting.
+# Settings of fairseq-signals that users type out of habit -> ours.
 RENAMED = {
     "common.fp16": "engine.precision=fp16",
     "common.seed": "seed=…",
@@ -55,14 +56,14 @@ RENAMED = {
 
 @dataclasses.dataclass(frozen=True)
 class SettingsSource:
-    """Nested values, and the name of their source for error messages."""
+    """Nested values, and the name of their source for messages."""
 
     values: DictConfig
     name: str
 
 
 def load_config(schema: type[Schema], files: Sequence[str], overrides: Sequence[str]) -> Schema:
-    """Merge YAML files, then `key=value` overrides, over the schema's defaults.
+    """Merge YAML files, then `key=value` overrides, into the schema's defaults.
 
     ValueError in one line (dotted key, what was seen, source) for an unknown key, a wrong type, a
     missing value or a file that cannot be read.
@@ -73,7 +74,7 @@ def load_config(schema: type[Schema], files: Sequence[str], overrides: Sequence[
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The YAML files of a command line, and its `key=value` overrides."""
+    """The YAML files and the `key=value` overrides of a command line; ValueError for the rest."""
     for argument in arguments:
         if "=" not in argument and not argument.endswith((".yaml", ".yml")):
             raise ValueError(f"{argument!r} is neither a .yaml file nor a setting key=value")
@@ -81,7 +82,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Schema:
-    """The defaults of the schema with the sources over them, later over earlier."""
+    """The schema's defaults, overridden by the sources in order; ValueError as in `load_config`."""
     merged = OmegaConf.structured(schema)
     for source in sources:
         merged = _merge(merged, source, schema)
@@ -89,9 +90,9 @@ def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Sc
 
 
 def read_yaml(file: str) -> SettingsSource:
-    """A YAML file of nested keys; ValueError if it is missing or something else.
+    """Read a YAML file of nested keys; ValueError if it is missing or holds something else.
 
-    A built-in file is found by its name in `configs/` where no such file lies.
+    If there is no such file, a built-in one is found by its name in `configs/`.
     """
     path = Path(file)
     if not path.is_file():
@@ -111,26 +112,24 @@ def read_yaml(file: str) -> SettingsSource:
 
 
 def parse_override(override: str, schema: type) -> SettingsSource:
-    """`section.key=value` of the command line, read as the type in the schema asks."""
+    """Read `section.key=value` by the key's type in the schema; ValueError if that fails."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ValueError(f"{override!r} is neither a .yaml file nor a setting key=value")
     kind, is_optional = without_none(_type_of(schema, key, COMMAND_LINE))
-    nested: Any
+    parsed: Any
     if is_optional and value in ("null", "None"):
-        nested = None
+        parsed = None
     elif kind is str:
-        nested = value
+        parsed = value
     elif typing.get_origin(kind) is list and typing.get_args(kind) == (str,):
-        nested = _split_list(key, value)
+        parsed = _split_list(key, value)
     else:
         try:
             return SettingsSource(OmegaConf.from_dotlist([override]), COMMAND_LINE)
         except Exception as error:
             raise ValueError(f"{key}: cannot read {value!r}: {_first_line(error)}") from None
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return SettingsSource(OmegaConf.create(nested), COMMAND_LINE)
+    return SettingsSource(OmegaConf.create(nest({key: parsed})), COMMAND_LINE)
 
 
 def _to_dataclass(merged: DictConfig) -> Any:
@@ -147,7 +146,7 @@ def _to_dataclass(merged: DictConfig) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The whole configuration as YAML; reading it again gives the same configuration."""
+    """The whole configuration as YAML; loading it gives an equal configuration."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -174,12 +173,12 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
         declared = _type_of(schema, key, source, root_prefix=prefix)
         kind, is_optional = without_none(declared)
         section = section_of(kind)
-        of_each = section_of((typing.get_args(kind) or (None,))[-1])
+        entry = section_of((typing.get_args(kind) or (None,))[-1])
         if section and not (value is None and is_optional):
             _check_section(value, section, key, source)
-        elif of_each:
+        elif entry:
             for part, inner in value.items() if isinstance(value, dict) else ():
-                _check_section(inner, of_each, f"{key}.{part}", source)
+                _check_section(inner, entry, f"{key}.{part}", source)
         elif kind is int and isinstance(value, bool):
             raise ValueError(f"{key} is a whole number, got {value!r} ({source})")
         else:
@@ -193,7 +192,7 @@ def _check_section(value: Any, section: type, key: str, source: str) -> None:
 
 
 def _check_text(value: Any, kind: Any, is_optional: bool, key: str, source: str) -> None:
-    """OmegaConf would silently turn a number into text, after a leading zero is lost."""
+    """ValueError for a number where text is expected; its leading zeros are already lost."""
     if kind is str and not isinstance(value, str) and not (value is None and is_optional):
         raise ValueError(f"{key} is text: write it in quotes, got {value!r} ({source})")
     if typing.get_args(kind)[-1:] == (str,) and isinstance(value, list | dict):
@@ -202,7 +201,7 @@ def _check_text(value: Any, kind: Any, is_optional: bool, key: str, source: str)
 
 
 def _type_of(schema: type, key: str, source: str, root_prefix: str = "") -> Any:
-    """The annotated type of a dotted key; ValueError with the nearest known key."""
+    """The annotated type of a dotted key; ValueError, with the nearest known key, if unknown."""
     kind: Any = schema
     for part in key.removeprefix(root_prefix).split("."):
         inner, _ = without_none(kind)

@@ -1,4 +1,4 @@
-"""Relative paths in the settings of a run or sweep that is opened from another folder."""
+"""Resolve relative paths in the settings of a run or sweep that is opened from another folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ NOT_A_FILE = ("", "auto", "random")
 
 
 def resolve_paths(values: dict[str, Any], schema: type, bases: Sequence[Path]) -> dict[str, Any]:
-    """Settings by dotted key, with relative paths made absolute from the folder where they start.
+    """Settings by dotted key, with relative paths joined to the folder where they start.
 
-    `bases` are the folders where they may start: the first one counts in which the path exists,
-    or else the last. From that folder itself, and without bases, paths stay as they were written.
+    `bases` are the folders where they may start: the first in which the path exists, or else the
+    last, is used. In one of these folders, and without bases, paths stay as they are.
     """
     if not bases or Path.cwd() in bases:
         return values
@@ -25,7 +25,7 @@ def resolve_paths(values: dict[str, Any], schema: type, bases: Sequence[Path]) -
 
 
 def _is_path(key: str, keys: set[str]) -> bool:
-    """Also for an entry of a dict of paths, such as files.base_ssl."""
+    """True also for an entry of a dict of paths, such as files.base_ssl."""
     return key in keys or key.rpartition(".")[0] in keys
 
 

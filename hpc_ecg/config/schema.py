@@ -1,7 +1,7 @@
-"""Fields of settings: which values each one allows, and what else is known about it.
+"""Declare settings: the values that each field allows, and other rules for it.
 
 A settings class declares its fields with `setting(...)` and calls `check_settings` in its
-`__post_init__`, so that a range stands beside its field and every message has one form.
+`__post_init__`, so that a range stands beside its field and all messages have one form.
 """
 
 import math
@@ -17,21 +17,22 @@ KEY = "setting"
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
+    """The rules of one setting; None is no limit."""
+
     choices: Sequence[str] = ()
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
     may_change: bool = False
-    """A run may go on with another value: it says where things lie or how often something is
-    done, not what is computed."""
+    """Whether a run may resume with another value, because it does not change what is computed."""
     hint: str = ""
-    """What to do instead of a value that is not allowed."""
+    """Advice, added to the message for a value that is not allowed."""
     is_path: bool = False
-    """Names a file or folder; a relative one starts from the folder where the run was started."""
+    """Whether it is the path of a file or folder; relative ones start where the run was started."""
 
     def allows(self, value: float) -> bool:
-        """False for NaN, whatever the limits."""
+        """Whether a value is within the limits; False for NaN, whatever they are."""
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -41,7 +42,7 @@ class Rule:
         )
 
     def describe(self) -> str:
-        """`positive`, `at least 1` or an interval such as `in [0, 1)`."""
+        """The limits in words: `positive`, `at least 1`, or an interval such as `in [0, 1)`."""
         low = self.at_least if self.above is None else self.above
         high = self.at_most if self.below is None else self.below
         if low is None or high is None or high == math.inf:
@@ -52,7 +53,7 @@ class Rule:
 
 
 def setting(default: T, **rule: Any) -> T:
-    """A field with a default and a `Rule`; a list or dict is copied for each instance."""
+    """A dataclass field with a default and a `Rule`; a list or dict is copied for each instance."""
     metadata = {KEY: Rule(**rule)}
     if isinstance(default, list | dict):
         return cast(T, field(default_factory=default.copy, metadata=metadata))
@@ -80,12 +81,12 @@ def check_settings(config: Any, section: str) -> None:
 
 
 def rule_of(item: Any) -> Rule:
-    """The rule of a dataclass field; one without limits where none was declared."""
+    """The rule of a dataclass field; without limits if none was declared."""
     return cast(Rule, item.metadata.get(KEY, Rule()))
 
 
 def rules_by_key(schema: type, prefix: str = "") -> Iterator[tuple[str, Rule]]:
-    """(dotted key, rule) of every setting of a schema and of its sections."""
+    """Yield (dotted key, rule) of every setting of a schema and its sections."""
     hints = typing.get_type_hints(schema)
     for item in fields(schema):
         section = section_of(hints[item.name])
@@ -96,13 +97,13 @@ def rules_by_key(schema: type, prefix: str = "") -> Iterator[tuple[str, Rule]]:
 
 
 def section_of(kind: Any) -> type | None:
-    """The settings class that a field's type names, also as `Section | None`; else None."""
+    """The settings class that a field's type names, also in `Section | None`; otherwise None."""
     kind, _ = without_none(kind)
     return kind if isinstance(kind, type) and is_dataclass(kind) else None
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:
-    """A type without `| None`, and whether it had it."""
+    """A type without `| None`, and whether `| None` was there."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
         return inner[0], True

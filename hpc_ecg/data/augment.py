@@ -23,7 +23,7 @@ LEADS, NOISE, WANDER, POWERLINE, SHIFT, SCALE = (use << 40 for use in range(6))
 
 
 def record_seeds(sha256: list[str], seed: int, step: int) -> np.ndarray:
-    """A seed for each record of a step, int64 [n], from the digests of the signals."""
+    """A seed for each record of a step, int64 [n], from the SHA-256 digests of the signals."""
     record_n = np.array([int(digest[:16], 16) for digest in sha256], np.uint64).view(np.int64)
     key = np.random.Philox(key=[seed, step]).random_raw(1).view(np.int64)
     return splitmix64(splitmix64(record_n) ^ key)
@@ -32,7 +32,7 @@ def record_seeds(sha256: list[str], seed: int, step: int) -> np.ndarray:
 def augment(
     ecg_nCS: Tensor, seeds_n: np.ndarray, config: AugmentConfig, sample_rate_hz: int
 ) -> Tensor:
-    """The records as this step sees them, in mV."""
+    """Augmented copies [n, C, S] of ECGs in mV, by the records' seeds [n]."""
     seed_n11 = torch.from_numpy(seeds_n).to(ecg_nCS.device)[:, None, None]
     num_leads, num_samples = ecg_nCS.shape[1:]
 
@@ -74,14 +74,14 @@ def _shift(ecg_nCS: Tensor, by_n11: Tensor) -> Tensor:
 
 
 def _uniform(seed_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
-    """Float32 [n, rows, columns] in (0, 1): the numbers of each record from counter `first` on."""
+    """Uniform in (0, 1), float32 [n, rows, columns], from each record's counter `first` on."""
     count = torch.arange(first, first + rows * columns, device=seed_n11.device)
     bits = splitmix64(seed_n11 + count.view(rows, columns) * GOLDEN_GAMMA)
     return (shift_right(bits, 41).float() + 0.5) / 2**23  # exact, and never 0 or 1
 
 
 def _normal(seed_n11: Tensor, first: int, rows: int, columns: int) -> Tensor:
-    """Standard normal, by Box and Muller (1958): two uniform numbers for each."""
+    """Standard normal, float32 [n, rows, columns] (Box and Muller 1958); uses twice the numbers."""
     radius = _uniform(seed_n11, first, rows, columns)
     turn = _uniform(seed_n11, first + rows * columns, rows, columns)
     return torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * turn)

@@ -1,7 +1,7 @@
 """One split of a set of shards, ready to train on: settings of `data` in, a Dataset out.
 
-Labels and identities are in memory; signals stay in the source, and are read at the byte offsets of
-the index.
+Labels and identities are in memory; signals stay in the source and are read at the byte offsets
+that the index gives.
 """
 
 # N records of the split, n records read, K labels, C leads, S samples
@@ -25,7 +25,7 @@ from hpc_ecg.shards.remote import open_shard_set
 
 
 class Dataset:
-    """Records of one split: labels, identities, and signals by position."""
+    """The records of one split: labels [N, K], identities, and signals by position 0..N-1."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Dataset:
 
     @property
     def streams(self) -> bool:
-        """Whether shards are read from front to back."""
+        """Whether shards are read from front to back (data.read=stream)."""
         return self.source.streams
 
     @property
@@ -77,7 +77,7 @@ class Dataset:
 
     def read(self, positions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The signals at these positions, int16 counts [n, C, S], in the first rows of `out` if
-        given."""
+        given. ValueError for a shard that cannot be read or is damaged."""
         if out is None:
             out = np.empty((len(positions), *self.record_shape), self.dtype)
         size = math.prod(self.record_shape)
@@ -94,6 +94,7 @@ class Dataset:
             )
             for row, blob in zip(remote, blobs, strict=True):
                 records[row] = np.frombuffer(blob, np.int16)
+        # once per process, but remote records each time they are read
         for row in {*np.flatnonzero(~self._verified_N[positions]), *remote}:
             self.verify(records[row], int(positions[row]))
         if records:
@@ -101,24 +102,24 @@ class Dataset:
         return out[: len(records)]
 
     def verify(self, record: np.ndarray, position: int) -> None:
-        """ValueError if a record is not what was written. Each record is verified once per process,
-        a remote one each time it is read."""
+        """ValueError if a record differs from what was written (SHA-256)."""
         if hashlib.sha256(record.data).hexdigest() != self.sha256_N[position]:
-            what = "a record has changed since it was written (SHA-256)"
-            raise ValueError(self.damage(int(self.shard_N[position]), what))
+            reason = "a record has changed since it was written (SHA-256)"
+            raise ValueError(self.damage(int(self.shard_N[position]), reason))
         self._verified_N[position] = True
 
-    def damage(self, shard: int, what: str) -> str:
+    def damage(self, shard: int, reason: str) -> str:
+        """The message for a damaged shard."""
         return (
-            f"{self.source.name(shard)} is damaged: {what}; copy the shard again, or make it again "
-            "with: hpc-ecg data repair"
+            f"{self.source.name(shard)} is damaged: {reason}; copy the shard again, or make it "
+            "again with: hpc-ecg data repair"
         )
 
 
 def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
-    """The set of shards and the labels to use, by fold, label table and label fraction of `config`.
+    """The set of shards, with fold, label table and label fraction applied, and the labels to use.
 
-    ValueError if they do not fit together.
+    ValueError if settings and shards do not fit together.
     """
     shards = open_shard_set(config.shards, config.allow_pipe)
     if config.fold is not None:
@@ -142,7 +143,7 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
 def open_split(
     shards: ShardSet, split: str, label_names: list[str], source: ShardSource | None = None
 ) -> Dataset:
-    """One split; ValueError if it is empty, or if one of its labels is missing in every record."""
+    """One split; ValueError if it is empty or one of its labels is missing in every record."""
     dataset = Dataset(shards, split, label_names, source)
     if len(dataset) == 0:
         counts = shards.index["split"].value_counts().to_dict()

@@ -1,8 +1,8 @@
 """From step numbers to arrays: the micro-batches of this rank, read one batch ahead by a thread.
 
 Signals stay int16 until they are on the device, which halves the bytes to move. Batches are read
-into arrays that are used in turn (a fresh one costs more in page faults than in copying), so the
-arrays of a batch are valid until the next batch is requested, and no longer.
+into reused buffers (a fresh one costs more in page faults than in copying), so the arrays of a
+batch are valid only until the next batch is requested.
 """
 
 # B records of the global batch, n records of a micro-batch, C leads, S samples, K labels
@@ -21,7 +21,7 @@ from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.stream import StreamReader, stream_epoch, stream_in_order
 
 AHEAD = 1
-"""Batches read ahead. More were slower: they push each other out of the cache."""
+"""Batches to read ahead. More were slower: they push each other out of the CPU's cache."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,9 +31,9 @@ class MicroBatch:
     """The input of one forward pass. An empty one holds a dummy record of zeros with weight 0."""
 
     counts_nCS: np.ndarray
-    """Or features [n, D], where the backbone is frozen and they are cached."""
+    """Or cached features [n, D] of a frozen backbone."""
     samples_n: np.ndarray | None
-    """Samples of each record before its padding; None if no record is padded."""
+    """Samples of each record before its padding, int64 [n]; None if no record is padded."""
     positions: np.ndarray
     labels_nK: np.ndarray
     weight: float = 1.0
@@ -41,7 +41,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """What this rank does in one step, and what all ranks do together."""
+    """The micro-batches of this rank in one step, and the labels and positions of all ranks."""
 
     step: int
     micro_batches: list[MicroBatch]
@@ -52,7 +52,7 @@ class StepBatch:
 def prefetch(
     dataset: Dataset, steps: Iterable[int], sampler: EpochSampler, rank_slice: RankSlice
 ) -> Iterator[StepBatch]:
-    """The batches of `steps`, in order; with data.read=stream, steps must be consecutive."""
+    """Yield the batches of `steps`, in order; with data.read=stream, steps must be consecutive."""
     buffers = _buffers(dataset, sampler.config.batch_size)
     stream: StreamReader | None = None
     epoch = -1
@@ -74,7 +74,7 @@ def prefetch(
 
 
 def prefetch_in_order(dataset: Dataset, records: slice, batch_size: int) -> Iterator[MicroBatch]:
-    """These records of the split, in the order of the split, in batches."""
+    """Yield these records of the split, in the order of the split, in batches."""
     buffers = _buffers(dataset, batch_size)
     stream = stream_in_order(dataset, records) if dataset.streams else None
 
@@ -90,17 +90,17 @@ def prefetch_in_order(dataset: Dataset, records: slice, batch_size: int) -> Iter
 
 
 def _buffers(dataset: Dataset, batch_size: int) -> Iterator[np.ndarray]:
-    """One buffer to work on and AHEAD to fill, in turn. Rows that are not used take no memory.
+    """Cycle through one buffer to work on and AHEAD to fill; unused rows take no memory.
 
-    They are one block: numpy asks for huge pages from 4 MiB on, and small pages would cost more
-    than the copying.
+    They are parts of one block, since numpy asks for huge pages from 4 MiB on, and faults of small
+    pages would cost more than the copying.
     """
     block = empty_rows(dataset, (AHEAD + 1) * batch_size)
     return cycle(np.split(block, AHEAD + 1))
 
 
 def _read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`read(item)` for each item, in order; AHEAD items are read while one is worked on."""
+    """Yield `read(item)` for each item, in order, while a thread reads AHEAD items more."""
     thread = ThreadPoolExecutor(1, "reading")
     pending: deque[Future[Result]] = deque()
     try:
@@ -123,7 +123,7 @@ def collate_step(
     out: np.ndarray | None = None,
 ) -> StepBatch:
     """The batch of one step for this rank, read from `stream` or else from the dataset, into `out`
-    or else into new arrays."""
+    [B, C, S] or else into a new array."""
     positions = sampler.batch(step)
     if out is None:
         out = empty_rows(dataset, len(positions))
@@ -142,7 +142,7 @@ def collate_step(
 def collate(
     dataset: Dataset, positions: np.ndarray, out: np.ndarray, reader: Dataset | StreamReader
 ) -> MicroBatch:
-    """The records at these positions; a dummy with weight 0 for none."""
+    """The records at these positions, read into `out`; without positions, a dummy of weight 0."""
     is_dummy = len(positions) == 0
     if is_dummy:
         positions, counts_nCS = np.zeros(1, np.int64), out[:1]
@@ -159,5 +159,5 @@ def collate(
 
 
 def empty_rows(dataset: Dataset, num_rows: int) -> np.ndarray:
-    """Memory for so many records of a split, not initialized."""
+    """An uninitialized array for `num_rows` records of a split."""
     return np.empty((num_rows, *dataset.record_shape), dataset.dtype)

@@ -1,11 +1,11 @@
-"""Copies of shards on the node's own disk, made ahead of use by a thread, for all its processes.
+"""Copies of shards on the node's local disk, made ahead of use by a thread, for all its processes.
 
     stage_dir/hpc_ecg-stage/<digest of the index>/shard-000000.tar   complete and verified
                                                   users/*.lock       one held by each process
 
 The process that holds the lock of the set copies; the others, of this or another run, wait for it.
-A copy gets its name once its digest is that of dataset.json. The last process that uses a set
-deletes it or, after a crash, the next process to start; never while a living process uses it.
+A copy gets its final name once its digest equals that in dataset.json. The last process that uses a
+set deletes it; after a crash, the next process to start does. A set in use is never deleted.
 """
 
 import hashlib
@@ -32,18 +32,20 @@ class NodeCache:
         self,
         folder: Path,
         set_sha256: str,
-        about: Sequence[dict[str, Any]],
+        descriptions: Sequence[dict[str, Any]],
         open_shard: Callable[[int], BinaryIO],
         first_use: Sequence[int],
         quota_gb: float | None = None,
     ) -> None:
-        """Start to copy these shards into `folder`, in the order in which they will be used.
+        """Start to copy shards into `folder`, in the order `first_use`.
 
-        `about`: the entries of all shards in dataset.json.
+        `descriptions` are the entries of all shards in dataset.json; `quota_gb` defaults to 90 % of
+        the free space. OSError if `folder` cannot be written.
         """
         self._base = folder / "hpc_ecg-stage"
         self._folder = self._base / set_sha256[:16]
-        self._about, self._open_shard, self._first_use = about, open_shard, first_use
+        self._descriptions, self._open_shard = descriptions, open_shard
+        self._first_use = first_use
         self._ready: set[int] = set()
         self._listed_at = 0.0
         self._stop = threading.Event()
@@ -62,29 +64,31 @@ class NodeCache:
     def open(self, shard: int) -> BinaryIO | None:
         """The copy of a shard; None until it is complete and verified."""
         try:
-            return (self._folder / self._about[shard]["name"]).open("rb")
+            return (self._folder / self._descriptions[shard]["name"]).open("rb")
         except OSError:  # not yet, or deleted by hand
             return None
 
     def arrivals(self) -> list[int]:
         """Shards copied since the last call; lists the folder at most once a second."""
         if time.monotonic() - self._listed_at < LIST_EVERY_S or len(self._ready) == len(
-            self._about
+            self._descriptions
         ):
             return []
         self._listed_at = time.monotonic()
         names = {entry.name for entry in os.scandir(self._folder)}
-        new = {n for n, about in enumerate(self._about) if about["name"] in names} - self._ready
+        new = {
+            n for n, about in enumerate(self._descriptions) if about["name"] in names
+        } - self._ready
         self._ready |= new
         return sorted(new)
 
     def wait(self) -> None:
-        """Block until this process has nothing left to copy or to wait for."""
+        """Block until this process has nothing left to copy."""
         self._thread.join()
         self._listed_at = 0.0
 
     def close(self) -> None:
-        """Stop copying; the last process that uses the copies deletes them."""
+        """Stop copying; delete the copies if no other process uses them."""
         self._stop.set()
         self._thread.join()
         with _lock(self._base / "lock"):
@@ -93,7 +97,7 @@ class NodeCache:
             _delete_unused(self._folder)
 
     def _work(self) -> None:
-        """Copy what is missing, as soon as no other process copies."""
+        """Copy what is missing, as soon as no other process is copying."""
         lock = _lock(self._folder / "copying.lock")
         while not self._stop.is_set():
             try:
@@ -103,15 +107,16 @@ class NodeCache:
                 continue
         try:
             for shard in self._first_use:
-                if self._stop.is_set() or not self._stage(shard, self._about[shard]):
+                if self._stop.is_set() or not self._stage(shard):
                     break
         except OSError as error:
             logger.warning(f"{self._folder}: {error}; the rest is read from data.shards")
         finally:
             lock.release()
 
-    def _stage(self, shard: int, about: dict[str, Any]) -> bool:
-        """Copy one shard; False if there is no space for more."""
+    def _stage(self, shard: int) -> bool:
+        """Copy one shard; False if it does not fit the quota."""
+        about = self._descriptions[shard]
         path = self._folder / about["name"]
         if path.exists():
             return True
@@ -137,14 +142,14 @@ class NodeCache:
                     if self._stop.is_set():
                         return
             if digest.hexdigest() != about["sha256"]:
-                raise ValueError(f"{about['name']} is damaged (SHA-256): it is not staged")
+                raise ValueError(f"{about['name']} is damaged (SHA-256): not staged")
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
 
 
 def resolve_stage_dir(setting: str) -> Path:
-    """data.stage_dir with variables expanded; ValueError if it is no writable folder."""
+    """data.stage_dir with variables expanded; ValueError if it is not a writable folder."""
     text = os.path.expanduser(os.path.expandvars(setting))  # noqa: PTH111
     if "$" in text:
         raise ValueError(

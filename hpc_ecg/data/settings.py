@@ -11,30 +11,30 @@ from hpc_ecg.config.schema import check_settings, default_of, setting
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     shards: str = setting(MISSING, may_change=True, is_path=True)
-    """Folder of shards, as tools/shard_ecgs.py writes it, or its URL (s3://bucket/set, …)."""
+    """Folder of shards, as `hpc-ecg data shard` writes it, or its URL (s3://bucket/set, …)."""
     task: str = setting("binary", choices=("binary", "multilabel", "regression"))
-    """What the labels are: binary (one label), multilabel or regression."""
+    """Kind of labels: binary (one label), multilabel or regression."""
     labels: list[str] = setting([])
     """Labels to train on, in the order of the head's outputs; [] = all labels of the shards."""
     label_table: str | None = setting(None, may_change=True, is_path=True)
-    """Table (CSV, TSV, parquet) with a column `record` and one column per label; it replaces the
-    labels of the shards. A record that it does not list has no label."""
+    """Table (CSV, TSV, parquet) with a column `record` and one column per label, which replaces the
+    labels of the shards. A record that is not listed has no label."""
     fold: int | None = setting(None, at_least=0)
-    """For shards with folds: the fold to test on; the next one validates, the others train. null =
-    the splits of the shards."""
+    """For shards with folds: the fold to test on; the next one is for validation, the others for
+    training. null = the splits of the shards."""
     repeat: int = setting(0, at_least=0)
     """Which repetition of the division into folds to use."""
     label_fraction: float = setting(1.0, above=0, at_most=1)
-    """Share of the labelled training patients to train on, to measure what labels are worth. All
-    seeds use the same patients, and a smaller share is part of a larger one."""
+    """Share of the labelled training patients to train on, to measure the value of more labels. All
+    seeds use the same patients, and a larger share includes those of a smaller one."""
     batch_size: int = setting(128, at_least=1)
     """Records per optimizer step, over all processes together."""
     order: str = setting("shuffled", choices=("shuffled", "fixed_batches"))
-    """shuffled = a new order in each epoch; fixed_batches = as the reference: batches are cut once
-    and only their order changes (with seed=1 these are its batches)."""
+    """shuffled = a new order in each epoch; fixed_batches = as in the reference: batches are cut
+    once and only their order changes (seed=1 gives its batches)."""
     sampling: str = setting("all", choices=("all", "balanced", "one_per_patient"))
     """Records of an epoch: all (each once), balanced (half of them positive; binary only) or
-    one_per_patient (one record of each patient, another one in each epoch)."""
+    one_per_patient (one record of each patient, drawn again in each epoch)."""
     read: str = setting("map", choices=("map", "stream"))
     """map = random access to each record; stream = shards from front to back, for storage where
     random reads are expensive (it has its own order, set by stream_lanes and stream_buffer)."""
@@ -46,11 +46,11 @@ class DataConfig:
     stage_dir: str | None = setting(None, may_change=True)
     """Folder on the node's own disk to copy shards to ahead of use ($SLURM_TMPDIR, …)."""
     stage_quota_gb: float | None = setting(None, above=0, may_change=True)
-    """Space to use there; null = 90 % of what is free. Shards that do not fit are read from
-    data.shards."""
+    """Space to use in stage_dir; null = 90 % of the free space. Shards that do not fit are read
+    from data.shards."""
     allow_pipe: bool = setting(False, may_change=True)
-    """Allow data.shards to be `pipe:COMMAND`, a shell command that writes the file {name} to its
-    output. The command runs with your rights: allow only commands that you wrote."""
+    """Allow data.shards to be `pipe:COMMAND`, a shell command that writes the file {name} to
+    standard output. It runs with your rights: allow only commands that you wrote."""
 
     def __post_init__(self) -> None:
         check_settings(self, "data")
@@ -76,10 +76,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """0 turns an augmentation off. Each record draws its own size between 0 and the maximum."""
+    """0 turns an augmentation off. Each record draws its size between 0 and the maximum."""
 
     lead_mask: float = setting(0.0, at_least=0, below=1)
-    """Probability to set a lead to zero, for each lead; never all leads of a record."""
+    """Probability that a lead is set to zero, for each lead; never all leads of a record."""
     noise_mv: float = setting(0.0, at_least=0, below=math.inf)
     """Largest RMS of Gaussian noise."""
     wander_mv: float = setting(0.0, at_least=0, below=math.inf)

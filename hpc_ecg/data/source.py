@@ -1,8 +1,7 @@
-"""Where the bytes of shards come from: the node's own disk, a folder, an fsspec URL (s3://…), or a
-shell command.
+"""Read shards from the node's local disk, a folder, an fsspec URL (s3://…), or a shell command.
 
-A shard is read from the nearest place that has it: as a memory map of int16 counts, as ranges of
-bytes, or as a stream.
+A shard is read from the nearest of these that has it: as a memory map of int16 counts, as byte
+ranges, or as a stream.
 """
 
 # n records read
@@ -23,22 +22,22 @@ from hpc_ecg.shards.remote import RemoteStore, open_remote_store
 
 class ShardSource:
     def __init__(self, shards: ShardSet, config: DataConfig | None = None) -> None:
-        """Without `config`, shards are memory-mapped where they are."""
+        """Without `config`, shards are memory-mapped from their folder."""
         self._config = config or DataConfig()
         self.streams = self._config.read == "stream"
-        self._about = shards.description["shards"]
+        self._descriptions = shards.description["shards"]
         self._set_sha256 = shards.description["index_sha256"]
-        self._place = shards.name
+        self._location = shards.name
         self._remote: RemoteStore | None = open_remote_store(shards.url) if shards.url else None
         self._node_cache: NodeCache | None = None
         self._mapped: dict[int, np.ndarray] = {}
 
     def name(self, shard: int) -> str:
-        """Path of a shard, for messages."""
-        return f"{self._place}/{self._about[shard]['name']}"
+        """The path of a shard, for messages."""
+        return f"{self._location}/{self._descriptions[shard]['name']}"
 
     def files(self, shards: Iterable[int]) -> dict[int, np.ndarray]:
-        """The files of these shards as int16, without those that are remote."""
+        """The files of these shards as int16 arrays, by shard, leaving out remote ones."""
         self._take_arrivals()
         for shard in shards:
             if shard not in self._mapped:
@@ -49,13 +48,13 @@ class ShardSource:
         return self._mapped
 
     def ranges(self, shards_n: Sequence[int], starts_n: Sequence[int], size: int) -> list[bytes]:
-        """`size` bytes of each of these remote shards at each of these offsets, in one request."""
+        """`size` bytes from each of these remote shards, at these offsets, in one request."""
         assert self._remote is not None
-        names = [self._about[shard]["name"] for shard in shards_n]
+        names = [self._descriptions[shard]["name"] for shard in shards_n]
         return self._remote.ranges(names, list(starts_n), size)
 
     def open(self, shard: int) -> BinaryIO:
-        """A stream, to be read from front to back."""
+        """A shard as a stream; ValueError if it cannot be opened."""
         self._take_arrivals()
         return self._staged(shard) or self._original(shard)
 
@@ -63,15 +62,15 @@ class ShardSource:
         return self._node_cache.open(shard) if self._node_cache else None
 
     def _original(self, shard: int) -> BinaryIO:
-        name = self._about[shard]["name"]
+        name = self._descriptions[shard]["name"]
         if self._remote is not None:
             return self._remote.open(name)
-        path = Path(self._place) / name
+        path = Path(self._location) / name
         try:
             return path.open("rb")
         except OSError as error:
-            why = f"{path} cannot be read: {error.strerror}"
-            raise ValueError(f"{why}; copy the shard again") from None
+            message = f"{path} cannot be read: {error.strerror}; copy the shard again"
+            raise ValueError(message) from None
 
     def _take_arrivals(self) -> None:
         if self._node_cache:
@@ -85,7 +84,7 @@ class ShardSource:
             self._node_cache = NodeCache(
                 resolve_stage_dir(config.stage_dir),
                 self._set_sha256,
-                self._about,
+                self._descriptions,
                 self._original,
                 first_use,
                 config.stage_quota_gb,

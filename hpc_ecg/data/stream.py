@@ -1,8 +1,8 @@
-"""Read shards from front to back, through webdataset's own pipeline.
+"""Read shards from front to back, through webdataset's pipeline.
 
-The order is known beforehand (lanes.py); a thread per lane reads the next chunk while the current
-one is used. A resumed run starts at the chunk that it needs first, and skips what lies before it in
-that shard. Every record is verified against the index; a shard that lacks one is damaged.
+The order is known in advance (lanes.py); a thread per lane reads the next chunk while the current
+one is used. A resumed run starts at the first chunk that it needs, and skips what comes before it
+in that shard. Every record is verified against the index; a shard that lacks one is damaged.
 """
 
 # n records read, C leads, S samples
@@ -26,9 +26,9 @@ Chunk = dict[int, np.ndarray]
 def read_shard(
     dataset: Dataset, shard: int, positions: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """These records of a shard, in the order of the file.
+    """Yield (position, counts [C, S]) of these records of a shard, in the order of the file.
 
-    ValueError names a shard that cannot be read, lacks a record, or holds other signals.
+    ValueError names a shard that cannot be read, lacks a record, or holds a changed signal.
     """
     from webdataset import DataPipeline, pipelinefilter
     from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -41,7 +41,7 @@ def read_shard(
 
     with dataset.source.open(shard) as file:
         samples = iter(
-            DataPipeline(  # without splitters: the shards were dealt to ranks before
+            DataPipeline(  # without splitters: the shards are already dealt to ranks
                 [[{"url": dataset.source.name(shard), "stream": file}]],
                 pipelinefilter(tar_file_expander)(select_files=is_wanted),
                 pipelinefilter(group_by_keys)(),
@@ -54,19 +54,19 @@ def read_shard(
                     raise ValueError(f"{len(wanted)} records are missing")
                 record = parse_array(sample["ecg.npy"], dataset.record_shape)
             except Exception as error:  # tarfile and file systems raise many kinds
-                why = str(error).partition("\n")[0] or type(error).__name__
-                raise ValueError(dataset.damage(shard, why)) from None
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                raise ValueError(dataset.damage(shard, reason)) from None
             position = wanted.pop(sample["__key__"])
             dataset.verify(record, position)
             yield position, record
 
 
 def read_lane(dataset: Dataset, chunks: Sequence[np.ndarray]) -> Iterator[Chunk]:
-    """The chunks of a lane, one after the other; each holds ascending positions of one shard."""
+    """Yield the chunks of a lane in order; each holds ascending positions of one shard."""
     for shard, group in groupby(chunks, key=lambda chunk: int(dataset.shard_N[chunk[0]])):
-        of_shard = list(group)
-        records = read_shard(dataset, shard, np.concatenate(of_shard).tolist())
-        for chunk in of_shard:
+        shard_chunks = list(group)
+        records = read_shard(dataset, shard, np.concatenate(shard_chunks).tolist())
+        for chunk in shard_chunks:
             yield dict(islice(records, len(chunk)))
 
 
@@ -76,7 +76,7 @@ class StreamReader:
     def __init__(
         self, dataset: Dataset, positions_n: np.ndarray, lane_n: np.ndarray, chunk_n: np.ndarray
     ) -> None:
-        """The sequence, and the lane and chunk (ascending in each lane) of each record."""
+        """The sequence [n], and the lane and chunk of each record; chunks ascend in each lane."""
         self._lane_of = dict(zip(positions_n.tolist(), lane_n.tolist(), strict=True))
         self._chunk_of = dict(zip(positions_n.tolist(), chunk_n.tolist(), strict=True))
         lanes = np.unique(lane_n).tolist()
@@ -91,7 +91,7 @@ class StreamReader:
         self._held: dict[int, tuple[int, Chunk]] = dict.fromkeys(lanes, (-1, {}))
 
     def read(self, positions: np.ndarray, out_nCS: np.ndarray) -> np.ndarray:
-        """The next records of the sequence, int16 counts, into the first rows of `out_nCS`."""
+        """Read the next records of the sequence, int16 counts, into the first rows of `out_nCS`."""
         for row, position in enumerate(positions.tolist()):
             lane, chunk = self._lane_of[position], self._chunk_of[position]
             if self._held[lane][0] != chunk:
@@ -110,17 +110,21 @@ class StreamReader:
 def stream_epoch(
     dataset: Dataset, sampler: EpochSampler, step: int, rank_slice: RankSlice
 ) -> StreamReader:
-    """The records that a rank reads from this step to the end of its epoch."""
+    """A reader of a rank's records from this step to the end of its epoch."""
     epoch, index = divmod(step, sampler.steps_per_epoch)
     lanes = sampler.lanes(epoch)
     is_mine_M = lanes.lane_M % rank_slice.world_size == rank_slice.rank
     is_mine_M[: index * sampler.config.batch_size] = False
-    parts = (lanes.positions_M, lanes.lane_M, lanes.chunk_M)
-    return StreamReader(dataset, *(part[is_mine_M] for part in parts))
+    return StreamReader(
+        dataset,
+        positions_n=lanes.positions_M[is_mine_M],
+        lane_n=lanes.lane_M[is_mine_M],
+        chunk_n=lanes.chunk_M[is_mine_M],
+    )
 
 
 def stream_in_order(dataset: Dataset, records: slice) -> StreamReader:
-    """Consecutive records of a split: one lane, in chunks that do not cross shards."""
+    """A reader of consecutive records of a split: one lane, in chunks that do not cross shards."""
     positions_n = np.arange(records.start, records.stop)
     shard_n = dataset.shard_N[positions_n]
     first_n = np.searchsorted(shard_n, shard_n)

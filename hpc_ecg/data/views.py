@@ -1,6 +1,6 @@
-"""Changes of the index that need no signal: the fold to test on, other labels, fewer patients.
+"""Change splits or labels in the index: the fold to test on, other labels, fewer patients.
 
-Each function returns a copy of the index with other splits or labels.
+Each function returns a changed copy of the index; signals are not needed.
 """
 
 # N records of the index, K folds
@@ -20,9 +20,9 @@ logger = logging.getLogger("hpc_ecg")
 
 
 def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
-    """Test on fold `fold` of a repeat, validate on the next fold, train on all others.
+    """Assign splits: `fold` for test, the next fold for validation, all others for training.
 
-    ValueError if the shards have no such fold.
+    ValueError if the shards have no such fold or repeat.
     """
     column = f"{FOLD_PREFIX}{repeat}"
     if column not in index:
@@ -41,11 +41,12 @@ def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
 def replace_labels(
     index: pd.DataFrame, path: Path, names: list[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The index with the labels of a table instead, and the names of those labels.
+    """Replace the labels by those of a table; returns the index and the names of the labels.
 
-    The table's column `record` holds names of records or, for shards without names (--key), `row`
-    the rows of their table. Records that it does not list have no label; a warning says how many.
-    All windows of a recording get its label. ValueError for a table without such a column or label.
+    The table's column `record` holds names of records; for shards without names (--key), `row`
+    holds rows of the table that they were made from. Records that are not listed have no label; a
+    warning says how many. All windows of a recording get its label. ValueError if the table lacks
+    such a column or a label, or lists no record of the shards.
     """
     columns = [str(name) for name in read_table(path)]
     by = "row" if "row" in columns and "record" not in columns else "record"
@@ -59,10 +60,10 @@ def replace_labels(
     if unlisted == len(index):
         raise ValueError(
             f"data.label_table={path} lists no record of the shards; its column {by} must hold "
-            "what index.parquet has as record, or rows of the table that they were made of"
+            "what index.parquet has as record, or rows of the table that they were made from"
         )
     if unlisted:
-        logger.warning(f"{path}: {unlisted} of {len(index)} records are not in it: no label")
+        logger.warning(f"{path} does not list {unlisted} of {len(index)} records: no label")
     labels_NK = np.where(rows[:, None] < 0, np.nan, table.labels_NK[rows])
     index = index.drop(columns=[name for name in index if str(name).startswith(LABEL_PREFIX)])
     return index.assign(**{LABEL_PREFIX + n: labels_NK[:, k] for k, n in enumerate(names)}), names
@@ -71,10 +72,10 @@ def replace_labels(
 def keep_label_fraction(
     index: pd.DataFrame, names: list[str], fraction: float, needs_positives: bool
 ) -> pd.DataFrame:
-    """Keep this share of the labelled training patients, in the order of a hash of the patient.
+    """Keep this share of the labelled training patients, ordered by a hash of the patient.
 
-    The other training records get the split `left_out`. ValueError if a label loses all its
-    positive records.
+    The other training records get the split `left_out`. ValueError if `needs_positives` and a label
+    loses all its positive records.
     """
     labels = index[[LABEL_PREFIX + name for name in names]]
     is_train = index["split"] == "train"

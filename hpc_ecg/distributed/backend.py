@@ -1,7 +1,7 @@
 """What the engine asks of a parallel backend: DDP, FSDP2 or DeepSpeed's ZeRO.
 
 A backend wraps a module and its optimizer for training on several ranks. `module` is the module
-whose parameters train, `wrapped` is what the forward pass calls.
+whose parameters train; `wrapped` is the one to call for the forward pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 OptimizerBuilder = Callable[[nn.Module], torch.optim.Optimizer]
 ScalerState = dict[str, Any]
-"""The loss scale of fp16 as plain numbers."""
+"""The state of torch's GradScaler, as plain numbers."""
 
 
 class ParallelBackend(Protocol):
@@ -23,7 +23,7 @@ class ParallelBackend(Protocol):
 
     @property
     def collective_forward(self) -> bool:
-        """Every rank must take part in each forward pass, because the weights are sharded."""
+        """Whether every rank must take part in each forward pass, because weights are sharded."""
         ...
 
     @property
@@ -34,17 +34,18 @@ class ParallelBackend(Protocol):
     def scaler(self, state: ScalerState | None) -> None: ...
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """By name; sharded ones under FSDP2."""
+        """The parameters of `module` that train, by name; sharded under FSDP2."""
         ...
 
     def no_sync(self, is_last: bool) -> AbstractContextManager[None]:
-        """Postpone the all-reduce of gradients to the last micro-batch of a step."""
+        """A context without all-reduce of gradients, except for the last micro-batch of a step."""
         ...
 
-    def backward(self, loss: Tensor, is_last: bool) -> None: ...
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Accumulate gradients; with `is_last` they are averaged over the ranks."""
 
     def clip_gradients(self) -> Tensor:
-        """Clip to the norm that the backend was made with; the norm before clipping."""
+        """Clip to the norm given at construction; returns the norm before clipping, 0-d."""
         ...
 
     def step(self) -> None:
@@ -57,20 +58,20 @@ class ParallelBackend(Protocol):
 
     def moments(self) -> dict[str, Tensor]:
         """The optimizer's state as `<moment>/<parameter name>` -> full tensor on the CPU, so that
-        checkpoints do not depend on the order of parameters. Collective; what rank 0 gets counts.
+        checkpoints do not depend on the backend. Collective; only rank 0's result is complete.
         """
         ...
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        """Restore what `moments` returned, whatever backend wrote it."""
+        """Restore the result of `moments`, whichever backend it came from."""
 
     def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies on the CPU, unsharded. Collective."""
         ...
 
     def shard_like_params(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies on the device, each sharded like the parameter whose name its key ends in."""
+        """Copies on the device, each sharded like the parameter that its key ends with."""
         ...
 
     def release(self) -> None:
-        """Undo what was done to the wrapped module."""
+        """Undo changes to the module that was wrapped."""

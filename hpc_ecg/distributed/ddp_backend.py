@@ -1,4 +1,7 @@
-"""DistributedDataParallel through Accelerate; with one process, the plain module."""
+"""DistributedDataParallel through Accelerate; with one process, the plain module.
+
+The other two backends inherit whatever is the same for them.
+"""
 
 import contextlib
 from collections.abc import Mapping
@@ -47,7 +50,7 @@ class DDPBackend:
         self.optimizer.zero_grad()
 
     def gather_weights(self) -> None:
-        """The wrapped module is the caller's own: its weights are in place."""
+        """Does nothing: the caller's module is the one that trains."""
 
     def moments(self) -> dict[str, Tensor]:
         """All ranks hold the same state, so only rank 0 copies it."""
@@ -62,11 +65,10 @@ class DDPBackend:
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         parameters = self.trainable_parameters()
-        # AdamW keeps `step` on the CPU unless it is fused
         is_fused = self.optimizer.param_groups[0].get("fused")
         for key, value in self.shard_like_params(moments).items():
             moment, _, name = key.partition("/")
-            stays_on_cpu = moment == "step" and not is_fused
+            stays_on_cpu = moment == "step" and not is_fused  # as AdamW keeps it
             self.optimizer.state[parameters[name]][moment] = value.cpu() if stays_on_cpu else value
 
     def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,6 +88,6 @@ class DDPBackend:
             self._accelerator.scaler.load_state_dict(state)
 
     def release(self) -> None:
-        """Accelerate changes a module's forward under fp16 (autocast)."""
+        """Undo autocast, which Accelerate adds to the module's forward under fp16."""
         if self._accelerator.scaler:
             self._accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)

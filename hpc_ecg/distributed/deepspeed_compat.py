@@ -1,4 +1,4 @@
-"""Workarounds for DeepSpeed and Accelerate's plugin for it; all patches of the two stand here."""
+"""Workarounds for DeepSpeed and Accelerate's plugin for it; all patches of the two are here."""
 
 import logging
 import os
@@ -29,13 +29,13 @@ def import_deepspeed(stage: int, on_cpu: bool) -> ModuleType:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # This op would compile for minutes on a CPU; gloo does its work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # It imports transformers, for models that are sharded while they are built; ours is not.
+    # It imports transformers, for models that are sharded while they are built, which ours is not.
     DeepSpeedPlugin.set_deepspeed_weakref = lambda self: None
     return deepspeed
 
 
 def destroy_process_group() -> None:
-    """Destroy the process group and make DeepSpeed forget it, so that another engine can follow."""
+    """Destroy the process group and make DeepSpeed forget it, so that another can follow."""
     import deepspeed
 
     deepspeed.comm.destroy_process_group()
@@ -46,7 +46,7 @@ def create_adam_states(zero_optimizer: Any, stage: int, step: Tensor) -> None:
     """Give AdamW zero moments at `step`, as its first step would.
 
     DeepSpeed (stages 1 and 2) links optimizer states to parameters after the first step of the
-    first parameter group, when the other groups have no state yet: theirs would stay unlinked.
+    first parameter group, when the other groups have no state yet; theirs would stay unlinked.
     """
     adam = zero_optimizer.optimizer
     is_fused = adam.param_groups[0].get("fused")

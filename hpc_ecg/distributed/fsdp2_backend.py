@@ -1,8 +1,8 @@
 """FSDP2: torch's `fully_shard`, on every device.
 
-It does not go through Accelerate, which on a CPU would silently run plain DDP, or processes that
-never join each other. It works on a copy, so that the caller's module stays whole; `gather_weights`
-copies the weights back. Autocast does the mixed precision, as under DDP, so their numbers agree.
+It bypasses Accelerate, which on a CPU would silently run plain DDP, or processes that never join
+each other. It works on a copy, so that the caller's module stays unsharded; `gather_weights` copies
+the weights back. Mixed precision is done by autocast, as under DDP, so their numbers agree.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class FSDP2Backend(DDPBackend):
         self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.module))
 
     def no_sync(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """`backward` tells FSDP2 itself."""
+        """Does nothing: `backward` itself controls the synchronization."""
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
@@ -70,12 +70,12 @@ class FSDP2Backend(DDPBackend):
 
 
 def unshard(tensor: Tensor) -> Tensor:
-    """The full tensor of one that may be sharded. Collective."""
+    """The full tensor of a tensor that may be sharded. Collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _fully_shard(module: nn.Module) -> nn.Module:
-    """Each encoder layer is a unit of its own; what lies around the layers is one more."""
+    """Shard each encoder layer as one unit, and everything else as another."""
     device = next(module.parameters()).device.type
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
     for name, part in module.named_modules():

@@ -1,8 +1,8 @@
-"""Join the process group, make the Accelerator, and leave both again.
+"""Choose the hardware, join the process group, make the Accelerator, and leave both again.
 
-The process group is made here, through the store of the rendezvous; Accelerate and DeepSpeed find
-it. Both can silently fall back to single processes, so what they report is compared with what the
-launch promised.
+The process group is initialized here, with the store of the rendezvous; Accelerate and DeepSpeed
+use it. Both can silently fall back to single processes, so the size that they report is compared
+with the size of the launch.
 """
 
 import os
@@ -26,23 +26,40 @@ from hpc_ecg.distributed.rendezvous import join_rendezvous
 from hpc_ecg.distributed.settings import EngineConfig
 
 FAILURE = "failed"
-"""Key in the store: the mistake that one process met."""
+"""Key in the store: the error of the process that failed."""
 GRACE_S = 2.0
-"""Rank 0 holds the store: the others must notice the failure and read it before it exits."""
+"""Rank 0 holds the store, so it must not exit before the others have read the failure."""
 LONGER_THAN_WATCHDOG = timedelta(minutes=2)
-"""torch's timeout comes later than the watchdog, whose stacks say more than torch's error."""
+"""How much later torch times out than the watchdog, whose stacks say more than torch's error."""
 
 
 class PeerLost(RuntimeError):  # noqa: N818
-    """The other processes or the network are gone; the run can go on from its checkpoint."""
+    """Other processes or the network are gone; the run can resume from its checkpoint."""
+
+
+def choose_hardware(config: EngineConfig) -> tuple[bool, str]:
+    """Whether to run on the CPU, and the precision, on this machine.
+
+    ValueError if the machine cannot do what an explicit setting asks.
+    """
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ValueError("engine.device=cuda, but torch sees no GPU here; use engine.device=cpu")
+    on_cpu = config.device == "cpu" or not has_gpu
+    if config.precision == "auto":
+        return on_cpu, "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "fp32"
+    if on_cpu and config.precision == "fp16":
+        raise ValueError("engine.precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
+    return on_cpu, config.precision
 
 
 def join_process_group(
     config: EngineConfig, rendezvous_dir: Path | None, on_cpu: bool, precision: str
 ) -> tuple[Accelerator, Ranks, Store | None]:
-    """The Accelerator of this process, its ranks, and the store to hand to `leave_process_group`.
+    """The Accelerator of this process, its ranks, and the store to pass to `leave_process_group`.
 
-    Under Slurm the processes find each other through a file in `rendezvous_dir`.
+    Under Slurm the processes find each other through a file in `rendezvous_dir`. ValueError if they
+    do not all join in time, or for a library or tracker that is not installed.
     """
     _reset_accelerate()
     trackers = _check_trackers(config.trackers)
@@ -57,7 +74,7 @@ def join_process_group(
         if plugin is None:
             accelerator = Accelerator(
                 cpu=on_cpu,
-                # only for its loss scale: the engine does the autocast
+                # only for the loss scale: the engine does the autocast
                 mixed_precision="fp16" if precision == "fp16" else "no",
                 log_with=trackers or None,
                 project_dir=rendezvous_dir,
@@ -81,11 +98,12 @@ def join_process_group(
 
 @contextmanager
 def share_failures(ranks: Ranks, store: Store | None) -> Iterator[None]:
-    """Pass a mistake that one process meets on to the others, which would only see it exit.
+    """Report a ValueError or OSError of one process to the others, which would only see it exit.
 
-    Raises PeerLost if a peer is gone without having said why.
+    Raises that error on the failing process, ValueError with its text on the others, and PeerLost
+    if a peer is gone without a report.
     """
-    if store is None and torch.distributed.is_initialized():  # under torchrun torch made the store
+    if store is None and torch.distributed.is_initialized():  # under torchrun torch makes the store
         store = torch.distributed.distributed_c10d._get_default_store()
     try:
         yield
@@ -119,7 +137,7 @@ def _failure_of_peer(store: Store | None) -> str:
 
 
 def leave_process_group(store: Store | None, uses_deepspeed: bool) -> None:
-    """So that another engine can be made in this process."""
+    """Undo `join_process_group`, so that this process can join again."""
     if torch.distributed.is_initialized():
         if uses_deepspeed:
             destroy_process_group()
@@ -132,7 +150,7 @@ def leave_process_group(store: Store | None, uses_deepspeed: bool) -> None:
 
 
 def _check_trackers(names: list[str]) -> list[str]:
-    """ValueError for a tracker that is not installed, which Accelerate would silently leave out."""
+    """ValueError for a tracker that is not installed, which Accelerate would silently skip."""
     available = [str(kind.value) for kind in get_available_trackers()]
     for name in names:
         if name not in available:
@@ -146,7 +164,7 @@ def _check_trackers(names: list[str]) -> list[str]:
 def _init_process_group(
     rendezvous_dir: Path | None, timeout: timedelta, on_cpu: bool, needs_group: bool
 ) -> tuple[Ranks, Store | None]:
-    """The ranks, and the store if it is ours. A single process makes a group only if it must."""
+    """The ranks, and the store if we made it. A single process makes a group only if needed."""
     store: Store | None
     ranks, store = join_rendezvous(os.environ, rendezvous_dir, timeout)
     if ranks.world_size == 1 and not needs_group:
@@ -163,7 +181,7 @@ def _init_process_group(
 
 
 def _reset_accelerate() -> None:
-    """Accelerate keeps its state in classes; a second run in one process must start afresh."""
+    """Accelerate keeps its state in classes; a second run in one process needs a fresh one."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)

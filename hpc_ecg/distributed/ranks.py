@@ -21,10 +21,10 @@ class Ranks:
 
 
 def read_ranks(env: Mapping[str, str]) -> Ranks:
-    """The ranks of this process; torchrun's variables win over Slurm's; one process without either.
+    """The ranks of this process. torchrun's variables take precedence; without any, one process.
 
-    Slurm's count only inside a step (`srun`): the batch shell has SLURM_PROCID=0 as well, and the
-    job's number of tasks, but runs a single process.
+    Slurm's variables count only inside a step (`srun`): the batch shell also has SLURM_PROCID=0 and
+    the job's number of tasks, but is a single process. ValueError if torchrun's are incomplete.
     """
     if "RANK" in env or "WORLD_SIZE" in env:
         return _read_torchrun(env)
@@ -39,7 +39,7 @@ def read_ranks(env: Mapping[str, str]) -> Ranks:
 
 
 def without_ranks(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a child process that is a run by itself, not a rank of this one."""
+    """The environment for a child process that is a separate run, not a rank of this one."""
     dropped = (*RANK_VARIABLES, *MASTER_VARIABLES)
     return {
         name: value
@@ -63,7 +63,7 @@ def _read_torchrun(env: Mapping[str, str]) -> Ranks:
 
 
 def _tasks_on_this_node(env: Mapping[str, str]) -> int:
-    """SLURM_STEP_TASKS_PER_NODE reads `4(x2),3`: four on two nodes, then three on one."""
+    """Parse SLURM_STEP_TASKS_PER_NODE: `4(x2),3` means four on two nodes, then three on one."""
     counts: list[int] = []
     for part in env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]).split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
@@ -73,6 +73,6 @@ def _tasks_on_this_node(env: Mapping[str, str]) -> int:
 
 
 def slurm_job_facts() -> dict[str, str]:
-    """What Slurm says about this job, for environment.json."""
+    """Slurm's id, name, partition and nodes of this job, for environment.json; {} without Slurm."""
     names = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST")
     return {name: os.environ[name] for name in names if name in os.environ}

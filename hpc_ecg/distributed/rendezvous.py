@@ -1,14 +1,15 @@
 """How the processes of a run find each other: ranks and addresses from the environment.
 
-Under Slurm rank 0 binds a free port, keeps it, and publishes its address in a file in a folder
-that all nodes see, so two jobs on one node cannot collide. The file is named after this very start
-(job, step, restart), so nothing reads what an earlier start left. torchrun gives an address itself.
+Under Slurm, rank 0 binds a free port and publishes its address in a file in a folder that all nodes
+share, so two jobs on one node cannot collide. The file is named after job, step and restart, so no
+process reads the file of an earlier start. torchrun provides the address itself.
 """
 
 import json
 import socket
 import time
 from collections.abc import Mapping, MutableMapping
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,14 +28,14 @@ def join_rendezvous(
 ) -> tuple[Ranks, TCPStore | None]:
     """The ranks, exported to `env` as torchrun names them, and the store for `init_process_group`.
 
-    The store is None with a single process, or if MASTER_ADDR and MASTER_PORT are set.
-    `rendezvous_dir` is a folder that all nodes share. ValueError if not all processes join in time.
+    The store is None for a single process, or if MASTER_ADDR and MASTER_PORT are set.
+    `rendezvous_dir` is a folder that all nodes share. ValueError if not all processes join within
+    `timeout`.
     """
     ranks = read_ranks(env)
     if ranks.world_size == 1:
         return ranks, None
-    values = (ranks.rank, ranks.local_rank, ranks.world_size, ranks.local_world_size)
-    env.update({name: str(value) for name, value in zip(RANK_VARIABLES, values, strict=True)})
+    env.update(zip(RANK_VARIABLES, map(str, astuple(ranks)), strict=True))
     missing = [name for name in MASTER_VARIABLES if name not in env]
     if not missing:
         return ranks, None
@@ -49,13 +50,13 @@ def join_rendezvous(
         host, store = publish_address(env, file, ranks.world_size, timeout)
     else:
         host, store = connect(file, ranks.rank, timeout)
-    # Accelerate and DeepSpeed want these set, and do not bind the port again
-    env.update(dict(zip(MASTER_VARIABLES, (host, str(store.port)), strict=True)))
+    # Accelerate and DeepSpeed need these, but do not bind the port again.
+    env.update(MASTER_ADDR=host, MASTER_PORT=str(store.port))
     return ranks, store
 
 
 def _name_of_start(env: Mapping[str, str]) -> str:
-    """Named like a partial file, so that `tidy` removes what a killed start left."""
+    """A name like that of a partial file, so that `tidy` removes it after a killed start."""
     restart = env.get("SLURM_RESTART_COUNT", "0")
     return f".meeting.{env['SLURM_JOB_ID']}.{env.get('SLURM_STEP_ID', '0')}.{restart}.partial"
 
@@ -63,10 +64,13 @@ def _name_of_start(env: Mapping[str, str]) -> str:
 def publish_address(
     env: Mapping[str, str], file: Path, world_size: int, timeout: timedelta
 ) -> tuple[str, TCPStore]:
-    """Rank 0: open the store, write host names and port to `file`, wait for all others."""
+    """Rank 0: open the store, write host names and port to `file`, and wait for all others.
+
+    Returns the host name and the store. ValueError if others do not join in time.
+    """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timeout)
-    # Names, not addresses: many nodes have their own name as a loopback address in /etc/hosts, and
-    # no other node has. Slurm's name comes first, since its own daemons must resolve it.
+    # Names, not addresses: on many nodes /etc/hosts maps the node's name to a loopback address,
+    # which other nodes cannot use. Slurm's name comes first, since Slurm itself must resolve it.
     names = [env.get("SLURMD_NODENAME", ""), socket.gethostname()]
     hosts = [env["MASTER_ADDR"]] if "MASTER_ADDR" in env else [name for name in names if name]
     try:
@@ -78,7 +82,7 @@ def publish_address(
 
 
 def _wait_for_all(store: TCPStore, world_size: int, timeout: timedelta) -> None:
-    """By polling, so that signals are handled: the store's own wait would block them."""
+    """Poll the store, so that signals are handled; its blocking wait would delay them."""
     deadline = time.monotonic() + timeout.total_seconds()
     while store.add(JOINED, 0) < world_size - 1:
         if time.monotonic() > deadline:
@@ -91,7 +95,10 @@ def _wait_for_all(store: TCPStore, world_size: int, timeout: timedelta) -> None:
 
 
 def connect(file: Path, rank: int, timeout: timedelta) -> tuple[str, TCPStore]:
-    """The other ranks: read the address and join the store of rank 0."""
+    """Other ranks: read the address and connect to the store of rank 0.
+
+    Returns the host name and the store. ValueError if rank 0 cannot be reached in time.
+    """
     node = socket.gethostname()
     try:
         wait_until_seen(file, timeout.total_seconds())
@@ -101,8 +108,8 @@ def connect(file: Path, rank: int, timeout: timedelta) -> tuple[str, TCPStore]:
             "disk that all nodes share, and process 0 must have started"
         ) from None
     address = json.loads(file.read_text())
-    host = _first_reachable(address["hosts"], address["port"], node)
     port = address["port"]
+    host = _first_reachable(address["hosts"], port, node)
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
     store.set(f"{JOINED}/{rank}", node)
     store.add(JOINED, 1)
@@ -110,7 +117,7 @@ def connect(file: Path, rank: int, timeout: timedelta) -> tuple[str, TCPStore]:
 
 
 def _first_reachable(hosts: list[str], port: int, node: str) -> str:
-    """The first name that answers; torch alone would try one name for the whole timeout."""
+    """The first host that answers; torch itself would try one name for the whole timeout."""
     failures = []
     for host in hosts:
         try:

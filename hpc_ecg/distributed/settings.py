@@ -12,22 +12,22 @@ class EngineConfig:
     parallel: str = setting("ddp", choices=PARALLEL, may_change=True)
     """How processes share the work: ddp (each holds the whole model), fsdp2 (torch's fully_shard)
     or DeepSpeed's zero1, zero2, zero3 (shard the optimizer; also gradients; also weights). All give
-    the same numbers and write the same checkpoints, so a run may go on with another one."""
+    the same numbers and write the same checkpoints, so a run may resume with another one."""
     precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"))
     """Arithmetic: auto (bf16 on GPUs that support it, fp32 elsewhere), fp32, bf16 or fp16 (ddp)."""
     device: str = setting("auto", choices=("auto", "cpu", "cuda"), may_change=True)
     """auto (a GPU if there is one), cpu or cuda."""
     micro_batch_size: int | None = setting(None, at_least=1, may_change=True)
-    """Records per forward pass of one process; null = its whole share of the batch at once."""
+    """Records per forward pass of one process; null = its whole share of the batch."""
     activation_checkpointing: bool = setting(False, may_change=True)
     """Keep one activation per encoder layer and recompute the others: less memory, more time."""
     compile: bool = setting(False, may_change=True)
-    """torch.compile the model: slower to start; numbers differ in the last digits."""
+    """Use torch.compile: slower to start, and numbers differ in the last digits."""
     cpu_threads: int | None = setting(None, at_least=1, may_change=True)
     """Threads of torch on a CPU; null = torch's own choice."""
     timeout_min: float = setting(30, above=0, may_change=True)
-    """Minutes without a step after which all processes write their stacks and exit (exit code 76:
-    slurm/finetune.sh starts the job again)."""
+    """Minutes without a step after which all processes write their stacks and exit (exit code 76,
+    after which slurm/finetune.sh starts the job again)."""
     trackers: list[str] = setting([], may_change=True)
     """Experiment trackers besides metrics.jsonl, by Accelerate's names: tensorboard, wandb, mlflow,
     trackio …; they write into the run's folder."""

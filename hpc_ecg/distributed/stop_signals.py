@@ -1,7 +1,7 @@
 """Requests to save or to stop a running job: Slurm's signals, and files in the run's folder.
 
-A signal handler only sets a flag. The ranks share their flags with every step, so that all of them
-save and stop at the same one; Slurm may signal some of them later, or not at all.
+Signal handlers only set a flag. The ranks share their flags in every step, so that all of them save
+and stop at the same step; Slurm may signal some of them later, or not at all.
 """
 
 import signal
@@ -14,11 +14,11 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 STOP, SAVE = "STOP", "SAVE"
 POLL_FILES_EVERY_S = 1.0
 EXIT_REQUEUE = 75
-"""Exit code of a run that saved and should continue; slurm/finetune.sh has it requeued."""
+"""Exit code of a run that saved and should resume; slurm/finetune.sh requeues the job."""
 
 
 class Preempted(Exception):  # noqa: N818
-    """The run was asked to stop, and has saved. `code` is the exit code of the process."""
+    """The run saved and stopped on request. `code` is the exit code for the process."""
 
     def __init__(self, reason: str, code: int) -> None:
         super().__init__(reason)
@@ -26,21 +26,21 @@ class Preempted(Exception):  # noqa: N818
 
 
 class Requests(NamedTuple):
-    """What a run is asked to do; on one rank, or summed over all."""
+    """Requests to a run, as 0 or 1 on one rank, or summed over all ranks."""
 
     preempt: float = 0.0
     """A signal arrived: save, exit and be requeued."""
     stop: float = 0.0
     """The file STOP exists: save and exit."""
     save: float = 0.0
-    """The file SAVE exists, or a checkpoint is due: save and go on."""
+    """The file SAVE exists, or a checkpoint is due: save and continue."""
 
 
 NO_REQUESTS = Requests()
 
 
 class StopSignals:
-    """Listens from construction until `close`. Only rank 0 looks for the files."""
+    """Handles the signals from construction until `close`. Only rank 0 looks for the files."""
 
     def __init__(self, folder: Path, is_rank_zero: bool) -> None:
         self._files = {name: folder / name for name in (STOP, SAVE)} if is_rank_zero else {}
@@ -71,13 +71,13 @@ class StopSignals:
         self._must_save = True
 
     def clear_save(self) -> None:
-        """A checkpoint was written: the request is served, and its file goes."""
+        """Forget the request once a checkpoint is written, and delete the file SAVE."""
         self._must_save = False
         if self._files:
             self._files[SAVE].unlink(missing_ok=True)
 
     def preempted(self, by_signal: bool) -> Preempted:
-        """The exception to raise once everything is saved."""
+        """The exception to raise once everything is saved; deletes the file STOP."""
         if self._files:
             self._files[STOP].unlink(missing_ok=True)
         if by_signal:
@@ -86,6 +86,6 @@ class StopSignals:
         return Preempted(f"saved and stopped by the file {STOP}; start again to go on", 0)
 
     def close(self) -> None:
-        """Put the previous signal handlers back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)

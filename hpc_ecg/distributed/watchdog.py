@@ -1,7 +1,7 @@
-"""A process that makes no progress writes the stacks of all its threads and exits.
+"""A watchdog: a process that makes no progress writes the stacks of its threads and exits.
 
-A rank that hangs makes the others hang, too, in their next collective. Each rank watches itself,
-so the log holds the stacks of all of them, and the job ends instead of wasting its time.
+A rank that hangs makes the others hang in their next collective. Each rank watches itself, so the
+log holds the stacks of all ranks, and the job ends instead of idling until its time limit.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ import time
 logger = logging.getLogger("hpc_ecg")
 
 EXIT_PEER_LOST = 76
-"""Exit code of a process that hangs or has lost its peers; slurm/finetune.sh starts it again."""
+"""Exit code of a process that hangs or lost its peers; slurm/finetune.sh starts it again."""
 GRACE_S = 5
-"""Between the stacks and the exit: the first rank to exit would take the others with it."""
+"""Seconds between stacks and exit, since the first rank to exit takes the others down."""
 
 
 class Watchdog:
+    """Ends the process with EXIT_PEER_LOST if `beat` is not called for `timeout_s` seconds."""
+
     def __init__(self, timeout_s: float, rank: int) -> None:
         self._timeout_s, self._rank = timeout_s, rank
         self._last_beat, self._stopped = time.monotonic(), threading.Event()

@@ -1,6 +1,6 @@
 """The doctor's checks of a cluster: what each node has, and whether processes reach each other.
 
-A check returns findings. Some look at their own node, and `merged` combines those of all nodes;
+A check returns findings. Checks of one node differ between processes, and `merged` combines them;
 collective checks exchange what each process saw, so that all processes return the same findings.
 """
 
@@ -26,7 +26,7 @@ LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
 
 MANY_FLOATS = 1 << 24
 SLOW_GB_S = 0.12
-"""What a network of 1 Gb/s moves."""
+"""The throughput of a network of 1 Gb/s."""
 DRIVER = Path("/sys/module/nvidia/version")
 
 
@@ -38,16 +38,16 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         line = f"{self.level:8}{self.name}: {self.text}"
-        return "".join(c if c.isprintable() else " " for c in line)  # a file's own words, too
+        return "".join(c if c.isprintable() else " " for c in line)  # it may quote a file
 
 
 def attempt(
     name: str, check: Callable[..., list[Finding] | None], *arguments: Any
 ) -> list[Finding]:
-    """Run a check; an exception becomes an error finding, and the other checks go on."""
+    """Run a check; an exception of any kind becomes an error, and the other checks go on."""
     try:
         return check(*arguments) or []
-    except Exception as error:  # of any kind: that is what the doctor is asked about
+    except Exception as error:
         return [Finding("error", name, reason(error))]
 
 
@@ -66,7 +66,7 @@ def exchange(value: Any) -> list[Any]:
 
 
 def merged(mine: Sequence[Finding]) -> list[Finding]:
-    """The findings of all processes, each once, with the nodes that have it."""
+    """Collective: the findings of all processes, each once, with the nodes that have it."""
     everyone = exchange((socket.gethostname(), mine))
     nodes: dict[Finding, dict[str, None]] = {}
     for host, findings in everyone:
@@ -74,15 +74,15 @@ def merged(mine: Sequence[Finding]) -> list[Finding]:
             nodes.setdefault(finding, {})[host] = None
     total = len({host for host, _ in everyone})
     return [
-        finding._replace(text=finding.text + _of_nodes(list(names), total))
+        finding._replace(text=finding.text + _name_nodes(list(names), total))
         for finding, names in nodes.items()
     ]
 
 
-def _of_nodes(names: list[str], total: int) -> str:
-    few = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    which = "" if len(names) == total else f": {few}"
-    return f" ({len(names)} of {total} nodes{which})" if total > 1 else ""
+def _name_nodes(names: list[str], total: int) -> str:
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    listed = "" if len(names) == total else f": {shown}"
+    return f" ({len(names)} of {total} nodes{listed})" if total > 1 else ""
 
 
 def raise_on_errors(findings: Iterable[Finding], is_rank_zero: bool) -> None:
@@ -107,35 +107,35 @@ def check_versions(config: EngineConfig) -> list[Finding]:
 
 
 def check_gpus(config: EngineConfig) -> list[Finding]:
-    """Each node: a GPU for each task, and no idle one."""
+    """Each node: a GPU for each task, and no idle GPU."""
     tasks, seen = read_ranks(os.environ).local_world_size, torch.cuda.device_count()
-    # with --gpus-per-task each task sees its own alone
+    # with --gpus-per-task each task sees only one
     slurm = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
-    given = seen if seen >= tasks else max(seen, slurm)
-    expected = config.device == "cuda" or given or DRIVER.exists()
-    level, text = "ok", f"{tasks} tasks and {given} GPUs on a node"
-    if config.device == "cpu" and given:
+    gpus = seen if seen >= tasks else max(seen, slurm)
+    expected = config.device == "cuda" or gpus or DRIVER.exists()
+    level, text = "ok", f"{tasks} tasks and {gpus} GPUs on a node"
+    if config.device == "cpu" and gpus:
         level, text = "warning", f"{text}, which idle: engine.device=cpu"
     elif config.device != "cpu" and expected and not seen:
-        why = "see nvidia-smi" if torch.version.cuda else f"torch {torch.__version__} has no CUDA"
-        mend = "ask Slurm for GPUs, install a torch for them, or say engine.device=cpu"
-        level, text = "error", f"{text}, of which torch sees none ({why}); {mend}"
+        cause = "see nvidia-smi" if torch.version.cuda else f"torch {torch.__version__} has no CUDA"
+        remedy = "ask Slurm for GPUs, install torch with CUDA, or set engine.device=cpu"
+        level, text = "error", f"{text}, of which torch sees none ({cause}); {remedy}"
     elif not seen:
         text = f"{tasks} tasks on the CPU of a node"
-    elif given < tasks:
-        level, text = "error", f"{text}; each task needs its own: --ntasks-per-node={given}"
-    elif given > tasks:
-        level, text = "warning", f"{text}; some idle: --ntasks-per-node={given}"
+    elif gpus < tasks:
+        level, text = "error", f"{text}; each task needs its own: --ntasks-per-node={gpus}"
+    elif gpus > tasks:
+        level, text = "warning", f"{text}; some idle: --ntasks-per-node={gpus}"
     return [Finding(level, "gpus", text)]
 
 
-def check_own_gpus(device: torch.device) -> list[Finding]:
-    """Collective: no two processes on one GPU."""
+def check_gpus_not_shared(device: torch.device) -> list[Finding]:
+    """Collective: no two processes use one GPU."""
     is_gpu = device.type == "cuda"
     gpus = exchange(str(torch.cuda.get_device_properties(device).uuid) if is_gpu else None)
     ranks = [rank for rank, gpu in enumerate(gpus) if gpu and gpus.count(gpu) > 1]
-    why = f"ranks {', '.join(map(str, ranks))} have a GPU in common; give each its own"
-    return [Finding("error", "gpus", why)] if ranks else []
+    text = f"ranks {', '.join(map(str, ranks))} have a GPU in common; give each its own"
+    return [Finding("error", "gpus", text)] if ranks else []
 
 
 def check_ranks(device: torch.device) -> list[Finding]:
@@ -146,22 +146,22 @@ def check_ranks(device: torch.device) -> list[Finding]:
         tasks = os.environ.get("SLURM_NTASKS", "1")
         if tasks == "1":
             return [Finding("ok", "ranks", "a single process")]
-        why = f"a single process, though the job has {tasks} tasks; start it with srun"
-        return [Finding("warning", "ranks", why)]
+        text = f"a single process, though the job has {tasks} tasks; start it with srun"
+        return [Finding("warning", "ranks", text)]
     numbers = torch.full((MANY_FLOATS,), float(distributed.get_rank()), device=device)
-    distributed.all_reduce(numbers)  # and NCCL connects
+    distributed.all_reduce(numbers)  # warm up: NCCL connects
     small_s, large_s = _time_all_reduce(numbers[:1].clone(), 20), _time_all_reduce(numbers, 3)
     gb_s = 2 * (world - 1) / world * 4 * MANY_FLOATS / large_s / 1e9
     text = f"{world} on {len(set(hosts))} nodes; all-reduce of a number in {1000 * small_s:.2g} ms"
     text += f", of 64 MiB at {gb_s:.2g} GB/s (bus)"
     if gb_s < SLOW_GB_S:
-        mend = "is it the right network (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)?"
-        return [Finding("warning", "ranks", f"{text}, as over 1 Gb/s; {mend}")]
+        remedy = "is it the right network (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)?"
+        return [Finding("warning", "ranks", f"{text}, as over 1 Gb/s; {remedy}")]
     return [Finding("ok", "ranks", text)]
 
 
 def _time_all_reduce(numbers: torch.Tensor, times: int) -> float:
-    """Seconds of one all-reduce on the slowest process."""
+    """Seconds of one all-reduce, on the slowest process."""
     distributed.barrier()
     began = time.monotonic()
     for _ in range(times):

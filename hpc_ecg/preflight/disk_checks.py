@@ -1,7 +1,7 @@
 """The doctor's checks of disks and clocks: all nodes see the same files, and there is space.
 
-Test files are written beside the run, or where its folder will be made, and removed again (by a
-later start of the run, if the doctor is killed).
+Test files are written into the run's folder, or the nearest folder above it, and removed again (by
+a later start of the run, if the doctor is killed).
 """
 
 import os
@@ -21,42 +21,43 @@ from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.settings import TrainConfig
 
 VISIBLE_WITHIN_S = 30.0
-"""Time for a file of another node to appear: shared file systems cache."""
+"""Time that a file from another node may take to appear, since shared file systems cache."""
 SKEW_WARNING_S, SKEW_ERROR_S = 1.0, 300.0
-"""munge and Kerberos refuse a node whose clock is off by the latter."""
+"""munge and Kerberos reject a node whose clock is off by the latter."""
 FEW_INODES = 100
 
 
 def nearest_folder(path: Path) -> Path:
     """The folder itself, or the nearest existing one above it."""
     candidates = (path, *path.absolute().parents)
-    # os.path: a folder that may not be looked into counts as absent
+    # os.path.isdir returns False for a folder without permission; Path.is_dir raises
     return next(p for p in candidates if os.path.isdir(p))  # noqa: PTH112
 
 
 def check_folder(run_dir: Path, rank: int) -> list[Finding]:
-    """Collective: every node can read what the first one writes beside the run, and vice versa."""
-    place, token = exchange((nearest_folder(run_dir), uuid.uuid4().hex))[0]
+    """Collective: every node can read what the first one writes, and vice versa."""
+    folder, token = exchange((nearest_folder(run_dir), uuid.uuid4().hex))[0]
     hosts = exchange(socket.gethostname())
     names = {host: f".doctor.{n}-{token}.partial" for n, host in enumerate(dict.fromkeys(hosts))}
-    files = {host: place / name for host, name in names.items()}
-    mine, first, speaks = files[hosts[rank]], files[hosts[0]], hosts.index(hosts[rank]) == rank
-    others = [file for file in files.values() if first in (mine, file)] if speaks else []
+    files = {host: folder / name for host, name in names.items()}
+    mine, first = files[hosts[rank]], files[hosts[0]]
+    acts = hosts.index(hosts[rank]) == rank  # one process per node
+    to_read = [file for file in files.values() if first in (mine, file)] if acts else []
     try:
-        wrong = merged(_write(mine, token) if speaks else []) or merged(_read(others, token))
+        errors = merged(_write(mine, token) if acts else []) or merged(_read(to_read, token))
     finally:
-        if speaks:
+        if acts:
             mine.unlink(missing_ok=True)
-    text = f"{place} can be written, and all nodes ({len(files)}) see the same there"
-    return wrong or [Finding("ok", "folder", text)]
+    text = f"{folder} can be written, and all nodes ({len(files)}) see the same there"
+    return errors or [Finding("ok", "folder", text)]
 
 
 def _write(file: Path, token: str) -> list[Finding]:
     try:
         file.write_text(token)
     except OSError as error:
-        why = f"this node cannot write {file.parent}: {error.strerror}; give another run_dir"
-        return [Finding("error", "folder", why)]
+        text = f"this node cannot write {file.parent}: {error.strerror}; give another run_dir"
+        return [Finding("error", "folder", text)]
     return []
 
 
@@ -67,9 +68,9 @@ def _read(files: Iterable[Path], token: str) -> list[Finding]:
             if file.read_text() != token:
                 raise ValueError
     except (ValueError, OSError):
-        why = f"this node cannot read what another one writes in {file.parent}"
-        mend = f"(waited {VISIBLE_WITHIN_S:.0f} s); give a run_dir on a disk that all nodes share"
-        return [Finding("error", "folder", f"{why} {mend}")]
+        text = f"this node cannot read what another one writes in {file.parent}"
+        remedy = f"(waited {VISIBLE_WITHIN_S:.0f} s); give a run_dir on a disk that all nodes share"
+        return [Finding("error", "folder", f"{text} {remedy}")]
     return []
 
 
@@ -82,14 +83,14 @@ def check_clocks(run_dir: Path, rank: int) -> list[Finding]:
     name, skew_s = max(ahead.items(), key=lambda item: abs(item[1]))
     if abs(skew_s) < SKEW_WARNING_S:
         return [Finding("ok", "clock", f"nodes and disk are at most {abs(skew_s):.2f} s apart")]
-    why = f"{name} is {skew_s:+.1f} s from {clocks[0][0]}, so times in logs do not compare"
+    text = f"{name} is {skew_s:+.1f} s from {clocks[0][0]}, so times in logs do not compare"
     level = "warning" if abs(skew_s) < SKEW_ERROR_S else "error"
-    return [Finding(level, "clock", f"{why}; tell the site that a clock is not synchronized")]
+    return [Finding(level, "clock", f"{text}; tell the site that a clock is not synchronized")]
 
 
 def _disk_ahead(folder: Path) -> float:
-    """Seconds by which the clock of the disk is ahead; 0 if nothing can be written, which another
-    check finds."""
+    """Seconds by which the disk's clock is ahead; 0 if the folder cannot be written, which another
+    check reports."""
     try:
         with NamedTemporaryFile(
             dir=folder, prefix=".doctor.0", suffix=".partial", buffering=0
@@ -104,31 +105,31 @@ def _disk_ahead(folder: Path) -> float:
 
 
 def check_space(run_dir: Path, config: TrainConfig, weight_bytes: int) -> list[Finding]:
-    """Rank 0: space for the checkpoints that stay, the one being written, and the best weights."""
-    one = weight_bytes * (3 if config.average == "none" else 4)
-    need = one * (config.keep_checkpoints + 1) + weight_bytes
+    """Rank 0: space for the kept checkpoints, the one being written, and the best weights."""
+    checkpoint = weight_bytes * (3 if config.average == "none" else 4)
+    keep = config.keep_checkpoints
     old = sum(file.stat().st_size for file in run_dir.rglob("*.safetensors"))
-    place = nearest_folder(run_dir)
-    free, disk = shutil.disk_usage(place).free + old, os.statvfs(place)
-    text = f"{size(free)} at {place} for {config.keep_checkpoints} + 1 checkpoints of {size(one)}"
-    if free < need:
-        mend = "make room, give another run_dir, or lower train.keep_checkpoints"
-        return [Finding("error", "space", f"{text}; {mend}")]
+    folder = nearest_folder(run_dir)
+    free, disk = shutil.disk_usage(folder).free + old, os.statvfs(folder)
+    text = f"{size(free)} at {folder} for {keep} + 1 checkpoints of {size(checkpoint)}"
+    if free < checkpoint * (keep + 1) + weight_bytes:
+        remedy = "make room, give another run_dir, or lower train.keep_checkpoints"
+        return [Finding("error", "space", f"{text}; {remedy}")]
     if disk.f_files and disk.f_favail < FEW_INODES:
-        why = f"only {disk.f_favail} more files can be made at {place} (inodes); make room"
-        return [Finding("error", "space", why)]
-    return [Finding("ok", "space", f"{text}; a quota is not seen from here")]
+        text = f"only {disk.f_favail} more files can be made at {folder} (inodes); make room"
+        return [Finding("error", "space", text)]
+    return [Finding("ok", "space", f"{text}; a quota cannot be seen by this check")]
 
 
 def check_stage_dir(config: DataConfig, shards: ShardSet) -> list[Finding]:
-    """Each node: do the shards fit on its own disk?"""
+    """Each node: the shards fit on its local disk, if data.stage_dir is set."""
     if config.stage_dir is None:
         return []
     folder, quota_gb = resolve_stage_dir(config.stage_dir), config.stage_quota_gb
-    need = sum(about["bytes"] for about in shards.description["shards"])
+    need = sum(shard["bytes"] for shard in shards.description["shards"])
     space = quota_gb * 1e9 if quota_gb else 0.9 * shutil.disk_usage(folder).free
     if space < need:
-        text = f"{folder} has {size(space)} for {size(need)} of shards; others are not staged"
+        text = f"{folder} has {size(space)} for {size(need)} of shards; the rest is not staged"
         return [Finding("warning", "stage", text)]
     return [Finding("ok", "stage", f"{folder} has space for {size(need)} of shards")]
 

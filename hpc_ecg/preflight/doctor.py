@@ -1,6 +1,6 @@
-"""`hpc-ecg doctor`: would this run work here? Settings in, findings out; the run does not change.
+"""`hpc-ecg doctor`: check that a run would work. Settings in, findings out; the run is not changed.
 
-The doctor opens a run as `finetune` does, but turns each failure into a finding and goes on.
+The doctor opens a run as `finetune` does, but reports each failure as a finding and continues.
 """
 
 import os
@@ -21,13 +21,13 @@ from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
 ENGINE = "engine"
-"""Name of the finding that each process has for itself; all other findings are shared."""
+"""Name of the finding that each process reports for itself; all other findings are shared."""
 TIMEOUT_MIN = 10.0
-"""Shorter than a run's: the user is waiting. But on a CPU one step may take minutes."""
+"""Shorter than a run's, since the user is waiting; but a step on a CPU may take minutes."""
 
 
 def diagnose(config: FinetuneConfig) -> Iterator[Finding]:
-    """Yield findings, the same on every process; every process must consume all of them."""
+    """Yield findings, the same on every process but for ENGINE; all processes must consume all."""
     prepared, findings = _open(config)
     findings = [*check_node(config.engine), *findings]
     run_dir, began = Path(config.run_dir), time.monotonic()
@@ -47,16 +47,16 @@ def diagnose(config: FinetuneConfig) -> Iterator[Finding]:
             yield Finding("ok", "rendezvous", text)
         yield from run_checks(engine, run_dir, prepared, findings)
     except RuntimeError as error:
-        why = f"{socket.gethostname()} has lost the others: {reason(error)}"
-        yield Finding("error", ENGINE, why)
+        text = f"{socket.gethostname()} has lost the others: {reason(error)}"
+        yield Finding("error", ENGINE, text)
     finally:
         engine.close()
 
 
 def doctor_before_training(config: FinetuneConfig) -> BeforeTraining | None:
-    """The doctor for `finetune(config, before_training=…)`; None unless train.doctor is set.
+    """The doctor for `finetune(config, before_training=…)`, which raises ValueError on errors.
 
-    It raises ValueError after an error.
+    None unless train.doctor is set.
     """
     if not config.train.doctor:
         return None
@@ -69,12 +69,12 @@ def doctor_before_training(config: FinetuneConfig) -> BeforeTraining | None:
 
 
 def _open(config: FinetuneConfig) -> tuple[PreparedRun | None, list[Finding]]:
-    """Data and weights of the run; None if one of them cannot be opened."""
+    """The opened data and weights, None if one cannot be opened, and findings about them."""
     findings = attempt("run_dir", _check_run_dir, config)
     try:
         data = prepare_data(config)
     except Exception as error:
-        skipped = Finding("skipped", "weights", "they must fit the data, which must be read first")
+        skipped = Finding("skipped", "weights", "the data that they must fit cannot be opened")
         return None, [*findings, Finding("error", "data", reason(error)), skipped]
     labels = ", ".join(data.train.label_names)
     text = f"{len(data.train)} records to train and {len(data.valid)} to validate, labels {labels}"
@@ -96,5 +96,5 @@ def _check_run_dir(config: FinetuneConfig) -> list[Finding]:
     folder.check_same_config(to_yaml(config))
     if folder.is_finished():
         return [Finding("warning", "run_dir", f"{folder.path} is finished: nothing would be done")]
-    state = "a run goes on there" if folder.config.exists() else "a new run"
+    state = "an existing run" if folder.config.exists() else "a new run"
     return [Finding("ok", "run_dir", f"{folder.path}: {state}")]

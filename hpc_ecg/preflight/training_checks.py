@@ -1,6 +1,6 @@
-"""The doctor's checks of a run: its data, one real step, and the time of the whole run.
+"""The doctor's checks of a run: its data, real steps, and the time of the whole run.
 
-All processes run the checks together. The step has a learning rate of 0, so the weights do not
+All processes run the checks together. Steps have a learning rate of 0, so the weights do not
 change.
 """
 
@@ -20,33 +20,32 @@ from hpc_ecg.data.loader import StepBatch, prefetch
 from hpc_ecg.data.node_cache import BLOCK
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
-from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.preflight import cluster_checks as cluster
 from hpc_ecg.preflight import disk_checks as disks
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, merged, reason
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.shards.index import amplitude_of_cohort
 from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.loop import train_step
 from hpc_ecg.training.meter import memory_gb
-from hpc_ecg.training.model_inputs import TrainingTransform
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import trains_head_only
 
 MIN_SHARDS = 4
-"""Size of the sample whose digests are checked; more with more processes."""
+"""Least number of shards whose digests are checked; at least one for each process."""
 ABSURD_FACTOR = 10.0
-"""No cohort in mV has an amplitude that is larger or smaller than usual by this factor."""
+"""No cohort in mV has an amplitude larger or smaller than usual by this factor."""
 MAX_STEPS, ENOUGH_S = 3, 20.0
 FULL = 0.9
-"""Share of the memory above which another batch may not fit."""
+"""Share of the memory in use above which another batch may not fit."""
 LESS_MEMORY = (
     "; lower engine.micro_batch_size, or take engine.activation_checkpointing=true or "
     "engine.parallel=fsdp2"
 )
 FORWARD_SHARE = 1 / 3
-"""Share of the forward pass in the time of a step."""
+"""Time of a forward pass as a share of a training step."""
 
 
 def check_digests(train: Dataset, rank: int) -> list[Finding]:
@@ -55,10 +54,10 @@ def check_digests(train: Dataset, rank: int) -> list[Finding]:
     began, world = time.monotonic(), len(exchange(None))
     sample = min(len(about), max(MIN_SHARDS, world))
     chosen = np.linspace(0, len(about) - 1, sample).round().astype(int).tolist()
-    wrong = merged([f for shard in chosen[rank::world] for f in _check_shard(train, shard)])
+    errors = merged([f for shard in chosen[rank::world] for f in _check_shard(train, shard)])
     rate = sum(about[shard]["bytes"] for shard in chosen) / (time.monotonic() - began)
     text = f"{sample} of {len(about)} shards are as written (read at {disks.size(rate)}/s)"
-    return wrong or [Finding("ok", "digests", exchange(text)[0])]
+    return errors or [Finding("ok", "digests", exchange(text)[0])]
 
 
 def _check_shard(train: Dataset, shard: int) -> list[Finding]:
@@ -71,60 +70,60 @@ def _check_shard(train: Dataset, shard: int) -> list[Finding]:
         return [Finding("error", "digests", reason(error))]
     if digest.hexdigest() == train.shards.description["shards"][shard]["sha256"]:
         return []
-    why = train.damage(shard, "its SHA-256 is not that of dataset.json")
-    return [Finding("error", "digests", why)]
+    text = train.damage(shard, "its SHA-256 is not that of dataset.json")
+    return [Finding("error", "digests", text)]
 
 
 def check_amplitude(shards: ShardSet) -> list[Finding]:
-    """Are the signals in mV, as the weights expect them?"""
+    """The signals are in mV, as the weights expect."""
     train = shards.index[shards.index["split"] == "train"]
     facts = amplitude_of_cohort(train, shards.signal)
     if "as expected" in facts.sentence:
         return [Finding("ok", "amplitude", facts.sentence)]
     level = "warning" if 1 / ABSURD_FACTOR < facts.ratio < ABSURD_FACTOR else "error"
-    mend = "Write the shards again with the right unit (--unit, --amplitude-factor)."
-    return [Finding(level, "amplitude", f"{facts.sentence} {mend}")]
+    remedy = "Write the shards again with the right unit (--unit, --amplitude-factor)."
+    return [Finding(level, "amplitude", f"{facts.sentence} {remedy}")]
 
 
 def check_step(engine: Engine, prepared: PreparedRun) -> tuple[list[Finding], float | None]:
-    """Collective: read the first batch, take a step; the findings and the seconds of a step.
+    """Collective: read the first batch and take steps; the findings and the seconds of a step.
 
-    ValueError if the step fails on one of several processes, since the others would wait for it.
+    ValueError if a step fails on one of several processes, since the others would wait for it.
     """
     data = prepared.data
     batches = prefetch(data.train, range(1), data.sampler, engine.rank_slice)
-    batch, wrong = None, []
+    batch, errors = None, []
     try:
         batch = next(batches)
     except (ValueError, OSError) as error:
-        wrong = [Finding("error", "step", reason(error))]
-    wrong = merged(wrong)
-    if wrong or batch is None:
-        return wrong, None
+        errors = [Finding("error", "step", reason(error))]
+    errors = merged(errors)
+    if errors or batch is None:
+        return errors, None
     try:
         loss, seconds = _take_steps(engine, prepared, batch)
     except (ValueError, RuntimeError) as error:
         is_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-        why = f"{reason(error)}{LESS_MEMORY if is_memory else ''}"
+        text = f"{reason(error)}{LESS_MEMORY if is_memory else ''}"
         if engine.world_size > 1:
-            raise ValueError(f"step: {why}") from None
-        return [Finding("error", "step", why)], None
+            raise ValueError(f"step: {text}") from None
+        return [Finding("error", "step", text)], None
     used, limit = _memory(engine)
     text = (
         f"{len(batch.positions)} records in {seconds:.2g} s, at most {used:.1f} of {limit:.0f} GB "
     )
     text += f"for a process, loss {loss:.4g}"
     if engine.first_bad_step() is not None:
-        mend = "look at the weights, and at the amplitude of the data"
-        return [Finding("error", "step", f"{text}: loss or gradient is not finite; {mend}")], None
+        remedy = "look at the weights, and at the amplitude of the data"
+        return [Finding("error", "step", f"{text}: loss or gradient is not finite; {remedy}")], None
     if used > FULL * limit:
         return [Finding("warning", "step", text + LESS_MEMORY)], seconds
     return [Finding("ok", "step", text)], seconds
 
 
 def _take_steps(engine: Engine, prepared: PreparedRun, batch: StepBatch) -> tuple[float, float]:
-    """The loss, and the seconds of the last step (the first one warms up), of the stage with most
-    trainable tensors."""
+    """The loss and seconds of the last step (the first one warms up), in the stage that trains the
+    most tensors."""
     data, start = prepared.data, prepared.start
     num_trained = {name: facts["tensors_trained"] for name, facts in start.report["stages"].items()}
     stage = max(prepared.stages, key=lambda stage: num_trained[stage.name])
@@ -136,25 +135,14 @@ def _take_steps(engine: Engine, prepared: PreparedRun, batch: StepBatch) -> tupl
     seconds: list[float] = []
     while len(seconds) < MAX_STEPS and sum(seconds) < ENOUGH_S:
         began = time.monotonic()
-        result = engine.take_step(
-            batch,
-            partial(loss_sum, config=prepared.loss),
-            divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), prepared.loss),
-            millivolts_per_count=data.train.millivolts_per_count,
-            transform=TrainingTransform(
-                dataset=data.train,
-                augment=prepared.augment,
-                seed=prepared.seed,
-                step=batch.step,
-            ),
-        )
+        result = train_step(engine, prepared, data.train, batch)
         loss = float(result.loss)
         seconds.append(max(exchange(time.monotonic() - began)))
     return loss, seconds[-1]
 
 
 def _memory(engine: Engine) -> tuple[float, float]:
-    """GB that the fullest process has used, and GB that there are for one."""
+    """GiB used by the process that used most, and GiB available to one process."""
     used = max(exchange(memory_gb()))
     if engine.device.type == "cuda":
         return used, torch.cuda.get_device_properties(engine.device).total_memory / 2**30
@@ -163,13 +151,13 @@ def _memory(engine: Engine) -> tuple[float, float]:
 
 
 def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
-    """Steps and time of the whole run; is the job long enough?"""
+    """Steps and time of the whole run, which should not outlast the job."""
     sampler = prepared.data.sampler
     epoch, batch_size = sampler.steps_per_epoch, sampler.config.batch_size
     validation_s = FORWARD_SHARE * step_s * len(prepared.data.valid) / batch_size
     steps, seconds = 0, validation_s
     for stage in prepared.stages:
-        schedule = StageSchedule.from_config(stage.train, epoch)
+        schedule = StageSchedule(config=stage.train, epoch_steps=epoch)
         steps += schedule.steps
         if trains_head_only(prepared.stages, stage):  # features are computed once
             seconds += FORWARD_SHARE * step_s * len(prepared.data.train) / batch_size
@@ -179,27 +167,27 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
     text = f"{steps} steps ({epoch} an epoch) with validations in about {hours} h"
     left_s = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - time.time()
     if seconds > left_s:
-        mend = "it goes on in another, or give more time or processes"
+        remedy = "another job can resume it, or give more time or processes"
         left = timedelta(seconds=round(left_s))
-        return [Finding("warning", "time", f"{text}; this job ends in {left} h: {mend}")]
-    return [Finding("ok", "time", f"{text}, if no patience ends them sooner")]
+        return [Finding("warning", "time", f"{text}; this job ends in {left} h: {remedy}")]
+    return [Finding("ok", "time", f"{text}, unless train.patience ends them sooner")]
 
 
 def check_node(config: EngineConfig) -> list[Finding]:
-    """What a process can check before it joins the others."""
+    """The checks that a process can make before it joins the others."""
     versions = attempt("versions", cluster.check_versions, config)
     return [*versions, *attempt("gpus", cluster.check_gpus, config)]
 
 
 def run_checks(
-    engine: Engine, run_dir: Path, prepared: PreparedRun | None, of_node: Sequence[Finding]
+    engine: Engine, run_dir: Path, prepared: PreparedRun | None, node_findings: Sequence[Finding]
 ) -> Iterator[Finding]:
-    """All checks. `of_node`: what this process found before it joined the others."""
-    found = merged(of_node)
-    yield from found
-    if sum(finding[:2] == ("ok", "versions") for finding in found) > 1:
+    """Run all checks. `node_findings` are those of this process before it joined the others."""
+    findings = merged(node_findings)
+    yield from findings
+    if sum(finding[:2] == ("ok", "versions") for finding in findings) > 1:
         yield Finding("error", "versions", "they differ: let all nodes use one environment")
-    yield from cluster.check_own_gpus(engine.device)
+    yield from cluster.check_gpus_not_shared(engine.device)
     yield from cluster.check_ranks(engine.device)
     yield from disks.check_folder(run_dir, engine.rank)
     yield from disks.check_clocks(run_dir, engine.rank)
@@ -216,13 +204,13 @@ def _check_run(engine: Engine, run_dir: Path, prepared: PreparedRun) -> Iterator
     yield from exchange(attempt("space", disks.check_space, run_dir, config, weight_bytes))[0]
     yield from merged(attempt("stage", disks.check_stage_dir, data.sampler.config, data.shards))
     yield from attempt("amplitude", check_amplitude, data.shards)
-    of_data = attempt("data", data.sampler.check_world_size, engine.world_size)
-    of_data += check_digests(data.train, engine.rank)
-    yield from of_data
-    if any(finding.level == "error" for finding in of_data):
-        yield Finding("skipped", "step", "the data must be mended first")
+    data_findings = attempt("data", data.sampler.check_world_size, engine.world_size)
+    data_findings += check_digests(data.train, engine.rank)
+    yield from data_findings
+    if any(finding.level == "error" for finding in data_findings):
+        yield Finding("skipped", "step", "the data must be repaired first")
         return
-    step, seconds = check_step(engine, prepared)
-    yield from step
+    step_findings, seconds = check_step(engine, prepared)
+    yield from step_findings
     if seconds is not None:
         yield from check_time(prepared, seconds)

@@ -1,8 +1,8 @@
-"""An average of a run's weights, beside the weights that train.
+"""An average of a run's weights, kept beside the weights that train.
 
-`ema` is an exponential moving average over the steps; `swa` the plain mean over the validations of
-the last part of a stage (Izmailov et al. 2018). The average is what is validated and kept as best;
-training itself never sees it.
+`ema` is an exponential moving average over the steps; `swa` is the plain mean over the validations
+in the last part of a stage (Izmailov et al. 2018). The average is validated and kept as best;
+training itself never uses it.
 """
 
 from collections.abc import Iterator
@@ -13,24 +13,25 @@ from torch import Tensor, nn
 
 
 class WeightAverager:
-    """With `kind` none it does nothing."""
+    """Averages the trainable parameters; with `kind` none it does nothing."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], kind: str, ema_decay: float) -> None:
-        """`parameters`: the trainable ones; under FSDP2 they, and so the average, are sharded."""
+        """`parameters`: the trainable ones, by name. The average is sharded as they are."""
         self.kind, self.ema_decay, self._parameters = kind, ema_decay, parameters
         self.count = 0
         self.mean: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def after_step(self, share_done: float, swa_start: float, is_validated: bool) -> None:
+    def after_step(self, fraction_done: float, swa_start: float, is_validated: bool) -> None:
         """Include the current weights.
 
-        ema: with a decay that grows from 0, so that the starting weights soon lose their influence.
-        swa: only before a validation, once `share_done` of the stage has passed `swa_start`.
+        ema: at every step, with a decay that grows from 0, so that the starting weights soon lose
+        their influence. swa: only before a validation, once `fraction_done` of the stage has
+        reached `swa_start`.
         """
         if self.kind == "ema":
             self._include(1 - min(self.ema_decay, (1 + self.count) / (10 + self.count)))
-        elif self.kind == "swa" and is_validated and share_done >= swa_start:
+        elif self.kind == "swa" and is_validated and fraction_done >= swa_start:
             self._include(1 / (1 + self.count))
 
     def _include(self, weight: float) -> None:
@@ -41,7 +42,7 @@ class WeightAverager:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model holds the average; afterwards its weights again, bit for bit."""
+        """Put the average into the model; on exit restore the weights, bit for bit."""
         current = {name: self._parameters[name].detach().clone() for name in self.mean}
         self._copy_to_model(self.mean)
         try:
@@ -55,9 +56,8 @@ class WeightAverager:
     def restore(self, state: dict[str, Tensor]) -> None:
         state = dict(state)
         self.count = int(state.pop("count", torch.tensor(0)))
-        self.mean = {  # in the order of the parameters, which the file does not keep
-            name: state[name].clone() for name in self._parameters if name in state
-        }
+        # in the order of the parameters, which the file does not keep
+        self.mean = {name: state[name].clone() for name in self._parameters if name in state}
 
     @torch.no_grad()
     def _copy_to_model(self, values: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Scores validation and says which weights are the best so far."""
+"""Score validation and decide which weights are the best so far."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ from hpc_ecg.training.predict import score_validation
 logger = logging.getLogger("hpc_ecg")
 
 FAR_FROM_ZERO = 3
-"""Mean of a regression label, in standard deviations, from which on a new head starts too far."""
+"""Mean of a regression label, in standard deviations, beyond which a new head starts too far."""
 
 
 class BestTracker:
@@ -27,12 +27,12 @@ class BestTracker:
         loss: LossConfig,
         decimals: int | None = None,
     ) -> None:
-        """ValueError if loss, metric, task and validation labels do not fit together."""
+        """Raise ValueError if loss, metric, task and validation labels do not fit together."""
         check_loss(loss, len(valid.label_names))
-        fitting = [n for n in LOSSES if (n in REGRESSION_LOSSES) == (task == "regression")]
-        if loss.name not in fitting:
+        suitable = [n for n in LOSSES if (n in REGRESSION_LOSSES) == (task == "regression")]
+        if loss.name not in suitable:
             raise ValueError(
-                f"data.task={task} needs loss.name={' or '.join(fitting)}, got {loss.name}"
+                f"data.task={task} needs loss.name={' or '.join(suitable)}, got {loss.name}"
             )
         if best_metric == "auto":
             best_metric = "loss" if task == "regression" else "auroc"
@@ -41,12 +41,15 @@ class BestTracker:
         self.valid, self.task, self.metric, self._loss = valid, task, best_metric, loss
         self._decimals = decimals
         if task == "regression":
-            self._warn_of_units()
+            self._warn_about_units()
         else:
             self._check_two_classes()
 
     def score(self, logits_NK: np.ndarray) -> dict[str, float]:
-        """Loss and metrics of the validation split; `score` is the one that decides."""
+        """Loss and metrics on validation from logits [N, K]; `score` is the one that decides.
+
+        ValueError if a logit is not finite.
+        """
         if not np.isfinite(logits_NK).all():
             raise ValueError("the model predicts NaN or infinity on validation; lower optim.lr")
         scores = score_validation(self.valid, logits_NK, self.task, self._loss)
@@ -55,8 +58,8 @@ class BestTracker:
     def update(self, progress: Progress, scores: dict[str, float]) -> tuple[Progress, bool]:
         """The progress after this evaluation, and whether these weights are the best so far.
 
-        They are if the score is strictly better or, where scores are rounded, equal to the best.
-        Patience is renewed by a strictly better score only.
+        They are if their score is better than the best or, where scores are rounded, equal to it.
+        Only a better score resets patience.
         """
         score, best = scores["score"], progress.best_score
         gain = 1.0 if best is None else self._rounded(score) - self._rounded(best)
@@ -92,8 +95,8 @@ class BestTracker:
                 "another --split-seed or larger --fractions for valid"
             )
 
-    def _warn_of_units(self) -> None:
-        """A new head predicts about 0, and a step moves it by about the learning rate."""
+    def _warn_about_units(self) -> None:
+        """A new head predicts about 0, and each step moves it by about the learning rate."""
         for name, label_N in zip(self.valid.label_names, self.valid.labels_NK.T, strict=True):
             known_N = label_N[~np.isnan(label_N)]
             if not len(known_N) or not np.ptp(known_N):

@@ -1,8 +1,8 @@
-"""The best weights of a run, in `best/`: kept during training, calibrated at the end.
+"""The best weights of a run, in `best/`: saved during training, calibrated at the end.
 
 While only the head trains, the best head is saved as a file of a few kilobytes, and `best/` is
 written once at the end of the stage. At the end of the run the calibration is merged into the head,
-so that it stays with the weights; thresholds are fitted after it, on validation alone.
+so that it stays with the weights. Thresholds are fitted after that, on validation alone.
 """
 
 import logging
@@ -33,14 +33,14 @@ BEST_HEAD, CALIBRATE = "best-head.safetensors", "calibrate"
 
 @dataclass(frozen=True, kw_only=True)
 class BestWeights:
-    """Writes the weights, with the signal, labels and provenance that belong to them."""
+    """Writes the weights with their signal, labels and provenance."""
 
     folder: RunFolder
     valid: Dataset
     provenance: list[dict[str, Any]]
 
     def save(self, model: ECGClassifier, saved_module: nn.Module) -> None:
-        """Keep the current weights. `saved_module`: the model, or its head if only that trains."""
+        """Save the current weights; `saved_module` is a Probe if only the head trains."""
         if saved_module is not model:
             state = saved_module.state_dict()
             head = {name: tensor.detach().cpu() for name, tensor in state.items()}
@@ -50,17 +50,17 @@ class BestWeights:
         self._head_path.unlink(missing_ok=True)
 
     def finish(self, model: ECGClassifier) -> None:
-        """Write best/ if so far only its head was saved; `model` has the backbone of that head."""
+        """Write best/ if only a head was saved so far; `model` has the backbone of that head."""
         if self._head_path.exists():
             head = load_file(self._head_path)
             self._write(model, model.state_dict() | head, self.provenance)
             self._head_path.unlink()
 
     def calibrate(self, model: ECGClassifier, logits_NK: np.ndarray, kind: str) -> bool:
-        """Fit slope and offset on the logits of the best model and merge them into its head.
+        """Fit slope and offset on the best model's logits [N, K] and merge them into its head.
 
-        Returns whether best/ has changed: a model that was calibrated before the run died stays as
-        it is. So does a label that cannot be fitted, with a warning and a line in calibration.json.
+        Returns whether best/ changed: a model that was calibrated before the run died stays as it
+        is. So does a label that cannot be fitted, with a warning and a line in calibration.json.
         """
         if kind == "none" or any(step["action"] == CALIBRATE for step in self._steps_of_this_run()):
             return False
@@ -85,7 +85,7 @@ class BestWeights:
         return True
 
     def _steps_of_this_run(self) -> list[dict[str, Any]]:
-        """The provenance of the file in best/ without the steps before this run."""
+        """The provenance of best/, without the steps before this run."""
         return read_checkpoint(self.folder.best).provenance[len(self.provenance) :]
 
     @property
@@ -102,7 +102,7 @@ class BestWeights:
 
 
 def provenance_of(init_report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps that made the weights, this run's included."""
+    """The steps that produced the weights, including this run."""
     checkpoint = init_report["checkpoint"] or {"path": "random", "sha256": None, "provenance": []}
     before = checkpoint["provenance"]
     source = {"source": Path(checkpoint["path"]).name, "sha256": checkpoint["sha256"]}
@@ -111,7 +111,7 @@ def provenance_of(init_report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_validation(folder: RunFolder, predictions: Predictions) -> None:
-    """Write the predictions on validation, and the thresholds, which are fitted there alone."""
+    """Write the predictions on validation, and the thresholds fitted to them."""
     write_predictions(folder.predictions / "valid.parquet", predictions)
     if predictions.probability_NK is not None:
         write_json(folder.best / "operating_point.json", fit_operating_points(predictions))

@@ -2,7 +2,7 @@
 
 `checkpoints/step-0001000/` holds model.safetensors, optimizer.safetensors (moments by parameter
 name), progress.json and, written last, COMPLETE with the digests of the others. A folder without
-COMPLETE does not count; a damaged one is passed over with a warning.
+COMPLETE is ignored; a damaged one is skipped with a warning.
 """
 
 import hashlib
@@ -27,12 +27,13 @@ OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """All state of a run besides its tensors."""
+    """The state of a run, apart from its tensors."""
 
     step: int = 0
     stage: str = ""
-    """Name of the current stage, and the step at which it began."""
+    """Name of the current stage; "" before the first."""
     stage_began: int = 0
+    """The step at which it began."""
     evaluated_step: int = -1
     """The last step that was evaluated."""
     best_step: int | None = None
@@ -40,16 +41,19 @@ class Progress:
     evaluations_without_gain: int = 0
     seconds: float = 0.0
     process_seconds: float = 0.0
-    """Seconds times processes: the cost, whatever the number of processes of each start."""
+    """Seconds times processes, summed over all starts, which may differ in their processes."""
     energy_kwh: float | None = None
     scaler: dict[str, Any] | None = None
     skipped: int = 0
-    """Steps without an update, because loss or gradient was not finite."""
+    """Steps without an update because loss or gradient was not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedTensors:
-    """The tensors of a checkpoint besides the weights, by parameter name."""
+    """The tensors of a checkpoint, apart from the weights.
+
+    Moments are keyed by `<moment>/<parameter name>`, as a ParallelBackend gives them.
+    """
 
     moments: dict[str, Tensor]
     average: dict[str, Tensor]
@@ -65,7 +69,7 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint of progress.step, then delete all but the newest `keep`.
 
-    `moments` are the optimizer's; `average` is the state of a WeightAverager.
+    `moments` come from a ParallelBackend, `average` from a WeightAverager.
     """
     final = folder / f"step-{progress.step:07d}"
     weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
@@ -93,12 +97,12 @@ def update_progress(folder: Path, progress: Progress) -> None:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
+    """The folders that have COMPLETE, oldest first."""
     return sorted(path.parent for path in folder.glob(f"step-*/{COMPLETE}"))
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
-    """The newest intact checkpoint; a warning names damaged ones."""
+    """The newest intact checkpoint and its progress; a warning names damaged ones."""
     for path in reversed(complete_checkpoints(folder)):
         try:
             for name, sha256 in read_json(path / COMPLETE).items():
@@ -106,15 +110,15 @@ def newest_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
                     raise ValueError(f"{name} has changed since it was written (SHA-256)")
             return path, _read_progress(path)
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            logger.warning("%s is damaged (%s): going on from the one before", path, error)
+            logger.warning("%s is damaged (%s): trying the one before it", path, error)
     return None
 
 
 def load_checkpoint(path: Path, model: nn.Module, patience_s: float = 60) -> SavedTensors:
     """Restore the weights of `model` and return the other tensors.
 
-    Rank 0 chooses the checkpoint; other nodes wait until they see it, since shared file systems
-    cache.
+    Rank 0 chose the checkpoint; other nodes may see it late, since shared file systems cache, so
+    they wait up to `patience_s` seconds. ValueError if it does not appear.
     """
     wait_until_seen(path / COMPLETE, patience_s)
     model.load_state_dict(load_file(path / MODEL), strict=True)
@@ -123,7 +127,7 @@ def load_checkpoint(path: Path, model: nn.Module, patience_s: float = 60) -> Sav
 
 
 def _write_progress(folder: Path, progress: Progress) -> None:
-    """With its own digest, because it is rewritten after an evaluation."""
+    """Write it with a digest inside, since it is rewritten after COMPLETE, by an evaluation."""
     values = asdict(progress)
     write_json(folder / PROGRESS, {"progress": values, "sha256": _digest_of(values)})
 

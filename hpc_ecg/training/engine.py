@@ -1,9 +1,9 @@
 """One optimizer step on any number of processes.
 
-The engine takes this rank's micro-batches and the divisor of the whole global batch, and returns
-the loss and gradient norm of the global batch. Accelerate never sees a data loader: it would deal
-records in its own way, and the order is ours. The gradient of rank r is its local sum times W over
-the global count, so the mean over W ranks is the mean over the global batch, whatever the backend
+The engine takes this rank's micro-batches and the normalizer of the global batch, and returns the
+loss and gradient norm of the global batch. Accelerate never sees a data loader, because it would
+distribute the records its own way. Each rank's gradient is its local sum times W over the global
+normalizer, so the mean over W ranks is the mean over the global batch, whatever the backend
 (`distributed/backend.py`).
 """
 
@@ -25,8 +25,8 @@ from hpc_ecg.distributed.backend import OptimizerBuilder, ParallelBackend
 from hpc_ecg.distributed.ddp_backend import DDPBackend
 from hpc_ecg.distributed.deepspeed_backend import DeepSpeedBackend
 from hpc_ecg.distributed.fsdp2_backend import FSDP2Backend
-from hpc_ecg.distributed.hardware import choose_hardware
 from hpc_ecg.distributed.process_group import (
+    choose_hardware,
     join_process_group,
     leave_process_group,
     share_failures,
@@ -38,24 +38,27 @@ from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
 
 T = TypeVar("T")
 
+BACKENDS = {"ddp": DDPBackend, "fsdp2": FSDP2Backend}
+"""By engine.parallel; all others are DeepSpeed's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Values of the global batch, as tensors, so that only reading them waits for a GPU."""
+    """Values of the global batch, as 0-d tensors, so that only reading them waits for a GPU."""
 
     loss: Tensor
     grad_norm: Tensor
     requests: Tensor
-    """The requests of all ranks, summed, in the order of `Requests`."""
+    """The requests of all ranks, summed: float [3], in the order of `Requests`."""
     skipped: bool = False
-    """The weights did not change, because loss or gradient was not finite."""
+    """Whether the update was skipped because loss or gradient was not finite."""
 
 
 class Engine:
     def __init__(self, config: EngineConfig, rendezvous_dir: Path | None = None) -> None:
-        """Join the other processes; under Slurm they find each other in `rendezvous_dir`.
+        """Join the other processes; under Slurm they find each other through `rendezvous_dir`.
 
-        ValueError if a setting is not possible on this machine.
+        ValueError if this machine cannot do what a setting asks, or not all processes join in time.
         """
         self.config = config
         on_cpu, self.precision = choose_hardware(config)
@@ -85,18 +88,16 @@ class Engine:
         clip_norm: float | None,
         moments: Mapping[str, Tensor] | None = None,
     ) -> ParallelBackend:
-        """Wrap the module for training on all ranks, with the `moments` of a checkpoint.
+        """Wrap the module for training on all ranks, with the `moments` of a checkpoint if given.
 
-        Releases what was prepared before. Which parameters train must not change afterwards: the
-        wrapper would not synchronize one that is unfrozen later.
+        Releases the module that was prepared before. The set of trainable parameters must not
+        change afterwards: the wrapper would not synchronize one that is unfrozen later.
         """
         self._release()
-        parts = (self._accelerator, module, build_optimizer, clip_norm)
-        backend: ParallelBackend
-        if stage := self.config.zero_stage:
-            backend = DeepSpeedBackend(*parts, stage)
-        else:
-            backend = (FSDP2Backend if self.config.parallel == "fsdp2" else DDPBackend)(*parts)
+        make_backend = BACKENDS.get(self.config.parallel, DeepSpeedBackend)
+        backend: ParallelBackend = make_backend(
+            self._accelerator, module, build_optimizer, clip_norm
+        )
         if self.config.compile:
             backend.module.compile()
         if moments:
@@ -106,7 +107,7 @@ class Engine:
         return backend
 
     def prepare_inference(self, module: nn.Module) -> None:
-        """Move the module to the device; releases what was prepared before."""
+        """Move the module to the device; release the one that was prepared before."""
         self._release()
         self._model = module.to(self.device)
 
@@ -126,13 +127,14 @@ class Engine:
         requests: Requests = NO_REQUESTS,
         may_skip: bool = False,
     ) -> StepResult:
-        """Forward, backward, clip, update, at the learning rate of the optimizer's groups.
+        """Forward, backward, clip and update, at the learning rates of the optimizer's groups.
 
-        `divide_by`: normalizer of the *global* batch. `requests`: this rank's. `may_skip`: do not
-        update if loss or gradient is not finite (this waits for the device).
+        `loss_sum(logits [n, K], targets [n, K])` is a sum over records; `divide_by` is the
+        normalizer of the *global* batch; `requests` are those of this rank. With `may_skip` there
+        is no update if loss or gradient is not finite, and each step waits for the device.
         """
-        assert self._model is not None and self._backend is not None
         backend = self._backend
+        assert self._model is not None and backend is not None
         self._watchdog.beat()
         self._model.train()
         loss = torch.zeros((), device=self.device)
@@ -147,9 +149,8 @@ class Engine:
                 backend.backward(local * self.world_size, is_last)
             loss += local.detach()
         grad_norm = backend.clip_gradients()
-        # One all-reduce for the loss and for what the ranks are asked to do.
-        sums = torch.stack([loss, *torch.tensor(requests, device=self.device)])
-        sums = self._accelerator.reduce(sums, "sum")
+        local_sums = torch.stack([loss, *torch.tensor(requests, device=self.device)])
+        sums = self._accelerator.reduce(local_sums, "sum")
         skipped = may_skip and not bool(sums[0].isfinite() & grad_norm.isfinite())
         if not skipped:
             backend.step()
@@ -162,38 +163,38 @@ class Engine:
         return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
 
     def seed_dropout(self, seed: int) -> None:
-        """Seed the generators of this process and its device alone.
+        """Seed torch's generators, on the CPU and on this process's device only.
 
-        torch.manual_seed would also queue a call for each GPU library that is not in use.
+        torch.manual_seed would also queue a call for every GPU library that is not in use.
         """
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def _remember_if_bad(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
-        """Keep the first step that was not finite, on the device, so that nothing waits for it.
+        """Keep the number of the first non-finite step on the device, so that nothing waits for it.
 
-        Under fp16 an infinite gradient is no failure: the scaler skips that step.
+        Under fp16 an infinite gradient is not a failure: the scaler skips that step.
         """
         is_finite = loss.isfinite()
         if self.precision != "fp16":
             is_finite = is_finite & grad_norm.isfinite()
-        is_kept = is_finite | (self._first_bad >= 0)
-        self._first_bad = torch.where(is_kept, self._first_bad, step)
+        is_unchanged = is_finite | (self._first_bad >= 0)
+        self._first_bad = torch.where(is_unchanged, self._first_bad, step)
 
     def first_bad_step(self) -> int | None:
-        """The first step whose loss or gradient was not finite, counted from 0."""
+        """The first step (from 0) with a loss or gradient that was not finite; None without one."""
         step = int(self._first_bad)
         return None if step < 0 else step
 
     @property
     def collective_forward(self) -> bool:
-        """Every rank must take part in each forward pass, because the weights are sharded."""
+        """Whether every rank must take part in each forward pass, because weights are sharded."""
         return self._backend is not None and self._backend.collective_forward
 
     @torch.no_grad()
     def infer(self, micro: MicroBatch, millivolts_per_count: float) -> Tensor:
-        """Logits [n, K] in eval mode, float32, on the CPU."""
+        """Outputs [n, K] in eval mode, float32, on the CPU."""
         assert self._model is not None
         self._watchdog.beat()
         is_replicated = self._backend is not None and not self.collective_forward
@@ -204,11 +205,11 @@ class Engine:
         return logits_nK.float().cpu()
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, in the order of the ranks; each has the same number of rows."""
+        """All ranks' rows, in the order of the ranks; each rank must give the same number."""
         return self._accelerator.gather(rows.to(self.device)).cpu()
 
     def run_on_rank_zero(self, action: Callable[[], T]) -> T:
-        """Call `action` on rank 0; all ranks get its result, or its ValueError."""
+        """Call `action` on rank 0; all ranks return its result or raise its error as ValueError."""
         outcome: list[Any] = [None, None]
         if self.is_rank_zero:
             try:
@@ -223,7 +224,7 @@ class Engine:
         return cast(T, result)
 
     def start_trackers(self, settings: Mapping[str, object]) -> None:
-        """`settings`: the run's, by dotted key."""
+        """Start the experiment trackers with the run's settings, by dotted key."""
         if self.config.trackers:
             plain = {key: str(value) for key, value in settings.items()}
             self._accelerator.init_trackers("hpc_ecg", config=plain)
@@ -232,11 +233,11 @@ class Engine:
         if self.config.trackers:
             self._accelerator.log(dict(values), step=step)
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the process group, so that another engine can be made in this process."""
+        """Leave the process group, so that this process can make another engine."""
         self._watchdog.stop()
         for tracker in self._accelerator.trackers:
             tracker.finish()

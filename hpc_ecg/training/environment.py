@@ -1,4 +1,4 @@
-"""What environment.json says: versions, machine, Slurm job, and where relative paths start."""
+"""The content of environment.json: versions, machine, Slurm job, and where relative paths start."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ def utc_now() -> str:
 
 
 def describe_environment(folder: Path) -> dict[str, Any]:
-    """Plain values for the environment.json of a run or sweep in `folder`."""
+    """The environment.json of a run or sweep in `folder`, as plain values."""
     return {
         "time": utc_now(),
         "python": platform.python_version(),
@@ -43,15 +43,15 @@ def describe_environment(folder: Path) -> dict[str, Any]:
 
 
 def describe_working_directory(folder: Path) -> dict[str, str]:
-    """Where the relative paths of the settings start: absolute, and as seen from `folder`."""
+    """The folder where the settings' relative paths start, absolute and relative to `folder`."""
     current = Path.cwd()
     return {"path": str(current), "from_this_folder": os.path.relpath(current, folder.resolve())}
 
 
 def base_folders(folder: Path, environment: dict[str, Any]) -> list[Path]:
-    """Where the relative paths of a run or sweep may start, the likeliest first.
+    """The folders where the relative paths of a run or sweep may start, the likeliest first.
 
-    The working directory as seen from the folder comes first: it is right if run, data and weights
+    The working directory relative to `folder` comes first: it is right if run, data and weights
     were moved together. [] for a folder of version 0.1, which did not record it.
     """
     recorded = environment.get("working_directory")
@@ -69,7 +69,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that this code runs from; None if it is installed."""
+    """The commit of the source tree that this code runs from; None for an installed package."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,18 +1,21 @@
 """Evaluate a finished run on its test split, or any weights on any shards.
 
-Thresholds and calibration stay those that were fitted on the validation split of the run.
+Thresholds and calibration are not fitted again: they come from the run's validation split.
 """
 
 import logging
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from hpc_ecg.atomic_io import read_json, write_json
 from hpc_ecg.config.load import to_yaml
-from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.data.dataset import Dataset, open_shards, open_split
+from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
@@ -32,7 +35,7 @@ from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.weights import load_model
-from hpc_ecg.weights.reading import read_checkpoint
+from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -52,12 +55,28 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     """
     folder = finished_run(config.run_dir)
     folder.check_same_config(to_yaml(config))
-    with closing(_inference_engine(config, folder.path)) as engine, engine.share_failures():
-        path = folder.predictions / f"{SPLIT}.parquet"
-        _predict(folder, config, engine, path)
-        about = {"split": SPLIT}
+    shards, labels = open_shards(config.data)
+    if shards.index_sha256 != read_json(folder.environment)["data_index_sha256"]:
+        raise ValueError(
+            f"data.shards={config.data.shards}, or data.label_table, is not what "
+            f"{folder.path} was trained on; its test split could hold patients that it trained on"
+        )
+    stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
+    path = folder.predictions / f"{SPLIT}.parquet"
+    with _inference_engine(config, folder.path) as engine:
+        test = open_split(shards, SPLIT, labels, ShardSource(shards, config.data))
+        model = load_model(folder.best, model_config=config.model).to(engine.device)
+        cache = FeatureCache(
+            engine=engine,
+            setting=config.train.feature_cache,
+            batch_size=config.data.batch_size,
+            run_dir=folder.path,
+        )
+        head_only = trains_head_only(stages, stages[-1])
+        inputs = choose_stage_inputs(cache, model, test, test, head_only, trains=False)
+        _predict(engine, inputs.module, inputs.valid, config.data, labels, path)
         return engine.run_on_rank_zero(
-            lambda: _score(path, folder.evaluation, config.data.task, folder.best, about)
+            lambda: _score(path, folder.evaluation, config.data.task, folder.best, {"split": SPLIT})
         )
 
 
@@ -71,10 +90,10 @@ def evaluate_weights(
 ) -> dict[str, Any]:
     """Predict with any weights (a file, or a folder like best/) on `shards`, and score.
 
-    `shards`: default those of `config`, whose data.labels are columns of the shards in the order of
-    the weights' labels. `targets`: more thresholds to fit on validation, such as
+    `shards` default to those of `config`; its data.labels are columns of the shards, in the order
+    of the weights' labels. `targets` are more thresholds to fit on validation, such as
     ("sensitivity", 0.95). Writes predictions.parquet and evaluation.json into `out`, and returns
-    the content of the latter. ValueError for signals of another kind, missing labels, and records
+    the content of the latter. ValueError for signals of another kind, missing labels, or records
     that the run was trained on.
     """
     if split not in SPLITS:
@@ -84,45 +103,65 @@ def evaluate_weights(
     names = checkpoint.labels or data.labels
     data = replace(data, labels=data.labels or names)
     opened, columns = open_shards(data)
-    if len(columns) != len(names or columns):
-        raise ValueError(
-            f"data.labels={columns} are {len(columns)}, {weights} predicts {len(names)} "
-            f"({', '.join(names)}); give the shards' column for each of them, in that order"
-        )
-    if checkpoint.signal is not None:
-        named = f"data.shards={opened.name}", str(weights)
-        check_same_signal(opened.signal, checkpoint.signal, *named)
+    _check_fits_weights(opened, columns, checkpoint, names, weights)
     about = {"split": split, "shards": opened.name, "data_index_sha256": opened.index_sha256}
     about["note"] = _check_unseen(RunFolder(config.run_dir), opened, split)
     if split == "all":
         opened = replace(opened, index=opened.index.assign(split=split))
     path = out / "predictions.parquet"
     with (
-        closing(_inference_engine(config, out)) as engine,
+        _inference_engine(config, out) as engine,
         closing(ShardSource(opened, data)) as source,
-        engine.share_failures(),
     ):
         dataset = open_split(opened, split, columns, source)
         model = load_model(weights, model_config=config.model).to(engine.device)
-        engine.prepare_inference(model)
-        logits_NK = predict(engine, dataset, data.batch_size)
-        predictions = as_predictions(dataset, logits_NK, data.task)
-        predictions = replace(predictions, labels=names or columns)
-        if engine.is_rank_zero:
-            write_predictions(path, predictions)
-        home = weights if weights.is_dir() else weights.parent
+        _predict(engine, model, dataset, data, names or columns, path)
+        fitted_in = weights if weights.is_dir() else weights.parent
         return engine.run_on_rank_zero(
-            lambda: _score(path, out / "evaluation.json", data.task, home, about, targets)
+            lambda: _score(path, out / "evaluation.json", data.task, fitted_in, about, targets)
         )
 
 
-def _inference_engine(config: FinetuneConfig, folder: Path) -> Engine:
-    """Without sharding: each process can hold the whole model when nothing trains."""
-    return Engine(replace(config.engine, parallel="ddp", trackers=[]), folder)
+def _check_fits_weights(
+    shards: ShardSet, columns: list[str], checkpoint: Checkpoint, names: list[str], weights: Path
+) -> None:
+    """ValueError if the weights predict another number of labels, or need other signals."""
+    if len(columns) != len(names or columns):
+        raise ValueError(
+            f"data.labels={columns} are {len(columns)}, {weights} predicts {len(names)} "
+            f"({', '.join(names)}); give the shards' column for each of them, in that order"
+        )
+    if checkpoint.signal is not None:
+        shards_name = f"data.shards={shards.name}"
+        check_same_signal(shards.signal, checkpoint.signal, shards_name, str(weights))
+
+
+@contextmanager
+def _inference_engine(config: FinetuneConfig, folder: Path) -> Iterator[Engine]:
+    """An engine without sharding: when nothing trains, each process can hold the whole model."""
+    engine = Engine(replace(config.engine, parallel="ddp", trackers=[]), folder)
+    with closing(engine), engine.share_failures():
+        yield engine
+
+
+def _predict(
+    engine: Engine,
+    module: nn.Module,
+    dataset: Dataset,
+    data: DataConfig,
+    labels: list[str],
+    path: Path,
+) -> None:
+    """Write the predictions of a split, under the names `labels`."""
+    engine.prepare_inference(module)
+    logits_NK = predict(engine, dataset, data.batch_size)
+    predictions = as_predictions(dataset, logits_NK, data.task)
+    if engine.is_rank_zero:
+        write_predictions(path, replace(predictions, labels=labels))
 
 
 def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
-    """ValueError if the split holds what the run was trained on; a note says how far we know."""
+    """Say what was compared; ValueError if the split holds records that the run trained on."""
     trained_on = read_json(run.environment)["data_index_sha256"] if run.environment.exists() else ""
     if trained_on in ("", shards.index_sha256):
         if split == "all":
@@ -135,7 +174,7 @@ def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
     try:
         index = open_shards(load_run(str(run.path), []).data)[0].index
     except (ValueError, OSError):
-        return f"signals were not compared with the run's own shards, which are not here; {apart}"
+        return f"signals were not compared with the run's shards, which cannot be read; {apart}"
     known = index.loc[index["split"] != SPLIT, "sha256"]
     scored = shards.index if split == "all" else shards.index[shards.index["split"] == split]
     twins = int(scored["sha256"].isin(known).sum())
@@ -147,34 +186,10 @@ def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
     return f"no signal is one that the run was trained on or validated with; {apart}"
 
 
-def _predict(folder: RunFolder, config: FinetuneConfig, engine: Engine, path: Path) -> None:
-    shards, labels = open_shards(config.data)
-    if shards.index_sha256 != read_json(folder.environment)["data_index_sha256"]:
-        raise ValueError(
-            f"data.shards={config.data.shards}, or data.label_table, is not what "
-            f"{folder.path} was trained on; its test split could hold patients that it trained on"
-        )
-    test = open_split(shards, SPLIT, labels, ShardSource(shards, config.data))
-    model = load_model(folder.best, model_config=config.model).to(engine.device)
-    stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
-    cache = FeatureCache(
-        engine=engine,
-        setting=config.train.feature_cache,
-        batch_size=config.data.batch_size,
-        run_dir=folder.path,
-    )
-    view = choose_stage_inputs(cache, model, test, test, trains_head_only(stages), trains=False)
-    engine.prepare_inference(view.module)
-    logits_NK = predict(engine, view.valid, config.data.batch_size)
-    predictions = as_predictions(test, logits_NK, config.data.task)
-    if engine.is_rank_zero:
-        write_predictions(path, predictions)
-
-
 def _score(
-    path: Path, out: Path, task: str, home: Path, about: dict[str, Any], targets: Targets = ()
+    path: Path, out: Path, task: str, fitted_in: Path, about: dict[str, Any], targets: Targets = ()
 ) -> dict[str, Any]:
-    points, calibrators = _fitted_on_validation(home, targets)
+    points, calibrators = _fitted_on_validation(fitted_in, targets)
     result = evaluate_predictions(
         read_predictions(path), task, points, REPLICATES, calibrators=calibrators
     )
@@ -183,11 +198,11 @@ def _score(
     return result
 
 
-def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, dict | None]:
+def _fitted_on_validation(folder: Path, targets: Targets) -> tuple[dict | None, dict | None]:
     """Operating points and calibrators by label, from the files beside the weights."""
-    points_path = home / "operating_point.json"
+    points_path = folder / "operating_point.json"
     points = read_json(points_path) if points_path.exists() else None
-    valid_path = RunFolder(home.parent).predictions / "valid.parquet"
+    valid_path = RunFolder(folder.parent).predictions / "valid.parquet"
     if not valid_path.exists():
         if targets:
             raise ValueError(f"more thresholds are fitted on validation: {valid_path} is missing")
@@ -198,14 +213,14 @@ def _fitted_on_validation(home: Path, targets: Targets) -> tuple[dict | None, di
     if targets:
         more = fit_operating_points(valid, tuple(targets))
         points = {
-            name: of_label | points_by_method(points, name, valid.labels)
-            for name, of_label in more.items()
+            name: fitted | points_by_method(points, name, valid.labels)
+            for name, fitted in more.items()
         }
     return points, fit_calibrators(valid)
 
 
 def describe_evaluation(result: dict[str, Any]) -> str:
-    """In one line for a terminal: the label, or the mean over several."""
+    """One line for a terminal: the scores of the only label, or the means over several."""
     if "macro" in result:
         values, mean = result["macro"], "macro "
         about = result | {"name": f"{len(result['labels'])} labels"}
@@ -217,6 +232,6 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         parts.append(f"{about['n_positive']} positive")
     for metric in ("auroc", "auprc", "rmse", "r2"):
         if estimate := values.get(metric):
-            between = f"{estimate['low']:.3f}–{estimate['high']:.3f}"
-            parts.append(f"{mean}{METRIC_NAMES[metric]} {estimate['value']:.3f} ({between})")
+            interval = f"{estimate['low']:.3f}–{estimate['high']:.3f}"
+            parts.append(f"{mean}{METRIC_NAMES[metric]} {estimate['value']:.3f} ({interval})")
     return ", ".join(parts)

@@ -1,11 +1,10 @@
 """Features of a frozen backbone, computed once and kept on disk.
 
 While only the head trains, its input for a record never changes: it depends on the weights, the
-signals and the arithmetic. The file is named after the digest of those, so every seed, learning
-rate and set of labels finds it. Batch size, number of processes and attention kernel belong to the
-arithmetic: the last bits depend on them, and the numbers of a run must not depend on which other
-run came first. The result is the same split, whose `read` returns features; the model is then the
-head alone (`Probe`).
+signals and the arithmetic. The cache file is named after a digest of these, so runs with other
+seeds, learning rates or labels share it. Batch size, number of processes and attention kernel count
+as arithmetic: they change the last bits, and a run's numbers must not depend on which other run
+came first. Training then reads a `FeatureDataset` and runs the head alone (`Probe`).
 """
 
 # N records of the split, n records read, D width
@@ -31,11 +30,12 @@ from hpc_ecg.training.predict import predict
 
 logger = logging.getLogger("hpc_ecg")
 
-VERSION = 1  # raise it when the numbers of the model change: older files are then not found
+VERSION = 1
+"""Raise it when the model's numbers change, so that older files are no longer found."""
 
 
 class Probe(nn.Module):
-    """The head of a model: features [B, D] -> logits [B, K]. It shares the model's parameters."""
+    """The head of a model: features [B, D] -> logits [B, K]; shares the model's parameters."""
 
     def __init__(self, model: ECGClassifier) -> None:
         super().__init__()
@@ -87,18 +87,18 @@ class FeatureDataset(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """Where features are kept, and what they are computed with."""
+    """Where features are kept, and what computes them."""
 
     engine: Engine
     setting: str | None
-    """train.feature_cache"""
+    """train.feature_cache."""
     batch_size: int
     run_dir: Path
 
     def load_or_compute(
         self, model: ECGClassifier, backbone_sha256: str, dataset: Dataset
     ) -> FeatureDataset:
-        """The split as features of this model's backbone. Collective.
+        """The split as features of the backbone with this digest. Collective.
 
         ValueError if the folder of the cache cannot be written.
         """
@@ -129,23 +129,23 @@ class FeatureCache:
     def _folder_for(self, dataset: Dataset) -> Path:
         if self.setting != "auto":
             return _make_writable(Path(self.setting or ""), "train.feature_cache=")
-        with_shards, with_run = dataset.shards.folder / "features", self.run_dir / "features"
+        prefix, in_run = "train.feature_cache=auto: ", self.run_dir / "features"
         if not dataset.shards.url:
             try:
-                return _make_writable(with_shards, "train.feature_cache=auto: ")
+                return _make_writable(dataset.shards.folder / "features", prefix)
             except ValueError as error:
-                logger.info(f"{error}: features are kept in {with_run}, for this run alone")
-        return _make_writable(with_run, "train.feature_cache=auto: ")
+                logger.info(f"{error}: features are kept in {in_run}, for this run only")
+        return _make_writable(in_run, prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageInputs:
-    """The model and signals or, while only the head trains, the head and features."""
+    """The model and its signals or, while only the head trains, the head and its features."""
 
     module: nn.Module
-    """What the engine runs."""
+    """The module that the engine runs."""
     saved_module: nn.Module
-    """What checkpoints hold; it shares the model's parameters."""
+    """The module that checkpoints hold; it shares the model's parameters."""
     train: Dataset
     valid: Dataset
 
@@ -158,25 +158,19 @@ def choose_stage_inputs(
     head_only: bool,
     trains: bool = True,
 ) -> StageInputs:
-    """Features if the backbone is frozen, those of the training split only if the stage `trains`.
+    """Features if only the head trains, otherwise signals.
 
-    They are not cached with dropout on the tokens before pooling, which would change them each
-    time.
+    The training split's features are computed only if the stage `trains`. Dropout on the tokens
+    before pooling would change the features at each pass, so then nothing is cached.
     """
-    if not head_only:
-        return StageInputs(module=model, saved_module=model, train=train, valid=valid)
-    probe = Probe(model)
-    if cache.setting is None or model.final_dropout.p > 0:
-        return StageInputs(module=model, saved_module=probe, train=train, valid=valid)
+    saved = Probe(model) if head_only else model
+    if not head_only or cache.setting is None or model.final_dropout.p > 0:
+        return StageInputs(module=model, saved_module=saved, train=train, valid=valid)
     digest = _digest_of(model.backbone)
     if trains:
         train = cache.load_or_compute(model, digest, train)
-    return StageInputs(
-        module=probe,
-        saved_module=probe,
-        train=train,
-        valid=cache.load_or_compute(model, digest, valid),
-    )
+    valid = cache.load_or_compute(model, digest, valid)
+    return StageInputs(module=saved, saved_module=saved, train=train, valid=valid)
 
 
 def _digest_of(backbone: nn.Module) -> str:
@@ -202,20 +196,21 @@ def _inputs_of(model: ECGClassifier, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _make_writable(folder: Path, what: str) -> Path:
+def _make_writable(folder: Path, prefix: str) -> Path:
+    """Make the folder; ValueError, which starts with `prefix`, if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{what}{folder} cannot be made: {error.strerror}") from None
+        raise ValueError(f"{prefix}{folder} cannot be made: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"{what}{folder} cannot be written")
+        raise ValueError(f"{prefix}{folder} cannot be written")
     return folder
 
 
 def _is_cached_or_lock(path: Path, lock: FileLock) -> bool:
-    """True if the features are cached and intact; else this process holds the lock to make them.
+    """True if the features are cached and intact; otherwise this process holds the lock to compute.
 
-    Waits for another process that is making them.
+    Waits while another process computes them.
     """
     if _is_intact(path):
         return True
@@ -224,11 +219,11 @@ def _is_cached_or_lock(path: Path, lock: FileLock) -> bool:
 
 
 def _is_intact(path: Path) -> bool:
-    about = path.with_suffix(".json")
-    if not path.exists() or not about.exists():
+    description = path.with_suffix(".json")
+    if not path.exists() or not description.exists():
         return False
     try:
-        expected = json.loads(about.read_text())["sha256"]
+        expected = json.loads(description.read_text())["sha256"]
     except (ValueError, KeyError, TypeError):
         expected = None
     if sha256_of(path) == expected:
@@ -238,8 +233,8 @@ def _is_intact(path: Path) -> bool:
 
 
 def _write(path: Path, features_ND: np.ndarray, inputs: dict[str, Any]) -> None:
-    def save(aside: Path) -> None:
-        with aside.open("wb") as file:
+    def save(partial: Path) -> None:
+        with partial.open("wb") as file:
             np.save(file, features_ND)
 
     write_atomically(path, save)

@@ -1,7 +1,7 @@
-"""THE LOOP: one stage of a run, from its first step (or a checkpoint) to its last.
+"""The training loop: one stage of a run, from its first step (or a checkpoint) to its last.
 
-A checkpoint is saved before an evaluation, so an evaluation that fails costs no training; one that
-was due when the run died is done on resume.
+A checkpoint is saved before each evaluation, so a failing evaluation costs no training. An
+evaluation that was due when the run died is done on resume.
 """
 
 import logging
@@ -11,17 +11,19 @@ from pathlib import Path
 
 import torch
 
-from hpc_ecg.data.loader import prefetch
-from hpc_ecg.distributed.stop_signals import Requests
+from hpc_ecg.atomic_io import write_json
+from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.data.loader import StepBatch, prefetch
+from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
 from hpc_ecg.log import progress_bar
 from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.training.checkpoint import Progress, save_checkpoint, update_progress
-from hpc_ecg.training.engine import StepResult
+from hpc_ecg.training.engine import Engine, StepResult
 from hpc_ecg.training.meter import SaveTimer
 from hpc_ecg.training.model_inputs import TrainingTransform, seed_of_step
-from hpc_ecg.training.nonfinite import check_finite, nonfinite_error
 from hpc_ecg.training.optimizer import set_rates
 from hpc_ecg.training.predict import predict
+from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.run_state import Run, StageState, begin_stage, finish_stage
 from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import Stage
@@ -35,20 +37,19 @@ def train_stage(
     """Train from `progress` (restored from `checkpoint`) to the end of the stage.
 
     Returns the progress and why the stage ended. Raises Preempted, with everything saved, if a
-    signal or a file asked the run to stop.
+    signal or a file asked the run to stop; ValueError if loss or gradient is not finite.
     """
     engine, prepared, signals = run.engine, run.prepared, run.signals
-    data, train_config = prepared.data, stage.train
+    data, config = prepared.data, stage.train
     state = begin_stage(run, stage, progress, checkpoint)
     schedule, average, dataset = state.schedule, state.average, state.inputs.train
-    loss_of = partial(loss_sum, config=prepared.loss)
     steps = range(progress.step, schedule.end)
     batches = prefetch(dataset, steps, data.sampler, engine.rank_slice)
-    timer = SaveTimer(train_config.save_every_min)
+    timer = SaveTimer(config.save_every_min)
     previous: StepResult | None = None
     with progress_bar("steps", schedule.end, progress.step, engine.is_rank_zero) as advance:
         while True:
-            # a. Evaluate if it is due, also where the run died before it could.
+            # a. Evaluate if it is due, or was due when the run died.
             if schedule.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
                 progress = _evaluate(run, state, progress)
                 run.meter.restart()
@@ -59,37 +60,24 @@ def train_stage(
             # b. One step.
             with run.meter.waiting_for_data():
                 batch = next(batches)
-            engine.seed_dropout(seed_of_step(prepared.seed, batch.step, engine.rank))
             stage_step = batch.step - schedule.began
             lr = set_rates(state.backend.optimizer, stage_step, schedule.steps, stage.optim)
             if timer.is_due():
                 signals.request_save()
-            result = engine.take_step(
-                batch,
-                loss_of,
-                divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), prepared.loss),
-                millivolts_per_count=dataset.millivolts_per_count,
-                transform=TrainingTransform(
-                    dataset=data.train,
-                    augment=prepared.augment,
-                    seed=prepared.seed,
-                    step=batch.step,
-                ),
-                requests=signals.poll(),
-                may_skip=train_config.skip_nonfinite > 0,
-            )
+            may_skip = config.skip_nonfinite > 0
+            result = train_step(engine, prepared, dataset, batch, signals.poll(), may_skip)
             run.meter.count(len(batch.positions))
             progress = run.meter.at_step(batch.step + 1, progress)
             if result.skipped:
-                progress = _skip(run, progress, train_config.skip_nonfinite)
+                progress = _skip(run, progress, config.skip_nonfinite)
             average.after_step(
-                schedule.share_done(progress.step),
-                train_config.swa_start,
+                schedule.fraction_done(progress.step),
+                config.swa_start,
                 is_validated=schedule.evaluates_at(progress.step),
             )
 
-            # c. Log and save; stop if asked. The requests are those of the step before, so that
-            #    nothing waits for the GPU.
+            # c. Log, save, and stop if asked to. Requests are read one step late, so that nothing
+            #    waits for the GPU.
             if schedule.logs_at(progress.step):
                 _log(run, schedule, progress, lr, result)
             requests = Requests(*previous.requests.tolist()) if previous else Requests()
@@ -104,10 +92,37 @@ def train_stage(
     return progress, stop
 
 
+def train_step(
+    engine: Engine,
+    prepared: PreparedRun,
+    dataset: Dataset,
+    batch: StepBatch,
+    requests: Requests = NO_REQUESTS,
+    may_skip: bool = False,
+) -> StepResult:
+    """One optimizer step with the run's loss, augmentation and seeds, also for the doctor.
+
+    `dataset`: the split that `batch` was read from, as signals or as features.
+    """
+    config = prepared.config
+    engine.seed_dropout(seed_of_step(config.seed, batch.step, engine.rank))
+    return engine.take_step(
+        batch,
+        partial(loss_sum, config=config.loss),
+        divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), config.loss),
+        millivolts_per_count=dataset.millivolts_per_count,
+        transform=TrainingTransform(
+            dataset=prepared.data.train, augment=config.augment, seed=config.seed, step=batch.step
+        ),
+        requests=requests,
+        may_skip=may_skip,
+    )
+
+
 def _log(
     run: Run, schedule: StageSchedule, progress: Progress, lr: float, result: StepResult
 ) -> None:
-    check_finite(run.engine, run.folder, run.prepared.data)
+    _check_finite(run)
     values = {
         "lr": lr,
         **run.meter.values(),
@@ -122,8 +137,8 @@ def _log(
 
 
 def _save(run: Run, state: StageState, progress: Progress) -> Progress:
-    """Write a checkpoint of weights, moments and progress; all ranks take part in gathering."""
-    check_finite(run.engine, run.folder, run.prepared.data)
+    """Write a checkpoint of weights, moments and progress. Collective."""
+    _check_finite(run)
     backend = state.backend
     progress = replace(progress, scaler=backend.scaler)
     backend.gather_weights()
@@ -135,7 +150,7 @@ def _save(run: Run, state: StageState, progress: Progress) -> Progress:
             progress,
             state.inputs.saved_module,
             moments,
-            keep=state.schedule.keep_checkpoints,
+            keep=state.stage.train.keep_checkpoints,
             average=average,
         )
     )
@@ -166,10 +181,31 @@ def _evaluate(run: Run, state: StageState, progress: Progress) -> Progress:
 
 
 def _skip(run: Run, progress: Progress, budget: int) -> Progress:
+    """Count a skipped step; ValueError once there are more than `budget`."""
     progress = replace(progress, skipped=progress.skipped + 1)
-    error = nonfinite_error(run.folder, run.prepared.data, progress.step - 1)
+    error = _nonfinite_error(run, progress.step - 1)
     if progress.skipped > budget:
         raise error
     run.record("skipped", step=progress.step, count=progress.skipped)
     logger.warning(f"{error}: skipped ({progress.skipped} of train.skip_nonfinite)")
     return progress
+
+
+def _check_finite(run: Run) -> None:
+    """Called before anything is logged or saved: diverged weights must not replace good ones."""
+    step = run.engine.first_bad_step()
+    if step is not None:
+        raise _nonfinite_error(run, step)
+
+
+def _nonfinite_error(run: Run, step: int) -> ValueError:
+    """Write a file that lists the records of the step's batch; return the error that names it."""
+    train = run.prepared.data.train
+    positions = run.prepared.data.sampler.batch(step)
+    batch = [{"key": train.keys[p], "record": train.records[p]} for p in positions]
+    path = run.folder.path / f"nonfinite-step-{step + 1:07d}.json"
+    write_json(path, {"step": step + 1, "batch": batch})
+    return ValueError(
+        f"loss or gradient is not finite at step {step + 1}; lower optim.lr, or look at the "
+        f"{len(batch)} records of its batch, listed in {path}"
+    )

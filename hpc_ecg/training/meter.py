@@ -1,7 +1,7 @@
-"""What a run costs: time, ECGs per second, waiting for data, arithmetic, memory, energy.
+"""The cost of a run: time, ECGs per second, waiting for data, arithmetic, memory and energy.
 
-All clocks are monotonic, so setting the system's clock during a run changes nothing. A step is
-timed from the end of the one before; the device may lag a step behind, which evens out.
+All clocks are monotonic, so changes of the system clock do no harm. A step is timed from the end of
+the previous one; the device may lag a step behind, which evens out.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ class Meter:
         self.start_from(Progress())
 
     def start_from(self, before: Progress) -> None:
-        """The time and energy of earlier starts count, and the clock of this one begins."""
+        """Start the clock, and count the time and energy of earlier starts."""
         self._before, self._began = before, time.monotonic()
         self._kwh_at_start = gpu_kwh(self._device)
         self.restart()
 
     def set_workload(self, flops_per_ecg: float, peak_flops: float | None) -> None:
-        """Operations of a training step per ECG; peak operations per second of one device."""
+        """Set the FLOPs of a training step per ECG, and the peak FLOP/s of one device if known."""
         self._flops_per_ecg, self._peak_flops = flops_per_ecg, peak_flops
 
     def at_step(self, step: int, progress: Progress) -> Progress:
@@ -68,7 +68,7 @@ class Meter:
         self._waited_s += time.monotonic() - began
 
     def count(self, num_ecgs: int) -> None:
-        """A step of this many ECGs, over all processes together, has ended."""
+        """Record the end of a step over `num_ecgs` ECGs of all processes together."""
         now = time.monotonic()
         self._step_s.append(now - self._last_step)
         self._last_step, self._interval_ecgs = now, self._interval_ecgs + num_ecgs
@@ -76,7 +76,7 @@ class Meter:
     def values(self) -> dict[str, float]:
         """The rates since the last call, for a line of metrics.jsonl.
 
-        `mfu` is the share of the device's peak: ECG/s x operations per ECG / (processes x peak).
+        `mfu` (model FLOPs utilization) is ECG/s x FLOPs per ECG / (processes x peak FLOP/s).
         """
         seconds = max(time.monotonic() - self._interval_began, 1e-9)
         self._stepping_s += seconds
@@ -100,12 +100,12 @@ class Meter:
         return values
 
     def mean_rate(self) -> float | None:
-        """ECG/s over all intervals of this start; None before the first."""
+        """ECG/s over all intervals since the start of this process; None before the first."""
         return self._ecgs / self._stepping_s if self._stepping_s else None
 
 
 class SaveTimer:
-    """When a checkpoint is due by time; the clock of rank 0 decides for all ranks."""
+    """When a checkpoint is due by time; the first rank for which it is asks all others to save."""
 
     def __init__(self, every_min: float | None) -> None:
         self._every_s = None if every_min is None else 60 * every_min
@@ -127,21 +127,20 @@ class SaveTimer:
 
 
 def memory_gb() -> float:
-    """Peak memory of this process: on its GPU if it uses one, else of the machine."""
+    """Peak memory of this process in GiB: on its GPU if it uses one, else resident memory."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def gpu_kwh(device: torch.device) -> float | None:
-    """Energy that the GPU has used since its driver was loaded, from NVML (extra `energy`).
+    """Energy in kWh that the GPU has used since its driver was loaded, by NVML (extra `energy`).
 
-    None without a GPU or NVML, or for a GPU older than Volta. The counter includes other processes
-    on the same GPU.
+    None without a GPU or NVML, or for a GPU older than Volta. Includes other processes on the GPU.
     """
     if device.type != "cuda":
         return None
-    with contextlib.suppress(Exception):  # NVML has an exception for each kind of failure
+    with contextlib.suppress(Exception):  # NVML raises many kinds
         import pynvml
 
         pynvml.nvmlInit()

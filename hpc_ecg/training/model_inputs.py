@@ -1,7 +1,7 @@
 """From a micro-batch of counts to the input of the model: mV on the device.
 
-In training also augmentation, and a seed for each record's dropout; both are functions of (seed,
-step, record), so they do not depend on the number of ranks.
+Training adds augmentation and a seed for each record's dropout. Both are functions of (seed, step,
+record), so they do not depend on the number of ranks.
 """
 
 # n records of a micro-batch, C leads, S samples
@@ -20,7 +20,7 @@ from hpc_ecg.data.settings import AugmentConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTransform:
-    """What training does to the records of one step."""
+    """Augmentation and dropout seeds for the records of one training step."""
 
     dataset: Dataset
     augment: AugmentConfig
@@ -28,7 +28,7 @@ class TrainingTransform:
     step: int
 
     def record_seeds(self, micro: MicroBatch) -> np.ndarray:
-        """One seed per record, int64 [n], whatever rank and micro-batch it is in."""
+        """One seed per record, int64 [n], independent of rank and micro-batch."""
         sha256 = [self.dataset.sha256_N[position] for position in micro.positions]
         return record_seeds(sha256, self.seed, self.step)
 
@@ -44,7 +44,7 @@ def model_inputs(
     The ECG [n, C, S] in mV; the padding mask [n, S], or None if no record is padded; the seeds [n]
     of dropout. Cached features are passed as they are, with a factor of 1.
     """
-    # This waits until the copy is made: the array's memory is about to be reused.
+    # A blocking copy, because the array's memory will be reused.
     counts = torch.from_numpy(micro.counts_nCS).to(device)
     ecg_nCS = counts.float() * millivolts_per_count
     if counts.ndim == 2:
@@ -62,8 +62,8 @@ def model_inputs(
 
 
 def seed_of_step(seed: int, step: int, rank: int) -> int:
-    """Seed for what draws from torch's own generator (dropout inside fused attention).
+    """The seed of torch's generator, which dropout inside fused attention uses.
 
-    A function of (seed, step, rank), so there is no generator state to save or to lose.
+    A function of (seed, step, rank), so there is no generator state to save.
     """
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""Open the folder of a run: its configuration, with other settings over it. Needs no torch."""
+"""Open a run folder: its configuration, with overrides. Needs no torch."""
 
 from dataclasses import replace
 
@@ -13,29 +13,30 @@ from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
 OTHER_COHORT = ("fold=null", "repeat=0", "label_table=null", "label_fraction=1")
-"""Settings of `data` that do not apply to another cohort, unless they are given again."""
+"""Settings of `data` that are reset for another cohort, unless they are given again."""
 
 
 def load_run(run_dir: str, overrides: list[str]) -> FinetuneConfig:
-    """The configuration of a run folder, with `key=value` settings over it.
+    """The configuration of a run folder, with `key=value` overrides.
 
-    Relative paths of the run start where the run was started; those of `overrides` start here.
+    The run's relative paths start in the folder where the run was started, those of `overrides` in
+    the working directory. ValueError if `run_dir` is not a run folder or an override is wrong.
     """
     folder = RunFolder(run_dir)
     if not folder.config.exists():
-        raise ValueError(f"{run_dir} is no run folder (no config.yaml)")
+        raise ValueError(f"{run_dir} is not a run folder (no config.yaml)")
     environment = read_json(folder.environment) if folder.environment.exists() else {}
     stored = OmegaConf.to_container(read_yaml(str(folder.config)).values, resolve=False)
     bases = base_folders(folder.path, environment)
     values = nest(resolve_paths(flatten(stored), FinetuneConfig, bases))
     sources = [SettingsSource(OmegaConf.create(values), str(folder.config))]
-    words = [f"run_dir={run_dir}", *overrides]
-    sources += [parse_override(word, FinetuneConfig) for word in words]
+    for override in [f"run_dir={run_dir}", *overrides]:
+        sources.append(parse_override(override, FinetuneConfig))
     return merge_sources(FinetuneConfig, sources)
 
 
 def load_run_for(run_dir: str, shards: str, overrides: list[str]) -> FinetuneConfig:
-    """The same for another cohort's shards; ValueError if more than the data differs."""
+    """The configuration for another cohort's shards; ValueError if more than the data differs."""
     defaults = [f"data.{setting}" for setting in OTHER_COHORT]
     config = load_run(run_dir, [*defaults, f"data.shards={shards}", *overrides])
     data = replace(load_run(run_dir, []).data, task=config.data.task)
@@ -44,9 +45,10 @@ def load_run_for(run_dir: str, shards: str, overrides: list[str]) -> FinetuneCon
 
 
 def finished_run(run_dir: str) -> RunFolder:
-    """ValueError if the folder is not that of a finished run."""
+    """The folder of a finished run; ValueError if it is none."""
     folder = RunFolder(run_dir)
     if not folder.is_finished():
-        state = "is not finished: start it again" if folder.config.exists() else "is no run folder"
+        is_run = folder.config.exists()
+        state = "is not finished: start it again" if is_run else "is not a run folder"
         raise ValueError(f"{folder.path} {state} (no finished.json)")
     return folder

@@ -1,7 +1,7 @@
-"""AdamW and its learning rate: a pure function of the step, so resume has nothing to restore.
+"""AdamW and its learning rate, a pure function of the step, so a resumed run restores nothing.
 
 Parameters are grouped by weight decay and by their multiple of the learning rate: the head may have
-its own rate, and layers train more slowly the further they are from the head.
+another rate, and layers train more slowly the further they are from the head.
 """
 
 import math
@@ -21,7 +21,8 @@ def build_optimizer(
     num_layers = 1 + max([_layer_of(name) for name, _ in model.named_parameters()], default=0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_matrix = parameter.ndim > 1 and not name.endswith("weight_g")  # that is a gain
+            # weight_g is the gain of weight normalization
+            is_matrix = parameter.ndim > 1 and not name.endswith("weight_g")
             decay = config.weight_decay if is_matrix else 0.0
             key = lr_scale(name, num_layers, config), decay
             groups.setdefault(key, []).append(parameter)
@@ -38,7 +39,7 @@ def build_optimizer(
 
 
 def lr_scale(name: str, num_layers: int, config: OptimConfig) -> float:
-    """The rate of a parameter, by its name in our model, as a multiple of the run's rate."""
+    """The learning rate of a parameter, by its name in our model, as a multiple of optim.lr."""
     if name.startswith("head."):
         return (config.head_lr or config.lr) / config.lr
     return config.layer_decay ** (num_layers - _layer_of(name))
@@ -55,8 +56,9 @@ def set_rates(
 ) -> float:
     """Set the rate of every group for `step` (counted from 0); returns the rate before scaling.
 
-    fairseq's Adam divides by sqrt(v) + eps and corrects the bias of v afterwards, which is AdamW
-    with an epsilon of eps / sqrt(1 - beta2^t)."""
+    fairseq's Adam divides by sqrt(v) + eps and corrects the bias of v afterwards, which equals
+    AdamW with an epsilon of eps / sqrt(1 - beta2^t).
+    """
     lr, eps = lr_at(step, total_steps, config), config.eps
     if config.eps_before_correction:
         eps /= math.sqrt(1 - config.betas[1] ** (step + 1))

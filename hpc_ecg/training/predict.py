@@ -1,4 +1,4 @@
-"""The model over a whole split, each record exactly once, on any number of ranks."""
+"""Predict a whole split, each record exactly once, on any number of ranks."""
 
 # N records, K labels
 
@@ -25,32 +25,31 @@ def predict(
 ) -> np.ndarray:
     """The output of the engine's model for every record of the split, float32 [N, K], on all ranks.
 
-    `width`: number of outputs, if not one per label.
+    `width` is the number of outputs K, by default one per label. Collective.
     """
     mine = slice_of_rank(len(dataset), engine.rank, engine.world_size)
     per_count = dataset.millivolts_per_count
     batches = prefetch_in_order(dataset, mine, batch_size)
     outputs = [engine.infer(micro, per_count) for micro in batches]
-    if engine.collective_forward:  # a rank with fewer batches takes part in the others' last ones
+    rows = -(-len(dataset) // engine.world_size)
+    if engine.collective_forward:  # a rank with fewer batches must join the others' last ones
         blank, no_positions = empty_rows(dataset, 1), np.zeros(0, np.int64)
-        most = -(-len(dataset) // engine.world_size)
-        for _ in range(-(-most // batch_size) - len(outputs)):
+        for _ in range(-(-rows // batch_size) - len(outputs)):
             engine.infer(collate(dataset, no_positions, blank, dataset), per_count)
     empty = torch.zeros(0, width or len(dataset.label_names))
     local_nK = torch.cat(outputs) if outputs else empty
     if engine.world_size == 1:
         return local_nK.numpy()
-    rows = -(-len(dataset) // engine.world_size)
     gathered = engine.gather(F.pad(local_nK, (0, 0, 0, rows - len(local_nK))))
     parts = []
     for rank, part in enumerate(gathered.split(rows)):
-        theirs = slice_of_rank(len(dataset), rank, engine.world_size)
-        parts.append(part[: theirs.stop - theirs.start])
+        records = slice_of_rank(len(dataset), rank, engine.world_size)
+        parts.append(part[: records.stop - records.start])
     return torch.cat(parts).numpy()
 
 
 def as_predictions(dataset: Dataset, logits_NK: np.ndarray, task: str) -> Predictions:
-    """The predictions as predictions/*.parquet stores them."""
+    """Logits [N, K] with labels, patients and groups, as predictions/*.parquet stores them."""
     logits = torch.from_numpy(logits_NK.astype(np.float64))
     return Predictions(
         record_N=np.array(dataset.records, dtype=object),
@@ -64,7 +63,7 @@ def as_predictions(dataset: Dataset, logits_NK: np.ndarray, task: str) -> Predic
 
 
 def _groups_of(dataset: Dataset) -> dict[str, np.ndarray]:
-    """The columns of the index that describe the records, such as age, sex and site."""
+    """The columns of the index that describe records, such as age, sex and site: arrays [N]."""
     index = dataset.shards.index.set_index("record").loc[dataset.records]
     prefixes = (LABEL_PREFIX, FOLD_PREFIX)
     columns = map(str, index)
@@ -77,9 +76,9 @@ def score_validation(
 ) -> dict[str, float]:
     """Loss and, for classification, AUROC and AUPRC (means over the labels with both classes).
 
-    Missing labels are left out. torchmetrics guesses from the values whether they are logits or
-    probabilities, so it always gets probabilities; in float64, because in float32 many would be
-    equal near 1.
+    Missing labels are ignored. torchmetrics guesses from the values whether they are logits or
+    probabilities, so it always gets probabilities, in float64, because many would be equal near 1
+    in float32.
     """
     logits, targets = torch.from_numpy(logits_NK), torch.from_numpy(dataset.labels_NK)
     scores = {"loss": float(loss_sum(logits, targets, loss)) / normalizer(targets, loss)}

@@ -1,14 +1,12 @@
-"""Open data and weights, before anything is written; the run and the doctor share this."""
+"""Open data and weights before anything is written; both the run and the doctor start with this."""
 
 import logging
 from dataclasses import dataclass
 
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.sampler import EpochSampler
-from hpc_ecg.data.settings import AugmentConfig
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
-from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.best_tracker import BestTracker
 from hpc_ecg.training.settings import FinetuneConfig
@@ -20,6 +18,8 @@ logger = logging.getLogger("hpc_ecg")
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedData:
+    """The opened shards, their splits, and what the settings make of them."""
+
     shards: ShardSet
     source: ShardSource
     train: Dataset
@@ -30,24 +30,24 @@ class PreparedData:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
+    """A run that can start: its settings, data, initialized model and stages."""
+
+    config: FinetuneConfig
     data: PreparedData
     start: Initialized
     stages: list[Stage]
-    augment: AugmentConfig
-    loss: LossConfig
-    seed: int
 
 
 def prepare_run(config: FinetuneConfig) -> PreparedRun:
-    """ValueError for data, weights and settings that do not fit together."""
+    """Open everything; ValueError if data, weights and settings do not fit together."""
     return prepare_weights(config, prepare_data(config))
 
 
 def prepare_data(config: FinetuneConfig) -> PreparedData:
+    """Open the shards; ValueError if they do not fit the settings."""
     shards, labels = open_shards(config.data)
     source = ShardSource(shards, config.data)
     train, valid = (open_split(shards, split, labels, source) for split in ("train", "valid"))
-    train_config = config.train
     return PreparedData(
         shards=shards,
         source=source,
@@ -57,14 +57,15 @@ def prepare_data(config: FinetuneConfig) -> PreparedData:
         best_tracker=BestTracker(
             valid,
             config.data.task,
-            train_config.best_metric,
+            config.train.best_metric,
             config.loss,
-            train_config.best_decimals,
+            config.train.best_decimals,
         ),
     )
 
 
 def prepare_weights(config: FinetuneConfig, data: PreparedData) -> PreparedRun:
+    """Initialize the model; ValueError if weights and data or settings do not fit together."""
     stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
     check_parallel(config.train, config.engine.parallel)
     labels = data.train.label_names
@@ -79,18 +80,11 @@ def prepare_weights(config: FinetuneConfig, data: PreparedData) -> PreparedRun:
     )
     _check_fits_data(start, data.shards, config.init.checkpoint)
     describe_stages(start, stages)
-    return PreparedRun(
-        data=data,
-        start=start,
-        stages=stages,
-        augment=config.augment,
-        loss=config.loss,
-        seed=config.seed,
-    )
+    return PreparedRun(config=config, data=data, start=start, stages=stages)
 
 
 def _check_fits_data(start: Initialized, shards: ShardSet, checkpoint: str | None) -> None:
-    """The weights must have been trained on signals like those of the shards."""
+    """ValueError if the weights were trained on signals unlike those of the shards."""
     shards_name = f"data.shards={shards.name}"
     if start.signal is not None:
         weights_name = f"init.checkpoint={checkpoint}"

@@ -1,7 +1,7 @@
-"""One run's folder: the same on a laptop, under sbatch and in a sweep; a run goes on from it.
+"""The folder of one run, the same on a laptop, under sbatch and in a sweep.
 
-Every file is written aside, synced and renamed, so a file with its final name is complete. A lock
-keeps two jobs out of one folder; `finished.json`, written last, says that nothing is left to do.
+Every file is written under another name, synced and renamed, so a file with its final name is
+complete. A lock keeps two jobs out of one folder; `finished.json` is written last.
 """
 
 import json
@@ -39,9 +39,10 @@ class RunFolder:
         self._lock: FileLock | None = None
 
     def open(self, config_yaml: str, facts: dict[str, Any], init_report: dict[str, Any]) -> None:
-        """Claim the folder; a second start must have the data and weights of the first.
+        """Claim the folder; a later start must have the data and weights of the first.
 
-        `facts` go to environment.json, among them data_index_sha256 and precision.
+        `facts` go into environment.json; data_index_sha256 and precision must be among them.
+        ValueError if the folder is in use or holds another run.
         """
         self.claim()
         self.check_same_config(config_yaml)
@@ -50,10 +51,10 @@ class RunFolder:
             return
         write_json(self.init_report, init_report)
         write_json(self.environment, describe_environment(self.path) | facts)
-        write_text(self.config, config_yaml)  # last: it makes the folder a run's
+        write_text(self.config, config_yaml)  # last, since it marks a run folder
 
     def claim(self) -> None:
-        """Make the folder and lock it until this process ends; ValueError if another holds it."""
+        """Make the folder and lock it; ValueError if it is in use or cannot be written."""
         holder = self.path / "lock.holder"
         self._lock = FileLock(self.path / "lock")
         try:
@@ -61,26 +62,26 @@ class RunFolder:
             is_restart = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
             self._lock.acquire(timeout=LOCK_TIMEOUT_AFTER_RESTART_S if is_restart else 0)
         except Timeout:
-            who = holder.read_text().strip() if holder.exists() else "another process"
+            user = holder.read_text().strip() if holder.exists() else "another process"
             raise ValueError(
-                f"{self.path} is in use by {who}; wait, or give another folder"
+                f"{self.path} is in use by {user}; wait, or give another folder"
             ) from None
         except OSError as error:
             raise ValueError(f"{self.path} cannot be written: {error.strerror}") from None
-        if self.config.exists():  # only a run's own folder is tidied
+        if self.config.exists():  # tidy only run folders
             tidy(self.path)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def release(self) -> None:
         if self._lock is not None and self._lock.is_locked:
             (self.path / "lock.holder").unlink(missing_ok=True)
-            (self.path / "lock").unlink(missing_ok=True)  # while held: later it may be another's
+            (self.path / "lock").unlink(missing_ok=True)  # before another process can take it
             self._lock.release()
 
     def check_same_config(self, config_yaml: str, setting: str = "run_dir") -> None:
-        """Refuse a folder of another configuration, but for settings that may change.
+        """ValueError if the folder belongs to another configuration.
 
-        `setting` is the key by which the user names the folder.
+        Settings that may change are not compared. `setting` is the key that names the folder.
         """
         if not self.config.exists():
             self._check_not_foreign()
@@ -97,7 +98,7 @@ class RunFolder:
             )
 
     def _check_not_foreign(self) -> None:
-        """ValueError if the folder holds more than what a run that was killed early may leave."""
+        """ValueError if the folder holds files that a run killed at its start cannot have left."""
         files = self.path.iterdir() if self.path.is_dir() else ()
         early = {"init_report.json", "environment.json", "lock", "lock.holder", "error.txt"}
         early |= {"STOP", "SAVE"}
@@ -140,13 +141,14 @@ class RunFolder:
         return self.finished.exists() and bool(read_json(self.finished))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Record that nothing is left to do, and what the run came to."""
+        """Write finished.json, which marks the run as finished."""
         write_json(self.finished, summary)
 
     def append_event(self, event: str, **values: Any) -> None:
         """Append a line to metrics.jsonl; numbers that are not finite become null.
 
-        After a crash, a `started` or `resumed` line says from which step on the lines count.
+        After a crash, lines from the step of the last `started` or `resumed` line on replace
+        earlier ones.
         """
         plain = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -159,7 +161,7 @@ class RunFolder:
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Dotted keys in which two configurations differ, without those that may change."""
+    """The dotted keys in which two configurations differ, except those that may change."""
     may_change = tuple(f"{key}." for key, rule in rules_by_key(FinetuneConfig) if rule.may_change)
     return [
         key

@@ -1,15 +1,28 @@
-"""The parts of a run, and what each of its stages trains: made at its start, settled at its end."""
+"""The parts of a run, and those of one stage: how each is set up, resumed and ended."""
 
 import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+import yaml
+
+from hpc_ecg.config.dotted_keys import flatten
+from hpc_ecg.config.load import to_yaml
+from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.distributed.backend import ParallelBackend
+from hpc_ecg.distributed.ranks import slurm_job_facts
 from hpc_ecg.distributed.stop_signals import StopSignals
+from hpc_ecg.model.architecture import num_tokens
+from hpc_ecg.model.flops import peak_flops, training_flops
+from hpc_ecg.model.kernels import explain_attention
+from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.averaging import WeightAverager
-from hpc_ecg.training.best_weights import BestWeights
-from hpc_ecg.training.checkpoint import Progress, load_checkpoint
+from hpc_ecg.training.best_weights import BestWeights, provenance_of
+from hpc_ecg.training.checkpoint import Progress, load_checkpoint, newest_checkpoint
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, StageInputs, choose_stage_inputs
 from hpc_ecg.training.meter import Meter
@@ -18,9 +31,10 @@ from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import Stage, trains_head_only
-from hpc_ecg.training.workload import workload
 
 logger = logging.getLogger("hpc_ecg")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +54,18 @@ class Run:
         if self.engine.is_rank_zero:
             self.folder.append_event(event, **values)
 
+    def choose_inputs(self, model: ECGClassifier, stage: Stage, trains: bool) -> StageInputs:
+        """The inputs of a stage. `trains`: False if the training split is not read."""
+        data, stages = self.prepared.data, self.prepared.stages
+        head_only = trains_head_only(stages, stage)
+        return choose_stage_inputs(
+            self.features, model, data.train, data.valid, head_only, trains=trains
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageState:
-    """What one stage trains, on what, and when."""
+    """What one stage trains, on which data, and when it does what."""
 
     stage: Stage
     schedule: StageSchedule
@@ -52,21 +74,87 @@ class StageState:
     average: WeightAverager
 
 
-def begin_stage(run: Run, stage: Stage, progress: Progress, checkpoint: Path | None) -> StageState:
-    """Freeze, restore the checkpoint, wrap the model, make the optimizer."""
-    engine, prepared, train_config = run.engine, run.prepared, stage.train
-    model, data = prepared.start.model, prepared.data
-    steps_per_epoch = data.sampler.steps_per_epoch
-    schedule = StageSchedule.from_config(train_config, steps_per_epoch, progress.stage_began)
-    model.freeze(stage.freeze, train_config.freeze_layers)
-    inputs = choose_stage_inputs(
-        run.features,
-        model,
-        data.train,
-        data.valid,
-        head_only=trains_head_only(prepared.stages, stage),
-        trains=schedule.steps > 0,
+def start_run(
+    folder: RunFolder, prepared: PreparedRun, engine: Engine, signals: StopSignals
+) -> Run:
+    """Claim the folder on rank 0, choose kernels, and assemble the parts of the run.
+
+    ValueError if the folder is in use, or holds a run of other data, weights or precision.
+    """
+    config, data, start = prepared.config, prepared.data, prepared.start
+    config_yaml = to_yaml(config)
+    data.source.stage(data.sampler.shards_by_first_use())
+    facts = _hardware_facts(engine) | {"data_index_sha256": data.shards.index_sha256}
+    engine.run_on_rank_zero(lambda: folder.open(config_yaml, facts, start.report))
+    engine.start_trackers(flatten(yaml.safe_load(config_yaml)))
+    _choose_kernels(start.model, data.train, engine)
+    start.model.to(engine.device)
+    features = FeatureCache(
+        engine=engine,
+        # an augmented record has other features each time
+        setting=None if config.augment.is_on else config.train.feature_cache,
+        batch_size=config.data.batch_size,
+        run_dir=folder.path,
     )
+    return Run(
+        prepared=prepared,
+        folder=folder,
+        engine=engine,
+        features=features,
+        best=BestWeights(folder=folder, valid=data.valid, provenance=provenance_of(start.report)),
+        signals=signals,
+        meter=Meter(engine.world_size, engine.device),
+    )
+
+
+def _choose_kernels(model: ECGClassifier, train: Dataset, engine: Engine) -> None:
+    """Turn on activation checkpointing, try the attention kernel, and log which one runs.
+
+    ValueError if model.attention asks for a kernel that cannot run here.
+    """
+    encoder = model.backbone.encoder
+    encoder.checkpoint_layers = engine.config.activation_checkpointing
+    tokens = num_tokens(model.architecture, train.shards.signal.num_samples)
+    has_mask = train.samples(np.arange(len(train))) is not None
+    attention: Any = encoder.layers[0].self_attn
+    dtype = DTYPES[engine.precision]
+    logger.info(explain_attention(attention, tokens, engine.device, dtype, has_mask))
+
+
+def restore_progress(run: Run) -> tuple[Progress, Path | None]:
+    """The progress of the run and the checkpoint to load, if it resumes; records which it is."""
+    checkpoints = run.folder.checkpoints
+    newest = run.engine.run_on_rank_zero(lambda: newest_checkpoint(checkpoints))
+    checkpoint, progress = newest or (None, Progress())
+    run.meter.start_from(progress)
+    event = "resumed" if newest else "started"
+    run.record(event, step=progress.step, **_hardware_facts(run.engine))
+    if newest:
+        logger.info(f"{run.folder.path}: resuming from step {progress.step}")
+    return progress, checkpoint
+
+
+def _hardware_facts(engine: Engine) -> dict[str, object]:
+    """What environment.json and metrics.jsonl record about this start."""
+    return {
+        "processes": engine.world_size,
+        "device": engine.device_name,
+        "precision": engine.precision,
+        "slurm": slurm_job_facts(),
+    }
+
+
+def begin_stage(run: Run, stage: Stage, progress: Progress, checkpoint: Path | None) -> StageState:
+    """Freeze what does not train, restore the checkpoint, wrap the model, make the optimizer."""
+    engine, prepared = run.engine, run.prepared
+    model, data = prepared.start.model, prepared.data
+    schedule = StageSchedule(
+        config=stage.train,
+        epoch_steps=data.sampler.steps_per_epoch,
+        began=progress.stage_began,
+    )
+    model.freeze(stage.freeze, stage.train.freeze_layers)
+    inputs = run.choose_inputs(model, stage, trains=schedule.steps > 0)
     saved = load_checkpoint(checkpoint, inputs.saved_module) if checkpoint else None
     backend = engine.prepare_training(
         inputs.module,
@@ -74,9 +162,15 @@ def begin_stage(run: Run, stage: Stage, progress: Progress, checkpoint: Path | N
         stage.optim.clip_norm,
         saved.moments if saved else None,
     )
-    run.meter.set_workload(*workload(model, data.train, stage, engine))
+    flops = training_flops(
+        model.architecture,
+        data.shards.signal.num_samples,
+        stage.freeze,
+        stage.train.freeze_layers,
+    )
+    run.meter.set_workload(flops, peak_flops(engine.device_name, engine.precision))
     parameters = backend.trainable_parameters()
-    average = WeightAverager(parameters, train_config.average, train_config.ema_decay)
+    average = WeightAverager(parameters, stage.train.average, stage.train.ema_decay)
     if saved:
         average.restore(backend.shard_like_params(saved.average))
     backend.scaler = progress.scaler
@@ -89,11 +183,11 @@ def begin_stage(run: Run, stage: Stage, progress: Progress, checkpoint: Path | N
 
 def finish_stage(run: Run, state: StageState, progress: Progress, stop: str) -> None:
     """Leave the stage's weights in the model, and its best ones in best/."""
-    train_config, schedule = state.stage.train, state.schedule
+    config, schedule = state.stage.train, state.schedule
     score = run.prepared.data.best_tracker.describe(progress)
     logger.info(f"{run.folder.path}, stage {state.stage.name}: {score}, stopped by {stop}")
-    swa_began = schedule.began + train_config.swa_start * schedule.steps
-    if train_config.average == "swa" and (progress.best_step or 0) < swa_began:
+    swa_began = schedule.began + config.swa_start * schedule.steps
+    if config.average == "swa" and (progress.best_step or 0) < swa_began:
         logger.warning("the best weights are those of a single step, from before swa began")
     state.backend.gather_weights()
     if run.engine.is_rank_zero:

@@ -1,4 +1,4 @@
-"""All settings of one run. Each part of the program receives its own section and nothing more."""
+"""The settings of one run: sections `optim` and `train`, and the whole with all other sections."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ class OptimConfig:
     warmup_fraction: float = setting(0.05, at_least=0, below=1)
     """Share of all steps over which the rate rises linearly."""
     betas: tuple[float, float] = setting((0.9, 0.98), at_least=0, below=1)
-    """AdamW's averaging factors of gradient and squared gradient."""
+    """AdamW's decay rates of the averages of gradient and squared gradient."""
     eps: float = setting(1e-8, above=0)
     """AdamW's epsilon."""
     eps_before_correction: bool = False
@@ -29,10 +29,10 @@ class OptimConfig:
     """Peak learning rate of the head; null = lr."""
     layer_decay: float = setting(1.0, above=0, at_most=1)
     """Factor on the rate from each layer to the one below it, starting at the head (as in BEiT):
-    with 0.75 the top encoder layer trains with 0.75 of lr, and all that lies before the first layer
+    with 0.75 the top encoder layer trains with 0.75 of lr, and everything before the first layer
     with 0.75 to the power of the number of layers + 1."""
     weight_decay: float = setting(0.01, at_least=0)
-    """Decoupled decay of weight matrices; biases and norms do not decay."""
+    """Decoupled weight decay of matrices; biases and norms do not decay."""
     clip_norm: float | None = setting(1.0, above=0)
     """Largest gradient norm; null = no clipping."""
 
@@ -42,10 +42,10 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What one stage changes of `train` and `optim`; null = as there."""
+    """Overrides of `train` and `optim` for one stage; null = the value there."""
 
     freeze: str | None = None
-    """What does not train in this stage."""
+    """Part that does not train in this stage."""
     freeze_layers: int | None = setting(None, at_least=0)
     """Encoder layers that do not train in this stage."""
     max_epochs: int | None = setting(None, at_least=0)
@@ -59,18 +59,18 @@ class StageConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     freeze: str = "auto"
-    """What does not train: none, stem, backbone (a linear probe), or auto (the stem when weights
-    are loaded, as in the reference; none from random weights)."""
+    """Part that does not train: none, stem, backbone (a linear probe), or auto (the stem when
+    weights are loaded, as in the reference; none for random weights)."""
     freeze_layers: int = setting(0, at_least=0)
-    """Also freeze the first n encoder layers and all that lies before them."""
+    """Also freeze the first n encoder layers and everything before them."""
     max_epochs: int = setting(30, at_least=0)
-    """Passes over the training split; 0 = no training: the start is evaluated as it is."""
+    """Passes over the training split; 0 = no training: the initial weights are evaluated."""
     max_steps: int | None = setting(None, at_least=1)
-    """Optimizer steps; null = as many as max_epochs takes."""
+    """Optimizer steps; null = as many as max_epochs needs."""
     stages: dict[str, StageConfig] = field(default_factory=dict)
-    """Stages by name, one after the other in one run, each with its own freeze, freeze_layers,
-    max_epochs, patience and lr (train.stages.probe.lr=…); {} = a single one. Each stage has its own
-    learning-rate schedule and optimizer state; the best weights are chosen over all stages."""
+    """Stages by name, one after another in one run, each with its own freeze, freeze_layers,
+    max_epochs, patience and lr (train.stages.probe.lr=…); {} = a single stage. Each stage has its
+    own learning-rate schedule and optimizer state; the best weights are chosen over all stages."""
     eval_every: int | None = setting(None, at_least=1)
     """Steps between validations; null = once per epoch."""
     patience: int | None = setting(10, at_least=1)
@@ -82,7 +82,7 @@ class TrainConfig:
     """Decimals to which scores are rounded before they are compared, a loss in bits; the latest of
     equal scores is kept (the reference: 3). null = exact comparison; the first is kept."""
     average: str = setting("none", choices=("none", "ema", "swa"))
-    """Which weights are validated and kept: none (the last), ema (exponential moving average over
+    """Weights to validate and keep: none (the current ones), ema (exponential moving average over
     the steps) or swa (mean over the validations at the end of each stage)."""
     ema_decay: float = setting(0.999, at_least=0, below=1)
     """ema: decay per step; step n uses at most (1 + n) / (10 + n), so that the starting weights
@@ -90,9 +90,9 @@ class TrainConfig:
     swa_start: float = setting(0.75, at_least=0, below=1)
     """swa: share of a stage's steps after which averaging begins."""
     calibration: str = setting("none", choices=("none", "temperature", "platt"))
-    """Fitted on validation at the end and merged into the head: none, temperature (one factor) or
-    platt (factor and offset), per label. A label that cannot be fitted stays as it is, and
-    best/calibration.json says why."""
+    """Calibration of each label, fitted on validation at the end and merged into the head: none,
+    temperature (one factor) or platt (factor and offset). A label that cannot be fitted stays as it
+    is, and best/calibration.json says why."""
     feature_cache: str | None = setting("auto", may_change=True, is_path=True)
     """Where to keep the features of a frozen backbone, computed once for all seeds, rates and
     labels: auto (features/ in the folder of shards, or in the run folder where that is read-only),
@@ -100,15 +100,15 @@ class TrainConfig:
     save_every: int | None = setting(None, at_least=1, may_change=True)
     """Steps between checkpoints, besides the one before each validation and those by time."""
     save_every_min: float | None = setting(None, at_least=0, may_change=True)
-    """Minutes between checkpoints; null = the interval that loses least if a job dies once a day,
-    from the measured time of saving (Young 1974: the root of 2 x time of saving x time between
-    failures); 0 = none by time."""
+    """Minutes between checkpoints; null = the interval that loses least time if a job dies once a
+    day (Young 1974: the square root of 2 x measured time of saving x time between failures); 0 =
+    none by time."""
     keep_checkpoints: int = setting(2, at_least=1, may_change=True)
     """Newest checkpoints to keep on disk."""
     log_every: int = setting(10, at_least=1, may_change=True)
     """Steps between lines in metrics.jsonl."""
     skip_nonfinite: int = setting(0, at_least=0, may_change=True)
-    """Steps that a run may skip because loss or gradient is not finite; one more stops it. Above 0
+    """Steps that a run may skip because loss or gradient is not finite; one more stops it. Above 0,
     every step waits for the device. Not with zero1-3."""
     doctor: bool = setting(False, may_change=True)
     """Check cluster, data and weights before the first step, as `hpc-ecg doctor` does; an error
@@ -127,11 +127,11 @@ class FinetuneConfig:
     """All settings of one run."""
 
     run_dir: str = setting(MISSING, may_change=True)
-    """Folder of this run; the same command continues the run there."""
+    """Folder of this run; the same command resumes it."""
     seed: int = setting(0, at_least=0)
-    """Sets new weights, order of records and dropout; never the split."""
+    """Sets new weights, order of records, augmentation and dropout; never the split."""
     files: dict[str, str] = setting({}, may_change=True, is_path=True)
-    """Names for paths, to be used elsewhere as ${files.name}."""
+    """Names for paths, to be used in other settings as ${files.name}."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     init: InitConfig = field(default_factory=InitConfig)

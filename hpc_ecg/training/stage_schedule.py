@@ -1,4 +1,4 @@
-"""When a run evaluates, saves and stops: pure functions of its settings and its progress."""
+"""When a stage evaluates, saves and stops: pure functions of its settings and its progress."""
 
 from dataclasses import dataclass
 
@@ -8,40 +8,25 @@ from hpc_ecg.training.settings import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StageSchedule:
-    """A stage in steps of the run: from `began` to before `end`."""
+    """A stage in steps of the run: from `began` up to, but not including, `end`."""
 
+    config: TrainConfig
     epoch_steps: int
-    began: int
-    end: int
-    eval_every: int
-    save_every: int | None
-    log_every: int
-    patience: int | None
-    keep_checkpoints: int
-    last_stop: str
-
-    @classmethod
-    def from_config(cls, config: TrainConfig, epoch_steps: int, began: int = 0) -> "StageSchedule":
-        steps = config.max_epochs * epoch_steps
-        if config.max_steps:
-            steps = config.max_steps
-        return cls(
-            epoch_steps=epoch_steps,
-            began=began,
-            end=began + steps,
-            eval_every=config.eval_every or epoch_steps,
-            save_every=config.save_every,
-            log_every=config.log_every,
-            patience=config.patience,
-            keep_checkpoints=config.keep_checkpoints,
-            last_stop="max_steps" if config.max_steps else "max_epochs",
-        )
+    began: int = 0
 
     @property
     def steps(self) -> int:
-        return self.end - self.began
+        return self.config.max_steps or self.config.max_epochs * self.epoch_steps
 
-    def share_done(self, step: int) -> float:
+    @property
+    def end(self) -> int:
+        return self.began + self.steps
+
+    @property
+    def eval_every(self) -> int:
+        return self.config.eval_every or self.epoch_steps
+
+    def fraction_done(self, step: int) -> float:
         return (step - self.began) / max(self.steps, 1)
 
     def evaluates_at(self, step: int) -> bool:
@@ -51,12 +36,17 @@ class StageSchedule:
 
     def saves_at(self, step: int) -> bool:
         """Before every evaluation, and every `save_every` steps."""
-        return self.evaluates_at(step) or bool(self.save_every and step % self.save_every == 0)
+        every = self.config.save_every
+        return self.evaluates_at(step) or bool(every and step % every == 0)
 
     def logs_at(self, step: int) -> bool:
-        return step % self.log_every == 0 or step == self.end
+        return step % self.config.log_every == 0 or step == self.end
 
     def reason_to_stop(self, progress: Progress) -> str | None:
-        if self.patience and progress.evaluations_without_gain >= self.patience:
+        """The setting that ends the stage at this point; None to continue."""
+        patience = self.config.patience
+        if patience and progress.evaluations_without_gain >= patience:
             return "patience"
-        return self.last_stop if progress.step >= self.end else None
+        if progress.step < self.end:
+            return None
+        return "max_steps" if self.config.max_steps else "max_epochs"

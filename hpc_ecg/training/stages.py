@@ -1,7 +1,8 @@
 """The stages of a run: the settings of each, and which of them are left.
 
-A change of what trains is a stage with a new optimizer and a new wrapper, since DDP does not
-synchronize parameters that are unfrozen later. A run without `train.stages` has one, called `all`.
+Each stage has its own trainable parameters, and so a new optimizer and a new wrapper, since DDP
+does not synchronize parameters that are unfrozen later. A run without `train.stages` has a single
+stage, named `all`.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ ONLY = "all"
 class Stage:
     name: str
     train: TrainConfig
-    """The run's settings, with those of the stage over them."""
+    """The run's settings, overridden by those of the stage."""
     optim: OptimConfig
     freeze: str
-    """What train.freeze comes to: none, stem or backbone."""
+    """none, stem or backbone: train.freeze with `auto` resolved."""
 
     @property
     def is_probe(self) -> bool:
@@ -30,7 +31,7 @@ class Stage:
 
 
 def stages_of(train: TrainConfig, optim: OptimConfig, weights_loaded: bool) -> list[Stage]:
-    """The stages in order. ValueError for settings that contradict each other."""
+    """The stages in order; ValueError for settings that contradict each other."""
     if train.stages and train.max_steps:
         raise ValueError(
             "train.max_steps is for a run of one stage; use train.stages.NAME.max_epochs"
@@ -50,7 +51,7 @@ def stages_of(train: TrainConfig, optim: OptimConfig, weights_loaded: bool) -> l
 
 
 def _name_stage(name: str, error: ValueError) -> str:
-    """The message with the key as the user wrote it."""
+    """The message, with keys as the user wrote them."""
     if name == ONLY:
         return str(error)
     return (
@@ -81,7 +82,7 @@ def stages_left(stages: Sequence[Stage], progress: Progress) -> Sequence[Stage]:
 
 
 def enter_stage(progress: Progress, stage: Stage) -> Progress:
-    """The progress at the start of a stage; unchanged if the run resumed inside it."""
+    """The progress at the start of a stage; unchanged if the run resumes inside it."""
     if progress.stage == stage.name:
         return progress
     return replace(
@@ -89,14 +90,16 @@ def enter_stage(progress: Progress, stage: Stage) -> Progress:
     )
 
 
-def trains_head_only(stages: Sequence[Stage], until: Stage | None = None) -> bool:
-    """Whether the backbone is frozen in all stages up to this one (None: the last)."""
-    last = stages.index(until) if until else len(stages) - 1
-    return all(stage.is_probe for stage in stages[: last + 1])
+def trains_head_only(stages: Sequence[Stage], until: Stage) -> bool:
+    """Whether the backbone is frozen in every stage up to and including this one."""
+    return all(stage.is_probe for stage in stages[: stages.index(until) + 1])
 
 
 def describe_stages(start: Initialized, stages: Sequence[Stage]) -> None:
-    """Add to the report what trains in each stage; leaves the model frozen for the first one."""
+    """Add what trains in each stage to the report; leave the model frozen for the first stage.
+
+    ValueError for a setting of train.freeze_layers that does not fit the model.
+    """
     parameters = start.report["parameters"]
     start.report["stages"] = {stage.name: {} for stage in stages}
     for stage in reversed(stages):

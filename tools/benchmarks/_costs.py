@@ -1,4 +1,4 @@
-"""What a run costs besides its steps: a second process, and saving and loading."""
+"""Measure what a run costs besides its steps: weak scaling to two processes, saving and loading."""
 
 import json
 import os
@@ -33,8 +33,8 @@ SMALL = Architecture(
 )
 
 
-def words_of(folder: Path, name: str, architecture: Architecture, steps: int) -> list[str]:
-    """Of a run that logs as by default, and validates and saves at its end alone."""
+def settings_for(folder: Path, name: str, architecture: Architecture, steps: int) -> list[str]:
+    """Settings of a run that logs as by default, but validates and saves only at its end."""
     sizes = architecture_to_settings(architecture).items()
     return [
         f"run_dir={folder / name}",
@@ -55,43 +55,48 @@ def words_of(folder: Path, name: str, architecture: Architecture, steps: int) ->
 
 
 def weak_scaling(folder: Path, repeats: int) -> dict[str, float]:
-    rates: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
+    """ECG/s of one process, of two in one run, and of two separate runs at the same time."""
+    rates: dict[str, list[float]] = {"one": [], "two": [], "separate": []}
     for repeat in range(repeats):
         rates["one"].append(sum(_rates(folder, f"one-{repeat}", [1])))
         rates["two"].append(sum(_rates(folder, f"two-{repeat}", [2])))
-        rates["apart"].append(sum(_rates(folder, f"apart-{repeat}", [1, 1])))
+        rates["separate"].append(sum(_rates(folder, f"separate-{repeat}", [1, 1])))
     ratios = {
-        name: median(r / one for r, one in zip(found, rates["one"], strict=True))
-        for name, found in rates.items()
+        name: median(r / one for r, one in zip(measured, rates["one"], strict=True))
+        for name, measured in rates.items()
     }
     return {
         "one_process_ecg_per_s": median(rates["one"]),
         "two_processes_ecg_per_s": median(rates["two"]),
         "weak_scaling_1_to_2": ratios["two"],
-        "weak_scaling_limit": ratios["apart"],
+        "weak_scaling_limit": ratios["separate"],
     }
 
 
-def _rates(folder: Path, name: str, worlds: list[int]) -> list[float]:
-    """ECG/s of runs at the same time, of so many processes each."""
-    runs = [f"{name}-{number}" for number in range(len(worlds))]
+def _rates(folder: Path, name: str, world_sizes: list[int]) -> list[float]:
+    """ECG/s of each of several simultaneous runs with these numbers of processes."""
+    runs = [f"{name}-{number}" for number in range(len(world_sizes))]
     processes = []
-    for run, world in zip(runs, worlds, strict=True):
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        words = [*words_of(folder, run, SMALL, 120), "engine.cpu_threads=1"]
-        command = [sys.executable, "-m", "hpc_ecg", "finetune", *words]
-        command.append(f"data.batch_size={BATCH * world}")
-        for rank in range(world):
-            place |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-            quiet = subprocess.DEVNULL
+    for run, world_size in zip(runs, world_sizes, strict=True):
+        rank_variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        rank_variables["WORLD_SIZE"] = str(world_size)
+        settings = [*settings_for(folder, run, SMALL, 120), "engine.cpu_threads=1"]
+        command = [sys.executable, "-m", "hpc_ecg", "finetune", *settings]
+        command.append(f"data.batch_size={BATCH * world_size}")
+        for rank in range(world_size):
+            rank_variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             process = subprocess.Popen(
-                command, env=os.environ | place, stdout=quiet, stderr=subprocess.PIPE, text=True
+                command,
+                env=os.environ | rank_variables,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             processes.append(process)
     for process in processes:
-        said = process.communicate()[1]
+        errors = process.communicate()[1]
         if process.returncode:
-            raise ValueError(f"a run in {folder} failed: {said.strip().splitlines()[-1]}")
+            raise ValueError(f"a run in {folder} failed: {errors.strip().splitlines()[-1]}")
     return [_rate(folder / run) for run in runs]
 
 
@@ -105,7 +110,8 @@ def _rate(run: Path) -> float:
 
 
 def saving(folder: Path, repeats: int) -> dict[str, float]:
-    """Weights and both moments of the published model; loading includes the digests' check."""
+    """Seconds to save and load weights and both moments of the published model. Loading includes
+    verifying the digests."""
     model = build_model(FULL, 1, ModelConfig())
     moments = {
         f"{moment}/{name}": torch.zeros_like(parameter, requires_grad=False)
@@ -118,12 +124,12 @@ def saving(folder: Path, repeats: int) -> dict[str, float]:
         began = time.perf_counter()
         save_checkpoint(folder / "saved", Progress(step=repeat), model, moments, keep=1)
         saved = time.perf_counter()
-        found = newest_checkpoint(folder / "saved")
-        assert found
-        load_checkpoint(found[0], model)
+        newest = newest_checkpoint(folder / "saved")
+        assert newest
+        load_checkpoint(newest[0], model)
         seconds["save"].append(saved - began)
         seconds["load"].append(time.perf_counter() - saved)
-        size = sum(file.stat().st_size for file in found[0].iterdir())
+        size = sum(file.stat().st_size for file in newest[0].iterdir())
     return {
         "save_seconds": median(seconds["save"]),
         "load_seconds": median(seconds["load"]),

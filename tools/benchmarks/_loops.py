@@ -1,8 +1,8 @@
-"""Training loops to compare: ours as a run has it, bare PyTorch, Accelerate alone, HF's Trainer.
+"""Training loops to compare: `finetune`, bare PyTorch, Accelerate alone, Hugging Face's Trainer.
 
-A host loop calls `Pairs.turn` before each of its steps. In its pauses the peers take as many steps
-as it took, so that whatever else this machine does falls on all of them alike. All have the same
-model, weights, batches, dropout seeds, AdamW and clipping; their losses must agree.
+A host loop calls `PairedTimer.before_step` before each step. Between blocks of its steps, the peers
+take the same number of steps, so other load on the machine affects all loops alike. All have the
+same model, weights, batches, dropout seeds, AdamW and clipping; their losses must agree.
 """
 
 # B batch, C leads, S samples, K labels
@@ -35,21 +35,23 @@ from hpc_ecg.training.settings import FinetuneConfig, OptimConfig
 
 CPU = torch.device("cpu")
 Batch = tuple[tuple[Tensor | None, ...], Tensor]
-"""What the model is called with, and its targets [B, K]."""
+"""Arguments of the model, and targets [B, K]."""
 
 
-class Pairs:
-    """Seconds per step of a host loop and of its peers, in alternating blocks of steps: by the
-    wall's clock, and of this process on any core, which others disturb less."""
+class PairedTimer:
+    """Measures seconds per step of a host loop and its peers, in alternating blocks of steps.
+
+    Uses two clocks: wall time, and CPU time of this process, which other load disturbs less.
+    """
 
     def __init__(self, peers: dict[str, Callable[[], object]], block: int) -> None:
         self._peers, self._block = peers, block
         self._calls, self._began = 0, _now()
         self._host: list[np.ndarray] = []
-        self._of: dict[str, list[np.ndarray]] = {name: [] for name in peers}
+        self._peer_seconds: dict[str, list[np.ndarray]] = {name: [] for name in peers}
 
-    def turn(self) -> None:
-        """To be called by the host before each of its steps."""
+    def before_step(self) -> None:
+        """The host calls this before each of its steps; peers run at the end of each block."""
         if self._calls % self._block == 0:
             if self._calls:
                 self._host.append((_now() - self._began) / self._block)
@@ -57,19 +59,23 @@ class Pairs:
                 began = _now()
                 for _ in range(self._block):
                     step()
-                self._of[name].append((_now() - began) / self._block)
+                self._peer_seconds[name].append((_now() - began) / self._block)
             self._began = _now()
         self._calls += 1
 
     def ratio(self, reference: str) -> np.ndarray:
-        """Host over peer, whose blocks before and after count together: the median, by each clock.
-        Without the first block, in which memory is taken."""
-        host, other = np.array(self._host), np.array(self._of[reference])
-        return np.median((host / ((other[1:] + other[:-1]) / 2))[1:], axis=0)
+        """Median ratio of host to peer, by each clock.
+
+        A block of the host is compared with the mean of the peer's blocks before and after it. The
+        first block is left out because it allocates memory.
+        """
+        host, peer = np.array(self._host), np.array(self._peer_seconds[reference])
+        return np.median((host / ((peer[1:] + peer[:-1]) / 2))[1:], axis=0)
 
     def seconds(self, reference: str | None = None) -> np.ndarray:
-        """Of a step, by each clock."""
-        return np.median((self._of[reference] if reference else self._host)[1:], axis=0)
+        """Median seconds per step of the host or of a peer, by each clock."""
+        blocks = self._peer_seconds[reference] if reference else self._host
+        return np.median(blocks[1:], axis=0)
 
 
 def _now() -> np.ndarray:
@@ -77,12 +83,13 @@ def _now() -> np.ndarray:
 
 
 def host_steps(block: int, num_pairs: int) -> int:
-    """Steps of a host for so many pairs: the first block warms up, the last step ends a block."""
+    """Steps that a host needs for this many pairs: the first block warms up, and one more step ends
+    the last block."""
     return block * (num_pairs + 1) + 1
 
 
-def batches_of(config: FinetuneConfig, num_steps: int) -> list[Batch]:
-    """As the model takes them, the same records and dropout seeds as in our run."""
+def make_batches(config: FinetuneConfig, num_steps: int) -> list[Batch]:
+    """The first batches of `finetune` as inputs of the model, with the same dropout seeds."""
     shards, labels = open_shards(config.data)
     train = open_split(shards, "train", labels, ShardSource(shards, config.data))
     schedule = EpochSampler.for_split(train, config.data, config.seed)
@@ -97,23 +104,25 @@ def batches_of(config: FinetuneConfig, num_steps: int) -> list[Batch]:
     return batches
 
 
-def model_of(architecture: Architecture, config: FinetuneConfig) -> ECGClassifier:
+def make_model(architecture: Architecture, config: FinetuneConfig) -> ECGClassifier:
     return build_model(architecture, 1, config.model, config.seed).train()
 
 
 # Ours
 
 
-def run_ours(config: FinetuneConfig, turn: Callable[[], None]) -> dict[int, float]:
-    """`finetune` itself, with its log lines; returns the losses in them by number of step. Its
-    meter is told of each step first: that is where the peers come in."""
+def run_ours(config: FinetuneConfig, before_step: Callable[[], None]) -> dict[int, float]:
+    """Run `finetune`, including its log lines; returns the logged losses by step.
 
-    class Turning(meter.Meter):
+    The meter is called first in each step, so a subclass of it calls `before_step`.
+    """
+
+    class PausingMeter(meter.Meter):
         def waiting_for_data(self) -> Any:
-            turn()
+            before_step()
             return super().waiting_for_data()
 
-    with mock.patch("hpc_ecg.training.finetune.Meter", Turning):
+    with mock.patch("hpc_ecg.training.run_state.Meter", PausingMeter):
         run = finetune(config)
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if line["event"] == "step"}
@@ -123,7 +132,7 @@ def run_ours(config: FinetuneConfig, turn: Callable[[], None]) -> dict[int, floa
 
 
 def bare_loop(model: nn.Module, batches: Iterable[Batch], optim: OptimConfig) -> Iterator[float]:
-    """A loop that does nothing but train; its losses."""
+    """A loop that only trains; yields the loss of each step."""
     optimizer = build_optimizer(model, optim, CPU)
     for inputs, targets_BK in batches:
         loss = F.binary_cross_entropy_with_logits(model(*inputs), targets_BK)
@@ -134,14 +143,14 @@ def bare_loop(model: nn.Module, batches: Iterable[Batch], optim: OptimConfig) ->
         yield loss.item()
 
 
-class AsRecords(Dataset[dict[str, Tensor]]):
-    """Batches cut into records, for loaders that make batches themselves."""
+class RecordDataset(Dataset[dict[str, Tensor]]):
+    """Batches split into records, for loaders that make batches themselves."""
 
     def __init__(self, batches: list[Batch]) -> None:
-        whole = [batch for batch in batches if len(batch[1]) == len(batches[0][1])]
-        self._ecgs = [ecg_CS for inputs, _ in whole for ecg_CS in _given(inputs[0])]
-        self._seeds = [seed for inputs, _ in whole for seed in _given(inputs[2])]
-        self._labels = [labels_K for _, labels_BK in whole for labels_K in labels_BK]
+        full = [batch for batch in batches if len(batch[1]) == len(batches[0][1])]
+        self._ecgs = [ecg_CS for inputs, _ in full for ecg_CS in _not_none(inputs[0])]
+        self._seeds = [seed for inputs, _ in full for seed in _not_none(inputs[2])]
+        self._labels = [labels_K for _, labels_BK in full for labels_K in labels_BK]
 
     def __len__(self) -> int:
         return len(self._ecgs)
@@ -151,26 +160,26 @@ class AsRecords(Dataset[dict[str, Tensor]]):
         return dict(zip(("ecg_BCS", "seeds_B", "labels"), parts, strict=True))
 
 
-def _given(tensor: Tensor | None) -> Tensor:
+def _not_none(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
     return tensor
 
 
 def run_accelerate(
     model: nn.Module,
-    records: AsRecords,
+    records: RecordDataset,
     batch_size: int,
     optim: OptimConfig,
-    turn: Callable[[], None],
+    before_step: Callable[[], None],
 ) -> None:
-    """The loop of Accelerate's own examples."""
+    """The training loop of Accelerate's examples."""
     accelerator = Accelerator(cpu=True)
     loader = DataLoader(records, batch_size=batch_size)
     model, optimizer, loader = accelerator.prepare(
         model, build_optimizer(model, optim, CPU), loader
     )
     for batch in loader:
-        turn()
+        before_step()
         with accelerator.accumulate(model):
             logits_BK = model(batch["ecg_BCS"], None, batch["seeds_B"])
             loss = F.binary_cross_entropy_with_logits(logits_BK, batch["labels"])
@@ -182,19 +191,19 @@ def run_accelerate(
 
 def run_trainer(
     model: nn.Module,
-    records: AsRecords,
+    records: RecordDataset,
     batch_size: int,
     optim: OptimConfig,
-    turn: Callable[[], None],
+    before_step: Callable[[], None],
     folder: Path,
 ) -> bool:
-    """Hugging Face's Trainer, logging every 10 steps as we do; whether its weights stayed finite
-    (beside the bare loop in one process they did not; alone they do)."""
+    """Run Hugging Face's Trainer, logging every 10 steps as `finetune` does; returns whether its
+    weights stayed finite (alone they do; in one process with the bare loop they did not)."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    class Turn(TrainerCallback):
+    class PauseCallback(TrainerCallback):
         def on_step_begin(self, *args: object, **kwargs: object) -> None:
-            turn()
+            before_step()
 
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -214,16 +223,16 @@ def run_trainer(
         args=arguments,
         train_dataset=records,
         optimizers=(build_optimizer(model, optim, CPU), None),
-        callbacks=[Turn()],
+        callbacks=[PauseCallback()],
     ).train()
     is_finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     if not is_finite:
-        print("Trainer's weights are not finite: its numbers are left out")
+        print("the weights of Trainer are not finite: its numbers are left out")
     return is_finite
 
 
 class WithLoss(nn.Module):
-    """As Trainer wants it: the loss is the model's."""
+    """A model that returns its loss, as Trainer expects."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""The other ways of reading the same ECGs, for `data.py`: webdataset, a file for each ECG, and
-the limit, a random gather in memory. All yield int16 tensors [batch, leads, samples]."""
+"""Other ways to read the same ECGs, for `data.py`: webdataset, one file per ECG, and as the limit a
+random gather in memory. All yield int16 tensors [batch, leads, samples]."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ Batches = Iterator[torch.Tensor]
 
 
 def webdataset_batches(shards: Path) -> Batches:
-    """At its best of what was tried: only the arrays are taken from the tar, and they are stacked
-    once; its shuffle buffer is as large as it is by default in its own examples."""
+    """The fastest pipeline that we tried: it takes only the arrays from the tar, and stacks them
+    once. The shuffle buffers have the sizes of webdataset's own examples."""
     pipeline = (
         webdataset.WebDataset(
             sorted(map(str, shards.glob("*.tar"))),
@@ -29,19 +29,20 @@ def webdataset_batches(shards: Path) -> Batches:
         .decode()
         .to_tuple("ecg.npy")
     )
-    waiting = []
+    pending = []
     for (array,) in pipeline:
-        waiting.append(array)
-        if len(waiting) == BATCH:
-            yield torch.from_numpy(np.stack(waiting))
-            waiting = []
-    if waiting:
-        yield torch.from_numpy(np.stack(waiting))
+        pending.append(array)
+        if len(pending) == BATCH:
+            yield torch.from_numpy(np.stack(pending))
+            pending = []
+    if pending:
+        yield torch.from_numpy(np.stack(pending))
 
 
 def file_batches(
     folder: Path, num_records: int, epoch: int, load: Callable[[Path, int], np.ndarray]
 ) -> Batches:
+    """Shuffled batches from one file per ECG, which `load(folder, number)` reads."""
     out = np.empty((BATCH, 12, 2500), np.int16)
     order = np.random.default_rng(epoch).permutation(num_records).tolist()
     for start in range(0, num_records, BATCH):
@@ -59,16 +60,18 @@ def load_mat(folder: Path, number: int) -> np.ndarray:
     return scipy.io.loadmat(str(folder / "mat" / f"{number}.mat"))["feats"]
 
 
-def memory_batches(everything: np.ndarray, epoch: int) -> Batches:
+def memory_batches(counts_NCS: np.ndarray, epoch: int) -> Batches:
+    """Shuffled batches gathered from one array into a reused buffer."""
     out = np.empty((BATCH, 12, 2500), np.int16)
-    order = np.random.default_rng(epoch).permutation(len(everything))
-    for start in range(0, len(everything), BATCH):
+    order = np.random.default_rng(epoch).permutation(len(counts_NCS))
+    for start in range(0, len(counts_NCS), BATCH):
         rows = order[start : start + BATCH]
-        np.take(everything, rows, axis=0, out=out[: len(rows)], mode="clip")  # the fastest mode
+        np.take(counts_NCS, rows, axis=0, out=out[: len(rows)], mode="clip")  # the fastest mode
         yield torch.from_numpy(out[: len(rows)])
 
 
 def drop_from_cache(folder: Path) -> None:
+    """Drop all files below `folder` from the page cache."""
     os.sync()
     for path in folder.rglob("*"):
         if path.is_file():
@@ -76,9 +79,10 @@ def drop_from_cache(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def write_files(folder: Path, everything: np.ndarray) -> None:
+def write_files(folder: Path, counts_NCS: np.ndarray) -> None:
+    """Write each ECG as npy/<number>.npy and mat/<number>.mat."""
     for kind in ("npy", "mat"):
         (folder / kind).mkdir()
-    for number, counts_CS in enumerate(everything):
+    for number, counts_CS in enumerate(counts_NCS):
         np.save(folder / "npy" / f"{number}.npy", counts_CS)
         scipy.io.savemat(folder / "mat" / f"{number}.mat", {"feats": counts_CS})

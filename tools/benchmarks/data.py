@@ -1,14 +1,14 @@
-"""Reading and making shards against the plain ways, in one process, on synthetic ECGs.
+"""Reading and writing shards compared with simpler ways, in one process, on synthetic ECGs.
 
-Reading: shuffled batches of 64 as int16 tensors, two epochs in a row (a cold one by itself), the
-repeats of all peers interleaved. Peers: webdataset's own pipeline, a file of .npy or of .mat for
-each ECG (the reference's way), and the limit: the same random gather from one array in memory into
-an array that is used again. Warm: all in the page cache. Cold: the files dropped from it before
-every epoch. Ours checks each record's SHA-256 the first time that it is read; that time stands for
-itself. All read in one thread; `read_ahead` is ours as a run has it, by a second thread: here,
-where nothing is done with a batch, handing it over takes time and saves none.
+Reading: shuffled batches of 64 as int16 tensors, two epochs in a row (one if cold), with the
+repeats of all peers interleaved. Peers: webdataset's pipeline; one .npy or .mat file per ECG (the
+latter is the reference's way); and as the limit, the same random gather from one array in memory
+into a reused buffer. Warm: everything is in the page cache. Cold: files are dropped from it before
+each epoch. Our reader verifies each record's SHA-256 on first read; that time is measured
+separately. All read in one thread. `read_ahead` is our reader as in a run, with a second thread; in
+this benchmark, where batches are not used, handing them over takes time and saves none.
 
-Sharding: WFDB to shards with one worker against `wfdb.rdrecord` + `resample_poly` alone.
+Sharding: WFDB to shards with one worker, against only `wfdb.rdrecord` + `resample_poly`.
 """
 
 import argparse
@@ -59,9 +59,11 @@ EPOCHS = 2
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=int, default=4000, help="60 kB each (default 4000)")
-    parser.add_argument("--repeats", type=int, default=5, help="of each peer (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of each peer (default 5)")
     parser.add_argument("--wfdb", type=int, default=600, help="recordings to shard (default 600)")
-    parser.add_argument("--folder", type=Path, help="disk to measure (default: the temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder on the disk to measure (default: TMPDIR)"
+    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -70,7 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         folder = Path(name)
         table = write_cohort(
             folder / "ecgs",
-            num_patients=round(options.records / 2.35),  # ECGs of a patient
+            num_patients=round(options.records / 2.35),  # mean ECGs per patient
             seed=1,
             population=Population(af_prevalence=0.4),
         )
@@ -97,44 +99,45 @@ def _shard(table: Path, out: Path) -> Path:
 def _reading(folder: Path, shards: Path, repeats: int) -> dict[str, float]:
     dataset = _open(shards)
     seconds_verifying = _seconds_of_digests(dataset)
-    everything = dataset.read(np.arange(len(dataset)))
-    write_files(folder, everything)
+    counts_NCS = dataset.read(np.arange(len(dataset)))
+    write_files(folder, counts_NCS)
     peers: dict[str, Callable[[int], Batches]] = {
         "ours": lambda epoch: _ours(_open_verified(shards), epoch),
-        "read_ahead": lambda epoch: _ahead(_open_verified(shards), epoch),
+        "read_ahead": lambda epoch: _prefetched(_open_verified(shards), epoch),
         "webdataset": lambda epoch: webdataset_batches(shards),
-        "npy": lambda epoch: file_batches(folder, len(everything), epoch, load_npy),
-        "mat": lambda epoch: file_batches(folder, len(everything), epoch, load_mat),
+        "npy": lambda epoch: file_batches(folder, len(counts_NCS), epoch, load_npy),
+        "mat": lambda epoch: file_batches(folder, len(counts_NCS), epoch, load_mat),
     }
     cold: dict[str, list[float]] = {name: [] for name in peers}
-    del dataset  # what is mapped does not leave the page cache
+    del dataset  # mapped pages cannot be dropped from the page cache
     for epoch in range(repeats):
         for name, reference in peers.items():
             drop_from_cache(folder)
-            cold[name].append(_rate(reference(epoch), len(everything)))
+            cold[name].append(_rate(reference(epoch), len(counts_NCS)))
     dataset = _open_verified(shards)
     peers = {
-        "memory_limit": lambda epoch: memory_batches(everything, epoch),
+        "memory_limit": lambda epoch: memory_batches(counts_NCS, epoch),
         **peers,
     }
     peers["ours"] = lambda epoch: _ours(dataset, epoch)
-    peers["read_ahead"] = lambda epoch: _ahead(dataset, epoch)
+    peers["read_ahead"] = lambda epoch: _prefetched(dataset, epoch)
     warm: dict[str, list[float]] = {name: [] for name in peers}
     for epoch in range(0, EPOCHS * (repeats + 1), EPOCHS):
         for name, reference in peers.items():
             batches = itertools.chain.from_iterable(map(reference, range(epoch, epoch + EPOCHS)))
-            warm[name].append(_rate(batches, EPOCHS * len(everything)))
-    # the first ones made it warm
-    rates = {name: statistics.median(found[1:]) for name, found in warm.items()}
-    cold_rates = {name: statistics.median(found) for name, found in cold.items()}
+            warm[name].append(_rate(batches, EPOCHS * len(counts_NCS)))
+    # the first round warmed the cache
+    rates = {name: statistics.median(measured[1:]) for name, measured in warm.items()}
+    cold_rates = {name: statistics.median(measured) for name, measured in cold.items()}
+    # of consecutive measurements, because the machine may be shared
     ratios = {
-        name: statistics.median(o / r for o, r in zip(warm["ours"][1:], found[1:], strict=True))
-        for name, found in warm.items()  # of what was measured in a row: the machine may be shared
+        name: statistics.median(o / r for o, r in zip(warm["ours"][1:], measured[1:], strict=True))
+        for name, measured in warm.items()
     }
     return {
-        "records": len(everything),
+        "records": len(counts_NCS),
         "digests_seconds": seconds_verifying,
-        "digests_ecg_per_s": len(everything) / seconds_verifying,
+        "digests_ecg_per_s": len(counts_NCS) / seconds_verifying,
         **{f"{name}_ecg_per_s": rate for name, rate in rates.items()},
         **{f"cold_{name}_ecg_per_s": rate for name, rate in cold_rates.items()},
         **{f"ratio_to_{name}": ratios[name] for name in ("webdataset", "npy", "mat")},
@@ -146,19 +149,19 @@ def _reading(folder: Path, shards: Path, repeats: int) -> dict[str, float]:
 
 
 def _open(shards: Path) -> Dataset:
-    """All splits as one."""
+    """Open a shard set with all splits as one."""
     opened = read_shard_set(shards)
     return Dataset(replace(opened, index=opened.index.assign(split="all")), "all", ["af"])
 
 
 def _open_verified(shards: Path) -> Dataset:
     dataset = _open(shards)
-    dataset._verified_N[:] = True  # digests are timed by themselves
+    dataset._verified_N[:] = True  # digests are timed separately
     return dataset
 
 
 def _seconds_of_digests(dataset: Dataset) -> float:
-    """All that the first reading of a record costs more than the next."""
+    """Extra seconds of the first read of all records over the second."""
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
@@ -169,7 +172,7 @@ def _seconds_of_digests(dataset: Dataset) -> float:
 
 
 def _rate(batches: Batches, num_records: int) -> float:
-    """ECG/s over an epoch; every batch is looked at, so that nothing is only promised."""
+    """ECG/s over all batches. Each batch is accessed, so that no lazy reader skips the work."""
     seen, began = 0, time.perf_counter()
     for batch in batches:
         assert batch.dtype == torch.int16 and batch.shape[1:] == (12, 2500)
@@ -186,7 +189,7 @@ def _ours(dataset: Dataset, epoch: int) -> Batches:
         yield torch.from_numpy(batch.micro_batches[0].counts_nCS)
 
 
-def _ahead(dataset: Dataset, epoch: int) -> Batches:
+def _prefetched(dataset: Dataset, epoch: int) -> Batches:
     schedule = EpochSampler.for_split(dataset, DataConfig(batch_size=BATCH), seed=0)
     for batch in prefetch(dataset, _steps(schedule, epoch), schedule, RankSlice()):
         yield torch.from_numpy(batch.micro_batches[0].counts_nCS)
@@ -213,7 +216,9 @@ def _sharding(folder: Path, table: Path, num_records: int, repeats: int) -> dict
             recording = wfdb.rdrecord(str(file))
             resample_poly(recording.p_signal.T, 250, recording.fs, axis=1)
         seconds["wfdb"].append(time.perf_counter() - began)
-    rates = {name: len(files) / statistics.median(found[1:]) for name, found in seconds.items()}
+    rates = {
+        name: len(files) / statistics.median(measured[1:]) for name, measured in seconds.items()
+    }
     pairs = zip(seconds["wfdb"][1:], seconds["sharding"][1:], strict=True)
     return {
         **{f"{name}_ecg_per_s": rate for name, rate in rates.items()},

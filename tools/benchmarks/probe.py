@@ -1,9 +1,9 @@
-"""A linear probe with its features computed once, against the backbone run again in every epoch.
+"""A linear probe on cached features, compared with running the backbone in every epoch.
 
-5 seeds × 50 epochs of `train.freeze=backbone` on a synthetic cohort, through `finetune` itself. The
-cached way is run whole, feature computation included. The uncached way is run for one epoch and for
-three; what an epoch costs follows from the two, and 5 × 50 epochs from that (it would take hours).
-The results of the runs that both ways do are compared.
+5 seeds × 50 epochs of `train.freeze=backbone` on a synthetic cohort, through `finetune`. The cached
+way runs in full, including the computation of features. The uncached way would take hours: it runs
+for one epoch and for three, and the time for 5 × 50 epochs is extrapolated. Runs of both ways with
+the same settings are compared.
 """
 
 import argparse
@@ -42,7 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patients", type=int, default=40, help="about 2.2 ECGs each (default 40)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--small", action="store_true", help="4 layers of 256, not the published")
+    parser.add_argument(
+        "--small", action="store_true", help="4 layers of width 256, not the published model"
+    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -94,6 +96,8 @@ def _compare(folder: Path, seeds: int, epochs: int) -> dict[str, float]:
 
 
 class _Outcome:
+    """Seconds, losses and validation logits of a run."""
+
     def __init__(self, run: RunFolder, seconds: float) -> None:
         lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
         self.seconds = seconds
@@ -102,7 +106,7 @@ class _Outcome:
 
 
 def _run(folder: Path, name: str, epochs: int, seed: int, *, cached: bool) -> _Outcome:
-    words = [
+    settings = [
         f"run_dir={folder / name}",
         f"seed={seed}",
         f"data.shards={folder / 'shards'}",
@@ -118,5 +122,5 @@ def _run(folder: Path, name: str, epochs: int, seed: int, *, cached: bool) -> _O
         f"train.feature_cache={'auto' if cached else 'null'}",
     ]
     began = time.perf_counter()
-    run = finetune(load_config(FinetuneConfig, [], words))
+    run = finetune(load_config(FinetuneConfig, [], settings))
     return _Outcome(run, time.perf_counter() - began)

@@ -1,12 +1,12 @@
-"""The patient bootstrap of a large test set, against a loop over scikit-learn.
+"""The patient bootstrap of a large test set, compared with a loop over scikit-learn.
 
-132,050 ECGs of about 60,000 patients, 11.76 % positive. One core. The draws of patients are made
-once, before the clock starts, for both (`draw_seconds`; one byte per patient and replicate).
+132,050 ECGs of about 60,000 patients, 11.76 % positive, on one core. Both use the same draws of
+patients, made before the clock starts (`draw_seconds`; one byte per patient and replicate).
 
-  ratio_to_sklearn     AUROC and AUPRC of 2,000 replicates; the loop is timed on a few of them
-                       (--loop; the median counts), where the values must be equal to 1e-12. The
-                       loop's resample (rows repeated) is in its time
-  growth_megabytes_R   the peak of memory over that of before, while R replicates are ranked
+  ratio_to_sklearn     AUROC and AUPRC of 2,000 replicates. The loop is timed on a few of them
+                       (--loop; the median counts), where the values must agree within 1e-12. Its
+                       time includes its resampling (repeated rows)
+  growth_megabytes_R   peak memory while R replicates are ranked, less the memory before
   compare_8x5_seconds  8 strategies × 5 seeds: all replicates of both metrics, all 28 pairs of each
 """
 
@@ -46,7 +46,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     draws = draw_resamples(patients_N, options.replicates, options.seed)
     numbers = {"draw_seconds": time.perf_counter() - start}
-    ranking_replicates(labels_N, scores_N, draws.patient_N, draws.multiplicity_RP[:2])  # compiled
+    # compile it before the clock starts
+    ranking_replicates(labels_N, scores_N, draws.patient_N, draws.multiplicity_RP[:2])
     for replicates in (200, options.replicates):
         before = _resident("VmRSS", reset=True)
         start = time.perf_counter()
@@ -78,7 +79,7 @@ def _loop(
 
 
 def _compare(labels_N: np.ndarray, draws: Any, rng: np.random.Generator) -> float:
-    """Seconds for what a report of 8 × 5 cells computes of them."""
+    """Seconds for the comparisons in a report of 8 × 5 cells."""
     from hpc_ecg.evaluation.comparisons import SeedScores, compare_strategies, estimate_mean
     from hpc_ecg.evaluation.metrics import auprc, auroc
     from hpc_ecg.evaluation.resampling import ranking_replicates
@@ -86,7 +87,7 @@ def _compare(labels_N: np.ndarray, draws: Any, rng: np.random.Generator) -> floa
     score_8x5 = [[labels_N + rng.normal(size=len(labels_N)) for _ in range(5)] for _ in range(8)]
     positives = len(np.unique(draws.patient_N[labels_N == 1]))
     start = time.perf_counter()
-    found = {
+    replicates = {
         (a, s): ranking_replicates(labels_N, scores_N, draws.patient_N, draws.multiplicity_RP)
         for a, row in enumerate(score_8x5)
         for s, scores_N in enumerate(row)
@@ -95,19 +96,19 @@ def _compare(labels_N: np.ndarray, draws: Any, rng: np.random.Generator) -> floa
         scores = {
             str(a): SeedScores(
                 value={s: metric(labels_N, scores_N) for s, scores_N in enumerate(row)},
-                replicate_R={s: found[a, s][name] for s in range(5)},
+                replicate_R={s: replicates[a, s][name] for s in range(5)},
             )
             for a, row in enumerate(score_8x5)
         }
         compare_strategies(scores, positives)
-        for one in scores.values():
-            values_S, rows_SR = list(one.value.values()), list(one.replicate_R.values())
+        for strategy in scores.values():
+            values_S, rows_SR = list(strategy.value.values()), list(strategy.replicate_R.values())
             estimate_mean(np.array(values_S), np.stack(rows_SR), positives)
     return time.perf_counter() - start
 
 
 def _resident(what: str, *, reset: bool = False) -> int:
-    """Bytes that the process has (VmRSS) or had at most (VmHWM) in memory."""
+    """Resident bytes of this process: current (VmRSS) or peak (VmHWM)."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()

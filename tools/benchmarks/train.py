@@ -1,16 +1,16 @@
-"""Training steps against a bare PyTorch loop, and what else a run's time goes to, on this CPU.
+"""Training steps compared with a bare PyTorch loop, and other costs of a run, on this CPU.
 
-Overhead: `finetune` itself, reading from shards, against a bare loop on tensors in memory, in
-alternating blocks of steps; the median of the ratios. Twice: the published model at batch 8, and
-one so small that a step takes about 10 ms. Accelerate alone, Hugging Face's Trainer (if it is
-installed) and our run under DeepSpeed are held against the same bare loop.
+Overhead: `finetune`, reading from shards, against a bare loop over tensors in memory, in
+alternating blocks of steps; the median of the ratios. Measured for the published model at batch 8,
+and for one so small that a step takes about 10 ms. Accelerate alone, Hugging Face's Trainer (if
+installed) and `finetune` under DeepSpeed are compared with the same bare loop.
 
 The limit is a matrix product of the published sizes, measured between the steps:
 `share_of_limit` = operations of a step / its seconds / operations per second of the product.
 
-Weak scaling: the small model in 1 and in 2 processes, a thread each; `limit` is two runs that know
-nothing of each other. `*_loss_difference_*`: the largest between our losses and the bare loop's.
-`*_cpu`: by seconds of processors, not of the wall, for a machine that others use, too.
+Weak scaling: the small model in 1 and 2 processes with one thread each; `limit` is two independent
+runs. `*_loss_difference_*`: largest difference between our losses and those of the bare loop.
+`*_cpu`: in CPU time instead of wall time, for a machine that is shared.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from _costs import BATCH, FULL, SMALL, saving, weak_scaling, words_of
+from _costs import BATCH, FULL, SMALL, saving, settings_for, weak_scaling
 from _loops import (
-    AsRecords,
-    Pairs,
+    PairedTimer,
+    RecordDataset,
     bare_loop,
-    batches_of,
     host_steps,
-    model_of,
+    make_batches,
+    make_model,
     run_accelerate,
     run_ours,
     run_trainer,
@@ -56,18 +56,20 @@ TARGETS = {
 AT_LEAST: dict[str, float] = {}
 TOKENS, SAMPLES = 156, 2500
 BLOCK = 10  # steps of the small model in a row
-Host = Callable[[Pairs], object]
+Host = Callable[[PairedTimer], object]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     parser.add_argument(
         "--full", type=int, default=4, help="pairs of full-size steps; 0 = none (default 4)"
     )
     parser.add_argument(
         "--small", type=int, default=25, help=f"pairs of {BLOCK} small steps (default 25)"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="of scaling, saving (default 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="repeats of scaling and saving (default 3)"
+    )
     parser.add_argument("--folder", type=Path, help="disk for shards and checkpoints")
 
 
@@ -111,51 +113,55 @@ def _overheads(
     folder: Path, threads: int, size: str, architecture: Architecture, block: int, num_pairs: int
 ) -> dict[str, float]:
     steps = host_steps(block, num_pairs)
-    words = [
-        *words_of(folder, f"ours-{size}", architecture, steps),
+    settings = [
+        *settings_for(folder, f"ours-{size}", architecture, steps),
         f"engine.cpu_threads={threads}",
     ]
-    config = load_config(FinetuneConfig, [], words)
+    config = load_config(FinetuneConfig, [], settings)
     zero = ["engine.parallel=zero2", f"run_dir={folder}/zero-{size}"]
-    under_deepspeed = load_config(FinetuneConfig, [], words + zero)
-    batches = batches_of(config, steps + block)
-    records, optim = AsRecords(batches[:steps]), config.optim
-    fresh = partial(model_of, architecture, config)
+    under_deepspeed = load_config(FinetuneConfig, [], settings + zero)
+    batches = make_batches(config, steps + block)
+    records, optim = RecordDataset(batches[:steps]), config.optim
+    new_model = partial(make_model, architecture, config)
     hosts: dict[str, Host] = {
-        "ours": lambda pairs: run_ours(config, pairs.turn),
-        "accelerate": lambda p: run_accelerate(fresh(), records, BATCH, optim, p.turn),
-        "trainer": lambda p: run_trainer(fresh(), records, BATCH, optim, p.turn, folder / "hf"),
-        "deepspeed": lambda pairs: run_ours(under_deepspeed, pairs.turn),
+        "ours": lambda timer: run_ours(config, timer.before_step),
+        "accelerate": lambda timer: run_accelerate(
+            new_model(), records, BATCH, optim, timer.before_step
+        ),
+        "trainer": lambda timer: run_trainer(
+            new_model(), records, BATCH, optim, timer.before_step, folder / "hf"
+        ),
+        "deepspeed": lambda timer: run_ours(under_deepspeed, timer.before_step),
     }
     numbers: dict[str, float] = {}
     for name, host in hosts.items():
         needs = {"trainer": "transformers", "deepspeed": "deepspeed"}.get(name)
         if needs and not find_spec(needs):
-            print(f"{needs} is not installed: nothing measured with it")
+            print(f"{needs} is not installed: skipped")
             continue
         losses: list[float] = []
-        loop = map(losses.append, bare_loop(fresh(), batches, optim))
+        loop = map(losses.append, bare_loop(new_model(), batches, optim))
         peers: dict[str, Callable[[], object]] = {"bare": partial(next, loop)}
         if name == "ours" and architecture == FULL:
             peers["product"] = _product
-        pairs = Pairs(peers, block)
-        logged = host(pairs)
-        if logged is False:  # its numbers would be those of a model that computes nothing
+        timer = PairedTimer(peers, block)
+        logged = host(timer)
+        if logged is False:  # the model broke, so its times mean nothing
             continue
         title = "overhead" if name == "ours" else name
-        wall, cpu = pairs.ratio("bare")
-        numbers[f"{name}_{size}_ms"] = 1000 * float(pairs.seconds()[0])
+        wall, cpu = timer.ratio("bare")
+        numbers[f"{name}_{size}_ms"] = 1000 * float(timer.seconds()[0])
         numbers[f"{title}_to_bare_loop_{size}"] = float(wall)
         numbers[f"{title}_to_bare_loop_{size}_cpu"] = float(cpu)
         if isinstance(logged, dict):
-            apart = [abs(loss - losses[step - 1]) for step, loss in logged.items()]
-            numbers[f"{name}_loss_difference_{size}"] = max(apart)
+            differences = [abs(loss - losses[step - 1]) for step, loss in logged.items()]
+            numbers[f"{name}_loss_difference_{size}"] = max(differences)
         if "product" in peers:
-            numbers |= _limit(pairs)
+            numbers |= _limit(timer)
     return numbers
 
 
-# What can be attained at most
+# The limit
 
 PRODUCTS = 8
 LEFT = torch.ones(BATCH * TOKENS, FULL.encoder_embed_dim)
@@ -163,19 +169,20 @@ RIGHT = torch.ones(FULL.encoder_embed_dim, FULL.encoder_ffn_embed_dim)
 
 
 def _product() -> None:
+    """The matrix products of published sizes whose speed is the limit."""
     for _ in range(PRODUCTS):
         torch.mm(LEFT, RIGHT)
 
 
-def _limit(pairs: Pairs) -> dict[str, float]:
+def _limit(timer: PairedTimer) -> dict[str, float]:
     flops = PRODUCTS * 2 * LEFT.numel() * RIGHT.shape[1]
     step_flops = BATCH * training_flops(FULL, SAMPLES)
-    attainable = flops / float(pairs.seconds("product")[0])
-    share, share_cpu = step_flops / flops / pairs.ratio("product")
+    attainable = flops / float(timer.seconds("product")[0])
+    share, share_cpu = step_flops / flops / timer.ratio("product")
     return {
         "product_gflops_per_s": attainable / 1e9,
         "limit_ecg_per_s": BATCH * attainable / step_flops,
-        "ours_full_ecg_per_s": BATCH / float(pairs.seconds()[0]),
+        "ours_full_ecg_per_s": BATCH / float(timer.seconds()[0]),
         "share_of_limit": float(share),
         "share_of_limit_cpu": float(share_cpu),
     }

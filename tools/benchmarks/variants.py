@@ -1,13 +1,13 @@
-"""Variants of the model in one training step (forward and backward), against the package's own.
+"""Variants of the model in one training step (forward and backward), compared with the package's.
 
-Variants take turns, and each time of a variant is divided by the package's own of the same turn;
-the median counts. Below 1 a variant is faster.
+Variants take turns. Each time is divided by that of the package's model in the same round, and the
+median counts: below 1 a variant is faster.
 
-  fft          positional convolution by FFT in place of the direct one
+  fft          positional convolution by FFT instead of the direct one
   plain        attention without a fused kernel
-  torch        dropout from torch's generator; `off` without any
-  checkpoint   layers computed again in the backward pass
-  compiled     torch.compile, in both passes (compilation not counted; `variant_compile_seconds`)
+  torch        dropout from torch's generator; `off`: no dropout
+  checkpoint   layers recomputed in the backward pass
+  compiled     torch.compile for both passes (compile time: `variant_compile_seconds`)
 """
 
 import argparse
@@ -36,7 +36,9 @@ SMALL = Architecture(
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5, help="steps of each variant (default 5)")
-    parser.add_argument("--small", action="store_true", help="4 layers of 256, not the published")
+    parser.add_argument(
+        "--small", action="store_true", help="4 layers of width 256, not the published model"
+    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -47,7 +49,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 def measure_variants(
     architecture: Architecture | None = None, batch_size: int = 8, repeats: int = 5
 ) -> dict[str, float]:
-    """Ratios of time to the package's own step by name, and what that takes."""
+    """Times of the variants as ratios to the package's step, and the seconds of that step."""
     architecture = architecture or Architecture()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ecg_BCS = torch.randn(batch_size, architecture.in_d, 2500, device=device)
@@ -60,14 +62,14 @@ def measure_variants(
             "off": ModelConfig(activation_dropout=0.0),
         }.items()
     }
-    own = models["own"]
+    baseline = models["own"]
     steps: dict[str, Callable[[], None]] = {
-        "own": lambda: _step(own, ecg_BCS, seeds_B),
-        "fft": lambda: _step_with_fft(own, ecg_BCS, seeds_B),
+        "own": lambda: _step(baseline, ecg_BCS, seeds_B),
+        "fft": lambda: _step_with_fft(baseline, ecg_BCS, seeds_B),
         "plain": lambda: _step(models["plain"], ecg_BCS, seeds_B),
-        "torch": lambda: _step(own, ecg_BCS, None),
+        "torch": lambda: _step(baseline, ecg_BCS, None),
         "off": lambda: _step(models["off"], ecg_BCS, seeds_B),
-        "checkpoint": lambda: _step_with_checkpoints(own, ecg_BCS, seeds_B),
+        "checkpoint": lambda: _step_with_checkpoints(baseline, ecg_BCS, seeds_B),
     }
     compiled = build_model(architecture, 1, ModelConfig()).to(device)
     compiled.compile()
@@ -78,16 +80,16 @@ def measure_variants(
     seconds = _times(steps, repeats, device)
     numbers = {
         f"variant_{name}_to_own": statistics.median(
-            other / mine for other, mine in zip(seconds[name], seconds["own"], strict=True)
+            a / b for a, b in zip(seconds[name], seconds["own"], strict=True)
         )
         for name in steps
         if name != "own"
     }
-    own_seconds = statistics.median(seconds["own"])
+    baseline_seconds = statistics.median(seconds["own"])
     flops = batch_size * training_flops(architecture, ecg_BCS.shape[-1])
     return {
-        "variant_own_seconds": own_seconds,
-        "variant_own_gigaflops_per_second": flops / own_seconds / 1e9,
+        "variant_own_seconds": baseline_seconds,
+        "variant_own_gigaflops_per_second": flops / baseline_seconds / 1e9,
         **numbers,
         "variant_compile_seconds": compile_seconds,
     }
@@ -97,13 +99,13 @@ def _times(
     steps: dict[str, Callable[[], None]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
+    for repeat_number in range(repeats + 1):
         for name, step in steps.items():
             began = time.perf_counter()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if turn:  # the first is to warm up
+            if repeat_number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
     return seconds
 
@@ -131,8 +133,8 @@ def _step_with_fft(model: ECGClassifier, ecg_BCS: Tensor, seeds_B: Tensor) -> No
 
 
 def convolve_by_fft(conv: PositionalConv, x_BTD: Tensor) -> Tensor:
-    """What `conv` gives, in float32, by products of spectra (n frequencies) in place of sums over
-    the kernel: about 30 times fewer operations, but complex ones."""
+    """The output of `conv`, computed in float32 as products of spectra (n frequencies) instead of
+    sums over the kernel: about 30 times fewer operations, but complex ones."""
     num_tokens, before = x_BTD.shape[1], conv.kernel // 2
     length = next_fast_len(num_tokens + max(before, conv.kernel - before), real=True)
     padded_BDT = F.pad(x_BTD.float().transpose(1, 2), (before, length - num_tokens - before))

@@ -1,16 +1,16 @@
-"""From a full-size checkpoint to a model: this package against plain torch, in one run.
+"""From a full-size checkpoint to a model: this package compared with plain torch.
 
-Each contender is a fresh process, pairs take turns, the file is in the page cache, and the median
-counts. Time starts after the imports. Peak memory is the process's largest resident size less that
-after the imports (Linux: VmHWM, set back through /proc/self/clear_refs; mapped pages of the file
-count), as a multiple of the file's size.
+Each contender runs in a new process, contenders take turns, the file is in the page cache, and the
+median counts. Time starts after the imports. Peak memory is the largest resident size of the
+process less that after the imports, as a multiple of the file's size (Linux: VmHWM, reset through
+/proc/self/clear_refs; mapped pages of the file count).
 
-  load         load_model(file), against the module built as usual, torch.load(weights_only=True)
-               and load_state_dict (plain), the same with mmap=True (mmap), and the last without the
-               time for building the module (bare: only torch.load and load_state_dict, while ours
-               also builds the module and looks at every checksum and value)
-  first_step   initialize and one AdamW step on one ECG, against the plain way
-  inspect      `hpc-ecg weights inspect file` as a whole process, the start of Python included
+  load         load_model(file), compared with building the module, torch.load(weights_only=True)
+               and load_state_dict (plain); the same with mmap=True (mmap); and the latter without
+               the time to build the module (bare: only torch.load and load_state_dict, while ours
+               also builds the module and verifies every checksum and value)
+  first_step   initialize and one AdamW step on one ECG, compared with the plain way
+  inspect      `hpc-ecg weights inspect file` as a whole process, including the start of Python
 """
 
 import argparse
@@ -38,15 +38,19 @@ SAMPLES = 2500
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--file", type=Path, help="a checkpoint of one label or none; unset = made")
-    parser.add_argument("--repeats", type=int, default=5, help="of each contender (default 5)")
+    parser.add_argument(
+        "--file", type=Path, help="checkpoint with one label or none (default: generated)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="repeats of each contender (default 5)"
+    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = options.file or Path(folder) / "full_size.pt"
         if options.file is None:
-            _in_a_process("make", file)
+            _in_new_process("make", file)
         return {
             "file_megabytes": file.stat().st_size / 1e6,
             **_against_plain("load", ["plain", "mmap", "bare"], file, options.repeats),
@@ -55,22 +59,22 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         }
 
 
-def _against_plain(task: str, plains: list[str], file: Path, repeats: int) -> dict[str, float]:
-    """Medians of ours and of each plain way, and the ratios of time (median of the pairs)."""
+def _against_plain(task: str, plain_ways: list[str], file: Path, repeats: int) -> dict[str, float]:
+    """Median seconds and peaks of ours and each plain way, and median ratios of paired times."""
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, list[float]] = {}
     for _ in range(repeats):
-        for way in ["ours", *plains]:
-            result = _in_a_process(f"{task}_{way}", file)
+        for way in ["ours", *plain_ways]:
+            result = _in_new_process(f"{task}_{way}", file)
             seconds.setdefault(way, []).append(result["seconds"])
             peaks.setdefault(way, []).append(result["peak"] / file.stat().st_size)
     numbers = {}
-    for way in plains:
+    for way in plain_ways:
         pairs = zip(seconds["ours"], seconds[way], strict=True)
         suffix = "" if way == "plain" else f"_{way}"
         numbers[f"{task}_ratio{suffix}"] = statistics.median(a / b for a, b in pairs)
     numbers[f"{task}_peak_ratio"] = statistics.median(peaks["ours"])
-    for way in ["ours", *plains]:
+    for way in ["ours", *plain_ways]:
         numbers[f"{task}_seconds_{way}"] = statistics.median(seconds[way])
         if way != "ours":
             numbers[f"{task}_peak_ratio_{way}"] = statistics.median(peaks[way])
@@ -95,7 +99,7 @@ def _inspect(file: Path, repeats: int) -> dict[str, float]:
     }
 
 
-def _in_a_process(contender: str, file: Path) -> dict[str, Any]:
+def _in_new_process(contender: str, file: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, contender, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -103,10 +107,11 @@ def _in_a_process(contender: str, file: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-# What the processes do: imports first, then the clock.
+# What each process does: imports first, then the clock starts.
 
 
 def contender(name: str, file: Path) -> dict[str, float]:
+    """Run one contender; returns its seconds and peak memory in bytes."""
     import torch
     from original_files import export_original
 
@@ -165,7 +170,7 @@ def contender(name: str, file: Path) -> dict[str, float]:
 
 
 def _resident(what: str, *, reset: bool = False) -> int:
-    """Bytes that the process has (VmRSS) or had at most (VmHWM) in memory."""
+    """Resident bytes of this process: current (VmRSS) or peak (VmHWM)."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
