@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ranks import FORKS, Ended, become, end_on_ranks
+from ranks import Ended, Fork, become, end_on_ranks
 
 from hpc_ecg.cli import main
 from hpc_ecg.data.dataset import Dataset
@@ -30,7 +30,7 @@ def finetune_on_ranks(
 def sweep_in_a_fork(log: Path, words: Sequence[str]) -> Any:
     """Start `hpc-ecg sweep WORDS` in a process that polls the queue often; returns the process."""
     arguments = log, dict(os.environ), words
-    process = FORKS.Process(target=_sweep, args=arguments, daemon=True)
+    process = Fork(target=_sweep, args=arguments, daemon=True)
     process.start()
     return process
 

@@ -11,21 +11,35 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
+from threading import Lock
+from unittest import mock
 
 from forks import free_port
 
 from hpc_ecg.cli import main
 
-FORKS = get_context("forkserver")
 PRELOADED = (
     *("hpc_ecg.cli", "hpc_ecg.training.finetune", "hpc_ecg.training.evaluate"),
     *("hpc_ecg.preflight.doctor", "hpc_ecg.comparison.results", "hpc_ecg.sweep.launch"),
     *("torch.distributed.fsdp", "torch._dynamo", "pyarrow.dataset", "numba"),
     *("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),
 )
-FORKS.set_forkserver_preload(list(PRELOADED))
+SERVER, STARTING = forkserver.ForkServer(), Lock()
+SERVER.set_forkserver_preload(list(PRELOADED))
+
+
+class Fork(get_context("forkserver").Process):
+    """A fork of SERVER. Python's one server may be that of a sweep which a test ran in this
+    process: it has imported other modules and blocks signals."""
+
+    def start(self) -> None:
+        connect = mock.patch.object(
+            forkserver, "connect_to_new_process", SERVER.connect_to_new_process
+        )
+        with STARTING, connect:
+            super().start()
 
 
 class Ended:
@@ -54,7 +68,7 @@ def end_on_ranks(
     logs = [folder / f"rank-{rank}.log" for rank in range(len(arguments))]
     port, environment = free_port(), dict(os.environ)
     processes = [
-        FORKS.Process(
+        Fork(
             target=_run,
             args=(logs[rank], environment | variables_of(rank, len(arguments), port), own, harms),
         )

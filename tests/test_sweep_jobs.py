@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import words_for
 from forks import free_port
-from ranks import FORKS, variables_of
+from ranks import Fork, variables_of
 from test_finetune import run
 
 from hpc_ecg.atomic_io import write_json
@@ -123,7 +123,7 @@ def test_a_rank_lost_while_predicting_the_test_split_ends_the_other_with_peer_lo
 ):
     folder = run(words_for(shards, tmp_path / "run", "train.max_epochs=1"))
     port = free_port()
-    both = [FORKS.Process(target=_evaluate, args=(rank, port, str(folder.path))) for rank in (0, 1)]
+    both = [Fork(target=_evaluate, args=(rank, port, str(folder.path))) for rank in (0, 1)]
     for process in both:
         process.start()
     for process in both:
