@@ -17,7 +17,7 @@ from hpc_ecg.model.architecture import (
     parse_conv_layers,
     resolve_architecture,
 )
-from hpc_ecg.model.layers import ChannelNorm
+from hpc_ecg.model.layers import ChannelNorm, PositionalConv
 from hpc_ecg.model.transformer import (
     ECGClassifier,
     ModelConfig,
@@ -364,3 +364,19 @@ def test_checkpointed_layers_give_bitwise_the_same_gradients(seeds_B, is_padded)
         kept.append(sum(sizes.values()))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert kept[1] < kept[0] / 2
+
+
+def test_narrow_groups_of_the_positional_convolution_avoid_bfloat16_on_a_cpu():
+    """oneDNN's bfloat16 kernel for them is wrong on processors with AMX."""
+    conv = PositionalConv(48, kernel=8, groups=4)
+    for parameter in conv.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x_BTD = torch.randn(2, 20, 48)
+    expected = conv(x_BTD)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = conv(x_BTD)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+    in_bf16 = conv.bfloat16()(x_BTD.bfloat16())
+    assert in_bf16.dtype == torch.bfloat16
+    torch.testing.assert_close(in_bf16.float(), expected, rtol=0.05, atol=0.05)

@@ -16,6 +16,10 @@ from hpc_ecg.model.attention import SelfAttention
 from hpc_ecg.model.dropout import RecordDropout, layer_seeds
 from hpc_ecg.model.settings import ModelConfig
 
+SAFE_BF16_CHANNELS = 16
+"""Channels per group from which on oneDNN's bfloat16 conv1d is right on every processor. With 8 or
+12, and a kernel of 8 or more, it is off by more than 100 % on AMX (torch 2.13)."""
+
 
 class ConvStem(nn.Module):
     """ECG [B, C, S] -> features [B, channels, T]: convolutions without bias, GELU after each;
@@ -74,8 +78,26 @@ class PositionalConv(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BDT, weight = x_BTD.transpose(1, 2), self.weight().to(self.weight_v.dtype)
         padding = self.kernel // 2
-        out_BDT = F.conv1d(x_BDT, weight, self.bias, padding=padding, groups=self.groups)
+        if self._bf16_is_unsafe(x_BDT):
+            with torch.autocast("cpu", enabled=False):
+                out_BDT = F.conv1d(
+                    x_BDT.float(),
+                    weight.float(),
+                    self.bias.float(),
+                    padding=padding,
+                    groups=self.groups,
+                ).bfloat16()
+        else:
+            out_BDT = F.conv1d(x_BDT, weight, self.bias, padding=padding, groups=self.groups)
         return out_BDT[..., : x_BTD.shape[1]].transpose(1, 2)
+
+    def _bf16_is_unsafe(self, x_BDT: Tensor) -> bool:
+        """oneDNN's bfloat16 convolution is wrong on processors with AMX where groups are narrow."""
+        if x_BDT.device.type != "cpu" or self.weight_v.shape[1] >= SAFE_BF16_CHANNELS:
+            return False
+        return x_BDT.dtype == torch.bfloat16 or (
+            torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        )
 
 
 class EncoderLayer(nn.Module):
