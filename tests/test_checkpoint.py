@@ -56,6 +56,25 @@ def test_a_checkpoint_without_its_mark_does_not_count(tmp_path):
         save(tmp_path, Progress(step=step), model_of())
     (tmp_path / "step-0000002" / "COMPLETE").unlink()
     assert load_newest(tmp_path, model_of()).step == 1
+    # Nor does it take the place of a complete one when old ones are deleted.
+    save(tmp_path, Progress(step=3), model_of(), keep=2)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == [
+        "step-0000001",
+        "step-0000003",
+    ]
+
+
+def test_the_mark_is_written_last(tmp_path, monkeypatch):
+    real, before_mark = checkpoint.write_json, []
+
+    def write_json(path, value):
+        if path.name == "COMPLETE":
+            before_mark.extend(file.name for file in path.parent.iterdir())
+        real(path, value)
+
+    monkeypatch.setattr(checkpoint, "write_json", write_json)
+    save(tmp_path, Progress(step=1), model_of())
+    assert sorted([*before_mark, "COMPLETE"]) == sorted(PARTS)
 
 
 def cut_off(data: bytes) -> bytes:

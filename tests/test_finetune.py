@@ -180,6 +180,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     folder = run(words)
     resumed = events(folder, "resumed")
     assert [line["step"] for line in resumed] == ([resumes_at] if resumes_at else [])
+    # An evaluation that was recorded is not repeated; it would count against patience.
+    evaluated = [line["step"] for line in events(folder, "eval")]
+    assert evaluated == [line["step"] for line in events(whole, "eval")]
     newest = complete_checkpoints(whole.checkpoints)[-1].name
     for part in ("model.safetensors", "optimizer.safetensors"):
         ours, theirs = (f.checkpoints / newest / part for f in (folder, whole))

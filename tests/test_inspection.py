@@ -255,4 +255,4 @@ def test_a_plot_ends_where_the_recording_ended(shards, tmp_path):
 
 def test_plots_without_a_page_are_refused(capsys, shards):
     code, _, (complaint,) = inspect(capsys, shards, "--plots", 3)
-    assert code == 2 and "give --out FILE.html, too" in complaint
+    assert code == 2 and "also give --out FILE.html" in complaint

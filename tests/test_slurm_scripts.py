@@ -147,6 +147,19 @@ def test_without_python_nothing_is_requeued_and_the_log_has_the_reason(environme
     assert "requeue" not in (tmp_path / "asked").read_text()
 
 
+def test_a_site_may_allow_other_numbers_of_restarts(environment, tmp_path):
+    asked = tmp_path / "asked"
+    stand_in(tmp_path, "srun", first("Exited with exit code 76", 137))
+    show = f"echo 'JobId=7 {RUNNING} Dependency=(null)'"
+    stand_in(tmp_path, "scontrol", f'[ "$1" = requeue ] && {{ echo $* >> {asked}; exit; }}\n{show}')
+    job = {"SLURM_JOB_ID": "7", "HPC_ECG_MAX_RESTARTS": "2"}
+    for restarts in ("1", "2"):
+        job["SLURM_RESTART_COUNT"] = restarts
+        result = run_script("finetune.sh", [], environment | job)
+    assert "after 2 restarts" in result.stderr
+    assert asked.read_text() == "requeue 7\n"
+
+
 @pytest.fixture
 def site(environment, tmp_path):
     """Run finetune.sh in a project with this site file, on an srun that shows its words."""
