@@ -5,6 +5,7 @@ process calls it; anything that must happen once happens on rank 0.
 """
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -78,4 +79,10 @@ def _joined_engine(
             stack.callback(close)
         stack.enter_context(engine.share_failures())
         prepared.data.sampler.check_world_size(engine.world_size)
-        yield engine, signals
+        try:
+            yield engine, signals
+        except Exception as error:
+            # Its frames hold the wrapped model. Freed after the process group, that would wait for
+            # gloo's threads while they wait for the interpreter's lock.
+            traceback.clear_frames(error.__traceback__)
+            raise
