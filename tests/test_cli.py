@@ -33,6 +33,7 @@ def test_mistakes_are_reported_without_importing_torch(shards, tmp_path):
         ["sweep", "configs/none.yaml"],
         ["data", "inspect", "nowhere"],
         ["strategies", "nowhere"],
+        ["data", "shard", "no.csv", "--out", "s", "--label", "af", "--patient", "p"],
     ]
     code = (
         "import sys; from hpc_ecg.cli import main; "

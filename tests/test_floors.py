@@ -18,7 +18,7 @@ FLOORS = {
     "config": 520,
     "reporting": 490,
     "ecg": 1360,
-    "model": 1100,
+    "model": 1120,
     "distributed": 1050,
     "jobs": 650,
     "cohort": 1380,

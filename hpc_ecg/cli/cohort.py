@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_ecg.cli.parser import Verbs
+from hpc_ecg.cli.parser import Verbs, check_table
 
 if TYPE_CHECKING:
     from hpc_ecg.cohort.source_tables import SourceTables
@@ -83,6 +83,8 @@ def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
 
 def _cohort(options: argparse.Namespace) -> int:
     _check_out(options)
+    check_table(options.ecgs)
+    check_table(options.events)
     from hpc_ecg.cohort.flow_diagram import flow_text, write_flow
     from hpc_ecg.cohort.rules import Rules, apply_rules
     from hpc_ecg.cohort.source_tables import check_options, read_tables, write_labelled

@@ -1,6 +1,7 @@
 """The parser class of all verbs."""
 
 import argparse
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 
@@ -14,3 +15,9 @@ class Parser(argparse.ArgumentParser):
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 """What `add_subparsers` returns; each verb adds its parser to it."""
 SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg config` lists them"
+
+
+def check_table(path: Path) -> None:
+    """Report a table that is missing before pandas is imported."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such table; expected a .csv, .tsv or .parquet file")

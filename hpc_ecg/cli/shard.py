@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_ecg.cli.parser import Verbs
+from hpc_ecg.cli.parser import Verbs, check_table
 
 if TYPE_CHECKING:
     from hpc_ecg.cohort.splits import SplitPlan
@@ -104,6 +104,7 @@ def _add_signal(shard: argparse.ArgumentParser) -> None:
 
 
 def _shard(options: argparse.Namespace) -> int:
+    check_table(options.table)
     # pandas keeps text in Arrow, whose default allocator does not free memory: 0.2 kB a record
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from hpc_ecg.log import say, start_logging

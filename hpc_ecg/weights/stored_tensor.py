@@ -78,7 +78,7 @@ class StoredTensor:
     strides: tuple[int, ...]
     """In elements."""
     offset: int
-    """Of the first element, in bytes from the start of the file."""
+    """Position of the first element, in bytes from the start of the file."""
 
     @property
     def numel(self) -> int:
