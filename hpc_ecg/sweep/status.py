@@ -22,6 +22,7 @@ from hpc_ecg.atomic_io import read_json
 from hpc_ecg.distributed.stop_signals import STOP
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
+from hpc_ecg.reporting.numbers import format_number
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
 from hpc_ecg.sweep.submissions import last_submissions, queued_jobs
 from hpc_ecg.training.run_folder import RunFolder
@@ -159,14 +160,15 @@ def _score(run: RunFolder) -> str:
         finished = read_json(run.finished)
         score = finished["best_score"]  # None where nothing was trained
         name = METRIC_NAMES.get(finished["metric"], finished["metric"])
-        return "" if score is None else f"validation {name} {score:.3f}"
+        return "" if score is None else f"validation {name} {format_number(score)}"
     evaluation = read_json(run.evaluation)
     labels: dict[str, Any] = evaluation.get("labels", {})
     metrics: dict[str, Any] = evaluation.get("macro") or next(iter(labels.values()), {})
     macro = "macro " if "macro" in evaluation else ""
     for metric in ("auroc", "r2"):
         if metric in metrics:
-            return f"test {macro}{METRIC_NAMES[metric]} {metrics[metric]['value']:.3f}"
+            value = format_number(metrics[metric]["value"])
+            return f"test {macro}{METRIC_NAMES[metric]} {value}"
     return ""
 
 

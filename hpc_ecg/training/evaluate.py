@@ -26,6 +26,7 @@ from hpc_ecg.evaluation.scores import (
     fit_operating_points,
 )
 from hpc_ecg.evaluation.thresholds import points_by_method
+from hpc_ecg.reporting.numbers import format_with_interval
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
@@ -232,6 +233,5 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         parts.append(f"{about['n_positive']} positive")
     for metric in ("auroc", "auprc", "rmse", "r2"):
         if estimate := values.get(metric):
-            interval = f"{estimate['low']:.3f}–{estimate['high']:.3f}"
-            parts.append(f"{mean}{METRIC_NAMES[metric]} {estimate['value']:.3f} ({interval})")
+            parts.append(f"{mean}{METRIC_NAMES[metric]} {format_with_interval(estimate)}")
     return ", ".join(parts)
