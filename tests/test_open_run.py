@@ -50,3 +50,17 @@ def test_a_run_that_was_moved_with_its_data_is_evaluated(project, tmp_path, monk
     assert config.data.shards == str(moved / "shards")
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "moved/runs/x"]) == 0
+
+
+def test_a_report_from_another_folder_describes_the_cohort(project, tmp_path, monkeypatch):
+    """config.yaml names the shards by a relative path."""
+    moved = tmp_path / "moved"
+    shutil.copytree(project, moved)
+    (moved / "sweep").mkdir()
+    (moved / "runs").rename(moved / "sweep" / "ssl_new_head")
+    (moved / "sweep" / "ssl_new_head" / "x").rename(moved / "sweep" / "ssl_new_head" / "seed-0")
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "moved/sweep/ssl_new_head/seed-0"]) == 0
+    assert main(["report", "moved/sweep"]) == 0
+    comparison = json.loads((moved / "sweep" / "report" / "comparison.json").read_text())
+    assert comparison["flow"]["in_table"] > 0

@@ -39,6 +39,7 @@ from hpc_ecg.comparison.verdict import (
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.sweep.folder import read_optional
+from hpc_ecg.training.open_run import read_resolved_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     curves = {label: compute_curves(comparison, label) for label in labels_with_curves(comparison)}
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
-    flow = read_flow(comparison.runs[0].settings)
+    flow = read_flow(read_resolved_settings(comparison.runs[0].folder))
     tuning = read_optional(sweep_dir / "tuning.json")
     tables = build_tables(comparison, curves, learning, flow, tuning)
     paths = ReportPaths(

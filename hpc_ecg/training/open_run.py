@@ -1,6 +1,7 @@
 """Open a run folder: its configuration, with overrides. Needs no torch."""
 
 from dataclasses import replace
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -25,14 +26,22 @@ def load_run(run_dir: str, overrides: list[str]) -> FinetuneConfig:
     folder = RunFolder(run_dir)
     if not folder.config.exists():
         raise ValueError(f"{run_dir} is not a run folder (no config.yaml)")
-    environment = read_json(folder.environment) if folder.environment.exists() else {}
     stored = OmegaConf.to_container(read_yaml(str(folder.config)).values, resolve=False)
-    bases = base_folders(folder.path, environment)
-    values = nest(resolve_paths(flatten(stored), FinetuneConfig, bases))
+    values = nest(_resolve_paths(folder, flatten(stored)))
     sources = [SettingsSource(OmegaConf.create(values), str(folder.config))]
     for override in [f"run_dir={run_dir}", *overrides]:
         sources.append(parse_override(override, FinetuneConfig))
     return merge_sources(FinetuneConfig, sources)
+
+
+def read_resolved_settings(folder: RunFolder) -> dict[str, Any]:
+    """The settings of a run's config.yaml by dotted key, with paths that can be opened here."""
+    return _resolve_paths(folder, folder.read_settings())
+
+
+def _resolve_paths(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
+    environment = read_json(folder.environment) if folder.environment.exists() else {}
+    return resolve_paths(settings, FinetuneConfig, base_folders(folder.path, environment))
 
 
 def load_run_for(run_dir: str, shards: str, overrides: list[str]) -> FinetuneConfig:
