@@ -93,7 +93,8 @@ def raise_on_errors(findings: Iterable[Finding], is_rank_zero: bool) -> None:
         if is_rank_zero:
             logger.log(LEVELS.get(finding.level, logging.INFO), "%s", finding)
     if errors:
-        raise ValueError(f"the doctor found {errors} errors (see above); fix them first")
+        noun = "error" if errors == 1 else "errors"
+        raise ValueError(f"the doctor found {errors} {noun} (see above); mend this first")
 
 
 def check_versions(config: EngineConfig) -> list[Finding]:
