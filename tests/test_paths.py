@@ -72,3 +72,11 @@ def test_from_the_same_folder_paths_stay_as_they_were_written(project, monkeypat
 def test_a_folder_of_version_0_1_says_nothing_and_nothing_is_changed(project):
     folder, _ = project
     assert resolve(folder / "runs" / "x", {}, data__shards="shards") == {"data.shards": "shards"}
+
+
+@pytest.mark.parametrize("key", ["path", "from_this_folder"])
+def test_a_damaged_record_of_the_working_directory_is_reported(tmp_path, key):
+    recorded = describe_working_directory(tmp_path)
+    del recorded[key]
+    with pytest.raises(ValueError, match=f"environment.json is damaged.*no {key}"):
+        base_folders(tmp_path, {"working_directory": recorded})

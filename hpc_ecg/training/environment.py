@@ -57,6 +57,9 @@ def base_folders(folder: Path, environment: dict[str, Any]) -> list[Path]:
     recorded = environment.get("working_directory")
     if not isinstance(recorded, dict):
         return []
+    for key in {"path", "from_this_folder"} - recorded.keys():
+        file = folder / "environment.json"
+        raise ValueError(f"{file} is damaged: working_directory has no {key}; restore the file")
     moved = Path(os.path.normpath(folder.resolve() / str(recorded["from_this_folder"])))
     return list(dict.fromkeys([moved, Path(str(recorded["path"]))]))
 
