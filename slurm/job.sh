@@ -4,19 +4,31 @@
 #
 #   0  done, or stopped by a file STOP in the run's folder
 #   2  user error; it would happen again, as would a bug (1 and all others): not restarted
-#  75  saved after a signal (time limit, preemption): requeued
+#  75  saved after a signal (time limit, preemption): requeued; likewise if such a signal ended a
+#      process that was not ready for it (128 + USR1, USR2 or TERM)
 #  76  lost its peers or hung; likewise if killed (128 + signal): requeued at most
 #      HPC_ECG_MAX_RESTARTS times (default 5; every restart of this job counts)
+
+# A signal that comes before the processes run means the same as one that comes later.
+asked=""
+trap 'asked=yes' TERM USR1 USR2
+# A job submitted from inside another one inherits what Slurm set for that one's steps, which srun
+# would read. Without these, a step gets all that this job has.
+unset SLURM_EXPORT_ENV SLURM_EXACT SLURM_OVERLAP SLURM_EXCLUSIVE SLURM_CPUS_PER_GPU SLURM_GRES \
+  SLURM_STEP_GRES ${!SLURM_MEM_@} ${!SLURM_CPU_BIND@} ${!SLURM_GPUS@} ${!SLURM_GPU_@} \
+  ${!SLURM_NTASKS_PER_G@} ${!SLURM_TRES_@} ${!PMI_@}
+if [ -n "${SLURM_STEP_ID:-}" ]; then  # it was submitted from a step
+  unset SLURM_DISTRIBUTION SLURM_HINT SLURM_THREADS_PER_CORE SLURM_OVERCOMMIT SLURM_MPI_TYPE
+fi
 
 site="${SLURM_SUBMIT_DIR:-.}/slurm/site.sh"
 # Module files often assume a less strict shell.
 if [ -f "$site" ]; then set +eu; source "$site"; set -eu; fi
 # Since Slurm 22.05, srun does not inherit --cpus-per-task.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-# Otherwise Slurm shows each process only its own GPU. Each should see all of the job's GPUs on its
-# node and take the one of its rank: then all libraries number the GPUs alike, and GPUs can reach
-# each other.
-unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
+# With SLURM_GPUS_PER_TASK, Slurm would show each process only its own GPU. Each should see all of
+# the job's GPUs on its node and take the one of its rank: then all libraries number the GPUs alike,
+# and GPUs can reach each other.
 
 say() { printf '%(%F %T)T slurm: %s\n' -1 "$*" >&2; }
 
@@ -24,6 +36,7 @@ run() {
   local options=(--kill-on-bad-exit=1) report copier step signalled=yes code name
   while [[ $1 == -* ]]; do options+=("$1"); shift; done
   warn_of_site
+  if [ -n "$asked" ]; then requeue_after 75; exit 75; fi
   # Keep what srun reports about its tasks. tee must survive a signal to the job.
   report=$(mktemp)
   exec 3> >(trap '' TERM USR1 USR2; exec tee "$report" >&2)
@@ -52,17 +65,22 @@ code_of_first() {
   first=$(sed -n 's/.*srun: error: [^ ]*: tasks\{0,1\} [^ ]*: //p' "$1" | head -n 1)
   case $first in
     "Exited with exit code "*) echo "${first##* }" ;;
+    "User defined signal 1"*) echo 138 ;;
+    "User defined signal 2"*) echo 140 ;;
+    Terminated*) echo 143 ;;
     *) echo "$2" ;;
   esac
 }
 
 requeue_after() {
-  local code=$1 state decision
+  local code=$1 state decision restarts=${SLURM_RESTART_COUNT:-0}
   [ "$code" = 0 ] && return
   # Call scontrol in this shell: Python may run in a container without Slurm.
   state=$(scontrol --oneliner show job "${SLURM_JOB_ID:-}" || true)
+  # The variable may be that of another job, from which this one was submitted.
+  if [[ $state =~ \ Restarts=([0-9]+) ]]; then restarts=${BASH_REMATCH[1]}; fi
   decision=$(trap '' TERM USR1 USR2
-    "${HPC_ECG_PYTHON[@]:-python}" -m hpc_ecg.jobs.requeue "$code" "${SLURM_RESTART_COUNT:-0}" \
+    "${HPC_ECG_PYTHON[@]:-python}" -m hpc_ecg.jobs.requeue "$code" "$restarts" \
       "${HPC_ECG_MAX_RESTARTS:-5}" "$state" || true)
   case $decision in
     "requeue: "*) ;;

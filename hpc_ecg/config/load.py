@@ -7,6 +7,7 @@ taken verbatim (a YAML parser would turn `010` into 8 and `12:00:00` into 43200)
 
 import dataclasses
 import difflib
+import io
 import re
 import typing
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ def read_yaml(file: str) -> SettingsSource:
     if not path.is_file():
         raise ValueError(f"{file}: no such configuration file; settings are given as key=value")
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(io.StringIO(_quote_base_60(path.read_text(encoding="utf-8"))))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"{file}, line {line}: not YAML: {error.problem}") from None
@@ -109,6 +110,15 @@ def read_yaml(file: str) -> SettingsSource:
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"{file}: expected `key: value` lines, got something else")
     return SettingsSource(loaded, file)
+
+
+def _quote_base_60(text: str) -> str:
+    """Quote what YAML would read as a number to the base of 60: a time such as 12:00:00."""
+    for token in reversed([t for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken)]):
+        if token.plain and re.fullmatch(r"\d+(:\d+)+", token.value):
+            start, end = token.start_mark.index, token.end_mark.index
+            text = f"{text[:start]}'{text[start:end]}'{text[end:]}"
+    return text
 
 
 def parse_override(override: str, schema: type) -> SettingsSource:
@@ -120,7 +130,7 @@ def parse_override(override: str, schema: type) -> SettingsSource:
     parsed: Any
     if is_optional and value in ("null", "None"):
         parsed = None
-    elif kind is str:
+    elif kind in (str, int | str):
         parsed = value
     elif typing.get_origin(kind) is list and typing.get_args(kind) == (str,):
         parsed = _split_list(key, value)

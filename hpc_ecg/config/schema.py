@@ -4,7 +4,9 @@ A settings class declares its fields with `setting(...)` and calls `check_settin
 `__post_init__`, so that a range stands beside its field and all messages have one form.
 """
 
+import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -106,7 +108,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
     """A type without `| None`, and whether `| None` was there."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-        return inner[0], True
+        return functools.reduce(operator.or_, inner), type(None) in typing.get_args(kind)
     return kind, False
 
 

@@ -1,5 +1,6 @@
 """What Slurm knows about jobs: squeue, scontrol and scancel. None of it needs accounting."""
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -37,14 +38,19 @@ def read_queue(filter_option: str) -> list[QueuedJob]:
     `filter_option` is squeue's: --jobs=17 or --name=a,b. Raises SlurmUnavailable.
     """
     command = ["squeue", "--noheader", "--array", "--format=%i|%j|%t|%r", filter_option]
+    # the user's own filters, such as SQUEUE_STATES, would hide jobs
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment
+        )
     except OSError as error:
         raise SlurmUnavailable(f"squeue does not answer: {error}") from None
     # a job that ended some minutes ago is not in the queue, which is no failure of Slurm
     if answer.returncode and "Invalid job id" not in answer.stderr:
         raise SlurmUnavailable(f"squeue does not answer: {answer.stderr.strip()}")
-    rows = [line.split("|", 3) for line in answer.stdout.splitlines()]
+    lines = answer.stdout.splitlines()
+    rows = [line.split("|", 3) for line in lines if "|" in line]  # SLURM_CLUSTERS adds titles
     return [QueuedJob(id=id, name=name, state=state, reason=why) for id, name, state, why in rows]
 
 

@@ -10,11 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE
+from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, SIGNALS
 from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
 from hpc_ecg.jobs.queue import parse_job_state
 
 MAX_RESTARTS = 5
+STOPPED_EARLY = [128 + number for number in SIGNALS]
+"""Exit codes after a signal that came while Python imported: later, they are handled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +31,16 @@ def decide_requeue(
 ) -> RequeueDecision:
     """Decide whether a job whose first process ended with `exit_code` should be requeued.
 
-    A run that saved (75) continues, however often. One that lost its peers or hung (76), or was
-    killed (128 + signal), is started again `max_restarts` times. Anything else would fail again.
+    A run that saved (75) continues, however often, and so does one that a signal to save ended
+    before Python was ready for it. One that lost its peers or hung (76), or was killed (128 +
+    signal), is started again `max_restarts` times. Anything else would fail again.
     `job_state` is what `parse_job_state` returns: Slurm must still be running the job, or be ending
     it at its time limit. Otherwise it was cancelled, or is on its way back into the queue already.
     """
     if exit_code == EXIT_REQUEUE:
         reason = "saved after a signal"
+    elif exit_code in STOPPED_EARLY:
+        reason = "stopped on request while it started"
     elif exit_code == EXIT_PEER_LOST:
         reason = "a process lost the others, or hung"
     elif 128 < exit_code <= 128 + 64:
@@ -43,7 +48,7 @@ def decide_requeue(
     else:
         text = f"ended with exit code {exit_code}, for the reason above: not started again"
         return RequeueDecision(requeue=False, text=text)
-    if exit_code != EXIT_REQUEUE and restarts >= max_restarts:
+    if exit_code not in (EXIT_REQUEUE, *STOPPED_EARLY) and restarts >= max_restarts:
         obstacle = f"after {restarts} restarts it is not started again"
     elif not job_state:
         obstacle = "Slurm does not answer"

@@ -5,15 +5,16 @@ inside the job, from that file again, as for slurm/finetune.sh.
 """
 
 import contextlib
-import os
+import io
 import re
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import submitit
 from submitit.core.utils import FailedJobError, pickle_load
@@ -21,68 +22,148 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from hpc_ecg.atomic_io import wait_until_seen
 from hpc_ecg.jobs.job import Job, JobOutcome
-from hpc_ecg.jobs.queue import read_queue
-from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs
+from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
+from hpc_ecg.jobs.sbatch_environment import sbatch_environment, shell_settings
+from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs, time_limit_min
+from hpc_ecg.log import logger
 
-POLL_S = 2.0
+Item = TypeVar("Item")
+POLL_S, MAX_POLL_S = 2.0, 30.0
 RESULT_PATIENCE_S = 15.0
 SITE_FILE = Path("slurm/site.sh")
 PYTHON = f'"${{HPC_ECG_PYTHON[@]:-{sys.executable}}}"'
-DEFAULT_TIME_MIN = 720
-SAME_NAMES = ["partition", "account", "qos", "constraint", "nodes", "cpus_per_task"]
-SAME_NAMES += ["gpus_per_node", "mem", "signal_delay_s", "array_parallelism"]
+SAME_NAMES = ["partition", "account", "qos", "constraint", "nodes", "cpus_per_task", "mem"]
+SAME_NAMES += ["signal_delay_s", "array_parallelism"]
 """Settings that submitit's executor calls the same."""
-VARIABLES_OF_SETTING = {
-    "partition": ["PARTITION"],
-    "account": ["ACCOUNT"],
-    "qos": ["QOS"],
-    "constraint": ["CONSTRAINT"],
-    "gpus_per_node": ["GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "GRES"],
-    "mem": ["MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"],
-}
-"""SBATCH_… variables that say the same as a setting; to sbatch they count more than the script."""
-SCRIPT_VARIABLES = ["TIMELIMIT", "JOB_NAME", "ARRAY_INX", "SIGNAL", "OUTPUT", "ERROR", "OPEN_MODE"]
-SCRIPT_VARIABLES += ["REQUEUE", "NO_REQUEUE"]
-"""The same for what every script sets."""
+FULL = re.compile("SubmitJob|job submit limit|Invalid job array spec|temporarily un", re.IGNORECASE)
+"""What sbatch says when fewer jobs, or the same ones later, would be accepted."""
+NOT_IN_PATHS = re.compile(r"%(\d*[A-Za-z]|%)|[\\\n\r]")
+"""What Slurm does not take literally in the path of a log: %j, 5%%, a backslash."""
+STOPPED_EARLY = [
+    'code=$? state=$(scontrol --oneliner show job "$SLURM_JOB_ID")',
+    f'decision=$({PYTHON} -m hpc_ecg.jobs.requeue "$code" 0 0 "$state")',
+    'case $decision in requeue:*) echo "$decision" >&2; scontrol requeue "$SLURM_JOB_ID";; esac',
+    'exit "$code"',
+]
+"""After srun: a signal that came before Python handled it ended the run, and nobody else knows."""
 
 
-def run_on_slurm(jobs: Sequence[Job], folder: Path, config: SlurmJobs) -> Iterator[JobOutcome]:
-    """Submit the jobs as one Slurm array and yield each as it ends; `folder` must be on a disk that
+class SubmissionLimit(ValueError):  # noqa: N818
+    """Slurm has as many jobs as it takes of this user, or takes no array of this size."""
+
+
+def run_on_slurm(jobs: Sequence[Job], folder: Path, slurm: SlurmJobs) -> Iterator[JobOutcome]:
+    """Submit the jobs as Slurm arrays and yield each as it ends; `folder` must be on a disk that
     all nodes share. When the caller stops early, the jobs are cancelled.
 
     A job has ended when its result is there or it has left the queue: on a cluster without
     accounting, `sacct` and so submitit would never notice that a job was killed.
     """
-    functions = [partial(job.function, *job.arguments) for job in jobs]
-    handles = submit_to_slurm(functions, folder, config.parameters)
-    array_id = handles[0].job_id.partition("_")[0]
-    running = list(zip(jobs, handles, strict=True))
+    config, name = slurm.config(), f"hpc_ecg-{folder.parent.name.strip('.')}"
+    running: list[tuple[Job, submitit.Job[Any]]] = []
+
+    def submit(piece: Sequence[Job]) -> None:
+        functions = [partial(job.function, *job.arguments) for job in piece]
+        running.extend(zip(piece, submit_to_slurm(functions, folder, config, name), strict=True))
+
+    waiting, room, pause = list(jobs), len(jobs), POLL_S
     try:
-        while running:
-            queued = {job.id for job in read_queue(f"--jobs={array_id}")}
-            for job, handle in list(running):
-                if handle.paths.result_pickle.exists() or handle.job_id not in queued:
-                    running.remove((job, handle))
-                    yield _outcome_of(job, handle)
-            time.sleep(POLL_S)
+        while waiting or running:
+            try:
+                del waiting[: submit_in_pieces(waiting, submit, config, len(running), room)]
+            except SubmissionLimit:
+                if not running:
+                    raise
+            time.sleep(pause)
+            queued = _queued_ids([handle for _, handle in running])
+            pause = POLL_S if queued is not None else min(2 * pause, MAX_POLL_S)
+            ended = [pair for pair in running if _has_ended(pair[1], queued)]
+            room = max(len(ended), 1)
+            for pair in ended:
+                running.remove(pair)
+                yield _outcome_of(*pair)
     finally:
         for _, handle in running:
             handle.cancel(check=False)
 
 
+def _queued_ids(handles: Sequence[submitit.Job[Any]]) -> set[str] | None:
+    """Which jobs are in the queue; None if Slurm does not answer, which says nothing of a job."""
+    arrays = {handle.job_id.partition("_")[0] for handle in handles}
+    try:
+        return {job.id for job in read_queue(f"--jobs={','.join(sorted(arrays))}")}
+    except SlurmUnavailable as error:
+        logger.warning("%s; asking again", error)
+        return None
+
+
+def _has_ended(handle: submitit.Job[Any], queued: set[str] | None) -> bool:
+    is_gone = queued is not None and handle.job_id not in queued
+    return is_gone or handle.paths.result_pickle.exists()
+
+
+def submit_in_pieces(
+    items: Sequence[Item],
+    submit: Callable[[Sequence[Item]], None],
+    config: SlurmConfig,
+    queued: int,
+    room: int | None = None,
+) -> int:
+    """Submit items in arrays as large as Slurm takes; returns how many it took, from the first on.
+
+    `queued` of the caller's jobs are in the queue; `room`, for what is left of an earlier call,
+    limits how many are tried. Raises SubmissionLimit if Slurm takes none now.
+    """
+    size, done = _max_array_size(), 0
+    most = len(items) if room is None else room
+    if config.jobs_at_once is not None:
+        most = min(most, config.jobs_at_once - queued)
+    while True:
+        if room is not None or size < len(items):  # an array's limit does not count the others
+            most = min(most, config.array_parallelism - queued)
+        piece = items[done : min(done + size, max(most, 0))]
+        if not piece:
+            return done
+        try:
+            submit(piece)
+            done += len(piece)
+        except SubmissionLimit:
+            if len(piece) == 1 and not done:
+                raise
+            size = len(piece) // 2
+
+
+def _max_array_size() -> int:
+    """Jobs in one array by Slurm's configuration; without an answer, no limit is known."""
+    command = ["scontrol", "show", "config"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        shown = ""
+    limits = re.findall(r"\b(?:MaxArraySize\s*=\s*|max_array_tasks=)(\d+)", shown)
+    return max(min(map(int, limits), default=sys.maxsize), 1)
+
+
 def submit_to_slurm(
     functions: Sequence[Callable[[], Any]],
     folder: Path,
-    parameters: dict[str, Any],
-    **executor_options: Any,
+    config: SlurmConfig,
+    job_name: str,
+    max_num_timeout: int = 0,
 ) -> list[submitit.Job[Any]]:
     """Submit one array; returns a job for each function. ValueError if Slurm refuses it."""
+    parameters = sbatch_parameters(config, folder, job_name)
     try:
-        executor = submitit.SlurmExecutor(folder=folder, **executor_options)
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=max_num_timeout, python=PYTHON)
         executor.update_parameters(**parameters)
-        return executor.submit_array(functions)
+        # submitit repeats on standard error what sbatch says
+        with sbatch_environment(config), contextlib.redirect_stderr(io.StringIO()):
+            return executor.submit_array(functions)
     except (FailedJobError, ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f"Slurm takes no job: {' '.join(str(error).split())}") from None
+        text = f"Slurm takes no job: {' '.join(str(error).split())}"
+        shell = ", ".join(f"{name}={value}" for name, value in shell_settings(config).items())
+        text += f" (the shell adds {shell})" if shell else ""
+        raise (SubmissionLimit if FULL.search(text) else ValueError)(text) from None
 
 
 def _outcome_of(job: Job, handle: submitit.Job[Any]) -> JobOutcome:
@@ -98,17 +179,24 @@ def _outcome_of(job: Job, handle: submitit.Job[Any]) -> JobOutcome:
     return JobOutcome(name=job.name, error=None, log=log, value=value)
 
 
-def sbatch_parameters(config: SlurmConfig, job_name: str) -> dict[str, Any]:
-    """What submitit's executor takes, for a job of these settings."""
-    time_limit = os.environ.get("SBATCH_TIMELIMIT", str(DEFAULT_TIME_MIN))
+def sbatch_parameters(config: SlurmConfig, folder: Path, job_name: str) -> dict[str, Any]:
+    """What submitit's executor takes, for a job of these settings with its logs in `folder`.
+
+    Raises ValueError for a path that Slurm would not take literally, and for too short a time.
+    """
+    path = str(folder.absolute())
+    if found := NOT_IN_PATHS.search(path):
+        raise ValueError(f"{path}: Slurm replaces {found[0]!r} in paths of logs; rename the folder")
     flags = {key: value == "true" or value for key, value in config.options.items()}
     return {name: getattr(config, name) for name in SAME_NAMES} | {
         "job_name": job_name,
-        "time": config.time or parse_minutes(time_limit),
-        "ntasks_per_node": config.tasks_per_node or config.gpus_per_node or 1,
+        "time": time_limit_min(config),
+        "gpus_per_node": config.gpus_per_node or None,
+        "ntasks_per_node": config.tasks_per_node or config.num_gpus or 1,
         "wckey": None,
         "setup": [*_site_lines(), *config.setup],
         "srun_args": ["--kill-on-bad-exit=1"],
+        "teardown": STOPPED_EARLY,
         "additional_parameters": {"requeue": True, **flags},
     }
 
@@ -120,33 +208,8 @@ def sbatch_script(config: SlurmConfig, folder: Path, job_name: str, num_jobs: in
         f"{PYTHON} -u -m submitit.core._submit {shlex.quote(str(folder))}",
         folder,
         map_count=num_jobs if num_jobs > 1 else None,
-        **sbatch_parameters(config, job_name),
+        **sbatch_parameters(config, folder, job_name),
     )
-
-
-@contextlib.contextmanager
-def without_sbatch_variables(config: SlurmConfig) -> Iterator[None]:
-    """Unset the shell's SBATCH_… variables that would override a setting or the script's lines."""
-    settings = [key for key in VARIABLES_OF_SETTING if getattr(config, key) is not None]
-    names = [name for key in settings for name in VARIABLES_OF_SETTING[key]]
-    variables = [f"SBATCH_{name}" for name in names + SCRIPT_VARIABLES]
-    saved = {name: os.environ.pop(name) for name in variables if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(saved)
-
-
-def parse_minutes(text: str) -> int:
-    """Read a time as Slurm writes it: minutes, m:s, h:m:s, d-h, d-h:m or d-h:m:s."""
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
-        raise ValueError(f"SBATCH_TIMELIMIT={text}: no time; write minutes, or as 1-12:00:00")
-    days, _, rest = text.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if not days and len(parts) < 3:
-        return max(parts[0], 1)
-    hours, minutes, *_ = [*parts, 0]
-    return max((24 * int(days or 0) + hours) * 60 + minutes, 1)
 
 
 def _site_lines() -> list[str]:
@@ -154,6 +217,7 @@ def _site_lines() -> list[str]:
     them since Slurm 22.05), and all GPUs of the node for each process."""
     source = [f"source {shlex.quote(str(SITE_FILE.absolute()))}"] if SITE_FILE.exists() else []
     return [
+        "trap : TERM USR1 USR2  # the lines after srun must run",
         *source,
         'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',
         "unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK",

@@ -3,6 +3,7 @@ read back from there, so that a damaged shard can be made again.
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,13 +119,15 @@ def shard_rows(
 
 
 def parse_slurm(text: str) -> SlurmJobs:
-    """`jobs=8,partition=cpu`: the size of the array, and options by submitit's names."""
-    options = dict(word.partition("=")[::2] for word in text.split(","))
+    """`jobs=8,partition=cpu`: the size of the array, and what each job asks for."""
+    words = re.split(r",(?=[\w-]+=)", text)  # a value may be a list: partition=a,b
+    options = dict(word.partition("=")[::2] for word in words)
     jobs = options.pop("jobs", "8")
     if not jobs.isdecimal() or int(jobs) < 1 or not all(options.values()):
         raise ValueError(f"--slurm: expected words like jobs=8,partition=cpu,time=60, got {text!r}")
-    parameters = {key: int(v) if v.isdecimal() else v for key, v in options.items() if key}
-    return SlurmJobs(jobs=int(jobs), parameters=parameters)
+    slurm = SlurmJobs(jobs=int(jobs), parameters=options)
+    slurm.config()
+    return slurm
 
 
 def describe_plan(plan: ShardingPlan) -> dict[str, Any]:

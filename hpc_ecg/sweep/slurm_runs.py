@@ -9,20 +9,22 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hpc_ecg.atomic_io import write_json
-from hpc_ecg.jobs.queue import read_job_state
+from hpc_ecg.jobs.queue import SlurmUnavailable, read_job_state, read_queue
+from hpc_ecg.jobs.sbatch_environment import job_settings
 from hpc_ecg.jobs.settings import SlurmConfig
-from hpc_ecg.jobs.slurm_jobs import (
-    PYTHON,
-    sbatch_parameters,
-    submit_to_slurm,
-    without_sbatch_variables,
-)
+from hpc_ecg.jobs.slurm_jobs import SubmissionLimit, submit_in_pieces, submit_to_slurm
 from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.sweep.slurm_task import SlurmTask
-from hpc_ecg.sweep.submissions import last_submissions, queued_jobs, submission_lock
+from hpc_ecg.sweep.submissions import (
+    describe_changes,
+    last_submissions,
+    queued_jobs,
+    submission_lock,
+)
 from hpc_ecg.sweep.task import Task
 
 POLL_S, MAX_POLL_S, POLL_GROWTH = 2.0, 30.0, 1.2
@@ -41,46 +43,68 @@ def run_tasks_on_slurm(
 ) -> list[str]:
     """Submit the tasks that are not done; with `wait`, returns a line for each that failed."""
     todo = [task for task in tasks if not task.is_done()]
-    submit_missing(todo, folder, config)
-    return _watch(todo, folder, config, on_done) if wait else []
+    waiting = submit_missing(todo, folder, config)
+    if waiting:
+        when = "as others end" if wait else "by the next start of the sweep, when others have ended"
+        logger.info("%d more are submitted %s", len(waiting), when)
+    return _watch(todo, folder, config, on_done, waiting) if wait else []
 
 
-def submit_missing(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> None:
-    """Submit the tasks that are not done and have no job in the queue."""
+def submit_missing(
+    tasks: Sequence[Task], folder: Path, config: SlurmConfig, room: int | None = None
+) -> list[Task]:
+    """Submit the tasks that are not done and have no job in the queue; returns those for which
+    there is no place yet. `room`: try no more than this of what is left of an earlier call.
+    """
     if not tasks:
-        return
+        return []
+    ids: list[str] = []
     with submission_lock(folder):
-        queue = queued_jobs(folder, [task.name for task in tasks])
+        queue = queued_jobs(folder, last_submissions(folder))
         if queue is None:
-            raise ValueError("squeue does not answer: is this a login node of a Slurm cluster?")
+            raise SlurmUnavailable("squeue does not answer: is this a login node of a cluster?")
         missing = [task for task in tasks if task.name not in queue and not task.is_done()]
-        ids = _submit(missing, folder, config) if missing else []
-    if queue:
-        logger.info("%d are queued or running since an earlier start", len(queue))
+        try:
+            count = submit_in_pieces(
+                missing,
+                lambda part: ids.extend(_submit(part, folder, config)),
+                config,
+                len(queue),
+                room,
+            )
+        except SubmissionLimit:
+            if not queue:
+                raise
+            count = 0
+    earlier = {task.name: queue[task.name] for task in tasks if task.name in queue}
+    if earlier:
+        logger.info("%d are queued or running since an earlier start", len(earlier))
+        for line in describe_changes(folder, earlier, job_settings(config)):
+            logger.warning("%s", line)
     if ids:
-        array = ids[0].partition("_")[0]
-        logger.info("%d submitted: job %s, logs in %s", len(ids), array, folder / "submitit")
+        arrays = ", ".join(dict.fromkeys(job_id.partition("_")[0] for job_id in ids))
+        logger.info("%d submitted: job %s, logs in %s", len(ids), arrays, folder / "submitit")
+    return missing[count:]
 
 
 def _submit(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> list[str]:
     """Submit the tasks as one array, without their earlier errors; returns the jobs' ids."""
     number = len(list((folder / "jobs").glob("*.json")))
     job_name = f"hpc_ecg-{number:04d}-{uuid.uuid4().hex[:8]}"
-    path, note = folder / "jobs" / f"{job_name}.json", {"tasks": [task.name for task in tasks]}
+    path = folder / "jobs" / f"{job_name}.json"
+    note = {"tasks": [task.name for task in tasks], "settings": job_settings(config)}
     for task in tasks:
         task.error.unlink(missing_ok=True)
     write_json(path, note | {"ids": []})
+    functions = [SlurmTask(task=task) for task in tasks]
     try:
-        with without_sbatch_variables(config):
-            jobs = submit_to_slurm(
-                [SlurmTask(task=task) for task in tasks],
-                folder / "submitit",
-                sbatch_parameters(config, job_name),
-                max_num_timeout=config.max_timeouts,
-                python=PYTHON,
-            )
+        jobs = submit_to_slurm(
+            functions, folder / "submitit", config, job_name, config.max_timeouts
+        )
     except ValueError:
-        path.unlink()
+        with suppress(SlurmUnavailable):  # sbatch may fail after Slurm has taken the job
+            if not read_queue(f"--name={job_name}"):
+                path.unlink()
         raise
     ids = [job.job_id for job in jobs]
     write_json(path, note | {"ids": ids})
@@ -88,7 +112,11 @@ def _submit(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> list[st
 
 
 def _watch(
-    tasks: Sequence[Task], folder: Path, config: SlurmConfig, on_done: Callable[[Task], None]
+    tasks: Sequence[Task],
+    folder: Path,
+    config: SlurmConfig,
+    on_done: Callable[[Task], None],
+    waiting: list[Task],
 ) -> list[str]:
     left = {task.name: task for task in tasks}
     gone_since: dict[str, float] = {}
@@ -103,7 +131,9 @@ def _watch(
             if queue is None:  # the controller may be restarting
                 continue
             lost = []
-            for task in _ended(left, queue, gone_since):
+            submitted = {name: task for name, task in left.items() if task not in waiting}
+            ended = _ended(submitted, queue, gone_since)
+            for task in ended:
                 pause = POLL_S
                 if _should_retry(task, folder, retries[task.name], config.max_retries):
                     lost.append(task)
@@ -120,6 +150,8 @@ def _watch(
                 retries.update(names)
                 logger.info("lost, submitted again: %s", ", ".join(names))
                 submit_missing(lost, folder, config)
+            with suppress(SubmissionLimit, SlurmUnavailable):
+                waiting = submit_missing(waiting, folder, config, max(len(ended) - len(lost), 1))
     return failures
 
 

@@ -5,7 +5,7 @@ job has the note's name. So even if a launcher is killed between two lines, the 
 which tasks have a job, and nothing is submitted twice. This file imports no torch.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ class Submission:
     job_id: str
     """"" where the launcher was killed before it knew."""
     log: Path
+    settings: dict[str, str]
+    """What its job asks for; {} in notes of version 0.1."""
 
 
 @contextmanager
@@ -50,7 +52,13 @@ def last_submissions(folder: Path) -> dict[str, Submission]:
         for index, name in enumerate(note["tasks"]):
             job_id = note["ids"][index] if note["ids"] else ""
             log = folder / "submitit" / f"{job_id}_0_log.err"
-            last[name] = Submission(job_name=path.stem, index=index, job_id=job_id, log=log)
+            last[name] = Submission(
+                job_name=path.stem,
+                index=index,
+                job_id=job_id,
+                log=log,
+                settings=note.get("settings", {}),
+            )
     return last
 
 
@@ -68,3 +76,22 @@ def queued_jobs(folder: Path, task_names: Collection[str]) -> dict[str, QueuedJo
     jobs = {(job.name, job.index): job for job in queue}
     keys = {name: (submission.job_name, submission.index) for name, submission in submitted.items()}
     return {name: jobs[key] for name, key in keys.items() if key in jobs}
+
+
+def describe_changes(
+    folder: Path, queue: Mapping[str, QueuedJob], now: Mapping[str, str]
+) -> list[str]:
+    """Lines on jobs that wait with other settings than those given `now`, and on what to do."""
+    last, ids = last_submissions(folder), dict[str, list[str]]()
+    for name, job in queue.items():
+        then = last[name].settings
+        keys = sorted(key for key in {*then, *now} if then and then.get(key) != now.get(key))
+        text = ", ".join(f"{k}={then.get(k, 'unset')} (now {now.get(k, 'unset')})" for k in keys)
+        if text and job.is_pending:
+            ids.setdefault(text, []).append(job.id)
+    return [
+        f"{len(jobs)} queued since an earlier start keep {text}: `hpc-ecg sweep cancel {folder}` and "
+        "a new start submit them with the new settings; where Slurm allows it, `scontrol update "
+        f"JobId={','.join(jobs)} …` changes them in the queue"
+        for text, jobs in ids.items()
+    ]
