@@ -236,7 +236,7 @@ def test_what_must_be_given_is_named():
     ("text", "expected"),
     [
         ("run_dir: 10\n", "run_dir is text: write it in quotes, got 10"),
-        ("init: {checkpoint: 12:00:00}\n", "is text"),
+        ("init: {checkpoint: 1.10}\n", "is text"),
         ("optim: {lrr: 1}\n", "unknown setting optim.lrr"),
         ("train:\n", "train is a section, got None"),
         ("train: {stages: {probe: {speed: 3}}}\n", "train.stages.probe.speed"),

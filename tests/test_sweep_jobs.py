@@ -15,40 +15,12 @@ from hpc_ecg.atomic_io import write_json
 from hpc_ecg.distributed.process_group import PeerLost
 from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
 from hpc_ecg.jobs.settings import SlurmConfig
-from hpc_ecg.jobs.slurm_jobs import (
-    parse_minutes,
-    sbatch_parameters,
-    sbatch_script,
-    without_sbatch_variables,
-)
+from hpc_ecg.jobs.slurm_jobs import sbatch_script
 from hpc_ecg.sweep.slurm_runs import submit_missing
 from hpc_ecg.sweep.status import cancel_cells, read_status
 from hpc_ecg.sweep.submissions import last_submissions, queued_jobs, submission_lock
 from hpc_ecg.sweep.task import Task
 from hpc_ecg.training import evaluate as evaluation
-
-
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [("90", 90), ("90:30", 90), ("12:00:00", 720), ("2-12", 3600), ("1-0:30", 1470), ("0:10", 1)],
-)
-def test_a_time_limit_is_read_in_every_form_that_slurm_knows(text, minutes):
-    assert parse_minutes(text) == minutes
-
-
-def test_a_malformed_time_limit_is_refused():
-    with pytest.raises(ValueError, match="SBATCH_TIMELIMIT=soon: no time"):
-        parse_minutes("soon")
-
-
-def test_the_shells_variables_are_defaults_and_settings_override_them(monkeypatch):
-    for name in ("PARTITION", "TIMELIMIT", "ACCOUNT", "MEM_PER_GPU"):
-        monkeypatch.setenv(f"SBATCH_{name}", "7")
-    assert sbatch_parameters(SlurmConfig(), "name")["time"] == 7
-    with without_sbatch_variables(SlurmConfig(partition="low", mem="8G")):
-        left = {name for name in os.environ if name.startswith("SBATCH_")}
-        assert left == {"SBATCH_ACCOUNT"}
-    assert os.environ["SBATCH_PARTITION"] == "7", "the shell's own environment is restored"
 
 
 def test_the_script_has_one_process_per_gpu_the_sites_lines_and_no_wckey(tmp_path, monkeypatch):

@@ -1,0 +1,232 @@
+"""What sbatch gets: settings in Slurm's forms, the site's variables, and arrays that it takes."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hpc_ecg.config.load import load_config
+from hpc_ecg.jobs.queue import SlurmUnavailable
+from hpc_ecg.jobs.sbatch_environment import sbatch_environment
+from hpc_ecg.jobs.settings import SlurmConfig, parse_minutes, time_limit_min
+from hpc_ecg.jobs.slurm_jobs import (
+    SubmissionLimit,
+    sbatch_parameters,
+    sbatch_script,
+    submit_in_pieces,
+)
+from hpc_ecg.shards.sharding_plan import parse_slurm
+from hpc_ecg.sweep import submissions
+from hpc_ecg.sweep.settings import SweepConfig
+
+FOLDER = Path("/scratch/sweep")
+FORMS = [("90", 90), ("90:30", 91), ("12:00:00", 720), ("2-12", 3600), ("1-0:30", 1470)]
+FORMS += [("1-12:00:00", 2160), ("3:10", 4), ("0:03:00", 3)]
+NO_TIMES = ["soon", "1:2:3:4", "-5", "1-", "12h", "1.5", "0:00", ""]
+SWEEP = ["sweep_dir=s", "strategies=[a]"]
+
+
+# Slurm's forms
+
+
+@pytest.mark.parametrize(("text", "minutes"), FORMS)
+def test_a_time_limit_is_read_in_every_form_that_slurm_knows(text, minutes, tmp_path, monkeypatch):
+    assert parse_minutes(text, "slurm.time") == minutes
+    given = load_config(SweepConfig, [], [*SWEEP, f"slurm.time={text}"])
+    assert sbatch_parameters(given.slurm, FOLDER, "n")["time"] == minutes
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"slurm:\n  time: {text}  # unquoted: YAML would read 12:00:00 as 43200\n")
+    assert time_limit_min(load_config(SweepConfig, [str(file)], SWEEP).slurm) == minutes
+    assert time_limit_min(parse_slurm(f"jobs=2,time={text}").config()) == minutes
+    monkeypatch.setenv("SBATCH_TIMELIMIT", text)
+    assert time_limit_min(SlurmConfig()) == minutes
+
+
+@pytest.mark.parametrize("text", NO_TIMES)
+def test_what_is_no_time_limit_is_refused_by_name(text, monkeypatch):
+    with pytest.raises(ValueError, match=f"^slurm.time={text} is no time limit; write it as minu"):
+        load_config(SweepConfig, [], [*SWEEP, f"slurm.time={text}"])
+    if text:
+        monkeypatch.setenv("SBATCH_TIMELIMIT", text)
+        with pytest.raises(ValueError, match=f"^SBATCH_TIMELIMIT={text} is no time limit"):
+            time_limit_min(SlurmConfig())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "tasks"), [("4", 4), ("a100:1", 1), ("a100:2,v100:1", 3), ("0", 1)]
+)
+def test_gpus_may_have_a_type_and_each_gets_a_process(gpus, tasks):
+    slurm = load_config(SweepConfig, [], [*SWEEP, f"slurm.gpus_per_node={gpus}"]).slurm
+    script = sbatch_script(slurm, FOLDER, "n", 1)
+    assert (f"#SBATCH --gpus-per-node={gpus}\n" in script) == (gpus != "0")
+    assert f"#SBATCH --ntasks-per-node={tasks}\n" in script
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("gpus_per_node=gpu:a100:1", "slurm.gpus_per_node must be a number, or as a100:4"),
+        ("gpus_per_node=a100", "slurm.gpus_per_node must be a number, or as a100:4"),
+        ("mem=16 gigs", "slurm.mem must be a whole number with a unit, as 64G"),
+        ("mem=1.5G", "slurm.mem must be a whole number with a unit, as 64G"),
+        ("time=2", "slurm.time=2 is not more than slurm.signal_delay_s=120"),
+        ("time=1:30", "slurm.time=1:30 is not more than slurm.signal_delay_s=120"),
+    ],
+)
+def test_what_slurm_would_not_take_is_refused_before_it_is_submitted(word, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        load_config(SweepConfig, [], [*SWEEP, f"slurm.{word}"])
+
+
+def test_a_limit_of_the_shell_that_ends_before_the_signal_is_refused(monkeypatch):
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
+    with pytest.raises(ValueError, match="^SBATCH_TIMELIMIT=5 is not more than .*delay_s=300"):
+        sbatch_parameters(SlurmConfig(signal_delay_s=300), FOLDER, "n")
+
+
+def test_an_array_of_shards_takes_the_same_forms_and_any_option_of_sbatch():
+    text = "jobs=3,partition=a,b,time=1-0,mem=8G,cpus_per_task=4,mem-per-cpu=2G,exclusive=true"
+    slurm = parse_slurm(text)
+    script = sbatch_script(slurm.config(), FOLDER, "n", slurm.jobs)
+    for line in ("partition=a,b", "time=1440", "mem=8G", "cpus-per-task=4", "mem-per-cpu=2G"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "#SBATCH --exclusive\n" in script and "gpus" not in script and "wckey" not in script
+    with pytest.raises(ValueError, match="cpus_per_task"):
+        parse_slurm("cpus_per_task=many")
+
+
+# The environment
+
+
+OUTER = {
+    **{"SLURM_JOB_ID": "99", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"},
+    **{"SLURM_MEM_PER_NODE": "4096", "SLURM_CPU_BIND": "mask_cpu:0x3", "SLURM_TMPDIR": "/tmp/99"},
+    **{"SLURM_EXPORT_ENV": "NONE", "SLURM_GPUS_PER_NODE": "1", "SLURM_ARRAY_TASK_ID": "7"},
+    **{"SLURMD_NODENAME": "n1", "PMI_RANK": "1", "PMIX_RANK": "1", "SRUN_CPUS_PER_TASK": "2"},
+    **{"SUBMITIT_EXECUTOR": "slurm", "RANK": "1", "MASTER_PORT": "1", "CUDA_VISIBLE_DEVICES": "3"},
+}
+SITE = {
+    **{"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "west", "SBATCH_ACCOUNT": "lab"},
+    **{"SRUN_CONTAINER": "c", "PMIX_MCA_gds": "hash", "SQUEUE_FORMAT": "%i"},
+}
+
+
+def seen_by_sbatch(monkeypatch, config, **variables):
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "SBATCH", "SRUN", "PMI", "SUBMITIT", "SQUEUE")):
+            monkeypatch.delenv(name)
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    before = dict(os.environ)
+    with sbatch_environment(config):
+        seen = {name: os.environ[name] for name in variables if name in os.environ}
+    assert dict(os.environ) == before, "the shell's own environment is restored"
+    return seen
+
+
+def test_sbatch_gets_the_sites_variables_and_none_of_the_callers_job(monkeypatch):
+    assert seen_by_sbatch(monkeypatch, SlurmConfig(), **OUTER, **SITE) == SITE
+
+
+def test_outside_of_a_job_the_users_variables_stay(monkeypatch):
+    own = {"SLURM_MPI_TYPE": "pmix", "CUDA_VISIBLE_DEVICES": "0", "SLURM_HINT": "nomultithread"}
+    assert seen_by_sbatch(monkeypatch, SlurmConfig(), **own) == own
+
+
+GPU_SITE = {f"SBATCH_{name}": "1" for name in ("GPUS_PER_TASK", "MEM_PER_GPU", "CPUS_PER_GPU")}
+
+
+@pytest.mark.parametrize(
+    ("stated", "variables", "left"),
+    [
+        ({"partition": "cpu"}, {"SBATCH_PARTITION": "gpu", "SBATCH_QOS": "q"}, ["SBATCH_QOS"]),
+        ({"mem": "8G"}, GPU_SITE, ["SBATCH_GPUS_PER_TASK", "SBATCH_CPUS_PER_GPU"]),
+        ({"gpus_per_node": "a100:1"}, GPU_SITE, ["SBATCH_MEM_PER_GPU", "SBATCH_CPUS_PER_GPU"]),
+        ({"gpus_per_node": 0}, GPU_SITE, []),
+        ({"gpus_per_node": 0}, {"SBATCH_GRES": "gpu:a100:4"}, []),
+        ({"gpus_per_node": 0}, {"SBATCH_GRES": "nvme:100"}, ["SBATCH_GRES"]),
+        ({"options": {"gres": "gpu:1"}}, {"SBATCH_GRES": "gpu:a100:4", **GPU_SITE}, None),
+        ({"options": {"reservation": "r"}}, {"SBATCH_RESERVATION": "other"}, []),
+        ({"options": {"mem-per-cpu": "1G"}}, {"SBATCH_MEM_PER_NODE": "4G"}, []),
+        ({}, {"SBATCH_TIMELIMIT": "7", "SBATCH_OUTPUT": "x", "SBATCH_SIGNAL": "USR1"}, []),
+        ({}, {"SBATCH_ARRAY_INX": "0-9", "SBATCH_NO_REQUEUE": "1", "SBATCH_EXPORT": "NONE"}, None),
+    ],
+)
+def test_what_is_stated_counts_more_than_the_shells_variables(monkeypatch, stated, variables, left):
+    if left is None:
+        left = {"SBATCH_MEM_PER_GPU", "SBATCH_CPUS_PER_GPU", "SBATCH_EXPORT"} & variables.keys()
+    seen = seen_by_sbatch(monkeypatch, SlurmConfig(**stated), **variables)
+    assert seen.keys() == set(left)
+
+
+# Paths
+
+
+@pytest.mark.parametrize("name", ["10%test", "50%j", "q%5tx", "a%%b", "back\\slash", "new\nline"])
+def test_a_path_that_slurm_would_not_take_literally_is_refused_by_name(name):
+    folder = Path("/data") / name
+    with pytest.raises(ValueError, match="Slurm replaces .* in paths of logs") as caught:
+        sbatch_script(SlurmConfig(), folder, "n", 1)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["100%", "it's", 'a "quoted" name', "x #1", "$HOME"])
+def test_other_paths_are_quoted(name):
+    assert "--output=" in sbatch_script(SlurmConfig(), Path("/data") / name, "n", 1)
+
+
+# Arrays in pieces
+
+
+class Slurm:
+    """Takes arrays up to a size, and so many jobs in all."""
+
+    def __init__(self, tmp_path, monkeypatch, max_array=1001, max_jobs=10**6):
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho 'MaxArraySize  = {max_array}'\n")
+        (tmp_path / "scontrol").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        self.max_jobs, self.arrays = max_jobs, []
+
+    def submit(self, piece):
+        if sum(map(len, self.arrays)) + len(piece) > self.max_jobs:
+            raise SubmissionLimit("job submit limit")
+        self.arrays.append(list(piece))
+
+
+@pytest.mark.parametrize(
+    ("config", "limits", "queued", "sizes"),
+    [
+        ({}, {}, 0, [10]),
+        ({}, {"max_array": 4}, 0, [4, 4, 2]),
+        ({}, {"max_array": 1}, 0, [1] * 10),
+        ({}, {"max_jobs": 7}, 0, [5, 2]),
+        ({}, {"max_array": 3, "max_jobs": 5}, 0, [3, 1, 1]),
+        ({"jobs_at_once": 3}, {}, 0, [3]),
+        ({"jobs_at_once": 3}, {}, 2, [1]),
+        ({"jobs_at_once": 3}, {}, 5, []),
+        ({"array_parallelism": 2}, {}, 0, [10]),
+        ({"array_parallelism": 2}, {"max_array": 4}, 0, [2]),
+    ],
+)
+def test_jobs_are_submitted_in_pieces_that_slurm_takes_in_order_and_once(
+    tmp_path, monkeypatch, config, limits, queued, sizes
+):
+    slurm = Slurm(tmp_path, monkeypatch, **limits)
+    count = submit_in_pieces(range(10), slurm.submit, SlurmConfig(**config), queued)
+    assert [len(piece) for piece in slurm.arrays] == sizes
+    assert [n for piece in slurm.arrays for n in piece] == list(range(count))
+
+
+def test_when_slurm_takes_none_the_caller_is_told(tmp_path, monkeypatch):
+    slurm = Slurm(tmp_path, monkeypatch, max_jobs=0)
+    with pytest.raises(SubmissionLimit):
+        submit_in_pieces(range(10), slurm.submit, SlurmConfig(), 0)
+
+
+def test_what_is_left_follows_as_others_end(tmp_path, monkeypatch):
+    slurm = Slurm(tmp_path, monkeypatch, max_array=4)
+    config = SlurmConfig(array_parallelism=5)
+    assert submit_in_pieces(range(10), slurm.submit, config, 0) == 5
+    assert submit_in_pieces(range(5), slurm.submit, config, 5, room=1) == 0, "none has ended"
+    assert submit_in_pieces(range(5), slurm.submit, config, 3, room=2) == 2
