@@ -97,6 +97,11 @@ CANCELLED = "JobState=COMPLETING Reason=None"
             76,
             "after 5 restarts",
         ),
+        (first("User defined signal 1", 137), RUNNING, 9, 138, "is back in the queue"),
+        (first("User defined signal 2", 137), RUNNING, 9, 140, "is back in the queue"),
+        (first("Terminated", 137), RUNNING, 9, 143, "is back in the queue"),
+        (first("Terminated", 143), CANCELLED, 0, 143, "Slurm ended the job"),
+        (first("Exited with exit code 75", 75), f"{RUNNING} TimeLimit=00:02:00", 0, 75, "--time"),
         (first("Killed", 137), RUNNING, 0, 137, "is back in the queue"),
         (first("Killed", 137), RUNNING, 5, 137, "after 5 restarts"),
         (first("Segmentation fault (core dumped)", 139), RUNNING, 0, 139, "is back in the queue"),
@@ -138,6 +143,36 @@ def test_the_exit_of_the_first_process_decides_whether_to_requeue(
     assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if is_requeued else "")
 
 
+@pytest.mark.parametrize("name", ["USR1", "USR2", "TERM"])
+def test_a_signal_before_the_processes_start_requeues_the_job(site, tmp_path, name):
+    stand_in(tmp_path, "srun", f"touch {tmp_path / 'started'}")
+    stand_in(tmp_path, "scontrol", f"echo 'JobState=RUNNING R=1'; echo $1 >> {tmp_path / 'asked'}")
+    result = site(
+        f"kill -{name} $$\nsleep 0.1\nHPC_ECG_PYTHON={sys.executable}\n", SLURM_JOB_ID="7"
+    )
+    assert result.returncode == 75 and "is back in the queue" in result.stderr
+    assert (tmp_path / "asked").read_text().split()[-1] == "requeue"
+    assert not (tmp_path / "started").exists()
+
+
+def test_restarts_of_the_job_that_submitted_this_one_do_not_count(environment, tmp_path):
+    stand_in(tmp_path, "srun", first("Exited with exit code 76", 137))
+    stand_in(tmp_path, "scontrol", f"echo 'JobId=7 {RUNNING} Requeue=1 Restarts=0 BatchFlag=1'")
+    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "5"}
+    assert "is back in the queue" in run_script("finetune.sh", [], environment | job).stderr
+
+
+def test_srun_gets_nothing_of_the_job_that_submitted_this_one(site):
+    outer = {
+        **{"SLURM_MEM_PER_NODE": "4096", "SLURM_MEM_PER_CPU": "700", "SLURM_EXPORT_ENV": "NONE"},
+        **{"SLURM_CPU_BIND": "mask_cpu:0x3", "SLURM_CPU_BIND_LIST": "0x3", "SLURM_GPUS": "1"},
+        **{"SLURM_STEP_ID": "0", "SLURM_DISTRIBUTION": "cyclic", "PMI_RANK": "1"},
+    }
+    names = "MEM_PER|EXPORT_ENV|CPU_BIND|SLURM_GPUS|DISTRIBUTION|PMI_RANK"
+    shown = site("", **outer, SLURM_NTASKS="2").stdout
+    assert "SLURM_NTASKS=2" in shown and not re.search(names, shown)
+
+
 def test_without_python_nothing_is_requeued_and_the_log_has_the_reason(environment, tmp_path):
     stand_in(tmp_path, "srun", first("Exited with exit code 75", 75))
     stand_in(tmp_path, "scontrol", f"echo {RUNNING}; echo $* >> {tmp_path / 'asked'}")
@@ -163,7 +198,7 @@ def test_a_site_may_allow_other_numbers_of_restarts(environment, tmp_path):
 @pytest.fixture
 def site(environment, tmp_path):
     """Run finetune.sh in a project with this site file, on an srun that shows its words."""
-    stand_in(tmp_path, "srun", "printf '<%s>' \"$@\"; env | grep GPUS_PER_TASK; true")
+    stand_in(tmp_path, "srun", "env | grep -E '^(SLURM|PMI)'; printf '<%s>' \"$@\"")
     (tmp_path / "slurm").mkdir()
     shutil.copy(ROOT / "slurm" / "job.sh", tmp_path / "slurm")
 

@@ -1,24 +1,30 @@
 """What sbatch gets: settings in Slurm's forms, the site's variables, and arrays that it takes."""
 
 import os
-import subprocess
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hpc_ecg.config.load import load_config
-from hpc_ecg.jobs.queue import SlurmUnavailable
+from hpc_ecg.jobs import slurm_jobs
+from hpc_ecg.jobs.job import Job
+from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable
 from hpc_ecg.jobs.sbatch_environment import sbatch_environment
-from hpc_ecg.jobs.settings import SlurmConfig, parse_minutes, time_limit_min
+from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs, parse_minutes, time_limit_min
 from hpc_ecg.jobs.slurm_jobs import (
     SubmissionLimit,
+    run_on_slurm,
     sbatch_parameters,
     sbatch_script,
     submit_in_pieces,
 )
 from hpc_ecg.shards.sharding_plan import parse_slurm
-from hpc_ecg.sweep import submissions
+from hpc_ecg.sweep import slurm_runs, submissions
 from hpc_ecg.sweep.settings import SweepConfig
+from hpc_ecg.sweep.slurm_runs import run_tasks_on_slurm, submit_missing
+from hpc_ecg.sweep.task import Task
 
 FOLDER = Path("/scratch/sweep")
 FORMS = [("90", 90), ("90:30", 91), ("12:00:00", 720), ("2-12", 3600), ("1-0:30", 1470)]
@@ -81,7 +87,7 @@ def test_what_slurm_would_not_take_is_refused_before_it_is_submitted(word, messa
 
 def test_a_limit_of_the_shell_that_ends_before_the_signal_is_refused(monkeypatch):
     monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
-    with pytest.raises(ValueError, match="^SBATCH_TIMELIMIT=5 is not more than .*delay_s=300"):
+    with pytest.raises(ValueError, match=r"^SBATCH_TIMELIMIT=5 is not more than .*delay_s=300"):
         sbatch_parameters(SlurmConfig(signal_delay_s=300), FOLDER, "n")
 
 
@@ -166,7 +172,7 @@ def test_what_is_stated_counts_more_than_the_shells_variables(monkeypatch, state
 @pytest.mark.parametrize("name", ["10%test", "50%j", "q%5tx", "a%%b", "back\\slash", "new\nline"])
 def test_a_path_that_slurm_would_not_take_literally_is_refused_by_name(name):
     folder = Path("/data") / name
-    with pytest.raises(ValueError, match="Slurm replaces .* in paths of logs") as caught:
+    with pytest.raises(ValueError, match=r"Slurm replaces .* in paths of logs") as caught:
         sbatch_script(SlurmConfig(), folder, "n", 1)
     assert str(folder) in str(caught.value)
 
@@ -230,3 +236,143 @@ def test_what_is_left_follows_as_others_end(tmp_path, monkeypatch):
     assert submit_in_pieces(range(10), slurm.submit, config, 0) == 5
     assert submit_in_pieces(range(5), slurm.submit, config, 5, room=1) == 0, "none has ended"
     assert submit_in_pieces(range(5), slurm.submit, config, 3, room=2) == 2
+
+
+class Queue:
+    """A Slurm that takes `most` jobs, none of which starts; arrays are numbered from 0."""
+
+    def __init__(self, monkeypatch, most=10**6):
+        self.most, self.names, self.jobs = most, [], []
+        monkeypatch.setattr(slurm_runs, "submit_to_slurm", self.submit)
+        monkeypatch.setattr(submissions, "read_queue", lambda _: list(self.jobs))
+        monkeypatch.setattr(slurm_runs, "read_queue", lambda _: [])
+        monkeypatch.setattr(slurm_jobs, "_max_array_size", lambda: 2)
+
+    def submit(self, functions, folder, config, job_name, max_num_timeout):
+        if len(self.jobs) + len(functions) > self.most:
+            raise SubmissionLimit("job submit limit")
+        array = len({job.name for job in self.jobs})
+        if len(functions) == 1:
+            ids = [f"{array}"]
+        else:
+            ids = [f"{array}_{index}" for index in range(len(functions))]
+        self.jobs += [QueuedJob(id=i, name=job_name, state="PD", reason="Priority") for i in ids]
+        self.names += [function.task.name for function in functions]
+        return [SimpleNamespace(job_id=i) for i in ids]
+
+
+def tasks_in(folder, count):
+    return [
+        Task(
+            name=f"a/seed-{n}",
+            folder=folder / f"a/seed-{n}",
+            function=print,
+            arguments=(),
+            results=(folder / f"a/seed-{n}/finished.json",),
+        )
+        for n in range(count)
+    ]
+
+
+def finish(task):
+    task.folder.mkdir(parents=True)
+    task.results[0].touch()
+
+
+def test_a_launcher_killed_between_pieces_loses_and_doubles_none(tmp_path, monkeypatch):
+    queue, tasks = Queue(monkeypatch), tasks_in(tmp_path, 5)
+    real = queue.submit
+
+    def killed(*arguments):
+        if len(queue.names) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(slurm_runs, "submit_to_slurm", killed)
+    with pytest.raises(KeyboardInterrupt):
+        submit_missing(tasks, tmp_path, SlurmConfig())
+    monkeypatch.setattr(slurm_runs, "submit_to_slurm", real)
+    assert submit_missing(tasks, tmp_path, SlurmConfig()) == []
+    assert queue.names == [task.name for task in tasks], "each once, in order"
+
+
+def test_a_sweep_larger_than_the_limit_of_submitted_jobs_goes_on_as_runs_end(tmp_path, monkeypatch):
+    queue, tasks = Queue(monkeypatch, most=3), tasks_in(tmp_path, 7)
+    in_queue = []
+
+    def a_poll(_):
+        in_queue.append(len(queue.jobs))
+        if queue.jobs:  # the oldest job ends
+            number = len(queue.names) - len(queue.jobs)
+            del queue.jobs[0]
+            finish(next(task for task in tasks if task.name == queue.names[number]))
+
+    monkeypatch.setattr(slurm_runs.time, "sleep", a_poll)
+    done = []
+    failures = run_tasks_on_slurm(tasks, tmp_path, SlurmConfig(), True, done.append)
+    assert failures == [] and max(in_queue) == 3
+    assert queue.names == [task.name for task in tasks]
+    assert sorted(task.name for task in done) == queue.names
+
+
+def test_without_a_place_for_the_first_job_the_reason_is_said(tmp_path, monkeypatch):
+    Queue(monkeypatch, most=0)
+    with pytest.raises(SubmissionLimit, match="job submit limit"):
+        submit_missing(tasks_in(tmp_path, 3), tmp_path, SlurmConfig())
+    assert not list((tmp_path / "jobs").glob("*.json")), "no note of what was refused"
+
+
+def test_what_sbatch_may_have_taken_though_it_failed_is_not_submitted_again(tmp_path, monkeypatch):
+    queue, tasks = Queue(monkeypatch), tasks_in(tmp_path, 2)
+    real = queue.submit
+
+    def time_out(*arguments):
+        real(*arguments)
+        raise ValueError("Socket timed out on send/recv operation")
+
+    monkeypatch.setattr(slurm_runs, "read_queue", lambda _: queue.jobs)
+    monkeypatch.setattr(slurm_runs, "submit_to_slurm", time_out)
+    with pytest.raises(ValueError, match="timed out"):
+        submit_missing(tasks, tmp_path, SlurmConfig())
+    monkeypatch.setattr(slurm_runs, "submit_to_slurm", real)
+    assert submit_missing(tasks, tmp_path, SlurmConfig()) == [] and len(queue.names) == 2
+
+
+def test_settings_that_waiting_jobs_do_not_have_are_named_with_what_to_do(
+    tmp_path, monkeypatch, caplog
+):
+    Queue(monkeypatch)
+    slurm_runs.logger.propagate = True
+    tasks = tasks_in(tmp_path, 2)
+    submit_missing(tasks, tmp_path, SlurmConfig(partition="low", time=60))
+    submit_missing(tasks, tmp_path, SlurmConfig(partition="low", time=60, max_retries=9))
+    assert "keep" not in caplog.text
+    monkeypatch.setenv("SBATCH_QOS", "long")
+    submit_missing(tasks, tmp_path, SlurmConfig(partition="main", time=60))
+    (line,) = [r.getMessage() for r in caplog.records if "keep" in r.getMessage()]
+    assert "slurm.partition=low (now main)" in line and "time" not in line.split("`")[0]
+    assert "SBATCH_QOS=unset (now long)" in line
+    assert f"hpc-ecg sweep cancel {tmp_path}" in line
+    assert "scontrol update JobId=0_0,0_1" in line
+
+
+def test_when_squeue_fails_an_array_goes_on(tmp_path, monkeypatch):
+    result, answers, cancelled = tmp_path / "result.pkl", iter(range(9)), []
+    handle = SimpleNamespace(
+        job_id="7",
+        paths=SimpleNamespace(result_pickle=result, stderr=tmp_path / "log"),
+        cancel=lambda check: cancelled.append("7"),
+    )
+
+    def read_queue(_):
+        if next(answers) < 3:
+            raise SlurmUnavailable("squeue does not answer: Unable to contact slurm controller")
+        result.write_bytes(pickle.dumps(("success", 3)))
+        return []
+
+    monkeypatch.setattr(slurm_jobs, "submit_to_slurm", lambda *_: [handle])
+    monkeypatch.setattr(slurm_jobs, "read_queue", read_queue)
+    monkeypatch.setattr(slurm_jobs.time, "sleep", lambda _: None)
+    job = Job(name="a", function=len, arguments=("abc",))
+    (outcome,) = run_on_slurm([job], tmp_path / "w" / "slurm", SlurmJobs(parameters={"time": 5}))
+    assert (outcome.value, outcome.error, cancelled) == (3, None, [])
