@@ -37,7 +37,7 @@ class Queue:
 def facts_of(name: str) -> dict[str, str]:
     """What Slurm knows of the last job of this name."""
     shown = command("scontrol", "--oneliner", "show", "job").splitlines()
-    (line,) = [line for line in shown if f"JobName={name} " in line][-1:]
+    (line,) = [line for line in shown if f"JobName={name}" in line][-1:]
     return dict(re.findall(r"(\w+)=(\S+)", line))
 
 
@@ -82,7 +82,7 @@ def test_an_array_of_shards_submitted_from_a_batch_job_asks_for_no_gpu(
     words += ["--slurm=jobs=2,partition=main,time=10,mem=500M"]
     submit_from_inside(project, tmp_path, BATCH, [sys.executable, "-m", "hpc_ecg", *words])
     assert (tmp_path / "out/dataset.json").exists()
-    job = facts_of("hpc_ecg-out.unfinished")
+    job = facts_of("hpc_ecg-shards-")
     assert job["Partition"] == "main" and job["MinMemoryNode"] == "500M"
     assert "TresPerTask" not in job and "MemPerTres" not in job
 
@@ -137,7 +137,7 @@ def test_a_signal_while_a_task_of_submitit_starts_is_no_loss(slurm, tmp_path, mo
     thread.join(60)
     (outcome,) = outcomes
     assert outcome.error is None and (tmp_path / "made").is_dir()
-    assert facts_of("hpc_ecg-w")["Restarts"] == "1"
+    assert facts_of("hpc_ecg-shards-")["Restarts"] == "1"
 
 
 # More jobs than Slurm takes at once

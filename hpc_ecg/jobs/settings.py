@@ -79,15 +79,13 @@ class SlurmConfig:
 
 def time_limit_min(config: SlurmConfig) -> int:
     """The time limit in minutes. ValueError if it leaves no time before the signal to save."""
-    name, limit = "slurm.time", config.time
-    if limit is None and os.environ.get("SBATCH_TIMELIMIT"):
-        name, limit = "SBATCH_TIMELIMIT", os.environ["SBATCH_TIMELIMIT"]
-    minutes = parse_minutes(DEFAULT_TIME_MIN if limit is None else limit, name)
+    shell = "" if config.time is not None else os.environ.get("SBATCH_TIMELIMIT", "")
+    name, limit = ("SBATCH_TIMELIMIT", shell) if shell else ("slurm.time", config.time)
+    minutes = DEFAULT_TIME_MIN if limit is None else parse_minutes(limit, name)
     if 60 * minutes <= config.signal_delay_s:
         raise ValueError(
-            f"{name}={limit or DEFAULT_TIME_MIN} is not more than slurm.signal_delay_s="
-            f"{config.signal_delay_s}: the signal to save would come at the start; give more time, "
-            "or fewer seconds"
+            f"{name}={limit or minutes} is not more than slurm.signal_delay_s="
+            f"{config.signal_delay_s}: the signal to save would come at the start; give more time"
         )
     return minutes
 
@@ -118,10 +116,8 @@ class SlurmJobs:
 
     def config(self) -> SlurmConfig:
         """What one job asks for: one CPU and no GPU unless stated. Raises ValueError."""
-        defaults = {"cpus_per_task": 1, "gpus_per_node": 0, "signal_delay_s": 30}
-        words = []
-        for name, value in (defaults | self.parameters).items():
-            key = name.replace("-", "_")
-            known = key in SlurmConfig.__dataclass_fields__
-            words.append(f"{key}={value}" if known else f"options.{name}={value}")
+        stated = {"cpus_per_task": 1, "gpus_per_node": 0, "signal_delay_s": 30}
+        stated |= {name.replace("-", "_"): value for name, value in self.parameters.items()}
+        known = SlurmConfig.__dataclass_fields__
+        words = [f"{'' if k in known else 'options.'}{k}={value}" for k, value in stated.items()]
         return load_config(SlurmConfig, [], words)

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from hpc_ecg.atomic_io import wait_until_seen
 from hpc_ecg.jobs.job import Job, JobOutcome
 from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
-from hpc_ecg.jobs.sbatch_environment import sbatch_environment, shell_settings
+from hpc_ecg.jobs.sbatch_environment import job_settings, sbatch_environment
 from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs, time_limit_min
 from hpc_ecg.log import logger
 
@@ -59,47 +60,33 @@ def run_on_slurm(jobs: Sequence[Job], folder: Path, slurm: SlurmJobs) -> Iterato
     A job has ended when its result is there or it has left the queue: on a cluster without
     accounting, `sacct` and so submitit would never notice that a job was killed.
     """
-    config, name = slurm.config(), f"hpc_ecg-{folder.parent.name.strip('.')}"
+    config, name = slurm.config(), f"hpc_ecg-shards-{uuid.uuid4().hex[:8]}"
     running: list[tuple[Job, submitit.Job[Any]]] = []
 
     def submit(piece: Sequence[Job]) -> None:
         functions = [partial(job.function, *job.arguments) for job in piece]
         running.extend(zip(piece, submit_to_slurm(functions, folder, config, name), strict=True))
 
-    waiting, room, pause = list(jobs), len(jobs), POLL_S
+    waiting, pause, room = list(jobs), POLL_S, None
     try:
         while waiting or running:
-            try:
-                del waiting[: submit_in_pieces(waiting, submit, config, len(running), room)]
-            except SubmissionLimit:
-                if not running:
-                    raise
+            del waiting[: submit_in_pieces(waiting, submit, config, len(running), room)]
             time.sleep(pause)
-            queued = _queued_ids([handle for _, handle in running])
-            pause = POLL_S if queued is not None else min(2 * pause, MAX_POLL_S)
-            ended = [pair for pair in running if _has_ended(pair[1], queued)]
-            room = max(len(ended), 1)
-            for pair in ended:
-                running.remove(pair)
-                yield _outcome_of(*pair)
+            try:
+                queued = {job.id for job in read_queue(f"--name={name}")}
+            except SlurmUnavailable as error:  # which says nothing of the jobs
+                pause = min(2 * pause, MAX_POLL_S)
+                logger.warning("%s; asking again in %.0f s", error, pause)
+                continue
+            pause, num_running = POLL_S, len(running)
+            for job, handle in list(running):
+                if handle.paths.result_pickle.exists() or handle.job_id not in queued:
+                    running.remove((job, handle))
+                    yield _outcome_of(job, handle)
+            room = max(num_running - len(running), 1)
     finally:
         for _, handle in running:
             handle.cancel(check=False)
-
-
-def _queued_ids(handles: Sequence[submitit.Job[Any]]) -> set[str] | None:
-    """Which jobs are in the queue; None if Slurm does not answer, which says nothing of a job."""
-    arrays = {handle.job_id.partition("_")[0] for handle in handles}
-    try:
-        return {job.id for job in read_queue(f"--jobs={','.join(sorted(arrays))}")}
-    except SlurmUnavailable as error:
-        logger.warning("%s; asking again", error)
-        return None
-
-
-def _has_ended(handle: submitit.Job[Any], queued: set[str] | None) -> bool:
-    is_gone = queued is not None and handle.job_id not in queued
-    return is_gone or handle.paths.result_pickle.exists()
 
 
 def submit_in_pieces(
@@ -112,12 +99,10 @@ def submit_in_pieces(
     """Submit items in arrays as large as Slurm takes; returns how many it took, from the first on.
 
     `queued` of the caller's jobs are in the queue; `room`, for what is left of an earlier call,
-    limits how many are tried. Raises SubmissionLimit if Slurm takes none now.
+    limits how many are tried. Raises SubmissionLimit if Slurm takes none, and none is queued.
     """
     size, done = _max_array_size(), 0
-    most = len(items) if room is None else room
-    if config.jobs_at_once is not None:
-        most = min(most, config.jobs_at_once - queued)
+    most = min(len(items) if room is None else room, (config.jobs_at_once or sys.maxsize) - queued)
     while True:
         if room is not None or size < len(items):  # an array's limit does not count the others
             most = min(most, config.array_parallelism - queued)
@@ -128,7 +113,7 @@ def submit_in_pieces(
             submit(piece)
             done += len(piece)
         except SubmissionLimit:
-            if len(piece) == 1 and not done:
+            if len(piece) == 1 and not done + queued:
                 raise
             size = len(piece) // 2
 
@@ -161,8 +146,8 @@ def submit_to_slurm(
             return executor.submit_array(functions)
     except (FailedJobError, ValueError, RuntimeError, OSError) as error:
         text = f"Slurm takes no job: {' '.join(str(error).split())}"
-        shell = ", ".join(f"{name}={value}" for name, value in shell_settings(config).items())
-        text += f" (the shell adds {shell})" if shell else ""
+        shell = [f"{k}={v}" for k, v in job_settings(config).items() if k.startswith("SBATCH_")]
+        text += f" (the shell adds {', '.join(shell)})" if shell else ""
         raise (SubmissionLimit if FULL.search(text) else ValueError)(text) from None
 
 

@@ -45,7 +45,7 @@ def run_tasks_on_slurm(
     todo = [task for task in tasks if not task.is_done()]
     waiting = submit_missing(todo, folder, config)
     if waiting:
-        when = "as others end" if wait else "by the next start of the sweep, when others have ended"
+        when = "as others end" if wait else "by the next start of the sweep"
         logger.info("%d more are submitted %s", len(waiting), when)
     return _watch(todo, folder, config, on_done, waiting) if wait else []
 
@@ -64,18 +64,13 @@ def submit_missing(
         if queue is None:
             raise SlurmUnavailable("squeue does not answer: is this a login node of a cluster?")
         missing = [task for task in tasks if task.name not in queue and not task.is_done()]
-        try:
-            count = submit_in_pieces(
-                missing,
-                lambda part: ids.extend(_submit(part, folder, config)),
-                config,
-                len(queue),
-                room,
-            )
-        except SubmissionLimit:
-            if not queue:
-                raise
-            count = 0
+        count = submit_in_pieces(
+            missing,
+            lambda part: ids.extend(_submit(part, folder, config)),
+            config,
+            len(queue),
+            room,
+        )
     earlier = {task.name: queue[task.name] for task in tasks if task.name in queue}
     if earlier:
         logger.info("%d are queued or running since an earlier start", len(earlier))

@@ -49,15 +49,12 @@ def last_submissions(folder: Path) -> dict[str, Submission]:
     last: dict[str, Submission] = {}
     for path in sorted((folder / "jobs").glob("*.json")):
         note = read_json(path)
+        settings = note.get("settings", {})
         for index, name in enumerate(note["tasks"]):
             job_id = note["ids"][index] if note["ids"] else ""
             log = folder / "submitit" / f"{job_id}_0_log.err"
             last[name] = Submission(
-                job_name=path.stem,
-                index=index,
-                job_id=job_id,
-                log=log,
-                settings=note.get("settings", {}),
+                job_name=path.stem, index=index, job_id=job_id, log=log, settings=settings
             )
     return last
 
@@ -90,8 +87,8 @@ def describe_changes(
         if text and job.is_pending:
             ids.setdefault(text, []).append(job.id)
     return [
-        f"{len(jobs)} queued since an earlier start keep {text}: `hpc-ecg sweep cancel {folder}` and "
-        "a new start submit them with the new settings; where Slurm allows it, `scontrol update "
-        f"JobId={','.join(jobs)} …` changes them in the queue"
+        f"{len(jobs)} queued since an earlier start keep {text}: to change that, `hpc-ecg sweep "
+        f"cancel {folder}` and start the sweep again, or, for what Slurm can change in the queue, "
+        f"`scontrol update JobId={','.join(jobs)} …`"
         for text, jobs in ids.items()
     ]
