@@ -7,6 +7,7 @@
 # slurm/site.sh, a copy of slurm/site.example.sh, and also source it in the shell that submits.
 # Two minutes before the time limit the run saves and the job is requeued (slurm/job.sh).
 # To continue a stopped run, submit again with the same run_dir.
+# In --output=…, Slurm replaces %j, %t …: write a % of a folder's name as %%.
 #SBATCH --job-name=hpc_ecg
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

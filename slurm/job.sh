@@ -79,9 +79,9 @@ requeue_after() {
   state=$(scontrol --oneliner show job "${SLURM_JOB_ID:-}" || true)
   # The variable may be that of another job, from which this one was submitted.
   if [[ $state =~ \ Restarts=([0-9]+) ]]; then restarts=${BASH_REMATCH[1]}; fi
-  if [[ $SECONDS -lt 60 && $state =~ \ TimeLimit=00:0[0-2]: ]]; then
-    say "stopped at once, because its time limit of ${BASH_REMATCH[0]#*=}.. is not longer than the" \
-      "time before the limit at which Slurm sends the signal to save: submit again with more --time"
+  if [[ $SECONDS -lt 60 && $state =~ \ TimeLimit=(00:0[0-2]:[0-9]+) ]]; then
+    say "stopped at once: Slurm sends the signal to save two minutes before the time limit, and" \
+      "--time is ${BASH_REMATCH[1]}; submit again with more"
     return
   fi
   decision=$(trap '' TERM USR1 USR2

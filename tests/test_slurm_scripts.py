@@ -235,6 +235,15 @@ def test_a_job_submitted_without_the_site_file_logs_warnings(site):
     assert site(settings, **heeded).stderr == ""
 
 
+@pytest.mark.parametrize("name", ["10%test", "plain"])
+def test_the_example_site_file_keeps_logs_in_a_folder_with_a_percent_sign(tmp_path, name):
+    (tmp_path / name).mkdir()
+    command = ["bash", "-euc", f"source {ROOT}/slurm/site.example.sh; echo ${{SBATCH_OUTPUT:-}}"]
+    result = subprocess.run(command, cwd=tmp_path / name, capture_output=True, text=True)
+    escaped = f"{tmp_path}/10%%test/slurm-%x-%j.log"
+    assert result.stdout.strip() == (escaped if "%" in name else "")
+
+
 def test_the_example_site_file_can_be_sourced_in_the_submitting_shell():
     command = ["bash", "-euc", "source slurm/site.example.sh; env"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -19,6 +19,7 @@ from hpc_ecg.jobs.slurm_jobs import (
     sbatch_parameters,
     sbatch_script,
     submit_in_pieces,
+    submit_to_slurm,
 )
 from hpc_ecg.shards.sharding_plan import parse_slurm
 from hpc_ecg.sweep import slurm_runs, submissions
@@ -228,6 +229,36 @@ def test_when_slurm_takes_none_the_caller_is_told(tmp_path, monkeypatch):
     slurm = Slurm(tmp_path, monkeypatch, max_jobs=0)
     with pytest.raises(SubmissionLimit):
         submit_in_pieces(range(10), slurm.submit, SlurmConfig(), 0)
+
+
+POLICY = "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (f"AssocMaxSubmitJobLimit {POLICY}", SubmissionLimit),
+        (f"QOSMaxSubmitJobPerUserLimit {POLICY}", SubmissionLimit),
+        ("Batch job submission failed: Invalid job array specification", SubmissionLimit),
+        ("Batch job submission failed: Resource temporarily unavailable", SubmissionLimit),
+        (f"QOSMaxWallDurationPerJobLimit {POLICY}", ValueError),
+        ("Batch job submission failed: Invalid partition name specified", ValueError),
+    ],
+)
+def test_a_refusal_says_what_sbatch_says_and_which_variables_were_in_force(
+    tmp_path, monkeypatch, capfd, said, kind
+):
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "sbatch: error: {said}" >&2; exit 1\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SBATCH_QOS", "short")
+    monkeypatch.setenv("SBATCH_PARTITION", "gpu")
+    with pytest.raises(ValueError, match="Slurm takes no job") as caught:
+        submit_to_slurm([print], tmp_path / "s", SlurmConfig(partition="cpu"), "n")
+    assert caught.type is kind
+    assert said in str(caught.value) and "(the shell adds SBATCH_QOS=short)" in str(caught.value)
+    assert capfd.readouterr().err == "", "it is said once"
 
 
 def test_what_is_left_follows_as_others_end(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ PYTHON = f'"${{HPC_ECG_PYTHON[@]:-{sys.executable}}}"'
 SAME_NAMES = ["partition", "account", "qos", "constraint", "nodes", "cpus_per_task", "mem"]
 SAME_NAMES += ["signal_delay_s", "array_parallelism"]
 """Settings that submitit's executor calls the same."""
-FULL = re.compile("SubmitJob|job submit limit|Invalid job array spec|temporarily un", re.IGNORECASE)
+FULL = re.compile("SubmitJob|Invalid job array spec|temporarily un")
 """What sbatch says when fewer jobs, or the same ones later, would be accepted."""
 NOT_IN_PATHS = re.compile(r"%(\d*[A-Za-z]|%)|[\\\n\r]")
 """What Slurm does not take literally in the path of a log: %j, 5%%, a backslash."""
