@@ -41,7 +41,8 @@ FULL = re.compile("SubmitJob|Invalid job array spec|temporarily un")
 NOT_IN_PATHS = re.compile(r"%(\d*[A-Za-z]|%)|[\\\n\r]")
 """What Slurm does not take literally in the path of a log: %j, 5%%, a backslash."""
 STOPPED_EARLY = [
-    'code=$? state=$(scontrol --oneliner show job "$SLURM_JOB_ID")',
+    'code=$?; [ "$code" -gt 128 ] || exit "$code"',
+    'state=$(scontrol --oneliner show job "$SLURM_JOB_ID")',
     f'decision=$({PYTHON} -m hpc_ecg.jobs.requeue "$code" 0 0 "$state")',
     'case $decision in requeue:*) echo "$decision" >&2; scontrol requeue "$SLURM_JOB_ID";; esac',
     'exit "$code"',
@@ -204,6 +205,7 @@ def _site_lines() -> list[str]:
     return [
         "trap : TERM USR1 USR2  # the lines after srun must run",
         *source,
+        "set +eu",
         'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',
         "unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK",
     ]
