@@ -387,6 +387,19 @@ def test_settings_that_waiting_jobs_do_not_have_are_named_with_what_to_do(
     assert "scontrol update JobId=0_0,0_1" in line
 
 
+def test_a_job_that_was_submitted_again_on_other_nodes_has_no_other_settings(
+    tmp_path, monkeypatch, caplog
+):
+    Queue(monkeypatch)
+    slurm_runs.logger.propagate = True
+    tasks, options = tasks_in(tmp_path, 1), {"begin": "now+60", "exclude": "node1"}
+    submit_missing(tasks, tmp_path, SlurmConfig(options=options))
+    submit_missing(tasks, tmp_path, SlurmConfig())
+    assert "keep" not in caplog.text
+    submit_missing(tasks, tmp_path, SlurmConfig(options={"reservation": "r"}))
+    assert "slurm.options.reservation=unset (now r)" in caplog.text
+
+
 def test_when_squeue_fails_an_array_goes_on(tmp_path, monkeypatch):
     result, answers, cancelled = tmp_path / "result.pkl", iter(range(9)), []
     handle = SimpleNamespace(

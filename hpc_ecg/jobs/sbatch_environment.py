@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
+from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES
 from hpc_ecg.jobs.settings import SlurmConfig
 
@@ -41,7 +42,8 @@ def sbatch_environment(config: SlurmConfig) -> Iterator[None]:
 
 def job_settings(config: SlurmConfig) -> dict[str, str]:
     """What jobs in the queue were submitted with: settings, and the shell's SBATCH_… variables."""
-    stated = {f"slurm.{k}": str(v) for k, v in asdict(config).items() if k not in OF_THE_LAUNCHER}
+    stated = {k: v for k, v in flatten(asdict(config), "slurm").items() if v not in (None, {}, [])}
+    stated = {k: str(v) for k, v in stated.items() if not k.endswith(OF_THE_LAUNCHER)}
     with sbatch_environment(config):
         return stated | {k: text for k, text in os.environ.items() if k.startswith("SBATCH_")}
 

@@ -16,6 +16,8 @@ from hpc_ecg.atomic_io import read_json
 from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable, read_queue
 
 LOCK_PATIENCE_S = 60
+OF_RETRIES = ("slurm.options.begin", "slurm.options.exclude")
+"""What the launcher states for jobs of runs that were lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,9 @@ def describe_changes(
     last, ids = last_submissions(folder), dict[str, list[str]]()
     for name, job in queue.items():
         then = last[name].settings
-        keys = sorted(key for key in {*then, *now} if then and then.get(key) != now.get(key))
+        chosen = OF_RETRIES if "slurm.options.begin" in then else ()
+        differing = {key for key in {*then, *now} if then.get(key) != now.get(key)}
+        keys = sorted(differing.difference(chosen)) if then else []
         text = ", ".join(f"{k}={then.get(k, 'unset')} (now {now.get(k, 'unset')})" for k in keys)
         if text and job.is_pending:
             ids.setdefault(text, []).append(job.id)
