@@ -2,7 +2,35 @@
 
 import re
 import subprocess
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from hpc_ecg.reporting.numbers import count
+
+NO_NODES = ("ReqNodeNotAvail", "BadConstraints", "Nodes required")
+REASONS = {
+    "Resources": "nodes must become free",
+    "Priority": "jobs of higher priority come first",
+    "BeginTime": "its start time has not come",
+    "Dependency": "another job must end first",
+    "JobArrayTaskLimit": "as many run as slurm.array_parallelism allows",
+    "JobHeldUser": "held by its user; scontrol release starts it",
+    "JobHeldAdmin": "held by the site",
+    "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
+    "BadConstraints": "no node has what it asks for",
+    "PartitionTimeLimit": "it asks for more time than the partition allows",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
+    "Partition": "the partition is closed",
+    "Reservation": "its reservation has not begun",
+    "Licenses": "licenses must become free",
+    "InvalidQOS": "the quality of service is not valid",
+    "InvalidAccount": "the account is not valid",
+    "QOS": "a limit of the quality of service",
+    "Assoc": "a limit of the account",
+    "MaxCpuPerAccount": "a limit of the account",
+}
+"""Slurm's reasons for waiting, by how they begin, in words."""
 
 
 class SlurmUnavailable(ValueError):  # noqa: N818
@@ -30,6 +58,17 @@ class QueuedJob:
     def is_pending(self) -> bool:
         return self.state == "PD"
 
+    @property
+    def lacks_nodes(self) -> bool:
+        """Whether it waits for nodes that are down, drained, reserved or excluded."""
+        return self.is_pending and self.reason.startswith(NO_NODES)
+
+    def describe_reason(self) -> str:
+        """Why it waits, as Slurm names it and in words; "" where Slurm gives no reason."""
+        name = "" if self.reason == "None" else self.reason
+        words = next((text for start, text in REASONS.items() if name.startswith(start)), "")
+        return f"{name} ({words})" if words else name
+
 
 def read_queue(filter_option: str) -> list[QueuedJob]:
     """List the jobs that are pending or running, an array task by task.
@@ -48,20 +87,46 @@ def read_queue(filter_option: str) -> list[QueuedJob]:
     return [QueuedJob(id=id, name=name, state=state, reason=why) for id, name, state, why in rows]
 
 
-def read_job_state(job_id: str) -> str:
-    """Ask scontrol, which knows a job until minutes after its end; "" if it does not answer."""
+def describe_queue(jobs: Iterable[QueuedJob]) -> str:
+    """How many jobs run, and how many wait for what: `2 run; 3 wait: Priority (…)`."""
+    waiting, running = Counter[str](), 0
+    for job in jobs:
+        running += not job.is_pending
+        waiting.update([job.describe_reason() or "submitted a moment ago"] * job.is_pending)
+    parts = [f"{n} {'waits' if n == 1 else 'wait'}: {why}" for why, n in waiting.most_common()]
+    return "; ".join([f"{count(running, 'job')} {'runs' if running == 1 else 'run'}", *parts])
+
+
+def show_job(job_id: str) -> str:
+    """scontrol's line about a job, which it knows until minutes after the job's end, or ""."""
     command = ["scontrol", "--oneliner", "show", "job", job_id]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:
         return ""
-    return parse_job_state(answer.stdout)
+
+
+def read_job_state(job_id: str) -> str:
+    """State and reason of a job; "" if scontrol does not answer or know it."""
+    return parse_job_state(show_job(job_id))
 
 
 def parse_job_state(shown: str) -> str:
     """Reduce scontrol's line about a job to its state and reason: RUNNING, COMPLETING TimeLimit."""
     match = re.search(r"\bJobState=(\w+)(?: Reason=(\w+))?", shown)
     return " ".join(part for part in match.groups() if part not in (None, "None")) if match else ""
+
+
+def parse_single_node(shown: str) -> str:
+    """The node of a job that had one, from scontrol's line; "" for several or none."""
+    match = re.search(r"\bNodeList=([^\s,\[\]()]+)\s", shown)
+    return match[1] if match else ""
+
+
+def allow_nodes(job_id: str, still_excluded: str) -> None:
+    """Let a pending job run on all nodes but those `still_excluded` (a,b, or "" for none)."""
+    command = ["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={still_excluded}"]
+    subprocess.run(command, capture_output=True, check=False)  # it may have started meanwhile
 
 
 def cancel_jobs(job_ids: list[str]) -> None:

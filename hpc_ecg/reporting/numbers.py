@@ -48,6 +48,11 @@ def format_percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: `1 cell`, `1,200 cells`; `plural` where it does not end in s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def join_names(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

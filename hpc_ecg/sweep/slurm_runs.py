@@ -7,12 +7,20 @@ holds neither the results nor an error.
 
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpc_ecg.atomic_io import write_json
-from hpc_ecg.jobs.queue import read_job_state
+from hpc_ecg.jobs.job_log import killed_on, last_words
+from hpc_ecg.jobs.queue import (
+    QueuedJob,
+    allow_nodes,
+    describe_queue,
+    parse_job_state,
+    parse_single_node,
+    show_job,
+)
 from hpc_ecg.jobs.settings import SlurmConfig
 from hpc_ecg.jobs.slurm_jobs import (
     PYTHON,
@@ -21,8 +29,9 @@ from hpc_ecg.jobs.slurm_jobs import (
     without_sbatch_variables,
 )
 from hpc_ecg.log import logger, progress_bar
+from hpc_ecg.reporting.numbers import join_names
 from hpc_ecg.sweep.slurm_task import SlurmTask
-from hpc_ecg.sweep.submissions import last_submissions, queued_jobs, submission_lock
+from hpc_ecg.sweep.submissions import last_submissions, link_log, queued_jobs, submission_lock
 from hpc_ecg.sweep.task import Task
 
 POLL_S, MAX_POLL_S, POLL_GROWTH = 2.0, 30.0, 1.2
@@ -30,6 +39,24 @@ LOST_AFTER_S = 10.0
 """Shared disks cache: a job's results may show later than its end in the queue."""
 OUT_OF_MEMORY, CANCELLED = "OUT_OF_MEMORY", "CANCELLED"
 """States of a job that another try would not change."""
+FAULTS_OF_NODES = ("FAILED", "NODE_FAIL", "BOOT_FAIL")
+"""States that may be the node's fault: a run that fails by itself leaves error.txt."""
+RETRY_AFTER_S, RETRY_GROWTH, MAX_RETRY_AFTER_S = 15.0, 4, 1800.0
+"""A lost run starts again after these seconds, later each time."""
+REPORT_EVERY_S = 180.0
+
+
+@dataclass
+class _Tries:
+    """What this start of the sweep knows about a task that was lost."""
+
+    retries: int = 0
+    gone_since: float | None = None
+    """When the job of this try was first missed in the queue."""
+    nodes: list[str] = field(default_factory=list)
+    """The nodes on which it was lost."""
+    excludes: bool = False
+    """Whether the job in the queue excludes them."""
 
 
 def run_tasks_on_slurm(
@@ -56,7 +83,8 @@ def submit_missing(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> 
         missing = [task for task in tasks if task.name not in queue and not task.is_done()]
         ids = _submit(missing, folder, config) if missing else []
     if queue:
-        logger.info("%d are queued or running since an earlier start", len(queue))
+        are = "job is" if len(queue) == 1 else "jobs are"
+        logger.info("%d %s queued or running since an earlier start", len(queue), are)
     if ids:
         array = ids[0].partition("_")[0]
         logger.info("%d submitted: job %s, logs in %s", len(ids), array, folder / "submitit")
@@ -84,6 +112,8 @@ def _submit(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> list[st
         raise
     ids = [job.job_id for job in jobs]
     write_json(path, note | {"ids": ids})
+    for task, job_id in zip(tasks, ids, strict=True):
+        link_log(folder, task.name, job_id)
     return ids
 
 
@@ -91,10 +121,8 @@ def _watch(
     tasks: Sequence[Task], folder: Path, config: SlurmConfig, on_done: Callable[[Task], None]
 ) -> list[str]:
     left = {task.name: task for task in tasks}
-    gone_since: dict[str, float] = {}
-    retries: Counter[str] = Counter()
-    failures = []
-    pause = POLL_S
+    tries = {name: _Tries() for name in left}
+    failures, pause, reported = [], POLL_S, time.monotonic()
     with progress_bar("runs", len(left)) as advance:
         while left:
             time.sleep(pause)
@@ -102,10 +130,14 @@ def _watch(
             queue = queued_jobs(folder, left)
             if queue is None:  # the controller may be restarting
                 continue
+            if time.monotonic() - reported > REPORT_EVERY_S:
+                reported = time.monotonic()
+                logger.info("%s", describe_queue(queue.values()))
+            _allow_excluded_nodes(queue, tries, config)
             lost = []
-            for task in _ended(left, queue, gone_since):
+            for task in _ended(left, queue, tries):
                 pause = POLL_S
-                if _should_retry(task, folder, retries[task.name], config.max_retries):
+                if _should_retry(task, folder, tries[task.name], config.max_retries):
                     lost.append(task)
                     continue
                 if task.is_done():
@@ -116,37 +148,78 @@ def _watch(
                 del left[task.name]
                 advance()
             if lost:
-                names = [task.name for task in lost]
-                retries.update(names)
-                logger.info("lost, submitted again: %s", ", ".join(names))
-                submit_missing(lost, folder, config)
+                _submit_again(lost, tries, folder, config)
     return failures
 
 
 def _ended(
-    tasks: dict[str, Task], queue: Container[str], gone_since: dict[str, float]
+    tasks: dict[str, Task], queue: Container[str], tries: Mapping[str, _Tries]
 ) -> list[Task]:
     """The tasks that are done, or whose job left the queue long enough ago."""
     now, ended = time.monotonic(), []
     for name, task in tasks.items():
-        if name in queue:
-            gone_since.pop(name, None)
-        elif task.is_done() or now - gone_since.setdefault(name, now) > LOST_AFTER_S:
+        since = tries[name].gone_since
+        tries[name].gone_since = None if name in queue else since or now
+        if name not in queue and (task.is_done() or now - (since or now) > LOST_AFTER_S):
             ended.append(task)
     return ended
 
 
-def _should_retry(task: Task, folder: Path, retries: int, max_retries: int) -> bool:
+def _should_retry(task: Task, folder: Path, tries: _Tries, max_retries: int) -> bool:
     """Whether an ended task was lost and may be submitted again. Without a retry left, it fails."""
     if task.is_done() or task.error.exists():
         return False
     submission = last_submissions(folder)[task.name]
-    state = read_job_state(submission.job_id) if submission.job_id else ""
-    if retries < max_retries and not state.startswith((CANCELLED, OUT_OF_MEMORY)):
+    shown = show_job(submission.job_id) if submission.job_id else ""
+    state = parse_job_state(shown)
+    node = parse_single_node(shown) or killed_on(submission.log)
+    if node and node not in tries.nodes and state.startswith(FAULTS_OF_NODES):
+        tries.nodes.append(node)
+    if tries.retries < max_retries and not state.startswith((CANCELLED, OUT_OF_MEMORY)):
         return True
-    times = f" {retries + 1} times" if retries else ""
     if state.startswith(CANCELLED):  # without the reason for which it was pending
         state = CANCELLED
-    text = f"its job ended{times} without a result: {state or 'killed or lost'}"
+    times = f" {tries.retries + 1} times" if tries.retries else ""
+    place = f" on {join_names(tries.nodes)}" if tries.nodes else ""
+    why = last_words(submission.log)
+    reason = f"{why} ({state.split()[0]})" if why and state else why or state
+    text = f"its job ended{times} without a result{place}: {reason or 'killed or lost'}"
     task.fail(text, submission.log, from_outside=not state.startswith(OUT_OF_MEMORY))
     return False
+
+
+def _submit_again(
+    lost: Sequence[Task], tries: Mapping[str, _Tries], folder: Path, config: SlurmConfig
+) -> None:
+    """Submit lost tasks as jobs that start after a pause, on other nodes if there are any."""
+    mine = [tries[task.name] for task in lost]
+    pause_s = max(RETRY_AFTER_S * RETRY_GROWTH**known.retries for known in mine)
+    nodes = sorted({node for known in mine for node in known.nodes})
+    for known in mine:
+        known.retries, known.gone_since, known.excludes = known.retries + 1, None, bool(nodes)
+    options = config.options | {"begin": f"now+{min(pause_s, MAX_RETRY_AFTER_S):.0f}"}
+    exclude = ",".join([*filter(None, [options.get("exclude")]), *nodes])
+    choices = [options | {"exclude": exclude}] * bool(nodes) + [options]
+    names, refusal = ", ".join(task.name for task in lost), ""
+    for choice in choices:  # with the exclusion, no node may have what the runs ask for
+        try:
+            submit_missing(lost, folder, replace(config, options=choice))
+        except ValueError as error:
+            refusal = str(error)
+            continue
+        avoided = f", not to {join_names(nodes)}" if choice != options else ""
+        logger.info("lost, submitted again%s: %s", avoided, names)
+        return
+    logger.warning("lost, and refused when submitted again: %s: %s", names, refusal)
+
+
+def _allow_excluded_nodes(
+    queue: Mapping[str, QueuedJob], tries: Mapping[str, _Tries], config: SlurmConfig
+) -> None:
+    """Let jobs that no other node can run return to the nodes on which they were lost."""
+    for name, job in queue.items():
+        if tries[name].excludes and job.lacks_nodes:
+            tries[name].excludes = False
+            allow_nodes(job.id, config.options.get("exclude", ""))
+            nodes = join_names(tries[name].nodes)
+            logger.info("%s may run on %s again: no other node is available", name, nodes)
