@@ -31,8 +31,8 @@ from hpc_ecg.training.settings import FinetuneConfig, TrainConfig
 
 pytestmark = pytest.mark.slow
 
-GOOD = ["versions", "gpus", "run_dir", "data", "weights", "ranks", "folder", "clock", "space"]
-GOOD += ["amplitude", "digests", "step", "time"]
+GOOD = ["versions", "gpus", "run_dir", "data", "amplitude", "digests", "weights", "space"]
+GOOD += ["folder", "clock", "ranks", "step", "time"]
 
 
 def config_of(shards, run_dir, *more) -> FinetuneConfig:
@@ -70,7 +70,7 @@ def test_two_processes_find_the_same_and_the_first_one_speaks(shards, tmp_path):
     first, second = run_on_ranks(2, ["doctor", *words_for(shards, tmp_path / "run")])
     assert second == ""
     assert "rendezvous: 2 processes joined at 127.0.0.1:" in first
-    assert "ranks: 2 on 1 nodes; all-reduce of a number in " in first
+    assert "ranks: 2 on 1 node; all-reduce of a number in " in first
     assert f"{len(GOOD) + 1} ok" in first
     assert list(tmp_path.iterdir()) == []
 
@@ -114,11 +114,11 @@ def test_nodes_that_differ_are_named(shards, tmp_path):
     for line, part in zip(
         lines,
         (
+            "error   data: data.stream_lanes=3 cannot be shared by 2 processes",
             "error   versions: they differ",
-            "warning ranks: 2 on 2 nodes; ",
             f"error   folder: this node cannot read what another one writes in {place} (waited 1",
             "error   clock: node1 is +400",
-            "error   data: data.stream_lanes=3 cannot be shared by 2 processes",
+            "warning ranks: 2 on 2 nodes; ",
             "skipped step: the data must be repaired first",
             "10 ok, 4 error, 1 warning, 1 skipped",
         ),
@@ -147,13 +147,13 @@ def test_a_check_that_breaks_is_an_error_of_its_own():
     [
         ("auto", 4, 4, 4, "ok", "4 tasks and 4 GPUs"),
         ("auto", 1, 4, 4, "ok", "4 tasks and 4 GPUs"),  # --gpus-per-task=1
-        ("auto", 1, 1, 4, "ok", "1 tasks and 1 GPUs"),  # several runs in one job
+        ("auto", 1, 1, 4, "ok", "1 task and 1 GPU on"),  # several runs in one job
         ("auto", 2, 4, 2, "error", "each task needs its own: --ntasks-per-node=2"),
         ("auto", 1, 2, 1, "error", "each task needs its own: --ntasks-per-node=1"),
         ("auto", 4, 1, 4, "warning", "some idle: --ntasks-per-node=4"),
         ("cpu", 4, 4, 4, "warning", "which idle: engine.device=cpu"),
         ("cpu", 0, 2, 0, "ok", "2 tasks on the CPU"),
-        ("auto", 0, 1, 0, "ok", "1 tasks on the CPU"),
+        ("auto", 0, 1, 0, "ok", "1 task on the CPU"),
         ("auto", 0, 2, 2, "error", "2 GPUs on a node, of which torch sees none"),
         ("cuda", 0, 1, 0, "error", "of which torch sees none"),
     ],
@@ -315,8 +315,8 @@ def test_a_folder_of_another_run_is_an_error(shards, tmp_path):
 def test_a_wish_that_the_engine_cannot_meet_ends_the_rounds(shards, tmp_path):
     config = config_of(shards, tmp_path / "run", "engine.precision=fp16", "engine.device=cpu")
     wrong = found(config)
-    assert wrong.keys() == {"engine", "the rest"}
-    assert "engine.precision=fp16 needs a GPU" in wrong["engine"].text
+    assert wrong.keys() == {"hardware", "the rest"}
+    assert "engine.precision=fp16 needs a GPU" in wrong["hardware"].text
 
 
 def test_a_step_that_takes_too_much_memory_says_what_to_do(shards, tmp_path, monkeypatch):

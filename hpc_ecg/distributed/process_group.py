@@ -53,6 +53,14 @@ def choose_hardware(config: EngineConfig) -> tuple[bool, str]:
     return on_cpu, config.precision
 
 
+def check_machine(config: EngineConfig) -> None:
+    """Raise ValueError for hardware or a library that the settings need and this machine lacks."""
+    on_cpu, precision = choose_hardware(config)
+    _check_trackers(config.trackers)
+    if config.zero_stage:
+        make_plugin(config.zero_stage, precision, on_cpu)
+
+
 def join_process_group(
     config: EngineConfig, rendezvous_dir: Path | None, on_cpu: bool, precision: str
 ) -> tuple[Accelerator, Ranks, Store | None]:

@@ -9,6 +9,7 @@ import json
 import socket
 import time
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +18,11 @@ from torch.distributed import TCPStore
 
 from hpc_ecg.atomic_io import wait_until_seen, write_json
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks, read_ranks
+from hpc_ecg.log import logger
 
 JOINED = "joined"
 POLL_S = 0.05
+NOTE_EVERY_S = 30.0
 CONNECT_TIMEOUT_S = 30.0
 
 
@@ -83,14 +86,20 @@ def publish_address(
 
 def _wait_for_all(store: TCPStore, world_size: int, timeout: timedelta) -> None:
     """Poll the store, so that signals are handled; its blocking wait would delay them."""
-    deadline = time.monotonic() + timeout.total_seconds()
+    began = noted = time.monotonic()
     while store.add(JOINED, 0) < world_size - 1:
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        is_late = now - began > timeout.total_seconds()
+        if is_late or now - noted > NOTE_EVERY_S:
+            noted = now
             late = [r for r in range(1, world_size) if not store.check([f"{JOINED}/{r}"])]
-            raise ValueError(
-                f"{len(late)} of {world_size} processes did not join within {timeout} (ranks "
-                f"{', '.join(map(str, late[:8]))}): look at their logs, or raise engine.timeout_min"
-            )
+            names = f"(ranks {', '.join(map(str, late[:8]))})"
+            if is_late:
+                raise ValueError(
+                    f"{len(late)} of {world_size} processes did not join within {timeout} {names}: "
+                    "look at their logs, or raise engine.timeout_min"
+                )
+            logger.warning("waiting for %d of %d processes %s", len(late), world_size, names)
         time.sleep(POLL_S)
 
 
@@ -100,13 +109,17 @@ def connect(file: Path, rank: int, timeout: timedelta) -> tuple[str, TCPStore]:
     Returns the host name and the store. ValueError if rank 0 cannot be reached in time.
     """
     node = socket.gethostname()
-    try:
-        wait_until_seen(file, timeout.total_seconds())
-    except ValueError:
+    deadline = time.monotonic() + timeout.total_seconds()
+    while not file.exists() and time.monotonic() < deadline:
+        with suppress(ValueError):
+            wait_until_seen(file, min(NOTE_EVERY_S, timeout.total_seconds()))
+            break
+        logger.warning("%s waits for process 0, which has not published %s", node, file)
+    if not file.exists():
         raise ValueError(
             f"{node} does not see {file} of process 0 within {timeout}; the folder must lie on a "
             "disk that all nodes share, and process 0 must have started"
-        ) from None
+        )
     address = json.loads(file.read_text())
     port = address["port"]
     host = _first_reachable(address["hosts"], port, node)

@@ -21,6 +21,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from hpc_ecg.atomic_io import wait_until_seen
 from hpc_ecg.jobs.job import Job, JobOutcome
+from hpc_ecg.jobs.job_log import last_words
 from hpc_ecg.jobs.queue import read_queue
 from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs
 
@@ -83,6 +84,15 @@ def submit_to_slurm(
         return executor.submit_array(functions)
     except (FailedJobError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"Slurm takes no job: {' '.join(str(error).split())}") from None
+    finally:
+        _remove_unsubmitted(folder)
+
+
+def _remove_unsubmitted(folder: Path) -> None:
+    """Delete what submitit wrote for jobs that Slurm did not take; it renames the others' files."""
+    for path in [*folder.glob("[0-9a-f]" * 32 + ".pkl"), *folder.glob(".submission_file_*.sh")]:
+        if not path.is_symlink():
+            path.unlink()
 
 
 def _outcome_of(job: Job, handle: submitit.Job[Any]) -> JobOutcome:
@@ -90,8 +100,8 @@ def _outcome_of(job: Job, handle: submitit.Job[Any]) -> JobOutcome:
     with contextlib.suppress(ValueError):  # a slow disk may show the result later than the queue
         wait_until_seen(result, RESULT_PATIENCE_S)
     if not result.exists():
-        text = "it ended without a result: killed, cancelled, or out of time or memory"
-        return JobOutcome(name=job.name, error=text, log=log)
+        why = last_words(log) or "killed, cancelled, or out of time or memory"
+        return JobOutcome(name=job.name, error=f"it ended without a result: {why}", log=log)
     ending, value = pickle_load(result)
     if ending == "error":
         return JobOutcome(name=job.name, error=value.strip(), log=log)

@@ -53,8 +53,8 @@ def parse_error(text: str) -> tuple[str, str]:
     """The reason and the log's path, from the text of error.txt. An exception's first line is the
     reason: some libraries add lines of advice."""
     head, _, rest = text.partition("\n")
-    _, traceback, after = (rest if LOG in head else text).rpartition("Traceback (most recent call last):\n")
-    lines = [line.rstrip() for line in after.splitlines() if line.strip()]
+    _, traceback, end = (rest if LOG in head else text).rpartition("Traceback (most recent call")
+    lines = [line.rstrip() for line in end.splitlines()[bool(traceback) :] if line.strip()]
     flush = [line for line in lines if not line.startswith(" ")]
     reason = flush[0] if traceback and flush else lines[-1].strip() if lines else "failed"
     return reason, head.partition(LOG)[2]
