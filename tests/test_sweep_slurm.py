@@ -194,7 +194,8 @@ def test_a_mistake_is_not_retried_and_a_killed_run_at_most_max_retries_times(
     os.kill(launcher.processes_of("ssl_new_head/seed-0")[0], signal.SIGKILL)
     assert launcher.end() == 1
     assert re.search(r"failed: wrong/seed-0: ValueError: .*no head.*log.err", launcher.log)
-    lost = r"failed: ssl_new_head/seed-0: its job ended without a result: FAILED \w+; \S+_0_log.err"
+    lost = r"failed: ssl_new_head/seed-0: its job ended without a result on node\d: a process on "
+    lost += r"node\d ended: Killed, often out of memory \(FAILED\); \S+/jobs/ssl_new_head-seed-0-\S+.err"
     assert re.search(lost, launcher.log)
     assert len(list((folder / "jobs").glob("*.json"))) == 1, "nothing was submitted again"
     assert [state.kind for state in read_status(folder)] == ["failed", "failed"]

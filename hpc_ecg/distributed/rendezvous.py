@@ -9,7 +9,6 @@ import json
 import socket
 import time
 from collections.abc import Mapping, MutableMapping
-from contextlib import suppress
 from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
@@ -109,17 +108,13 @@ def connect(file: Path, rank: int, timeout: timedelta) -> tuple[str, TCPStore]:
     Returns the host name and the store. ValueError if rank 0 cannot be reached in time.
     """
     node = socket.gethostname()
-    deadline = time.monotonic() + timeout.total_seconds()
-    while not file.exists() and time.monotonic() < deadline:
-        with suppress(ValueError):
-            wait_until_seen(file, min(NOTE_EVERY_S, timeout.total_seconds()))
-            break
-        logger.warning("%s waits for process 0, which has not published %s", node, file)
-    if not file.exists():
+    try:
+        wait_until_seen(file, timeout.total_seconds())
+    except ValueError:
         raise ValueError(
             f"{node} does not see {file} of process 0 within {timeout}; the folder must lie on a "
             "disk that all nodes share, and process 0 must have started"
-        )
+        ) from None
     address = json.loads(file.read_text())
     port = address["port"]
     host = _first_reachable(address["hosts"], port, node)

@@ -3,7 +3,7 @@
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from hpc_ecg.reporting.numbers import count
@@ -15,22 +15,19 @@ REASONS = {
     "BeginTime": "its start time has not come",
     "Dependency": "another job must end first",
     "JobArrayTaskLimit": "as many run as slurm.array_parallelism allows",
-    "JobHeldUser": "held by its user; scontrol release starts it",
-    "JobHeldAdmin": "held by the site",
+    "JobHeld": "held; scontrol release starts it",
     "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
     "BadConstraints": "no node has what it asks for",
     "PartitionTimeLimit": "it asks for more time than the partition allows",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows",
     "Partition": "the partition is closed",
     "Reservation": "its reservation has not begun",
-    "Licenses": "licenses must become free",
-    "InvalidQOS": "the quality of service is not valid",
-    "InvalidAccount": "the account is not valid",
+    "InvalidQOS": "no such quality of service",
+    "InvalidAccount": "no such account",
     "QOS": "a limit of the quality of service",
     "Assoc": "a limit of the account",
-    "MaxCpuPerAccount": "a limit of the account",
 }
-"""Slurm's reasons for waiting, by how they begin, in words."""
+"""Why a job waits, by how Slurm's word for it begins."""
 
 
 class SlurmUnavailable(ValueError):  # noqa: N818
@@ -64,10 +61,9 @@ class QueuedJob:
         return self.is_pending and self.reason.startswith(NO_NODES)
 
     def describe_reason(self) -> str:
-        """Why it waits, as Slurm names it and in words; "" where Slurm gives no reason."""
-        name = "" if self.reason == "None" else self.reason
-        words = next((text for start, text in REASONS.items() if name.startswith(start)), "")
-        return f"{name} ({words})" if words else name
+        """Why it waits, as Slurm says it and in words; "" without a reason."""
+        words = [text for start, text in REASONS.items() if self.reason.startswith(start)]
+        return " ".join([self.reason.replace("None", ""), *(f"({text})" for text in words[:1])])
 
 
 def read_queue(filter_option: str) -> list[QueuedJob]:
@@ -87,14 +83,11 @@ def read_queue(filter_option: str) -> list[QueuedJob]:
     return [QueuedJob(id=id, name=name, state=state, reason=why) for id, name, state, why in rows]
 
 
-def describe_queue(jobs: Iterable[QueuedJob]) -> str:
-    """How many jobs run, and how many wait for what: `2 run; 3 wait: Priority (…)`."""
-    waiting, running = Counter[str](), 0
-    for job in jobs:
-        running += not job.is_pending
-        waiting.update([job.describe_reason() or "submitted a moment ago"] * job.is_pending)
-    parts = [f"{n} {'waits' if n == 1 else 'wait'}: {why}" for why, n in waiting.most_common()]
-    return "; ".join([f"{count(running, 'job')} {'runs' if running == 1 else 'run'}", *parts])
+def describe_queue(jobs: Collection[QueuedJob]) -> str:
+    """How many jobs run, and how many wait for what."""
+    reasons = Counter(job.describe_reason() or "submitted" for job in jobs if job.is_pending)
+    parts = [f"{count(number, 'job')} waiting: {why}" for why, number in reasons.most_common()]
+    return "; ".join([f"{count(len(jobs) - reasons.total(), 'job')} running", *parts])
 
 
 def show_job(job_id: str) -> str:
@@ -124,9 +117,9 @@ def parse_single_node(shown: str) -> str:
 
 
 def allow_nodes(job_id: str, still_excluded: str) -> None:
-    """Let a pending job run on all nodes but those `still_excluded` (a,b, or "" for none)."""
+    """Let a pending job, unless it has started, run on all nodes but those `still_excluded`."""
     command = ["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={still_excluded}"]
-    subprocess.run(command, capture_output=True, check=False)  # it may have started meanwhile
+    subprocess.run(command, capture_output=True, check=False)
 
 
 def cancel_jobs(job_ids: list[str]) -> None:

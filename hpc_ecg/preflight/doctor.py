@@ -82,9 +82,9 @@ def doctor_before_training(config: FinetuneConfig) -> BeforeTraining | None:
 
     def check(engine: Engine, prepared: PreparedRun) -> None:
         run_dir, ranks = Path(config.run_dir), read_ranks(os.environ)
-        own = [*check_node(engine.config), *check_data(prepared.data, ranks)]
-        own += check_disk(run_dir, prepared)
-        raise_on_errors(run_checks(engine, run_dir, prepared, own), engine.is_rank_zero)
+        findings = [*check_node(engine.config), *check_data(prepared.data, ranks)]
+        findings += check_disk(run_dir, prepared)
+        raise_on_errors(run_checks(engine, run_dir, prepared, findings), engine.is_rank_zero)
 
     return check
 

@@ -111,10 +111,8 @@ def check_step(engine: Engine, prepared: PreparedRun) -> tuple[list[Finding], fl
             raise ValueError(f"step: {text}") from None
         return [Finding("error", "step", text)], None
     used, limit = _memory(engine)
-    text = (
-        f"{len(batch.positions)} records in {seconds:.2g} s, at most {used:.1f} of {limit:.0f} GB "
-    )
-    text += f"for a process, loss {loss:.4g}"
+    text = f"{count(len(batch.positions), 'record')} in {seconds:.2g} s, at most {used:.1f} of "
+    text += f"{limit:.0f} GB for a process, loss {loss:.4g}"
     if engine.first_bad_step() is not None:
         remedy = "look at the weights, and at the amplitude of the data"
         return [Finding("error", "step", f"{text}: loss or gradient is not finite; {remedy}")], None
@@ -166,7 +164,7 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
         else:
             seconds += schedule.steps * (step_s + validation_s / schedule.eval_every)
     hours = timedelta(seconds=round(seconds))
-    text = f"{steps} steps ({epoch} an epoch) with validations in about {hours} h"
+    text = f"{count(steps, 'step')} ({epoch} an epoch) with validations in about {hours} h"
     left_s = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - time.time()
     if seconds > left_s:
         remedy = "another job can resume it, or give more time or processes"

@@ -148,14 +148,11 @@ def _task_runner(sweep: Sweep, wait: bool) -> Iterator[TaskRunner]:
 
 
 def _check_site_file(folder: Path) -> None:
-    """Raise ValueError if jobs would miss the site's settings that earlier jobs of this sweep had,
-    because it was started from another directory."""
+    """Raise ValueError if the site's settings lie where this sweep was started, and not here."""
     for base in base_folders(folder, read_optional(folder / "environment.json")):
         if (base / SITE_FILE).is_file() and not SITE_FILE.exists():
-            raise ValueError(
-                f"{folder} was started in {base}, and its jobs need the {SITE_FILE} there; "
-                f"run the same command again after: cd {base}"
-            )
+            text = f"{folder} was started in {base}, and its jobs need the {SITE_FILE} there"
+            raise ValueError(f"{text}: cd {base}, and give the same command again")
 
 
 @contextmanager
@@ -164,7 +161,7 @@ def _local_runner(sweep: Sweep, folder: Path) -> Iterator[TaskRunner]:
     at_once, minutes = sweep.config.runs_at_once, sweep.config.run_timeout_min
     gpus = visible_gpus()
     if gpus and at_once > len(gpus):
-        raise ValueError(f"runs_at_once={at_once}, but there are {len(gpus)} GPUs")
+        raise ValueError(f"runs_at_once={at_once}, more than {count(len(gpus), 'GPU')}")
     lock = RunFolder(folder)
     lock.claim()
     stop_signals = StopSignals(folder, is_rank_zero=True)

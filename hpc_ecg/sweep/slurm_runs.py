@@ -41,8 +41,8 @@ OUT_OF_MEMORY, CANCELLED = "OUT_OF_MEMORY", "CANCELLED"
 """States of a job that another try would not change."""
 FAULTS_OF_NODES = ("FAILED", "NODE_FAIL", "BOOT_FAIL")
 """States that may be the node's fault: a run that fails by itself leaves error.txt."""
-RETRY_AFTER_S, RETRY_GROWTH, MAX_RETRY_AFTER_S = 15.0, 4, 1800.0
-"""A lost run starts again after these seconds, later each time."""
+RETRY_AFTER_S = (15, 60, 240, 960)
+"""Pauses before a lost run starts again."""
 REPORT_EVERY_S = 180.0
 
 
@@ -193,11 +193,11 @@ def _submit_again(
 ) -> None:
     """Submit lost tasks as jobs that start after a pause, on other nodes if there are any."""
     mine = [tries[task.name] for task in lost]
-    pause_s = max(RETRY_AFTER_S * RETRY_GROWTH**known.retries for known in mine)
+    pause_s = max(RETRY_AFTER_S[min(t.retries, len(RETRY_AFTER_S) - 1)] for t in mine)
     nodes = sorted({node for known in mine for node in known.nodes})
     for known in mine:
         known.retries, known.gone_since, known.excludes = known.retries + 1, None, bool(nodes)
-    options = config.options | {"begin": f"now+{min(pause_s, MAX_RETRY_AFTER_S):.0f}"}
+    options = config.options | {"begin": f"now+{pause_s}"}
     exclude = ",".join([*filter(None, [options.get("exclude")]), *nodes])
     choices = [options | {"exclude": exclude}] * bool(nodes) + [options]
     names, refusal = ", ".join(task.name for task in lost), ""

@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import submitit
@@ -17,7 +16,6 @@ from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, Preempted
 from hpc_ecg.jobs.queue import read_job_state
 from hpc_ecg.jobs.requeue import decide_requeue
 from hpc_ecg.log import logger
-from hpc_ecg.sweep.submissions import job_log
 from hpc_ecg.sweep.task import Task, run_task
 
 UNTIL_ENDED_S = 600
@@ -30,7 +28,7 @@ class SlurmTask:
     def __call__(self) -> None:
         # while it trains, the run itself takes Slurm's signal, and saves; then submitit requeues
         requeue = signal.getsignal(signal.SIGUSR2)
-        log = self._log()
+        log = submitit.JobEnvironment().paths.stderr
         try:
             run_task(self.task, log)
         except Preempted as stopped:
@@ -57,9 +55,5 @@ class SlurmTask:
             requeue(signal.SIGUSR2, None)
         except UncompletedJobError as error:
             text = f"saved, but {error}: start the sweep again to go on (slurm.max_timeouts)"
-            self.task.fail(text, self._log(), from_outside=True)
+            self.task.fail(text, environment.paths.stderr, from_outside=True)
             raise
-
-    def _log(self) -> Path:
-        environment = submitit.JobEnvironment()
-        return job_log(environment.paths.folder.parent, self.task.name, environment.job_id)

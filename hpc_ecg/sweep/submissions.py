@@ -49,23 +49,20 @@ def last_submissions(folder: Path) -> dict[str, Submission]:
         note = read_json(path)
         for index, name in enumerate(note["tasks"]):
             job_id = note["ids"][index] if note["ids"] else ""
-            log = job_log(folder, name, job_id)
+            link = _log_link(folder, name, job_id)
+            log = link if link.is_symlink() else folder / "submitit" / f"{job_id}_0_log.err"
             last[name] = Submission(job_name=path.stem, index=index, job_id=job_id, log=log)
     return last
 
 
-def job_log(folder: Path, task_name: str, job_id: str) -> Path:
-    """The log of a task's job: a link named after the task, or submitit's file where none is."""
-    link = folder / "jobs" / f"{task_name.replace('/', '-')}-{job_id}.err"
-    return link if link.is_symlink() else folder / "submitit" / f"{job_id}_0_log.err"
+def _log_link(folder: Path, task_name: str, job_id: str) -> Path:
+    return folder / "jobs" / f"{task_name.replace('/', '-')}-{job_id}.err"
 
 
 def link_log(folder: Path, task_name: str, job_id: str) -> None:
-    """Make the link. Without it, as on a disk that has no links, logs keep submitit's names."""
-    file = job_log(folder, task_name, job_id)
-    link = folder / "jobs" / f"{task_name.replace('/', '-')}-{job_id}.err"
+    """Make a link with the task's name to the job's log, on a disk that has links."""
     with suppress(OSError):
-        link.symlink_to(Path("..") / file.relative_to(folder))
+        _log_link(folder, task_name, job_id).symlink_to(f"../submitit/{job_id}_0_log.err")
 
 
 def queued_jobs(folder: Path, task_names: Collection[str]) -> dict[str, QueuedJob] | None:
