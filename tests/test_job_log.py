@@ -34,7 +34,7 @@ def left(code: str, node: str = "node1", task: int = 0) -> str:
             TRAINS
             + left("Killed", "node2", 1)
             + ENDED
-            + "slurmstepd-node1: error: *** STEP 4.0 ON node1 CANCELLED AT 2026-11-30T04:11:45 ***\n"
+            + "slurmstepd-node1: error: *** STEP 4.0 ON node1 CANCELLED AT 2026-11-30 ***\n"
             + left("Terminated"),
             "a process on node2 ended: Killed, often out of memory",
         ),

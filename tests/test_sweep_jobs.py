@@ -13,7 +13,7 @@ from test_finetune import run
 
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.distributed.process_group import PeerLost
-from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
+from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable, describe_queue, read_queue
 from hpc_ecg.jobs.settings import SlurmConfig
 from hpc_ecg.jobs.slurm_jobs import (
     parse_minutes,
@@ -21,6 +21,7 @@ from hpc_ecg.jobs.slurm_jobs import (
     sbatch_script,
     without_sbatch_variables,
 )
+from hpc_ecg.sweep import slurm_runs
 from hpc_ecg.sweep.slurm_runs import submit_missing
 from hpc_ecg.sweep.status import cancel_cells, read_status
 from hpc_ecg.sweep.submissions import last_submissions, queued_jobs, submission_lock
@@ -115,6 +116,141 @@ def test_two_launchers_do_not_submit_at_the_same_time(tmp_path, monkeypatch):
         submission_lock(tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("Resources", "Resources (nodes must become free)"),
+        ("Priority", "Priority (jobs of higher priority come first)"),
+        ("QOSMaxJobsPerUserLimit", "QOSMaxJobsPerUserLimit (a limit of the quality of service)"),
+        ("AssocGrpCPUMinutesLimit", "AssocGrpCPUMinutesLimit (a limit of the account)"),
+        ("PartitionDown", "PartitionDown (the partition is closed)"),
+        (
+            "PartitionTimeLimit",
+            "PartitionTimeLimit (it asks for more time than the partition allows)",
+        ),
+        ("JobHeldUser", "JobHeldUser (held; scontrol release starts it)"),
+        ("SomethingNew", "SomethingNew"),
+        ("None", ""),
+    ],
+)
+def test_what_a_job_waits_for_is_said_as_slurm_says_it_and_in_words(reason, text):
+    assert queued(reason=reason).describe_reason() == text
+
+
+def test_the_launcher_says_how_many_jobs_wait_for_what():
+    jobs = [queued(state="R"), *[queued(reason="Priority")] * 2, queued(reason="None")]
+    why = "2 jobs waiting: Priority (jobs of higher priority come first)"
+    assert describe_queue(jobs) == f"1 job running; {why}; 1 job waiting: submitted"
+
+
+def queued(name="17_0", state="PD", reason="None"):
+    return QueuedJob(id=name, name="n", state=state, reason=reason)
+
+
+def some_task(folder, name="a/seed-0"):
+    path = folder / name
+    return Task(name=name, folder=path, function=print, arguments=(), results=(path / "done",))
+
+
+@pytest.fixture
+def lost(tmp_path, monkeypatch):
+    """A task whose job is gone, with its log and what scontrol shows of the job."""
+    write_json(tmp_path / "jobs" / "hpc_ecg-0000-a.json", {"tasks": ["a/seed-0"], "ids": ["1_0"]})
+    log = tmp_path / "submitit" / "1_0_0_log.err"
+    log.parent.mkdir()
+
+    def judge(shown, text="", **known):
+        log.write_text(text)
+        monkeypatch.setattr(slurm_runs, "show_job", lambda _: shown)
+        task, tries = some_task(tmp_path), slurm_runs._Tries(**known)
+        return slurm_runs._should_retry(task, tmp_path, tries, 3), tries, task
+
+    return judge
+
+
+FAILED = "JobState=FAILED Reason=NonZeroExitCode NodeList=node3 BatchHost=node3"
+
+
+@pytest.mark.parametrize(
+    ("shown", "log", "is_retried", "nodes"),
+    [
+        (FAILED, "", True, ["node3"]),
+        ("JobState=NODE_FAIL Reason=None NodeList=node3 ", "", True, ["node3"]),
+        ("JobState=FAILED NodeList=node[1-2] ", "", True, []),
+        (
+            "JobState=FAILED NodeList=node[1-2] ",
+            "srun: error: node2: task 1: Killed",
+            True,
+            ["node2"],
+        ),
+        ("JobState=TIMEOUT Reason=TimeLimit NodeList=node3 ", "", True, []),
+        ("JobState=PREEMPTED Reason=None NodeList=node3 ", "", True, []),
+        ("JobState=OUT_OF_MEMORY Reason=OutOfMemory NodeList=node3 ", "", False, []),
+        ("JobState=CANCELLED Reason=None NodeList=(null) ", "", False, []),
+        ("", "", True, []),
+    ],
+)
+def test_a_lost_run_is_tried_again_and_only_a_node_at_fault_is_blamed(
+    lost, shown, log, is_retried, nodes
+):
+    again, tries, _ = lost(shown, log)
+    assert (again, tries.nodes) == (is_retried, nodes)
+
+
+def test_the_reason_names_the_tries_the_nodes_and_the_line_of_the_log(lost):
+    line = "slurmstepd: error: execve(): /no/python: No such file or directory"
+    again, _, task = lost(FAILED, line, retries=3, nodes=["node1", "node2"])
+    nodes = "node1, node2 and node3"
+    assert not again
+    whole = f": its job ended 4 times without a result on {nodes}: {line} (FAILED);"
+    assert whole in task.failure()
+    task.error.unlink()
+    _, _, task = lost("JobState=CANCELLED Reason=Resources", "")
+    assert ": its job ended without a result: CANCELLED;" in task.failure()
+
+
+def test_each_try_is_missed_for_the_same_time_before_it_is_lost(tmp_path, monkeypatch):
+    task, clock, tries = some_task(tmp_path), [100.0], {"a/seed-0": slurm_runs._Tries()}
+    monkeypatch.setattr(slurm_runs.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(slurm_runs, "submit_missing", lambda *_: None)
+    for _ in range(2):
+        for seconds, is_lost in ((0, False), (9, False), (2, True)):
+            clock[0] += seconds
+            found = slurm_runs._ended({task.name: task}, {}, tries)
+            assert found == ([task] if is_lost else [])
+        slurm_runs._submit_again([task], tries, tmp_path, SlurmConfig())
+
+
+def test_tries_come_later_each_time_and_avoid_nodes_unless_no_other_is_left(tmp_path, monkeypatch):
+    task, sent, refuse = some_task(tmp_path), [], []
+
+    def submit(tasks, folder, config):
+        sent.append(config.options)
+        if "exclude" in config.options and refuse:
+            raise ValueError("Requested node configuration is not available")
+
+    monkeypatch.setattr(slurm_runs, "submit_missing", submit)
+    known = slurm_runs._Tries(nodes=["node1"])
+    config = SlurmConfig(options={"exclude": "node9", "comment": "x"})
+    for _ in range(3):
+        slurm_runs._submit_again([task], {task.name: known}, tmp_path, config)
+    assert [options["begin"] for options in sent] == ["now+15", "now+60", "now+240"]
+    assert {options["exclude"] for options in sent} == {"node9,node1"}
+    refuse.append(True)
+    slurm_runs._submit_again([task], {task.name: known}, tmp_path, SlurmConfig())
+    assert sent[-1] == {"begin": "now+960"} and known.retries == 4
+
+
+def test_a_job_that_no_other_node_can_take_may_return_to_the_one_it_left(monkeypatch):
+    calls = []
+    monkeypatch.setattr(slurm_runs, "allow_nodes", lambda *call: calls.append(call))
+    tries = {"a": slurm_runs._Tries(nodes=["node1"], excludes=True)}
+    config = SlurmConfig(options={"exclude": "node9"})
+    for reason in ("Resources", "ReqNodeNotAvail, UnavailableNodes:node3", "ReqNodeNotAvail"):
+        slurm_runs._allow_excluded_nodes({"a": queued(reason=reason)}, tries, config)
+    assert calls == [("17_0", "node9")]
 
 
 @pytest.mark.slow
