@@ -123,7 +123,7 @@ def share_failures(ranks: Ranks, store: Store | None) -> Iterator[None]:
                 time.sleep(GRACE_S)
         raise
     except RuntimeError as error:
-        if ranks.world_size == 1 or not _is_network_error(error):
+        if ranks.world_size == 1 or not is_network_error(error):
             raise
         failure = _failure_of_peer(store)
         if failure:
@@ -132,7 +132,7 @@ def share_failures(ranks: Ranks, store: Store | None) -> Iterator[None]:
         raise PeerLost(f"process {ranks.rank} has lost the others ({first_line})") from error
 
 
-def _is_network_error(error: RuntimeError) -> bool:
+def is_network_error(error: RuntimeError) -> bool:
     text = str(error)
     return isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text
 

@@ -18,6 +18,7 @@ import torch
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.loader import StepBatch, prefetch
 from hpc_ecg.data.node_cache import BLOCK
+from hpc_ecg.distributed.process_group import is_network_error
 from hpc_ecg.distributed.ranks import Ranks, read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.preflight import cluster_checks as cluster
@@ -105,6 +106,8 @@ def check_step(engine: Engine, prepared: PreparedRun) -> tuple[list[Finding], fl
     try:
         loss, seconds = _take_steps(engine, prepared, batch)
     except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and is_network_error(error):
+            raise  # the process that failed says why
         is_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
         text = f"{reason(error)}{LESS_MEMORY if is_memory else ''}"
         if engine.world_size > 1:
