@@ -3,8 +3,9 @@
 #
 #   sbatch [-N 2 --ntasks-per-node=4] slurm/finetune.sh configs/finetune.yaml key=value …
 #
-# Submit from the project's root. Put your site's settings (partition, account, GPUs, modules) into
-# slurm/site.sh, a copy of slurm/site.example.sh, and also source it in the shell that submits.
+# Relative paths start in the folder from which you submit. Put your site's settings (partition,
+# account, GPUs, modules) into slurm/site.sh, a copy of slurm/site.example.sh, and also source it in
+# the shell that submits.
 # Two minutes before the time limit the run saves and the job is requeued (slurm/job.sh).
 # To continue a stopped run, submit again with the same run_dir.
 # In --output=…, Slurm replaces %j, %t …: write a % of a folder's name as %%.
@@ -18,6 +19,15 @@
 #SBATCH --output=slurm-%x-%j.log
 #SBATCH --open-mode=append
 set -euo pipefail
-source "${SLURM_SUBMIT_DIR:-.}/slurm/job.sh"
+scripts=${SLURM_SUBMIT_DIR:-.}/slurm
+if [ ! -f "$scripts/job.sh" ]; then  # submitted from elsewhere, and what runs is a copy in a spool
+  scripts=$(scontrol show job "${SLURM_JOB_ID:-}" |
+    sed -n 's|^ *Command=\(/.*\)/finetune\.sh.*|\1|p') || true
+fi
+if [ ! -f "$scripts/job.sh" ]; then
+  echo "slurm: no slurm/job.sh: submit from the project's root, where slurm/finetune.sh lies" >&2
+  exit 2
+fi
+source "$scripts/job.sh"
 
 run finetune "$@"

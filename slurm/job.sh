@@ -21,7 +21,7 @@ if [ -n "${SLURM_STEP_ID:-}" ]; then  # it was submitted from a step
   unset SLURM_DISTRIBUTION SLURM_HINT SLURM_THREADS_PER_CORE SLURM_OVERCOMMIT SLURM_MPI_TYPE
 fi
 
-site="${SLURM_SUBMIT_DIR:-.}/slurm/site.sh"
+site="$(dirname "${BASH_SOURCE[0]}")/site.sh"
 # Module files often assume a less strict shell.
 if [ -f "$site" ]; then set +eu; source "$site"; set -eu; fi
 # Since Slurm 22.05, srun does not inherit --cpus-per-task.
@@ -104,6 +104,10 @@ requeue_after() {
 # A shell that has not sourced slurm/site.sh submits the job with Slurm's defaults.
 warn_of_site() {
   local name wanted got advice="source slurm/site.sh in the shell that submits"
+  if ! command -v "${HPC_ECG_PYTHON[0]:-python}" > /dev/null; then
+    say "warning: no program ${HPC_ECG_PYTHON[0]:-python}: set HPC_ECG_PYTHON in $site, as in" \
+      "site.example.sh"
+  fi
   for name in PARTITION ACCOUNT QOS; do
     wanted=SBATCH_$name got=SLURM_JOB_$name
     if [ -n "${!wanted:-}" ] && [ -n "${!got:-}" ] && [[ ,${!wanted}, != *,${!got},* ]]; then

@@ -12,7 +12,7 @@ export SBATCH_MEM_PER_GPU=64G
 case $PWD in *%*) export SBATCH_OUTPUT="${PWD//%/%%}/slurm-%x-%j.log" ;; esac
 
 # module purge && module load python/3.11 cuda/12.4
-HPC_ECG_PYTHON="${SLURM_SUBMIT_DIR:-$PWD}/.venv/bin/python"
+HPC_ECG_PYTHON="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)/.venv/bin/python"
 # In a container: a bash array with the command; quote arguments that contain spaces.
 # HPC_ECG_PYTHON=(apptainer exec --nv --bind /scratch "/images/hpc ecg.sif" python)
 # export HPC_ECG_MAX_RESTARTS=5        # after lost nodes or hangs; saved runs always continue

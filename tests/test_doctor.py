@@ -4,24 +4,27 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FIXTURES, words_for
 from forks import free_port
-from ranks import run_on_ranks, variables_of
+from ranks import end_on_ranks, run_on_ranks, variables_of
 from safetensors.torch import load_file
 
 from hpc_ecg.cli import main
 from hpc_ecg.config.load import load_config, to_yaml
 from hpc_ecg.data.dataset import DataConfig, open_shards
+from hpc_ecg.distributed.ranks import Ranks
 from hpc_ecg.distributed.settings import EngineConfig
-from hpc_ecg.preflight import cluster_checks, disk_checks, training_checks
+from hpc_ecg.preflight import cluster_checks, disk_checks, doctor, training_checks
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, check_gpus, merged, raise_on_errors
 from hpc_ecg.preflight.doctor import _open, diagnose, doctor_before_training
 from hpc_ecg.preflight.training_checks import check_amplitude, check_time
@@ -31,8 +34,8 @@ from hpc_ecg.training.settings import FinetuneConfig, TrainConfig
 
 pytestmark = pytest.mark.slow
 
-GOOD = ["versions", "gpus", "run_dir", "data", "weights", "ranks", "folder", "clock", "space"]
-GOOD += ["amplitude", "digests", "step", "time"]
+GOOD = ["versions", "gpus", "run_dir", "data", "amplitude", "digests", "weights", "space"]
+GOOD += ["folder", "clock", "ranks", "step", "time"]
 
 
 def config_of(shards, run_dir, *more) -> FinetuneConfig:
@@ -70,9 +73,67 @@ def test_two_processes_find_the_same_and_the_first_one_speaks(shards, tmp_path):
     first, second = run_on_ranks(2, ["doctor", *words_for(shards, tmp_path / "run")])
     assert second == ""
     assert "rendezvous: 2 processes joined at 127.0.0.1:" in first
-    assert "ranks: 2 on 1 nodes; all-reduce of a number in " in first
+    assert "ranks: 2 on 1 node; all-reduce of a number in " in first
     assert f"{len(GOOD) + 1} ok" in first
     assert list(tmp_path.iterdir()) == []
+
+
+def fail_in_the_step():
+    training_checks.train_step = lambda *_: (_ for _ in ()).throw(ValueError("record 7 is odd"))
+
+
+def have_no_digest():
+    training_checks._check_shard = lambda *_: [Finding("error", "digests", "shard-000001.tar")]
+
+
+@pytest.mark.slow
+def test_what_one_process_lacks_is_said_by_all_at_once(shards, tmp_path):
+    words = ["doctor", *words_for(shards, tmp_path / "run")]
+    ended = end_on_ranks(tmp_path, [words, [*words, "engine.precision=fp16"]])
+    assert ended.codes == [2, 2] and ended.logs[1] == ""
+    lines = ended.logs[0].splitlines()
+    assert any(line.startswith("error   hardware: engine.precision=fp16 needs") for line in lines)
+    names = [line.split(":")[0] for line in lines]
+    for name in ("ok      space", "ok      digests", "ok      clock", "skipped the rest"):
+        assert names.count(name) == 1
+
+
+@pytest.mark.slow
+def test_a_damage_that_one_process_reads_is_named_once(shards, tmp_path):
+    words = ["doctor", *words_for(shards, tmp_path / "run")]
+    ended = end_on_ranks(tmp_path, [words, words], partial(on_rank, 1, have_no_digest))
+    assert ended.codes == [2, 2] and ended.logs[1] == ""
+    lines = [line for line in ended.logs[0].splitlines() if " digests: " in line]
+    assert lines == ["error   digests: shard-000001.tar"]
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_on_one_process_ends_all_with_its_reason_and_host(shards, tmp_path):
+    words = ["doctor", *words_for(shards, tmp_path / "run")]
+    ended = end_on_ranks(tmp_path, [words, words], partial(on_rank, 1, fail_in_the_step))
+    host = socket.gethostname()
+    assert ended.codes == [2, 2]
+    assert f"error   engine: on {host}: step: record 7 is odd" in ended.logs[1]
+    assert f"error   engine: on {host}: process 1: step: record 7 is odd" in ended.logs[0]
+
+
+def on_rank(rank, harm):
+    if os.environ["RANK"] == str(rank):
+        harm()
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_join_says_all_that_it_found(shards, tmp_path, monkeypatch):
+    def cannot(*_):
+        raise ValueError("2 of 3 processes did not join")
+
+    monkeypatch.setattr(doctor, "Engine", cannot)
+    monkeypatch.setattr(doctor, "read_ranks", lambda _: Ranks(rank=1, world_size=3))
+    monkeypatch.setattr(disk_checks, "FEW_INODES", 10**18)
+    texts = [f.text for f in diagnose(config_of(shards, tmp_path / "run")) if f.name == "engine"]
+    host = socket.gethostname()
+    assert texts[0].startswith(f"on {host}: space: only ")
+    assert texts[1:] == [f"on {host}: 2 of 3 processes did not join"]
 
 
 # Each process is a node with a name and a folder of its own, another clock and another version.
@@ -114,11 +175,11 @@ def test_nodes_that_differ_are_named(shards, tmp_path):
     for line, part in zip(
         lines,
         (
+            "error   data: data.stream_lanes=3 cannot be shared by 2 processes",
             "error   versions: they differ",
-            "warning ranks: 2 on 2 nodes; ",
             f"error   folder: this node cannot read what another one writes in {place} (waited 1",
             "error   clock: node1 is +400",
-            "error   data: data.stream_lanes=3 cannot be shared by 2 processes",
+            "warning ranks: 2 on 2 nodes; ",
             "skipped step: the data must be repaired first",
             "10 ok, 4 error, 1 warning, 1 skipped",
         ),
@@ -147,13 +208,13 @@ def test_a_check_that_breaks_is_an_error_of_its_own():
     [
         ("auto", 4, 4, 4, "ok", "4 tasks and 4 GPUs"),
         ("auto", 1, 4, 4, "ok", "4 tasks and 4 GPUs"),  # --gpus-per-task=1
-        ("auto", 1, 1, 4, "ok", "1 tasks and 1 GPUs"),  # several runs in one job
+        ("auto", 1, 1, 4, "ok", "1 task and 1 GPU on"),  # several runs in one job
         ("auto", 2, 4, 2, "error", "each task needs its own: --ntasks-per-node=2"),
         ("auto", 1, 2, 1, "error", "each task needs its own: --ntasks-per-node=1"),
         ("auto", 4, 1, 4, "warning", "some idle: --ntasks-per-node=4"),
         ("cpu", 4, 4, 4, "warning", "which idle: engine.device=cpu"),
         ("cpu", 0, 2, 0, "ok", "2 tasks on the CPU"),
-        ("auto", 0, 1, 0, "ok", "1 tasks on the CPU"),
+        ("auto", 0, 1, 0, "ok", "1 task on the CPU"),
         ("auto", 0, 2, 2, "error", "2 GPUs on a node, of which torch sees none"),
         ("cuda", 0, 1, 0, "error", "of which torch sees none"),
     ],
@@ -315,8 +376,8 @@ def test_a_folder_of_another_run_is_an_error(shards, tmp_path):
 def test_a_wish_that_the_engine_cannot_meet_ends_the_rounds(shards, tmp_path):
     config = config_of(shards, tmp_path / "run", "engine.precision=fp16", "engine.device=cpu")
     wrong = found(config)
-    assert wrong.keys() == {"engine", "the rest"}
-    assert "engine.precision=fp16 needs a GPU" in wrong["engine"].text
+    assert wrong.keys() == {"hardware", "the rest"}
+    assert "engine.precision=fp16 needs a GPU" in wrong["hardware"].text
 
 
 def test_a_step_that_takes_too_much_memory_says_what_to_do(shards, tmp_path, monkeypatch):

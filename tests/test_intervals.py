@@ -104,7 +104,7 @@ def test_other_metrics_have_the_percentiles():
     assert (found["low"], found["high"]) == pytest.approx((25.0, 975.0))
     assert found["replicates"] == 1001
     assert found["method"] == "percentile"
-    assert found["warning"] == "1 replicates had one class only and were left out"
+    assert found["warning"] == "1 replicate had one class only and was left out"
 
 
 def test_without_replicates_there_is_no_interval():

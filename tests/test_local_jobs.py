@@ -96,8 +96,9 @@ def test_one_at_a_time_runs_in_order_and_a_failure_does_not_stop_the_others(tmp_
     assert bad.log.parent == tmp_path / "jobs" / "x-bad"
     assert "no such tensor" in bad.log.read_text()
     assert bad.log.with_suffix(".out").read_text() == "about to fail\n"
-    assert dead.error == "killed by signal 9 (SIGKILL)"
-    assert hung.error == "ended with exit code 76"
+    assert dead.error == "killed by signal 9 (SIGKILL), often out of memory"
+    assert dead.log.read_text().splitlines()[-1] == dead.error
+    assert hung.error == "ended with exit code 76: no reason is logged"
     assert good.error is None and good.log.is_file()
     assert sorted(p.name for p in (tmp_path / "jobs").iterdir()) == [
         *("good", "x-bad", "x-dead", "x-hung")
@@ -116,7 +117,8 @@ def test_outcomes_come_as_jobs_end_and_those_that_still_run_are_stopped_with_the
         gpus=[],
     )
     assert next(running).name == "short"
-    pids = [int(path.name.split("_")[0]) for path in (tmp_path / "jobs/long").glob("*.err")]
+    logs = (tmp_path / "jobs/long").glob("long-*_0_log.err")
+    pids = [int(path.name.removeprefix("long-").split("_")[0]) for path in logs]
     running.close()
     assert len(pids) == 1 and not Path(f"/proc/{pids[0]}").exists()
     assert not (tmp_path / "jobs/never").exists()

@@ -67,7 +67,7 @@ def test_regression_values_are_those_of_scikit_learn():
         ([1, 1, 1], [0.1, 0.2, 0.3], "afib: all 3 labels are 1; two classes are needed"),
         ([0, 2, 1], [0.1, 0.2, 0.3], "afib: labels must be 0 or 1, got 0, 1, 2"),
         ([0, 1], [0.1, 0.2, 0.3], r"afib: labels \(2,\) and scores \(3,\)"),
-        ([0, np.nan, 1], [0.1, 0.2, 0.3], "afib: 1 labels are missing"),
+        ([0, np.nan, 1], [0.1, 0.2, 0.3], "afib: 1 label is missing"),
     ],
 )
 def test_meaningless_labels_and_scores_are_refused(labels, scores, message):

@@ -1,10 +1,13 @@
 import pytest
 
 from hpc_ecg.reporting.numbers import (
+    count,
     format_number,
     format_p,
     format_percent,
     format_probability,
+    format_span,
+    format_threshold,
     format_with_interval,
     join_names,
 )
@@ -52,3 +55,26 @@ def test_p_values_probabilities_and_percentages_do_not_promise_more_than_they_ho
 def test_names_are_joined_as_in_a_sentence():
     assert join_names(["a"]) == "a"
     assert join_names(["a", "b", "c"]) == "a, b and c"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((1, "cell"), "1 cell"),
+        ((0, "cell"), "0 cells"),
+        ((1200, "ECG"), "1,200 ECGs"),
+        ((1, "label", "are"), "1 label is"),
+        ((2, "label", "are"), "2 labels are"),
+    ],
+)
+def test_a_number_agrees_with_its_noun_and_verb(arguments, text):
+    assert count(*arguments) == text
+
+
+def test_a_span_of_one_number_is_that_number():
+    assert format_span(0.4591, 0.4592) == "0.459"
+    assert format_span(0.012, 0.034) == "0.012 to 0.034"
+
+
+def test_a_threshold_of_a_rare_event_is_not_printed_as_zero():
+    assert [format_threshold(x) for x in (0.00041237, 0.5)] == ["0.0004124", "0.5"]

@@ -248,3 +248,38 @@ def test_the_example_site_file_can_be_sourced_in_the_submitting_shell():
     command = ["bash", "-euc", "source slurm/site.example.sh; env"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "SBATCH_PARTITION=gpu" in result.stdout and "SBATCH_GPUS_PER_TASK=1" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["finetune.sh", "sweep.sh"])
+def test_a_script_that_is_submitted_from_elsewhere_finds_its_project(environment, tmp_path, name):
+    project, elsewhere = tmp_path / "the project", tmp_path / "elsewhere"
+    shutil.copytree(ROOT / "slurm", project / "slurm")
+    (project / "slurm" / "site.sh").write_text("HPC_ECG_PYTHON=echo\n")
+    elsewhere.mkdir()
+    copy = shutil.copy(ROOT / "slurm" / name, tmp_path / "slurm_script")
+    command = f"   Command={project}/slurm/{name} configs/a.yaml x=/y/z.sh"
+    stand_in(tmp_path, "scontrol", f"printf 'JobId=7\\n{command}\\n   WorkDir=/x\\n'")
+    inside = environment | {"SLURM_SUBMIT_DIR": str(elsewhere), "SLURM_JOB_ID": "7"}
+    run = [["bash", copy, "a=b"], inside, elsewhere]
+    result = subprocess.run(run[0], env=run[1], cwd=run[2], capture_output=True, text=True)
+    verb = name.removesuffix(".sh")
+    assert (result.returncode, result.stdout) == (0, f"-m hpc_ecg {verb} a=b\n"), result.stderr
+
+    stand_in(tmp_path, "scontrol", "exit 1")
+    result = subprocess.run(run[0], env=run[1], cwd=run[2], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert f"submit from the project's root, where slurm/{name} lies" in result.stderr
+
+
+def test_the_example_site_file_finds_the_environment_beside_it(tmp_path):
+    shutil.copytree(ROOT / "slurm", tmp_path / "project" / "slurm")
+    words = ["bash", "-euc", "source project/slurm/site.example.sh; echo $HPC_ECG_PYTHON"]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout == f"{tmp_path}/project/.venv/bin/python\n"
+
+
+def test_a_python_that_is_not_there_is_named(site):
+    assert (
+        "warning: no program /no/python: set HPC_ECG_PYTHON"
+        in site("HPC_ECG_PYTHON=/no/python").stderr
+    )

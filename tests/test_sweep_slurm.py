@@ -194,13 +194,30 @@ def test_a_mistake_is_not_retried_and_a_killed_run_at_most_max_retries_times(
     os.kill(launcher.processes_of("ssl_new_head/seed-0")[0], signal.SIGKILL)
     assert launcher.end() == 1
     assert re.search(r"failed: wrong/seed-0: ValueError: .*no head.*log.err", launcher.log)
-    lost = r"failed: ssl_new_head/seed-0: its job ended without a result: FAILED \w+; \S+_0_log.err"
+    lost = r"failed: ssl_new_head/seed-0: its job ended without a result on node\d: a process on "
+    lost += r"node\d ended: Killed, often out of memory \(FAILED\); "
+    lost += r"\S+/jobs/ssl_new_head-seed-0-\S+.err"
     assert re.search(lost, launcher.log)
     assert len(list((folder / "jobs").glob("*.json"))) == 1, "nothing was submitted again"
     assert [state.kind for state in read_status(folder)] == ["failed", "failed"]
     again = Launcher(folder, *words, "strategies=[ssl_new_head]")
     assert again.end() == 0, again.log
     assert not (folder / "ssl_new_head/seed-0/error.txt").exists()
+
+
+def test_a_node_that_ends_every_job_is_avoided_by_the_next_try(slurm, shards, tmp_path):
+    folder = tmp_path / "sweep"
+    bad = '[ "$SLURMD_NODENAME" != node1 ] || { echo "/scratch: Stale file handle" >&2; exit 9; }'
+    setup = f"slurm.setup=['{bad}']"
+    settings = ("strategies=[ssl_new_head]", "seeds=[0,1]", "run.train.max_epochs=1", setup)
+    launcher = Launcher(folder, *words_of(shards, folder), *settings)
+    assert launcher.end() == 0, launcher.log
+    lost = r"lost, submitted again, not to node1: (ssl_new_head/seed-[01])\n"
+    assert re.search(lost, launcher.log), launcher.log
+    assert "1 job running" in launcher.log
+    _, second = sorted((folder / "jobs").glob("*.json"))
+    assert len(json.loads(second.read_text())["tasks"]) == 1
+    assert {state.kind for state in read_status(folder)} == {"done"}
 
 
 def test_a_killed_run_a_lost_node_a_preemption_and_a_killed_launcher_change_nothing(

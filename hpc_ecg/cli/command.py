@@ -6,6 +6,7 @@ ValueError, reported as one line on standard error with exit code 2.
 """
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("HPC_ECG_DEBUG"):
             raise
         rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
-        program = "hpc-ecg" if rank == "0" else f"hpc-ecg, process {rank}"
+        program = "hpc-ecg" if rank == "0" else f"hpc-ecg, process {rank} on {socket.gethostname()}"
         # the message may quote a file
         line = "".join(c if c.isprintable() else " " for c in f"{program}: {error}")
         print(line, file=sys.stderr)  # noqa: T201

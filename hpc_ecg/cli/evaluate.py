@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import Any
 
 from hpc_ecg.cli.parser import Parser, Verbs
-from hpc_ecg.reporting.numbers import format_percent, format_with_interval
+from hpc_ecg.reporting.numbers import count, format_percent, format_with_interval
 
 WIDTH = 80
 COLUMNS = 3  # thresholds side by side
@@ -120,14 +120,14 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 def _counts(label: dict[str, Any]) -> str:
     if "n_patients" not in label:
         return ""
-    text = f": {label['n']} ECGs of {label['n_patients']} patients"
+    text = f": {count(label['n'], 'ECG')} of {count(label['n_patients'], 'patient')}"
     if "n_positive" in label:
         text += f", {label['n_positive']} positive ({format_percent(label['prevalence'])})"
     return text + (f", {label['n_missing']} without label" if label["n_missing"] else "")
 
 
 def _thresholds(points: dict[str, dict[str, Any]]) -> list[str]:
-    from hpc_ecg.comparison.wording import fitted_for
+    from hpc_ecg.comparison.wording import fitted_for, format_threshold
 
     lines = []
     methods = list(points)
@@ -135,7 +135,7 @@ def _thresholds(points: dict[str, dict[str, Any]]) -> list[str]:
         shown = methods[start : start + COLUMNS]
         rows = {"": [fitted_for(method) for method in shown]}
         if all("threshold" in points[method] for method in shown):
-            rows["threshold"] = [f"{points[method]['threshold']:.4g}" for method in shown]
+            rows["threshold"] = [format_threshold(points[method]["threshold"]) for method in shown]
         rows |= {
             text: [format_with_interval(points[m][rate]) for m in shown]
             for rate, text in RATES.items()

@@ -20,6 +20,8 @@ DESCRIPTION = """Run every cell that is not done yet; it can be started again at
   hpc-ecg sweep cancel SWEEP_DIR [CELL ...]   stop these runs, or all; starting again resumes them
   hpc-ecg sweep retry SWEEP_DIR CELL          forget a failure and run the cell again
 """
+EXIT_KILLED = 137
+"""A run was killed: slurm/sweep.sh starts the sweep again, which continues it."""
 
 
 def add_sweep(verbs: Verbs) -> None:
@@ -76,6 +78,7 @@ def _run(sweep: "Sweep", wait: bool, only: str | None = None) -> int:
     """Launch the sweep, print failures, and return the exit code."""
     from hpc_ecg.distributed.stop_signals import Preempted
     from hpc_ecg.log import logger, say
+    from hpc_ecg.sweep.folder import has_killed_runs
     from hpc_ecg.sweep.launch import launch
 
     folder = sweep.config.sweep_dir
@@ -89,6 +92,8 @@ def _run(sweep: "Sweep", wait: bool, only: str | None = None) -> int:
     if not wait:
         say(f"check on them: hpc-ecg sweep status {folder}")
     say(f"compare the runs: hpc-ecg report {folder}")
+    if failures and sweep.config.slurm is None and has_killed_runs(Path(folder)):
+        return EXIT_KILLED
     return 1 if failures else 0
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.flow import CohortFlow
-from hpc_ecg.reporting.numbers import format_percent, join_names
+from hpc_ecg.reporting.numbers import count, format_percent, format_span, join_names
 
 YOURS = "yours to write"
 TOPICS = (
@@ -90,10 +90,10 @@ def _sample_size(comparison: Comparison) -> str:
     text = "as many patients as there were"
     if not comparison.detectable:
         return f"{text}; see Cohort"
-    sizes = sorted(comparison.detectable.values())
+    sizes = comparison.detectable.values()
     return (
-        f"{text}; with this test set and these seeds, 4 of 5 sweeps would find differences of "
-        f"{sizes[0]:.3f} to {sizes[-1]:.3f} {comparison.metric_name}"
+        f"{text}; with this test set and these seeds, 4 of 5 sweeps would find a difference of "
+        f"{format_span(min(sizes), max(sizes))} {comparison.metric_name}"
     )
 
 
@@ -110,5 +110,6 @@ def _counts(comparison: Comparison) -> str:
     texts = []
     for label, n in list(comparison.counts.items())[:5]:
         positive = f", {n['n_positive']} with the event" if "n_positive" in n else ""
-        texts.append(f"{label}: {n['n']} ECGs of {n['n_patients']} patients{positive}")
+        text = f"{count(n['n'], 'ECG')} of {count(n['n_patients'], 'patient')}"
+        texts.append(f"{label}: {text}{positive}")
     return f"test set: {'; '.join(texts)}"

@@ -11,6 +11,7 @@ import pandas as pd
 
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.reporting.numbers import count
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.remote import open_shard_set
 
@@ -53,7 +54,7 @@ def read_flow(settings: Mapping[str, Any]) -> CohortFlow | str:
 def describe_signal(signal: SignalSpec) -> str:
     seconds = signal.num_samples / signal.sample_rate_hz
     return (
-        f"{len(signal.leads)} leads ({', '.join(signal.leads)}), {seconds:g} s at "
+        f"{count(len(signal.leads), 'lead')} ({', '.join(signal.leads)}), {seconds:g} s at "
         f"{signal.sample_rate_hz} Hz in {signal.unit}, {signal.amplitude}, {signal.preprocessing}, "
         f"window: {signal.window}"
     )

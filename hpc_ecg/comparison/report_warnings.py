@@ -2,7 +2,7 @@
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.evaluation.intervals import FEW_PATIENTS
-from hpc_ecg.reporting.numbers import join_names
+from hpc_ecg.reporting.numbers import count, join_names
 
 
 def collect_warnings(comparison: Comparison) -> list[str]:
@@ -26,11 +26,10 @@ def _few_patients(comparison: Comparison) -> list[str]:
     texts = []
     for label, counts in comparison.counts.items():
         for kind in ("positive", "negative"):
-            count = counts[f"n_{kind}_patients"]
-            if count < FEW_PATIENTS:
-                noun = "patient" if count == 1 else "patients"
+            number = counts[f"n_{kind}_patients"]
+            if number < FEW_PATIENTS:
                 texts.append(
-                    f"{label} has only {count} {kind} {noun} in the test set: "
+                    f"{label} has only {count(number, f'{kind} patient')} in the test set: "
                     "intervals are wide, and p-values are rough."
                 )
     return texts
@@ -56,8 +55,8 @@ def _few_seeds(comparison: Comparison) -> list[str]:
 def _left_out(comparison: Comparison) -> list[str]:
     texts = []
     if comparison.problems:
-        total = len(comparison.problems) + len(comparison.runs)
-        texts.append(f"Left out (listed below): {len(comparison.problems)} of {total} runs.")
+        total = count(len(comparison.problems) + len(comparison.runs), "run")
+        texts.append(f"Left out (listed below): {len(comparison.problems)} of {total}.")
     texts += [f"{label} is not scored: {why}." for label, why in comparison.not_scored.items()]
     if not any(model.kind == "baseline" for model in comparison.reference_models):
         texts.append(

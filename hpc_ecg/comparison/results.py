@@ -15,7 +15,7 @@ from hpc_ecg.atomic_io import read_json
 from hpc_ecg.comparison.run_settings import check_comparable
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
-from hpc_ecg.sweep.folder import expected_cells, read_events, read_optional
+from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events, read_optional
 from hpc_ecg.training.run_folder import RunFolder
 
 
@@ -118,8 +118,7 @@ def _read_finished(folder: RunFolder, strategy: str, seed: int) -> RunResult:
 def _why_not_finished(folder: RunFolder) -> str | None:
     error = folder.path / "error.txt"
     if error.exists():
-        lines = error.read_text().strip().splitlines()
-        return f"failed: {lines[-1] if lines else 'error.txt is empty'}"
+        return f"failed: {parse_error(error.read_text())[0]}"
     if folder.finished.exists():
         return None
     if not folder.path.exists():

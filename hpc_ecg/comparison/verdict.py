@@ -13,6 +13,7 @@ from hpc_ecg.reporting.numbers import (
     format_p,
     format_probability,
     format_range,
+    format_span,
     join_names,
 )
 
@@ -144,8 +145,7 @@ def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:
     sizes = [comparison.detectable[key] for key in keys if key in comparison.detectable]
     if not any(sizes):
         return "On these patients they score exactly the same."
-    low, high = format_number(min(sizes)), format_number(max(sizes))
-    size = low if low == high else f"{low} to {high}"
+    size = format_span(min(sizes), max(sizes))
     return f"With these patients and seeds, 4 of 5 sweeps would find a difference of {size}."
 
 

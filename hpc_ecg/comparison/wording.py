@@ -6,10 +6,12 @@ from typing import Any
 from hpc_ecg.comparison.cost import Cost
 from hpc_ecg.evaluation.comparisons import Estimate
 from hpc_ecg.reporting.numbers import (
+    count,
     format_number,
     format_p,
     format_percent,
     format_range,
+    format_threshold,
     format_with_interval,
 )
 
@@ -48,10 +50,13 @@ FORMATS: dict[str, Callable[..., str]] = {
         format_p,
         format_percent,
         format_range,
+        format_threshold,
         format_interval,
         format_hours,
         format_metric,
         fitted_for,
+        format_threshold,
+        count,
     )
 }
 """The functions that templates call, by name."""

@@ -53,6 +53,14 @@ def choose_hardware(config: EngineConfig) -> tuple[bool, str]:
     return on_cpu, config.precision
 
 
+def check_machine(config: EngineConfig) -> None:
+    """Raise ValueError for hardware or a library that the settings need and this machine lacks."""
+    on_cpu, precision = choose_hardware(config)
+    _check_trackers(config.trackers)
+    if config.zero_stage:
+        make_plugin(config.zero_stage, precision, on_cpu)
+
+
 def join_process_group(
     config: EngineConfig, rendezvous_dir: Path | None, on_cpu: bool, precision: str
 ) -> tuple[Accelerator, Ranks, Store | None]:
@@ -115,7 +123,7 @@ def share_failures(ranks: Ranks, store: Store | None) -> Iterator[None]:
                 time.sleep(GRACE_S)
         raise
     except RuntimeError as error:
-        if ranks.world_size == 1 or not _is_network_error(error):
+        if ranks.world_size == 1 or not is_network_error(error):
             raise
         failure = _failure_of_peer(store)
         if failure:
@@ -124,7 +132,7 @@ def share_failures(ranks: Ranks, store: Store | None) -> Iterator[None]:
         raise PeerLost(f"process {ranks.rank} has lost the others ({first_line})") from error
 
 
-def _is_network_error(error: RuntimeError) -> bool:
+def is_network_error(error: RuntimeError) -> bool:
     text = str(error)
     return isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text
 

@@ -17,9 +17,11 @@ from torch.distributed import TCPStore
 
 from hpc_ecg.atomic_io import wait_until_seen, write_json
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks, read_ranks
+from hpc_ecg.log import logger
 
 JOINED = "joined"
 POLL_S = 0.05
+NOTE_EVERY_S = 30.0
 CONNECT_TIMEOUT_S = 30.0
 
 
@@ -83,14 +85,20 @@ def publish_address(
 
 def _wait_for_all(store: TCPStore, world_size: int, timeout: timedelta) -> None:
     """Poll the store, so that signals are handled; its blocking wait would delay them."""
-    deadline = time.monotonic() + timeout.total_seconds()
+    began = noted = time.monotonic()
     while store.add(JOINED, 0) < world_size - 1:
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        is_late = now - began > timeout.total_seconds()
+        if is_late or now - noted > NOTE_EVERY_S:
+            noted = now
             late = [r for r in range(1, world_size) if not store.check([f"{JOINED}/{r}"])]
-            raise ValueError(
-                f"{len(late)} of {world_size} processes did not join within {timeout} (ranks "
-                f"{', '.join(map(str, late[:8]))}): look at their logs, or raise engine.timeout_min"
-            )
+            names = f"(ranks {', '.join(map(str, late[:8]))})"
+            if is_late:
+                raise ValueError(
+                    f"{len(late)} of {world_size} processes did not join within {timeout} {names}: "
+                    "look at their logs, or raise engine.timeout_min"
+                )
+            logger.warning("waiting for %d of %d processes %s", len(late), world_size, names)
         time.sleep(POLL_S)
 
 

@@ -14,6 +14,7 @@ from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals, pooled
 from hpc_ecg.evaluation.metrics import FloatArray, auprc, auroc, brier, log_loss
 from hpc_ecg.evaluation.thresholds import confusion_counts, rate_intervals, rates
+from hpc_ecg.reporting.numbers import count
 
 
 def macro(labels: Mapping[str, dict], values_R: Mapping[str, dict[str, FloatArray]]) -> dict:
@@ -28,8 +29,8 @@ def macro(labels: Mapping[str, dict], values_R: Mapping[str, dict[str, FloatArra
         result[metric] = bootstrap_interval(value, mean_over_labels(value_LR), metric)
         incomplete = int(np.isnan(value_LR).any(axis=0).sum())
         if incomplete:
-            text = f"{incomplete} replicates lacked a class of some label: mean over the others"
-            result[metric]["warning"] = text
+            text = f"{count(incomplete, 'replicate')} lacked a class of some label"
+            result[metric]["warning"] = f"{text}: mean over the others"
     return result
 
 

@@ -15,6 +15,7 @@ from scipy import stats
 
 from hpc_ecg.evaluation.intervals import LEVEL
 from hpc_ecg.evaluation.metrics import FloatArray, check_scorable
+from hpc_ecg.reporting.numbers import count
 
 
 def delong(
@@ -30,7 +31,7 @@ def delong(
     _, negative_MP, num_negative = _placements(-scores_MN, ~is_positive_N, patient_N)
     if min(num_positive, num_negative) < 2:
         raise ValueError(
-            f"DeLong: {num_positive} patients are positive and {num_negative} negative; "
+            f"DeLong: {count(num_positive, 'positive patient')} and {num_negative} negative; "
             "a variance needs at least 2 of each"
         )
     both_MM = positive_MP @ negative_MP.T

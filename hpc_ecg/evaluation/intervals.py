@@ -28,6 +28,7 @@ import numpy as np
 from scipy import special, stats
 
 from hpc_ecg.evaluation.metrics import RANKING_METRICS, FloatArray
+from hpc_ecg.reporting.numbers import count
 
 FEW_PATIENTS = 20
 LEVEL = 0.95
@@ -71,8 +72,9 @@ def bootstrap_interval(
     else:
         low, high = _wilson_limits(value, used_R, num_patients)
     lost = len(value_R) - len(used_R)
-    texts = [warning, f"{lost} replicates had one class only and were left out" if lost else None]
-    text = "; ".join(t for t in texts if t)
+    was = "was" if lost == 1 else "were"
+    left_out = f"{count(lost, 'replicate')} had one class only and {was} left out" if lost else ""
+    text = "; ".join(t for t in (warning, left_out) if t)
     result: dict = {"value": value, "low": min(float(low), value), "high": max(float(high), value)}
     result |= {"replicates": len(used_R), "method": method}
     return result | ({"warning": text} if text else {})
@@ -103,10 +105,9 @@ def few_patients_warning(counts: dict) -> str | None:
     for kind in ("positive", "negative"):
         number = counts[f"n_{kind}_patients"]
         if number < FEW_PATIENTS:
-            noun = "patient" if number == 1 else "patients"
             return (
-                f"only {number} {kind} {noun}: the interval is wide, and errs on the safe side "
-                "(95 % intervals cover 94–100 % there)"
+                f"only {count(number, f'{kind} patient')}: the interval is wide, and errs on "
+                "the safe side (95 % intervals cover 94–100 % there)"
             )
     return None
 

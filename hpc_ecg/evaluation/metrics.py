@@ -11,6 +11,8 @@ the names or the checks alone.
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_ecg.reporting.numbers import count
+
 FloatArray = NDArray[np.float64]
 
 RANKING_METRICS = ("auroc", "auprc")
@@ -87,7 +89,7 @@ def why_not_scorable(labels_N: FloatArray) -> str | None:
     if not np.isin(classes, (0, 1)).all():
         return f"labels must be 0 or 1, got {', '.join(f'{c:g}' for c in classes[:5])}"
     if len(classes) == 1:
-        return f"all {len(labels_N)} labels are {classes[0]:g}; two classes are needed"
+        return f"all {count(len(labels_N), 'label', 'are')} {classes[0]:g}; two classes are needed"
     return None
 
 
@@ -97,7 +99,8 @@ def check_scorable(labels_N: FloatArray, scores_N: FloatArray, name: str) -> Non
     check_finite(scores_N, name)
     if missing := int(np.isnan(labels_N).sum()):
         raise ValueError(
-            f"{name}: {missing} labels are missing (NaN); leave them out with has_label()"
+            f"{name}: {count(missing, 'label', 'are')} missing (NaN); "
+            "leave them out with has_label()"
         )
     if reason := why_not_scorable(labels_N):
         raise ValueError(f"{name}: {reason}; check the split, or leave this label out")
@@ -110,7 +113,7 @@ def check_regression(labels_N: FloatArray, values_N: FloatArray, name: str) -> N
     check_finite(values_N, name)
     if len(labels_N) < 2 or np.ptp(labels_N) == 0:
         raise ValueError(
-            f"{name}: needs two different labels, got {len(labels_N)} record(s) of "
+            f"{name}: needs two different labels, got {count(len(labels_N), 'record')} of "
             "one value; check the split, or leave this label out"
         )
     check_not_constant(values_N, name)
@@ -129,8 +132,8 @@ def check_not_constant(scores_N: FloatArray, name: str) -> None:
     """Raise `ValueError` if all predictions are the same."""
     if np.ptp(scores_N) == 0:
         raise ValueError(
-            f"{name}: all {len(scores_N)} predictions are {scores_N[0]:g}; such a model tells "
-            "nothing apart: look at its loss and its init_report.json"
+            f"{name}: all {count(len(scores_N), 'prediction', 'are')} {scores_N[0]:g}; such "
+            "a model tells nothing apart: look at its loss and its init_report.json"
         )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.reporting.numbers import count
 
 GROUP_PREFIX = "group."
 
@@ -41,22 +42,21 @@ class Predictions:
                     f"{name} must have shape {shape} (records, labels), got {array.shape}"
                 )
         if len(self.patient_N) != shape[0]:
-            raise ValueError(
-                f"{len(self.patient_N)} patients for {shape[0]} records; give one each"
-            )
+            patients, records = count(len(self.patient_N), "patient"), count(shape[0], "record")
+            raise ValueError(f"{patients} for {records}; give one each")
         for name, values_N in self.groups.items():
             if len(values_N) != shape[0]:
-                raise ValueError(f"group {name}: {len(values_N)} values for {shape[0]} records")
+                values, records = count(len(values_N), "value"), count(shape[0], "record")
+                raise ValueError(f"group {name}: {values} for {records}")
         if 0 in shape:
-            raise ValueError(
-                f"needs records and labels, got {shape[0]} records and {shape[1]} labels"
-            )
+            records, labels = count(shape[0], "record"), count(shape[1], "label")
+            raise ValueError(f"needs records and labels, got {records} and {labels}")
         names, counts = np.unique(self.record_N.astype(str), return_counts=True)
         repeated = names[counts > 1]
         if len(repeated):
             raise ValueError(
-                f"{len(repeated)} records come more than once, such as {str(repeated[0])!r}; "
-                "each record must be predicted exactly once"
+                f"{count(len(repeated), 'record')} with two rows or more, such as "
+                f"{str(repeated[0])!r}; each record must be predicted exactly once"
             )
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ def read_predictions(path: Path) -> Predictions:
     incomplete = int(table[["record", "patient"]].isna().any(axis=1).sum())
     if incomplete:
         raise ValueError(
-            f"{path}: {incomplete} rows have no record or no patient; "
+            f"{path}: {count(incomplete, 'row')} without record or patient; "
             "intervals are by patient, so every row needs both"
         )
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from hpc_ecg.atomic_io import write_text
 from hpc_ecg.distributed.ranks import without_ranks
 from hpc_ecg.jobs.job import Job, JobOutcome
+from hpc_ecg.jobs.job_log import OFTEN_MEMORY, last_words
 
 POLL_S, STOP_S = 0.2, 1.0
 SAVE_S = 30.0
@@ -75,7 +76,8 @@ def run_locally(
 
 def job_log(folder: Path, job_name: str, pid: int) -> Path:
     """Where a local job writes its standard error."""
-    return folder.absolute() / job_name.replace("/", "-") / f"{pid}_0_log.err"
+    name = job_name.replace("/", "-")
+    return folder.absolute() / name / f"{name}-{pid}_0_log.err"
 
 
 class _LocalJob:
@@ -103,9 +105,12 @@ class _LocalJob:
         if code == -signal.SIGALRM:
             error = f"out of time: it did not end within {self._timeout_min:g} minutes"
         elif code < 0:
-            error = f"killed by signal {-code} ({signal.Signals(-code).name})"
+            often = f", {OFTEN_MEMORY}" if code == -signal.SIGKILL else ""
+            error = f"killed by signal {-code} ({signal.Signals(-code).name}){often}"
+            with self._log.open("a") as file:
+                file.write(f"{error}\n")
         elif code and error is None:
-            error = f"ended with exit code {code}"
+            error = f"ended with exit code {code}: {last_words(self._log) or 'no reason is logged'}"
         return JobOutcome(name=self._name, error=error, log=self._log)
 
     def end(self, deadline: float) -> None:

@@ -3,7 +3,32 @@
 import os
 import re
 import subprocess
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from hpc_ecg.reporting.numbers import count
+
+NO_NODES = ("ReqNodeNotAvail", "BadConstraints", "Nodes required")
+REASONS = {
+    "Resources": "nodes must become free",
+    "Priority": "jobs of higher priority come first",
+    "BeginTime": "its start time has not come",
+    "Dependency": "another job must end first",
+    "JobArrayTaskLimit": "as many run as slurm.array_parallelism allows",
+    "JobHeld": "held; scontrol release starts it",
+    "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
+    "BadConstraints": "no node has what it asks for",
+    "PartitionTimeLimit": "it asks for more time than the partition allows",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
+    "Partition": "the partition is closed",
+    "Reservation": "its reservation has not begun",
+    "InvalidQOS": "no such quality of service",
+    "InvalidAccount": "no such account",
+    "QOS": "a limit of the quality of service",
+    "Assoc": "a limit of the account",
+}
+"""Why a job waits, by how Slurm's word for it begins."""
 
 
 class SlurmUnavailable(ValueError):  # noqa: N818
@@ -31,6 +56,16 @@ class QueuedJob:
     def is_pending(self) -> bool:
         return self.state == "PD"
 
+    @property
+    def lacks_nodes(self) -> bool:
+        """Whether it waits for nodes that are down, drained, reserved or excluded."""
+        return self.is_pending and self.reason.startswith(NO_NODES)
+
+    def describe_reason(self) -> str:
+        """Why it waits, as Slurm says it and in words; "" without a reason."""
+        words = [text for start, text in REASONS.items() if self.reason.startswith(start)]
+        return " ".join([self.reason.replace("None", ""), *(f"({text})" for text in words[:1])])
+
 
 def read_queue(filter_option: str) -> list[QueuedJob]:
     """List the jobs that are pending or running, an array task by task.
@@ -54,20 +89,43 @@ def read_queue(filter_option: str) -> list[QueuedJob]:
     return [QueuedJob(id=id, name=name, state=state, reason=why) for id, name, state, why in rows]
 
 
-def read_job_state(job_id: str) -> str:
-    """Ask scontrol, which knows a job until minutes after its end; "" if it does not answer."""
+def describe_queue(jobs: Collection[QueuedJob]) -> str:
+    """How many jobs run, and how many wait for what."""
+    reasons = Counter(job.describe_reason() or "submitted" for job in jobs if job.is_pending)
+    parts = [f"{count(number, 'job')} waiting: {why}" for why, number in reasons.most_common()]
+    return "; ".join([f"{count(len(jobs) - reasons.total(), 'job')} running", *parts])
+
+
+def show_job(job_id: str) -> str:
+    """scontrol's line about a job, which it knows until minutes after the job's end, or ""."""
     command = ["scontrol", "--oneliner", "show", "job", job_id]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:
         return ""
-    return parse_job_state(answer.stdout)
+
+
+def read_job_state(job_id: str) -> str:
+    """State and reason of a job; "" if scontrol does not answer or know it."""
+    return parse_job_state(show_job(job_id))
 
 
 def parse_job_state(shown: str) -> str:
     """Reduce scontrol's line about a job to its state and reason: RUNNING, COMPLETING TimeLimit."""
     match = re.search(r"\bJobState=(\w+)(?: Reason=(\w+))?", shown)
     return " ".join(part for part in match.groups() if part not in (None, "None")) if match else ""
+
+
+def parse_single_node(shown: str) -> str:
+    """The node of a job that had one, from scontrol's line; "" for several or none."""
+    match = re.search(r"\bNodeList=([^\s,\[\]()]+)\s", shown)
+    return match[1] if match else ""
+
+
+def allow_nodes(job_id: str, still_excluded: str) -> None:
+    """Let a pending job, unless it has started, run on all nodes but those `still_excluded`."""
+    command = ["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={still_excluded}"]
+    subprocess.run(command, capture_output=True, check=False)
 
 
 def cancel_jobs(job_ids: list[str]) -> None:

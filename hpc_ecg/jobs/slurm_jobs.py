@@ -23,6 +23,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from hpc_ecg.atomic_io import wait_until_seen
 from hpc_ecg.jobs.job import Job, JobOutcome
+from hpc_ecg.jobs.job_log import last_words
 from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
 from hpc_ecg.jobs.sbatch_environment import job_settings, sbatch_environment
 from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs, time_limit_min
@@ -150,6 +151,15 @@ def submit_to_slurm(
         shell = [f"{k}={v}" for k, v in job_settings(config).items() if k.startswith("SBATCH_")]
         text += f" (the shell adds {', '.join(shell)})" if shell else ""
         raise (SubmissionLimit if FULL.search(text) else ValueError)(text) from None
+    finally:
+        _remove_unsubmitted(folder)
+
+
+def _remove_unsubmitted(folder: Path) -> None:
+    """Delete what submitit wrote for jobs that Slurm did not take; it renames the others' files."""
+    for path in [*folder.glob("[0-9a-f]" * 32 + ".pkl"), *folder.glob(".submission_file_*.sh")]:
+        if not path.is_symlink():
+            path.unlink()
 
 
 def _outcome_of(job: Job, handle: submitit.Job[Any]) -> JobOutcome:
@@ -157,8 +167,8 @@ def _outcome_of(job: Job, handle: submitit.Job[Any]) -> JobOutcome:
     with contextlib.suppress(ValueError):  # a slow disk may show the result later than the queue
         wait_until_seen(result, RESULT_PATIENCE_S)
     if not result.exists():
-        text = "it ended without a result: killed, cancelled, or out of time or memory"
-        return JobOutcome(name=job.name, error=text, log=log)
+        why = last_words(log) or "killed, cancelled, or out of time or memory"
+        return JobOutcome(name=job.name, error=f"it ended without a result: {why}", log=log)
     ending, value = pickle_load(result)
     if ending == "error":
         return JobOutcome(name=job.name, error=value.strip(), log=log)

@@ -20,10 +20,13 @@ from torch import distributed
 import hpc_ecg
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
+from hpc_ecg.reporting.numbers import count
 
 logger = logging.getLogger("hpc_ecg")
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
 
+MEASURED = ("space", "digests")
+"""Findings with a number that each process measures."""
 MANY_FLOATS = 1 << 24
 SLOW_GB_S = 0.12
 """The throughput of a network of 1 Gb/s."""
@@ -66,12 +69,17 @@ def exchange(value: Any) -> list[Any]:
 
 
 def merged(mine: Sequence[Finding]) -> list[Finding]:
-    """Collective: the findings of all processes, each once, with the nodes that have it."""
+    """Collective: the findings of all processes, each once, with the nodes that have it. Of those
+    that are well and measured, which differ, that of the first process stands for all."""
     everyone = exchange((socket.gethostname(), mine))
+    wrong = {f.name for _, findings in everyone for f in findings if f.level != "ok"}
+    first = {f.name: f for f in reversed([f for _, findings in everyone for f in findings])}
     nodes: dict[Finding, dict[str, None]] = {}
     for host, findings in everyone:
         for finding in findings:
-            nodes.setdefault(finding, {})[host] = None
+            is_measured = finding.level == "ok" and finding.name in MEASURED
+            if not is_measured or finding.name not in wrong:
+                nodes.setdefault(first[finding.name] if is_measured else finding, {})[host] = None
     total = len({host for host, _ in everyone})
     return [
         finding._replace(text=finding.text + _name_nodes(list(names), total))
@@ -93,8 +101,7 @@ def raise_on_errors(findings: Iterable[Finding], is_rank_zero: bool) -> None:
         if is_rank_zero:
             logger.log(LEVELS.get(finding.level, logging.INFO), "%s", finding)
     if errors:
-        noun = "error" if errors == 1 else "errors"
-        raise ValueError(f"the doctor found {errors} {noun} (see above); mend this first")
+        raise ValueError(f"the doctor found {count(errors, 'error')} (see above); mend this first")
 
 
 def check_versions(config: EngineConfig) -> list[Finding]:
@@ -114,7 +121,7 @@ def check_gpus(config: EngineConfig) -> list[Finding]:
     slurm = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
     gpus = seen if seen >= tasks else max(seen, slurm)
     expected = config.device == "cuda" or gpus or DRIVER.exists()
-    level, text = "ok", f"{tasks} tasks and {gpus} GPUs on a node"
+    level, text = "ok", f"{count(tasks, 'task')} and {count(gpus, 'GPU')} on a node"
     if config.device == "cpu" and gpus:
         level, text = "warning", f"{text}, which idle: engine.device=cpu"
     elif config.device != "cpu" and expected and not seen:
@@ -122,7 +129,7 @@ def check_gpus(config: EngineConfig) -> list[Finding]:
         remedy = "ask Slurm for GPUs, install torch with CUDA, or set engine.device=cpu"
         level, text = "error", f"{text}, of which torch sees none ({cause}); {remedy}"
     elif not seen:
-        text = f"{tasks} tasks on the CPU of a node"
+        text = f"{count(tasks, 'task')} on the CPU of a node"
     elif gpus < tasks:
         level, text = "error", f"{text}; each task needs its own: --ntasks-per-node={gpus}"
     elif gpus > tasks:
@@ -153,8 +160,8 @@ def check_ranks(device: torch.device) -> list[Finding]:
     distributed.all_reduce(numbers)  # warm up: NCCL connects
     small_s, large_s = _time_all_reduce(numbers[:1].clone(), 20), _time_all_reduce(numbers, 3)
     gb_s = 2 * (world - 1) / world * 4 * MANY_FLOATS / large_s / 1e9
-    text = f"{world} on {len(set(hosts))} nodes; all-reduce of a number in {1000 * small_s:.2g} ms"
-    text += f", of 64 MiB at {gb_s:.2g} GB/s (bus)"
+    text = f"{world} on {count(len(set(hosts)), 'node')}; all-reduce of a number in "
+    text += f"{1000 * small_s:.2g} ms, of 64 MiB at {gb_s:.2g} GB/s (bus)"
     if gb_s < SLOW_GB_S:
         remedy = "is it the right network (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)?"
         return [Finding("warning", "ranks", f"{text}, as over 1 Gb/s; {remedy}")]

@@ -11,9 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_ecg.config.load import to_yaml
+from hpc_ecg.distributed.process_group import check_machine
+from hpc_ecg.distributed.ranks import read_ranks
+from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, raise_on_errors, reason
 from hpc_ecg.preflight.disk_checks import nearest_folder
-from hpc_ecg.preflight.training_checks import check_node, run_checks
+from hpc_ecg.preflight.training_checks import (
+    HARDWARE,
+    check_data,
+    check_disk,
+    check_node,
+    run_checks,
+)
+from hpc_ecg.reporting.numbers import count
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import BeforeTraining
 from hpc_ecg.training.prepare import PreparedRun, prepare_data, prepare_weights
@@ -28,15 +38,23 @@ TIMEOUT_MIN = 10.0
 
 def diagnose(config: FinetuneConfig) -> Iterator[Finding]:
     """Yield findings, the same on every process but for ENGINE; all processes must consume all."""
+    ranks, host = read_ranks(os.environ), socket.gethostname()
     prepared, findings = _open(config)
     findings = [*check_node(config.engine), *findings]
     run_dir, began = Path(config.run_dir), time.monotonic()
     engine_config = replace(config.engine, timeout_min=min(config.engine.timeout_min, TIMEOUT_MIN))
     try:
+        check_machine(engine_config)
+    except ValueError as error:  # join all the same, so that the others need not wait
+        findings.append(Finding("error", HARDWARE, reason(error)))
+        engine_config = EngineConfig(device="cpu", timeout_min=engine_config.timeout_min)
+    try:
         engine = Engine(engine_config, nearest_folder(run_dir))
     except Exception as error:
         yield from findings
-        yield Finding("error", ENGINE, f"on {socket.gethostname()}: {reason(error)}")
+        wrong = [f for f in findings if f.level == "error" and ranks.rank > 0]
+        texts = [*(f"{f.name}: {f.text}" for f in wrong), reason(error)]
+        yield from (Finding("error", ENGINE, f"on {host}: {text}") for text in texts)
         yield Finding("skipped", "the rest", "the processes must join each other first")
         return
     try:
@@ -45,10 +63,11 @@ def diagnose(config: FinetuneConfig) -> Iterator[Finding]:
             seconds = max(exchange(time.monotonic() - began))
             text = f"{engine.world_size} processes joined at {address} in {seconds:.1f} s"
             yield Finding("ok", "rendezvous", text)
-        yield from run_checks(engine, run_dir, prepared, findings)
-    except RuntimeError as error:
-        text = f"{socket.gethostname()} has lost the others: {reason(error)}"
-        yield Finding("error", ENGINE, text)
+        with engine.share_failures():
+            yield from run_checks(engine, run_dir, prepared, findings)
+            exchange(None)  # srun ends all processes with the first: rank 0 must have printed
+    except (ValueError, OSError, RuntimeError) as error:
+        yield Finding("error", ENGINE, f"on {host}: {reason(error)}")
     finally:
         engine.close()
 
@@ -62,8 +81,10 @@ def doctor_before_training(config: FinetuneConfig) -> BeforeTraining | None:
         return None
 
     def check(engine: Engine, prepared: PreparedRun) -> None:
-        findings = run_checks(engine, Path(config.run_dir), prepared, check_node(engine.config))
-        raise_on_errors(findings, engine.is_rank_zero)
+        run_dir, ranks = Path(config.run_dir), read_ranks(os.environ)
+        findings = [*check_node(engine.config), *check_data(prepared.data, ranks)]
+        findings += check_disk(run_dir, prepared)
+        raise_on_errors(run_checks(engine, run_dir, prepared, findings), engine.is_rank_zero)
 
     return check
 
@@ -77,18 +98,20 @@ def _open(config: FinetuneConfig) -> tuple[PreparedRun | None, list[Finding]]:
         skipped = Finding("skipped", "weights", "the data that they must fit cannot be opened")
         return None, [*findings, Finding("error", "data", reason(error)), skipped]
     labels = ", ".join(data.train.label_names)
-    text = f"{len(data.train)} records to train and {len(data.valid)} to validate, labels {labels}"
-    findings.append(Finding("ok", "data", text))
+    text = f"{count(len(data.train), 'record')} to train and {len(data.valid)} to validate, "
+    findings.append(Finding("ok", "data", f"{text}labels {labels}"))
+    findings += check_data(data, read_ranks(os.environ))
     try:
         prepared = prepare_weights(config, data)
     except Exception as error:
         return None, [*findings, Finding("error", "weights", reason(error))]
     counts, head = prepared.start.report["counts"], prepared.start.report["head"]
     text = (
-        f"{counts['tensors_loaded']} tensors loaded, {counts['tensors_fresh']} new, "
+        f"{count(counts['tensors_loaded'], 'tensor')} loaded, {counts['tensors_fresh']} new, "
         f"{counts['tensors_ignored']} of the file ignored; head: {head['taken']} ({head['reason']})"
     )
-    return prepared, [*findings, Finding("ok", "weights", text)]
+    findings.append(Finding("ok", "weights", text))
+    return prepared, [*findings, *check_disk(Path(config.run_dir), prepared)]
 
 
 def _check_run_dir(config: FinetuneConfig) -> list[Finding]:

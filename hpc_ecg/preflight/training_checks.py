@@ -18,21 +18,24 @@ import torch
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.loader import StepBatch, prefetch
 from hpc_ecg.data.node_cache import BLOCK
-from hpc_ecg.distributed.ranks import read_ranks
+from hpc_ecg.distributed.process_group import is_network_error
+from hpc_ecg.distributed.ranks import Ranks, read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.preflight import cluster_checks as cluster
 from hpc_ecg.preflight import disk_checks as disks
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, merged, reason
+from hpc_ecg.reporting.numbers import count
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.shards.index import amplitude_of_cohort
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.loop import train_step
 from hpc_ecg.training.meter import memory_gb
 from hpc_ecg.training.optimizer import build_optimizer
-from hpc_ecg.training.prepare import PreparedRun
+from hpc_ecg.training.prepare import PreparedData, PreparedRun
 from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import trains_head_only
 
+HARDWARE = "hardware"
 MIN_SHARDS = 4
 """Least number of shards whose digests are checked; at least one for each process."""
 ABSURD_FACTOR = 10.0
@@ -48,16 +51,16 @@ FORWARD_SHARE = 1 / 3
 """Time of a forward pass as a share of a training step."""
 
 
-def check_digests(train: Dataset, rank: int) -> list[Finding]:
-    """Collective: a sample of shards across the set, each read in full by one process."""
-    about = train.shards.description["shards"]
-    began, world = time.monotonic(), len(exchange(None))
-    sample = min(len(about), max(MIN_SHARDS, world))
+def check_digests(train: Dataset, ranks: Ranks) -> list[Finding]:
+    """This process's part of a sample of shards across the set, each read in full."""
+    about, began = train.shards.description["shards"], time.monotonic()
+    sample = min(len(about), max(MIN_SHARDS, ranks.world_size))
     chosen = np.linspace(0, len(about) - 1, sample).round().astype(int).tolist()
-    errors = merged([f for shard in chosen[rank::world] for f in _check_shard(train, shard)])
-    rate = sum(about[shard]["bytes"] for shard in chosen) / (time.monotonic() - began)
-    text = f"{sample} of {len(about)} shards are as written (read at {disks.size(rate)}/s)"
-    return errors or [Finding("ok", "digests", exchange(text)[0])]
+    mine = chosen[ranks.rank :: ranks.world_size]
+    errors = [finding for shard in mine for finding in _check_shard(train, shard)]
+    rate = sum(about[shard]["bytes"] for shard in mine) / (time.monotonic() - began)
+    text = f"{sample} of {count(len(about), 'shard')} as written (read at {disks.size(rate)}/s)"
+    return errors or [Finding("ok", "digests", text)]
 
 
 def _check_shard(train: Dataset, shard: int) -> list[Finding]:
@@ -103,16 +106,16 @@ def check_step(engine: Engine, prepared: PreparedRun) -> tuple[list[Finding], fl
     try:
         loss, seconds = _take_steps(engine, prepared, batch)
     except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and is_network_error(error):
+            raise  # the process that failed says why
         is_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
         text = f"{reason(error)}{LESS_MEMORY if is_memory else ''}"
         if engine.world_size > 1:
             raise ValueError(f"step: {text}") from None
         return [Finding("error", "step", text)], None
     used, limit = _memory(engine)
-    text = (
-        f"{len(batch.positions)} records in {seconds:.2g} s, at most {used:.1f} of {limit:.0f} GB "
-    )
-    text += f"for a process, loss {loss:.4g}"
+    text = f"{count(len(batch.positions), 'record')} in {seconds:.2g} s, at most {used:.1f} of "
+    text += f"{limit:.0f} GB for a process, loss {loss:.4g}"
     if engine.first_bad_step() is not None:
         remedy = "look at the weights, and at the amplitude of the data"
         return [Finding("error", "step", f"{text}: loss or gradient is not finite; {remedy}")], None
@@ -164,7 +167,7 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
         else:
             seconds += schedule.steps * (step_s + validation_s / schedule.eval_every)
     hours = timedelta(seconds=round(seconds))
-    text = f"{steps} steps ({epoch} an epoch) with validations in about {hours} h"
+    text = f"{count(steps, 'step')} ({epoch} an epoch) with validations in about {hours} h"
     left_s = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - time.time()
     if seconds > left_s:
         remedy = "another job can resume it, or give more time or processes"
@@ -174,43 +177,48 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
 
 
 def check_node(config: EngineConfig) -> list[Finding]:
-    """The checks that a process can make before it joins the others."""
+    """Each process by itself: versions and GPUs."""
     versions = attempt("versions", cluster.check_versions, config)
     return [*versions, *attempt("gpus", cluster.check_gpus, config)]
 
 
+def check_data(data: PreparedData, ranks: Ranks) -> list[Finding]:
+    """Each process by itself: the shards, and whether they suit this number of processes."""
+    findings = attempt("data", data.sampler.check_world_size, ranks.world_size)
+    findings += attempt("stage", disks.check_stage_dir, data.sampler.config, data.shards)
+    findings += attempt("amplitude", check_amplitude, data.shards)
+    return findings + attempt("digests", check_digests, data.train, ranks)
+
+
+def check_disk(run_dir: Path, prepared: PreparedRun) -> list[Finding]:
+    """Each process by itself: space for what the run will save."""
+    config, counts = prepared.stages[0].train, prepared.start.report["counts"]
+    return attempt("space", disks.check_space, run_dir, config, 4 * counts["parameters"])
+
+
 def run_checks(
-    engine: Engine, run_dir: Path, prepared: PreparedRun | None, node_findings: Sequence[Finding]
+    engine: Engine, run_dir: Path, prepared: PreparedRun | None, own_findings: Sequence[Finding]
 ) -> Iterator[Finding]:
-    """Run all checks. `node_findings` are those of this process before it joined the others."""
-    findings = merged(node_findings)
+    """Report what the processes found by themselves, and check what needs all of them."""
+    findings = merged(own_findings)
+    wrong = {finding.name for finding in findings if finding.level == "error"}
     yield from findings
     if sum(finding[:2] == ("ok", "versions") for finding in findings) > 1:
         yield Finding("error", "versions", "they differ: let all nodes use one environment")
-    yield from cluster.check_gpus_not_shared(engine.device)
-    yield from cluster.check_ranks(engine.device)
     yield from disks.check_folder(run_dir, engine.rank)
     yield from disks.check_clocks(run_dir, engine.rank)
+    if HARDWARE in wrong:
+        yield Finding("skipped", "the rest", "some processes lack the hardware")
+        return
+    yield from cluster.check_gpus_not_shared(engine.device)
+    yield from cluster.check_ranks(engine.device)
     is_open = all(exchange(prepared is not None))
     if prepared is None or not is_open:
         yield Finding("skipped", "the rest", "data and weights must be opened first")
-    else:
-        yield from _check_run(engine, run_dir, prepared)
-
-
-def _check_run(engine: Engine, run_dir: Path, prepared: PreparedRun) -> Iterator[Finding]:
-    data, config = prepared.data, prepared.stages[0].train
-    weight_bytes = 4 * prepared.start.report["counts"]["parameters"]
-    yield from exchange(attempt("space", disks.check_space, run_dir, config, weight_bytes))[0]
-    yield from merged(attempt("stage", disks.check_stage_dir, data.sampler.config, data.shards))
-    yield from attempt("amplitude", check_amplitude, data.shards)
-    data_findings = attempt("data", data.sampler.check_world_size, engine.world_size)
-    data_findings += check_digests(data.train, engine.rank)
-    yield from data_findings
-    if any(finding.level == "error" for finding in data_findings):
+    elif wrong & {"data", "digests"}:
         yield Finding("skipped", "step", "the data must be repaired first")
-        return
-    step_findings, seconds = check_step(engine, prepared)
-    yield from step_findings
-    if seconds is not None:
-        yield from check_time(prepared, seconds)
+    else:
+        step_findings, seconds = check_step(engine, prepared)
+        yield from step_findings
+        if seconds is not None:
+            yield from check_time(prepared, seconds)

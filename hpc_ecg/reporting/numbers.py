@@ -48,6 +48,22 @@ def format_percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
+def count(number: int, noun: str, verb: str = "") -> str:
+    """A number with its noun: `1 cell`, `1,200 cells`; with the `verb` are: `1 cell is`."""
+    text = f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{text} {'is' if number == 1 else verb}" if verb else text
+
+
+def format_span(low: float, high: float) -> str:
+    """What lies between two numbers: `0.012 to 0.034`, or one number if both read the same."""
+    return " to ".join(dict.fromkeys((format_number(low), format_number(high))))
+
+
+def format_threshold(threshold: float) -> str:
+    """Four significant figures: thresholds of rare events are small."""
+    return f"{threshold:.4g}"
+
+
 def join_names(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

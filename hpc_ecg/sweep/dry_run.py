@@ -7,6 +7,7 @@ from statistics import mean
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.jobs.slurm_jobs import sbatch_script
+from hpc_ecg.reporting.numbers import count
 from hpc_ecg.sweep.arms import axes_of, choices_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Cell, Sweep
@@ -25,7 +26,7 @@ def describe_launch(sweep: Sweep) -> list[str]:
     config, folder = sweep.config, Path(sweep.config.sweep_dir)
     todo = [c for c in sweep.cells if not task_of_run(c.name, c.run).is_done()]
     lines = [*_table(sweep, {cell.name for cell in todo}), ""]
-    lines += [f"{len(todo)} of {len(sweep.cells)} runs to do", *_tuning_and_soups(sweep)]
+    lines += [f"{len(todo)} of {count(len(sweep.cells), 'run')} to do", *_tuning_and_soups(sweep)]
     if todo:
         lines.append(_cost(sweep.cells, todo))
     if config.slurm is not None and todo:
@@ -52,8 +53,9 @@ def _tuning_and_soups(sweep: Sweep) -> list[str]:
     config, lines = sweep.config, []
     untuned = len(config.strategies) - len(read_tuned(sweep))
     if config.tune and untuned:
-        count = config.tune_trials or len(choices_of(axes_of("tune", config.tune)))
-        lines.append(f"before them, tuning: {count} trials of each of {untuned} strategies")
+        trials = config.tune_trials or len(choices_of(axes_of("tune", config.tune)))
+        of_each = f"of each of {untuned} strategies" if untuned > 1 else "of one strategy"
+        lines.append(f"before them, tuning: {count(trials, 'trial')} {of_each}")
     if config.soup:
         lines.append("after them, a weight soup of each arm's seeds")
     return lines
@@ -72,13 +74,14 @@ def _cost(cells: list[Cell], todo: list[Cell]) -> str:
             units.add("CPU process-hours" if is_cpu else "GPU-hours")
     if not hours:
         most = {cell.arm.name: _max_ecgs(cell.run) for cell in cells if cell.seed == cells[0].seed}
+        ecgs = count(sum(most[cell.arm.name] for cell in todo), "ECG")
         return (
-            f"cost: at most {sum(most[cell.arm.name] for cell in todo):,} ECGs to train on, each "
+            f"cost: at most {ecgs} to train on, each "
             "counted in every epoch; hours are known when one run is finished"
         )
     all_hours = [value for values in hours.values() for value in values]
     total = sum(mean(hours.get(cell.arm.name, all_hours)) for cell in todo)
-    runs = f"as the {len(all_hours)} finished runs took"
+    runs = f"as {count(len(all_hours), 'finished run')} took"
     return f"cost: about {total:.2g} {' and '.join(units)}, {runs}"
 
 

@@ -50,9 +50,19 @@ def read_optional(path: Path) -> dict[str, Any]:
 
 
 def parse_error(text: str) -> tuple[str, str]:
-    """The reason and the log's path, from the text of error.txt."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "failed", text.partition("\n")[0].partition(LOG)[2]
+    """The reason and the log's path, from the text of error.txt. An exception's first line is the
+    reason: some libraries add lines of advice."""
+    head, _, rest = text.partition("\n")
+    _, traceback, end = (rest if LOG in head else text).rpartition("Traceback (most recent call")
+    lines = [line.rstrip() for line in end.splitlines()[bool(traceback) :] if line.strip()]
+    flush = [line for line in lines if not line.startswith(" ")]
+    reason = flush[0] if traceback and flush else lines[-1].strip() if lines else "failed"
+    return reason, head.partition(LOG)[2]
+
+
+def has_killed_runs(sweep_dir: Path) -> bool:
+    """Whether a run was ended from outside, so that another start would continue it."""
+    return any(path.read_text().startswith(ENDED_LOG) for path in sweep_dir.rglob("error.txt"))
 
 
 def _read_sweep(sweep_dir: Path) -> dict[str, Any]:

@@ -15,8 +15,11 @@ from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.distributed.stop_signals import StopSignals
+from hpc_ecg.jobs.slurm_jobs import SITE_FILE
 from hpc_ecg.log import logger
+from hpc_ecg.reporting.numbers import count
 from hpc_ecg.sweep.arms import axes_of
+from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Cell, Sweep
 from hpc_ecg.sweep.local_runs import run_tasks_locally, share_cores, visible_gpus
 from hpc_ecg.sweep.slurm_runs import run_tasks_on_slurm
@@ -32,7 +35,7 @@ from hpc_ecg.sweep.tuning import (
     tune,
 )
 from hpc_ecg.training.best_tracker import BestTracker
-from hpc_ecg.training.environment import describe_working_directory
+from hpc_ecg.training.environment import base_folders, describe_working_directory
 from hpc_ecg.training.evaluate import describe_evaluation
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
@@ -62,7 +65,7 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
         # 2. every cell that is not done
         tasks = [task_of_run(cell.name, runner.fit_to_machine(cell.run)) for cell in sweep.cells]
         done = sum(task.is_done() for task in tasks)
-        logger.info("%d cells, %d done before", len(tasks), done)
+        logger.info("%s, %d done before", count(len(tasks), "cell"), done)
         failures = runner.run_all([task for task in tasks if only in (None, task.name)])
 
         # 3. the average of each arm's weights, where all of its seeds are done
@@ -136,11 +139,20 @@ def _task_runner(sweep: Sweep, wait: bool) -> Iterator[TaskRunner]:
         with _local_runner(sweep, folder) as runner:
             yield runner
         return
+    _check_site_file(folder)
     with submission_lock(folder):
         _write_sweep(folder, sweep)
     yield TaskRunner(
         run_all=lambda tasks: run_tasks_on_slurm(tasks, folder, slurm, wait, _log_result)
     )
+
+
+def _check_site_file(folder: Path) -> None:
+    """Raise ValueError if the site's settings lie where this sweep was started, and not here."""
+    for base in base_folders(folder, read_optional(folder / "environment.json")):
+        if (base / SITE_FILE).is_file() and not SITE_FILE.exists():
+            text = f"{folder} was started in {base}, and its jobs need the {SITE_FILE} there"
+            raise ValueError(f"{text}: cd {base}, and give the same command again")
 
 
 @contextmanager
@@ -149,7 +161,7 @@ def _local_runner(sweep: Sweep, folder: Path) -> Iterator[TaskRunner]:
     at_once, minutes = sweep.config.runs_at_once, sweep.config.run_timeout_min
     gpus = visible_gpus()
     if gpus and at_once > len(gpus):
-        raise ValueError(f"runs_at_once={at_once}, but there are {len(gpus)} GPUs")
+        raise ValueError(f"runs_at_once={at_once}, more than {count(len(gpus), 'GPU')}")
     lock = RunFolder(folder)
     lock.claim()
     stop_signals = StopSignals(folder, is_rank_zero=True)

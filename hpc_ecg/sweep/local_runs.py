@@ -28,11 +28,14 @@ def run_tasks_locally(
 ) -> list[str]:
     """Run the tasks that are not done; returns a line for each that failed."""
     todo = {task.name: task for task in tasks if not task.is_done()}
+    failures = []
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # a mistake would only be repeated
+        failed = [name for name, task in todo.items() if task.has_failed()]
+        failures = [todo.pop(name).failure() for name in failed]
     for task in todo.values():
         task.error.unlink(missing_ok=True)
     logs = folder / "submitit"
     jobs = [Job(name=n, function=_run_task, arguments=(task, logs)) for n, task in todo.items()]
-    failures = []
     with progress_bar("runs", len(todo)) as advance:
         for outcome in run_locally(
             jobs, logs, at_once, timeout_min, gpus, must_stop, IMPORTED_LATE

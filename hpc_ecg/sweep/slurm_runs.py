@@ -7,21 +7,32 @@ holds neither the results nor an error.
 
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpc_ecg.atomic_io import write_json
-from hpc_ecg.jobs.queue import SlurmUnavailable, read_job_state, read_queue
+from hpc_ecg.jobs.job_log import killed_on, last_words
+from hpc_ecg.jobs.queue import (
+    QueuedJob,
+    SlurmUnavailable,
+    allow_nodes,
+    describe_queue,
+    parse_job_state,
+    parse_single_node,
+    show_job,
+)
 from hpc_ecg.jobs.sbatch_environment import job_settings
 from hpc_ecg.jobs.settings import SlurmConfig
 from hpc_ecg.jobs.slurm_jobs import SubmissionLimit, submit_in_pieces, submit_to_slurm
 from hpc_ecg.log import logger, progress_bar
+from hpc_ecg.reporting.numbers import join_names
 from hpc_ecg.sweep.slurm_task import SlurmTask
 from hpc_ecg.sweep.submissions import (
     describe_changes,
     last_submissions,
+    link_log,
     queued_jobs,
     submission_lock,
 )
@@ -32,6 +43,24 @@ LOST_AFTER_S = 10.0
 """Shared disks cache: a job's results may show later than its end in the queue."""
 OUT_OF_MEMORY, CANCELLED = "OUT_OF_MEMORY", "CANCELLED"
 """States of a job that another try would not change."""
+FAULTS_OF_NODES = ("FAILED", "NODE_FAIL", "BOOT_FAIL")
+"""States that may be the node's fault: a run that fails by itself leaves error.txt."""
+RETRY_AFTER_S = (15, 60, 240, 960)
+"""Pauses before a lost run starts again."""
+REPORT_EVERY_S = 180.0
+
+
+@dataclass
+class _Tries:
+    """What this start of the sweep knows about a task that was lost."""
+
+    retries: int = 0
+    gone_since: float | None = None
+    """When the job of this try was first missed in the queue."""
+    nodes: list[str] = field(default_factory=list)
+    """The nodes on which it was lost."""
+    excludes: bool = False
+    """Whether the job in the queue excludes them."""
 
 
 def run_tasks_on_slurm(
@@ -73,7 +102,8 @@ def submit_missing(
         )
     earlier = {task.name: queue[task.name] for task in tasks if task.name in queue}
     if earlier:
-        logger.info("%d are queued or running since an earlier start", len(earlier))
+        are = "job is" if len(earlier) == 1 else "jobs are"
+        logger.info("%d %s queued or running since an earlier start", len(earlier), are)
         for line in describe_changes(folder, earlier, job_settings(config)):
             logger.warning("%s", line)
     if ids:
@@ -96,13 +126,14 @@ def _submit(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> list[st
         jobs = submit_to_slurm(
             functions, folder / "submitit", config, job_name, config.max_timeouts
         )
-    except ValueError:
-        with suppress(SlurmUnavailable):  # sbatch may fail after Slurm has taken the job
-            if not read_queue(f"--name={job_name}"):
-                path.unlink()
+    except ValueError as error:
+        if "timed out" not in str(error):  # then Slurm may have taken the jobs, as the queue shows
+            path.unlink()
         raise
     ids = [job.job_id for job in jobs]
     write_json(path, note | {"ids": ids})
+    for task, job_id in zip(tasks, ids, strict=True):
+        link_log(folder, task.name, job_id)
     return ids
 
 
@@ -114,10 +145,8 @@ def _watch(
     waiting: list[Task],
 ) -> list[str]:
     left = {task.name: task for task in tasks}
-    gone_since: dict[str, float] = {}
-    retries: Counter[str] = Counter()
-    failures = []
-    pause = POLL_S
+    tries = {name: _Tries() for name in left}
+    failures, pause, reported = [], POLL_S, time.monotonic()
     with progress_bar("runs", len(left)) as advance:
         while left:
             time.sleep(pause)
@@ -125,12 +154,16 @@ def _watch(
             queue = queued_jobs(folder, left)
             if queue is None:  # the controller may be restarting
                 continue
+            if time.monotonic() - reported > REPORT_EVERY_S:
+                reported = time.monotonic()
+                logger.info("%s", describe_queue(queue.values()))
+            _allow_excluded_nodes(queue, tries, config)
             lost = []
             submitted = {name: task for name, task in left.items() if task not in waiting}
-            ended = _ended(submitted, queue, gone_since)
+            ended = _ended(submitted, queue, tries)
             for task in ended:
                 pause = POLL_S
-                if _should_retry(task, folder, retries[task.name], config.max_retries):
+                if _should_retry(task, folder, tries[task.name], config.max_retries):
                     lost.append(task)
                     continue
                 if task.is_done():
@@ -141,39 +174,82 @@ def _watch(
                 del left[task.name]
                 advance()
             if lost:
-                names = [task.name for task in lost]
-                retries.update(names)
-                logger.info("lost, submitted again: %s", ", ".join(names))
-                submit_missing(lost, folder, config)
+                waiting += _submit_again(lost, tries, folder, config)
             with suppress(SubmissionLimit, SlurmUnavailable):
                 waiting = submit_missing(waiting, folder, config, max(len(ended) - len(lost), 1))
     return failures
 
 
 def _ended(
-    tasks: dict[str, Task], queue: Container[str], gone_since: dict[str, float]
+    tasks: dict[str, Task], queue: Container[str], tries: Mapping[str, _Tries]
 ) -> list[Task]:
     """The tasks that are done, or whose job left the queue long enough ago."""
     now, ended = time.monotonic(), []
     for name, task in tasks.items():
-        if name in queue:
-            gone_since.pop(name, None)
-        elif task.is_done() or now - gone_since.setdefault(name, now) > LOST_AFTER_S:
+        since = tries[name].gone_since
+        tries[name].gone_since = None if name in queue else since or now
+        if name not in queue and (task.is_done() or now - (since or now) > LOST_AFTER_S):
             ended.append(task)
     return ended
 
 
-def _should_retry(task: Task, folder: Path, retries: int, max_retries: int) -> bool:
+def _should_retry(task: Task, folder: Path, tries: _Tries, max_retries: int) -> bool:
     """Whether an ended task was lost and may be submitted again. Without a retry left, it fails."""
     if task.is_done() or task.error.exists():
         return False
     submission = last_submissions(folder)[task.name]
-    state = read_job_state(submission.job_id) if submission.job_id else ""
-    if retries < max_retries and not state.startswith((CANCELLED, OUT_OF_MEMORY)):
+    shown = show_job(submission.job_id) if submission.job_id else ""
+    state = parse_job_state(shown)
+    node = parse_single_node(shown) or killed_on(submission.log)
+    if node and node not in tries.nodes and state.startswith(FAULTS_OF_NODES):
+        tries.nodes.append(node)
+    if tries.retries < max_retries and not state.startswith((CANCELLED, OUT_OF_MEMORY)):
         return True
-    times = f" {retries + 1} times" if retries else ""
     if state.startswith(CANCELLED):  # without the reason for which it was pending
         state = CANCELLED
-    text = f"its job ended{times} without a result: {state or 'killed or lost'}"
+    times = f" {tries.retries + 1} times" if tries.retries else ""
+    place = f" on {join_names(tries.nodes)}" if tries.nodes else ""
+    why = last_words(submission.log)
+    reason = f"{why} ({state.split()[0]})" if why and state else why or state
+    text = f"its job ended{times} without a result{place}: {reason or 'killed or lost'}"
     task.fail(text, submission.log, from_outside=not state.startswith(OUT_OF_MEMORY))
     return False
+
+
+def _submit_again(
+    lost: Sequence[Task], tries: Mapping[str, _Tries], folder: Path, config: SlurmConfig
+) -> list[Task]:
+    """Submit lost tasks as jobs that start after a pause, on other nodes if there are any; returns
+    those for which there is no place yet."""
+    mine = [tries[task.name] for task in lost]
+    pause_s = max(RETRY_AFTER_S[min(t.retries, len(RETRY_AFTER_S) - 1)] for t in mine)
+    nodes = sorted({node for known in mine for node in known.nodes})
+    for known in mine:
+        known.retries, known.gone_since, known.excludes = known.retries + 1, None, bool(nodes)
+    options = config.options | {"begin": f"now+{pause_s}"}
+    exclude = ",".join([*filter(None, [options.get("exclude")]), *nodes])
+    choices = [options | {"exclude": exclude}] * bool(nodes) + [options]
+    names, refusal = ", ".join(task.name for task in lost), ""
+    for choice in choices:  # with the exclusion, no node may have what the runs ask for
+        try:
+            waiting = submit_missing(lost, folder, replace(config, options=choice))
+        except ValueError as error:
+            refusal = str(error)
+            continue
+        avoided = f", not to {join_names(nodes)}" if choice != options else ""
+        logger.info("lost, submitted again%s: %s", avoided, names)
+        return waiting
+    logger.warning("lost, and refused when submitted again: %s: %s", names, refusal)
+    return []
+
+
+def _allow_excluded_nodes(
+    queue: Mapping[str, QueuedJob], tries: Mapping[str, _Tries], config: SlurmConfig
+) -> None:
+    """Let jobs that no other node can run return to the nodes on which they were lost."""
+    for name, job in queue.items():
+        if tries[name].excludes and job.lacks_nodes:
+            tries[name].excludes = False
+            allow_nodes(job.id, config.options.get("exclude", ""))
+            nodes = join_names(tries[name].nodes)
+            logger.info("%s may run on %s again: no other node is available", name, nodes)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ from rich.table import Table
 from hpc_ecg.atomic_io import read_json
 from hpc_ecg.distributed.stop_signals import STOP
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
+from hpc_ecg.jobs.local_jobs import job_log
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
 from hpc_ecg.reporting.numbers import format_number
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
-from hpc_ecg.sweep.submissions import last_submissions, queued_jobs
+from hpc_ecg.sweep.submissions import Submission, last_submissions, queued_jobs
 from hpc_ecg.training.run_folder import RunFolder
 
 WATCH_S = 5.0
+OVERDUE_AFTER_S, OVERDUE_FACTOR = 60.0, 5
+"""A step is overdue after so long, and so many times the last interval."""
+HOLDER = re.compile(r"process (\d+) on (.*)\n?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,7 @@ def read_status(sweep_dir: Path) -> list[CellStatus]:
     queue = queued_jobs(sweep_dir, names)
     if queue is None:  # whether a submitted run has a job is not known
         queue, submitted = {}, {}
-    return [_status(sweep_dir, name, queue.get(name), name in submitted) for name in names]
+    return [_status(sweep_dir, name, queue.get(name), submitted.get(name)) for name in names]
 
 
 def cancel_cells(sweep_dir: Path, cells: list[str]) -> list[str]:
@@ -109,24 +114,28 @@ def _task_names(sweep_dir: Path) -> list[str]:
     return trials + cells + sorted(name for name in started if name.endswith("/soup"))
 
 
-def _status(sweep_dir: Path, name: str, job: QueuedJob | None, was_submitted: bool) -> CellStatus:
-    """A run that `was_submitted` and has no job is not running, whatever its folder holds."""
+def _status(
+    sweep_dir: Path, name: str, job: QueuedJob | None, submission: Submission | None
+) -> CellStatus:
+    """A run that was submitted and has no job is not running, whatever its folder holds."""
     run = RunFolder(sweep_dir / name)
     if job is not None and job.is_pending:
-        reason = "" if job.reason == "None" else f": {job.reason}"
-        return CellStatus(name=name, kind="queued", text=f"job {job.id}{reason}")
+        text = f"job {job.id}: {job.describe_reason()}".removesuffix(": ")
+        return CellStatus(name=name, kind="queued", text=text)
     error = run.path / "error.txt"
     if job is None and error.exists():
-        reason, log = parse_error(error.read_text())
-        return CellStatus(name=name, kind="failed", text=f"{reason} (see {log})")
+        reason, file = parse_error(error.read_text())
+        return CellStatus(name=name, kind="failed", text=f"{reason} (see {file})")
     is_soup, is_trial = name.endswith("/soup"), name.startswith("tuning/")
     if (run.finished.exists() or is_soup) and (run.evaluation.exists() or is_trial):
         return CellStatus(name=name, kind="done", text=_score(run))
-    progress = _progress(run)
-    if job is not None or (not was_submitted and _is_held(run.path / "lock.holder")):
+    holder = run.path / "lock.holder"
+    if job is not None or (submission is None and _is_held(holder)):
         place = f"job {job.id}" if job else "on this machine"
-        return CellStatus(name=name, kind="running", text=f"{place} {progress}".rstrip())
-    if progress:
+        log = submission.log if submission else _local_log(sweep_dir, name, holder)
+        parts = (f"{place} {_progress(run)}".rstrip(), f"log: {log}" if log.exists() else "")
+        return CellStatus(name=name, kind="running", text="; ".join(filter(None, parts)))
+    if progress := _progress(run):
         return CellStatus(name=name, kind="stopped", text=f"{progress}; start the sweep again")
     return CellStatus(name=name, kind="waiting", text="not started")
 
@@ -135,13 +144,20 @@ def _is_held(holder: Path) -> bool:
     """Whether the process that lock.holder names may be alive; on another node it may."""
     if not holder.exists():
         return False
-    match = re.fullmatch(r"process (\d+) on (.*)\n?", holder.read_text())
+    match = HOLDER.fullmatch(holder.read_text())
     if match is None or match.group(2) != socket.gethostname():
         return True
     return Path(f"/proc/{match.group(1)}").exists() or not Path("/proc").exists()
 
 
+def _local_log(sweep_dir: Path, name: str, holder: Path) -> Path:
+    """The log of the process that lock.holder names."""
+    process = HOLDER.fullmatch(holder.read_text())
+    return job_log(sweep_dir / "submitit", name, int(process[1])) if process else Path("none")
+
+
 def _progress(run: RunFolder) -> str:
+    """The last step, its speed and how long ago it was; no speed if later steps are overdue."""
     steps = [event for event in read_events(run.metrics) if event.get("event") == "step"]
     if not steps:
         return ""
@@ -150,8 +166,18 @@ def _progress(run: RunFolder) -> str:
     text = f"at step {steps[-1]['step']}"
     if "epoch" in steps[-1] and max_epochs:
         text += f", epoch {steps[-1]['epoch']:.1f} of {max_epochs}"
+    times = [datetime.fromisoformat(event["time"]).timestamp() for event in steps[-2:]]
+    age_s = max(time.time() - times[-1], 0.0)
+    if age_s > max(OVERDUE_AFTER_S, OVERDUE_FACTOR * (times[-1] - times[0])):
+        return f"{text}, no step for {_describe_age(age_s)}"
     speed = steps[-1].get("ecg_per_s")
-    return text + (f", {speed:.0f} ECG/s" if speed else "")
+    return text + (f", {speed:.0f} ECG/s" if speed else "") + f", {_describe_age(age_s)} ago"
+
+
+def _describe_age(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _score(run: RunFolder) -> str:

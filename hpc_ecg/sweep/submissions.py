@@ -6,7 +6,7 @@ which tasks have a job, and nothing is submitted twice. This file imports no tor
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +54,22 @@ def last_submissions(folder: Path) -> dict[str, Submission]:
         settings = note.get("settings", {})
         for index, name in enumerate(note["tasks"]):
             job_id = note["ids"][index] if note["ids"] else ""
-            log = folder / "submitit" / f"{job_id}_0_log.err"
+            link = _log_link(folder, name, job_id)
+            log = link if link.is_symlink() else folder / "submitit" / f"{job_id}_0_log.err"
             last[name] = Submission(
                 job_name=path.stem, index=index, job_id=job_id, log=log, settings=settings
             )
     return last
+
+
+def _log_link(folder: Path, task_name: str, job_id: str) -> Path:
+    return folder / "jobs" / f"{task_name.replace('/', '-')}-{job_id}.err"
+
+
+def link_log(folder: Path, task_name: str, job_id: str) -> None:
+    """Make a link with the task's name to the job's log, on a disk that has links."""
+    with suppress(OSError):
+        _log_link(folder, task_name, job_id).symlink_to(f"../submitit/{job_id}_0_log.err")
 
 
 def queued_jobs(folder: Path, task_names: Collection[str]) -> dict[str, QueuedJob] | None:

@@ -18,6 +18,7 @@ from typing import Any
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.log import logger
+from hpc_ecg.reporting.numbers import count
 from hpc_ecg.sweep.arms import arm_name, axes_of, choices_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Sweep
@@ -115,13 +116,14 @@ def tune(sweep: Sweep, runner: TaskRunner) -> tuple[bool, list[str]]:
         outcomes = [trial.outcome() for trial in trials if trial.strategy == name]
         chosen = _best_values(outcomes)
         entries[name] = {"chosen": chosen, "trials": outcomes, "asked": _request(sweep)}
-        logger.info("%s: %s, of %d trials", name, chosen, len(outcomes))
+        logger.info("%s: %s, of %s", name, chosen, count(len(outcomes), "trial"))
     write_json(_path(sweep), entries)
     for name in untuned:
         if not entries[name]["chosen"]:
+            failed = count(len(entries[name]["trials"]), "trial")
             raise ValueError(
-                f"tune: all {len(entries[name]['trials'])} trials of {name} failed; see hpc-ecg "
-                "sweep status, or give other values"
+                f"tune: all {failed} of {name} failed; see hpc-ecg sweep status, or give other "
+                "values"
             )
     return True, []
 

@@ -26,7 +26,7 @@ from hpc_ecg.evaluation.scores import (
     fit_operating_points,
 )
 from hpc_ecg.evaluation.thresholds import points_by_method
-from hpc_ecg.reporting.numbers import format_with_interval
+from hpc_ecg.reporting.numbers import count, format_with_interval
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
@@ -181,7 +181,7 @@ def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
     twins = int(scored["sha256"].isin(known).sum())
     if twins:
         raise ValueError(
-            f"{twins} of {len(scored)} signals of {shards.name} are among those that "
+            f"{twins} of {count(len(scored), 'signal')} of {shards.name} also stand in what "
             f"{run.path} was trained on or validated with; make shards without them"
         )
     return f"no signal is one that the run was trained on or validated with; {apart}"
@@ -224,11 +224,12 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     """One line for a terminal: the scores of the only label, or the means over several."""
     if "macro" in result:
         values, mean = result["macro"], "macro "
-        about = result | {"name": f"{len(result['labels'])} labels"}
+        about = result | {"name": count(len(result["labels"]), "label")}
     else:
         ((name, values),) = result["labels"].items()
         about, mean = values | {"name": name}, ""
-    parts = [f"{about['name']}: {about['n']} ECGs of {about['n_patients']} patients"]
+    patients = count(about["n_patients"], "patient")
+    parts = [f"{about['name']}: {count(about['n'], 'ECG')} of {patients}"]
     if "n_positive" in about:
         parts.append(f"{about['n_positive']} positive")
     for metric in ("auroc", "auprc", "rmse", "r2"):

@@ -1,0 +1,55 @@
+"""Why a job ended without a result, from the end of its log."""
+
+import os
+import re
+from pathlib import Path
+
+LAST_BYTES = 1 << 16
+OF_A_RUN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d |submitit INFO|\S+: process \d+, CUDA")
+"""Begins a line that a working program wrote: what it said before is not why it ended."""
+KILLED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (?!Exited|Terminated)(.+)")
+"""The first process that was killed, and by what."""
+EFFECT = re.compile(
+    r"srun: (error: \S+: tasks? |launch/slurm|Force|Terminating|Job step)|submitit \w+ \("
+    r"|slurmstepd\S*: error: \*\*\* STEP .* CANCELLED AT \S+ \*\*\*|Traceback|Current thread"
+)
+"""Begins a line that follows from the cause."""
+OF_SLURM = re.compile(r"(slurmstepd|srun)\S*: (error|fatal): |\S*(slurm_script|bash): ")
+CAUSE = re.compile(r"error|exception|fault|fatal|kill|denied|no such|not found|cannot|fail", re.I)
+OFTEN_MEMORY = "often out of memory"
+
+
+def last_words(log: Path) -> str:
+    """The line that says why the job ended, on one line; "" if none does.
+
+    Slurm's own lines count more than a killed process, that more than the program's last lines.
+    """
+    lines: list[str] = []
+    for line in reversed(_end_of(log)):
+        if OF_A_RUN.match(line):
+            break
+        lines.append(line)
+    causes = [line for line in lines if not EFFECT.match(line)]
+    found = [line for line in causes if OF_SLURM.match(line)]
+    found += [_describe_kill(match) for match in map(KILLED.match, reversed(lines)) if match]
+    found += [line for line in causes if CAUSE.search(line)] + causes
+    return found[0] if found else ""
+
+
+def killed_on(log: Path) -> str:
+    """The node on which a process was killed first; "" if the log names none."""
+    return next((match[1] for match in map(KILLED.match, _end_of(log)) if match), "")
+
+
+def _describe_kill(match: re.Match[str]) -> str:
+    how = f"{match[2]}, {OFTEN_MEMORY}" if match[2] == "Killed" else match[2]
+    return f"a process on {match[1]} ended: {how}"
+
+
+def _end_of(log: Path) -> list[str]:
+    if not log.is_file():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - LAST_BYTES, 0))
+        text = file.read().decode(errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
