@@ -276,7 +276,6 @@ class Queue:
         self.most, self.names, self.jobs = most, [], []
         monkeypatch.setattr(slurm_runs, "submit_to_slurm", self.submit)
         monkeypatch.setattr(submissions, "read_queue", lambda _: list(self.jobs))
-        monkeypatch.setattr(slurm_runs, "read_queue", lambda _: [])
         monkeypatch.setattr(slurm_jobs, "_max_array_size", lambda: 2)
 
     def submit(self, functions, folder, config, job_name, max_num_timeout):
@@ -361,7 +360,6 @@ def test_what_sbatch_may_have_taken_though_it_failed_is_not_submitted_again(tmp_
         real(*arguments)
         raise ValueError("Socket timed out on send/recv operation")
 
-    monkeypatch.setattr(slurm_runs, "read_queue", lambda _: queue.jobs)
     monkeypatch.setattr(slurm_runs, "submit_to_slurm", time_out)
     with pytest.raises(ValueError, match="timed out"):
         submit_missing(tasks, tmp_path, SlurmConfig())

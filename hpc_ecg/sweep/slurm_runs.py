@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpc_ecg.atomic_io import write_json
-from hpc_ecg.jobs.queue import SlurmUnavailable, read_job_state, read_queue
+from hpc_ecg.jobs.queue import SlurmUnavailable, read_job_state
 from hpc_ecg.jobs.sbatch_environment import job_settings
 from hpc_ecg.jobs.settings import SlurmConfig
 from hpc_ecg.jobs.slurm_jobs import SubmissionLimit, submit_in_pieces, submit_to_slurm
@@ -96,10 +96,9 @@ def _submit(tasks: Sequence[Task], folder: Path, config: SlurmConfig) -> list[st
         jobs = submit_to_slurm(
             functions, folder / "submitit", config, job_name, config.max_timeouts
         )
-    except ValueError:
-        with suppress(SlurmUnavailable):  # sbatch may fail after Slurm has taken the job
-            if not read_queue(f"--name={job_name}"):
-                path.unlink()
+    except ValueError as error:
+        if "timed out" not in str(error):  # then Slurm may have taken the jobs, as the queue shows
+            path.unlink()
         raise
     ids = [job.job_id for job in jobs]
     write_json(path, note | {"ids": ids})
