@@ -20,8 +20,7 @@ from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks, r
 from hpc_ecg.log import logger
 
 JOINED = "joined"
-POLL_S = 0.05
-NOTE_EVERY_S = 30.0
+POLL_S, NOTE_EVERY_S = 0.05, 30.0
 CONNECT_TIMEOUT_S = 30.0
 
 

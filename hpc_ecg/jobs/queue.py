@@ -20,11 +20,7 @@ REASONS = {
     "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
     "BadConstraints": "no node has what it asks for",
     "PartitionTimeLimit": "it asks for more time than the partition allows",
-    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
     "Partition": "the partition is closed",
-    "Reservation": "its reservation has not begun",
-    "InvalidQOS": "no such quality of service",
-    "InvalidAccount": "no such account",
     "QOS": "a limit of the quality of service",
     "Assoc": "a limit of the account",
 }

@@ -9,7 +9,6 @@ import numpy as np
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.model.losses import check_loss
 from hpc_ecg.model.settings import LOSSES, REGRESSION_LOSSES, LossConfig
-from hpc_ecg.reporting.numbers import count
 from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.predict import score_validation
 
@@ -92,8 +91,8 @@ class BestTracker:
         if not np.any((positives > 0) & (positives < known)):
             raise ValueError(
                 f"no label of split valid has both classes ({int(positives.sum())} positive of "
-                f"{count(int(known.sum()), 'label')}): the best weights cannot be chosen; split "
-                "again with another --split-seed or larger --fractions for valid"
+                f"{int(known.sum())} labels): the best weights cannot be chosen; split again with "
+                "another --split-seed or larger --fractions for valid"
             )
 
     def _warn_about_units(self) -> None:

@@ -181,7 +181,7 @@ def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
     twins = int(scored["sha256"].isin(known).sum())
     if twins:
         raise ValueError(
-            f"{twins} of {count(len(scored), 'signal')} of {shards.name} also stand in what "
+            f"{twins} of {len(scored)} signals of {shards.name} are among those that "
             f"{run.path} was trained on or validated with; make shards without them"
         )
     return f"no signal is one that the run was trained on or validated with; {apart}"

@@ -17,7 +17,6 @@ from hpc_ecg.data.loader import StepBatch, prefetch
 from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
 from hpc_ecg.log import progress_bar
 from hpc_ecg.model.losses import loss_sum, normalizer
-from hpc_ecg.reporting.numbers import count
 from hpc_ecg.training.checkpoint import Progress, save_checkpoint, update_progress
 from hpc_ecg.training.engine import Engine, StepResult
 from hpc_ecg.training.meter import SaveTimer
@@ -208,5 +207,5 @@ def _nonfinite_error(run: Run, step: int) -> ValueError:
     write_json(path, {"step": step + 1, "batch": batch})
     return ValueError(
         f"loss or gradient is not finite at step {step + 1}; lower optim.lr, or look at the "
-        f"{count(len(batch), 'record')} of its batch, listed in {path}"
+        f"{len(batch)} records of its batch, listed in {path}"
     )

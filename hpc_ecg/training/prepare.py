@@ -7,7 +7,6 @@ from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
-from hpc_ecg.reporting.numbers import count
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.best_tracker import BestTracker
 from hpc_ecg.training.settings import FinetuneConfig
@@ -92,13 +91,13 @@ def _check_fits_data(start: Initialized, shards: ShardSet, checkpoint: str | Non
         check_same_signal(shards.signal, start.signal, shards_name, weights_name)
     leads, in_d = len(shards.signal.leads), start.architecture.in_d
     if leads != in_d:
-        raise ValueError(f"model.in_d={in_d}, but {shards_name} has {count(leads, 'lead')}")
+        raise ValueError(f"model.in_d={in_d}, but {shards_name} has {leads} leads")
 
 
 def log_weights(start: Initialized, checkpoint: str | None) -> None:
     counts, head = start.report["counts"], start.report["head"]
     logger.info(
-        f"weights: {count(counts['tensors_loaded'], 'tensor')} from {checkpoint or 'nothing'}, "
+        f"weights: {counts['tensors_loaded']} tensors from {checkpoint or 'nothing'}, "
         f"{counts['tensors_fresh']} new, {counts['tensors_ignored']} ignored, "
         f"{counts['tensors_frozen']} frozen; head: {head['taken']} ({head['reason']})"
     )
