@@ -1,12 +1,15 @@
 """Write files that are complete or absent: written under another name, synced, then renamed."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +17,49 @@ import yaml
 from safetensors import SafetensorError
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside names a file: `path` if it has none, as when a write fails. What libraries
+    raise instead when a disk is full becomes an OSError, too."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        text = str(error)
+        code = re.search(r"\(os error (\d+)\)", text)  # safetensors
+        is_short = " requested and " in text  # numpy, of a write that was cut off
+        number = int(code[1]) if code else errno.ENOSPC if is_short else None
+        if number is not None:
+            raise OSError(number, os.strerror(number), str(path)) from None
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{path} cannot be written: {text}") from None
+        name = path if error.filename is None else os.fsdecode(error.filename)
+        error.filename = re.sub(r"/\.([^/]+)\.\d+\.partial\b", r"/\1", str(name))
+        raise
+
+
+def write_atomically(
+    path: Path, write: Callable[[Path], object], about_people: bool = False
+) -> None:
     """Let `write` make a file or folder under a temporary name, sync it, and rename it to `path`.
 
     Replaces what is at `path`. On an error nothing is left, and the error is raised again; a full
-    disk is always an OSError.
+    disk is always an OSError that names `path`. Others than owner and group cannot read a file
+    `about_people`, from its first byte on.
     """
+    with naming(path):
+        _write_atomically(path, write, about_people)
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object], about_people: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _remove(partial)  # from a killed process: in a container a pid soon comes again
     try:
+        if about_people:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
         write(partial)
-    except BaseException as error:
+    except BaseException:
         _remove(partial)
-        if isinstance(error, SafetensorError):  # a full disk, which the user can fix
-            raise OSError(f"{path} cannot be written: {error}") from None
         raise
     sync_all(partial)
     if path.is_dir():  # a folder is deleted file by file, so not under its own name
@@ -42,12 +73,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     _sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+def write_text(path: Path, text: str, about_people: bool = False) -> None:
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"), about_people)
 
 
-def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    write_text(path, json.dumps(value, indent=indent) + "\n")
+def write_json(
+    path: Path, value: Any, indent: int | None = 1, about_people: bool = False
+) -> None:
+    write_text(path, json.dumps(value, indent=indent) + "\n", about_people)
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,8 @@
 """Log lines, and a progress bar that is shown on a terminal only; both from rank 0 only."""
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 logger = logging.getLogger("hpc_ecg")
 console = Console(stderr=True)
+WHAT_TO_DO = {
+    errno.ENOSPC: "no space left on the disk; free some, then start again",
+    errno.EDQUOT: "your quota on this disk is used up; free some space, then start again",
+    errno.EFBIG: "the file would be larger than this account may write (ulimit -f)",
+    errno.EACCES: "permission denied; check whose it is (ls -ld), or choose another place",
+    errno.EPERM: "not permitted; check whose it is (ls -ld), or choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EEXIST: "exists already; choose another name",
+    errno.EISDIR: "is a folder; a file is expected",
+    errno.ENOTDIR: "a file is in the way, where a folder is needed",
+    errno.ENOTEMPTY: "the folder is not empty; choose another name",
+    errno.ENOENT: "no such file or folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n) or use fewer workers",
+    errno.ENFILE: "too many files are open on this machine; try again later",
+    errno.EIO: "the disk reports an error; copy what matters, and ask the administrator",
+    errno.ESTALE: "the shared disk has lost this file; start again",
+}
 
 
 class Advance(Protocol):
@@ -20,15 +40,36 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
 
+def printable(text: str) -> str:
+    """The text without characters that steer a terminal, which a name from a file may hold; line
+    ends stay."""
+    kept = (c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
+    return "".join(kept)
+
+
+def describe_error(error: BaseException) -> str:
+    """The message of an error in one line; for one of the system the path, and what to do."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = WHAT_TO_DO.get(error.errno or 0) or error.strerror or text
+        text = text if error.filename is None else f"{os.fsdecode(error.filename)}: {text}"
+    return " ".join(printable(text).split()) or type(error).__name__
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def start_logging(rank: int = 0) -> None:
     """Log to standard error; ranks other than 0 log only warnings."""
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
-        handler.setFormatter(logging.Formatter("%(message)s", "%H:%M:%S"))
+        handler.setFormatter(_Formatter("%(message)s", "%H:%M:%S"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
@@ -37,7 +78,7 @@ def start_logging(rank: int = 0) -> None:
 def say(*lines: str) -> None:
     """Print the answer of a command to standard output."""
     for line in lines:
-        print(line)  # noqa: T201
+        print(printable(line), flush=True)  # noqa: T201
 
 
 @contextmanager

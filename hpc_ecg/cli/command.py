@@ -21,6 +21,7 @@ from hpc_ecg.cli.report import add_report
 from hpc_ecg.cli.strategies import add_strategies
 from hpc_ecg.cli.sweep import add_sweep
 from hpc_ecg.cli.weights import add_weights
+from hpc_ecg.log import describe_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
         program = "hpc-ecg" if rank == "0" else f"hpc-ecg, process {rank}"
-        # the message may quote a file
-        line = "".join(c if c.isprintable() else " " for c in f"{program}: {error}")
-        print(line, file=sys.stderr)  # noqa: T201
+        print(f"{program}: {describe_error(error)}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("hpc-ecg: interrupted; start it again to go on", file=sys.stderr)  # noqa: T201
