@@ -77,9 +77,7 @@ def write_text(path: Path, text: str, about_people: bool = False) -> None:
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"), about_people)
 
 
-def write_json(
-    path: Path, value: Any, indent: int | None = 1, about_people: bool = False
-) -> None:
+def write_json(path: Path, value: Any, indent: int | None = 1, about_people: bool = False) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n", about_people)
 
 

@@ -4,9 +4,9 @@
     python tools/lock.py < requirements.lock                 new hashes for the same versions
 
 The hashes come from the JSON API of the index that pip is set to. They cover wheels for Linux
-(x86_64, aarch64) and the Pythons that CI knows, and the source where there is no wheel. torch is
-left to requirements-torch.lock, since its CPU and CUDA builds are other files of one version, and so
-is what only a CUDA build brings.
+(x86_64, aarch64) and Python 3.11 to 3.13, and the source where there is no wheel. torch is left to
+requirements-torch.lock, since the CPU and CUDA builds of one version are different files; so is
+what only a CUDA build brings.
 """
 
 import json
@@ -28,8 +28,8 @@ MACHINES = ("x86_64", "aarch64")
 OF_TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)")
 LINE = re.compile(r"([A-Za-z0-9][\w.-]*)==([^\s;\\]+)")
 HEAD = """\
-# Exact versions for `make install`, CI and the demo; torch, whose CPU and CUDA builds are other files
-# of one version, stands in requirements-torch.lock and is installed first.
+# Exact versions for `make install`, CI and the demo. torch stands in requirements-torch.lock and is
+# installed first: the CPU and CUDA builds of one version are different files.
 # Made by: pip freeze --exclude-editable | python tools/lock.py
 """
 
