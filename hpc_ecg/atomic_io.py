@@ -19,22 +19,30 @@ from safetensors import SafetensorError
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError inside names a file: `path` if it has none, as when a write fails. What libraries
-    raise instead when a disk is full becomes an OSError, too."""
+    """An OSError inside names its file: `path`, if it names none, as when a write fails. What
+    libraries raise instead when a disk is full is an OSError, too."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        text = str(error)
-        code = re.search(r"\(os error (\d+)\)", text)  # safetensors
-        is_short = " requested and " in text  # numpy, of a write that was cut off
-        number = int(code[1]) if code else errno.ENOSPC if is_short else None
-        if number is not None:
-            raise OSError(number, os.strerror(number), str(path)) from None
-        if isinstance(error, SafetensorError):
-            raise OSError(f"{path} cannot be written: {text}") from None
-        name = path if error.filename is None else os.fsdecode(error.filename)
-        error.filename = re.sub(r"/\.([^/]+)\.\d+\.partial\b", r"/\1", str(name))
-        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        number = _errno_of(error)
+        if isinstance(error, SafetensorError) and number is None:
+            raise OSError(f"{path} cannot be written: {error}") from None
+        if number is None:
+            raise
+        name = str(getattr(error, "filename", None) or path)
+        name = re.sub(r"/\.([^/]+)\.\d[^/]*\.partial\b", r"/\1", name)
+        raise OSError(number, os.strerror(number), name) from None
+
+
+def _errno_of(error: BaseException) -> int | None:
+    """The system's number of an error, also where safetensors, numpy or torch hide it."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if code := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(code[1])
+    within = error.__context__
+    is_full = isinstance(within, OSError) and within.errno in (errno.ENOSPC, errno.EDQUOT)
+    return errno.ENOSPC if is_full or " requested and " in str(error) else None
 
 
 def write_atomically(
@@ -43,21 +51,17 @@ def write_atomically(
     """Let `write` make a file or folder under a temporary name, sync it, and rename it to `path`.
 
     Replaces what is at `path`. On an error nothing is left, and the error is raised again; a full
-    disk is always an OSError that names `path`. Others than owner and group cannot read a file
-    `about_people`, from its first byte on.
+    disk is always an OSError that names `path`. A file `about_people` can be read by its owner and
+    group alone, from its first byte on.
     """
-    with naming(path):
-        _write_atomically(path, write, about_people)
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object], about_people: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _remove(partial)  # from a killed process: in a container a pid soon comes again
     try:
         if about_people:
             os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
-        write(partial)
+        with naming(path):
+            write(partial)
     except BaseException:
         _remove(partial)
         raise
@@ -150,6 +154,7 @@ def _remove(path: Path) -> None:
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

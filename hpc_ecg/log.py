@@ -14,24 +14,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 logger = logging.getLogger("hpc_ecg")
 console = Console(stderr=True)
+CHECK = "check whose it is (ls -ld) or choose another place"
 WHAT_TO_DO = {
-    errno.ENOSPC: "no space left on the disk; free some, then start again",
-    errno.EDQUOT: "your quota on this disk is used up; free some space, then start again",
-    errno.EFBIG: "the file would be larger than this account may write (ulimit -f)",
-    errno.EACCES: "permission denied; check whose it is (ls -ld), or choose another place",
-    errno.EPERM: "not permitted; check whose it is (ls -ld), or choose another place",
-    errno.EROFS: "the file system is read-only; choose another place",
-    errno.EEXIST: "exists already; choose another name",
-    errno.EISDIR: "is a folder; a file is expected",
-    errno.ENOTDIR: "a file is in the way, where a folder is needed",
-    errno.ENOTEMPTY: "the folder is not empty; choose another name",
-    errno.ENOENT: "no such file or folder",
-    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-    errno.EMFILE: "too many files are open; raise the limit (ulimit -n) or use fewer workers",
-    errno.ENFILE: "too many files are open on this machine; try again later",
-    errno.EIO: "the disk reports an error; copy what matters, and ask the administrator",
-    errno.ESTALE: "the shared disk has lost this file; start again",
+    errno.ENOSPC: "free some space, then start again",
+    errno.EDQUOT: "free some space, then start again",
+    errno.EFBIG: "raise the limit (ulimit -f)",
+    errno.EACCES: CHECK,
+    errno.EPERM: CHECK,
+    errno.EROFS: "choose another place",
+    errno.EEXIST: "choose another name",
+    errno.EISDIR: "give a file",
+    errno.ENOTDIR: "a file is where a folder should be; choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit (ulimit -n) or use fewer workers",
+    errno.EIO: "the disk may be failing: copy what matters",
+    errno.ESTALE: "the shared disk has changed meanwhile: start again",
 }
+"""Added to the system's own message."""
 
 
 class Advance(Protocol):
@@ -51,8 +50,9 @@ def describe_error(error: BaseException) -> str:
     """The message of an error in one line; for one of the system the path, and what to do."""
     text = str(error)
     if isinstance(error, OSError):
-        text = WHAT_TO_DO.get(error.errno or 0) or error.strerror or text
+        text, advice = error.strerror or text, WHAT_TO_DO.get(error.errno or 0)
         text = text if error.filename is None else f"{os.fsdecode(error.filename)}: {text}"
+        text = f"{text}; {advice}" if advice else text
     return " ".join(printable(text).split()) or type(error).__name__
 
 

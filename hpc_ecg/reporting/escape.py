@@ -1,0 +1,82 @@
+"""Names from tables and files, made safe for the format in which they are written.
+
+One function per format: Markdown, CSV (and back) and XML. HTML is escaped by jinja (html.py), what
+goes to a terminal by `log.printable`.
+"""
+
+import re
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from hpc_ecg.log import printable
+
+FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠].", re.DOTALL)
+"""What a spreadsheet runs as a formula, also in full width, and what escaping has made of it."""
+NUMBER = re.compile(r"[+-]?[\d.,:\s]+(e[+-]?\d+)?\s*%?", re.IGNORECASE)
+NOT_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+IN_MARKDOWN = (
+    (r"([\\`*~\[\]#])", r"\\\1"),
+    (r"(?<![^\W_])_|_(?![^\W_])", r"\\_"),  # within a word it is only itself
+    (r"^([-+>=](?!\d))", r"\\\1"),
+    (r"^(\d+)([.)]\s)", r"\1\\\2"),
+    (r"&(?=#?\w+;)", "&amp;"),
+    (r"(?i)<(?=[a-z/!?])", "&lt;"),
+    (r"(?<=\w):(?=//)", "&#58;"),  # GitHub makes a link of an address
+    (r"(?<=\bwww)\.", "&#46;"),
+    (r"\|", "&#124;"),
+)
+
+
+def markdown(value: Any) -> Any:
+    """A value as text within a line, or a cell, of Markdown; what is not text stays."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    text = printable(value).replace("\n", " ").lstrip()
+    for pattern, replacement in IN_MARKDOWN:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def code(value: Any) -> Markup:
+    """A name as code in Markdown, or as text if it holds more than names usually do: within code
+    nothing can be escaped."""
+    is_plain = re.fullmatch(r"[\w.,+/=:-]+", str(value))
+    return Markup(f"`{value}`" if is_plain else markdown(str(value)))  # noqa: S704  # not HTML
+
+
+def csv_text(table: pd.DataFrame, lineterminator: str = "\n") -> str:
+    """A table as CSV without its index. Text that a spreadsheet would run as a formula gets a
+    leading ', which `from_csv` takes away again; numbers stay as they are."""
+    safe = table.set_axis([_csv_cell(name) for name in table.columns], axis=1)
+    for k, (_, column) in enumerate(table.items()):
+        if not pd.api.types.is_numeric_dtype(column):
+            cells = [_csv_cell(value) for value in column]
+            safe.isetitem(k, pd.Series(cells, table.index, dtype=object))
+    text = safe.to_csv(index=False, lineterminator=lineterminator)
+    has_return = "\r" in text  # within a cell it is quoted if it is a part of the line's end
+    return safe.to_csv(index=False, lineterminator="\r\n") if has_return else text
+
+
+def from_csv(table: pd.DataFrame) -> pd.DataFrame:
+    """The text that `csv_text` was given, from the text that it wrote."""
+    plain = table.set_axis([_from_csv_cell(str(name)) for name in table.columns], axis=1)
+    for k, (_, column) in enumerate(table.items()):
+        if column.str.startswith("'").any():
+            plain.isetitem(k, column.map(_from_csv_cell))
+    return plain
+
+
+def _csv_cell(value: Any) -> Any:
+    is_formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
+
+
+def _from_csv_cell(text: str) -> str:
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+def xml_text(text: str) -> str:
+    """Text or markup without the characters that XML forbids."""
+    return NOT_XML.sub("\ufffd", text)
