@@ -14,23 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 logger = logging.getLogger("hpc_ecg")
 console = Console(stderr=True)
-CHECK = "check whose it is (ls -ld) or choose another place"
 WHAT_TO_DO = {
-    errno.ENOSPC: "free some space, then start again",
-    errno.EDQUOT: "free some space, then start again",
-    errno.EFBIG: "raise the limit (ulimit -f)",
-    errno.EACCES: CHECK,
-    errno.EPERM: CHECK,
-    errno.EROFS: "choose another place",
-    errno.EEXIST: "choose another name",
-    errno.EISDIR: "give a file",
-    errno.ENOTDIR: "a file is where a folder should be; choose another place",
-    errno.ENAMETOOLONG: "choose a shorter name",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then start again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR), "give another path"),
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG), "give another name"),
     errno.EMFILE: "raise the limit (ulimit -n) or use fewer workers",
-    errno.EIO: "the disk may be failing: copy what matters",
-    errno.ESTALE: "the shared disk has changed meanwhile: start again",
 }
-"""Added to the system's own message."""
+"""Added to the system's message."""
 
 
 class Advance(Protocol):
@@ -40,10 +30,8 @@ class Advance(Protocol):
 
 
 def printable(text: str) -> str:
-    """The text without characters that steer a terminal, which a name from a file may hold; line
-    ends stay."""
-    kept = (c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
-    return "".join(kept)
+    """The text without what steers a terminal, as a name from a file may; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else " ?"[not c.isspace()] for c in text)
 
 
 def describe_error(error: BaseException) -> str:
@@ -53,7 +41,7 @@ def describe_error(error: BaseException) -> str:
         text, advice = error.strerror or text, WHAT_TO_DO.get(error.errno or 0)
         text = text if error.filename is None else f"{os.fsdecode(error.filename)}: {text}"
         text = f"{text}; {advice}" if advice else text
-    return " ".join(printable(text).split()) or type(error).__name__
+    return printable(text).replace("\n", " ").strip() or type(error).__name__
 
 
 class _Formatter(logging.Formatter):

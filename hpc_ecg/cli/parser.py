@@ -18,7 +18,9 @@ class Parser(argparse.ArgumentParser):
         mark = "" if line.endswith("?") else ";"
         self.exit(2, f"{self.prog}: {line}{mark} see {self.prog} --help\n")
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]  # typeshed has overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """As argparse does, but an unknown option is reported first, and where it belongs."""
         given = list(sys.argv[1:] if args is None else args)
         if self._subparsers is not None:

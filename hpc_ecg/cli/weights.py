@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 from hpc_ecg.cli.parser import Verbs
-from hpc_ecg.log import say
 
 FILE_HELP = "base_ssl.pt, a fine-tuned .pt, model.safetensors or a run's folder"
 OUT_HELP = "by its ending: .pt (the original's layout), .safetensors or .onnx"
@@ -69,7 +68,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from hpc_ecg.weights.inspect_file import describe, inspect
 
     facts = inspect(options.file)
-    say(*([json.dumps(facts, indent=1)] if options.json else describe(facts)))
+    _say(*([json.dumps(facts, indent=1)] if options.json else describe(facts)))
     return 0
 
 
@@ -77,7 +76,7 @@ def _diff(options: argparse.Namespace) -> int:
     from hpc_ecg.weights.diff import describe, diff
 
     result = diff(options.first, options.second)
-    say(*([json.dumps(result, indent=1)] if options.json else describe(result)))
+    _say(*([json.dumps(result, indent=1)] if options.json else describe(result)))
     return int(options.exit_code and not result["identical"])
 
 
@@ -85,7 +84,7 @@ def _convert(options: argparse.Namespace) -> int:
     from hpc_ecg.weights.convert import convert
 
     changes = {"strip": options.strip, "labels": _names(options.labels), "force": options.force}
-    say(*convert(options.source, options.out, **changes))
+    _say(*convert(options.source, options.out, **changes))
     return 0
 
 
@@ -100,14 +99,14 @@ def _reset_head(options: argparse.Namespace) -> int:
         num_labels=options.num_labels,
         force=options.force,
     )
-    say(*lines)
+    _say(*lines)
     return 0
 
 
 def _soup(options: argparse.Namespace) -> int:
     from hpc_ecg.weights.convert import soup
 
-    say(*soup(options.sources, options.out, force=options.force))
+    _say(*soup(options.sources, options.out, force=options.force))
     return 0
 
 
@@ -119,3 +118,9 @@ def _names(text: str | None) -> list[str] | None:
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"--labels must be different names with commas between, got {text!r}")
     return names
+
+
+def _say(*lines: str) -> None:
+    from hpc_ecg.log import say
+
+    say(*lines)

@@ -66,13 +66,13 @@ def read_key(path: Path) -> bytes:
         key = path.read_bytes().strip()
     except OSError as error:
         raise ValueError(f"--key {path} cannot be read: {error.strerror}") from None
-    if path.stat().st_mode & 0o077:
-        logger.warning(f"--key {path} can be read by others: chmod 600 {path}")
     if len(key) < MIN_KEY_BYTES:
         raise ValueError(
             f"--key {path} holds {len(key)} bytes, at least {MIN_KEY_BYTES} are needed; make one "
-            f"with: python -c 'import secrets; print(secrets.token_hex(32))' > {path}"
+            f"with: (umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > {path})"
         )
+    if path.stat().st_mode & 0o077:
+        logger.warning(f"--key {path} can be read by others: chmod 600 {path}")
     return key
 
 

@@ -22,7 +22,7 @@ from omegaconf.errors import (
 )
 
 from hpc_ecg.config.built_in import find_config
-from hpc_ecg.config.describe import describe_kind, describe_settings, show_value
+from hpc_ecg.config.describe import KINDS, describe_kind, describe_settings, show_value
 from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.schema import section_of, without_none
 from hpc_ecg.config.suggestions import RENAMED, did_you_mean
@@ -104,9 +104,9 @@ def parse_override(override: str, schema: type) -> SettingsSource:
     else:
         try:
             return SettingsSource(OmegaConf.from_dotlist([override]), COMMAND_LINE)
-        except Exception:  # of the parser of YAML or of OmegaConf
-            text = f"{_must_be(key, schema)}, got {value!r}"
-            raise ValueError(f"{text} ({COMMAND_LINE})") from None
+        except Exception:  # of YAML's parser or OmegaConf
+            allowed = _must_be(key, schema)
+            raise ValueError(f"{allowed}, got {value!r} ({COMMAND_LINE})") from None
     return SettingsSource(OmegaConf.create(nest({key: parsed})), COMMAND_LINE)
 
 
@@ -120,9 +120,10 @@ def _to_dataclass(merged: DictConfig, schema: type) -> Any:
         name = re.findall(r"'([^']*)'", str(error))[0]
         raise ValueError(f"{error.full_key} uses ${{{name}}}: give {name}=…") from None
     except ValidationError as error:
-        stated = flatten(OmegaConf.to_container(merged, resolve=False)).get(error.full_key)
-        text = f"{_must_be(str(error.full_key), schema)}, but {stated} is something else"
-        raise ValueError(text) from None
+        key = str(error.full_key)
+        stated = flatten(OmegaConf.to_container(merged, resolve=False)).get(key)
+        allowed = _must_be(key, schema)
+        raise ValueError(f"{allowed}, but {stated} is something else") from None
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key or 'settings'}: {_first_line(error)}") from None
 
@@ -181,17 +182,15 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
             for part, inner in value.items() if isinstance(value, dict) else ():
                 _check_section(inner, entry, f"{key}.{part}", source)
         elif kind is int and isinstance(value, bool):
-            text = f"must be {describe_kind(int)}, got {show_value(value)}"
-            raise ValueError(f"{key} {text} ({source})")
+            raise ValueError(f"{key} must be {KINDS[int]}, got {show_value(value)} ({source})")
         else:
             _check_text(value, kind, is_optional, key, source)
 
 
 def _check_section(value: Any, section: type, key: str, source: str) -> None:
     if not isinstance(value, dict):
-        raise ValueError(
-            f"{key} must be a section ({key}.NAME=…), got {show_value(value)} ({source})"
-        )
+        text = f"must be a section ({key}.NAME=…), got {show_value(value)}"
+        raise ValueError(f"{key} {text} ({source})")
     _check_keys_and_text(value, section, f"{key}.", source)
 
 

@@ -1,8 +1,5 @@
-"""Names from tables and files, made safe for the format in which they are written.
-
-One function per format: Markdown, CSV (and back) and XML. HTML is escaped by jinja (html.py), what
-goes to a terminal by `log.printable`.
-"""
+"""Names from tables and files, made safe for the format in which they are written: Markdown, CSV
+(and back), SVG. HTML is escaped by jinja (html.py), the terminal's lines by `log.printable`."""
 
 import re
 from typing import Any
@@ -15,7 +12,7 @@ from hpc_ecg.log import printable
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠].", re.DOTALL)
 """What a spreadsheet runs as a formula, also in full width, and what escaping has made of it."""
 NUMBER = re.compile(r"[+-]?[\d.,:\s]+(e[+-]?\d+)?\s*%?", re.IGNORECASE)
-NOT_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 IN_MARKDOWN = (
     (r"([\\`*~\[\]#])", r"\\\1"),
     (r"(?<![^\W_])_|_(?![^\W_])", r"\\_"),  # within a word it is only itself
@@ -46,6 +43,11 @@ def code(value: Any) -> Markup:
     return Markup(f"`{value}`" if is_plain else markdown(str(value)))  # noqa: S704  # not HTML
 
 
+def xml_text(text: str) -> str:
+    """Text or markup without the characters that XML forbids."""
+    return NOT_IN_XML.sub("\ufffd", text)
+
+
 def csv_text(table: pd.DataFrame, lineterminator: str = "\n") -> str:
     """A table as CSV without its index. Text that a spreadsheet would run as a formula gets a
     leading ', which `from_csv` takes away again; numbers stay as they are."""
@@ -53,10 +55,10 @@ def csv_text(table: pd.DataFrame, lineterminator: str = "\n") -> str:
     for k, (_, column) in enumerate(table.items()):
         if not pd.api.types.is_numeric_dtype(column):
             cells = [_csv_cell(value) for value in column]
-            safe.isetitem(k, pd.Series(cells, table.index, dtype=object))
+            safe.isetitem(k, pd.array(cells, dtype=object))
     text = safe.to_csv(index=False, lineterminator=lineterminator)
-    has_return = "\r" in text  # within a cell it is quoted if it is a part of the line's end
-    return safe.to_csv(index=False, lineterminator="\r\n") if has_return else text
+    # a return within a cell is quoted only if lines end with it
+    return safe.to_csv(index=False, lineterminator="\r\n") if "\r" in text else text
 
 
 def from_csv(table: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +66,7 @@ def from_csv(table: pd.DataFrame) -> pd.DataFrame:
     plain = table.set_axis([_from_csv_cell(str(name)) for name in table.columns], axis=1)
     for k, (_, column) in enumerate(table.items()):
         if column.str.startswith("'").any():
-            plain.isetitem(k, column.map(_from_csv_cell))
+            plain.isetitem(k, column.map(_from_csv_cell).array)
     return plain
 
 
@@ -75,8 +77,3 @@ def _csv_cell(value: Any) -> Any:
 
 def _from_csv_cell(text: str) -> str:
     return text[1:] if text.startswith("'") and FORMULA.match(text) else text
-
-
-def xml_text(text: str) -> str:
-    """Text or markup without the characters that XML forbids."""
-    return NOT_XML.sub("\ufffd", text)

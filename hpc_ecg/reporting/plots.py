@@ -192,5 +192,10 @@ def to_svg(figure: Figure, name: str) -> str:
         bbox_inches="tight",
         metadata={"Date": None, "Creator": None},
     )
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", xml_text(buffer.getvalue()), flags=re.DOTALL)
+    svg = re.sub(
+        r"\s*<metadata>.*?</metadata>",
+        "",
+        xml_text(buffer.getvalue()),
+        flags=re.DOTALL,
+    )
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
