@@ -192,10 +192,6 @@ def to_svg(figure: Figure, name: str) -> str:
         bbox_inches="tight",
         metadata={"Date": None, "Creator": None},
     )
-    svg = re.sub(
-        r"\s*<metadata>.*?</metadata>",
-        "",
-        xml_text(buffer.getvalue()),
-        flags=re.DOTALL,
-    )
+    text = xml_text(buffer.getvalue())
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
