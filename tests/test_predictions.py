@@ -29,7 +29,7 @@ def test_predictions_survive_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: pd.concat([t, t[:1]]), "1 records come more than once, such as 'r00000'"),
+        (lambda t: pd.concat([t, t[:1]]), "1 records appear more than once, such as 'r00000'"),
         (lambda t: t.drop(columns="afib.logit"), "no column afib.logit among"),
         (lambda t: t.drop(columns="afib.label"), "no column <name>.label among"),
         (lambda t: t.assign(patient=[None, *t["patient"][1:]]), "1 rows have no record or no pat"),

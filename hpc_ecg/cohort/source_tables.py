@@ -96,7 +96,7 @@ def check_options(rules: Rules, sources: SourceTables) -> None:
     if (has_end or rules.death == "censored") != (rules.censored is not None):
         raise ValueError(
             "--censored exclude or missing: needed with --followed-until and --death censored, "
-            "without meaning otherwise"
+            "without effect otherwise"
         )
 
 

@@ -109,7 +109,9 @@ class NodeCache:
                 if self._stop.is_set() or not self._stage(shard):
                     break
         except OSError as error:
-            logger.warning(f"{describe_error(error)}; the rest is read from data.shards")
+            logger.warning(
+                f"{self._folder}: {describe_error(error)}; the rest is read from data.shards"
+            )
         finally:
             lock.release()
 

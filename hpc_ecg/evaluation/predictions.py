@@ -55,7 +55,7 @@ class Predictions:
         repeated = names[counts > 1]
         if len(repeated):
             raise ValueError(
-                f"{len(repeated)} records come more than once, such as {str(repeated[0])!r}; "
+                f"{len(repeated)} records appear more than once, such as {str(repeated[0])!r}; "
                 "each record must be predicted exactly once"
             )
 

@@ -150,7 +150,7 @@ def _take_run_section(source: SettingsSource) -> DictConfig:
     """Remove the `run` section of a sweep's file and return it."""
     section = source.values.pop(RUN, None)
     if section is not None and not isinstance(section, DictConfig):
-        raise ValueError(f"{RUN} is a section, got {section!r} ({source.name})")
+        raise ValueError(f"{RUN} must be a section, got {section!r} ({source.name})")
     return OmegaConf.create({}) if section is None else section
 
 

@@ -88,7 +88,7 @@ def cancel_cells(sweep_dir: Path, cells: list[str]) -> list[str]:
         (sweep_dir / STOP).touch()  # so that the sweep's process on this machine starts no other
         local = local or ["the sweep on this machine"]
     lines = [f"cancelled: {name} (job {job.id})" for name, job in queue.items()]
-    lines += [f"told to save and stop: {name}" for name in local]
+    lines += [f"asked to save and stop: {name}" for name in local]
     return lines or ["nothing is queued or running"]
 
 

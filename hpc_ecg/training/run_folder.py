@@ -70,7 +70,8 @@ class RunFolder:
             raise ValueError(f"{self.path} cannot be written: {error.strerror}") from None
         if self.config.exists():  # tidy only run folders
             tidy(self.path)
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        with naming(holder):
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def release(self) -> None:
         if self._lock is not None and self._lock.is_locked:
