@@ -134,6 +134,7 @@ def test_a_word_that_is_no_setting_is_named(capsys):
         (["strategies=[ssl_new_head,ssl_new_head]"], "entry twice"),
         (["strategies=[ssl_new_head]", "seeds=[]"], "seeds must be whole numbers"),
         (["strategies=[ssl_new_head]", "run.optim.lrr=1"], "did you mean optim.lr?"),
+        (["strategies=[ssl_new_hed]"], "did you mean ssl_new_head?"),
         (["strategies=[ssl_new_head]", "runs_at_once=0"], "runs_at_once must be at least 1"),
         (["strategies=[ssl_new_head]", "sweeps=1"], "unknown setting sweeps"),
         (["strategies=[ssl_new_head]"], "base_ssl"),

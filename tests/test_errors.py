@@ -124,6 +124,6 @@ def test_a_report_of_few_replicates_is_refused_and_replaces_none_of_more(tmp_pat
     write_json(tmp_path / "report" / "comparison.json", {"replicates": 2000})
     assert main(["report", str(tmp_path), "--replicates", "500"]) == 2
     line = capsys.readouterr().err
-    assert f"{tmp_path}/report was made with 2000 replicates" in line and "at least as many" in line
+    assert f"must be at least 2000, got 500: {tmp_path}/report was made with so many" in line
     assert main(["report", str(tmp_path), "--replicates", "2000"]) == 2
     assert "replicates" not in capsys.readouterr().err  # refused for want of runs

@@ -33,17 +33,12 @@ def _check_replicates(report: Path, replicates: int) -> None:
     from hpc_ecg.config.dotted_keys import flatten
     from hpc_ecg.sweep.folder import read_optional
 
-    if replicates < MIN_REPLICATES:
-        raise ValueError(
-            f"--replicates must be at least {MIN_REPLICATES}, got {replicates}: the ends of a 95 % "
-            "interval rest on one replicate in 40; 2000 is usual"
-        )
+    least, why = MIN_REPLICATES, "the ends of a 95 % interval rest on one replicate in 40"
     earlier = flatten(read_optional(report / "comparison.json")).get("replicates")
-    if isinstance(earlier, int) and earlier > replicates:
-        raise ValueError(
-            f"{report} was made with {earlier} replicates, more precise than {replicates}; give at "
-            "least as many, or move it away first"
-        )
+    if isinstance(earlier, int) and earlier > least:
+        least, why = earlier, f"{report} was made with so many; move it away to replace it by fewer"
+    if replicates < least:
+        raise ValueError(f"--replicates must be at least {least}, got {replicates}: {why}")
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from hpc_ecg.atomic_io import write_text
 from hpc_ecg.distributed.ranks import without_ranks
 from hpc_ecg.jobs.job import Job, JobOutcome
-from hpc_ecg.log import describe_error
+from hpc_ecg.log import describe_error, printable
 
 POLL_S, STOP_S = 0.2, 1.0
 SAVE_S = 30.0
@@ -162,7 +162,7 @@ def _run(
     try:
         job.function(*job.arguments)
     except BaseException as error:
-        text = traceback.format_exc()
+        text = printable(traceback.format_exc())
         if isinstance(error, OSError):  # the last line is the reason
             text += f"{describe_error(error)}\n"
         sys.stderr.write(text)

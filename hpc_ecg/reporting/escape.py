@@ -13,17 +13,12 @@ FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠].", re.DOTALL)
 """What a spreadsheet runs as a formula, also in full width, and what escaping has made of it."""
 NUMBER = re.compile(r"[+-]?[\d.,:\s]+(e[+-]?\d+)?\s*%?", re.IGNORECASE)
 NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-IN_MARKDOWN = (
-    (r"([\\`*~\[\]#])", r"\\\1"),
-    (r"(?<![^\W_])_|_(?![^\W_])", r"\\_"),  # within a word it is only itself
-    (r"^([-+>=](?!\d))", r"\\\1"),
-    (r"^(\d+)([.)]\s)", r"\1\\\2"),
-    (r"&(?=#?\w+;)", "&amp;"),
-    (r"(?i)<(?=[a-z/!?])", "&lt;"),
-    (r"(?<=\w):(?=//)", "&#58;"),  # GitHub makes a link of an address
-    (r"(?<=\bwww)\.", "&#46;"),
-    (r"\|", "&#124;"),
+IN_MARKDOWN = re.compile(
+    r"[\\`*~\[\]#|]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|<(?=[a-zA-Z/!?])"
+    r"|(?<=\w):(?=//)|(?<=\bwww)\.|^[-+>=](?!\d)|^\d(?=\d*[.)]\s)"
 )
+"""What means something in Markdown; the second line: addresses, which GitHub makes links of, and
+the beginnings of lists, quotations and headings."""
 
 
 def markdown(value: Any) -> Any:
@@ -31,9 +26,7 @@ def markdown(value: Any) -> Any:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     text = printable(value).replace("\n", " ").lstrip()
-    for pattern, replacement in IN_MARKDOWN:
-        text = re.sub(pattern, replacement, text)
-    return text
+    return IN_MARKDOWN.sub(lambda found: f"&#{ord(found[0])};", text)
 
 
 def code(value: Any) -> Markup:

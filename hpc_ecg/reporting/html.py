@@ -9,13 +9,13 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from hpc_ecg.reporting.escape import code, markdown
+from hpc_ecg.reporting.escape import code, markdown, xml_text
 from hpc_ecg.reporting.plots import INK
 
 
 def render_page(template: str, **values: object) -> str:
     """The text of the page; a value that the template names and `values` lacks is an error."""
-    return _environment(autoescape=True).get_template(template).render(**values)
+    return xml_text(_environment(autoescape=True).get_template(template).render(**values))
 
 
 def render_text(template: str, **values: object) -> str:
