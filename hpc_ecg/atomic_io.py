@@ -1,12 +1,15 @@
 """Write files that are complete or absent: written under another name, synced, then renamed."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +17,53 @@ import yaml
 from safetensors import SafetensorError
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside names its file: `path`, if it names none, as when a write fails. What
+    libraries raise instead when a disk is full is an OSError, too."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        number = _errno_of(error)
+        if isinstance(error, SafetensorError) and number is None:
+            raise OSError(f"{path} cannot be written: {error}") from None
+        if number is None:
+            raise
+        name = str(getattr(error, "filename", None) or path)
+        name = re.sub(r"/\.([^/]+)\.\d[^/]*\.partial\b", r"/\1", name)
+        raise OSError(number, os.strerror(number), name) from None
+
+
+def _errno_of(error: BaseException) -> int | None:
+    """The system's number of an error, also where safetensors, numpy or torch hide it."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if code := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(code[1])
+    within = error.__context__
+    is_full = isinstance(within, OSError) and within.errno in (errno.ENOSPC, errno.EDQUOT)
+    return errno.ENOSPC if is_full or " requested and " in str(error) else None
+
+
+def write_atomically(
+    path: Path, write: Callable[[Path], object], about_people: bool = False
+) -> None:
     """Let `write` make a file or folder under a temporary name, sync it, and rename it to `path`.
 
     Replaces what is at `path`. On an error nothing is left, and the error is raised again; a full
-    disk is always an OSError.
+    disk is always an OSError that names `path`. A file `about_people` can be read by its owner and
+    group alone, from its first byte on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _remove(partial)  # from a killed process: in a container a pid soon comes again
     try:
-        write(partial)
-    except BaseException as error:
+        if about_people:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
+        with naming(path):
+            write(partial)
+    except BaseException:
         _remove(partial)
-        if isinstance(error, SafetensorError):  # a full disk, which the user can fix
-            raise OSError(f"{path} cannot be written: {error}") from None
         raise
     sync_all(partial)
     if path.is_dir():  # a folder is deleted file by file, so not under its own name
@@ -42,12 +77,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     _sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+def write_text(path: Path, text: str, about_people: bool = False) -> None:
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"), about_people)
 
 
-def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    write_text(path, json.dumps(value, indent=indent) + "\n")
+def write_json(path: Path, value: Any, indent: int | None = 1, about_people: bool = False) -> None:
+    write_text(path, json.dumps(value, indent=indent) + "\n", about_people)
 
 
 def read_json(path: Path) -> Any:
@@ -119,6 +154,7 @@ def _remove(path: Path) -> None:
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

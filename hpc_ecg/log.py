@@ -1,6 +1,8 @@
 """Log lines, and a progress bar that is shown on a terminal only; both from rank 0 only."""
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 logger = logging.getLogger("hpc_ecg")
 console = Console(stderr=True)
+WHAT_TO_DO = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then start again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR), "give another path"),
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG), "give another name"),
+    errno.EMFILE: "raise the limit (ulimit -n) or use fewer workers",
+}
+"""Added to the system's message."""
 
 
 class Advance(Protocol):
@@ -20,15 +29,35 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
 
+def printable(text: str) -> str:
+    """The text without what steers a terminal, as a name from a file may; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else " ?"[not c.isspace()] for c in text)
+
+
+def describe_error(error: BaseException) -> str:
+    """The message of an error in one line; for one of the system the path, and what to do."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text, advice = error.strerror or text, WHAT_TO_DO.get(error.errno or 0)
+        text = text if error.filename is None else f"{os.fsdecode(error.filename)}: {text}"
+        text = f"{text}; {advice}" if advice else text
+    return printable(text).replace("\n", " ").strip() or type(error).__name__
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def start_logging(rank: int = 0) -> None:
     """Log to standard error; ranks other than 0 log only warnings."""
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
-        handler.setFormatter(logging.Formatter("%(message)s", "%H:%M:%S"))
+        handler.setFormatter(_Formatter("%(message)s", "%H:%M:%S"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
@@ -37,7 +66,7 @@ def start_logging(rank: int = 0) -> None:
 def say(*lines: str) -> None:
     """Print the answer of a command to standard output."""
     for line in lines:
-        print(line)  # noqa: T201
+        print(printable(line), flush=True)  # noqa: T201
 
 
 @contextmanager

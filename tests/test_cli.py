@@ -134,6 +134,7 @@ def test_a_word_that_is_no_setting_is_named(capsys):
         (["strategies=[ssl_new_head,ssl_new_head]"], "entry twice"),
         (["strategies=[ssl_new_head]", "seeds=[]"], "seeds must be whole numbers"),
         (["strategies=[ssl_new_head]", "run.optim.lrr=1"], "did you mean optim.lr?"),
+        (["strategies=[ssl_new_hed]"], "did you mean ssl_new_head?"),
         (["strategies=[ssl_new_head]", "runs_at_once=0"], "runs_at_once must be at least 1"),
         (["strategies=[ssl_new_head]", "sweeps=1"], "unknown setting sweeps"),
         (["strategies=[ssl_new_head]"], "base_ssl"),
@@ -162,6 +163,65 @@ def test_a_verb_of_weights_that_lacks_something_says_it_in_one_line(capsys, word
         main(words)
     (line,) = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and expected in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["finetun"],
+            "hpc-ecg: argument VERB: invalid choice: … did you mean finetune?",
+        ),
+        (["data", "shrad"], "hpc-ecg data: … did you mean shard?"),
+        (["weights", "conver"], "hpc-ecg weights: … did you mean convert?"),
+        (["help", "reprot"], "hpc-ecg: … did you mean report?"),
+        (["config", "Sweep"], "hpc-ecg config: … did you mean sweep?"),
+        (["--verison"], "hpc-ecg: unknown option --verison; did you mean --version?"),
+        (["cohort", "a", "b", "--oout", "c"], "hpc-ecg cohort: … --oout; did you mean --out?"),
+        (["data", "shard", "t", "--lable=af"], "hpc-ecg data shard: … did you mean --label?"),
+        (["data", "inspect", "s", "--splitt", "x"], "hpc-ecg data inspect: … mean --split?"),
+        (["report", "s", "-replicates", "9"], "hpc-ecg report: … did you mean --replicates?"),
+        (["evaluate", "r", "--splt", "test"], "hpc-ecg evaluate: … did you mean --split?"),
+        (["sweep", "--dryrun"], "hpc-ecg sweep: … did you mean --dry-run?"),
+        (["sweep", "status", "s", "--wach"], "hpc-ecg sweep status: … did you mean --watch?"),
+        (["finetune", "--optim.lr=1"], "hpc-ecg finetune: … mean the setting optim.lr=1?"),
+        (["cohort", "a", "b", "--death", "negativ"], "hpc-ecg cohort: … did you mean negative?"),
+        (["report", "s", "--xyzzy"], "hpc-ecg report: unknown option --xyzzy; see …"),
+    ],
+)
+def test_a_mistyped_verb_option_or_choice_is_answered_by_the_nearest_one(capsys, words, expected):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert all(part.strip() in line for part in expected.split("…")), line
+
+
+def test_a_mistyped_verb_of_sweep_and_a_choice_of_a_setting_are_answered_too(capsys):
+    assert failure(capsys, "sweep", "statu", "s").endswith("did you mean status?")
+    line = failure(capsys, "finetune", "data.shards=s", "run_dir=r", "loss.name=bec")
+    assert line.endswith(
+        "loss.name must be one of bce, as, bf, mlsml, mse, mse2, got 'bec'; did you mean bce?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "usage: hpc-ecg "),
+        (["help"], "usage: hpc-ecg "),
+        (["help", "cohort"], "usage: hpc-ecg cohort "),
+        (["help", "data", "shard"], "usage: hpc-ecg data shard "),
+        (["help", "evaluate"], "usage: hpc-ecg evaluate "),
+        (["help", "sweep"], "usage: hpc-ecg sweep "),
+        (["help", "sweep", "status"], "usage: hpc-ecg sweep status "),
+    ],
+)
+def test_help_is_printed_without_a_verb_and_for_each_verb(capsys, words, expected):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(expected)
 
 
 def test_what_a_file_says_of_itself_cannot_reach_the_terminal(capsys, tmp_path):

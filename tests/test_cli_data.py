@@ -340,7 +340,7 @@ MISTAKES = [
     ({"--highpass": "0"}, "high-pass must lie between 0 and 125 Hz"),
     ({"--notch": "125"}, "notch must lie between 0 and 125 Hz"),
     ({"--resampling": "linear"}, "resampling must be resample_poly or decimate, got 'linear'"),
-    ({"--resampling": "decimate", "--to-rate": "300"}, "500 Hz is no multiple of 300 Hz"),
+    ({"--resampling": "decimate", "--to-rate": "300"}, "500 Hz is not a multiple of 300 Hz"),
     ({"--amplitude-factor": "0"}, "amplitude factor must be a positive number"),
     ({"--slurm": "many"}, "--slurm: expected words like jobs=8,partition=cpu"),
     ({"--slurm": "jobs=0"}, "--slurm: expected words like jobs=8,partition=cpu"),

@@ -170,12 +170,12 @@ def test_a_path_can_be_named_once_and_used_by_name():
     [
         ("optim.lrr=1", "did you mean optim.lr?"),
         ("nonsense=1", "unknown setting nonsense (command line)"),
-        ("seed=1.5", "seed: "),
-        ("seed=true", "seed is a whole number"),
-        ("optim.lr=fast", "optim.lr: "),
-        ("optim=3", "optim is a section"),
+        ("seed=1.5", "seed must be a whole number such as 8, got 1.5 (command line)"),
+        ("seed=true", "seed must be a whole number"),
+        ("optim.lr=fast", "optim.lr must be a number such as 1e-5, got 'fast' (command line)"),
+        ("optim=3", "optim must be a section"),
         ("optim.lr.x=3", "below a plain value"),
-        ("data.labels=af", "expected a list like [a,b]"),
+        ("data.labels=af", "data.labels must be a list of names such as [a,b]"),
         ("optim.lr", "neither a .yaml file nor a setting"),
         ("optim.lr=-1", "optim.lr must be positive, got -1.0"),
         ("optim.schedule=linear", "optim.schedule must be one of cosine, constant"),
@@ -223,6 +223,57 @@ def test_a_setting_of_the_reference_program_is_answered_with_ours(old):
     assert RENAMED[old] in complaint(f"{old}=1")
 
 
+NUMBER, WHOLE = "a number such as 1e-5", "a whole number such as 8"
+BETAS = "optim.betas must be a list of 2 numbers such as [0.1,0.9], got"
+SEEDS = "seeds must be a list of whole numbers such as [0,1,2], got"
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("optim.lr=true", f"optim.lr must be {NUMBER}, got true"),
+        ("optim.lr=null", f"optim.lr must be {NUMBER}, got null"),
+        ("optim.lr=", f"optim.lr must be {NUMBER}, got null"),
+        ("optim.lr=1,5", f"optim.lr must be {NUMBER}, got '1,5'"),
+        ("optim.lr=[1]", f"optim.lr must be {NUMBER}, got [1]"),
+        ("optim.lr=[", f"optim.lr must be {NUMBER}, got '['"),
+        ("optim.head_lr=fast", f"optim.head_lr must be {NUMBER} or null, got 'fast'"),
+        ("train.stages.probe.lr=fast", f"train.stages.probe.lr must be {NUMBER} or null, got"),
+        ("train.max_epochs=ten", f"train.max_epochs must be {WHOLE}, got 'ten'"),
+        ("train.save_every=1.5", f"train.save_every must be {WHOLE} or null, got 1.5"),
+        ("data.allow_pipe=maybe", "data.allow_pipe must be true or false, got 'maybe'"),
+        ("data.labels=null", "data.labels must be a list of names such as [a,b], got 'null'"),
+        ("optim.betas=0.9", f"{BETAS} 0.9"),
+        ("optim.betas=[a,b]", f"{BETAS} ['a', 'b']"),
+        ("optim.betas=[0.9]", f"{BETAS} [0.9]"),
+        ("optim.betas=null", f"{BETAS} null"),
+        ("train.stages=5", "train.stages must be a section (NAME: value), got 5"),
+        ("optim.lr=${loss.name}", f"optim.lr must be {NUMBER}, but ${{loss.name}} is something"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_what_is_allowed(word, expected):
+    assert complaint(word).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("seeds=2", f"{SEEDS} 2"),
+        ("seeds=[a]", f"{SEEDS} ['a']"),
+        ("seeds=[0.5]", f"{SEEDS} [0.5]"),
+        ("seeds=null", f"{SEEDS} null"),
+        ("seeds=[0,1", f"{SEEDS} '[0,1'"),
+        ("strategies=random", "strategies must be a list of names such as [a,b], got 'random'"),
+        ("grid=3", "grid must be a section (NAME: value), got 3"),
+        ("slurm.nodes=two", f"slurm.nodes must be {WHOLE}"),
+    ],
+)
+def test_a_value_of_another_type_is_named_for_a_sweep_too(word, expected):
+    with pytest.raises(ValueError) as refused:
+        load_config(SweepConfig, [], ["sweep_dir=s", word])
+    assert str(refused.value).startswith(expected)
+
+
 def test_a_calibration_of_what_has_no_probability_is_refused_at_once():
     line = complaint("data.task=regression", "loss.name=mse", "train.calibration=platt")
     assert "train.calibration=platt is for probabilities" in line
@@ -238,7 +289,9 @@ def test_what_must_be_given_is_named():
         ("run_dir: 10\n", "run_dir is text: write it in quotes, got 10"),
         ("init: {checkpoint: 1.10}\n", "is text"),
         ("optim: {lrr: 1}\n", "unknown setting optim.lrr"),
-        ("train:\n", "train is a section, got None"),
+        ("optim: {lr: fast}\n", "optim.lr must be a number such as 1e-5, got 'fast' ("),
+        ("optim: {lr: 1, betas: 2}\n", "optim.betas must be a list of 2 numbers"),
+        ("train:\n", "train must be a section (train.NAME=…), got null"),
         ("train: {stages: {probe: {speed: 3}}}\n", "train.stages.probe.speed"),
         ("train: {stages: {probe: {freeze: 3}}}\n", "is text"),
         ("train: {stages: {probe: 3}}\n", "train.stages.probe"),

@@ -120,7 +120,8 @@ def test_a_full_disk_ends_the_run_with_a_line_and_the_checkpoint_before_holds(
     words = words_for(shards, disk / "run")
     ended = on_two(tmp_path, words, partial(at_step, 7, 0, partial(faults.fill_disk, disk / "big")))
     assert ended.codes == [2, 2]
-    assert "No space left on device" in ended.logs[0] and "Traceback" not in "".join(ended.logs)
+    assert f"{disk}/run/" in ended.logs[0] and "Traceback" not in "".join(ended.logs)
+    assert "No space left on device; free some space" in ended.logs[0]
     (disk / "big").unlink()
     assert on_two(tmp_path, words).codes == [0, 0]
     assert_as(whole, disk / "run", [4])

@@ -80,7 +80,7 @@ def test_filters_accept_recordings_of_any_length(samples):
 def test_decimating_takes_every_kth_sample_and_nothing_else():
     signal_LS = np.arange(20.0).reshape(2, 10)
     np.testing.assert_array_equal(change_rate(signal_LS, 500, 250, "decimate"), signal_LS[:, ::2])
-    with pytest.raises(RecordError, match="400 Hz is no multiple of 250 Hz") as caught:
+    with pytest.raises(RecordError, match="400 Hz is not a multiple of 250 Hz") as caught:
         change_rate(signal_LS, 400, 250, "decimate")
     assert caught.value.reason == "rate"
 

@@ -121,7 +121,7 @@ def test_a_record_is_what_numpy_reads_and_anything_else_is_refused(rng):
         npy(counts) + b"..",
         b"",
     ):
-        with pytest.raises(ValueError, match=r"a record is no int16 array of shape \(12, 25\)"):
+        with pytest.raises(ValueError, match=r"a record is not an int16 array of shape \(12, 25\)"):
             parse_array(wrong, (12, 25))
 
 

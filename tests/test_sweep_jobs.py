@@ -386,7 +386,7 @@ def test_a_local_sweep_is_asked_to_stop_only_while_a_process_runs_it(tmp_path, p
     lines = cancel_cells(tmp_path, [])
     assert (tmp_path / "STOP").exists() == is_stopped
     assert lines == (
-        ["told to save and stop: the sweep on this machine"]
+        ["asked to save and stop: the sweep on this machine"]
         if is_stopped
         else ["nothing is queued or running"]
     )

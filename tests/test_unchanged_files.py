@@ -60,7 +60,7 @@ def left(tmp_path_factory):
         "soup=true",
         "seeds=[0,1]",
     )
-    do("report", "souped", "--replicates", "20")
+    do("report", "souped", "--replicates", "200")
     return folder
 
 

@@ -128,7 +128,7 @@ def test_a_finished_run_is_a_start_for_another(old, capsys):
 
 
 def test_a_finished_sweep_is_reported_with_all_of_its_runs(old, capsys):
-    assert hpc_ecg(old, "report", "sweeps/finished", "--replicates", "20") == 0
+    assert hpc_ecg(old, "report", "sweeps/finished", "--replicates", "200") == 0
     comparison = json.loads((old / "sweeps/finished/report/comparison.json").read_text())
     assert {s["name"]: s["seeds"] for s in comparison["strategies"]} == {
         "random": [0, 1],
@@ -140,7 +140,7 @@ def test_a_finished_sweep_is_reported_with_all_of_its_runs(old, capsys):
 def test_what_a_grid_varied_is_read_from_the_arms_own_file(old, capsys):
     arm = {"base": "random", "varied": {"optim.lr": 0.001}}  # as a grid of 0.1 wrote it
     (old / "multilabel/slow/arm.json").write_text(json.dumps(arm))
-    assert hpc_ecg(old, "report", "multilabel", "--replicates", "20", "--no-baselines") == 0
+    assert hpc_ecg(old, "report", "multilabel", "--replicates", "200", "--no-baselines") == 0
     comparison = json.loads((old / "multilabel/report/comparison.json").read_text())
     found = {s["name"]: {key: s[key] for key in arm} for s in comparison["strategies"]}
     assert found == {"slow": arm, "fast": {"base": "fast", "varied": {}}}
@@ -158,7 +158,7 @@ def test_a_sweep_in_the_middle_is_seen_as_one(old, capsys):
     assert hpc_ecg(old, "sweep", "status", "sweeps/middle") == 0
     said = capsys.readouterr().out
     assert "1 done" in said and "afib_keep_head" in said
-    assert hpc_ecg(old, "report", "sweeps/middle", "--replicates", "20", "--no-baselines") == 0
+    assert hpc_ecg(old, "report", "sweeps/middle", "--replicates", "200", "--no-baselines") == 0
     comparison = json.loads((old / "sweeps/middle/report/comparison.json").read_text())
     assert [p["reason"] for p in comparison["problems"]] == ["not finished: at step 6"]
 
@@ -176,7 +176,7 @@ def test_a_sweep_in_the_middle_goes_on_to_what_the_finished_one_has(swept):
 
 @pytest.mark.slow
 def test_a_sweep_that_went_on_is_reported(swept):
-    assert hpc_ecg(swept, "report", "sweeps/middle", "--replicates", "20", "--no-baselines") == 0
+    assert hpc_ecg(swept, "report", "sweeps/middle", "--replicates", "200", "--no-baselines") == 0
     comparison = json.loads((swept / "sweeps/middle/report/comparison.json").read_text())
     assert comparison["cells"] == ["random/seed-0", "afib_keep_head/seed-0"]
 

@@ -26,17 +26,20 @@ from hpc_ecg.cli.weights import add_weights
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0, 2 for a user's mistake, or the verb's own."""
-    options = build_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in ([], ["help"]):
+        given = [*given[1:], "--help"]
+    options = build_parser().parse_args(given)
     try:
         return options.verb(options)
     except (ValueError, OSError) as error:
         if os.environ.get("HPC_ECG_DEBUG"):
             raise
+        from hpc_ecg.log import describe_error
+
         rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
         program = "hpc-ecg" if rank == "0" else f"hpc-ecg, process {rank} on {socket.gethostname()}"
-        # the message may quote a file
-        line = "".join(c if c.isprintable() else " " for c in f"{program}: {error}")
-        print(line, file=sys.stderr)  # noqa: T201
+        print(f"{program}: {describe_error(error)}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("hpc-ecg: interrupted; start it again to go on", file=sys.stderr)  # noqa: T201
@@ -47,6 +50,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="hpc-ecg",
         description="Fine-tune the DeepECG-SSL transformer and find out which start is best.",
+        epilog="hpc-ecg help VERB describes a verb and its options.",
     )
     parser.add_argument("--version", action="version", version=hpc_ecg.__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")

@@ -19,7 +19,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     from hpc_ecg.config.load import load_config, split_arguments
     from hpc_ecg.distributed.ranks import read_ranks
-    from hpc_ecg.log import start_logging
+    from hpc_ecg.log import say, start_logging
     from hpc_ecg.training.settings import FinetuneConfig
 
     rank = read_ranks(os.environ).rank
@@ -33,7 +33,7 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in diagnose(config):
         levels[finding.level] += 1
         if rank == 0 or finding.name == ENGINE:
-            print(finding, flush=True)  # noqa: T201 - seen even if the next check hangs
+            say(str(finding))  # seen even if the next check hangs
     if rank == 0:
-        print(", ".join(f"{count} {level}" for level, count in levels.items()))  # noqa: T201
+        say(", ".join(f"{count} {level}" for level, count in levels.items()))
     return 2 if levels["error"] else 0

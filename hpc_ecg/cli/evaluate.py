@@ -67,6 +67,9 @@ def _evaluate(command: argparse.Namespace) -> int:
     targets = [(kind, level) for kind in kinds for level in getattr(options, kind)]
     if wrong := [level for _, level in targets if not 0 < level < 1]:
         raise ValueError(f"--sensitivity and --specificity lie between 0 and 1, got {wrong[0]}")
+    near = Path() if out is None else next(p for p in (out, *out.parents) if p.exists())
+    if not near.is_dir():
+        raise ValueError(f"--out {out}: {near} is a file; give a folder, new or not")
     config = load_run(run_dir, options.settings)
     if shards is not None:
         config = load_run_for(run_dir, shards, options.settings)

@@ -1,15 +1,49 @@
 """The parser class of all verbs."""
 
 import argparse
+import sys
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
+
+from hpc_ecg.config.suggestions import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line, as the verbs do; argparse would print the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        line = "".join(c if c.isprintable() else "?" for c in message)
+        mark = "" if line.endswith("?") else ";"
+        self.exit(2, f"{self.prog}: {line}{mark} see {self.prog} --help\n")
+
+    def parse_known_args(  # type: ignore[override]  # typeshed has overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As argparse does, but an unknown option is reported first, and where it belongs."""
+        given = list(sys.argv[1:] if args is None else args)
+        if self._subparsers is not None:
+            given = list(takewhile(lambda word: word.startswith("-"), given))  # before the verb
+        for word in takewhile(lambda word: word != "--", given):
+            name = word.partition("=")[0]
+            if self._is_unknown(name):
+                hint = did_you_mean(f"--{name.lstrip('-')}", self._option_string_actions)
+                if not hint and "=" in word and any(a.dest == "settings" for a in self._actions):
+                    hint = f"; did you mean the setting {word.lstrip('-')}?"
+                self.error(f"unknown option {name}{hint}")
+        return super().parse_known_args(args, namespace)
+
+    def _is_unknown(self, name: str) -> bool:
+        is_option = name.startswith("-") and name[1:2] not in "0123456789." and " " not in name
+        known = self._option_string_actions
+        return is_option and "-" in self.prefix_chars and not any(k.startswith(name) for k in known)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = list(map(str, action.choices))
+            text = f"invalid choice: {value!r} (choose from {', '.join(choices)})"
+            raise argparse.ArgumentError(action, text + did_you_mean(value, choices))
 
 
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"

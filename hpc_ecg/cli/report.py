@@ -5,6 +5,8 @@ from pathlib import Path
 
 from hpc_ecg.cli.parser import Verbs
 
+MIN_REPLICATES = 200
+
 
 def add_report(verbs: Verbs) -> None:
     report = verbs.add_parser("report", help="compare the runs of a sweep")
@@ -26,17 +28,31 @@ def add_report(verbs: Verbs) -> None:
     report.set_defaults(verb=_report)
 
 
+def _check_replicates(report: Path, replicates: int) -> None:
+    """ValueError for replicates too few for an interval, or fewer than an earlier report has."""
+    from hpc_ecg.config.dotted_keys import flatten
+    from hpc_ecg.sweep.folder import read_optional
+
+    least, why = MIN_REPLICATES, "the ends of a 95 % interval rest on one replicate in 40"
+    earlier = flatten(read_optional(report / "comparison.json")).get("replicates")
+    if isinstance(earlier, int) and earlier > least:
+        least, why = earlier, f"{report} was made with so many; move it away to replace it by fewer"
+    if replicates < least:
+        raise ValueError(f"--replicates must be at least {least}, got {replicates}: {why}")
+
+
 def _report(options: argparse.Namespace) -> int:
     folder = Path(options.sweep_dir)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that a sweep made")
+    _check_replicates(folder / "report", options.replicates)
 
     from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.compare import compare
     from hpc_ecg.comparison.report import write_comparison
     from hpc_ecg.comparison.results import read_results
     from hpc_ecg.comparison.terminal import format_table
-    from hpc_ecg.log import logger, say, start_logging
+    from hpc_ecg.log import describe_error, logger, say, start_logging
     from hpc_ecg.training.open_run import load_run
 
     start_logging()
@@ -45,7 +61,7 @@ def _report(options: argparse.Namespace) -> int:
         try:
             write_baselines(load_run(str(runs[0].folder.path), []), folder / "baselines")
         except (ValueError, OSError) as error:
-            logger.warning(f"no baselines: {error}")
+            logger.warning(f"no baselines: {describe_error(error)}")
     comparison = compare(folder, options.replicates, margin=options.margin)
     say(format_table(comparison), "", f"report: {write_comparison(comparison, folder).page}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_ecg.cli.parser import SETTINGS_HELP, Parser, Verbs
+from hpc_ecg.config.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from hpc_ecg.sweep.grid import Sweep
@@ -34,6 +35,9 @@ def add_sweep(verbs: Verbs) -> None:
 def _sweep(command: argparse.Namespace) -> int:
     subcommands = {"status": _status, "cancel": _cancel, "retry": _retry}
     first = command.arguments[0] if command.arguments else ""
+    hint = did_you_mean(first, subcommands)
+    if hint and first not in subcommands and "." not in first and "=" not in first:
+        raise ValueError(f"sweep {first}: neither a setting nor {', '.join(subcommands)}{hint}")
     if first not in subcommands:
         raw = argparse.RawDescriptionHelpFormatter
         parser = Parser(prog="hpc-ecg sweep", description=DESCRIPTION, formatter_class=raw)

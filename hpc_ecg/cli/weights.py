@@ -121,7 +121,6 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _say(*lines: str) -> None:
-    """Print lines that may quote a file, with unprintable characters replaced."""
-    for line in lines:
-        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in line)
-        print(text)  # noqa: T201
+    from hpc_ecg.log import say
+
+    say(*lines)

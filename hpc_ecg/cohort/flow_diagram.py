@@ -17,6 +17,7 @@ import hpc_ecg
 from hpc_ecg.atomic_io import sha256_of, write_json, write_text
 from hpc_ecg.cohort.rules import Count, Flow, Rules
 from hpc_ecg.cohort.source_tables import SourceTables
+from hpc_ecg.log import printable
 from hpc_ecg.reporting.plots import INK, new_figure, to_svg
 
 FORMAT = "hpc_ecg cohort flow 1"
@@ -34,7 +35,7 @@ def flow_text(flow: Flow, notes: Sequence[str]) -> str:
     rows += [(f"{s * c.ecgs:,}", f"{s * c.patients:,}", indent + c.text) for c, s, indent in steps]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{e:>{widths[0]}}  {p:>{widths[1]}}  {text}".rstrip() for e, p, text in rows]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    return "".join(printable(line).replace("\n", " ") + "\n" for line in [*lines, "", *notes])
 
 
 def flow_svg(flow: Flow) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hpc_ecg.cohort.table import Cohort
+from hpc_ecg.log import logger
 
 DATES = ("keep", "shift", "drop")
 MIN_KEY_BYTES = 16
@@ -68,8 +69,10 @@ def read_key(path: Path) -> bytes:
     if len(key) < MIN_KEY_BYTES:
         raise ValueError(
             f"--key {path} holds {len(key)} bytes, at least {MIN_KEY_BYTES} are needed; make one "
-            f"with: python -c 'import secrets; print(secrets.token_hex(32))' > {path}"
+            f"with: (umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > {path})"
         )
+    if path.stat().st_mode & 0o077:
+        logger.warning(f"--key {path} can be read by others: chmod 600 {path}")
     return key
 
 

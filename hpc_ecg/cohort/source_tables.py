@@ -12,6 +12,7 @@ from hpc_ecg.atomic_io import write_text
 from hpc_ecg.cohort.dates import Dates, check_zones, read_dates
 from hpc_ecg.cohort.rules import Flow, Rules
 from hpc_ecg.cohort.table import check_columns, check_unique, patient_ids, read_table
+from hpc_ecg.reporting.escape import csv_text
 
 NEW_COLUMNS = ("days_to_event", "days_followed")
 
@@ -95,7 +96,7 @@ def check_options(rules: Rules, sources: SourceTables) -> None:
     if (has_end or rules.death == "censored") != (rules.censored is not None):
         raise ValueError(
             "--censored exclude or missing: needed with --followed-until and --death censored, "
-            "without meaning otherwise"
+            "without effect otherwise"
         )
 
 
@@ -107,7 +108,7 @@ def write_labelled(
         reasons = [f"{count.ecgs:,} {count.text}" for count in flow.left_out if count.ecgs]
         raise ValueError(f"no ECG is left: {'; '.join(reasons) or 'the table has no rows'}")
     labels = labelled.astype({"label": "Int64"}).rename(columns={"label": label})
-    write_text(out, given.loc[labels.index].join(labels).to_csv(index=False))
+    write_text(out, csv_text(given.loc[labels.index].join(labels)), about_people=True)
 
 
 def _read_events(

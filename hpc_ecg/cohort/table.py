@@ -15,6 +15,7 @@ import pandas as pd
 
 from hpc_ecg.cohort.manifest import is_manifest, read_manifest
 from hpc_ecg.ecg.files import name_of_row
+from hpc_ecg.reporting.escape import from_csv
 
 NO_PATIENT = ""
 EMPTY_CELLS = ("nan", "na", "n/a", "null", "none", "<na>")
@@ -145,7 +146,7 @@ def read_table(path: Path) -> pd.DataFrame:
         table = pd.concat(pd.read_csv(path, chunksize=ROWS_PER_CHUNK, **options))
         if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for an index
             raise ValueError("its rows have more cells than its header")
-        return table
+        return from_csv(table)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not text in UTF-8; save the table in UTF-8") from None
     except Exception as error:  # pandas and pyarrow raise many kinds for a broken file

@@ -54,7 +54,7 @@ def labels_with_curves(comparison: Comparison) -> dict[str, str]:
         return {comparison.labels[0]: ""}
     suffixes: dict[str, str] = {}
     for number, label in enumerate(comparison.labels[:MAX_LABELS], 1):
-        suffix = "-" + re.sub(r"[^\w.-]+", "-", label)
+        suffix = "-" + re.sub(r"[^\w.-]+", "-", label)[:60]
         suffixes[label] = suffix if suffix not in suffixes.values() else f"{suffix}-{number}"
     return suffixes
 

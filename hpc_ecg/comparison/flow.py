@@ -11,6 +11,7 @@ import pandas as pd
 
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.log import describe_error
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.remote import open_shard_set
@@ -36,7 +37,7 @@ def read_flow(settings: Mapping[str, Any]) -> CohortFlow | str:
         allow_pipe = bool(settings.get("data.allow_pipe"))
         shards = open_shard_set(str(settings["data.shards"]), allow_pipe)
     except (ValueError, OSError) as error:
-        return f"the shards cannot be read here: {error}"
+        return f"the shards cannot be read here: {describe_error(error)}"
     left_out = {str(k): int(n) for k, n in shards.description["left_out"].items()}
     labels = list(settings.get("data.labels") or shards.label_names)
     has_classes = settings.get("data.task") != "regression"

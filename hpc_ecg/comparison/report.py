@@ -37,6 +37,7 @@ from hpc_ecg.comparison.verdict import (
     verdict_sentences,
 )
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.reporting.escape import csv_text
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.open_run import read_resolved_settings
@@ -84,7 +85,7 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     write_json(paths.comparison, as_json(comparison, flow, tuning))
     for name, rows in tables.items():
         frame = pd.DataFrame(rows, dtype=object)  # keeps counts whole where other rows have none
-        write_text(paths.tables[name], frame.to_csv(index=False))
+        write_text(paths.tables[name], csv_text(frame))
     write_text(paths.page, render_report(comparison, figures, sweep_dir, flow, tuning))
     return paths
 

@@ -15,6 +15,7 @@ from hpc_ecg.atomic_io import read_json
 from hpc_ecg.comparison.run_settings import check_comparable
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
+from hpc_ecg.log import describe_error
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events, read_optional
 from hpc_ecg.training.run_folder import RunFolder
 
@@ -90,7 +91,7 @@ def _read_result(sweep_dir: Path, strategy: str, seed: int) -> RunResult | Probl
         try:
             return _read_finished(folder, strategy, seed)
         except (ValueError, OSError) as error:
-            reason = f"cannot be used: {error}"
+            reason = f"cannot be used: {describe_error(error)}"
     return Problem(strategy=strategy, seed=seed, reason=reason)
 
 

@@ -13,6 +13,11 @@ from omegaconf import MISSING
 
 from hpc_ecg.config.schema import default_of, section_of
 
+KINDS = {float: "a number such as 1e-5", int: "a whole number such as 8", bool: "true or false"}
+KINDS |= {str: "text", Any: "a value in YAML"}
+LISTS = {float: "numbers such as [0.1,0.9]", int: "whole numbers such as [0,1,2]"}
+LISTS |= {str: "names such as [a,b]"}
+
 
 def describe_settings(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Yield (dotted key, type, default, documentation) of every setting, in the schema's order."""
@@ -50,6 +55,20 @@ def _type_name(kind: Any) -> str:
 def _show(value: Any) -> str:
     if value == MISSING or value is dataclasses.MISSING:
         return "(must be given)"
+    return value if isinstance(value, str) else show_value(value)
+
+
+def show_value(value: Any) -> str:
+    """A value as it is written in YAML; text in quotes."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def describe_kind(kind: Any) -> str:
+    """What a setting of this type takes, with an example: `a number such as 1e-5`."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (list, tuple):
+        size = f"{len(inner)} " if origin is tuple else ""
+        return f"a list of {size}{LISTS.get(inner[0], 'values')}"
+    return KINDS.get(kind, "a section (NAME: value)")

@@ -6,7 +6,6 @@ taken verbatim (a YAML parser would turn `010` into 8 and `12:00:00` into 43200)
 """
 
 import dataclasses
-import difflib
 import io
 import re
 import typing
@@ -16,43 +15,21 @@ from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from hpc_ecg.config.built_in import find_config
-from hpc_ecg.config.describe import describe_settings
-from hpc_ecg.config.dotted_keys import nest
+from hpc_ecg.config.describe import KINDS, describe_kind, describe_settings, show_value
+from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.schema import section_of, without_none
+from hpc_ecg.config.suggestions import RENAMED, did_you_mean
 
 Schema = TypeVar("Schema")
 COMMAND_LINE = "command line"
-
-# Settings of fairseq-signals that users type out of habit -> ours.
-RENAMED = {
-    "common.fp16": "engine.precision=fp16",
-    "common.seed": "seed=…",
-    "criterion._name": "loss.name=bce, as (asymmetric), bf (binary focal), mlsml, mse or mse2",
-    "checkpoint.save_dir": "run_dir=…",
-    "checkpoint.patience": "train.patience=…",
-    "checkpoint.finetune_from_model": "init.checkpoint=… init.head=keep",
-    "checkpoint.best_checkpoint_metric": "train.best_metric=…",
-    "dataset.batch_size": "data.batch_size=… (records per step over all processes)",
-    "distributed_training.distributed_world_size": "the number of Slurm tasks (sbatch -N, -n)",
-    "model.feature_grad_mult": "train.freeze=stem (0.0) or train.freeze=none (1.0)",
-    "lr_scheduler.warmup_updates": "optim.warmup_fraction=… (a share of all steps)",
-    "model.freeze_finetune_updates": "train.stages (a first stage with freeze: backbone)",
-    "model.linear_evaluation": "train.freeze=backbone",
-    "model.model_path": "init.checkpoint=…",
-    "model.no_pretrained_weights": "init.checkpoint=null",
-    "model.num_labels": "data.labels=[…] (the head has one output per label)",
-    "optimization.clip_norm": "optim.clip_norm=…",
-    "optimizer.adam_betas": "optim.betas=[…]",
-    "optimizer.adam_eps": "optim.eps=…",
-    "optimizer.weight_decay": "optim.weight_decay=…",
-    "optimization.lr": "optim.lr=…",
-    "optimization.max_epoch": "train.max_epochs=…",
-    "optimization.max_update": "train.max_steps=…",
-    "task.data": "data.shards=…",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +64,7 @@ def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Sc
     merged = OmegaConf.structured(schema)
     for source in sources:
         merged = _merge(merged, source, schema)
-    return typing.cast(Schema, _to_dataclass(merged))
+    return typing.cast(Schema, _to_dataclass(merged, schema))
 
 
 def read_yaml(file: str) -> SettingsSource:
@@ -137,12 +114,13 @@ def parse_override(override: str, schema: type) -> SettingsSource:
     else:
         try:
             return SettingsSource(OmegaConf.from_dotlist([override]), COMMAND_LINE)
-        except Exception as error:
-            raise ValueError(f"{key}: cannot read {value!r}: {_first_line(error)}") from None
+        except Exception:  # of YAML's parser or OmegaConf
+            allowed = _must_be(key, schema)
+            raise ValueError(f"{allowed}, got {value!r} ({COMMAND_LINE})") from None
     return SettingsSource(OmegaConf.create(nest({key: parsed})), COMMAND_LINE)
 
 
-def _to_dataclass(merged: DictConfig) -> Any:
+def _to_dataclass(merged: DictConfig, schema: type) -> Any:
     """Resolve `${…}` and make the dataclass; ValueError names a value that is still missing."""
     try:
         return OmegaConf.to_object(merged)
@@ -151,6 +129,11 @@ def _to_dataclass(merged: DictConfig) -> Any:
     except InterpolationKeyError as error:
         name = re.findall(r"'([^']*)'", str(error))[0]
         raise ValueError(f"{error.full_key} uses ${{{name}}}: give {name}=…") from None
+    except ValidationError as error:
+        key = str(error.full_key)
+        stated = flatten(OmegaConf.to_container(merged, resolve=False)).get(key)
+        allowed = _must_be(key, schema)
+        raise ValueError(f"{allowed}, but {stated} is something else") from None
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key or 'settings'}: {_first_line(error)}") from None
 
@@ -162,7 +145,8 @@ def to_yaml(config: Any) -> str:
 
 def _split_list(key: str, value: str) -> list[str]:
     if not (value.startswith("[") and value.endswith("]")):
-        raise ValueError(f"{key}: expected a list like [a,b], got {value!r} ({COMMAND_LINE})")
+        allowed = describe_kind(list[str])
+        raise ValueError(f"{key} must be {allowed}, got {value!r} ({COMMAND_LINE})")
     items = [item.strip().strip("'\"") for item in value[1:-1].split(",")]
     return [item for item in items if item]
 
@@ -173,8 +157,26 @@ def _merge(base: DictConfig, source: SettingsSource, schema: type) -> DictConfig
         _check_keys_and_text(values, schema, "", source.name)
         return typing.cast(DictConfig, OmegaConf.merge(base, source.values))
     except OmegaConfBaseException as error:
-        where = error.full_key or ", ".join(str(key) for key in source.values)
-        raise ValueError(f"{where}: {_first_line(error)} ({source.name})") from None
+        raise ValueError(f"{_wrong_value(base, values, schema, error)} ({source.name})") from None
+
+
+def _wrong_value(base: DictConfig, values: Any, schema: type, error: Exception) -> str:
+    """Which of the values does not fit, what it must be, and what it is."""
+    for key, value in flatten(values).items():
+        try:
+            OmegaConf.merge(base, OmegaConf.create(nest({key: value})))
+        except OmegaConfBaseException:
+            return f"{_must_be(key, schema)}, got {show_value(value)}"
+    return f"{', '.join(map(str, values))}: {_first_line(error)}"
+
+
+def _must_be(key: str, schema: type) -> str:
+    """What a setting must be; for a name below a plain value, what that value must be."""
+    try:
+        kind, is_optional = without_none(_type_of(schema, key, COMMAND_LINE))
+    except ValueError:
+        return _must_be(key.rpartition(".")[0], schema)
+    return f"{key} must be {describe_kind(kind)}{' or null' if is_optional else ''}"
 
 
 def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) -> None:
@@ -190,14 +192,15 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
             for part, inner in value.items() if isinstance(value, dict) else ():
                 _check_section(inner, entry, f"{key}.{part}", source)
         elif kind is int and isinstance(value, bool):
-            raise ValueError(f"{key} is a whole number, got {value!r} ({source})")
+            raise ValueError(f"{key} must be {KINDS[int]}, got {show_value(value)} ({source})")
         else:
             _check_text(value, kind, is_optional, key, source)
 
 
 def _check_section(value: Any, section: type, key: str, source: str) -> None:
     if not isinstance(value, dict):
-        raise ValueError(f"{key} is a section, got {value!r} ({source})")
+        text = f"must be a section ({key}.NAME=…), got {show_value(value)}"
+        raise ValueError(f"{key} {text} ({source})")
     _check_keys_and_text(value, section, f"{key}.", source)
 
 
@@ -232,9 +235,8 @@ def _unknown_key(key: str, schema: type, root_prefix: str, source: str) -> str:
         return f"{key} is not a setting of hpc-ecg; use {RENAMED[key]} ({source})"
     known = [root_prefix + name for name, *_ in describe_settings(schema)]
     sections = {name.rpartition(".")[0] for name in known}
-    near = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else "`hpc-ecg config` lists all settings"
-    return f"unknown setting {key} ({source}); {hint}"
+    hint = did_you_mean(key, [*known, *sections]) or "; `hpc-ecg config` lists all settings"
+    return f"unknown setting {key} ({source}){hint}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, cast
 
+from hpc_ecg.config.suggestions import did_you_mean
+
 T = TypeVar("T")
 KEY = "setting"
 
@@ -72,7 +74,8 @@ def check_settings(config: Any, section: str) -> None:
         rule, value = rule_of(item), getattr(config, item.name)
         key = f"{section}.{item.name}" if section else item.name
         if rule.choices and value not in rule.choices:
-            raise ValueError(f"{key} must be one of {', '.join(rule.choices)}, got {value!r}")
+            hint = did_you_mean(value, rule.choices)
+            raise ValueError(f"{key} must be one of {', '.join(rule.choices)}, got {value!r}{hint}")
         numbers = value if isinstance(value, list | tuple) else [value]
         if not all(rule.allows(n) for n in numbers if isinstance(n, int | float)):
             _, is_optional = without_none(typing.get_type_hints(type(config))[item.name])

@@ -9,7 +9,6 @@ set deletes it; after a crash, the next process to start does. A set in use is n
 """
 
 import hashlib
-import logging
 import os
 import shutil
 import threading
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-logger = logging.getLogger("hpc_ecg")
+from hpc_ecg.log import describe_error, logger
 
 BLOCK = 1 << 22
 LIST_EVERY_S = 1.0
@@ -110,7 +109,9 @@ class NodeCache:
                 if self._stop.is_set() or not self._stage(shard):
                     break
         except OSError as error:
-            logger.warning(f"{self._folder}: {error}; the rest is read from data.shards")
+            logger.warning(
+                f"{self._folder}: {describe_error(error)}; the rest is read from data.shards"
+            )
         finally:
             lock.release()
 

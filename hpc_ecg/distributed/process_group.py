@@ -24,6 +24,7 @@ from hpc_ecg.distributed.deepspeed_compat import destroy_process_group
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks
 from hpc_ecg.distributed.rendezvous import join_rendezvous
 from hpc_ecg.distributed.settings import EngineConfig
+from hpc_ecg.log import describe_error
 
 FAILURE = "failed"
 """Key in the store: the error of the process that failed."""
@@ -117,7 +118,7 @@ def share_failures(ranks: Ranks, store: Store | None) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         if store is not None and ranks.world_size > 1:
-            store.set(FAILURE, f"process {ranks.rank}: {error}")
+            store.set(FAILURE, f"process {ranks.rank}: {describe_error(error)}")
             if ranks.rank == 0:
                 torch.distributed.destroy_process_group()
                 time.sleep(GRACE_S)

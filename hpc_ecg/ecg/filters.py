@@ -72,7 +72,9 @@ def change_rate(signal_LS: np.ndarray, from_hz: float, to_hz: float, resampling:
         return resample(signal_LS, from_hz, to_hz)
     step = from_hz / to_hz
     if step != round(step):
-        raise RecordError("rate", f"cannot decimate: {from_hz:g} Hz is no multiple of {to_hz:g} Hz")
+        raise RecordError(
+            "rate", f"cannot decimate: {from_hz:g} Hz is not a multiple of {to_hz:g} Hz"
+        )
     return signal_LS[:, :: round(step)]
 
 

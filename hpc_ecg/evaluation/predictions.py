@@ -119,7 +119,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             columns[f"{name}.probability"] = predictions.probability_NK[:, k]
     columns |= {f"{GROUP_PREFIX}{name}": group for name, group in predictions.groups.items()}
     table = pd.DataFrame(columns)
-    write_atomically(path, lambda aside: table.to_parquet(aside, index=False))
+    write_atomically(path, lambda aside: table.to_parquet(aside, index=False), about_people=True)
 
 
 def as_group(column: pd.Series) -> NDArray:

@@ -23,6 +23,7 @@ from hpc_ecg.atomic_io import write_text
 from hpc_ecg.distributed.ranks import without_ranks
 from hpc_ecg.jobs.job import Job, JobOutcome
 from hpc_ecg.jobs.job_log import OFTEN_MEMORY, last_words
+from hpc_ecg.log import describe_error, printable
 
 POLL_S, STOP_S = 0.2, 1.0
 SAVE_S = 30.0
@@ -165,8 +166,10 @@ def _run(
     sys.stderr.write(f"{job.name}: process {os.getpid()}, CUDA_VISIBLE_DEVICES={devices}\n")
     try:
         job.function(*job.arguments)
-    except BaseException:
-        text = traceback.format_exc()
+    except BaseException as error:
+        text = printable(traceback.format_exc())
+        if isinstance(error, OSError):  # the last line is the reason
+            text += f"{describe_error(error)}\n"
         sys.stderr.write(text)
         write_text(_error_file(log), text)
         raise SystemExit(1) from None

@@ -20,6 +20,7 @@ from torch import distributed
 import hpc_ecg
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
+from hpc_ecg.log import describe_error, printable
 from hpc_ecg.reporting.numbers import count
 
 logger = logging.getLogger("hpc_ecg")
@@ -40,8 +41,7 @@ class Finding(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        line = f"{self.level:8}{self.name}: {self.text}"
-        return "".join(c if c.isprintable() else " " for c in line)  # it may quote a file
+        return printable(f"{self.level:8}{self.name}: {self.text}").replace("\n", " ")
 
 
 def attempt(
@@ -56,7 +56,11 @@ def attempt(
 
 def reason(error: Exception) -> str:
     """The first line of an error, without the C++ frames that torch adds."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        describe_error(error)
+        if isinstance(error, OSError)
+        else (str(error).splitlines() or [type(error).__name__])[0]
+    )
 
 
 def exchange(value: Any) -> list[Any]:

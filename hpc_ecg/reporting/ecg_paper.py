@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import escape
 
+from hpc_ecg.reporting.escape import xml_text
 from hpc_ecg.reporting.plots import INK
 
 # L leads, S samples of a lead
@@ -179,4 +180,4 @@ def _path(data: str, width_mm: float, color: str, units_per_mm: int = 1) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(xml_text(text))}</text>'

@@ -9,28 +9,30 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from hpc_ecg.reporting.escape import code, markdown, xml_text
 from hpc_ecg.reporting.plots import INK
 
 
 def render_page(template: str, **values: object) -> str:
     """The text of the page; a value that the template names and `values` lacks is an error."""
-    return _environment(autoescape=True).get_template(template).render(**values)
+    return xml_text(_environment(autoescape=True).get_template(template).render(**values))
 
 
 def render_text(template: str, **values: object) -> str:
-    """`render_page` for plain text (Markdown), in which nothing is escaped."""
+    """`render_page` for Markdown, in which values are escaped, too."""
     return _environment(autoescape=False).get_template(template).render(**values)
 
 
 def _environment(autoescape: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("hpc_ecg.reporting", "templates"),
-        autoescape=autoescape,  # noqa: S701  # off for Markdown alone
+        autoescape=autoescape,  # noqa: S701  # off for Markdown, which `markdown` escapes
+        finalize=None if autoescape else markdown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "code": code}
     return environment
 
 

@@ -7,6 +7,7 @@ page replaces by its text colour.
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+
+from hpc_ecg.reporting.escape import xml_text
 
 INK = "#1a1a1a"
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
@@ -46,6 +49,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "grid.linewidth": 0.6,
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # names may hold a $
 }
 Line = tuple[Sequence[float], Sequence[float]]
 
@@ -160,7 +164,7 @@ def _draw_group(axes: Axes, group: Group, style: int) -> None:
     if group.band:
         axes.fill_between(*group.band, color=color, alpha=0.15, linewidth=0)
     x, y = group.bold or ([], [])  # without a bold line: only the entry of the legend
-    axes.plot(x, y, color=color, linestyle=line, linewidth=2, label=group.name)
+    axes.plot(x, y, color=color, linestyle=line, linewidth=2, label=f" {group.name}")
 
 
 def _color(style: int) -> str:
@@ -170,7 +174,8 @@ def _color(style: int) -> str:
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure and its axes, sizes in inches; the style holds inside the `with` block."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it would print the name raw
         figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
         yield figure, figure.add_subplot()
@@ -187,5 +192,6 @@ def to_svg(figure: Figure, name: str) -> str:
         bbox_inches="tight",
         metadata={"Date": None, "Creator": None},
     )
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    text = xml_text(buffer.getvalue())
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)

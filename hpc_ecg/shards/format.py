@@ -125,7 +125,7 @@ def parse_array(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
     start = 10 + int.from_bytes(npy[8:10], "little")
     is_ours = npy[:8] == b"\x93NUMPY\x01\x00" and npy[10:start].rstrip() == _npy_header(shape)
     if not is_ours or len(npy) != start + 2 * math.prod(shape):
-        raise ValueError(f"a record is no int16 array of shape {shape}")
+        raise ValueError(f"a record is not an int16 array of shape {shape}")
     return np.frombuffer(npy, "<i2", offset=start).reshape(shape)
 
 

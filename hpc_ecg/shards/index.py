@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 import hpc_ecg
-from hpc_ecg.atomic_io import sha256_of, write_json, write_text
+from hpc_ecg.atomic_io import sha256_of, write_atomically, write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS, Assignment, check_no_leakage
 from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.reporting.escape import csv_text
 from hpc_ecg.shards.format import FOLD_PREFIX, FORMAT, LABEL_PREFIX, rows_of_keys
 
 OUTLIER_FACTOR = 10.0
@@ -113,7 +114,7 @@ def _check_no_signal_in_two_splits(
         except ValueError as error:
             table = pd.DataFrame({"row": rows + 1, "split": split_N, "sha256": signal})
             table = table[split_N.groupby(signal).transform("nunique") > 1]
-            write_text(duplicates_csv, table.sort_values(["sha256", "row"]).to_csv(index=False))
+            write_text(duplicates_csv, csv_text(table.sort_values(["sha256", "row"])), True)
             raise ValueError(f"{error}; all of them are listed in {duplicates_csv}") from None
 
 
@@ -185,8 +186,9 @@ def write_metadata(
     """Write left_out.csv, index.parquet and dataset.json; returns what dataset.json holds."""
     lines = [(i.row + 1, cohort.records.iloc[i.row], i.reason, i.message) for i in left_out]
     table = pd.DataFrame(lines, columns=["row", "record", "reason", "message"])
-    table.to_csv(folder / "left_out.csv", index=False, lineterminator="\r\n")
-    index.to_parquet(folder / "index.parquet", index=False)
+    write_text(folder / "left_out.csv", csv_text(table, "\r\n"), about_people=True)
+    path = folder / "index.parquet"
+    write_atomically(path, lambda file: index.to_parquet(file, index=False), about_people=True)
     description = description | {"index_sha256": sha256_of(folder / "index.parquet")}
     write_json(folder / "dataset.json", description)
     return description

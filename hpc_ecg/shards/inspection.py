@@ -117,7 +117,7 @@ def write_page(path: Path, inspection: Inspection, num_plots: int, seed: int = 0
         format_quantiles=_format_quantiles,
         format_counts=_format_counts,
     )
-    write_text(path, page)
+    write_text(path, page, about_people=True)
 
 
 def _by_split(index: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from hpc_ecg.atomic_io import write_atomically, write_text
+from hpc_ecg.atomic_io import write_text
 from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL_RATIO, AmplitudeFacts
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import Recording
 from hpc_ecg.ecg.signal import LEADS
 from hpc_ecg.reporting.ecg_paper import COMPACT, draw_ecg
+from hpc_ecg.reporting.escape import csv_text
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.reporting.plots import histogram
 from hpc_ecg.shards.format import key_of_row, rows_of_keys
@@ -51,7 +52,7 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
     """Write both files into the folder `out`; returns the path of the page."""
     table = quality_table(report)
     assert table["row"].nunique() == report.records, "a row of the table is in no list"
-    write_atomically(out / "quality.csv", lambda file: table.to_csv(file, index=False))
+    write_text(out / "quality.csv", csv_text(table), about_people=True)
     is_kept_N, amplitude_mv = table["status"] == "kept", report.index["amplitude_mv"]
     left_out = table[~is_kept_N]
     flagged = table[is_kept_N & (table["reason_or_flags"] != "")]
@@ -72,7 +73,7 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
         ),
         flagged_pictures=_draw_sample(report, flagged, rarest_kinds(flagged["reason_or_flags"])),
     )
-    write_text(out / "quality.html", page)
+    write_text(out / "quality.html", page, about_people=True)
     return out / "quality.html"
 
 

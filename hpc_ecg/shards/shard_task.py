@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.atomic_io import sha256_of, write_json
+from hpc_ecg.atomic_io import naming, sha256_of, write_json
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, PreparedECG, prepare
 from hpc_ecg.ecg.recording import RecordError, Recording
@@ -94,7 +94,11 @@ def write_shard(task: ShardTask) -> int:
     left_out: list[dict[str, Any]] = []
     spec = task.recordings.signal
     task.note.unlink(missing_ok=True)
-    with task.tar.open("wb") as stream, ShardWriter(stream, spec, MICROVOLTS_PER_COUNT) as writer:
+    with (
+        naming(task.tar),
+        task.tar.open("wb") as stream,
+        ShardWriter(stream, spec, MICROVOLTS_PER_COUNT) as writer,
+    ):
         for row in task.rows:
             try:
                 windows = prepare_row(row, task.recordings)
@@ -118,7 +122,7 @@ def write_shard(task: ShardTask) -> int:
         "rows": records,
         "left_out": left_out,
     }
-    write_json(task.note, note, indent=None)
+    write_json(task.note, note, indent=None, about_people=True)
     return task.shard
 
 

@@ -116,6 +116,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
     try:
         for folder in ("shards", "notes"):
             (work / folder).mkdir(parents=True, exist_ok=True)
+        work.chmod(work.stat().st_mode & 0o750)  # notes and Slurm's files name people
     except OSError as error:
         raise ValueError(f"--out {out} cannot be written: {error.strerror}") from None
     try:

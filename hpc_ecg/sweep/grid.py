@@ -17,6 +17,7 @@ from hpc_ecg.config.built_in import STRATEGIES
 from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.load import SettingsSource, merge_sources, parse_override, read_yaml
 from hpc_ecg.config.paths import resolve_paths
+from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.sweep.arms import SET_BY_SWEEP, Arm, arms_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.settings import SweepConfig
@@ -150,7 +151,7 @@ def _take_run_section(source: SettingsSource) -> DictConfig:
     """Remove the `run` section of a sweep's file and return it."""
     section = source.values.pop(RUN, None)
     if section is not None and not isinstance(section, DictConfig):
-        raise ValueError(f"{RUN} is a section, got {section!r} ({source.name})")
+        raise ValueError(f"{RUN} must be a section, got {section!r} ({source.name})")
     return OmegaConf.create({}) if section is None else section
 
 
@@ -169,4 +170,5 @@ def _read_part(folders: Sequence[Path], name: str) -> SettingsSource:
             return read_yaml(str(folder / f"{name}.yaml"))
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     searched = " or ".join(str(folder) for folder in folders)
-    raise ValueError(f"strategies: no {name}.yaml in {searched}; there are: {', '.join(known)}")
+    found = f"there are: {', '.join(known)}{did_you_mean(name, known)}"
+    raise ValueError(f"strategies: no {name}.yaml in {searched}; {found}")

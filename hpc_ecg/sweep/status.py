@@ -18,12 +18,14 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from hpc_ecg.atomic_io import read_json
 from hpc_ecg.distributed.stop_signals import STOP
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.jobs.local_jobs import job_log
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
+from hpc_ecg.log import printable
 from hpc_ecg.reporting.numbers import format_number
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
 from hpc_ecg.sweep.submissions import Submission, last_submissions, queued_jobs
@@ -56,7 +58,8 @@ def print_status(sweep_dir: Path, watch: bool) -> None:
             time.sleep(WATCH_S)
     if live is None:
         for cell in cells:
-            console.print(f"{cell.name}  {cell.kind}  {cell.text}".rstrip(), highlight=False)
+            line = printable(f"{cell.name}  {cell.kind}  {cell.text}").rstrip()
+            console.print(line, highlight=False, markup=False)
         console.print(_counts(cells), highlight=False)
 
 
@@ -90,7 +93,7 @@ def cancel_cells(sweep_dir: Path, cells: list[str]) -> list[str]:
         (sweep_dir / STOP).touch()  # so that the sweep's process on this machine starts no other
         local = local or ["the sweep on this machine"]
     lines = [f"cancelled: {name} (job {job.id})" for name, job in queue.items()]
-    lines += [f"told to save and stop: {name}" for name in local]
+    lines += [f"asked to save and stop: {name}" for name in local]
     return lines or ["nothing is queued or running"]
 
 
@@ -212,5 +215,5 @@ def _table(cells: list[CellStatus]) -> Table:
     for column in ("run", "state", ""):
         table.add_column(column, overflow="fold")
     for cell in cells:
-        table.add_row(cell.name, cell.kind, cell.text)
+        table.add_row(*(Text(printable(part)) for part in (cell.name, cell.kind, cell.text)))
     return table

@@ -17,7 +17,7 @@ from hpc_ecg.atomic_io import write_text
 from hpc_ecg.distributed.process_group import PeerLost
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, Preempted
-from hpc_ecg.log import start_logging
+from hpc_ecg.log import printable, start_logging
 from hpc_ecg.preflight.doctor import doctor_before_training
 from hpc_ecg.sweep.folder import ENDED_LOG, LOG, parse_error
 from hpc_ecg.training.evaluate import evaluate
@@ -47,7 +47,7 @@ class Task:
         """Write error.txt: the log's path, then `text`, whose last line is the reason."""
         self.folder.mkdir(parents=True, exist_ok=True)
         head = ENDED_LOG if from_outside else LOG
-        write_text(self.error, f"{head}{log}\n{text.strip()}\n")
+        write_text(self.error, f"{head}{log}\n{printable(text).strip()}\n")
 
     def has_failed(self) -> bool:
         """Whether the task itself failed, and would fail again with these settings."""

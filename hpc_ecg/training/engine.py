@@ -34,6 +34,7 @@ from hpc_ecg.distributed.process_group import (
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
 from hpc_ecg.distributed.watchdog import Watchdog
+from hpc_ecg.log import describe_error
 from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
 
 T = TypeVar("T")
@@ -215,7 +216,7 @@ class Engine:
             try:
                 outcome = [action(), None]
             except (ValueError, OSError) as error:
-                outcome = [None, str(error)]
+                outcome = [None, describe_error(error)]
         if self.world_size > 1:
             broadcast_object_list(outcome)
         result, failure = outcome

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import yaml
 from filelock import FileLock, Timeout
 
-from hpc_ecg.atomic_io import read_json, read_settings_file, tidy, write_json, write_text
+from hpc_ecg.atomic_io import naming, read_json, read_settings_file, tidy, write_json, write_text
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.schema import rules_by_key
 from hpc_ecg.training.environment import describe_environment, utc_now
@@ -70,7 +70,8 @@ class RunFolder:
             raise ValueError(f"{self.path} cannot be written: {error.strerror}") from None
         if self.config.exists():  # tidy only run folders
             tidy(self.path)
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        with naming(holder):
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def release(self) -> None:
         if self._lock is not None and self._lock.is_locked:
@@ -154,7 +155,7 @@ class RunFolder:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
-        with self.metrics.open("a+b") as file:
+        with naming(self.metrics), self.metrics.open("a+b") as file:
             is_torn = file.seek(0, os.SEEK_END) and _last_byte(file) != b"\n"
             line = json.dumps({"event": event, **plain, "time": utc_now()}, allow_nan=False)
             file.write(b"\n" * bool(is_torn) + line.encode() + b"\n")

@@ -91,7 +91,7 @@ def copy_cfg(cfg: Any, *, neutral: bool) -> Any:
         nonlocal num_left
         num_left -= 1
         if num_left < 0 or isinstance(value, Placeholder | StoredTensor):
-            raise ValueError("its cfg is no tree of plain settings and cannot be carried over")
+            raise ValueError("its cfg is not a tree of plain settings and cannot be carried over")
         if isinstance(value, dict):
             return {name: copy(item, str(name)) for name, item in value.items()}
         if isinstance(value, list | tuple):
@@ -101,7 +101,7 @@ def copy_cfg(cfg: Any, *, neutral: bool) -> Any:
     try:
         return copy(cfg, "cfg")
     except RecursionError:
-        raise ValueError("its cfg is no tree of plain settings: it contains itself") from None
+        raise ValueError("its cfg is not a tree of plain settings: it contains itself") from None
 
 
 def _neutral(key: str, text: str) -> str | None:
