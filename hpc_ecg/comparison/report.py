@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from hpc_ecg.atomic_io import read_json, write_json, write_text
+from hpc_ecg.atomic_io import write_json, write_text
 from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import fill_checklist
 from hpc_ecg.comparison.compare import MARGIN, compare
@@ -37,6 +37,7 @@ from hpc_ecg.comparison.verdict import (
     verdict_sentences,
 )
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.hashing import read_record
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.open_run import read_resolved_settings
@@ -123,7 +124,7 @@ def render_report(
 
 def _start(strategy: str, runs: Sequence[RunResult]) -> dict[str, Any]:
     """What a strategy started from (its first run's init_report) and how far its runs went."""
-    report = read_json(runs[0].folder.init_report)
+    report = read_record(runs[0].folder.init_report)
     counts, checkpoint = report["counts"], report["checkpoint"]
     return {
         "name": strategy,

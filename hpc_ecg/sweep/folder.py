@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.atomic_io import read_json, read_settings_file
+from hpc_ecg.atomic_io import parse_json, read_settings_file
+from hpc_ecg.hashing import check_kinds, read_record
 from hpc_ecg.sweep.arms import arms_of
 
 LOG, ENDED_LOG = "log: ", "ended from outside, log: "
@@ -33,20 +34,24 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl that count: `started` or `resumed` at a step drops later
     steps, which the run repeated. A line that a crash left incomplete is skipped."""
     events: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except json.JSONDecodeError:
             continue
-        if event.get("event") in ("started", "resumed"):
-            events = [e for e in events if e.get("step", 0) <= event["step"]]
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        check_kinds(path, {"line": event}, {"line": {"event": str}})
+        check_kinds(path, event, dict.fromkeys(event.keys() & {"step"}, int))
+        if event["event"] in ("started", "resumed"):
+            events = [e for e in events if e.get("step", 0) <= event.get("step", 0)]
         events.append(event)
     return events
 
 
 def read_optional(path: Path) -> dict[str, Any]:
     """The content of a JSON file; {} if there is none."""
-    return read_json(path) if path.exists() else {}
+    return read_record(path) if path.exists() else {}
 
 
 def parse_error(text: str) -> tuple[str, str]:

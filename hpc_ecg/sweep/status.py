@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.distributed.stop_signals import STOP
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
+from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
 from hpc_ecg.reporting.numbers import format_number
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
@@ -157,11 +157,11 @@ def _progress(run: RunFolder) -> str:
 def _score(run: RunFolder) -> str:
     """The score on the test split; for a trial, which never sees it, on validation."""
     if not run.evaluation.exists():
-        finished = read_json(run.finished)
+        finished = read_record(run.finished)
         score = finished["best_score"]  # None where nothing was trained
         name = METRIC_NAMES.get(finished["metric"], finished["metric"])
         return "" if score is None else f"validation {name} {format_number(score)}"
-    evaluation = read_json(run.evaluation)
+    evaluation = read_record(run.evaluation)
     labels: dict[str, Any] = evaluation.get("labels", {})
     metrics: dict[str, Any] = evaluation.get("macro") or next(iter(labels.values()), {})
     macro = "macro " if "macro" in evaluation else ""
