@@ -146,10 +146,11 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write finished.json, which marks the run as finished and holds what must not change."""
-        files = [self.environment, self.init_report, self.metrics]
-        files += [path for folder in (self.best, self.predictions) for path in folder.iterdir()]
-        summary = summary | {SETTINGS: sha256_of_value(_fixed(self.read_settings()))}
-        write_record(self.finished, summary, sorted(files))
+        files = [self.environment, self.init_report, self.metrics, *sorted(self.best.glob("*"))]
+        files = [path for path in (*files, self.predictions / "valid.parquet") if path.exists()]
+        if self.config.exists():
+            summary = summary | {SETTINGS: sha256_of_value(_fixed(self.read_settings()))}
+        write_record(self.finished, summary, files)
 
     def check_unchanged(self) -> bool:
         """Whether finished.json has digests (version 0.1 wrote none). ValueError names a file that
