@@ -53,10 +53,9 @@ def shift_right(x: Int64, num_bits: int) -> Int64:
 
 def write_record(path: Path, content: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
     """Write a record of `content` and the digests of `files`."""
-    record = dict(content)
-    if digests := {file.relative_to(path.parent).as_posix(): sha256_of(file) for file in files}:
-        record[DIGESTS] = digests
-    write_json(path, record | {SHA256: sha256_of_value(record)})
+    digests = {file.relative_to(path.parent).as_posix(): sha256_of(file) for file in files}
+    record = {**content, DIGESTS: digests}
+    write_json(path, record | {SHA256: sha256_of_value(record)} if digests else content)
 
 
 def read_record(path: Path, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -60,9 +60,14 @@ def write_report(
     return write_comparison(compare(sweep_dir, replicates, seed, margin), sweep_dir)
 
 
-def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
-    """Write the report of a comparison; it replaces an earlier one."""
+def write_comparison(
+    comparison: Comparison, sweep_dir: Path, allow_pipe: bool = False
+) -> ReportPaths:
+    """Write the report of a comparison; it replaces an earlier one. ValueError: report/ is a link
+    to another folder."""
     folder = sweep_dir / "report"
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a link: nothing is replaced in the folder that it leads to")
     for part in ("figures", "cards"):
         shutil.rmtree(folder / part, ignore_errors=True)
     for table in folder.glob("*.csv"):
@@ -70,7 +75,7 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     curves = {label: compute_curves(comparison, label) for label in labels_with_curves(comparison)}
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
-    flow = read_flow(read_resolved_settings(comparison.runs[0].folder))
+    flow = read_flow(read_resolved_settings(comparison.runs[0].folder), allow_pipe)
     tuning = read_optional(sweep_dir / "tuning.json")
     tables = build_tables(comparison, curves, learning, flow, tuning)
     paths = ReportPaths(

@@ -7,6 +7,7 @@ taken verbatim (a YAML parser would turn `010` into 8 and `12:00:00` into 43200)
 
 import dataclasses
 import difflib
+import io
 import re
 import typing
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from hpc_ecg.atomic_io import read_yaml_text
 from hpc_ecg.config.built_in import find_config
 from hpc_ecg.config.describe import describe_settings
 from hpc_ecg.config.dotted_keys import nest
-from hpc_ecg.config.schema import section_of, without_none
+from hpc_ecg.config.schema import rules_by_key, section_of, without_none
 
 Schema = TypeVar("Schema")
 COMMAND_LINE = "command line"
@@ -61,6 +63,16 @@ class SettingsSource:
     values: DictConfig
     name: str
 
+    def __post_init__(self) -> None:
+        """ValueError for `${name:…}`, which would call a resolver, as `${oc.env:HOME}` does."""
+        values = str(OmegaConf.to_container(self.values, resolve=False))
+        for reference in re.findall(r"\$\{[^}]*\}?", values):
+            if not re.fullmatch(r"\$\{\s*[\w.\[\]-]+\s*\}", reference):
+                raise ValueError(
+                    f"{reference} ({self.name}): ${{…}} may only name another setting, as in "
+                    "${files.base_ssl}; on a command line, the shell fills in variables: $NAME"
+                )
+
 
 def load_config(schema: type[Schema], files: Sequence[str], overrides: Sequence[str]) -> Schema:
     """Merge YAML files, then `key=value` overrides, into the schema's defaults.
@@ -82,7 +94,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Schema:
-    """The schema's defaults, overridden by the sources in order; ValueError as in `load_config`."""
+    """The schema's defaults, overridden by the sources in order; a permission counts only from the
+    command line. ValueError as in `load_config`."""
     merged = OmegaConf.structured(schema)
     for source in sources:
         merged = _merge(merged, source, schema)
@@ -100,7 +113,7 @@ def read_yaml(file: str) -> SettingsSource:
     if not path.is_file():
         raise ValueError(f"{file}: no such configuration file; settings are given as key=value")
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(io.StringIO(read_yaml_text(path)))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"{file}, line {line}: not YAML: {error.problem}") from None
@@ -161,7 +174,11 @@ def _merge(base: DictConfig, source: SettingsSource, schema: type) -> DictConfig
     try:
         values = OmegaConf.to_container(source.values, resolve=False)
         _check_keys_and_text(values, schema, "", source.name)
-        return typing.cast(DictConfig, OmegaConf.merge(base, source.values))
+        for key, rule in rules_by_key(schema):
+            if rule.is_permission and source.name != COMMAND_LINE:
+                section, _, name = key.rpartition(".")
+                values.get(section, {}).pop(name, None)
+        return typing.cast(DictConfig, OmegaConf.merge(base, OmegaConf.create(values)))
     except OmegaConfBaseException as error:
         where = error.full_key or ", ".join(str(key) for key in source.values)
         raise ValueError(f"{where}: {_first_line(error)} ({source.name})") from None
