@@ -35,9 +35,14 @@ def start_logging(rank: int = 0) -> None:
 
 
 def say(*lines: str) -> None:
-    """Print the answer of a command to standard output."""
+    """Print the answer of a command, which may quote a file, to standard output."""
     for line in lines:
-        print(line)  # noqa: T201
+        print(printable(line))  # noqa: T201
+
+
+def printable(text: str) -> str:
+    """The text without control characters, with which a file could write to the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from hpc_ecg.comparison.baselines import CONSTANTS, combine_with_age_sex
 from hpc_ecg.comparison.results import RunResult, by_strategy
 from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_from, group_by_strategy
 from hpc_ecg.evaluation.comparisons import Difference, Estimate, SeedScores, holm
+from hpc_ecg.evaluation.metrics import check_finite
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.hashing import check_file, check_record, read_record
 
@@ -154,6 +155,7 @@ def gains_over_age_sex(
 
 def _with_age_sex(scorer: Scorer, run: RunResult, baselines: Baselines) -> Predictions:
     valid = read_predictions(run.folder.predictions / "valid.parquet").sorted()
+    check_finite(valid.logit_NK.ravel(), f"{run.name}, split valid")
     logit_NK = run.test.logit_NK.copy()
     for name in scorer.label_names:
         k = run.test.labels.index(name)

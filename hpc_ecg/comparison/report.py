@@ -39,7 +39,7 @@ from hpc_ecg.comparison.verdict import (
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.hashing import read_record
 from hpc_ecg.reporting.html import inline_svg, render_page
-from hpc_ecg.sweep.folder import read_optional
+from hpc_ecg.sweep.folder import read_tuning
 from hpc_ecg.training.open_run import read_resolved_settings
 
 
@@ -76,7 +76,7 @@ def write_comparison(
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
     flow = read_flow(read_resolved_settings(comparison.runs[0].folder), allow_pipe)
-    tuning = read_optional(sweep_dir / "tuning.json")
+    tuning = read_tuning(sweep_dir)
     tables = build_tables(comparison, curves, learning, flow, tuning)
     paths = ReportPaths(
         page=folder / "index.html",

@@ -110,6 +110,8 @@ def _read_finished(folder: RunFolder, strategy: str, seed: int) -> RunResult:
     for k, label in enumerate(test.labels):
         check_finite(test.logit_NK[:, k], label)
         check_not_constant(test.logit_NK[:, k], label)
+        if test.probability_NK is not None:
+            check_finite(test.probability_NK[:, k], label)
     settings = folder.read_settings()
     index = read_record(folder.environment, {"data_index_sha256": str})["data_index_sha256"]
     settings["data_index_sha256"] = index
@@ -137,7 +139,7 @@ def _read_arm(folder: RunFolder, strategy: str, settings: dict[str, Any]) -> dic
     if not path.exists():
         return {"base": strategy, "varied": {}}
     arm = read_record(path, {"base": str, "varied": dict})
-    if any(settings.get(key) != value for key, value in arm["varied"].items()):
+    if any(settings.get(key, value) != value for key, value in arm["varied"].items()):
         raise ValueError(f"{path} and {folder.config} state other values of what the grid varies")
     return arm
 

@@ -172,7 +172,7 @@ def _split_list(key: str, value: str) -> list[str]:
 
 def _merge(base: DictConfig, source: SettingsSource, schema: type) -> DictConfig:
     try:
-        values = OmegaConf.to_container(source.values, resolve=False)
+        values: Any = OmegaConf.to_container(source.values, resolve=False)
         _check_keys_and_text(values, schema, "", source.name)
         for key, rule in rules_by_key(schema):
             if rule.is_permission and source.name != COMMAND_LINE:

@@ -46,6 +46,10 @@ class SlurmConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "slurm")
+        texts = [self.partition, self.account, self.qos, self.constraint, self.mem]
+        for text in [*texts, *self.options, *self.options.values()]:
+            if text and not text.isprintable():  # the next line of the script would be run
+                raise ValueError(f"slurm: {text!r} has a line break; write it on one line")
 
 
 @dataclass(frozen=True, kw_only=True)

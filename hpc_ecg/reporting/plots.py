@@ -46,6 +46,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "grid.linewidth": 0.6,
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # a $ in a name is a $
 }
 Line = tuple[Sequence[float], Sequence[float]]
 

@@ -22,6 +22,7 @@ from hpc_ecg.distributed.stop_signals import STOP
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
+from hpc_ecg.log import printable
 from hpc_ecg.reporting.numbers import format_number
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
 from hpc_ecg.sweep.submissions import last_submissions, queued_jobs
@@ -40,7 +41,7 @@ class CellStatus:
 
 def print_status(sweep_dir: Path, watch: bool) -> None:
     """Print the table; with `watch`, again and again until nothing is queued or running."""
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
     with Live(console=console) if watch and console.is_terminal else nullcontext() as live:
         while True:
             cells = read_status(sweep_dir)
@@ -51,7 +52,8 @@ def print_status(sweep_dir: Path, watch: bool) -> None:
             time.sleep(WATCH_S)
     if live is None:
         for cell in cells:
-            console.print(f"{cell.name}  {cell.kind}  {cell.text}".rstrip(), highlight=False)
+            line = printable(f"{cell.name}  {cell.kind}  {cell.text}")
+            console.print(line.rstrip(), highlight=False)
         console.print(_counts(cells), highlight=False)
 
 
@@ -186,5 +188,5 @@ def _table(cells: list[CellStatus]) -> Table:
     for column in ("run", "state", ""):
         table.add_column(column, overflow="fold")
     for cell in cells:
-        table.add_row(cell.name, cell.kind, cell.text)
+        table.add_row(cell.name, cell.kind, printable(cell.text))
     return table
