@@ -9,7 +9,6 @@ from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.load import SettingsSource, merge_sources, parse_override, read_yaml, to_yaml
 from hpc_ecg.config.paths import resolve_paths
 from hpc_ecg.hashing import read_record
-from hpc_ecg.log import logger
 from hpc_ecg.training.environment import base_folders
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
@@ -62,6 +61,5 @@ def finished_run(run_dir: str) -> RunFolder:
         is_run = folder.config.exists()
         state = "is not finished: start it again" if is_run else "is not a run folder"
         raise ValueError(f"{folder.path} {state} (no finished.json)")
-    if not folder.check_unchanged():
-        logger.warning(UNVERIFIED, folder.path)
+    folder.check_unchanged()
     return folder
