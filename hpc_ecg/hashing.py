@@ -76,7 +76,8 @@ def check_kinds(path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any])
     """ValueError unless each of these fields of a file is there and of its type."""
     for name, kind in kinds.items():
         value, is_nested = values.get(name), isinstance(kind, Mapping)
-        if not isinstance(value, dict if is_nested else kind) or isinstance(value, bool):
+        fits = isinstance(value, dict if is_nested else kind) and not isinstance(value, bool)
+        if name not in values or not fits:
             raise ValueError(f"{path} is damaged: {name} cannot be {str(value)[:40]!r}; restore it")
         if is_nested:
             check_kinds(path, value, kind)
