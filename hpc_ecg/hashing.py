@@ -75,7 +75,8 @@ def read_record(path: Path, kinds: Mapping[str, Any] | None = None) -> dict[str,
 def check_kinds(path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     """ValueError unless each of these fields of a file is there and of its type."""
     for name, kind in kinds.items():
-        value, is_nested = values.get(name), isinstance(kind, Mapping)
+        value: Any = values.get(name)
+        is_nested = isinstance(kind, Mapping)
         fits = isinstance(value, dict if is_nested else kind) and not isinstance(value, bool)
         if name not in values or not fits:
             raise ValueError(f"{path} is damaged: {name} cannot be {str(value)[:40]!r}; restore it")

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.settings import DataConfig
@@ -198,9 +199,8 @@ def _score(
     result = evaluate_predictions(
         read_predictions(path), task, points, REPLICATES, calibrators=calibrators
     )
-    result = about | result
-    write_record(out, result, [path])
-    return result
+    write_record(out, about | result, [path])
+    return read_json(out)
 
 
 def _fitted_on_validation(folder: Path, targets: Targets) -> tuple[dict | None, dict | None]:
