@@ -64,7 +64,7 @@ def start_logging(rank: int = 0) -> None:
 
 
 def say(*lines: str) -> None:
-    """Print the answer of a command to standard output."""
+    """Print the answer of a command, which may quote a file, to standard output."""
     for line in lines:
         print(printable(line), flush=True)  # noqa: T201
 

@@ -11,10 +11,11 @@ import pytest
 from safetensors.torch import load_file
 from test_sweep import words_of_sweep
 
-from hpc_ecg.atomic_io import read_json, write_json
+from hpc_ecg.atomic_io import read_json, sha256_of, write_json
 from hpc_ecg.cli import main
 from hpc_ecg.cli import sweep as cli_sweep
 from hpc_ecg.config.load import to_yaml
+from hpc_ecg.hashing import read_record
 from hpc_ecg.sweep import launch
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import prepare_sweep
@@ -88,7 +89,9 @@ def test_the_soup_is_the_mean_of_the_seeds_weights(sweep):
         assert (tensor.double() - mean).abs().max() < 1e-6, name
     test = pd.read_parquet(arm / "seed-0/predictions/test.parquet")
     assert list(pd.read_parquet(arm / "soup/predictions.parquet")["record"]) == list(test["record"])
-    assert read_json(arm / "soup/soup.json") == {"seeds": [0, 1]}
+    note = read_record(arm / "soup/soup.json")
+    digest = sha256_of(arm / "soup/model.safetensors")
+    assert note == {"seeds": [0, 1], "digests": {"model.safetensors": digest}}
 
 
 @pytest.mark.slow

@@ -56,8 +56,8 @@ def _parser() -> Parser:
 def _evaluate(command: argparse.Namespace) -> int:
     """Report mistakes that need no torch before importing it."""
     from hpc_ecg.distributed.ranks import read_ranks
-    from hpc_ecg.log import say, start_logging
-    from hpc_ecg.training.open_run import finished_run, load_run, load_run_for
+    from hpc_ecg.log import logger, say, start_logging
+    from hpc_ecg.training.open_run import UNVERIFIED, finished_run, load_run, load_run_for
 
     options = _parser().parse_intermixed_args(command.arguments)
     rank = read_ranks(os.environ).rank
@@ -73,7 +73,8 @@ def _evaluate(command: argparse.Namespace) -> int:
     config = load_run(run_dir, options.settings)
     if shards is not None:
         config = load_run_for(run_dir, shards, options.settings)
-    finished_run(run_dir)
+    if not finished_run(run_dir).check_unchanged():
+        logger.warning(UNVERIFIED, run_dir)
 
     from hpc_ecg.training.evaluate import evaluate, evaluate_weights
 

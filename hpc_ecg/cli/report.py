@@ -25,6 +25,11 @@ def add_report(verbs: Verbs) -> None:
         action="store_true",
         help="do not compute the baselines: age and sex, and the irregularity of the heartbeat",
     )
+    report.add_argument(
+        "--allow-pipe",
+        action="store_true",
+        help="run the command in data.shards=pipe:… of the sweep's runs, with your rights",
+    )
     report.set_defaults(verb=_report)
 
 
@@ -59,9 +64,12 @@ def _report(options: argparse.Namespace) -> int:
     runs, _ = read_results(folder)
     if runs and not options.no_baselines:
         try:
-            write_baselines(load_run(str(runs[0].folder.path), []), folder / "baselines")
+            permission = ["data.allow_pipe=true"] if options.allow_pipe else []
+            run = load_run(str(runs[0].folder.path), permission)
+            write_baselines(run, folder / "baselines")
         except (ValueError, OSError) as error:
             logger.warning(f"no baselines: {describe_error(error)}")
     comparison = compare(folder, options.replicates, margin=options.margin)
-    say(format_table(comparison), "", f"report: {write_comparison(comparison, folder).page}")
+    paths = write_comparison(comparison, folder, options.allow_pipe)
+    say(format_table(comparison), "", f"report: {paths.page}")
     return 0

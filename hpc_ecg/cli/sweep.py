@@ -19,7 +19,8 @@ DESCRIPTION = """Run every cell that is not done yet; it can be started again at
 
   hpc-ecg sweep status SWEEP_DIR [--watch]    show what is queued, running, done or failed
   hpc-ecg sweep cancel SWEEP_DIR [CELL ...]   stop these runs, or all; starting again resumes them
-  hpc-ecg sweep retry SWEEP_DIR CELL          forget a failure and run the cell again
+  hpc-ecg sweep retry SWEEP_DIR CELL          forget a failure and run the cell again; settings
+                                              key=value may follow
 """
 EXIT_KILLED = 137
 """A run was killed: slurm/sweep.sh starts the sweep again, which continues it."""
@@ -56,6 +57,8 @@ def _sweep(command: argparse.Namespace) -> int:
     else:
         nargs = "*" if first == "cancel" else None
         parser.add_argument("cells", metavar="CELL", nargs=nargs, help="such as STRATEGY/seed-0")
+    if first == "retry":
+        parser.add_argument("settings", nargs="*", help="key=value, permissions above all")
     return subcommands[first](parser.parse_intermixed_args(command.arguments[1:]))
 
 
@@ -123,5 +126,6 @@ def _retry(options: argparse.Namespace) -> int:
 
     check_cells(options.sweep_dir, [options.cells])
     start_logging()
-    sweep = load_sweep([str(options.sweep_dir / "sweep.yaml")], [f"sweep_dir={options.sweep_dir}"])
+    settings = [*options.settings, f"sweep_dir={options.sweep_dir}"]
+    sweep = load_sweep([str(options.sweep_dir / "sweep.yaml")], settings, of_folder=True)
     return _run(sweep, wait=sweep.config.slurm is None, only=options.cells)

@@ -23,7 +23,6 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hpc_ecg.atomic_io import read_json, write_json
 from hpc_ecg.comparison.heartbeat import FEATURES, MIN_BEATS, irregularity
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.source import ShardSource
@@ -31,6 +30,7 @@ from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
 from hpc_ecg.evaluation.metrics import FloatArray, brier, has_label, log_loss, why_not_scorable
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
+from hpc_ecg.hashing import read_record, write_record
 from hpc_ecg.training.predict import as_predictions
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -60,7 +60,7 @@ def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
     data: dict[str, Any] = {"data_index_sha256": shards.index_sha256, "labels": labels}
     data |= {"task": task, "fold": config.data.fold, "repeat": config.data.repeat}
     note_path = folder / "baselines.json"
-    if note_path.exists() and (earlier := read_json(note_path)).get("data") == data:
+    if note_path.exists() and (earlier := read_record(note_path)).get("data") == data:
         return list(earlier["made"])
     made: list[str] = []
     left_out: dict[str, str] = {}
@@ -82,7 +82,9 @@ def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
                 predictions = _with_logits(splits[split][1], logit_NK)
                 write_predictions(folder / name / f"{split}.parquet", predictions)
             made.append(name)
-    write_json(note_path, {"data": data, "made": made, "left_out": left_out, "details": details})
+    note = {"data": data, "made": made, "left_out": left_out, "details": details}
+    files = [folder / name / f"{split}.parquet" for name in made for split in SPLITS]
+    write_record(note_path, note, files)
     return made
 
 

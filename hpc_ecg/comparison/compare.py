@@ -46,7 +46,9 @@ from hpc_ecg.evaluation.comparisons import (
 )
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.predictions import Predictions
+from hpc_ecg.log import logger
 from hpc_ecg.sweep.folder import read_note
+from hpc_ecg.training.open_run import UNVERIFIED
 
 MARGIN = 0.02
 """The usual margin of non-inferiority, in the deciding metric."""
@@ -131,6 +133,8 @@ def _read_finished(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
         reasons = "; ".join(f"{p.name} {p.reason}" for p in problems[:3])
         nothing = "there is neither a sweep.yaml nor a run; give the folder that a sweep made"
         raise ValueError(f"{sweep_dir}: no finished run to compare ({reasons or nothing})")
+    if unverified := [run.name for run in runs if not run.is_verified]:
+        logger.warning(UNVERIFIED, ", ".join(unverified))
     return runs, problems
 
 

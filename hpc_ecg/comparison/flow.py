@@ -31,10 +31,9 @@ class CohortFlow:
     index_sha256: str
 
 
-def read_flow(settings: Mapping[str, Any]) -> CohortFlow | str:
+def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFlow | str:
     """Read the flow of one run's data, or say why it cannot be read. `settings` by dotted key."""
     try:
-        allow_pipe = bool(settings.get("data.allow_pipe"))
         shards = open_shard_set(str(settings["data.shards"]), allow_pipe)
     except (ValueError, OSError) as error:
         return f"the shards cannot be read here: {describe_error(error)}"

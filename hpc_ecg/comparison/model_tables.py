@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.comparison.selected import SelectedModel
+from hpc_ecg.hashing import read_record
 
 Rows = list[dict[str, Any]]
 
@@ -66,7 +66,7 @@ def run_rows(comparison: Comparison) -> Rows:
     """Each run: tensors by origin, and how far training went. Without times, which vary."""
     rows = []
     for run in comparison.runs:
-        counts = read_json(run.folder.init_report)["counts"]
+        counts = read_record(run.folder.init_report)["counts"]
         row: dict[str, Any] = {"strategy": run.strategy, "seed": run.seed}
         row |= {f"tensors_{k}": counts[f"tensors_{k}"] for k in ("loaded", "fresh", "frozen")}
         outcome = ("steps", "best_step", "metric", "best_score", "stopped")

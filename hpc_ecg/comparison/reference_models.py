@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.comparison.baselines import CONSTANTS, combine_with_age_sex
 from hpc_ecg.comparison.results import RunResult, by_strategy
 from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_from, group_by_strategy
 from hpc_ecg.evaluation.comparisons import Difference, Estimate, SeedScores, holm
+from hpc_ecg.evaluation.metrics import check_finite
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
+from hpc_ecg.hashing import check_file, check_record, read_record
 
 BASELINES = {
     "prevalence": "prevalence",
@@ -56,9 +57,10 @@ def read_baselines(folder: Path, test: Predictions) -> Baselines:
     """Read the baselines; leave out those of other records than the strategies' test set."""
     if not (folder / "baselines.json").exists():
         return Baselines(test={}, valid={}, left_out={})
-    note = read_json(folder / "baselines.json")
+    check_record(folder / "baselines.json")
+    note = read_record(folder / "baselines.json", {"left_out": dict, "made": list})
     baselines = Baselines(test={}, valid={}, left_out=dict(note["left_out"]))
-    for name in note["made"]:
+    for name in (name for name in BASELINES if name in note["made"]):
         predictions = read_predictions(folder / name / "test.parquet").sorted()
         if not np.array_equal(predictions.record_N, test.record_N):
             baselines.left_out[name] = "it was made for another test set; make the report again"
@@ -80,6 +82,7 @@ def read_soups(runs: Sequence[RunResult], sweep_dir: Path) -> dict[str, Predicti
     for strategy in by_strategy(runs):
         path = sweep_dir / strategy / "soup" / "predictions.parquet"
         if path.exists():
+            check_file(path, path.with_name("evaluation.json"))
             predictions = read_predictions(path).sorted()
             if np.array_equal(predictions.record_N, runs[0].test.record_N):
                 soups[strategy] = predictions
@@ -152,6 +155,7 @@ def gains_over_age_sex(
 
 def _with_age_sex(scorer: Scorer, run: RunResult, baselines: Baselines) -> Predictions:
     valid = read_predictions(run.folder.predictions / "valid.parquet").sorted()
+    check_finite(valid.logit_NK.ravel(), f"{run.name}, split valid")
     logit_NK = run.test.logit_NK.copy()
     for name in scorer.label_names:
         k = run.test.labels.index(name)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from hpc_ecg.atomic_io import read_json, write_json, write_text
+from hpc_ecg.atomic_io import write_json, write_text
 from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import fill_checklist
 from hpc_ecg.comparison.compare import MARGIN, compare
@@ -37,9 +37,10 @@ from hpc_ecg.comparison.verdict import (
     verdict_sentences,
 )
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.hashing import read_record
 from hpc_ecg.reporting.escape import csv_text
 from hpc_ecg.reporting.html import inline_svg, render_page
-from hpc_ecg.sweep.folder import read_optional
+from hpc_ecg.sweep.folder import read_tuning
 from hpc_ecg.training.open_run import read_resolved_settings
 
 
@@ -60,9 +61,14 @@ def write_report(
     return write_comparison(compare(sweep_dir, replicates, seed, margin), sweep_dir)
 
 
-def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
-    """Write the report of a comparison; it replaces an earlier one."""
+def write_comparison(
+    comparison: Comparison, sweep_dir: Path, allow_pipe: bool = False
+) -> ReportPaths:
+    """Write the report of a comparison; it replaces an earlier one. ValueError: report/ is a link
+    to another folder."""
     folder = sweep_dir / "report"
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a link: nothing is replaced in the folder that it leads to")
     for part in ("figures", "cards"):
         shutil.rmtree(folder / part, ignore_errors=True)
     for table in folder.glob("*.csv"):
@@ -70,8 +76,8 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
     curves = {label: compute_curves(comparison, label) for label in labels_with_curves(comparison)}
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
-    flow = read_flow(read_resolved_settings(comparison.runs[0].folder))
-    tuning = read_optional(sweep_dir / "tuning.json")
+    flow = read_flow(read_resolved_settings(comparison.runs[0].folder), allow_pipe)
+    tuning = read_tuning(sweep_dir)
     tables = build_tables(comparison, curves, learning, flow, tuning)
     paths = ReportPaths(
         page=folder / "index.html",
@@ -124,7 +130,7 @@ def render_report(
 
 def _start(strategy: str, runs: Sequence[RunResult]) -> dict[str, Any]:
     """What a strategy started from (its first run's init_report) and how far its runs went."""
-    report = read_json(runs[0].folder.init_report)
+    report = read_record(runs[0].folder.init_report)
     counts, checkpoint = report["counts"], report["checkpoint"]
     return {
         "name": strategy,

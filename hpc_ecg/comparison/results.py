@@ -11,13 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.comparison.run_settings import check_comparable
 from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
+from hpc_ecg.hashing import check_kinds, read_record
 from hpc_ecg.log import describe_error
-from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events, read_optional
+from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
 from hpc_ecg.training.run_folder import RunFolder
+
+NUMBER = int | float
+FINISHED = {"metric": str, "steps": int, "best_step": int | None, "best_score": NUMBER | None}
+FINISHED |= {"stopped": str, "device": str, "processes": int}
+FINISHED |= {"train_seconds": NUMBER, "process_seconds": NUMBER}
+TENSORS = {f"tensors_{kind}": int for kind in ("loaded", "fresh", "frozen")}
+INIT_REPORT = {"checkpoint": dict | None, "head": {"taken": str}, "counts": TENSORS}
+CHECKPOINT = {"path": str, "sha256": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,8 @@ class RunResult:
     """The strategy that the arm varies."""
     varied: dict[str, Any]
     """What a grid sets in it, by dotted key."""
+    is_verified: bool = True
+    """False for a run of version 0.1, which wrote no digests."""
 
     @property
     def name(self) -> str:
@@ -96,24 +106,43 @@ def _read_result(sweep_dir: Path, strategy: str, seed: int) -> RunResult | Probl
 
 
 def _read_finished(folder: RunFolder, strategy: str, seed: int) -> RunResult:
+    is_verified = folder.check_unchanged()
     test = read_predictions(folder.predictions / "test.parquet").sorted()
     for k, label in enumerate(test.labels):
         check_finite(test.logit_NK[:, k], label)
         check_not_constant(test.logit_NK[:, k], label)
+        if test.probability_NK is not None:
+            check_finite(test.probability_NK[:, k], label)
     settings = folder.read_settings()
-    settings["data_index_sha256"] = read_json(folder.environment)["data_index_sha256"]
-    read_json(folder.init_report)  # the report reads it later and needs it whole
-    arm = read_optional(folder.path.parent / "arm.json")
+    index = read_record(folder.environment, {"data_index_sha256": str})["data_index_sha256"]
+    settings["data_index_sha256"] = index
+    report = read_record(folder.init_report, INIT_REPORT)
+    check_kinds(
+        folder.init_report, report["checkpoint"] or {}, CHECKPOINT if report["checkpoint"] else {}
+    )
+    arm = _read_arm(folder, strategy, settings)
     return RunResult(
         strategy=strategy,
         seed=seed,
         folder=folder,
-        finished=read_json(folder.finished),
+        finished=read_record(folder.finished, FINISHED),
         settings=settings,
         test=test,
-        base=arm.get("base", strategy),
-        varied=arm.get("varied", {}),
+        base=arm["base"],
+        varied=arm["varied"],
+        is_verified=is_verified,
     )
+
+
+def _read_arm(folder: RunFolder, strategy: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """arm.json, or what stands for it. ValueError if it contradicts the run's settings."""
+    path = folder.path.parent / "arm.json"
+    if not path.exists():
+        return {"base": strategy, "varied": {}}
+    arm = read_record(path, {"base": str, "varied": dict})
+    if any(settings.get(key, value) != value for key, value in arm["varied"].items()):
+        raise ValueError(f"{path} and {folder.config} state other values of what the grid varies")
+    return arm
 
 
 def _why_not_finished(folder: RunFolder) -> str | None:

@@ -22,10 +22,11 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from hpc_ecg.atomic_io import read_yaml_text
 from hpc_ecg.config.built_in import find_config
 from hpc_ecg.config.describe import KINDS, describe_kind, describe_settings, show_value
 from hpc_ecg.config.dotted_keys import flatten, nest
-from hpc_ecg.config.schema import section_of, without_none
+from hpc_ecg.config.schema import rules_by_key, section_of, without_none
 from hpc_ecg.config.suggestions import RENAMED, did_you_mean
 
 Schema = TypeVar("Schema")
@@ -38,6 +39,16 @@ class SettingsSource:
 
     values: DictConfig
     name: str
+
+    def __post_init__(self) -> None:
+        """ValueError for `${name:…}`, which would call a resolver, as `${oc.env:HOME}` does."""
+        values = str(OmegaConf.to_container(self.values, resolve=False))
+        for reference in re.findall(r"\$\{[^}]*\}?", values):
+            if not re.fullmatch(r"\$\{\s*[\w.\[\]-]+\s*\}", reference):
+                raise ValueError(
+                    f"{reference} ({self.name}): ${{…}} may only name another setting, as in "
+                    "${files.base_ssl}; on a command line, the shell fills in variables: $NAME"
+                )
 
 
 def load_config(schema: type[Schema], files: Sequence[str], overrides: Sequence[str]) -> Schema:
@@ -60,7 +71,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Schema:
-    """The schema's defaults, overridden by the sources in order; ValueError as in `load_config`."""
+    """The schema's defaults, overridden by the sources in order; a permission counts only from the
+    command line. ValueError as in `load_config`."""
     merged = OmegaConf.structured(schema)
     for source in sources:
         merged = _merge(merged, source, schema)
@@ -78,7 +90,7 @@ def read_yaml(file: str) -> SettingsSource:
     if not path.is_file():
         raise ValueError(f"{file}: no such configuration file; settings are given as key=value")
     try:
-        loaded = OmegaConf.load(io.StringIO(_quote_base_60(path.read_text(encoding="utf-8"))))
+        loaded = OmegaConf.load(io.StringIO(_quote_base_60(read_yaml_text(path))))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"{file}, line {line}: not YAML: {error.problem}") from None
@@ -153,9 +165,13 @@ def _split_list(key: str, value: str) -> list[str]:
 
 def _merge(base: DictConfig, source: SettingsSource, schema: type) -> DictConfig:
     try:
-        values = OmegaConf.to_container(source.values, resolve=False)
+        values: Any = OmegaConf.to_container(source.values, resolve=False)
         _check_keys_and_text(values, schema, "", source.name)
-        return typing.cast(DictConfig, OmegaConf.merge(base, source.values))
+        for key, rule in rules_by_key(schema):
+            if rule.is_permission and source.name != COMMAND_LINE:
+                section, _, name = key.rpartition(".")
+                values.get(section, {}).pop(name, None)
+        return typing.cast(DictConfig, OmegaConf.merge(base, OmegaConf.create(values)))
     except OmegaConfBaseException as error:
         raise ValueError(f"{_wrong_value(base, values, schema, error)} ({source.name})") from None
 

@@ -32,6 +32,8 @@ class Rule:
     """Whether a run may resume with another value, because it does not change what is computed."""
     hint: str = ""
     """Advice, added to the message for a value that is not allowed."""
+    is_permission: bool = False
+    """Whether only the command line can set it: a file, which may be another person's, cannot."""
     is_path: bool = False
     """Whether it is the path of a file or folder; relative ones start where the run was started."""
 

@@ -48,9 +48,10 @@ class DataConfig:
     stage_quota_gb: float | None = setting(None, above=0, may_change=True)
     """Space to use in stage_dir; null = 90 % of the free space. Shards that do not fit are read
     from data.shards."""
-    allow_pipe: bool = setting(False, may_change=True)
+    allow_pipe: bool = setting(False, may_change=True, is_permission=True)
     """Allow data.shards to be `pipe:COMMAND`, a shell command that writes the file {name} to
-    standard output. It runs with your rights: allow only commands that you wrote."""
+    standard output. It runs with your rights: allow only commands that you wrote. It counts on the
+    command line only; no file can allow it."""
 
     def __post_init__(self) -> None:
         check_settings(self, "data")

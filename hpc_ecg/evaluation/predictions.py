@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_ecg.atomic_io import write_atomically
@@ -19,6 +20,8 @@ from hpc_ecg.evaluation.metrics import FloatArray
 from hpc_ecg.reporting.numbers import count
 
 GROUP_PREFIX = "group."
+MAX_RECORDS = 1 << 26
+"""A file of kilobytes can state any number of equal rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,15 @@ def read_predictions(path: Path) -> Predictions:
     records, or records without patient."""
     if not path.exists():
         raise ValueError(f"{path}: no such file")
-    table = pd.read_parquet(path)
+    try:
+        if pq.read_metadata(path).num_rows > MAX_RECORDS:
+            raise ValueError(f"more than {MAX_RECORDS:,} records")
+        table = pq.read_table(path).to_pandas(ignore_metadata=True)
+        if not table.columns.is_unique:
+            raise ValueError("a column comes twice")
+    except Exception as error:  # pyarrow raises many kinds
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is damaged or no parquet file: {why}") from None
     group_columns = [c for c in table.columns if c.startswith(GROUP_PREFIX)]
     groups = {c.removeprefix(GROUP_PREFIX): as_group(table.pop(c)) for c in group_columns}
     labels = [c.removesuffix(".label") for c in table.columns if c.endswith(".label")]
@@ -102,7 +113,7 @@ def read_predictions(path: Path) -> Predictions:
             probability_NK=_probabilities(table, labels),
             groups=groups,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 

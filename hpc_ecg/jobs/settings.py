@@ -69,6 +69,10 @@ class SlurmConfig:
             value = getattr(self, name)
             if value is not None and not re.fullmatch(pattern, str(value), re.IGNORECASE):
                 raise ValueError(f"slurm.{name} must be {allowed}, got {value!r}")
+        texts = [self.partition, self.account, self.qos, self.constraint, self.mem]
+        for text in [*texts, *self.options, *self.options.values()]:
+            if text and not text.isprintable():  # the next line of the script would be run
+                raise ValueError(f"slurm: {text!r} has a line break; write it on one line")
 
     @property
     def num_gpus(self) -> int:

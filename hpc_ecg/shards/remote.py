@@ -70,7 +70,7 @@ def open_shard_set(
     if location.startswith(PIPE) and not allow_pipe:
         raise ValueError(
             f"data.shards={location} would run a shell command; if you trust it, give "
-            "data.allow_pipe=true"
+            "data.allow_pipe=true on the command line (report: --allow-pipe); no file can allow it"
         )
     remote = open_remote_store(location)
     with TemporaryDirectory() as folder:

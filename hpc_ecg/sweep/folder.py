@@ -4,24 +4,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.atomic_io import read_json, read_settings_file
-from hpc_ecg.sweep.arms import arms_of
+from hpc_ecg.atomic_io import parse_json, read_settings_file
+from hpc_ecg.hashing import check_kinds, read_record
+from hpc_ecg.sweep.arms import arm_name, arms_of
 
 LOG, ENDED_LOG = "log: ", "ended from outside, log: "
 """First words of error.txt, before the log's path."""
+SWEEP = {"strategies": list | None, "seeds": list | None, "grid": dict | None, "note": str | None}
 
 
 def expected_cells(sweep_dir: Path) -> list[tuple[str, int]]:
     """Arm and seed of each cell: those of sweep.yaml first, then others that have a folder."""
-    config = _read_sweep(sweep_dir)
-    arms = arms_of(config.get("strategies") or [], config.get("grid") or {})
-    planned = [(arm.name, int(seed)) for arm in arms for seed in config.get("seeds") or []]
+    config, file = _read_sweep(sweep_dir), sweep_dir / "sweep.yaml"
+    strategies, seeds = config.get("strategies") or [], config.get("seeds") or []
+    if not all(type(seed) is int for seed in seeds):
+        raise ValueError(f"{file} is damaged: seeds cannot be {seeds}")
+    arms = arms_of([check_name(file, name) for name in strategies], config.get("grid") or {})
+    planned = [(arm.name, seed) for arm in arms for seed in seeds]
     on_disk = [
         (folder.parent.name, int(folder.name.removeprefix("seed-")))
         for folder in sweep_dir.glob("*/seed-*")
         if folder.name.removeprefix("seed-").isdigit()
     ]
     return planned + sorted(set(on_disk) - set(planned))
+
+
+def check_name(file: Path, name: Any) -> str:
+    """A name in a sweep's file. ValueError unless it is that of a folder below the sweep's."""
+    parts = Path(name).parts if isinstance(name, str) and name.isprintable() else ()
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise ValueError(f"{file} is damaged: {str(name)[:40]!r} is no name of a folder in it")
+    return name
 
 
 def read_note(sweep_dir: Path) -> str | None:
@@ -33,20 +46,40 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl that count: `started` or `resumed` at a step drops later
     steps, which the run repeated. A line that a crash left incomplete is skipped."""
     events: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except json.JSONDecodeError:
             continue
-        if event.get("event") in ("started", "resumed"):
-            events = [e for e in events if e.get("step", 0) <= event["step"]]
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        check_kinds(path, {"line": event}, {"line": {"event": str}})
+        check_kinds(path, event, dict.fromkeys(event.keys() & {"step"}, int))
+        if event["event"] in ("started", "resumed"):
+            events = [e for e in events if e.get("step", 0) <= event.get("step", 0)]
         events.append(event)
     return events
 
 
 def read_optional(path: Path) -> dict[str, Any]:
     """The content of a JSON file; {} if there is none."""
-    return read_json(path) if path.exists() else {}
+    return read_record(path) if path.exists() else {}
+
+
+def read_tuning(sweep_dir: Path) -> dict[str, Any]:
+    """What each strategy chose and tried, of tuning.json; {} if there is none."""
+    path = sweep_dir / "tuning.json"
+    entries = read_optional(path)
+    for name in entries:
+        check_kinds(path, entries, {name: {"chosen": dict, "trials": list}})
+        for trial in entries[name]["trials"]:
+            kinds = {"values": dict, "score": int | float | None}
+            check_kinds(path, {"trial": trial}, {"trial": kinds})
+            folder = check_name(path, f"{name}/{arm_name('', trial['values']).lstrip(',')}")
+            finished = read_optional(sweep_dir / "tuning" / folder / "finished.json")
+            if finished.get("best_score", trial["score"]) != trial["score"]:
+                raise ValueError(f"{path} states another score of {folder} than its finished.json")
+    return entries
 
 
 def parse_error(text: str) -> tuple[str, str]:
@@ -67,4 +100,6 @@ def has_killed_runs(sweep_dir: Path) -> bool:
 
 def _read_sweep(sweep_dir: Path) -> dict[str, Any]:
     path = sweep_dir / "sweep.yaml"
-    return read_settings_file(path) if path.exists() and path.stat().st_size else {}
+    config = read_settings_file(path) if path.exists() and path.stat().st_size else {}
+    check_kinds(path, config, {key: SWEEP[key] for key in SWEEP.keys() & config.keys()})
+    return config

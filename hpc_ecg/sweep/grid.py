@@ -81,14 +81,17 @@ class Sweep:
         return replace(self, cells=cells)
 
 
-def load_sweep(files: Sequence[str], overrides: Sequence[str]) -> Sweep:
+def load_sweep(files: Sequence[str], overrides: Sequence[str], of_folder: bool = False) -> Sweep:
     """Read a sweep's YAML files and its `key=value` overrides, and build every cell's settings.
 
+    `of_folder`: the user named a sweep's folder and not these files, which then grant no right.
     Raises ValueError in one line, as for a run's settings.
     """
     of_sweep, shared = [], []
     for file in files:
         source = _read_sweep_file(file)
+        if of_folder:
+            _drop_commands(source, overrides)
         shared.append(SettingsSource(_take_run_section(source), f"{file}, below {RUN}"))
         _refuse_settings_of_runs(source.values, file)
         of_sweep.append(source)
@@ -122,6 +125,18 @@ def _read_sweep_file(file: str) -> SettingsSource:
     values |= resolve_paths({k: v for k, v in values.items() if k not in runs}, SweepConfig, bases)
     values |= {f"{RUN}.{key}": value for key, value in resolved.items()}
     return SettingsSource(OmegaConf.create(nest(values)), source.name)
+
+
+def _drop_commands(source: SettingsSource, overrides: Sequence[str]) -> None:
+    """Remove what the shell and sbatch would be given. ValueError if it is not given again."""
+    section = source.values.get("slurm") or {}
+    for key in ("setup", "options"):
+        given = any(override.startswith(f"slurm.{key}") for override in overrides)
+        if section.pop(key, None) and not given:
+            raise ValueError(
+                f"{source.name} has slurm.{key}, run with your rights; a folder cannot allow "
+                f"that; give slurm.{key}=… again, or start the sweep as at first"
+            )
 
 
 def _strategy_folders(config: SweepConfig, beside: Path) -> list[Path]:

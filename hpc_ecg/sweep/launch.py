@@ -10,11 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from hpc_ecg.atomic_io import read_json, write_json, write_text
+from hpc_ecg.atomic_io import write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.distributed.stop_signals import StopSignals
+from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.slurm_jobs import SITE_FILE
 from hpc_ecg.log import logger
 from hpc_ecg.reporting.numbers import count
@@ -198,5 +199,5 @@ def _write_sweep(folder: Path, sweep: Sweep) -> None:
 
 def _log_result(task: Task) -> None:
     path = RunFolder(task.folder).evaluation
-    text = describe_evaluation(read_json(path)) if path in task.results else "done"
+    text = describe_evaluation(read_record(path)) if path in task.results else "done"
     logger.info("%s: %s", task.name, text)

@@ -7,8 +7,9 @@ evaluation.json, and soup.json, which names the seeds: with other seeds the soup
 import os
 from pathlib import Path
 
-from hpc_ecg.atomic_io import read_json, wait_until_seen, write_json
+from hpc_ecg.atomic_io import wait_until_seen
 from hpc_ecg.distributed.ranks import read_ranks
+from hpc_ecg.hashing import read_record, write_record
 from hpc_ecg.sweep.grid import Cell, Sweep
 from hpc_ecg.sweep.task import Task, TaskRunner, task_of_run
 from hpc_ecg.training.evaluate import evaluate_weights
@@ -34,7 +35,7 @@ def _soup_task(arm: str, cells: list[Cell], config: FinetuneConfig) -> Task:
     folder = Path(cells[0].run.run_dir).parent / "soup"
     seeds, note = [cell.seed for cell in cells], folder / "soup.json"
     evaluation = folder / "evaluation.json"
-    if note.exists() and read_json(note)["seeds"] != seeds:
+    if note.exists() and read_record(note, {"seeds": list})["seeds"] != seeds:
         evaluation.unlink(missing_ok=True)  # first, so that a new note never has an old evaluation
         note.unlink()
     run_dirs = [cell.run.run_dir for cell in cells]
@@ -58,5 +59,5 @@ def make_soup(config: FinetuneConfig, run_dirs: list[str], seeds: list[int], fol
     elif not note.exists():
         folder.mkdir(parents=True, exist_ok=True)
         soup(run_dirs, weights, force=True)
-        write_json(note, {"seeds": seeds})
+        write_record(note, {"seeds": seeds}, [weights])
     evaluate_weights(config, weights, folder)

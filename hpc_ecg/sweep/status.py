@@ -20,9 +20,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.distributed.stop_signals import STOP
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
+from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.local_jobs import job_log
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
 from hpc_ecg.log import printable
@@ -47,7 +47,7 @@ class CellStatus:
 
 def print_status(sweep_dir: Path, watch: bool) -> None:
     """Print the table; with `watch`, again and again until nothing is queued or running."""
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
     with Live(console=console) if watch and console.is_terminal else nullcontext() as live:
         while True:
             cells = read_status(sweep_dir)
@@ -186,11 +186,11 @@ def _describe_age(seconds: float) -> str:
 def _score(run: RunFolder) -> str:
     """The score on the test split; for a trial, which never sees it, on validation."""
     if not run.evaluation.exists():
-        finished = read_json(run.finished)
+        finished = read_record(run.finished)
         score = finished["best_score"]  # None where nothing was trained
         name = METRIC_NAMES.get(finished["metric"], finished["metric"])
         return "" if score is None else f"validation {name} {format_number(score)}"
-    evaluation = read_json(run.evaluation)
+    evaluation = read_record(run.evaluation)
     labels: dict[str, Any] = evaluation.get("labels", {})
     metrics: dict[str, Any] = evaluation.get("macro") or next(iter(labels.values()), {})
     macro = "macro " if "macro" in evaluation else ""

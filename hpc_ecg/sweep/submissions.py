@@ -5,15 +5,18 @@ job has the note's name. So even if a launcher is killed between two lines, the 
 which tasks have a job, and nothing is submitted twice. This file imports no torch.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hpc_ecg.atomic_io import read_json
+from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable, read_queue
+from hpc_ecg.sweep.folder import check_name
 
 LOCK_PATIENCE_S = 60
 OF_RETRIES = ("slurm.options.begin", "slurm.options.exclude")
@@ -50,10 +53,12 @@ def last_submissions(folder: Path) -> dict[str, Submission]:
     """The last submission of every task that was ever submitted, by the task's name."""
     last: dict[str, Submission] = {}
     for path in sorted((folder / "jobs").glob("*.json")):
-        note = read_json(path)
+        note = read_record(path, {"tasks": list, "ids": list})
         settings = note.get("settings", {})
-        for index, name in enumerate(note["tasks"]):
-            job_id = note["ids"][index] if note["ids"] else ""
+        for name, job_id in zip_longest(note["tasks"], note["ids"], fillvalue=""):
+            index = note["tasks"].index(check_name(path, name))
+            if not re.fullmatch(r"(\d+(_\d+)?)?", str(job_id)):
+                raise ValueError(f"{path} is damaged: {str(job_id)[:40]!r} is no job")
             link = _log_link(folder, name, job_id)
             log = link if link.is_symlink() else folder / "submitit" / f"{job_id}_0_log.err"
             last[name] = Submission(

@@ -20,7 +20,7 @@ from hpc_ecg.config.load import to_yaml
 from hpc_ecg.log import logger
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.sweep.arms import arm_name, axes_of, choices_of
-from hpc_ecg.sweep.folder import read_optional
+from hpc_ecg.sweep.folder import read_optional, read_tuning
 from hpc_ecg.sweep.grid import Sweep
 from hpc_ecg.sweep.search_space import search_space
 from hpc_ecg.sweep.task import Task, TaskRunner, task_of_run
@@ -65,7 +65,7 @@ def read_tuned(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """What strategies chose at an earlier start, as far as it was tuned with these settings."""
     if not sweep.config.tune:
         return {}
-    entries, request = read_optional(_path(sweep)), _request(sweep)
+    entries, request = read_tuning(Path(sweep.config.sweep_dir)), _request(sweep)
     return {
         name: entries[name]["chosen"]
         for name in sweep.config.strategies
@@ -78,7 +78,7 @@ def check_trials(sweep: Sweep) -> None:
     would choose for different runs."""
     if not sweep.config.tune:
         return
-    tuned, entries = read_tuned(sweep), read_optional(_path(sweep))
+    tuned, entries = read_tuned(sweep), read_tuning(Path(sweep.config.sweep_dir))
     grid = [] if sweep.config.tune_trials else choices_of(axes_of("tune", sweep.config.tune))
     for name in sweep.config.strategies:
         tried = [trial["values"] for trial in entries[name]["trials"]] if name in tuned else grid
@@ -142,7 +142,7 @@ def _request(sweep: Sweep) -> dict[str, Any]:
 def _drop_stale_entries(sweep: Sweep, untuned: list[str]) -> dict[str, Any]:
     """Remove from tuning.json the entries of strategies that must choose (again), and the failures
     of their trials, which then run once more. Returns the other entries."""
-    entries = read_optional(_path(sweep))
+    entries = read_tuning(Path(sweep.config.sweep_dir))
     stale = {name: entries.pop(name) for name in untuned if name in entries}
     for name, entry in stale.items():
         for trial in entry["trials"]:

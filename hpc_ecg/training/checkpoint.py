@@ -5,8 +5,6 @@ name), progress.json and, written last, COMPLETE with the digests of the others.
 COMPLETE is ignored; a damaged one is skipped with a warning.
 """
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hpc_ecg.atomic_io import read_json, sha256_of, wait_until_seen, write_atomically, write_json
+from hpc_ecg.hashing import sha256_of_value
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -129,15 +128,11 @@ def load_checkpoint(path: Path, model: nn.Module, patience_s: float = 60) -> Sav
 def _write_progress(folder: Path, progress: Progress) -> None:
     """Write it with a digest inside, since it is rewritten after COMPLETE, by an evaluation."""
     values = asdict(progress)
-    write_json(folder / PROGRESS, {"progress": values, "sha256": _digest_of(values)})
+    write_json(folder / PROGRESS, {"progress": values, "sha256": sha256_of_value(values)})
 
 
 def _read_progress(folder: Path) -> Progress:
     stored = read_json(folder / PROGRESS)
-    if _digest_of(stored["progress"]) != stored["sha256"]:
+    if sha256_of_value(stored["progress"]) != stored["sha256"]:
         raise ValueError(f"{PROGRESS} has changed since it was written (SHA-256)")
     return Progress(**stored["progress"])
-
-
-def _digest_of(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from hpc_ecg.atomic_io import read_json, write_json
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.settings import DataConfig
@@ -26,6 +26,7 @@ from hpc_ecg.evaluation.scores import (
     fit_operating_points,
 )
 from hpc_ecg.evaluation.thresholds import points_by_method
+from hpc_ecg.hashing import read_record, write_record
 from hpc_ecg.reporting.numbers import count, format_with_interval
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
@@ -43,6 +44,7 @@ logger = logging.getLogger("hpc_ecg")
 SPLIT = "test"
 SPLITS = ("test", "valid", "all")
 REPLICATES = 2000
+INDEX = {"data_index_sha256": str}
 
 Targets = Sequence[tuple[str, float]]
 
@@ -57,7 +59,8 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     folder = finished_run(config.run_dir)
     folder.check_same_config(to_yaml(config))
     shards, labels = open_shards(config.data)
-    if shards.index_sha256 != read_json(folder.environment)["data_index_sha256"]:
+    started_on = read_record(folder.environment, INDEX)["data_index_sha256"]
+    if shards.index_sha256 != started_on:
         raise ValueError(
             f"data.shards={config.data.shards}, or data.label_table, is not what "
             f"{folder.path} was trained on; its test split could hold patients that it trained on"
@@ -163,7 +166,9 @@ def _predict(
 
 def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
     """Say what was compared; ValueError if the split holds records that the run trained on."""
-    trained_on = read_json(run.environment)["data_index_sha256"] if run.environment.exists() else ""
+    trained_on = ""
+    if run.environment.exists():
+        trained_on = read_record(run.environment, INDEX)["data_index_sha256"]
     if trained_on in ("", shards.index_sha256):
         if split == "all":
             raise ValueError(
@@ -194,15 +199,14 @@ def _score(
     result = evaluate_predictions(
         read_predictions(path), task, points, REPLICATES, calibrators=calibrators
     )
-    result = about | result
-    write_json(out, result)
-    return result
+    write_record(out, about | result, [path])
+    return read_json(out)
 
 
 def _fitted_on_validation(folder: Path, targets: Targets) -> tuple[dict | None, dict | None]:
     """Operating points and calibrators by label, from the files beside the weights."""
     points_path = folder / "operating_point.json"
-    points = read_json(points_path) if points_path.exists() else None
+    points = read_record(points_path) if points_path.exists() else None
     valid_path = RunFolder(folder.parent).predictions / "valid.parquet"
     if not valid_path.exists():
         if targets:

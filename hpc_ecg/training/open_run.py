@@ -5,14 +5,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.load import SettingsSource, merge_sources, parse_override, read_yaml, to_yaml
 from hpc_ecg.config.paths import resolve_paths
+from hpc_ecg.hashing import read_record
 from hpc_ecg.training.environment import base_folders
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
+UNVERIFIED = "%s: not verified, since version 0.1 wrote no digests of its files"
 OTHER_COHORT = ("fold=null", "repeat=0", "label_table=null", "label_fraction=1")
 """Settings of `data` that are reset for another cohort, unless they are given again."""
 
@@ -40,7 +41,7 @@ def read_resolved_settings(folder: RunFolder) -> dict[str, Any]:
 
 
 def _resolve_paths(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
-    environment = read_json(folder.environment) if folder.environment.exists() else {}
+    environment = read_record(folder.environment) if folder.environment.exists() else {}
     return resolve_paths(settings, FinetuneConfig, base_folders(folder.path, environment))
 
 
@@ -54,10 +55,11 @@ def load_run_for(run_dir: str, shards: str, overrides: list[str]) -> FinetuneCon
 
 
 def finished_run(run_dir: str) -> RunFolder:
-    """The folder of a finished run; ValueError if it is none."""
+    """The folder of a finished run; ValueError if it is none, or has changed since."""
     folder = RunFolder(run_dir)
     if not folder.is_finished():
         is_run = folder.config.exists()
         state = "is not finished: start it again" if is_run else "is not a run folder"
         raise ValueError(f"{folder.path} {state} (no finished.json)")
+    folder.check_unchanged()
     return folder

@@ -14,12 +14,14 @@ from typing import Any, BinaryIO
 import yaml
 from filelock import FileLock, Timeout
 
-from hpc_ecg.atomic_io import naming, read_json, read_settings_file, tidy, write_json, write_text
+from hpc_ecg.atomic_io import naming, read_settings_file, tidy, write_json, write_text
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.schema import rules_by_key
+from hpc_ecg.hashing import CHANGED, check_record, read_record, sha256_of_value, write_record
 from hpc_ecg.training.environment import describe_environment, utc_now
 from hpc_ecg.training.settings import FinetuneConfig
 
+SETTINGS, WEIGHTS = "settings_sha256", "best/model.safetensors"
 LOCK_TIMEOUT_AFTER_RESTART_S = 120
 """The lock of a lost node may outlive it for a while."""
 
@@ -115,7 +117,8 @@ class RunFolder:
             )
 
     def _check_same_sources(self, facts: dict[str, Any], init_report: dict[str, Any]) -> None:
-        before, key = read_json(self.environment), "data_index_sha256"
+        key = "data_index_sha256"
+        before = read_record(self.environment, {key: str, "precision": str})
         if before[key] != facts[key]:
             raise ValueError(
                 f"data.shards is not the data that {self.path} was started on (index "
@@ -127,7 +130,8 @@ class RunFolder:
                 f"{facts['precision']}; set engine.precision={before['precision']} on such a "
                 "machine"
             )
-        if _checkpoint_sha256(read_json(self.init_report)) != _checkpoint_sha256(init_report):
+        started_from = read_record(self.init_report, {"checkpoint": dict | None})
+        if _checkpoint_sha256(started_from) != _checkpoint_sha256(init_report):
             raise ValueError(
                 f"init.checkpoint is not the file that {self.path} was started from (its SHA-256 "
                 "differs); give another run_dir"
@@ -139,11 +143,26 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """ValueError if finished.json exists but is damaged."""
-        return self.finished.exists() and bool(read_json(self.finished))
+        return self.finished.exists() and bool(read_record(self.finished))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write finished.json, which marks the run as finished."""
-        write_json(self.finished, summary)
+        """Write finished.json, which marks the run as finished and holds what must not change."""
+        files = [self.environment, self.init_report, self.metrics, *sorted(self.best.glob("*"))]
+        files = [path for path in (*files, self.predictions / "valid.parquet") if path.exists()]
+        if self.config.exists():
+            summary = summary | {SETTINGS: sha256_of_value(_fixed(self.read_settings()))}
+        write_record(self.finished, summary, files)
+
+    def check_unchanged(self) -> bool:
+        """Whether finished.json has digests (version 0.1 wrote none). ValueError names a file that
+        has changed since; the weights are left to those who read them."""
+        stated = read_record(self.finished).get(SETTINGS)
+        if stated not in (None, sha256_of_value(_fixed(self.read_settings()))):
+            raise ValueError(f"{self.config} {CHANGED}")
+        is_evaluated = self.evaluation.exists() and check_record(self.evaluation)
+        return check_record(self.finished, leave_out=WEIGHTS) and (
+            is_evaluated or not self.evaluation.exists()
+        )
 
     def append_event(self, event: str, **values: Any) -> None:
         """Append a line to metrics.jsonl; numbers that are not finite become null.
@@ -163,17 +182,19 @@ class RunFolder:
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The dotted keys in which two configurations differ, except those that may change."""
+    one, other = _fixed(one), _fixed(other)
+    return [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
+
+
+def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run cannot resume with another value of."""
     may_change = tuple(f"{key}." for key, rule in rules_by_key(FinetuneConfig) if rule.may_change)
-    return [
-        key
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key) and not f"{key}.".startswith(may_change)
-    ]
+    return {key: v for key, v in settings.items() if not f"{key}.".startswith(may_change)}
 
 
 def _checkpoint_sha256(init_report: dict[str, Any]) -> str | None:
     checkpoint = init_report["checkpoint"]
-    return checkpoint["sha256"] if checkpoint else None
+    return checkpoint.get("sha256") if checkpoint else None
 
 
 def _last_byte(file: BinaryIO) -> bytes:

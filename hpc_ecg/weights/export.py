@@ -5,6 +5,7 @@ base_ssl.pt holds) in any float type, and are written in that type (ONNX: float3
 with them as JSON texts. Every file is written atomically: a reader sees the old one or the new one.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,23 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
         partial.touch()
         mode = partial.stat().st_mode
         save_file(contiguous, partial, texts)
+        _sort_metadata(partial)
         partial.chmod(mode)  # the library makes a file that only its owner can read
 
     write_atomically(Path(path), write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in order, so that equal weights are equal bytes: the library's order is
+    another in each process."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def write_original(

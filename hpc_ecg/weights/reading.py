@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_ecg.hashing import check_file
 from hpc_ecg.model.architecture import Architecture, architecture_from_settings, show_value
 from hpc_ecg.weights.archive import read_archive
 from hpc_ecg.weights.mapping import (
@@ -84,6 +85,7 @@ def open_weights(path: str | Path) -> WeightsFile:
     without tensors."""
     with one_line_errors(Path(path)):
         file = resolve_file(Path(path))
+    _check_unchanged(file.absolute())
     with one_line_errors(file):
         content: Mapping[str, Any]
         if is_ours := file.suffix == ".safetensors":
@@ -122,6 +124,13 @@ def resolve_file(path: Path) -> Path:
             f"{MODEL_FILE} or a run's best/"
         )
     return file
+
+
+def _check_unchanged(file: Path) -> None:
+    """ValueError if the run or soup that made this file has recorded other bytes."""
+    if file.parent.name == "best":
+        check_file(file, file.parent.parent / "finished.json")
+    check_file(file, file.with_name("soup.json"))
 
 
 def to_checkpoint(file: WeightsFile) -> Checkpoint:

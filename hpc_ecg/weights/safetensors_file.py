@@ -4,7 +4,6 @@ The format holds no code. This guards against a header that is false, or made to
 time.
 """
 
-import json
 from math import prod
 from mmap import mmap
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hpc_ecg.atomic_io import parse_json
 from hpc_ecg.weights.stored_tensor import MAX_AXES, ByteRange, StoredTensor, map_file
 
 DTYPES = {
@@ -39,14 +39,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor
     return metadata, {key: _tensor(file, 8 + length, key, header[key]) for key in header}
 
 
-def parse_json(text: str | bytes) -> Any:
-    """ValueError: not JSON, a key twice, or nested too deep."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-
-
 def _tensor(file: mmap, start: int, key: str, entry: dict[str, Any]) -> StoredTensor:
     begin, end = (start + offset for offset in entry["data_offsets"])
     dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
@@ -61,9 +53,3 @@ def _tensor(file: mmap, start: int, key: str, entry: dict[str, Any]) -> StoredTe
         strides=tuple(prod(shape[axis + 1 :]) for axis in range(len(shape))),
         offset=begin,
     )
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("it holds a key twice")
-    return dict(pairs)
