@@ -105,11 +105,28 @@ def _cohort(options: argparse.Namespace) -> int:
 
 
 def _check_out(options: argparse.Namespace) -> None:
-    out, inputs = options.out, (options.ecgs, options.events, options.follow_up)
+    from hpc_ecg.atomic_io import check_may_write
+
+    out = options.out
+    inputs = (options.ecgs, options.events, options.follow_up, options.event_file)
     if out.suffix != ".csv":
         raise ValueError(f"--out {out} must end in .csv")
-    if out.exists() and (not options.force or any(p and p.samefile(out) for p in inputs)):
-        raise ValueError(f"--out {out} exists; --force replaces it, unless it is an input")
+    beside = [out.with_suffix(f".flow.{end}") for end in ("txt", "svg", "json")]
+    for path in (out, *beside):
+        if path.exists() and any(p and p.exists() and p.samefile(path) for p in inputs):
+            raise ValueError(f"--out {out} would replace {path}, an input; give another name")
+        is_ours = path != out and _is_flow(beside[-1])
+        check_may_write(path, options.force or is_ours, "--out")
+
+
+def _is_flow(path: Path) -> bool:
+    """Whether this and the files beside it are the flow of an earlier cohort of that name."""
+    from hpc_ecg.atomic_io import read_json
+
+    try:
+        return str(read_json(path)["format"]).startswith("hpc_ecg cohort flow")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def _sources(options: argparse.Namespace) -> "SourceTables":
@@ -123,8 +140,11 @@ def _sources(options: argparse.Namespace) -> "SourceTables":
 
 
 def _codes(path: Path | None) -> list[str]:
+    from hpc_ecg.atomic_io import check_regular
+
     if path is None:
         return []
+    check_regular(path)
     codes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     if not codes:
         raise ValueError(f"--event-file {path} holds no codes; expected one per line")

@@ -10,7 +10,6 @@ it tested on, what was run. What differs when the same sweep is run again (time,
 stands in one block at the end and in cost.csv alone.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from hpc_ecg.atomic_io import read_json, write_json, write_text
+from hpc_ecg.atomic_io import check_may_write, read_json, remove_made, write_json, write_text
 from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import fill_checklist
 from hpc_ecg.comparison.compare import MARGIN, compare
@@ -42,6 +41,15 @@ from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.open_run import read_resolved_settings
 
 
+TABLES = ("table", "seeds", "pairs", "labels", "pairs_by_label", "baselines", "non_inferiority")
+TABLES += ("delong", "flow", "cohort", "chosen", "thresholds", "subgroups", "curves", "learning")
+TABLES += ("runs", "tuning", "cost")
+FIGURES = ("strategies.svg", "differences.svg", "efficiency.svg", "validation.svg", "loss.svg")
+FIGURES += ("roc*.svg", "precision_recall*.svg", "calibration*.svg", "decision*.svg")
+FIGURES += ("subgroups*.svg",)
+"""What reports of any sweep are made of, to know an earlier one's files from the user's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReportPaths:
     page: Path
@@ -60,12 +68,12 @@ def write_report(
 
 
 def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
-    """Write the report of a comparison; it replaces an earlier one."""
+    """Write the report of a comparison; it replaces an earlier one, and nothing else in its folder.
+
+    ValueError if a file that is not of a report stands where one would be written.
+    """
     folder = sweep_dir / "report"
-    for part in ("figures", "cards"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    for table in folder.glob("*.csv"):
-        table.unlink()
+    _remove_earlier(folder)
     curves = {label: compute_curves(comparison, label) for label in labels_with_curves(comparison)}
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
@@ -87,6 +95,19 @@ def write_comparison(comparison: Comparison, sweep_dir: Path) -> ReportPaths:
         write_text(paths.tables[name], frame.to_csv(index=False))
     write_text(paths.page, render_report(comparison, figures, sweep_dir, flow, tuning))
     return paths
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Delete what an earlier report may have left and this one does not write again."""
+    is_report = "chosen_models" in read_optional(folder / "comparison.json")
+    for name in ("index.html", "comparison.json", *(f"{table}.csv" for table in TABLES)):
+        check_may_write(folder / name, is_report)
+    if is_report:
+        for table in TABLES:
+            (folder / f"{table}.csv").unlink(missing_ok=True)
+    remove_made(folder / "figures", *FIGURES)
+    for cards in folder.glob("cards/*"):
+        remove_made(cards, "MODEL_CARD.md", "RUN_CARD.md")
 
 
 def render_report(

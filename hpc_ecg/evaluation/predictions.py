@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpc_ecg.atomic_io import write_atomically
+from hpc_ecg.atomic_io import check_may_write, check_regular, read_json, write_atomically
 from hpc_ecg.evaluation.metrics import FloatArray
 
 GROUP_PREFIX = "group."
@@ -77,6 +77,7 @@ def read_predictions(path: Path) -> Predictions:
     records, or records without patient."""
     if not path.exists():
         raise ValueError(f"{path}: no such file")
+    check_regular(path)
     table = pd.read_parquet(path)
     group_columns = [c for c in table.columns if c.startswith(GROUP_PREFIX)]
     groups = {c.removeprefix(GROUP_PREFIX): as_group(table.pop(c)) for c in group_columns}
@@ -104,6 +105,25 @@ def read_predictions(path: Path) -> Predictions:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def check_evaluation_folder(out: Path) -> None:
+    """ValueError unless `out` is, or can be, a folder in which an earlier evaluation's files may be
+    replaced; files of others are not."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    for name in ("predictions.parquet", "evaluation.json"):
+        path = out / name
+        check_may_write(path, not path.exists() or _is_of_evaluation(path))
+
+
+def _is_of_evaluation(path: Path) -> bool:
+    try:
+        if path.suffix == ".json":
+            return {"split", "labels"} <= set(read_json(path))
+        return bool(read_predictions(path).labels)
+    except (ValueError, OSError, TypeError):
+        return False
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 import hpc_ecg
-from hpc_ecg.atomic_io import sha256_of, write_json, write_text
+from hpc_ecg.atomic_io import check_may_write, sha256_of, write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS, Assignment, check_no_leakage
 from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
@@ -113,8 +113,15 @@ def _check_no_signal_in_two_splits(
         except ValueError as error:
             table = pd.DataFrame({"row": rows + 1, "split": split_N, "sha256": signal})
             table = table[split_N.groupby(signal).transform("nunique") > 1]
+            _check_replaceable(duplicates_csv)
             write_text(duplicates_csv, table.sort_values(["sha256", "row"]).to_csv(index=False))
             raise ValueError(f"{error}; all of them are listed in {duplicates_csv}") from None
+
+
+def _check_replaceable(duplicates_csv: Path) -> None:
+    """An earlier list of ours is replaced, and nothing else."""
+    is_ours = duplicates_csv.is_file() and duplicates_csv.read_bytes().startswith(b"row,split,")
+    check_may_write(duplicates_csv, is_ours)
 
 
 def build_description(
