@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FIXTURES, words_for
+from conftest import FIXTURES, reseal, words_for
 from ranks import run_on_ranks
 
-from hpc_ecg.atomic_io import read_json, sha256_of
+from hpc_ecg.atomic_io import read_json
 from hpc_ecg.config.load import load_config
 from hpc_ecg.training import features
 from hpc_ecg.training.evaluate import evaluate
@@ -133,10 +133,7 @@ def test_labels_do_not_matter_to_the_cache(own_shards, tmp_path, computed):
     run(words_for(own_shards, tmp_path / "a", PROBE))
     index = pd.read_parquet(own_shards / "index.parquet")
     index["label.af"] = 1 - index["label.af"]
-    index.to_parquet(own_shards / "index.parquet")
-    about = read_json(own_shards / "dataset.json")
-    about["index_sha256"] = sha256_of(own_shards / "index.parquet")
-    (own_shards / "dataset.json").write_text(json.dumps(about))
+    reseal(own_shards, index)
     run(words_for(own_shards, tmp_path / "b", PROBE))
     assert computed == ["train", "valid"]
 

@@ -40,13 +40,12 @@ from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.open_run import read_resolved_settings
 
-
-TABLES = ("table", "seeds", "pairs", "labels", "pairs_by_label", "baselines", "non_inferiority")
-TABLES += ("delong", "flow", "cohort", "chosen", "thresholds", "subgroups", "curves", "learning")
-TABLES += ("runs", "tuning", "cost")
-FIGURES = ("strategies.svg", "differences.svg", "efficiency.svg", "validation.svg", "loss.svg")
-FIGURES += ("roc*.svg", "precision_recall*.svg", "calibration*.svg", "decision*.svg")
-FIGURES += ("subgroups*.svg",)
+TABLES: tuple[str, ...] = ("table", "seeds", "pairs", "labels", "pairs_by_label", "baselines")
+TABLES += ("non_inferiority", "delong", "flow", "cohort", "chosen", "thresholds", "subgroups")
+TABLES += ("curves", "learning", "runs", "tuning", "cost")
+FIGURES: tuple[str, ...] = ("strategies.svg", "differences.svg", "efficiency.svg", "loss.svg")
+FIGURES += ("validation.svg", "roc*.svg", "precision_recall*.svg", "calibration*.svg")
+FIGURES += ("decision*.svg", "subgroups*.svg")
 """What reports of any sweep are made of, to know an earlier one's files from the user's."""
 
 

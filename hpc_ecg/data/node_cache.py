@@ -52,9 +52,9 @@ class NodeCache:
         self._ready: set[int] = set()
         self._listed_at = 0.0
         self._stop = threading.Event()
-        for folder in (self._base, self._folder):
-            if folder.is_symlink():
-                raise ValueError(f"{folder} is a link; delete it, or give another data.stage_dir")
+        for path in (self._base, self._folder):
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link; delete it, or give another data.stage_dir")
         self._base.mkdir(exist_ok=True)
         with _lock(self._base / "lock"):
             for left in list(self._base.glob("[0-9a-f]" * 16)):

@@ -22,7 +22,8 @@ from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.shards.format import FOLD_PREFIX, FORMAT, LABEL_PREFIX, rows_of_keys
+from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
+from hpc_ecg.shards.schema import DESCRIPTION_SHA256, FORMAT, digest_of_description
 
 OUTLIER_FACTOR = 10.0
 """Flag an amplitude that is this many times larger or smaller than the cohort's median."""
@@ -193,6 +194,8 @@ def write_metadata(
     lines = [(i.row + 1, cohort.records.iloc[i.row], i.reason, i.message) for i in left_out]
     table = pd.DataFrame(lines, columns=["row", "record", "reason", "message"])
     table.to_csv(folder / "left_out.csv", index=False, lineterminator="\r\n")
+    description = json.loads(json.dumps(description))  # as it is read
+    index.attrs[DESCRIPTION_SHA256] = digest_of_description(description)
     index.to_parquet(folder / "index.parquet", index=False)
     description = description | {"index_sha256": sha256_of(folder / "index.parquet")}
     write_json(folder / "dataset.json", description)

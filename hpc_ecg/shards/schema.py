@@ -1,0 +1,151 @@
+"""What dataset.json and index.parquet may hold: the type and bounds of each field, and how the two
+must agree. A fault is one line that names the field."""
+
+# N records
+
+import hashlib
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api import types
+
+from hpc_ecg.cohort.splits import SPLITS
+
+FORMAT = "hpc_ecg-shards/2"
+LABEL_PREFIX = "label."
+FOLD_PREFIX = "fold."
+REQUIRED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")
+HOW_TO_RESTORE = (
+    "copy it again from where the shards were written, or write the shards again "
+    "(hpc-ecg data repair needs this file)"
+)
+DESCRIPTION_SHA256 = "description_sha256"
+DIGEST = "[0-9a-f]{64}"
+WHOLE, NUMBER, TEXT = "whole numbers", "numbers", "text"
+COLUMNS = {"key": TEXT, "shard": WHOLE, "offset": WHOLE, "record": TEXT, "patient": TEXT}
+COLUMNS |= {"split": TEXT, "samples": WHOLE, "amplitude_mv": NUMBER, "sha256": TEXT, "flags": TEXT}
+OPTIONAL = {"age": NUMBER, "sex": TEXT, "site": TEXT, "time": TEXT}
+
+
+def shard_name(shard: int) -> str:
+    return f"shard-{shard:06d}.tar"
+
+
+def digest_of_description(about: dict[str, Any]) -> str:
+    """SHA-256 of dataset.json but for the index's digest; the index holds it, so an edit of either
+    is noticed."""
+    text = json.dumps({k: v for k, v in about.items() if k != "index_sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_description(about: dict[str, Any]) -> None:
+    """ValueError for a field of another type or out of bounds; `signal` is read elsewhere."""
+    missing = [name for name in REQUIRED if name not in about]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing; write the shards again")
+    scale, labels, shards = about["microvolts_per_count"], about["labels"], about["shards"]
+    if type(scale) not in (int, float) or not 0 < scale <= 1e6:
+        raise _wrong("microvolts_per_count", scale, "a number between 0 and a million")
+    if not _is_list(labels, str) or not all(labels) or not 0 < len(set(labels)) == len(labels):
+        raise _wrong("labels", labels, "a list of different names")
+    for name in ("records", "patients", "flags", "left_out"):
+        counts = about.get(name, {})
+        if not isinstance(counts, dict) or not all(map(_is_count, counts.values())):
+            raise _wrong(name, counts, "counts by name")
+    if not isinstance(about.get("split", {}), dict):
+        raise _wrong("split", about["split"], "how the split was made")
+    if not _is_list(shards, dict) or not shards:
+        raise _wrong("shards", shards, "a list with an entry for each shard")
+    for number, shard in enumerate(shards):
+        if shard.get("name") != shard_name(number):
+            raise _wrong(f"shards[{number}].name", shard.get("name"), shard_name(number))
+        for name in ("records", "bytes"):
+            if not _is_count(shard.get(name)):
+                raise _wrong(f"shards[{number}].{name}", shard.get(name), "a count")
+        if not re.fullmatch(DIGEST, str(shard.get("sha256"))):
+            raise _wrong(f"shards[{number}].sha256", shard.get("sha256"), "a SHA-256")
+
+
+def check_index(index: pd.DataFrame, about: dict[str, Any], record_bytes: int, length: int) -> None:
+    """ValueError for a column that is missing, of another type or out of bounds, and for records
+    that are not where dataset.json says; a record takes `record_bytes`, of `length` samples."""
+    labels = {LABEL_PREFIX + name: NUMBER for name in about["labels"]}
+    folds = {str(name): WHOLE for name in index if str(name).startswith(FOLD_PREFIX)}
+    for name, kind in (COLUMNS | labels | folds).items():
+        if name not in index:
+            raise ValueError(f"column {name} is missing; {HOW_TO_RESTORE}")
+        _check_kind(index.loc[:, name], kind, has_gaps=name in labels)
+    for name in OPTIONAL.keys() & set(index):
+        _check_kind(index[name], OPTIONAL[name], has_gaps=True)
+    shards = about["shards"]
+    shard_N, offset_N = index["shard"], index["offset"]
+    _check(shard_N, shard_N.between(0, len(shards) - 1), f"a shard below {len(shards)}")
+    size_N = np.array([shard["bytes"] for shard in shards])[shard_N]
+    is_inside_N = (offset_N >= 0) & (offset_N % 2 == 0) & (offset_N <= size_N - record_bytes)
+    _check(offset_N, is_inside_N, "an even offset, with the whole record inside its shard")
+    step_N, gap_N = shard_N.diff().fillna(1), offset_N.diff().fillna(record_bytes)
+    _check(shard_N, step_N >= 0, "the order of the shards")
+    _check(offset_N, (step_N > 0) | (gap_N >= record_bytes), "one record after another")
+    for name, pattern in (("key", r"\d{8,}(-\d{3,})?"), ("sha256", DIGEST), ("patient", r"(?s).+")):
+        _check(index[name], index[name].str.fullmatch(pattern), f"text like {pattern}")
+    for name in ("key", "record"):
+        _check(index[name], ~index[name].duplicated(), "each value once")
+    _check(index["split"], index["split"].isin(SPLITS), f"one of {', '.join(SPLITS)}")
+    _check(index["samples"], index["samples"].between(1, length), f"1 to {length}")
+    for name in ("amplitude_mv", *folds):
+        _check(index[name], index[name] >= 0, "no negative number")
+    _check_counts(index, about)
+
+
+def _check_counts(index: pd.DataFrame, about: dict[str, Any]) -> None:
+    patients = index.groupby("split")["patient"]
+    counted: dict[str, Any] = {"records": patients.size(), "patients": patients.nunique()}
+    found = {name: {s: int(n.get(s, 0)) for s in SPLITS} for name, n in counted.items()}
+    in_shards = np.bincount(index["shard"], minlength=len(about["shards"])).tolist()
+    pairs = [(f"{name} by split", n, about.get(name, n)) for name, n in found.items()]
+    pairs += [("records by shard", in_shards, [shard["records"] for shard in about["shards"]])]
+    for label, stated in about.get("label_counts", {}).items():
+        for split in stated:
+            values = index.loc[index["split"] == split, LABEL_PREFIX + label]
+            now = {"missing": int(values.isna().sum()), "positive": int((values == 1).sum())}
+            was = {name: stated[split].get(name, now[name]) for name in now}
+            pairs.append((f"{label} in {split}", now, was))
+    for what, here, there in pairs:
+        if here != there:
+            raise ValueError(
+                f"{what}: {here} in the index, {there} in dataset.json; {HOW_TO_RESTORE}"
+            )
+
+
+def _check_kind(column: pd.Series, kind: str, has_gaps: bool) -> None:
+    if kind == TEXT:
+        is_kind = types.infer_dtype(column, skipna=True) in ("string", "empty")
+    else:
+        is_kind = types.is_numeric_dtype(column) and not types.is_bool_dtype(column)
+        is_kind = is_kind and (kind == NUMBER or types.is_integer_dtype(column))
+    if not is_kind:
+        raise ValueError(f"column {column.name} holds {column.dtype}, not {kind}; {HOW_TO_RESTORE}")
+    _check(column, ~column.isna() | has_gaps, "a value")
+    if kind == NUMBER:
+        _check(column, ~np.isinf(column), "a finite number")
+
+
+def _check(column: pd.Series, is_right_N: pd.Series, expected: str) -> None:
+    if not is_right_N.all():
+        row = int(np.argmin(is_right_N))
+        raise ValueError(f"row {row + 1}: {_wrong(str(column.name), column.iloc[row], expected)}")
+
+
+def _wrong(field: str, value: Any, expected: str) -> ValueError:
+    return ValueError(f"{field} is {repr(value)[:60]}, expected {expected}; {HOW_TO_RESTORE}")
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**50
