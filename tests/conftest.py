@@ -73,6 +73,13 @@ def _imports_are_frozen() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_is_not_the_developers(tmp_path_factory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HPC_ECG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _log_is_as_imported() -> None:
     """A command that ran in this process has kept the log from pytest, for the tests after it."""
