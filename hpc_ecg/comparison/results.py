@@ -117,7 +117,7 @@ def _read_finished(folder: RunFolder, strategy: str, seed: int) -> RunResult:
 
 def _why_not_finished(folder: RunFolder) -> str | None:
     error = folder.path / "error.txt"
-    if error.exists():
+    if error.is_file():
         lines = error.read_text().strip().splitlines()
         return f"failed: {lines[-1] if lines else 'error.txt is empty'}"
     if folder.finished.exists():

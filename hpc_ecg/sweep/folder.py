@@ -33,7 +33,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl that count: `started` or `resumed` at a step drops later
     steps, which the run repeated. A line that a crash left incomplete is skipped."""
     events: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             event = json.loads(line)
         except json.JSONDecodeError:

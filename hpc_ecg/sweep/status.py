@@ -116,7 +116,7 @@ def _status(sweep_dir: Path, name: str, job: QueuedJob | None, was_submitted: bo
         reason = "" if job.reason == "None" else f": {job.reason}"
         return CellStatus(name=name, kind="queued", text=f"job {job.id}{reason}")
     error = run.path / "error.txt"
-    if job is None and error.exists():
+    if job is None and error.is_file():
         reason, log = parse_error(error.read_text())
         return CellStatus(name=name, kind="failed", text=f"{reason} (see {log})")
     is_soup, is_trial = name.endswith("/soup"), name.startswith("tuning/")
@@ -133,7 +133,7 @@ def _status(sweep_dir: Path, name: str, job: QueuedJob | None, was_submitted: bo
 
 def _is_held(holder: Path) -> bool:
     """Whether the process that lock.holder names may be alive; on another node it may."""
-    if not holder.exists():
+    if not holder.is_file():
         return False
     match = re.fullmatch(r"process (\d+) on (.*)\n?", holder.read_text())
     if match is None or match.group(2) != socket.gethostname():
