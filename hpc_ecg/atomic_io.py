@@ -181,10 +181,8 @@ def _tidy_beside(path: Path) -> None:
 def _has_ended(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):  # another user's, or no pid
-        return False
+    except (OSError, OverflowError) as error:
+        return isinstance(error, ProcessLookupError)
     return pid == os.getpid()
 
 

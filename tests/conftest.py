@@ -23,8 +23,7 @@ from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import SPLITS, SplitPlan
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.model.architecture import Architecture
-from hpc_ecg.shards.index import _count_label
-from hpc_ecg.shards.schema import DESCRIPTION_SHA256, digest_of_description
+from hpc_ecg.shards.schema import DESCRIPTION_SHA256, count_label, digest_of_description
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_plan import ShardingPlan
@@ -145,7 +144,7 @@ def reseal(folder: Path, index: pd.DataFrame, **changes) -> None:
     about = json.loads((folder / "dataset.json").read_text()) | changes
     about["records"] = {s: int((index["split"] == s).sum()) for s in SPLITS}
     about["patients"] = {s: index["patient"][index["split"] == s].nunique() for s in SPLITS}
-    about["label_counts"] = {name: _count_label(index, name) for name in about["labels"]}
+    about["label_counts"] = {name: count_label(index, name) for name in about["labels"]}
     index.attrs[DESCRIPTION_SHA256] = digest_of_description(about)
     index.to_parquet(folder / "index.parquet", index=False)
     about["index_sha256"] = sha256_of(folder / "index.parquet")

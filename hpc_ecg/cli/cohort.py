@@ -111,22 +111,10 @@ def _check_out(options: argparse.Namespace) -> None:
     inputs = (options.ecgs, options.events, options.follow_up, options.event_file)
     if out.suffix != ".csv":
         raise ValueError(f"--out {out} must end in .csv")
-    beside = [out.with_suffix(f".flow.{end}") for end in ("txt", "svg", "json")]
-    for path in (out, *beside):
+    for path in (out, *(out.with_suffix(f".flow.{end}") for end in ("txt", "svg", "json"))):
         if path.exists() and any(p and p.exists() and p.samefile(path) for p in inputs):
             raise ValueError(f"--out {out} would replace {path}, an input; give another name")
-        is_ours = path != out and _is_flow(beside[-1])
-        check_may_write(path, options.force or is_ours, "--out")
-
-
-def _is_flow(path: Path) -> bool:
-    """Whether this and the files beside it are the flow of an earlier cohort of that name."""
-    from hpc_ecg.atomic_io import read_json
-
-    try:
-        return str(read_json(path)["format"]).startswith("hpc_ecg cohort flow")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
+        check_may_write(path, options.force, "--out")
 
 
 def _sources(options: argparse.Namespace) -> "SourceTables":

@@ -22,19 +22,19 @@ from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.shards.format import ShardSet, check_inside
 from hpc_ecg.shards.remote import RemoteStore, open_remote_store
 
-CUT_OFF = "{} was cut off while it was in use; copy the shard again, then start again to go on"
-_sizes: dict[str, int] = {}
-"""Shards that this process has mapped."""
-_libc = ctypes.CDLL(None)
+_maps: dict[str, mmap.mmap] = {}
+"""The shards that this process has mapped, by name."""
+
+
+def _cut_off() -> str:
+    names = [name for name, data in _maps.items() if data.size() < len(data)]
+    return f"{' or '.join(names) or 'a shard'} was cut off while it was in use; copy it again"
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_bus_error(_: int) -> None:
-    """Say which file a memory map has lost, and exit: the reading thread cannot go on."""
-    known = {Path(name): size for name, size in _sizes.items() if Path(name).exists()}
-    names = [str(path) for path, size in known.items() if path.stat().st_size < size]
-    text = CUT_OFF.format(" or ".join(names) or "a shard")
-    os.write(2, f"hpc-ecg: {text}\n".encode())
+    """Say which shard a memory map has lost, and exit: the thread that reads it cannot go on."""
+    os.write(2, f"hpc-ecg: {_cut_off()}\n".encode())
     os._exit(2)
 
 
@@ -49,7 +49,6 @@ class ShardSource:
         self._remote: RemoteStore | None = open_remote_store(shards.url) if shards.url else None
         self._node_cache: NodeCache | None = None
         self._mapped: dict[int, np.ndarray] = {}
-        self._maps: dict[int, mmap.mmap] = {}
         self._stats: dict[int, tuple[int, int]] = {}
 
     def name(self, shard: int) -> str:
@@ -66,8 +65,9 @@ class ShardSource:
                 if file or not self._remote:
                     with file or self._original(shard) as file:
                         self._map(shard, file)
-            if shard in self._maps and self._maps[shard].size() < len(self._maps[shard]):
-                raise ValueError(CUT_OFF.format(self.name(shard)))
+            data = _maps.get(self.name(shard))
+            if data is not None and data.size() < len(data):
+                raise ValueError(_cut_off())
         return self._mapped
 
     def _map(self, shard: int, file: BinaryIO) -> None:
@@ -75,10 +75,10 @@ class ShardSource:
         if size == 0:  # an empty file cannot be mapped
             self._mapped[shard] = np.empty(0, np.int16)
             return
-        self._maps[shard] = data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._mapped[shard] = np.frombuffer(data, np.int16, count=size // 2)
-        _sizes[file.name] = size
-        _libc.signal(signal.SIGBUS, _on_bus_error)
+        _maps[self.name(shard)] = data
+        ctypes.CDLL(None).signal(signal.SIGBUS, _on_bus_error)
 
     def check_unchanged(self) -> None:
         """ValueError if a shard that was opened is not as written any more; asked at each epoch.
@@ -97,7 +97,7 @@ class ShardSource:
                     "make it again with: hpc-ecg data repair; then start again to go on"
                 )
             self._stats[shard] = now
-            self._forget(shard)
+            self._mapped.pop(shard, None)
 
     def ranges(self, shards_n: Sequence[int], starts_n: Sequence[int], size: int) -> list[bytes]:
         """`size` bytes from each of these remote shards, at these offsets, in one request."""
@@ -129,12 +129,8 @@ class ShardSource:
     def _take_arrivals(self) -> None:
         if self._node_cache:
             for shard in self._node_cache.arrivals():
-                self._forget(shard)
+                self._mapped.pop(shard, None)
                 self._stats.pop(shard, None)
-
-    def _forget(self, shard: int) -> None:
-        self._mapped.pop(shard, None)
-        self._maps.pop(shard, None)
 
     def stage(self, first_use: Sequence[int]) -> None:
         """Start to copy the shards to data.stage_dir, if it is set, in the order of first use."""

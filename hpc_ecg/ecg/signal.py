@@ -61,14 +61,11 @@ def spec_from_dict(values: dict[str, Any], source: str) -> SignalSpec:
     if got != names:
         raise ValueError(f"{source}: a signal spec has the fields {names}, got {got}")
     spec = SignalSpec(**values)
-    for name in names:
-        value = getattr(spec, name)
+    for name, value in values.items():
         is_right = type(value) is type(getattr(SignalSpec(), name))
         if is_right and name == "leads":
-            is_right = 0 < len(value) == len(set(map(str, value))) and isinstance(value[0], str)
-        if is_right and isinstance(value, int):
-            is_right = 0 < value < MAX_SAMPLES
-        if not is_right:
+            is_right = 0 < len(value) == len({lead for lead in value if isinstance(lead, str)})
+        if not is_right or (isinstance(value, int) and not 0 < value < MAX_SAMPLES):
             raise ValueError(f"{source}: the signal's {name} cannot be {repr(value)[:60]}")
     return spec
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpc_ecg.atomic_io import check_may_write, check_regular, read_json, write_atomically
+from hpc_ecg.atomic_io import check_may_write, check_regular, write_atomically
 from hpc_ecg.evaluation.metrics import FloatArray
 
 GROUP_PREFIX = "group."
@@ -108,22 +108,16 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def check_evaluation_folder(out: Path) -> None:
-    """ValueError unless `out` is, or can be, a folder in which an earlier evaluation's files may be
-    replaced; files of others are not."""
+    """ValueError unless predictions and scores may be written into the folder `out`: those of an
+    earlier evaluation are replaced, files of others are not."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
-    for name in ("predictions.parquet", "evaluation.json"):
-        path = out / name
-        check_may_write(path, not path.exists() or _is_of_evaluation(path))
-
-
-def _is_of_evaluation(path: Path) -> bool:
-    try:
-        if path.suffix == ".json":
-            return {"split", "labels"} <= set(read_json(path))
-        return bool(read_predictions(path).labels)
-    except (ValueError, OSError, TypeError):
-        return False
+    predictions = out / "predictions.parquet"
+    for path in (predictions, out / "evaluation.json"):
+        try:
+            check_may_write(path, not path.exists() or bool(read_predictions(predictions).labels))
+        except (ValueError, OSError):
+            check_may_write(path, replace=False)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

@@ -23,7 +23,12 @@ from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
-from hpc_ecg.shards.schema import DESCRIPTION_SHA256, FORMAT, digest_of_description
+from hpc_ecg.shards.schema import (
+    DESCRIPTION_SHA256,
+    FORMAT,
+    count_label,
+    digest_of_description,
+)
 
 OUTLIER_FACTOR = 10.0
 """Flag an amplitude that is this many times larger or smaller than the cohort's median."""
@@ -114,15 +119,10 @@ def _check_no_signal_in_two_splits(
         except ValueError as error:
             table = pd.DataFrame({"row": rows + 1, "split": split_N, "sha256": signal})
             table = table[split_N.groupby(signal).transform("nunique") > 1]
-            _check_replaceable(duplicates_csv)
+            is_ours = duplicates_csv.exists() and "row,split," in duplicates_csv.read_text()[:99]
+            check_may_write(duplicates_csv, is_ours)
             write_text(duplicates_csv, table.sort_values(["sha256", "row"]).to_csv(index=False))
             raise ValueError(f"{error}; all of them are listed in {duplicates_csv}") from None
-
-
-def _check_replaceable(duplicates_csv: Path) -> None:
-    """An earlier list of ours is replaced, and nothing else."""
-    is_ours = duplicates_csv.is_file() and duplicates_csv.read_bytes().startswith(b"row,split,")
-    check_may_write(duplicates_csv, is_ours)
 
 
 def build_description(
@@ -143,7 +143,7 @@ def build_description(
         "labels": list(label_names),
         "records": {name: int(records.get(name, 0)) for name in SPLITS},
         "patients": {name: int(patients.get(name, 0)) for name in SPLITS},
-        "label_counts": {name: _count_label(index, name) for name in label_names},
+        "label_counts": {name: count_label(index, name) for name in label_names},
         "flags": dict(count_flag_kinds(index["flags"]).most_common()),
         "left_out": dict(Counter(item.reason for item in written.left_out).most_common()),
         "amplitude": asdict(amplitude_of_cohort(index, signal)),
@@ -168,19 +168,6 @@ def count_flag_kinds(flags: pd.Series) -> Counter[str]:
     for combination, number in flags.value_counts(sort=False).items():
         count.update(dict.fromkeys(flag_kinds(str(combination)), number))
     return count
-
-
-def _count_label(index: pd.DataFrame, name: str) -> dict[str, dict[str, Any]]:
-    """For each split: the positives (or the mean, if not binary) and the missing labels."""
-    column = index[LABEL_PREFIX + name]
-    is_binary = column.dropna().isin([0, 1]).all()
-    counts = {}
-    for split in SPLITS:
-        part = column[index["split"] == split]
-        mean = None if part.isna().all() else float(part.mean())
-        value = {"positive": int((part == 1).sum())} if is_binary else {"mean": mean}
-        counts[split] = value | {"missing": int(part.isna().sum())}
-    return counts
 
 
 def write_metadata(

@@ -100,11 +100,11 @@ def prepare_sweep(sweep: Sweep) -> Sweep:
 def _is_sweep(folder: Path) -> bool:
     """Whether its sweep.yaml is one that a sweep wrote, with all settings, or empty."""
     path = folder / "sweep.yaml"
-    if not path.is_file() or not path.stat().st_size:
-        return path.is_file()
     try:
+        if path.stat().st_size == 0:
+            return True
         return read_settings_file(path).keys() >= {"sweep_dir", "strategy_dir", "seeds", "tune"}
-    except ValueError:
+    except (OSError, ValueError):
         return False
 
 

@@ -25,21 +25,19 @@ def sign(text: str) -> str:
 @cache
 def _key() -> bytes:
     """The key, made at first use; one of this process alone if it cannot be kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache")
     path = Path(os.environ.get("HPC_ECG_CACHE") or Path(home) / "hpc_ecg") / "user.key"
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 - Path raises if there is no home
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 write_atomically(path, _write_key)
         check_regular(path)
-        if len(key := path.read_bytes()) >= 32:
-            return key
-        reason = "it holds no key; delete it"
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home
-        reason = str(error)
-    logger.warning(f"{path}: {reason}; cached features are computed again for each run")
-    return secrets.token_bytes(32)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        logger.warning(f"{path}: {error}; cached features are computed again for each run")
+        return secrets.token_bytes(32)
 
 
 def _write_key(path: Path) -> None:
