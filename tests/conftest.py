@@ -23,7 +23,7 @@ from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import SPLITS, SplitPlan
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.model.architecture import Architecture
-from hpc_ecg.shards.schema import DESCRIPTION_SHA256, count_label, digest_of_description
+from hpc_ecg.shards.description import DESCRIPTION_SHA256, count_label, digest_of_description
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_plan import ShardingPlan

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from hpc_ecg.atomic_io import check_regular, sha256_of
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
-from hpc_ecg.shards.schema import (  # noqa: F401 - the format's names
+from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
     DESCRIPTION_SHA256,
     FOLD_PREFIX,
     FORMAT,

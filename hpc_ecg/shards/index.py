@@ -22,13 +22,13 @@ from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
-from hpc_ecg.shards.schema import (
+from hpc_ecg.shards.description import (
     DESCRIPTION_SHA256,
     FORMAT,
     count_label,
     digest_of_description,
 )
+from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
 
 OUTLIER_FACTOR = 10.0
 """Flag an amplitude that is this many times larger or smaller than the cohort's median."""

@@ -47,26 +47,25 @@ def check_description(about: dict[str, Any]) -> None:
     if missing:
         raise ValueError(f"{', '.join(missing)} missing; write the shards again")
     scale, labels, shards = about["microvolts_per_count"], about["labels"], about["shards"]
-    if type(scale) not in (int, float) or not 0 < scale <= 1e6:
-        raise _wrong("microvolts_per_count", scale, "a number between 0 and a million")
-    if not _is_list(labels, str) or not all(labels) or not 0 < len(set(labels)) == len(labels):
-        raise _wrong("labels", labels, "a list of different names")
+    is_scale = type(scale) in (int, float) and 0 < scale <= 1e6
+    _check_field("microvolts_per_count", scale, is_scale, "a number between 0 and a million")
+    is_list = isinstance(labels, list) and all(isinstance(name, str) and name for name in labels)
+    is_list = is_list and 0 < len(set(labels)) == len(labels)
+    _check_field("labels", labels, is_list, "a list of different names")
     for name in ("records", "patients", "flags", "left_out"):
         counts = about.get(name, {})
-        if not isinstance(counts, dict) or not all(map(_is_count, counts.values())):
-            raise _wrong(name, counts, "counts by name")
-    if not isinstance(about.get("split", {}), dict):
-        raise _wrong("split", about["split"], "how the split was made")
-    if not _is_list(shards, dict) or not shards:
-        raise _wrong("shards", shards, "a list with an entry for each shard")
+        is_right = isinstance(counts, dict) and all(map(_is_count, counts.values()))
+        _check_field(name, counts, is_right, "counts by name")
+    for name in ("split", "label_counts"):
+        _check_field(name, about.get(name), isinstance(about.get(name, {}), dict), "an object")
+    is_list = isinstance(shards, list) and {type(shard) for shard in shards} == {dict}
+    _check_field("shards", shards, is_list, "a list with an entry for each shard")
     for number, shard in enumerate(shards):
-        if shard.get("name") != shard_name(number):
-            raise _wrong(f"shards[{number}].name", shard.get("name"), shard_name(number))
-        for name in ("records", "bytes"):
-            if not _is_count(shard.get(name)):
-                raise _wrong(f"shards[{number}].{name}", shard.get(name), "a count")
-        if not re.fullmatch(DIGEST, str(shard.get("sha256"))):
-            raise _wrong(f"shards[{number}].sha256", shard.get("sha256"), "a SHA-256")
+        name, sha256, entry = shard.get("name"), shard.get("sha256"), f"shards[{number}]"
+        _check_field(f"{entry}.name", name, name == shard_name(number), shard_name(number))
+        _check_field(f"{entry}.sha256", sha256, re.fullmatch(DIGEST, str(sha256)), "a SHA-256")
+        for key in ("records", "bytes"):
+            _check_field(f"{entry}.{key}", shard.get(key), _is_count(shard.get(key)), "a count")
 
 
 def check_index(index: pd.DataFrame, about: dict[str, Any], record_bytes: int, length: int) -> None:
@@ -109,9 +108,9 @@ def _check_counts(index: pd.DataFrame, about: dict[str, Any]) -> None:
     pairs += [("records by shard", in_shards, [shard["records"] for shard in about["shards"]])]
     for name, stated in about.get("label_counts", {}).items():
         pairs.append((f"label {name}", count_label(index, name), stated))
-    for what, here, there in map(_rounded, pairs):
-        if here != there:
-            raise ValueError(f"{what}: {here} here, {there} in dataset.json; {HOW_TO_RESTORE}")
+    for what, counts, stated in map(_rounded, pairs):
+        if counts != stated:
+            raise ValueError(f"{what}: {counts}, but {stated} in dataset.json; {HOW_TO_RESTORE}")
 
 
 def _rounded(value: Any) -> Any:
@@ -148,15 +147,13 @@ def _check_kind(column: pd.Series, kind: str, has_gaps: bool) -> None:
 def _check(column: pd.Series, is_right_N: pd.Series, expected: str) -> None:
     if not is_right_N.all():
         row = int(np.argmin(is_right_N))
-        raise ValueError(f"row {row + 1}: {_wrong(str(column.name), column.iloc[row], expected)}")
+        _check_field(f"row {row + 1}: {column.name}", column.iloc[row], False, expected)
 
 
-def _wrong(field: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"{field} is {repr(value)[:60]}, expected {expected}; {HOW_TO_RESTORE}")
-
-
-def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+def _check_field(field: str, value: Any, is_right: object, expected: str) -> None:
+    if not is_right:
+        seen = repr(value)[:60]
+        raise ValueError(f"{field} is {seen}, expected {expected}; {HOW_TO_RESTORE}")
 
 
 def _is_count(value: Any) -> bool:
