@@ -71,7 +71,7 @@ def places(value, at=()):
     yield at
     pairs = dict(enumerate(value)) if isinstance(value, list) else value
     for key, below in pairs.items() if isinstance(pairs, dict) else ():
-        if key != "made_from":
+        if key not in ("made_from", "tool"):
             yield from places(below, (*at, key))
 
 

@@ -23,6 +23,7 @@ HOW_TO_RESTORE = (
     "(hpc-ecg data repair needs this file)"
 )
 DESCRIPTION_SHA256 = "description_sha256"
+NOT_DIGESTED = ("index_sha256", "tool", "made_from")
 DIGEST = "[0-9a-f]{64}"
 WHOLE, NUMBER, TEXT = "whole numbers", "numbers", "text"
 COLUMNS = {"key": TEXT, "shard": WHOLE, "offset": WHOLE, "record": TEXT, "patient": TEXT}
@@ -35,10 +36,10 @@ def shard_name(shard: int) -> str:
 
 
 def digest_of_description(about: dict[str, Any]) -> str:
-    """SHA-256 of dataset.json but for the index's digest; the index holds it, so an edit of either
-    is noticed."""
-    text = json.dumps({k: v for k, v in about.items() if k != "index_sha256"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """SHA-256 of what dataset.json says of the shards. The index holds it, so an edit of either is
+    noticed; left out are the index's digest and what equal shards may differ in."""
+    facts = {key: value for key, value in about.items() if key not in NOT_DIGESTED}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def check_description(about: dict[str, Any]) -> None:
