@@ -152,7 +152,7 @@ def test_the_line_names_the_field(copied, place, value, said):
 
 
 def test_a_description_with_a_digest_is_not_edited_unseen_and_one_without_is_said(old, new, caplog):
-    for place in (("made_from", "table"), ("tool",), ("left_out", "leads")):
+    for place in (("dates",), ("split", "hash_of"), ("left_out", "leads")):
         changed = edited(
             read_json(new / "dataset.json"), place, 3 if place[0] == "left_out" else "x"
         )
@@ -162,6 +162,9 @@ def test_a_description_with_a_digest_is_not_edited_unseen_and_one_without_is_sai
     assert "unverified" not in caplog.text
     open_shard_set(old)
     assert "dataset.json is unverified" in caplog.text
+    for folder in (old, new):
+        assert hpc_ecg(folder, "data", "inspect", ".") == 0
+        assert ("dataset.json: unverified" in capsys.readouterr().out) == (folder == old)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_an_inspection_is_a_page_and_replaces_an_earlier_one(old, tmp_path, caps
     ],
     ids=lambda words: words[0],
 )
-@pytest.mark.parametrize("name", ["chapter.txt", "sweep.yaml", "config.yaml"])
+@pytest.mark.parametrize("name", ["chapter.txt", "sweep.yaml", "config.yaml", "lock"])
 def test_a_folder_with_other_files_becomes_no_run_sweep_or_set(old, tmp_path, capsys, words, name):
     (tmp_path / name).write_text("mine: 1\n")
     last = [words[-1] + str(tmp_path)] if words[-1].endswith("=") else [words[-1], str(tmp_path)]

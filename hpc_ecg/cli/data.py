@@ -57,6 +57,8 @@ def _inspect(options: argparse.Namespace) -> int:
         say(json.dumps(inspection.facts, indent=1))
     else:
         say(*describe_inspection(inspection.facts))
+        if not inspection.shards.index.attrs:
+            say("dataset.json: unverified; shards of an older version hold no digest of it")
     return 1 if inspection.facts["damaged"] else 0
 
 
