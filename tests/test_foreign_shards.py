@@ -151,7 +151,9 @@ def test_the_line_names_the_field(copied, place, value, said):
     assert said in refusal(copied)
 
 
-def test_a_description_with_a_digest_is_not_edited_unseen_and_one_without_is_said(old, new, caplog):
+def test_a_description_with_a_digest_is_not_edited_unseen_and_one_without_is_said(
+    old, new, caplog, capsys
+):
     for place in (("dates",), ("split", "hash_of"), ("left_out", "leads")):
         changed = edited(
             read_json(new / "dataset.json"), place, 3 if place[0] == "left_out" else "x"
