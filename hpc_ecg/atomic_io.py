@@ -1,6 +1,11 @@
-"""Write files that are complete or absent: written under another name, synced, then renamed."""
+"""Write files that are complete or absent: written under another name, synced, then renamed.
 
+Also here: what may be written, read and removed. We never remove or replace what we did not make.
+"""
+
+import contextlib
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -10,8 +15,8 @@ import shutil
 import socket
 import stat
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,7 @@ MAX_BYTES, MAX_YAML_BYTES, MAX_YAML_NODES = 1 << 28, 1 << 20, 100_000
 MAX_DIGITS = 20
 
 
-@contextmanager
+@contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """An OSError inside names its file: `path`, if it names none, as when a write fails. What
     libraries raise instead when a disk is full is an OSError, too."""
@@ -50,23 +55,47 @@ def _errno_of(error: BaseException) -> int | None:
     return errno.ENOSPC if is_full or " requested and " in str(error) else None
 
 
+def check_may_write(path: Path, replace: bool = True, option: str = "") -> None:
+    """ValueError unless a file may be written at `path`.
+
+    A folder, device or pipe is never a place for a file. A file that exists is replaced only with
+    `replace`: the user gave --force, or we made it. `option` names the flag, for the message.
+    """
+    name = f"{option} {path}".strip()
+    if path.is_dir():
+        raise ValueError(f"{name} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{name} is a device or a pipe; give the name of a file")
+    if os.path.lexists(path) and not replace:
+        remedy = "give --force to replace it" if option else "it is not ours; move it away"
+        raise ValueError(f"{name} exists; {remedy}, or give another name")
+
+
 def write_atomically(
-    path: Path, write: Callable[[Path], object], about_people: bool = False
+    path: Path,
+    write: Callable[[Path], object],
+    folder_of: tuple[str, ...] = (),
+    about_people: bool = False,
 ) -> None:
     """Let `write` make a file or folder under a temporary name, sync it, and rename it to `path`.
 
-    Replaces what is at `path`. On an error nothing is left, and the error is raised again; a full
-    disk is always an OSError that names `path`. A file `about_people` can be read by its owner and
-    group alone, from its first byte on.
+    Replaces a file at `path`; a folder only by a folder, and only if it holds nothing but files
+    that match `folder_of`, otherwise ValueError. On an error nothing is left, and the error is
+    raised again; a full disk is always an OSError that names `path`. A file `about_people` can be
+    read by its owner and group alone, from its first byte on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(partial)  # from a killed process: in a container a pid soon comes again
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{_host()}.partial")
+    _tidy_beside(path)
     try:
-        if about_people:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
         with naming(path):
+            if about_people:
+                os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
             write(partial)
+        if not (partial.is_dir() and path.is_dir() and not path.is_symlink()):
+            check_may_write(path)
+        elif foreign := foreign_files(path, *folder_of, ".*.partial"):
+            raise ValueError(f"{path} holds {foreign[0]}, which is not ours; move it away")
     except BaseException:
         _remove(partial)
         raise
@@ -82,8 +111,36 @@ def write_atomically(
     _sync(path.parent)
 
 
+def foreign_files(folder: Path, *patterns: str) -> list[str]:
+    """Names in `folder` that match none of the patterns, sorted."""
+    names = (path for path in folder.iterdir() if not any(path.match(p) for p in patterns))
+    return sorted(path.name for path in names)
+
+
+def remove_made(folder: Path, *patterns: str) -> None:
+    """Delete the files of `folder` that match, in the order of the patterns, then the folder unless
+    something else is in it. A link to a folder stays, with all that it leads to."""
+    if folder.is_symlink():
+        return
+    with contextlib.suppress(OSError):  # it is gone, or another process deletes it too
+        for pattern in patterns:
+            for path in list(folder.glob(pattern)):
+                if not path.is_dir() or path.is_symlink():
+                    path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def check_regular(path: str | Path) -> None:
+    """ValueError for a folder, device or pipe: to read one could hang, or never end."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise ValueError(f"{path} is a folder, a device or a pipe; expected a regular file")
+
+
 def write_text(path: Path, text: str, about_people: bool = False) -> None:
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"), about_people)
+    def write(file: Path) -> object:
+        return file.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write, about_people=about_people)
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1, about_people: bool = False) -> None:
@@ -92,6 +149,7 @@ def write_json(path: Path, value: Any, indent: int | None = 1, about_people: boo
 
 def read_json(path: Path) -> Any:
     """The value in a file of a run; ValueError names a file that is damaged."""
+    check_regular(path)
     try:
         return parse_json(read_regular(path))
     except ValueError as error:
@@ -192,7 +250,8 @@ def wait_until_seen(path: Path, patience_s: float = 60) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes; ValueError if it is not a regular file."""
+    check_regular(path)
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -209,8 +268,32 @@ def tidy(folder: Path) -> None:
             old.rename(path)
 
 
+def _tidy_beside(path: Path) -> None:
+    """Delete what killed writers of `path` on this machine have left.
+
+    In a container a pid soon comes again, so what bears our number is of another process.
+    """
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.partial"):
+        pid, _, host = partial.name.removesuffix(".partial").rpartition(".")[2].partition("-")
+        if host in ("", _host()) and pid.isdecimal() and _has_ended(int(pid)):
+            _remove(partial)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError) as error:
+        return isinstance(error, ProcessLookupError)
+    return pid == os.getpid()
+
+
+def _host() -> str:
+    """A name of this machine without dots."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Shared fixtures: real recordings if available, a tiny cohort, a tiny model, a tiny run."""
 
 import gc
+import json
 import logging
 import os
 import shutil
@@ -11,15 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from filelock import FileLock
 from ranks import run_on_ranks
 from synthetic import Population, write_cohort
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cohort.privacy import Privacy
-from hpc_ecg.cohort.splits import SplitPlan
+from hpc_ecg.cohort.splits import SPLITS, SplitPlan
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.shards.description import DESCRIPTION_SHA256, count_label, digest_of_description
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_plan import ShardingPlan
@@ -66,6 +70,13 @@ def _imports_are_frozen() -> None:
     """Accelerate collects garbage three times a run: half a second each over imported modules."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_is_not_the_developers(tmp_path_factory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HPC_ECG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +136,19 @@ def plan_for(table: Path, out: Path, **changes) -> ShardingPlan:
         known = [key for key in changes if key in kind.__dataclass_fields__]
         plan[name] = kind(**values | {key: changes.pop(key) for key in known})
     return ShardingPlan(table=table, out=out, **(plan | changes))
+
+
+def reseal(folder: Path, index: pd.DataFrame, **changes) -> None:
+    """Write this index into a set of shards, and a dataset.json that agrees with it, as if the set
+    had been written so. `changes` are other fields of dataset.json."""
+    about = json.loads((folder / "dataset.json").read_text()) | changes
+    about["records"] = {s: int((index["split"] == s).sum()) for s in SPLITS}
+    about["patients"] = {s: index["patient"][index["split"] == s].nunique() for s in SPLITS}
+    about["label_counts"] = {name: count_label(index, name) for name in about["labels"]}
+    index.attrs[DESCRIPTION_SHA256] = digest_of_description(about)
+    index.to_parquet(folder / "index.parquet", index=False)
+    about["index_sha256"] = sha256_of(folder / "index.parquet")
+    (folder / "dataset.json").write_text(json.dumps(about))
 
 
 @pytest.fixture

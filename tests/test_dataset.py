@@ -1,13 +1,12 @@
 """One split of a set of shards: the checks before a training, and the signals by position."""
 
-import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import reseal
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.shards.format import read_shard_set, shard_name
 
@@ -20,11 +19,7 @@ def doctored(shards, tmp_path):
         folder = shutil.copytree(shards, tmp_path / "doctored")
         index = pd.read_parquet(folder / "index.parquet")
         change(index)
-        index.to_parquet(folder / "index.parquet", index=False)
-        description = json.loads((folder / "dataset.json").read_text())
-        description["index_sha256"] = sha256_of(folder / "index.parquet")
-        description["labels"] = list(labels)
-        (folder / "dataset.json").write_text(json.dumps(description))
+        reseal(folder, index, labels=list(labels))
         return folder
 
     return edit

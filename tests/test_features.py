@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FIXTURES, words_for
+from conftest import FIXTURES, reseal, words_for
 from ranks import run_on_ranks
 
 from hpc_ecg.atomic_io import read_json, sha256_of
 from hpc_ecg.config.load import load_config
-from hpc_ecg.training import features
+from hpc_ecg.training import features, user_key
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.run_folder import RunFolder
@@ -133,10 +133,7 @@ def test_labels_do_not_matter_to_the_cache(own_shards, tmp_path, computed):
     run(words_for(own_shards, tmp_path / "a", PROBE))
     index = pd.read_parquet(own_shards / "index.parquet")
     index["label.af"] = 1 - index["label.af"]
-    index.to_parquet(own_shards / "index.parquet")
-    about = read_json(own_shards / "dataset.json")
-    about["index_sha256"] = sha256_of(own_shards / "index.parquet")
-    (own_shards / "dataset.json").write_text(json.dumps(about))
+    reseal(own_shards, index)
     run(words_for(own_shards, tmp_path / "b", PROBE))
     assert computed == ["train", "valid"]
 
@@ -171,8 +168,37 @@ def test_damaged_features_are_computed_again_and_said(own_shards, tmp_path, comp
     caplog.set_level("WARNING", logger="hpc_ecg")
     again = run(words_for(own_shards, tmp_path / "b", PROBE))
     assert computed == ["train", "valid", "train"]
-    assert "has changed since it was written" in caplog.text
+    assert "is not as this user wrote it" in caplog.text
     assert losses(again) == losses(first)
+
+
+def test_what_another_user_or_nobody_signed_is_computed_again(tmp_path, monkeypatch):
+    """The keys of two users; then one whose key cannot be kept, who believes no earlier file."""
+
+    def become(name):
+        monkeypatch.setenv("HPC_ECG_CACHE", str(tmp_path / name))
+        user_key._key.cache_clear()
+
+    path, values = tmp_path / "features.npy", np.ones((3, 4), np.float32)
+    become("we")
+    features._write(path, values, {}, "inputs")
+    assert features._is_intact(path, "inputs") and not features._is_intact(path, "other inputs")
+    assert (tmp_path / "we" / "user.key").stat().st_mode & 0o077 == 0
+    become("they")
+    assert not features._is_intact(path, "inputs")
+    path.with_suffix(".json").write_text(json.dumps({"sha256": sha256_of(path)}))  # as 0.1 wrote
+    become("we")
+    assert not features._is_intact(path, "inputs")
+    for broken in ("[]", "{", "[" * 10**5, "null"):
+        path.with_suffix(".json").write_text(broken)
+        assert not features._is_intact(path, "inputs")
+    (tmp_path / "file").touch()
+    become("file/no-folder")
+    features._write(path, values, {}, "inputs")
+    assert features._is_intact(path, "inputs")
+    become("file/no-folder")
+    assert not features._is_intact(path, "inputs")
+    user_key._key.cache_clear()
 
 
 def test_a_folder_of_ones_own_can_be_named_and_one_that_cannot_be_made_is_refused(

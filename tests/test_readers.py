@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import words_for
+from conftest import reseal, words_for
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.loader import MicroBatch
@@ -109,10 +108,7 @@ def padded(shards, tmp_path_factory):
     folder = shutil.copytree(shards, tmp_path_factory.mktemp("padded") / "set")
     index = pd.read_parquet(folder / "index.parquet")
     index["samples"] = np.where(np.arange(len(index)) % 3 == 0, 1500, 2500)
-    index.to_parquet(folder / "index.parquet", index=False)
-    description = json.loads((folder / "dataset.json").read_text())
-    description["index_sha256"] = sha256_of(folder / "index.parquet")
-    (folder / "dataset.json").write_text(json.dumps(description))
+    reseal(folder, index)
     return folder
 
 

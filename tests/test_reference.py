@@ -55,6 +55,7 @@ def counts(tmp_path_factory) -> Path:
     index = pd.DataFrame({"key": keys, "shard": 0, "offset": [offsets[key] for key in keys]})
     index["record"], index["patient"], index["split"] = keys, keys, splits
     index["label.af"] = labels.astype(float)
+    index["samples"], index["amplitude_mv"], index["flags"] = 2500, 1.0, ""
     index["sha256"] = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
     index.to_parquet(out / "index.parquet")
     description = {
@@ -62,8 +63,15 @@ def counts(tmp_path_factory) -> Path:
         "signal": asdict(signal),
         "microvolts_per_count": 4.88,
         "labels": ["af"],
-        "records": {split: splits.count(split) for split in ("train", "valid")},
-        "shards": [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}],
+        "records": {split: splits.count(split) for split in ("train", "valid", "test")},
+        "shards": [
+            {
+                "name": path.name,
+                "records": len(index),
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
+            }
+        ],
         "index_sha256": sha256_of(out / "index.parquet"),
     }
     (out / "dataset.json").write_text(json.dumps(description))

@@ -250,7 +250,13 @@ def refusal(**settings):
 
 def test_a_url_that_cannot_be_read_is_refused_with_what_is_missing(monkeypatch):
     assert "dataset.json is missing" in refusal(shards="memory://nothing/here")
-    assert "Protocol not known: nonsense" in refusal(shards="nonsense://bucket/set")
+    for url in (
+        *("nonsense://bucket/set", "http://host/set", "https://host/set", "github://a:b@c/set"),
+        *("reference://x", "generic://x", "zip://a.zip::memory://bucket", "data://x"),
+        *("simplecache::memory://bucket/set", "filecache::s3://b/set", "memory://x::s3://b"),
+        *("ftp://host/set", "sftp://host/set", "ssh://host/set", "hdfs://host/set", "root://x"),
+    ):
+        assert f"data.shards={url}: shards are read from a folder or from s3" in refusal(shards=url)
     monkeypatch.setitem(
         known_implementations,
         "s3",
@@ -281,7 +287,7 @@ def test_a_description_that_names_files_elsewhere_is_refused(shards, in_memory):
     text = filesystem.cat("/bucket/set/dataset.json").decode()
     changed = text.replace(shard_name(0), "../../etc/passwd").encode()
     filesystem.pipe("/bucket/set/dataset.json", changed)
-    assert "names a file '../../etc/passwd'" in refusal(shards=in_memory)
+    assert "shards[0].name is '../../etc/passwd'" in refusal(shards=in_memory)
 
 
 @pytest.mark.slow

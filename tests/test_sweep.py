@@ -1,6 +1,7 @@
 """A local sweep: every cell is a process, a failed one is named and runs again; the report."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,12 +116,19 @@ def test_a_foreign_folder_and_the_folder_of_a_running_sweep_are_refused(words, t
     with pytest.raises(ValueError, match="is not empty and not a sweep's"):
         load_and_launch(words)
     (folder / "notes.txt").rename(folder / "sweep.yaml")
+    for mine in ("mine", "strategies: [random]\nsweep_dir: sweep\n"):
+        (folder / "sweep.yaml").write_text(mine)
+        with pytest.raises(ValueError, match="is not empty and not a sweep's"):
+            load_and_launch(words)
+        assert (folder / "sweep.yaml").read_text() == mine
+    shutil.copy(FIXTURES / "v0_1/sweeps/finished/sweep.yaml", folder / "sweep.yaml")
+    plan = (folder / "sweep.yaml").read_text()
     other = RunFolder(folder)
     other.claim()
     with pytest.raises(ValueError, match="is in use by process"):
         load_and_launch(words)
     other.release()
-    assert (folder / "sweep.yaml").read_text() == "mine"
+    assert (folder / "sweep.yaml").read_text() == plan
 
 
 def test_what_the_sweep_sets_for_each_run_cannot_be_set_for_all(words):

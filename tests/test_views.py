@@ -1,13 +1,12 @@
 """Folds and labels that a run chooses for itself."""
 
-import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import reseal
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.data.dataset import DataConfig, open_shards
 from hpc_ecg.data.views import choose_fold, replace_labels
 
@@ -81,10 +80,7 @@ def test_a_run_sees_the_folds_and_the_labels_and_knows_that_they_are_other_data(
     table = pd.read_parquet(folder / "index.parquet")
     codes = table["patient"].astype("category").cat.codes.to_numpy()
     table["fold.0"] = (codes % 3).astype(np.int8)
-    table.to_parquet(folder / "index.parquet", index=False)
-    description = json.loads((folder / "dataset.json").read_text())
-    description["index_sha256"] = sha256_of(folder / "index.parquet")
-    (folder / "dataset.json").write_text(json.dumps(description))
+    reseal(folder, table)
     labels = tmp_path / "labels.csv"
     pd.DataFrame({"record": table["record"], "odd": np.arange(len(table)) % 2}).to_csv(
         labels, index=False

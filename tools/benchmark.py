@@ -8,9 +8,10 @@ some of them.
 
 import argparse
 import importlib
-import json
 import sys
 from pathlib import Path
+
+from hpc_ecg.atomic_io import check_may_write, read_json, write_json
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 
@@ -34,13 +35,21 @@ def main(arguments: list[str]) -> int:
     benchmark.add_options(parser)
     options = parser.parse_args(arguments[1:])
     try:
+        if options.json:
+            check_may_write(options.json, not options.json.exists() or _is_ours(options.json))
         numbers: dict[str, float] = benchmark.measure(options)
     except ValueError as error:
         parser.error(str(error))
     print_numbers(numbers, benchmark.TARGETS, getattr(benchmark, "AT_LEAST", {}))
     if options.json:
-        options.json.write_text(json.dumps(numbers, indent=1) + "\n")
+        write_json(options.json, numbers)
     return 0
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the file holds the numbers of an earlier benchmark."""
+    numbers = read_json(path)
+    return isinstance(numbers, dict) and all(isinstance(n, int | float) for n in numbers.values())
 
 
 def print_numbers(

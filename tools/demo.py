@@ -15,6 +15,7 @@ from pathlib import Path
 from original_files import export_original
 from synthetic import Population, write_cohort
 
+from hpc_ecg.atomic_io import foreign_files
 from hpc_ecg.cli import main as hpc_ecg
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.settings import ModelConfig
@@ -23,6 +24,7 @@ from hpc_ecg.weights import load_model
 
 OUT = Path("demo")
 MARKER = "made-by-hpc-ecg-demo"
+MADE = (MARKER, "source*", "target*", "base_ssl.pt", "wcr_afib_5y.pt", "sweep")
 # As deep as the published model, so that the files have its 215 and 209 keys, but narrower.
 SMALL = Architecture(
     encoder_embed_dim=32,
@@ -97,6 +99,8 @@ def _clear(folder: Path) -> None:
     if folder.exists():
         if not (folder / MARKER).exists():
             sys.exit(f"{folder}/ exists but is not from a demo; move it away")
+        if foreign := foreign_files(folder, *MADE):
+            sys.exit(f"{folder}/ holds {foreign[0]}, which no demo made; move it away")
         shutil.rmtree(folder)
     folder.mkdir()
     (folder / MARKER).touch()

@@ -105,11 +105,16 @@ def _cohort(options: argparse.Namespace) -> int:
 
 
 def _check_out(options: argparse.Namespace) -> None:
-    out, inputs = options.out, (options.ecgs, options.events, options.follow_up)
+    from hpc_ecg.atomic_io import check_may_write
+
+    out = options.out
+    inputs = (options.ecgs, options.events, options.follow_up, options.event_file)
     if out.suffix != ".csv":
         raise ValueError(f"--out {out} must end in .csv")
-    if out.exists() and (not options.force or any(p and p.samefile(out) for p in inputs)):
-        raise ValueError(f"--out {out} exists; --force replaces it, unless it is an input")
+    for path in (out, *(out.with_suffix(f".flow.{end}") for end in ("txt", "svg", "json"))):
+        if path.exists() and any(p and p.exists() and p.samefile(path) for p in inputs):
+            raise ValueError(f"--out {out} would replace {path}, an input; give another name")
+        check_may_write(path, options.force, "--out")
 
 
 def _sources(options: argparse.Namespace) -> "SourceTables":
@@ -123,8 +128,11 @@ def _sources(options: argparse.Namespace) -> "SourceTables":
 
 
 def _codes(path: Path | None) -> list[str]:
+    from hpc_ecg.atomic_io import check_regular
+
     if path is None:
         return []
+    check_regular(path)
     codes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     if not codes:
         raise ValueError(f"--event-file {path} holds no codes; expected one per line")

@@ -26,6 +26,7 @@ def add_data(verbs: Verbs) -> None:
     inspect.add_argument("--no-verify", action="store_true", help="do not read every byte")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.add_argument("--out", type=Path, metavar="FILE.html", help="write a page with plots")
+    inspect.add_argument("--force", action="store_true", help="replace FILE.html, whatever it is")
     inspect.add_argument("--plots", type=int, metavar="N", help=f"ECGs in --out; default {PLOTS}")
     inspect.add_argument("--seed", type=int, help="seed for choosing them")
     inspect.set_defaults(verb=_inspect)
@@ -42,6 +43,8 @@ def _inspect(options: argparse.Namespace) -> int:
         raise ValueError(f"--plots must be at least 0, got {plots}")
     if options.out is None and (options.plots, options.seed) != (None, None):
         raise ValueError("--plots and --seed are for the page: also give --out FILE.html")
+    if options.out is not None:
+        _check_page(options.out, options.force)
     if "://" not in options.shards:
         read_description(Path(options.shards))  # a wrong path is reported before pages are imported
 
@@ -54,7 +57,19 @@ def _inspect(options: argparse.Namespace) -> int:
         say(json.dumps(inspection.facts, indent=1))
     else:
         say(*describe_inspection(inspection.facts))
+        if not inspection.shards.index.attrs:
+            say("dataset.json: unverified; shards of an older version hold no digest of it")
     return 1 if inspection.facts["damaged"] else 0
+
+
+def _check_page(out: Path, force: bool) -> None:
+    """ValueError unless a page may be written; an earlier page of ours is replaced."""
+    from hpc_ecg.atomic_io import check_may_write
+
+    if out.suffix not in (".html", ".htm"):
+        raise ValueError(f"--out {out} must end in .html: the page is HTML")
+    is_ours = out.is_file() and b"<title>Shards: " in out.read_bytes()
+    check_may_write(out, force or is_ours, "--out")
 
 
 def _repair(options: argparse.Namespace) -> int:

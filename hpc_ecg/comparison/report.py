@@ -10,7 +10,6 @@ it tested on, what was run. What differs when the same sweep is run again (time,
 stands in one block at the end and in cost.csv alone.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from hpc_ecg.atomic_io import write_json, write_text
+from hpc_ecg.atomic_io import check_may_write, remove_made, write_json, write_text
 from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import fill_checklist
 from hpc_ecg.comparison.compare import MARGIN, compare
@@ -40,8 +39,16 @@ from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.hashing import read_record
 from hpc_ecg.reporting.escape import csv_text
 from hpc_ecg.reporting.html import inline_svg, render_page
-from hpc_ecg.sweep.folder import read_tuning
+from hpc_ecg.sweep.folder import read_optional, read_tuning
 from hpc_ecg.training.open_run import read_resolved_settings
+
+TABLES: tuple[str, ...] = ("table", "seeds", "pairs", "labels", "pairs_by_label", "baselines")
+TABLES += ("non_inferiority", "delong", "flow", "cohort", "chosen", "thresholds", "subgroups")
+TABLES += ("curves", "learning", "runs", "tuning", "cost")
+FIGURES: tuple[str, ...] = ("strategies.svg", "differences.svg", "efficiency.svg", "loss.svg")
+FIGURES += ("validation.svg", "roc*.svg", "precision_recall*.svg", "calibration*.svg")
+FIGURES += ("decision*.svg", "subgroups*.svg")
+"""What reports of any sweep are made of, to know an earlier one's files from the user's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +71,15 @@ def write_report(
 def write_comparison(
     comparison: Comparison, sweep_dir: Path, allow_pipe: bool = False
 ) -> ReportPaths:
-    """Write the report of a comparison; it replaces an earlier one. ValueError: report/ is a link
-    to another folder."""
+    """Write the report of a comparison; it replaces an earlier one, and nothing else in its folder.
+
+    ValueError if a file that is not of a report stands where one would be written, or if report/ is
+    a link.
+    """
     folder = sweep_dir / "report"
     if folder.is_symlink():
         raise ValueError(f"{folder} is a link: nothing is replaced in the folder that it leads to")
-    for part in ("figures", "cards"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    for table in folder.glob("*.csv"):
-        table.unlink()
+    _remove_earlier(folder)
     curves = {label: compute_curves(comparison, label) for label in labels_with_curves(comparison)}
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
@@ -94,6 +101,19 @@ def write_comparison(
         write_text(paths.tables[name], csv_text(frame))
     write_text(paths.page, render_report(comparison, figures, sweep_dir, flow, tuning))
     return paths
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Delete what an earlier report may have left and this one does not write again."""
+    is_report = "chosen_models" in read_optional(folder / "comparison.json")
+    for name in ("index.html", "comparison.json", *(f"{table}.csv" for table in TABLES)):
+        check_may_write(folder / name, is_report)
+    if is_report:
+        for table in TABLES:
+            (folder / f"{table}.csv").unlink(missing_ok=True)
+    remove_made(folder / "figures", *FIGURES)
+    for cards in folder.glob("cards/*"):
+        remove_made(cards, "MODEL_CARD.md", "RUN_CARD.md")
 
 
 def render_report(

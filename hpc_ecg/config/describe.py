@@ -13,7 +13,11 @@ from omegaconf import MISSING
 
 from hpc_ecg.config.schema import default_of, section_of
 
-KINDS = {float: "a number such as 1e-5", int: "a whole number such as 8", bool: "true or false"}
+KINDS: dict[Any, str] = {
+    float: "a number such as 1e-5",
+    int: "a whole number such as 8",
+    bool: "true or false",
+}
 KINDS |= {str: "text", Any: "a value in YAML", int | str: "a whole number or text"}
 LISTS = {float: "numbers such as [0.1,0.9]", int: "whole numbers such as [0,1,2]"}
 LISTS |= {str: "names such as [a,b]"}

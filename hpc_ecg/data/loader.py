@@ -59,11 +59,13 @@ def prefetch(
 
     def read(step: int) -> StepBatch:
         nonlocal stream, epoch
-        if dataset.streams and step // sampler.steps_per_epoch != epoch:
+        if step // sampler.steps_per_epoch != epoch:
             epoch = step // sampler.steps_per_epoch
+            dataset.source.check_unchanged()
             if stream:
                 stream.close()
-            stream = stream_epoch(dataset, sampler, step, rank_slice)
+            if dataset.streams:
+                stream = stream_epoch(dataset, sampler, step, rank_slice)
         return collate_step(dataset, step, sampler, rank_slice, stream, next(buffers))
 
     try:
@@ -75,6 +77,7 @@ def prefetch(
 
 def prefetch_in_order(dataset: Dataset, records: slice, batch_size: int) -> Iterator[MicroBatch]:
     """Yield these records of the split, in the order of the split, in batches."""
+    dataset.source.check_unchanged()
     buffers = _buffers(dataset, batch_size)
     stream = stream_in_order(dataset, records) if dataset.streams else None
 

@@ -5,7 +5,8 @@
 
 The process that holds the lock of the set copies; the others, of this or another run, wait for it.
 A copy gets its final name once its digest equals that in dataset.json. The last process that uses a
-set deletes it; after a crash, the next process to start does. A set in use is never deleted.
+set deletes it; after a crash, the next process to start does. A set in use is never deleted, nor
+anything that is not a copy or a lock.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from hpc_ecg.atomic_io import check_regular, remove_made
 from hpc_ecg.log import describe_error, logger
 
 BLOCK = 1 << 22
@@ -48,9 +50,12 @@ class NodeCache:
         self._ready: set[int] = set()
         self._listed_at = 0.0
         self._stop = threading.Event()
+        for path in (self._base, self._folder):
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link; delete it, or give another data.stage_dir")
         self._base.mkdir(exist_ok=True)
         with _lock(self._base / "lock"):
-            for left in [path for path in self._base.iterdir() if path.is_dir()]:
+            for left in list(self._base.glob("[0-9a-f]" * 16)):
                 _delete_unused(left)
             (self._folder / "users").mkdir(parents=True, exist_ok=True)
             self._user = _lock(self._folder / "users" / f"{uuid.uuid4().hex}.lock")
@@ -62,9 +67,11 @@ class NodeCache:
 
     def open(self, shard: int) -> BinaryIO | None:
         """The copy of a shard; None until it is complete and verified."""
+        path = self._folder / self._descriptions[shard]["name"]
         try:
-            return (self._folder / self._descriptions[shard]["name"]).open("rb")
-        except OSError:  # not yet, or deleted by hand
+            check_regular(path)
+            return path.open("rb")
+        except (OSError, ValueError):  # not yet, deleted by hand, or none of ours
             return None
 
     def arrivals(self) -> list[int]:
@@ -167,13 +174,16 @@ def _lock(path: Path) -> FileLock:
 
 def _delete_unused(folder: Path) -> None:
     """Delete a set unless a living process uses it; locks of dead processes do not count."""
+    if folder.is_symlink():
+        return
     for path in (folder / "users").glob("*.lock"):
         try:
             with FileLock(path, timeout=0):
                 path.unlink(missing_ok=True)
         except Timeout:
             return
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_made(folder / "users", "*.lock")
+    remove_made(folder, "shard-*.tar", "shard-*.tar.partial", "copying.lock")
 
 
 def _size(folder: Path) -> int:

@@ -11,7 +11,7 @@ from hpc_ecg.config.schema import check_settings, default_of, setting
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     shards: str = setting(MISSING, may_change=True, is_path=True)
-    """Folder of shards, as `hpc-ecg data shard` writes it, or its URL (s3://bucket/set, …)."""
+    """Folder of shards, as `hpc-ecg data shard` writes it, or its URL: s3, gs, az or abfs."""
     task: str = setting("binary", choices=("binary", "multilabel", "regression"))
     """Kind of labels: binary (one label), multilabel or regression."""
     labels: list[str] = setting([])

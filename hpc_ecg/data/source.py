@@ -1,23 +1,41 @@
 """Read shards from the node's local disk, a folder, an fsspec URL (s3://…), or a shell command.
 
 A shard is read from the nearest of these that has it: as a memory map of int16 counts, as byte
-ranges, or as a stream.
+ranges, or as a stream. A shard that another process changes or cuts off stops the run with a line.
 """
 
 # n records read
 
+import ctypes
 import mmap
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.data.node_cache import NodeCache, resolve_stage_dir
 from hpc_ecg.data.settings import DataConfig
-from hpc_ecg.shards.format import ShardSet
+from hpc_ecg.shards.format import ShardSet, check_inside
 from hpc_ecg.shards.remote import RemoteStore, open_remote_store
+
+_maps: dict[str, mmap.mmap] = {}
+"""The shards that this process has mapped, by name."""
+
+
+def _cut_off() -> str:
+    names = [name for name, data in _maps.items() if data.size() < len(data)]
+    return f"{' or '.join(names) or 'a shard'} was cut off while it was in use; copy it again"
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_bus_error(_: int) -> None:
+    """Say which shard a memory map has lost, and exit: the thread that reads it cannot go on."""
+    os.write(2, f"hpc-ecg: {_cut_off()}\n".encode())
+    os._exit(2)
 
 
 class ShardSource:
@@ -31,21 +49,55 @@ class ShardSource:
         self._remote: RemoteStore | None = open_remote_store(shards.url) if shards.url else None
         self._node_cache: NodeCache | None = None
         self._mapped: dict[int, np.ndarray] = {}
+        self._stats: dict[int, tuple[int, int]] = {}
 
     def name(self, shard: int) -> str:
         """The path of a shard, for messages."""
         return f"{self._location}/{self._descriptions[shard]['name']}"
 
     def files(self, shards: Iterable[int]) -> dict[int, np.ndarray]:
-        """The files of these shards as int16 arrays, by shard, leaving out remote ones."""
+        """The files of these shards as int16 arrays, by shard, leaving out remote ones; ValueError
+        if one is shorter than when it was mapped."""
         self._take_arrivals()
         for shard in shards:
             if shard not in self._mapped:
                 file = self._staged(shard)
                 if file or not self._remote:
                     with file or self._original(shard) as file:
-                        self._mapped[shard] = _map(file)
+                        self._map(shard, file)
+            data = _maps.get(self.name(shard))
+            if data is not None and data.size() < len(data):
+                raise ValueError(_cut_off())
         return self._mapped
+
+    def _map(self, shard: int, file: BinaryIO) -> None:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:  # an empty file cannot be mapped
+            self._mapped[shard] = np.empty(0, np.int16)
+            return
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._mapped[shard] = np.frombuffer(data, np.int16, count=size // 2)
+        _maps[self.name(shard)] = data
+        ctypes.CDLL(None).signal(signal.SIGBUS, _on_bus_error)
+
+    def check_unchanged(self) -> None:
+        """ValueError if a shard that was opened is not as written any more; asked at each epoch.
+
+        One with another size or time is read in full: a copy of the same bytes may replace it.
+        """
+        self._take_arrivals()
+        for shard, before in list(self._stats.items()):
+            path = Path(self.name(shard))
+            now = _stat(path) if path.exists() else None
+            if now == before:
+                continue
+            if now is None or sha256_of(path) != self._descriptions[shard]["sha256"]:
+                raise ValueError(
+                    f"{path} was changed or removed while it was in use; copy the shard again, or "
+                    "make it again with: hpc-ecg data repair; then start again to go on"
+                )
+            self._stats[shard] = now
+            self._mapped.pop(shard, None)
 
     def ranges(self, shards_n: Sequence[int], starts_n: Sequence[int], size: int) -> list[bytes]:
         """`size` bytes from each of these remote shards, at these offsets, in one request."""
@@ -67,6 +119,8 @@ class ShardSource:
             return self._remote.open(name)
         path = Path(self._location) / name
         try:
+            check_inside(path)
+            self._stats.setdefault(shard, _stat(path))
             return path.open("rb")
         except OSError as error:
             message = f"{path} cannot be read: {error.strerror}; copy the shard again"
@@ -76,6 +130,7 @@ class ShardSource:
         if self._node_cache:
             for shard in self._node_cache.arrivals():
                 self._mapped.pop(shard, None)
+                self._stats.pop(shard, None)
 
     def stage(self, first_use: Sequence[int]) -> None:
         """Start to copy the shards to data.stage_dir, if it is set, in the order of first use."""
@@ -95,9 +150,6 @@ class ShardSource:
             self._node_cache.close()
 
 
-def _map(file: BinaryIO) -> np.ndarray:
-    size = os.fstat(file.fileno()).st_size
-    if size == 0:  # an empty file cannot be mapped
-        return np.empty(0, np.int16)
-    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(data, np.int16, count=size // 2)
+def _stat(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns

@@ -10,6 +10,8 @@ from typing import Any
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 PREPROCESSING = "resample_poly/2"
+MAX_SAMPLES = 2**24
+"""Bound of a record's samples and of its rate in Hz."""
 _MILLIVOLTS = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3}  # micro sign, Greek mu
 
 
@@ -55,9 +57,17 @@ def check_same_signal(ours: SignalSpec, theirs: SignalSpec, our_name: str, their
 def spec_from_dict(values: dict[str, Any], source: str) -> SignalSpec:
     """Build a SignalSpec from JSON; ValueError if `values` lacks a field or has an unknown one."""
     names = sorted(f.name for f in fields(SignalSpec))
-    if sorted(values) != names:
-        raise ValueError(f"{source}: a signal spec has the fields {names}, got {sorted(values)}")
-    return SignalSpec(**values)
+    got = sorted(values) if isinstance(values, dict) else type(values).__name__
+    if got != names:
+        raise ValueError(f"{source}: a signal spec has the fields {names}, got {got}")
+    spec = SignalSpec(**values)
+    for name, value in values.items():
+        is_right = type(value) is type(getattr(SignalSpec(), name))
+        if is_right and name == "leads":
+            is_right = 0 < len(value) == len({lead for lead in value if isinstance(lead, str)})
+        if not is_right or (isinstance(value, int) and not 0 < value < MAX_SAMPLES):
+            raise ValueError(f"{source}: the signal's {name} cannot be {repr(value)[:60]}")
+    return spec
 
 
 def _show(spec: SignalSpec, name: str) -> str:

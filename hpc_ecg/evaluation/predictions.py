@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hpc_ecg.atomic_io import write_atomically
+from hpc_ecg.atomic_io import check_may_write, write_atomically
 from hpc_ecg.evaluation.metrics import FloatArray
 from hpc_ecg.reporting.numbers import count
 
@@ -115,6 +115,19 @@ def read_predictions(path: Path) -> Predictions:
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def check_evaluation_folder(out: Path) -> None:
+    """ValueError unless predictions and scores may be written into the folder `out`: those of an
+    earlier evaluation are replaced, files of others are not."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    predictions = out / "predictions.parquet"
+    for path in (predictions, out / "evaluation.json"):
+        try:
+            check_may_write(path, not path.exists() or bool(read_predictions(predictions).labels))
+        except (ValueError, OSError):
+            check_may_write(path, replace=False)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

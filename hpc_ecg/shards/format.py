@@ -14,6 +14,7 @@ the byte offset of each array, so that records can be read by mapping the tar.
 
 import io
 import json
+import logging
 import math
 import tarfile
 from dataclasses import asdict, dataclass
@@ -25,18 +26,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpc_ecg.atomic_io import sha256_of
+from hpc_ecg.atomic_io import check_regular, sha256_of
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
-
-FORMAT = "hpc_ecg-shards/2"
-LABEL_PREFIX = "label."
-FOLD_PREFIX = "fold."
-REQUIRED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")
-ARRAY_SUFFIX = ".ecg.npy"
-HOW_TO_RESTORE = (
-    "copy it again from where the shards were written, or write the shards again "
-    "(hpc-ecg data repair needs this file)"
+from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
+    DESCRIPTION_SHA256,
+    FOLD_PREFIX,
+    FORMAT,
+    HOW_TO_RESTORE,
+    LABEL_PREFIX,
+    check_description,
+    check_index,
+    digest_of_description,
+    shard_name,
 )
+
+logger = logging.getLogger("hpc_ecg")
+
+ARRAY_SUFFIX = ".ecg.npy"
+HOW_TO_REPAIR = "copy it again, or make it again with: hpc-ecg data repair"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +76,6 @@ def key_of_row(row: int, window: int | None = None) -> str:
 def rows_of_keys(keys: pd.Series) -> np.ndarray:
     """The rows of the input table, int64 [N], counted from 0."""
     return keys.str.replace("-.*", "", regex=True).to_numpy(np.int64)
-
-
-def shard_name(shard: int) -> str:
-    return f"shard-{shard:06d}.tar"
 
 
 class ShardWriter:
@@ -139,56 +142,87 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
-    """Open a set of shards; ValueError names what is missing, cut off or of another format."""
+    """Open a set of shards; ValueError names what is missing, cut off, of another format, or does
+    not agree with the rest. Nothing outside of the folder is read."""
     folder = Path(folder)
     description = read_description(folder)
-    index_path = folder / "index.parquet"
-    if not index_path.is_file():
-        raise ValueError(f"{index_path} is missing; {HOW_TO_RESTORE}")
-    digest = sha256_of(index_path)
+    path = folder / "index.parquet"
+    if not path.exists():
+        raise ValueError(f"{path} is missing; {HOW_TO_RESTORE}")
+    check_inside(path)
+    digest = sha256_of(path)
     if digest != description["index_sha256"]:
         raise ValueError(
-            f"{index_path} is not the one that dataset.json describes (its SHA-256); "
-            f"{HOW_TO_RESTORE}"
+            f"{path} is not the one that dataset.json describes (its SHA-256); {HOW_TO_RESTORE}"
         )
-    if check_sizes:
-        _check_sizes(folder, description["shards"])
+    _check_files(folder, description["shards"], check_sizes)
+    signal = spec_from_dict(description["signal"], f"{folder}/dataset.json")
+    length = signal.num_samples
+    try:
+        index = pd.read_parquet(path)
+        check_index(index, description, 2 * len(signal.leads) * length, length)
+    except Exception as error:  # pandas and pyarrow raise many kinds for a table that is not ours
+        raise ValueError(f"{path}: {str(error).partition(chr(10))[0]}") from None
+    stored = index.attrs.get(DESCRIPTION_SHA256)
+    if stored is None:
+        logger.info(f"{folder}/dataset.json is unverified: its index holds no digest of it")
+    elif stored != digest_of_description(description):
+        raise ValueError(f"{folder}/dataset.json was changed (its SHA-256); {HOW_TO_RESTORE}")
     return ShardSet(
         folder=folder,
-        signal=spec_from_dict(description["signal"], f"{folder}/dataset.json"),
+        signal=signal,
         microvolts_per_count=float(description["microvolts_per_count"]),
         label_names=list(description["labels"]),
-        index=pd.read_parquet(index_path),
+        index=index,
         index_sha256=digest,
         description=description,
     )
 
 
 def read_description(folder: Path) -> dict[str, Any]:
+    """The content of dataset.json, each field checked by its type and bounds; ValueError."""
     path = folder / "dataset.json"
-    if not path.is_file():
-        problem = "holds no shards" if folder.is_dir() else "does not exist"
+    if not path.exists():
+        problem = "does not exist"
+        if folder.exists():
+            problem = "holds no shards" if folder.is_dir() else "is a file, not a folder of shards"
         raise ValueError(
             f"data.shards={folder} {problem} (no dataset.json); make them with hpc-ecg data shard"
         )
+    check_inside(path)
     try:
         description = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); {HOW_TO_RESTORE}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path}: not a description of {FORMAT}; write the shards again")
-    missing = [name for name in REQUIRED if name not in description]
-    if missing:
-        raise ValueError(f"{path}: {', '.join(missing)} missing; write the shards again")
+    try:
+        check_description(description)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return description
 
 
-def _check_sizes(folder: Path, shards: list[dict[str, Any]]) -> None:
-    repair = f"copy it again, or make it again with: hpc-ecg data repair {folder}"
+def check_inside(path: Path) -> None:
+    """ValueError unless this file of a set is a regular one that lies in the set's folder."""
+    check_regular(path)
+    if path.resolve().parent != path.parent.resolve():
+        raise ValueError(
+            f"{path} is a link out of its folder; copy the file there, or give the folder itself"
+        )
+
+
+def _check_files(folder: Path, shards: list[dict[str, Any]], check_sizes: bool) -> None:
     for shard in shards:
         path, expected = folder / shard["name"], shard["bytes"]
+        if path.exists() and not path.is_dir():
+            check_inside(path)
+        if not check_sizes:
+            continue
         if not path.is_file():
-            raise ValueError(f"{path} is missing; {repair}")
+            raise ValueError(f"{path} is missing; {HOW_TO_REPAIR} {folder}")
         size = path.stat().st_size
         if size != expected:
-            raise ValueError(f"{path} has {size} bytes, dataset.json says {expected}; {repair}")
+            raise ValueError(
+                f"{path} has {size} bytes, dataset.json says {expected}; {HOW_TO_REPAIR} {folder}"
+            )

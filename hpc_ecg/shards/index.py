@@ -16,14 +16,26 @@ import numpy as np
 import pandas as pd
 
 import hpc_ecg
-from hpc_ecg.atomic_io import sha256_of, write_atomically, write_json, write_text
+from hpc_ecg.atomic_io import (
+    check_may_write,
+    sha256_of,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from hpc_ecg.cohort.splits import SPLITS, Assignment, check_no_leakage
 from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.reporting.escape import csv_text
-from hpc_ecg.shards.format import FOLD_PREFIX, FORMAT, LABEL_PREFIX, rows_of_keys
+from hpc_ecg.shards.description import (
+    DESCRIPTION_SHA256,
+    FORMAT,
+    count_label,
+    digest_of_description,
+)
+from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
 
 OUTLIER_FACTOR = 10.0
 """Flag an amplitude that is this many times larger or smaller than the cohort's median."""
@@ -114,6 +126,8 @@ def _check_no_signal_in_two_splits(
         except ValueError as error:
             table = pd.DataFrame({"row": rows + 1, "split": split_N, "sha256": signal})
             table = table[split_N.groupby(signal).transform("nunique") > 1]
+            is_ours = duplicates_csv.exists() and "row,split," in duplicates_csv.read_text()[:99]
+            check_may_write(duplicates_csv, is_ours)
             write_text(duplicates_csv, csv_text(table.sort_values(["sha256", "row"])), True)
             raise ValueError(f"{error}; all of them are listed in {duplicates_csv}") from None
 
@@ -136,7 +150,7 @@ def build_description(
         "labels": list(label_names),
         "records": {name: int(records.get(name, 0)) for name in SPLITS},
         "patients": {name: int(patients.get(name, 0)) for name in SPLITS},
-        "label_counts": {name: _count_label(index, name) for name in label_names},
+        "label_counts": {name: count_label(index, name) for name in label_names},
         "flags": dict(count_flag_kinds(index["flags"]).most_common()),
         "left_out": dict(Counter(item.reason for item in written.left_out).most_common()),
         "amplitude": asdict(amplitude_of_cohort(index, signal)),
@@ -163,19 +177,6 @@ def count_flag_kinds(flags: pd.Series) -> Counter[str]:
     return count
 
 
-def _count_label(index: pd.DataFrame, name: str) -> dict[str, dict[str, Any]]:
-    """For each split: the positives (or the mean, if not binary) and the missing labels."""
-    column = index[LABEL_PREFIX + name]
-    is_binary = column.dropna().isin([0, 1]).all()
-    counts = {}
-    for split in SPLITS:
-        part = column[index["split"] == split]
-        mean = None if part.isna().all() else float(part.mean())
-        value = {"positive": int((part == 1).sum())} if is_binary else {"mean": mean}
-        counts[split] = value | {"missing": int(part.isna().sum())}
-    return counts
-
-
 def write_metadata(
     folder: Path,
     index: pd.DataFrame,
@@ -187,6 +188,8 @@ def write_metadata(
     lines = [(i.row + 1, cohort.records.iloc[i.row], i.reason, i.message) for i in left_out]
     table = pd.DataFrame(lines, columns=["row", "record", "reason", "message"])
     write_text(folder / "left_out.csv", csv_text(table, "\r\n"), about_people=True)
+    description = json.loads(json.dumps(description))  # as it is read
+    index.attrs[DESCRIPTION_SHA256] = digest_of_description(description)
     path = folder / "index.parquet"
     write_atomically(path, lambda file: index.to_parquet(file, index=False), about_people=True)
     description = description | {"index_sha256": sha256_of(folder / "index.parquet")}

@@ -5,10 +5,12 @@ opened. The shards stay where they are, to be read as streams or in parts.
 """
 
 import hashlib
+import json
 import os
 import re
 import shlex
 import shutil
+import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,12 +18,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
-from hpc_ecg.shards.format import ShardSet, read_shard_set
+from hpc_ecg.shards.format import HOW_TO_RESTORE, ShardSet, check_inside, read_shard_set
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 PIPE = "pipe:"
+MAX_JSON = 1 << 16
+SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +68,11 @@ def open_shard_set(
     location: str | Path, allow_pipe: bool = False, check_sizes: bool = True
 ) -> ShardSet:
     """`read_shard_set` for a folder, a URL or, if allowed, a command."""
-    location = str(location)
+    location = str(location).removeprefix("file://")
     if not re.match(rf"[\w+.-]+(://|::)|{PIPE}", location):
-        return read_shard_set(location, check_sizes)
+        shards = read_shard_set(location, check_sizes)
+        _check_first_record(shards)
+        return shards
     if location.startswith(PIPE) and not allow_pipe:
         raise ValueError(
             f"data.shards={location} would run a shell command; if you trust it, give "
@@ -82,21 +88,26 @@ def open_shard_set(
         except (ValueError, OSError) as error:
             message = f"data.shards={location}: {error}".replace(folder, remote.url)
             raise ValueError(message) from None
-    for shard in shards.description["shards"]:
-        name = shard["name"]
-        if Path(name).name != name:
-            raise ValueError(f"data.shards={location}: dataset.json names a file {name!r}")
-    return replace(shards, url=remote.url)
+    shards = replace(shards, url=remote.url)
+    if remote.filesystem is not None:
+        _check_first_record(shards)
+    return shards
 
 
 def open_remote_store(url: str) -> RemoteStore:
-    """ValueError if no installed file system knows the URL, or a command lacks {name}."""
+    """ValueError for a URL that we do not open, or a command that lacks {name}."""
     if url.startswith(PIPE):
         if "{name}" not in url:
             raise ValueError(f"data.shards={url}: the command must hold {{name}}, the file's name")
         return RemoteStore(url=url, filesystem=None, root="")
     from fsspec.core import url_to_fs
 
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES or "::" in url:
+        raise ValueError(
+            f"data.shards={url}: shards are read from a folder or from {', '.join(SCHEMES)}://…; "
+            "copy them to one of these"
+        )
     try:
         filesystem, root = url_to_fs(url.rstrip("/"))
     except (ImportError, ValueError) as error:
@@ -112,6 +123,29 @@ def digest_shard(shards: ShardSet, shard: int) -> tuple[str, int]:
         return digest, file.seek(0, os.SEEK_END)
 
 
+def _check_first_record(shards: ShardSet) -> None:
+    """ValueError if the first record says otherwise than dataset.json what the signals mean.
+
+    Damage of the shard is left to those who read all of it.
+    """
+    first = int(shards.index["shard"].iloc[0]) if len(shards.index) else 0
+    try:
+        with _open_shard(shards, first) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            members = (tar.extractfile(m) for m in tar if m.name.endswith(".json"))
+            text = next(filter(None, members)).read(MAX_JSON)
+        stored = json.loads(text).items()
+    except (ValueError, OSError, tarfile.TarError, StopIteration, AttributeError, RecursionError):
+        return
+    about = shards.description
+    stated = about["signal"] | {"microvolts_per_count": about["microvolts_per_count"]}
+    for name, value in stored:
+        if name in stated and stated[name] != value:
+            raise ValueError(
+                f"{shards.name}/dataset.json: {name} is {stated[name]}, but {value} in "
+                f"{shards.shard_path(first).name}; {HOW_TO_RESTORE}"
+            )
+
+
 def read_part(shards: ShardSet, shard: int, start: int, size: int) -> bytes:
     """`size` bytes of a local or remote shard; ValueError if they cannot be read."""
     with _open_shard(shards, shard) as file:
@@ -124,6 +158,8 @@ def _open_shard(shards: ShardSet, shard: int) -> Iterator[BinaryIO]:
     path = shards.shard_path(shard)
     try:
         store = open_remote_store(shards.url) if shards.url else None
+        if store is None and not path.is_dir():
+            check_inside(path)
         with store.open(path.name) if store else path.open("rb") as file:
             yield file
     except ValueError:

@@ -30,7 +30,10 @@ def repair(folder: Path, table: Path | None = None, signals: Path | None = None)
         path = shards.shard_path(number)
         if path.is_dir():
             raise ValueError(f"{path} is a folder in a shard's place; move it away, then repair")
-    plan = plan_from_shards(shards, table, signals)
+    try:
+        plan = plan_from_shards(shards, table, signals)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}/dataset.json: made_from is damaged ({error})") from None
     cohort = read_cohort(plan.table, plan.columns)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     # on the same disk as the old shard, so that the new one replaces it in one step

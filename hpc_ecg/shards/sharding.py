@@ -47,6 +47,7 @@ from hpc_ecg.shards.sharding_plan import (
     ShardingPlan,
     check_layout,
     check_plan,
+    check_work_folder,
     describe_plan,
     shard_rows,
     shard_tasks,
@@ -113,6 +114,7 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
 def _work_folder(out: Path) -> Iterator[Path]:
     """The folder of unfinished work, locked by this process and removed when the work is done."""
     work = out.with_name(f".{out.name}.unfinished")
+    check_work_folder(work)
     try:
         for folder in ("shards", "notes"):
             (work / folder).mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpc_ecg.atomic_io import foreign_files
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import Assignment, SplitPlan
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, Columns
@@ -41,6 +42,7 @@ class ShardingPlan:
 
 
 NO_PATIENT_LEFT_OUT = ("no patient", "the patient's cell is empty, so no split is safe for it")
+METADATA = ("left_out.csv", "index.parquet", "dataset.json", "quality.csv", "quality.html")
 INDEX_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time"}
 INDEX_COLUMNS |= {"site", "samples", "amplitude_mv", "sha256", "flags"}
 
@@ -82,6 +84,20 @@ def check_layout(cohort: Cohort, plan: ShardingPlan) -> None:
             f"--{plan.layout_given[0]} is for arrays (.npy, .mat, .h5 …); this table has none, and "
             "its files state their layout themselves; leave the option out"
         )
+
+
+def check_work_folder(work: Path) -> None:
+    """ValueError if the folder of unfinished work, which is deleted at the end, holds more."""
+    known = {
+        work: ("shards", "notes", "slurm", "lock"),
+        work / "shards": ("shard-*.tar", *METADATA, ".*.partial"),
+        work / "notes": ("shard-*.json", ".*.partial"),
+    }
+    for folder, names in known.items():
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise ValueError(f"{folder} is in the way; move it away, or give another --out")
+        if folder.is_dir() and (foreign := foreign_files(folder, *names)):
+            raise ValueError(f"{folder} holds {foreign[0]}, which is not ours; move it away")
 
 
 def shard_tasks(

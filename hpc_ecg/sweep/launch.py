@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from hpc_ecg.atomic_io import write_json, write_text
+from hpc_ecg.atomic_io import read_settings_file, write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import open_shards, open_split
@@ -87,7 +87,7 @@ def prepare_sweep(sweep: Sweep) -> Sweep:
     tuned = read_tuned(sweep)
     sweep = sweep.with_cells(tuned)
     folder = Path(sweep.config.sweep_dir)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "sweep.yaml").exists():
+    if folder.is_dir() and any(folder.iterdir()) and not _is_sweep(folder):
         raise ValueError(f"sweep_dir={folder} is not empty and not a sweep's; give a new folder")
     check_trials(sweep)
     untuned = set(sweep.config.strategies) - tuned.keys() if sweep.config.tune else set()
@@ -99,6 +99,17 @@ def prepare_sweep(sweep: Sweep) -> Sweep:
     _check_runs([(c.arm.name, c.run) for c in sweep.cells if c.arm.base not in untuned])
     _check_runs(trial_configs(sweep, untuned))
     return sweep
+
+
+def _is_sweep(folder: Path) -> bool:
+    """Whether its sweep.yaml is one that a sweep wrote, with all settings, or empty."""
+    path = folder / "sweep.yaml"
+    try:
+        if path.stat().st_size == 0:
+            return True
+        return read_settings_file(path).keys() >= {"sweep_dir", "strategy_dir", "seeds", "tune"}
+    except (OSError, ValueError):
+        return False
 
 
 def _check_untuned(sweep: Sweep, cell: Cell) -> None:

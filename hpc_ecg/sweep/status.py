@@ -145,7 +145,7 @@ def _status(
 
 def _is_held(holder: Path) -> bool:
     """Whether the process that lock.holder names may be alive; on another node it may."""
-    if not holder.exists():
+    if not holder.is_file():
         return False
     match = HOLDER.fullmatch(holder.read_text())
     if match is None or match.group(2) != socket.gethostname():

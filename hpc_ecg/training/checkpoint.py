@@ -6,7 +6,6 @@ COMPLETE is ignored; a damaged one is skipped with a warning.
 """
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +14,21 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpc_ecg.atomic_io import read_json, sha256_of, wait_until_seen, write_atomically, write_json
+from hpc_ecg.atomic_io import (
+    read_json,
+    remove_made,
+    sha256_of,
+    wait_until_seen,
+    write_atomically,
+    write_json,
+)
 from hpc_ecg.hashing import sha256_of_value
 
 logger = logging.getLogger("hpc_ecg")
 
 COMPLETE, AVERAGE, MODEL = "COMPLETE", "average.safetensors", "model.safetensors"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
+FILES = (COMPLETE, AVERAGE, MODEL, OPTIMIZER, PROGRESS)  # a checkpoint is first made incomplete
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +90,9 @@ def save_checkpoint(
         _write_progress(path, progress)
         write_json(path / COMPLETE, digests)
 
-    write_atomically(final, write)
+    write_atomically(final, write, FILES)
     for old in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove_made(old, *FILES, ".*.partial")
 
 
 def update_progress(folder: Path, progress: Progress) -> None:

@@ -19,7 +19,11 @@ from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
-from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
+from hpc_ecg.evaluation.predictions import (
+    check_evaluation_folder,
+    read_predictions,
+    write_predictions,
+)
 from hpc_ecg.evaluation.scores import (
     evaluate_predictions,
     fit_calibrators,
@@ -100,6 +104,7 @@ def evaluate_weights(
     the content of the latter. ValueError for signals of another kind, missing labels, or records
     that the run was trained on.
     """
+    check_evaluation_folder(out)
     if split not in SPLITS:
         raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}")
     data = config.data if shards is None else replace(config.data, shards=shards)

@@ -4,11 +4,13 @@ While only the head trains, its input for a record never changes: it depends on 
 signals and the arithmetic. The cache file is named after a digest of these, so runs with other
 seeds, learning rates or labels share it. Batch size, number of processes and attention kernel count
 as arithmetic: they change the last bits, and a run's numbers must not depend on which other run
-came first. Training then reads a `FeatureDataset` and runs the head alone (`Probe`).
+came first. Only files with a signature of this user are read: a folder of shards may come from
+anybody. Training then reads a `FeatureDataset` and runs the head alone (`Probe`).
 """
 
 # N records of the split, n records read, D width
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,11 +24,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from hpc_ecg.atomic_io import sha256_of, wait_until_seen, write_atomically, write_json
+from hpc_ecg.atomic_io import read_json, sha256_of, wait_until_seen, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.predict import predict
+from hpc_ecg.training.user_key import sign
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -110,17 +113,17 @@ class FeatureCache:
             "processes": engine.world_size,
             "batch_size": self.batch_size,
         }
-        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        digest = sign(json.dumps(inputs, sort_keys=True))  # that of the first process counts
         name = f"{digest[:32]}-{dataset.split}.npy"
         path = Path(engine.run_on_rank_zero(lambda: str(self._folder_for(dataset) / name)))
         lock = FileLock(f"{path}.lock")
         try:
-            if not engine.run_on_rank_zero(lambda: _is_cached_or_lock(path, lock)):
+            if not engine.run_on_rank_zero(lambda: _is_cached_or_lock(path, lock, digest)):
                 logger.info(f"features of split {dataset.split}: computed once, into {path}")
                 engine.prepare_inference(Extractor(model))
                 width = model.head.in_features
                 features_ND = predict(engine, dataset, self.batch_size, width)
-                engine.run_on_rank_zero(lambda: _write(path, features_ND, inputs))
+                engine.run_on_rank_zero(lambda: _write(path, features_ND, inputs, digest))
         finally:
             lock.release()
         wait_until_seen(path)
@@ -207,35 +210,33 @@ def _make_writable(folder: Path, prefix: str) -> Path:
     return folder
 
 
-def _is_cached_or_lock(path: Path, lock: FileLock) -> bool:
+def _is_cached_or_lock(path: Path, lock: FileLock, digest: str) -> bool:
     """True if the features are cached and intact; otherwise this process holds the lock to compute.
 
     Waits while another process computes them.
     """
-    if _is_intact(path):
+    if _is_intact(path, digest):
         return True
     lock.acquire()
-    return _is_intact(path)
+    return _is_intact(path, digest)
 
 
-def _is_intact(path: Path) -> bool:
+def _is_intact(path: Path, digest: str) -> bool:
     description = path.with_suffix(".json")
     if not path.exists() or not description.exists():
         return False
-    try:
-        expected = json.loads(description.read_text())["sha256"]
-    except (ValueError, KeyError, TypeError):
-        expected = None
-    if sha256_of(path) == expected:
-        return True
-    logger.warning(f"{path} has changed since it was written (SHA-256): computed again")
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        if read_json(description)["signature"] == sign(f"{digest} {sha256_of(path)}"):
+            return True
+    logger.warning(f"{path} is not as this user wrote it (signature): computed again")
     return False
 
 
-def _write(path: Path, features_ND: np.ndarray, inputs: dict[str, Any]) -> None:
+def _write(path: Path, features_ND: np.ndarray, inputs: dict[str, Any], digest: str) -> None:
     def save(partial: Path) -> None:
         with partial.open("wb") as file:
             np.save(file, features_ND)
 
     write_atomically(path, save)
-    write_json(path.with_suffix(".json"), inputs | {"sha256": sha256_of(path)})
+    signature = sign(f"{digest} {sha256_of(path)}")
+    write_json(path.with_suffix(".json"), inputs | {"signature": signature})

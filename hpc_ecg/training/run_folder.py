@@ -108,7 +108,8 @@ class RunFolder:
         foreign = sorted(
             path.name
             for path in files
-            if path.name not in early and not path.match(".*.[0-9]*.partial")
+            if not path.match(".*.[0-9]*.partial")
+            and (path.name not in early or (path.name == "lock" and path.stat().st_size))
         )
         if foreign:
             raise ValueError(

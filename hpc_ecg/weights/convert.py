@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hpc_ecg
-from hpc_ecg.atomic_io import sha256_of, write_atomically
+from hpc_ecg.atomic_io import check_may_write, sha256_of, write_atomically
 from hpc_ecg.model.randomize import randomize_head
 from hpc_ecg.weights import original
 from hpc_ecg.weights.export import write_weights
@@ -133,10 +133,7 @@ def _check_target(target: Path, sources: Sequence[str | Path], force: bool) -> N
             )
         if target.exists() and target.samefile(resolve_file(Path(source))):
             raise ValueError(f"{target} is also the source; choose another name")
-    if target.is_dir():
-        raise ValueError(f"{target} is a folder; give the name of a file")
-    if target.exists() and not force:
-        raise ValueError(f"{target} exists; give --force to replace it")
+    check_may_write(target, force, "OUT")
 
 
 def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
