@@ -4,13 +4,13 @@ A format is a function `(location, layout) -> Recording` and its file endings in
 library raises on a broken file becomes a RecordError of one line, so one bad file never ends a run.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hpc_ecg.ecg.array_files import ArrayLayout, read_array
-from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation
+from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, existing_file
 from hpc_ecg.ecg.vendor_files import read_vendor
+from hpc_ecg.ecg.vendor_parts import is_dicom
 from hpc_ecg.ecg.wfdb_files import read_wfdb
 
 WITHIN = "::"
@@ -36,8 +36,7 @@ def find_recording(folder: Path, name: str) -> RecordLocation:
     RecordError("not found") says what was tried.
     """
     for ending in ("", ".hea", ".npy"):
-        path = folder / f"{name}{ending}"
-        if name and _is_file(path):
+        if name and (path := existing_file(folder / f"{name}{ending}")):
             return RecordLocation(path=path)
     file, *within = name.split(WITHIN)
     if within and file:
@@ -79,19 +78,13 @@ def read_recording(location: RecordLocation | Path, layout: ArrayLayout) -> Reco
 
 def _reader_of(path: Path) -> Reader:
     ending = path.suffix.lower()
-    if ending == ".mat" and path.with_suffix(".hea").is_file():
+    if ending == ".mat" and existing_file(path.with_suffix(".hea")):
         return read_wfdb
     if ending in READERS:
         return READERS[ending]
-    if _is_file(path):  # DICOM files are often named by a number alone
-        with path.open("rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                return read_vendor
+    if existing_file(path) and is_dicom(path):  # DICOM files are often named by a number alone
+        return read_vendor
     raise RecordError("unreadable", f"the file's ending must be one of {', '.join(READERS)}")
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises if a name is too long)
 
 
 def _one_line(message: str) -> str:

@@ -55,6 +55,7 @@ def prepare(
     steps, rate_hz = parse_preprocessing(spec.preprocessing), recording.sample_rate_hz
     _check_rate(rate_hz)
     signal_LS, lead_flags = complete_leads(recording, spec.leads, missing_leads)
+    lead_flags += recording.flags
     check_finite(signal_LS, spec.leads)
     resampled_LS = _resample_and_filter(signal_LS, rate_hz, spec, steps)
     resampled_LS = resampled_LS * amplitude_factor(spec.amplitude)
