@@ -155,14 +155,14 @@ def test_the_signal_spec_states_how_recordings_were_prepared(folder, tmp_path):
         "--window": "all",
         "--pad-short": True,
         "--highpass": 0.5,
-        "--notch": 40,
+        "--notch": 60,
         "--amplitude-factor": 0.82,
         "--missing-leads": "zero",
     }
     index = index_of(folder, tmp_path / "out", changes)
     signal = read_shard_set(tmp_path / "out").signal
     assert (signal.sample_rate_hz, signal.num_samples) == (100, 250)
-    assert signal.preprocessing == "resample_poly/highpass-0.5/notch-40/2"
+    assert signal.preprocessing == "resample_poly/highpass-0.5/notch-60/2"
     assert (signal.window, signal.amplitude) == ("all+padded", "calibrated*0.82")
     assert index["key"].tolist()[:5] == [*(f"00000000-00{k}" for k in range(4)), "00000001-000"]
     assert index["record"].tolist()[:2] == ["r0-000", "r0-001"]
@@ -337,8 +337,8 @@ MISTAKES = [
     ({"--seconds": "11"}, "8 too short"),
     ({"--window": "last"}, "the window must be one of first, centre, all, got 'last'"),
     ({"--missing-leads": "guess"}, "--missing-leads must be leave_out or zero, got 'guess'"),
-    ({"--highpass": "0"}, "high-pass must lie between 0 and 125 Hz"),
-    ({"--notch": "125"}, "notch must lie between 0 and 125 Hz"),
+    ({"--highpass": "0"}, "high-pass must lie between 0 and 5 Hz"),
+    ({"--notch": "55"}, "notch must be 50 or 60 Hz (mains), got 55"),
     ({"--resampling": "linear"}, "resampling must be resample_poly or decimate, got 'linear'"),
     ({"--resampling": "decimate", "--to-rate": "300"}, "500 Hz is no multiple of 300 Hz"),
     ({"--amplitude-factor": "0"}, "amplitude factor must be a positive number"),

@@ -4,6 +4,7 @@ A format is a function `(location, layout) -> Recording` and its file endings in
 library raises on a broken file becomes a RecordError of one line, so one bad file never ends a run.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hpc_ecg.ecg.wfdb_files import read_wfdb
 WITHIN = "::"
 """`X.npy::17`, `X.h5::tracings::17`: an array or a row within a file of several."""
 VENDORS = (".xml", ".dcm", ".dicom", ".scp", ".edf", ".ecg", ".mwf", ".mfer", ".json")
+_TEMPORARY = re.compile(r"\S*/hpc_ecg-\w+/")
 Reader = Callable[[RecordLocation, ArrayLayout], Recording]
 READERS: Mapping[str, Reader] = (
     dict.fromkeys((".hea", ".dat"), read_wfdb)
@@ -88,4 +90,5 @@ def _reader_of(path: Path) -> Reader:
 
 
 def _one_line(message: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))[:400]
+    message = _TEMPORARY.sub("", " ".join(message.split()))
+    return "".join(c if c.isprintable() else "?" for c in message)[:400]
