@@ -84,11 +84,14 @@ def _open_hdf5(path: Path, name: str) -> Iterator[dict[str, StoredArray]]:
         raise RecordError("unreadable", NEEDS_EXTRA) from None
     with h5py.File(path, "r", locking=False) as file:  # shared disks often lack locks
         names = [key for key in (name, RATE) if key in file]
+
+        def add(key: str) -> None:
+            _check_count(len(names) + 1)
+            names.append(key)
+
         if name not in file:
             names.clear()
-            # returning a number ends the visit
-            file.visit(lambda key: names.append(key) or (len(names) > MAX_ARRAYS and 1) or None)
-            _check_count(len(names))
+            file.visit(add)
         datasets = {key: file[key] for key in names if isinstance(file[key], h5py.Dataset)}
         for key, data in datasets.items():
             if data.is_virtual or data.external or data.file.filename != file.filename:

@@ -13,10 +13,9 @@ import numpy as np
 from hpc_ecg.ecg.leads import covered_leads
 from hpc_ecg.ecg.recording import RecordError, Recording
 
-BEAT_S = 2.0
-"""A shorter part is a median beat, if there is a longer one."""
-RHYTHM_S = 5.0
-"""Of several complete parts, the only one of at least this length is read."""
+BEAT_S, RHYTHM_S = 2.0, 5.0
+"""A part shorter than BEAT_S is a median beat, if there is a longer one. Of several complete parts,
+the only one of at least RHYTHM_S is read."""
 PARTLY_READ = "partly_read"
 
 
@@ -25,31 +24,21 @@ class Part(NamedTuple):
     start: object = 0.0
     """When it begins; equal values mean the same time."""
 
-    @property
-    def seconds(self) -> float:
-        return self.recording.signal_LS.shape[1] / self.recording.sample_rate_hz
-
-    @property
-    def covered(self) -> set[str]:
-        return covered_leads(self.recording.leads)
-
 
 def choose_part(parts: Sequence[Part]) -> Recording:
     """The recording that holds every lead of the file; RecordError("leads") if there is not exactly
     one."""
-    beats_aside = [part for part in parts if part.seconds >= BEAT_S] or list(parts)
-    named = [part for part in beats_aside if part.covered] or beats_aside
-    joined = _join(named)
-    every = set[str]().union(*(part.covered for part in joined))
-    whole = [part for part in joined if part.covered >= every]
+    rhythm = [part for part in parts if _seconds(part) >= BEAT_S] or parts
+    joined = _join([part for part in rhythm if covered_leads(part.recording.leads)] or rhythm)
+    covered = [covered_leads(part.recording.leads) for part in joined]
+    whole = [p for p, leads in zip(joined, covered, strict=True) if leads >= set.union(*covered)]
     if len(whole) > 1:
-        whole = [part for part in whole if part.seconds >= RHYTHM_S] or whole
+        whole = [part for part in whole if _seconds(part) >= RHYTHM_S] or whole
     if len(whole) != 1:
-        fault = "it holds several recordings; save each as a file of its own: "
-        fault = fault if whole else "its leads were not recorded together: "
+        several = "it holds several recordings; save each as a file of its own: "
+        fault = several if whole else "its leads were not recorded together: "
         raise RecordError("leads", fault + "; ".join(_describe(part) for part in joined))
-    recording = whole[0].recording
-    others = len(joined) - 1
+    recording, others = whole[0].recording, len(joined) - 1
     return replace(recording, flags=(*recording.flags, *[f"{PARTLY_READ}:{others}"][:others]))
 
 
@@ -57,36 +46,29 @@ def _join(parts: Sequence[Part]) -> list[Part]:
     """Parts of one time, rate and length as one, unless they hold the same lead."""
     joined: list[Part] = []
     for part in sorted(parts, key=lambda part: -len(part.recording.leads)):
-        for number, other in enumerate(joined):
-            if _key(part) == _key(other) and not _names(part) & _names(other):
-                joined[number] = Part(_both(other.recording, part.recording), other.start)
+        new = part.recording
+        for number, (old, start) in enumerate(joined):
+            times = [(r.sample_rate_hz, r.signal_LS.shape[1]) for r in (old, new)]
+            names = [covered_leads(r.leads, derive=False) for r in (old, new)]
+            if start == part.start and times[0] == times[1] and not names[0] & names[1]:
+                both = replace(
+                    old,
+                    signal_LS=np.concatenate([old.signal_LS, new.signal_LS]),
+                    leads=old.leads + new.leads,
+                    flags=tuple(dict.fromkeys(old.flags + new.flags)),
+                )
+                joined[number] = Part(both, start)
                 break
         else:
             joined.append(part)
     return joined
 
 
-def _key(part: Part) -> tuple[object, ...]:
-    recording = part.recording
-    return part.start, recording.sample_rate_hz, recording.signal_LS.shape[1]
-
-
-def _names(part: Part) -> set[str]:
-    """The leads that it holds itself, not those that it allows to derive."""
-    return covered_leads(part.recording.leads, derive=False)
-
-
-def _both(one: Recording, other: Recording) -> Recording:
-    return replace(
-        one,
-        signal_LS=np.concatenate([one.signal_LS, other.signal_LS]),
-        leads=one.leads + other.leads,
-        flags=tuple(dict.fromkeys(one.flags + other.flags)),
-    )
+def _seconds(part: Part) -> float:
+    return part.recording.signal_LS.shape[1] / part.recording.sample_rate_hz
 
 
 def _describe(part: Part) -> str:
-    recording = part.recording
+    leads, rate_hz = ", ".join(part.recording.leads), part.recording.sample_rate_hz
     start = f", from {part.start}" if part.start else ""
-    rate_hz = recording.sample_rate_hz
-    return f"{', '.join(recording.leads)} ({part.seconds:.4g} s at {rate_hz:g} Hz{start})"
+    return f"{leads} ({_seconds(part):.4g} s at {rate_hz:g} Hz{start})"

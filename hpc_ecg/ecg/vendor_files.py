@@ -8,18 +8,15 @@ Sierra, Mortara, HL7 aECG), DICOM, SCP-ECG, EDF, ISHNE, MFER and Kardia.
   calibration pulse of 1 mV in all leads at once. We cut them off.
 """
 
-import logging
 import re
-import resource
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hpc_ecg.ecg.array_stores import NEEDS_EXTRA
+from hpc_ecg.ecg.guards import listening, memory_limit
 from hpc_ecg.ecg.leads import covered_leads, normalize_lead
 from hpc_ecg.ecg.parts import PARTLY_READ, Part, choose_part
 from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, check_num_samples
@@ -101,9 +98,12 @@ def _split(path: Path) -> list[PartFile]:
     """Files of one part each; RecordError if the format is unknown."""
     from ecgdatakit.parsing import FileParser
 
-    with _listening(), _memory_limit(MAX_MEMORY_BYTES):
-        if is_dicom(path):
-            return split_dicom(path)
+    with listening() as heard, memory_limit(MAX_MEMORY_BYTES):
+        parts = split_dicom(path) if is_dicom(path) else None
+    if parts is not None:
+        _flags(heard, LEADS)
+        return parts
+    with memory_limit(MAX_MEMORY_BYTES):
         kind = FileParser.detect_format(path)
         if kind is None or kind["name"] not in FORMATS:
             raise RecordError("unreadable", _describe_unknown(path))
@@ -117,13 +117,14 @@ def _read_part(part: PartFile, path: Path) -> Part | None:
     beat."""
     from ecgdatakit.parsing import FileParser
 
-    with _listening() as heard, _memory_limit(MAX_MEMORY_BYTES):
+    with listening() as heard, memory_limit(MAX_MEMORY_BYTES):
         record = FileParser.parse(path)
     for lead, delay_s in zip(record.leads, part.delays_s, strict=False):
         lead.annotations["delay_s"] = str(delay_s)
     leads = [lead for lead in record.leads if normalize_lead(_bare(lead.label))] or record.leads
     if not leads:
         return None
+    _check_together(record)
     start_s = _check_leads(leads)
     flags = _flags(heard, [_bare(lead.label) for lead in leads])
     rate_hz = _exact_rate(record, leads[0], path)
@@ -157,36 +158,6 @@ def _flags(heard: Sequence[str], leads: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(flags))
 
 
-@contextmanager
-def _listening() -> Iterator[list[str]]:
-    """Collect what libraries warn of or log."""
-    heard: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda entry: heard.append(entry.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("pydicom")
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield heard
-            heard += [str(warning.message) for warning in caught]
-    finally:
-        logger.removeHandler(handler)
-
-
-@contextmanager
-def _memory_limit(more_bytes: int) -> Iterator[None]:
-    """Let this process grow by `more_bytes`, then raise MemoryError: better than a killed job."""
-    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = in_use + more_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit if soft < 0 else min(soft, limit), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 def _describe_unknown(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(4096)
@@ -214,11 +185,19 @@ def _check_leads(leads: Sequence["Lead"]) -> float:
     raw = [lead.label for lead in leads if lead.is_raw or lead.units != "mV"]
     if raw:
         raise RecordError("amplitude", f"no voltage unit is stated for {', '.join(raw)}")
-    return starts[0]
+    return starts[0] if starts[0] * leads[0].sampling_rate >= 1 else 0.0
+
+
+def _check_together(record: "ECGRecord") -> None:
+    """RecordError if SCP-ECG or MFER says that the leads were not recorded at the same time."""
+    facts, rate_hz = record.raw_metadata, max(lead.sampling_rate for lead in record.leads)
+    together = facts.get("simultaneous_leads") or len(record.leads)
+    if together < len(record.leads) or max(facts.get("sample_skew_ns", [0])) * rate_hz >= 1e9:
+        raise RecordError("leads", "the file says that its leads were not recorded together")
 
 
 def _start_s(lead: "Lead") -> float:
-    """When a lead begins, in s after its part; states less than a sample as they are."""
+    """When a lead begins, in s after its part."""
     notes = lead.annotations
     samples = float(notes.get("start_sample", 1)) - 1
     ms = float(notes.get("LeadTimeOffset", 0))
@@ -249,14 +228,15 @@ def _exact_rate(record: "ECGRecord", lead: "Lead", path: Path) -> float:
 
 
 def _check_sierra(path: Path, num_samples: int) -> None:
-    """RecordError if the file holds more samples than it states: whose they are is unknown."""
-    if not (found := _SIERRA_DATA.search(path.read_bytes().replace(b"\0", b""))):
-        return
-    held = len(found[2].split())
-    if b"Base64" in found[1]:
-        held = len(b"".join(found[2].split()).rstrip(b"=")) * 3 // 8
-    if b"XLI" not in found[1] and held != num_samples:
-        raise RecordError("unreadable", f"it states {num_samples} samples and holds {held}")
+    """RecordError for more samples than the file states (whose would they be?), or a 2nd block."""
+    found = _SIERRA_DATA.findall(path.read_bytes().replace(b"\0", b""))
+    if len(found) > 1:
+        raise RecordError("leads", f"{len(found)} blocks of waveforms; save each as its own file")
+    for attributes, text in found:
+        data = b"".join(text.split()).rstrip(b"=")
+        held = len(data) * 3 // 8 if b"Base64" in attributes else len(text.split())
+        if b"XLI" not in attributes and held != num_samples:
+            raise RecordError("unreadable", f"it states {num_samples} samples and holds {held}")
 
 
 def _end_of_ecg(signal_LS: np.ndarray) -> int:

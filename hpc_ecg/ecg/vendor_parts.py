@@ -1,5 +1,5 @@
 """A file of several parts as several files of one part each, because ecgdatakit reads only the
-first: DICOM's multiplex groups, MUSE's and Philips' waveforms, the sequence sets of HL7 aECG.
+first: DICOM's multiplex groups, MUSE's waveforms, the sequence sets of HL7 aECG.
 """
 
 import io
@@ -15,23 +15,24 @@ from hpc_ecg.ecg.recording import RecordError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-Found = list[tuple[ElementTree.Element, ElementTree.Element]]
-"""Each part of an XML file, after the element that holds it."""
+Found = list[tuple[ElementTree.Element, ElementTree.Element, object]]
+"""Of each part of an XML file: the element that holds it, its own, and when it begins."""
 MAX_FILE_BYTES = 16 << 20
 """A resting ECG takes 0.1 MB to a few MB."""
+MAX_PARTS = 32
 _DICOM_GROUPS, _WAVEFORMS = (b"\x02\x00", b"\x08\x00"), b"\x00\x54\x00\x01"
 _NO_ECG = ("TEST DATA", "DISCONNECTED", "INVALID", "UNCALIBRATED")
 """Values of DICOM's Channel Status."""
 
 
 class PartFile(NamedTuple):
-    """A file with one part of a recording."""
+    """One part of a recording."""
 
     content: bytes | None = None
-    """None: the file itself, which holds one part."""
+    """As a file; None: the whole file is one part."""
     start: object = 0.0
     delays_s: tuple[float, ...] = ()
-    """Of each channel, where they are not among ecgdatakit's annotations."""
+    """When each channel begins after `start`."""
 
 
 def is_dicom(path: Path) -> bool:
@@ -61,71 +62,67 @@ def split_dicom(path: Path) -> list[PartFile]:
 
     data = pydicom.dcmread(path, force=True)
     groups = data.get("WaveformSequence") or []
-    if not groups:
-        raise RecordError("leads", "a DICOM file without waveforms")
-    return [_one_group(data, group) for group in groups]
+    if not 0 < len(groups) <= MAX_PARTS:
+        raise RecordError("leads", f"{len(groups)} groups of waveforms; 1 to {MAX_PARTS} are read")
+    return [_one_group(group, *data.original_encoding) for group in groups]
 
 
-def _one_group(data: "Dataset", group: "Dataset") -> PartFile:
+def _one_group(group: "Dataset", is_implicit: bool, is_little_endian: bool) -> PartFile:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     channels = group.get("ChannelDefinitionSequence") or []
-    if len(channels) != group.get("NumberOfWaveformChannels"):
-        stated = group.get("NumberOfWaveformChannels")
+    if len(channels) != (stated := group.get("NumberOfWaveformChannels")):
         raise RecordError("leads", f"it states {stated} channels and describes {len(channels)}")
-    for channel in channels:
-        status = str(channel.get("ChannelStatus") or "")
-        if any(word in status for word in _NO_ECG):
-            raise RecordError("unreadable", f"the file marks a channel as {status}")
-    alone, (is_implicit, is_little) = Dataset(), data.original_encoding
+    status = " ".join(str(channel.get("ChannelStatus")) for channel in channels)
+    if marks := [mark for mark in _NO_ECG if mark in status]:
+        raise RecordError("unreadable", f"the file marks channels as {', '.join(marks)}")
+    alone, content = Dataset(), io.BytesIO()
     alone.file_meta = FileMetaDataset()
-    little = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
-    alone.file_meta.TransferSyntaxUID = little if is_little else ExplicitVRBigEndian
+    little_endian = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+    alone.file_meta.TransferSyntaxUID = little_endian if is_little_endian else ExplicitVRBigEndian
     alone.SOPClassUID, alone.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.9.1.2", "1.2"
     alone.WaveformSequence = [group]
-    content = io.BytesIO()
     alone.save_as(content, enforce_file_format=True)
-    rate_hz = _number(group, "SamplingFrequency") or 1.0
-    start_ms = _number(group, "MultiplexGroupTimeOffset") or _number(group, "TriggerTimeOffset")
-    return PartFile(
-        content=content.getvalue(),
-        start=f"{start_ms:g} ms" if start_ms else 0.0,
-        delays_s=tuple(
-            _number(channel, "ChannelSampleSkew") / rate_hz
-            + _number(channel, "ChannelTimeSkew")
-            + _number(channel, "ChannelOffset")
-            for channel in channels
-        ),
-    )
 
+    def number(data: "Dataset", name: str) -> float:
+        return float(data.get(name) or 0)
 
-def _number(data: "Dataset", name: str) -> float:
-    return float(data.get(name) or 0)
+    rate_hz = number(group, "SamplingFrequency") or 1.0
+    start_ms = number(group, "MultiplexGroupTimeOffset") or number(group, "TriggerTimeOffset")
+    delays_s = [
+        number(channel, "ChannelSampleSkew") / rate_hz
+        + number(channel, "ChannelTimeSkew")
+        + number(channel, "ChannelOffset")
+        for channel in channels
+    ]
+    return PartFile(content.getvalue(), f"{start_ms:g} ms" if start_ms else 0.0, tuple(delays_s))
 
 
 def split_xml(path: Path, kind: str) -> list[PartFile]:
     """A file per part if there are several; `kind` is ecgdatakit's name of the format."""
     from ecgdatakit.parsing.helpers.xml import parse_xml_root
 
-    find = {"GE MUSE XML": _muse, "HL7 aECG": _aecg, "Philips Sierra XML": _sierra}.get(kind)
-    if find is None:
+    find = {"GE MUSE XML": _muse, "HL7 aECG": _aecg}.get(kind)
+    content = path.read_bytes()
+    root = parse_xml_root(content) if find else None
+    if find is None or root is None or len(found := find(root)) < 2:
         return [PartFile()]
-    root = parse_xml_root(path.read_bytes())
-    found, starts = find(root)
-    if len(found) < 2:
-        return [PartFile()]
-    for parent, part in found:
+    if len(found) > MAX_PARTS or len(found) * len(content) > 4 * MAX_FILE_BYTES:
+        raise RecordError(
+            "leads", f"{len(found)} blocks of waveforms; at most {MAX_PARTS} are read"
+        )
+    for parent, part, _ in found:
         parent.remove(part)
-    files = []
-    for (_, part), start in zip(found, starts, strict=True):
-        found[0][0].append(part)
+    parent, files = found[0][0], []
+    for _, part, start in found:
+        parent.append(part)
         files.append(PartFile(ElementTree.tostring(root), start))
-        found[0][0].remove(part)
+        parent.remove(part)
     return files
 
 
-def _muse(root: ElementTree.Element) -> tuple[Found, list[object]]:
+def _muse(root: ElementTree.Element) -> Found:
     """Every waveform but the median beat."""
     waves = [wave for wave in root.findall("Waveform") if _text(wave, "WaveformType") != "median"]
     for wave in waves:
@@ -135,32 +132,25 @@ def _muse(root: ElementTree.Element) -> tuple[Found, list[object]]:
         for child in wave:
             if child.tag.lower() == "waveformtype":
                 child.text = "Rhythm"
-    return [(root, wave) for wave in waves], [_text(w, "WaveformStartTime") or "0" for w in waves]
+    return [(root, wave, _text(wave, "WaveformStartTime") or "0") for wave in waves]
 
 
-def _aecg(root: ElementTree.Element) -> tuple[Found, list[object]]:
+def _aecg(root: ElementTree.Element) -> Found:
     """Every sequence set but the representative beat's."""
     found: Found = []
-    starts: list[object] = []
     for component in root.findall("component"):
         series = component.find("series")
         if series is None or _value(series, "code", "code") == "REPRESENTATIVE_BEAT":
             continue
-        parts = [part for part in series.findall("component") if part.find("sequenceSet")]
         if found:
             root.remove(component)
-        for part in parts:
+        for part in series.findall("component"):
             head = _value(part, ".//head", "value").removesuffix(".000")
-            is_absolute = part.find(".//code[@code='TIME_ABSOLUTE']") is not None
-            starts.append(head if is_absolute else (_value(series, ".//low", "value"), head))
-        found += [(series, part) for part in parts]
-    return found, starts
-
-
-def _sierra(root: ElementTree.Element) -> tuple[Found, list[object]]:
-    """Every set of waveforms; the file does not say when they begin."""
-    found = [(up, part) for up in root.iter() for part in up if part.tag == "parsedwaveforms"]
-    return found, [f"block {number + 1}" for number in range(len(found))]
+            if part.find(".//code[@code='TIME_ABSOLUTE']") is None:
+                head = f"{_value(series, './/low', 'value')} + {head or 0}"
+            if part.find("sequenceSet") is not None:
+                found.append((series, part, head))
+    return found
 
 
 def _text(parent: ElementTree.Element, tag: str) -> str:
