@@ -11,19 +11,19 @@ from pathlib import Path
 @contextmanager
 def listening() -> Iterator[list[str]]:
     """Collect what libraries warn of, and what pydicom logs; complete when the block has ended."""
-    heard: list[str] = []
+    messages: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            messages.append(record.getMessage())
 
     handler, logger = Listener(logging.WARNING), logging.getLogger("pydicom")
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield heard
-            heard += [str(warning.message) for warning in caught]
+            yield messages
+            messages += [str(warning.message) for warning in caught]
     finally:
         logger.removeHandler(handler)
 

@@ -98,10 +98,10 @@ def _split(path: Path) -> list[PartFile]:
     """Files of one part each; RecordError if the format is unknown."""
     from ecgdatakit.parsing import FileParser
 
-    with listening() as heard, memory_limit(MAX_MEMORY_BYTES):
+    with listening() as messages, memory_limit(MAX_MEMORY_BYTES):
         parts = split_dicom(path) if is_dicom(path) else None
     if parts is not None:
-        _flags(heard, LEADS)
+        _flags(messages, LEADS)
         return parts
     with memory_limit(MAX_MEMORY_BYTES):
         kind = FileParser.detect_format(path)
@@ -117,7 +117,7 @@ def _read_part(part: PartFile, path: Path) -> Part | None:
     beat."""
     from ecgdatakit.parsing import FileParser
 
-    with listening() as heard, memory_limit(MAX_MEMORY_BYTES):
+    with listening() as messages, memory_limit(MAX_MEMORY_BYTES):
         record = FileParser.parse(path)
     for lead, delay_s in zip(record.leads, part.delays_s, strict=False):
         lead.annotations["delay_s"] = str(delay_s)
@@ -126,7 +126,7 @@ def _read_part(part: PartFile, path: Path) -> Part | None:
         return None
     _check_together(record)
     start_s = _check_leads(leads)
-    flags = _flags(heard, [_bare(lead.label) for lead in leads])
+    flags = _flags(messages, [_bare(lead.label) for lead in leads])
     rate_hz = _exact_rate(record, leads[0], path)
     signal_LS = np.stack([np.asarray(lead.samples, np.float64) for lead in leads])
     if record.file_format.name == SIERRA:
@@ -141,11 +141,11 @@ def _read_part(part: PartFile, path: Path) -> Part | None:
     return Part(recording, f"{part.start or ''} + {start_s:g} s" if start_s else part.start)
 
 
-def _flags(heard: Sequence[str], leads: Sequence[str]) -> tuple[str, ...]:
+def _flags(messages: Sequence[str], leads: Sequence[str]) -> tuple[str, ...]:
     """The flags for what the library noticed; RecordError if that is, or may be, damage or a lead
     that was passed over."""
     flags = []
-    for message in heard:
+    for message in messages:
         if _DAMAGE.search(message):
             raise RecordError("unreadable", f"damaged or incomplete: {message}")
         if field := _NOT_APPLIED.search(message):

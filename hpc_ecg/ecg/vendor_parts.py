@@ -77,13 +77,13 @@ def _one_group(group: "Dataset", is_implicit: bool, is_little_endian: bool) -> P
     status = " ".join(str(channel.get("ChannelStatus")) for channel in channels)
     if marks := [mark for mark in _NO_ECG if mark in status]:
         raise RecordError("unreadable", f"the file marks channels as {', '.join(marks)}")
-    alone, content = Dataset(), io.BytesIO()
-    alone.file_meta = FileMetaDataset()
+    dataset, content = Dataset(), io.BytesIO()
+    dataset.file_meta = FileMetaDataset()
     little_endian = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
-    alone.file_meta.TransferSyntaxUID = little_endian if is_little_endian else ExplicitVRBigEndian
-    alone.SOPClassUID, alone.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.9.1.2", "1.2"
-    alone.WaveformSequence = [group]
-    alone.save_as(content, enforce_file_format=True)
+    dataset.file_meta.TransferSyntaxUID = little_endian if is_little_endian else ExplicitVRBigEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.9.1.2", "1.2"
+    dataset.WaveformSequence = [group]
+    dataset.save_as(content, enforce_file_format=True)
 
     def number(data: "Dataset", name: str) -> float:
         return float(data.get(name) or 0)
