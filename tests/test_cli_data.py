@@ -150,7 +150,7 @@ def index_of(folder, out, changes):
 
 def test_the_signal_spec_states_how_recordings_were_prepared(folder, tmp_path):
     changes = {
-        "--to-rate": 100,
+        "--to-rate": 200,
         "--seconds": 2.5,
         "--window": "all",
         "--pad-short": True,
@@ -161,7 +161,7 @@ def test_the_signal_spec_states_how_recordings_were_prepared(folder, tmp_path):
     }
     index = index_of(folder, tmp_path / "out", changes)
     signal = read_shard_set(tmp_path / "out").signal
-    assert (signal.sample_rate_hz, signal.num_samples) == (100, 250)
+    assert (signal.sample_rate_hz, signal.num_samples) == (200, 500)
     assert signal.preprocessing == "resample_poly/highpass-0.5/notch-60/2"
     assert (signal.window, signal.amplitude) == ("all+padded", "calibrated*0.82")
     assert index["key"].tolist()[:5] == [*(f"00000000-00{k}" for k in range(4)), "00000001-000"]
@@ -334,6 +334,8 @@ MISTAKES = [
     ({"--to-rate": "x"}, "--to-rate: invalid int value"),
     ({"--seconds": "0"}, "must be positive numbers"),
     ({"--seconds": "nan"}, "must be positive numbers"),
+    ({"--seconds": "0.1"}, "the window (--seconds) must be 1 to 600 s, got 0.1"),
+    ({"--to-rate": "10"}, "the rate of the shards must be 50 to 10000 Hz, got 10"),
     ({"--seconds": "11"}, "8 too short"),
     ({"--window": "last"}, "the window must be one of first, centre, all, got 'last'"),
     ({"--missing-leads": "guess"}, "--missing-leads must be leave_out or zero, got 'guess'"),

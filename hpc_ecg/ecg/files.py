@@ -14,6 +14,7 @@ from hpc_ecg.ecg.vendor_files import read_vendor
 from hpc_ecg.ecg.vendor_parts import is_dicom
 from hpc_ecg.ecg.wfdb_files import read_wfdb
 
+TOO_LARGE = "it takes more memory than any resting ECG needs"
 WITHIN = "::"
 """`X.npy::17`, `X.h5::tracings::17`: an array or a row within a file of several."""
 VENDORS = (".xml", ".dcm", ".dicom", ".scp", ".edf", ".ecg", ".mwf", ".mfer", ".json")
@@ -74,7 +75,8 @@ def read_recording(location: RecordLocation | Path, layout: ArrayLayout) -> Reco
     except FileNotFoundError:
         raise RecordError("not found", f"{path.name}: no such file in {path.parent}") from None
     except Exception as error:  # a library may raise anything on a broken file
-        text = f"{path.name}: {type(error).__name__}: {error}".replace(str(path), path.name)
+        detail = TOO_LARGE if isinstance(error, MemoryError) else str(error)
+        text = f"{path.name}: {type(error).__name__}: {detail}".replace(str(path), path.name)
         raise RecordError("unreadable", _one_line(text)) from error
 
 

@@ -98,7 +98,8 @@ def _split(path: Path) -> list[PartFile]:
     """Files of one part each; RecordError if the format is unknown."""
     from ecgdatakit.parsing import FileParser
 
-    with listening() as messages, memory_limit(MAX_MEMORY_BYTES):
+    # a quarter is plenty for DICOM, and stops millions of elements after seconds
+    with listening() as messages, memory_limit(MAX_MEMORY_BYTES // 4):
         parts = split_dicom(path) if is_dicom(path) else None
     if parts is not None:
         _flags(messages, LEADS)

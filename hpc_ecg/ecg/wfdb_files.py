@@ -146,7 +146,9 @@ def _check_sizes(lines: list[str], files: dict[str, Path]) -> tuple[str, ...]:
         signals = [line.split()[1] for line in lines[1:] if line.split()[0] == name]
         formats = {re.sub(r":\d*", "", signal) for signal in signals}
         if len(formats) > 1:
-            raise RecordError("unreadable", f"{name} in several formats: {', '.join(formats)}")
+            raise RecordError(
+                "unreadable", f"{name} in several formats: {', '.join(sorted(formats))}"
+            )
         kind, _, offset = formats.pop().partition("+")
         frame = _BYTES.get(kind.removesuffix("x1"), 0) * len(signals)
         held.append((path.stat().st_size - int(offset or 0)) / frame if frame else stated)
