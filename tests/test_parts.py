@@ -384,6 +384,31 @@ def test_an_ishne_file_whose_data_may_begin_elsewhere_is_refused(tmp_path):
     assert "ECG block offset is 600" in refusal(tmp_path / "x.ecg", ishne(ecg_offset=600))[1]
 
 
+def mfer(skew_ns=None):
+    """500 Hz, 5 µV a count; the last lead begins `skew_ns` later."""
+
+    def tag(code, value):
+        return bytes([code, len(value)]) + value
+
+    leads = [1, 2, 61, 62, 63, 64, *range(3, 9)]
+    content = tag(0x40, b"MFR ECG ".ljust(32)) + tag(0x01, b"\x01")
+    content += tag(0x0B, bytes([1, 0xFD, 2, 0])) + tag(0x0C, bytes([0, 0xFA, 5, 0]))
+    content += tag(0x05, bytes([12])) + tag(0x04, struct.pack("<H", 5000)) + tag(0x06, b"\x01")
+    for number, code in enumerate(leads):
+        more = tag(0x43, struct.pack("<I", skew_ns)) if skew_ns and number == 11 else b""
+        value = tag(0x09, bytes([code])) + more
+        content += bytes([0x3F, number, len(value)]) + value
+    data = np.ascontiguousarray(COUNTS_LS, "<i2").tobytes()
+    return content + bytes([0x1E, 0x84]) + struct.pack(">I", len(data)) + data
+
+
+def test_mfer_channels_that_begin_a_sample_later_are_refused(tmp_path):
+    check_exact(read(tmp_path / "x.mwf", mfer()))
+    check_exact(read(tmp_path / "x.mwf", mfer(skew_ns=1_999_999)))
+    reason, message = refusal(tmp_path / "x.mwf", mfer(skew_ns=2_000_000))
+    assert (reason, ONE_AFTER_ANOTHER in message) == ("leads", True)
+
+
 @pytest.mark.parametrize("source", ["warning", "log"])
 def test_what_a_library_says_for_the_first_time_is_a_refusal(tmp_path, monkeypatch, source):
     from ecgdatakit.parsing import FileParser
