@@ -155,13 +155,6 @@ def test_a_channels_baseline_and_correction_factor_are_applied(tmp_path):
     np.testing.assert_allclose(signal_LS, expected_LS, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("status", ["TEST DATA", "DISCONNECTED", ["OK", "INVALID"]])
-def test_a_channel_that_its_recorder_calls_no_ecg_is_refused(tmp_path, status):
-    statuses = ["OK"] * 11 + [status]
-    reason, message = refusal(dicom_of(tmp_path / "x.dcm", group(ALL, ChannelStatus=statuses)))
-    assert (reason, "marks channels as" in message) == ("unreadable", True)
-
-
 def test_a_channel_without_description_is_refused(tmp_path):
     item = group(ALL)
     del item.ChannelDefinitionSequence[11]

@@ -53,7 +53,7 @@ _DAMAGE = re.compile(
 )
 _PASSED_OVER = re.compile("ignored|not loaded|left out|numLeads", re.IGNORECASE)
 """Warnings about what the file holds beside the recording."""
-_NOT_APPLIED = re.compile(r"(FirstSampleBaseline|LeadOffsetFirstSample|CHANNEL OFFSET) is non-zero")
+_NOT_APPLIED = re.compile(r"(FirstSampleBaseline|LeadOffsetFirstSample|OFFSET) is non-zero")
 _HARMLESS = re.compile(
     # about median beats, the patient, the date, or statements
     r"\bmedian|representative beat|repbeat|reference beat|typical_cycle|crc mismatch in: record"

@@ -21,8 +21,6 @@ MAX_FILE_BYTES = 16 << 20
 """A resting ECG takes 0.1 MB to a few MB."""
 MAX_PARTS = 32
 _DICOM_GROUPS, _WAVEFORMS = (b"\x02\x00", b"\x08\x00"), b"\x00\x54\x00\x01"
-_NO_ECG = ("TEST DATA", "DISCONNECTED", "INVALID", "UNCALIBRATED")
-"""Values of DICOM's Channel Status."""
 
 
 class PartFile(NamedTuple):
@@ -74,9 +72,6 @@ def _one_group(group: "Dataset", is_implicit: bool, is_little_endian: bool) -> P
     channels = group.get("ChannelDefinitionSequence") or []
     if len(channels) != (stated := group.get("NumberOfWaveformChannels")):
         raise RecordError("leads", f"it states {stated} channels and describes {len(channels)}")
-    status = " ".join(str(channel.get("ChannelStatus")) for channel in channels)
-    if marks := [mark for mark in _NO_ECG if mark in status]:
-        raise RecordError("unreadable", f"the file marks channels as {', '.join(marks)}")
     dataset, content = Dataset(), io.BytesIO()
     dataset.file_meta = FileMetaDataset()
     little_endian = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian

@@ -41,7 +41,6 @@ _BYTES |= {"310": 4 / 3, "311": 4 / 3}
 """Bytes per sample of the formats that are not compressed."""
 MAX_HEADER_BYTES, MAX_SIGNALS = 1 << 20, 256
 MAX_VALUES = 16 * MAX_SAMPLES
-_WHOLE = re.compile(r"\d+", re.ASCII)
 _MICRO = str.maketrans("µμ", "uu")
 
 
@@ -106,11 +105,9 @@ def _check_record_line(lines: list[str]) -> None:
         message = f"the header announces {announced} signals and lists {num_signals}"
         raise RecordError("unreadable", message)
     if len(fields) < 2 or not _RATE.fullmatch(fields[1]):
-        got = " ".join(fields[1:2])
-        raise RecordError(
-            "rate", f"the header states no sampling rate like 500 or 499.5; got {got!r}"
-        )
-    if len(fields) > 2 and not _WHOLE.fullmatch(fields[2]):
+        got = f"got {' '.join(fields[1:2])!r}"
+        raise RecordError("rate", f"the header states no sampling rate like 500 or 499.5; {got}")
+    if len(fields) > 2 and not (fields[2].isascii() and fields[2].isdecimal()):
         raise RecordError("unreadable", f"expected a whole number of samples, got {fields[2]!r}")
 
 
@@ -129,10 +126,8 @@ def _signal_file(line: str, folder: Path) -> Path:
         raise RecordError("unreadable", message)
     gain = _GAIN.fullmatch(fields[1]) if len(fields) > 1 else None
     if not gain or not 0 < abs(float(gain[1])) < np.inf:
-        got = f"; got {fields[1]!r}" if len(fields) > 1 else ""
-        raise RecordError(
-            "amplitude", f"signal {fields[-1]!r} has no gain, so its unit is unknown{got}"
-        )
+        got = f"no gain, so it is uncalibrated; got {' '.join(fields[1:2])!r}"
+        raise RecordError("amplitude", f"signal {fields[-1]!r} has {got}")
     return path
 
 
@@ -146,9 +141,8 @@ def _check_sizes(lines: list[str], files: dict[str, Path]) -> tuple[str, ...]:
         signals = [line.split()[1] for line in lines[1:] if line.split()[0] == name]
         formats = {re.sub(r":\d*", "", signal) for signal in signals}
         if len(formats) > 1:
-            raise RecordError(
-                "unreadable", f"{name} in several formats: {', '.join(sorted(formats))}"
-            )
+            listed = ", ".join(sorted(formats))
+            raise RecordError("unreadable", f"{name} in several formats: {listed}")
         kind, _, offset = formats.pop().partition("+")
         frame = _BYTES.get(kind.removesuffix("x1"), 0) * len(signals)
         held.append((path.stat().st_size - int(offset or 0)) / frame if frame else stated)
@@ -180,10 +174,8 @@ def _read_record(header_path: Path, lines: list[str], files: dict[str, Path]) ->
         aliases = {name: f"signals{n}{Path(name).suffix}" for n, name in enumerate(files)}
         for name, path in files.items():
             (Path(folder) / aliases[name]).symlink_to(path.absolute())
-        names = [aliases[line.split()[0]] for line in lines[1:]]
-        signals = [
-            " ".join([n, *line.split()[1:]]) for n, line in zip(names, plain[1:], strict=True)
-        ]
+        names = [line.split()[0] for line in lines[1:]]
+        signals = [aliases[n] + line[len(n) :] for n, line in zip(names, plain[1:], strict=True)]
         text = "\n".join([plain[0], *signals]) + "\n"
         (Path(folder) / "record.hea").write_text(text, encoding="utf-8")
         return wfdb.rdrecord(str(Path(folder) / "record"))
