@@ -297,6 +297,10 @@ def test_the_rate_of_an_aecg_is_its_increment_not_its_rounded_duration(tmp_path)
 def test_a_sequence_of_unknown_name_may_be_a_lead(tmp_path):
     unknown = aecg(COUNTS_LS).replace(b"MDC_ECG_LEAD_V6", b"VENDOR_V6")
     assert "Unrecognised sequences" in refusal(tmp_path / "x.xml", unknown)[1]
+    beat = unknown.replace(b'"RHYTHM"', b'"REPRESENTATIVE_BEAT"')
+    series = beat[beat.index(b"<component><series>") : beat.index(b"</AnnotatedECG>")]
+    both = aecg(COUNTS_LS).replace(b"</AnnotatedECG>", series + b"</AnnotatedECG>")
+    check_exact(read(tmp_path / "x.xml", both))
     more = aecg(COUNTS_LS[[*range(12), 0]], leads=(*LEADS, "RESP")).replace(
         b"MDC_ECG_LEAD_RESP", b"RESP"
     )

@@ -21,14 +21,7 @@ from hpc_ecg.ecg.leads import covered_leads, normalize_lead
 from hpc_ecg.ecg.parts import PARTLY_READ, Part, choose_part
 from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, check_num_samples
 from hpc_ecg.ecg.signal import LEADS
-from hpc_ecg.ecg.vendor_parts import (
-    MAX_FILE_BYTES,
-    PartFile,
-    is_dicom,
-    part_path,
-    split_dicom,
-    split_xml,
-)
+from hpc_ecg.ecg.vendor_parts import MAX_FILE_BYTES, PartFile, is_dicom, split_dicom, split_xml
 
 if TYPE_CHECKING:
     from ecgdatakit.models import ECGRecord, Lead
@@ -84,7 +77,7 @@ def read_vendor(location: RecordLocation, _layout: object = None) -> Recording:
     try:
         parts = []
         for part in _split(path):
-            with part_path(part, path) as file:
+            with part.at(path) as file:
                 parts.append(_read_part(part, file))
     except ImportError:  # ecgdatakit or its own pydicom
         raise RecordError("unreadable", NEEDS_EXTRA) from None
@@ -152,10 +145,10 @@ def _flags(messages: Sequence[str], leads: Sequence[str]) -> tuple[str, ...]:
         if field := _NOT_APPLIED.search(message):
             is_rhythm = "(rhythm)" in message or "Mortara" in message
             flags += [f"not_applied:{field[1]}"] if is_rhythm else []
-        elif _PASSED_OVER.search(message) and covered_leads(leads) >= set(LEADS):
-            flags.append(f"{PARTLY_READ}:1")
         elif not _HARMLESS.search(message):
-            raise RecordError("unreadable", f"perhaps not read as it is meant: {message}")
+            if not _PASSED_OVER.search(message) or not covered_leads(leads) >= set(LEADS):
+                raise RecordError("unreadable", f"perhaps not read as it is meant: {message}")
+            flags.append(f"{PARTLY_READ}:1")
     return tuple(dict.fromkeys(flags))
 
 
@@ -172,7 +165,7 @@ def _check_leads(leads: Sequence["Lead"]) -> float:
     """When the leads begin, in s; RecordError unless they were recorded together and are
     calibrated."""
     starts = [_start_s(lead) for lead in leads]
-    late = (max(starts) - min(starts)) * leads[0].sampling_rate >= 1 - 1e-6
+    late = not (max(starts) - min(starts)) * leads[0].sampling_rate < 1 - 1e-6  # NaN is late
     for reason, values in (
         ("rate", [f"{lead.sampling_rate} Hz" for lead in leads]),
         ("leads", [f"{len(lead.samples)} samples" for lead in leads]),
@@ -200,8 +193,7 @@ def _check_together(record: "ECGRecord") -> None:
 def _start_s(lead: "Lead") -> float:
     """When a lead begins, in s after its part."""
     notes = lead.annotations
-    samples = float(notes.get("start_sample", 1)) - 1
-    ms = float(notes.get("LeadTimeOffset", 0))
+    samples, ms = float(notes.get("start_sample", 1)) - 1, float(notes.get("LeadTimeOffset", 0))
     return samples / lead.sampling_rate + ms / 1000 + float(notes.get("delay_s", 0))
 
 

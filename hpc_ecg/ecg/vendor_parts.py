@@ -32,6 +32,17 @@ class PartFile(NamedTuple):
     delays_s: tuple[float, ...] = ()
     """When each channel begins after `start`."""
 
+    @contextmanager
+    def at(self, whole: Path) -> Iterator[Path]:
+        """The path of a file with this part of the file `whole`."""
+        if self.content is None:
+            yield whole
+            return
+        with tempfile.TemporaryDirectory(prefix="hpc_ecg-") as folder:
+            file = Path(folder) / "part"
+            file.write_bytes(self.content)
+            yield file
+
 
 def is_dicom(path: Path) -> bool:
     """Whether the file is DICOM; also without the preamble and `DICM`, if it holds waveforms."""
@@ -40,18 +51,6 @@ def is_dicom(path: Path) -> bool:
         if head[128:] == b"DICM" or not head.startswith(_DICOM_GROUPS):
             return head[128:] == b"DICM"
         return _WAVEFORMS in head + file.read(MAX_FILE_BYTES)
-
-
-@contextmanager
-def part_path(part: PartFile, path: Path) -> Iterator[Path]:
-    """The path of the part's content, or of the whole file at `path`."""
-    if part.content is None:
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="hpc_ecg-") as folder:
-        file = Path(folder) / "part"
-        file.write_bytes(part.content)
-        yield file
 
 
 def split_dicom(path: Path) -> list[PartFile]:
