@@ -294,6 +294,21 @@ def test_the_rate_of_an_aecg_is_its_increment_not_its_rounded_duration(tmp_path)
     check_exact(read(tmp_path / "x.xml", content))
 
 
+def test_a_sequence_set_with_two_increments_is_refused(tmp_path):
+    content = aecg(COUNTS_LS)
+    start = content.index(b"<component><sequence><code")
+    end = content.index(b"</component>", start) + len(b"</component>")
+    second = content[start:end].replace(b'"0.002"', b'"0.004"')
+    reason, message = refusal(tmp_path / "x.xml", content[:end] + second + content[end:])
+    assert (reason, ONE_AFTER_ANOTHER in message) == ("rate", True)
+
+
+@pytest.mark.parametrize("late", ["nan", "inf", "later"])
+def test_a_start_that_is_no_number_is_refused(tmp_path, late):
+    content = muse_of((*rows(ALL), lambda n: field("LeadTimeOffset", late if n else 0)))
+    assert refusal(tmp_path / "x.xml", content)[0] in ("leads", "unreadable")
+
+
 def test_a_sequence_of_unknown_name_may_be_a_lead(tmp_path):
     unknown = aecg(COUNTS_LS).replace(b"MDC_ECG_LEAD_V6", b"VENDOR_V6")
     assert "Unrecognised sequences" in refusal(tmp_path / "x.xml", unknown)[1]

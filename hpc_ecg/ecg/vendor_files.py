@@ -165,7 +165,7 @@ def _check_leads(leads: Sequence["Lead"]) -> float:
     """When the leads begin, in s; RecordError unless they were recorded together and are
     calibrated."""
     starts = [_start_s(lead) for lead in leads]
-    late = not (max(starts) - min(starts)) * leads[0].sampling_rate < 1 - 1e-6  # NaN is late
+    late = not np.ptp(starts) * leads[0].sampling_rate < 1 - 1e-6  # NaN is late
     for reason, values in (
         ("rate", [f"{lead.sampling_rate} Hz" for lead in leads]),
         ("leads", [f"{len(lead.samples)} samples" for lead in leads]),

@@ -103,9 +103,8 @@ def split_xml(path: Path, kind: str) -> list[PartFile]:
     if find is None or root is None or len(found := find(root)) < 2:
         return [PartFile()]
     if len(found) > MAX_PARTS or len(found) * len(content) > 4 * MAX_FILE_BYTES:
-        raise RecordError(
-            "leads", f"{len(found)} blocks of waveforms; at most {MAX_PARTS} are read"
-        )
+        most = f"at most {MAX_PARTS} are read"
+        raise RecordError("leads", f"{len(found)} blocks of waveforms; {most}")
     for parent, part, _ in found:
         parent.remove(part)
     parent, files = found[0][0], []
@@ -134,7 +133,7 @@ def _aecg(root: ElementTree.Element) -> Found:
     found: Found = []
     for component in root.findall("component"):
         series = component.find("series")
-        if series is None or _value(series, "code", "code") == "REPRESENTATIVE_BEAT":
+        if series is None or _value(series, "code", "code").upper() == "REPRESENTATIVE_BEAT":
             continue
         if found:
             root.remove(component)
@@ -142,6 +141,10 @@ def _aecg(root: ElementTree.Element) -> Found:
             head = _value(part, ".//head", "value").removesuffix(".000")
             if part.find(".//code[@code='TIME_ABSOLUTE']") is None:
                 head = f"{_value(series, './/low', 'value')} + {head or 0}"
+            if len({step.get("value") for step in part.iterfind(".//increment")}) > 1:
+                raise RecordError(
+                    "rate", "its leads were not recorded together: several increments"
+                )
             if part.find("sequenceSet") is not None:
                 found.append((series, part, head))
     return found
