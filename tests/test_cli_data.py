@@ -150,19 +150,19 @@ def index_of(folder, out, changes):
 
 def test_the_signal_spec_states_how_recordings_were_prepared(folder, tmp_path):
     changes = {
-        "--to-rate": 100,
+        "--to-rate": 200,
         "--seconds": 2.5,
         "--window": "all",
         "--pad-short": True,
         "--highpass": 0.5,
-        "--notch": 40,
+        "--notch": 60,
         "--amplitude-factor": 0.82,
         "--missing-leads": "zero",
     }
     index = index_of(folder, tmp_path / "out", changes)
     signal = read_shard_set(tmp_path / "out").signal
-    assert (signal.sample_rate_hz, signal.num_samples) == (100, 250)
-    assert signal.preprocessing == "resample_poly/highpass-0.5/notch-40/2"
+    assert (signal.sample_rate_hz, signal.num_samples) == (200, 500)
+    assert signal.preprocessing == "resample_poly/highpass-0.5/notch-60/2"
     assert (signal.window, signal.amplitude) == ("all+padded", "calibrated*0.82")
     assert index["key"].tolist()[:5] == [*(f"00000000-00{k}" for k in range(4)), "00000001-000"]
     assert index["record"].tolist()[:2] == ["r0-000", "r0-001"]
@@ -334,11 +334,13 @@ MISTAKES = [
     ({"--to-rate": "x"}, "--to-rate: invalid int value"),
     ({"--seconds": "0"}, "must be positive numbers"),
     ({"--seconds": "nan"}, "must be positive numbers"),
+    ({"--seconds": "0.1"}, "the window (--seconds) must be 1 to 600 s, got 0.1"),
+    ({"--to-rate": "10"}, "the rate of the shards must be 50 to 10000 Hz, got 10"),
     ({"--seconds": "11"}, "8 too short"),
     ({"--window": "last"}, "the window must be one of first, centre, all, got 'last'"),
     ({"--missing-leads": "guess"}, "--missing-leads must be leave_out or zero, got 'guess'"),
-    ({"--highpass": "0"}, "high-pass must lie between 0 and 125 Hz"),
-    ({"--notch": "125"}, "notch must lie between 0 and 125 Hz"),
+    ({"--highpass": "0"}, "high-pass must lie between 0 and 5 Hz"),
+    ({"--notch": "55"}, "notch must be 50 or 60 Hz (mains), got 55"),
     ({"--resampling": "linear"}, "resampling must be resample_poly or decimate, got 'linear'"),
     ({"--resampling": "decimate", "--to-rate": "300"}, "500 Hz is not a multiple of 300 Hz"),
     ({"--amplitude-factor": "0"}, "amplitude factor must be a positive number"),

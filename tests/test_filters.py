@@ -14,7 +14,7 @@ from hpc_ecg.ecg.filters import (
 from hpc_ecg.ecg.recording import RecordError
 
 RATE = 250
-HZ = st.none() | st.sampled_from([0.05, 0.5, 0.67, 50.0, 60.0])
+HZ = st.none() | st.sampled_from([0.05, 0.5, 0.67, 50.0, 60.0]) | st.floats(1e-9, 1e3)
 
 
 def tone(hz, seconds=20, rate=RATE):
@@ -30,6 +30,13 @@ def size(signal_LS):
 def test_a_name_describes_exactly_what_is_done(resampling, highpass, notch):
     steps = Preprocessing(resampling=resampling, highpass_hz=highpass, notch_hz=notch)
     assert parse_preprocessing(steps.name) == steps
+
+
+@pytest.mark.parametrize("hz", [1e-5, 1.5e-7, 0.05, 0.1234567, 0.5, 2.5])
+def test_small_and_long_frequencies_are_written_in_full(hz):
+    name = Preprocessing(highpass_hz=hz, notch_hz=50).name
+    assert "e-" not in name
+    assert parse_preprocessing(name) == Preprocessing(highpass_hz=hz, notch_hz=50)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +99,11 @@ def test_decimating_takes_every_kth_sample_and_nothing_else():
             Preprocessing(resampling="linear"),
             "resampling must be resample_poly or decimate, got 'linear'",
         ),
-        (Preprocessing(highpass_hz=0), "high-pass must lie between 0 and 125 Hz"),
-        (Preprocessing(notch_hz=125), "notch must lie between 0 and 125 Hz .* got 125"),
+        (Preprocessing(highpass_hz=0), "high-pass must lie between 0 and 5 Hz, got 0"),
+        (Preprocessing(highpass_hz=40), "high-pass must lie between 0 and 5 Hz, got 40"),
+        (Preprocessing(highpass_hz=float("nan")), "high-pass must .* got nan"),
+        (Preprocessing(notch_hz=125), r"notch must be 50 or 60 Hz \(mains\), got 125"),
+        (Preprocessing(notch_hz=55), r"notch must be 50 or 60 Hz \(mains\), got 55"),
         (Preprocessing(notch_hz=float("nan")), "got nan"),
     ],
 )

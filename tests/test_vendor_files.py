@@ -19,6 +19,7 @@ from vendor_samples import LEADS, WRITERS, aecg, dicom, edf, muse, sierra
 
 from hpc_ecg.ecg import vendor_files
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
+from hpc_ecg.ecg.guards import memory_limit
 from hpc_ecg.ecg.leads import complete_leads
 from hpc_ecg.ecg.recording import RecordError
 
@@ -385,6 +386,6 @@ def test_a_damaged_real_file_raises_nothing_but_a_record_error(tmp_path, real_da
 
 def test_the_memory_limit_is_lifted_afterwards():
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(MemoryError), vendor_files._memory_limit(1 << 26):
+    with pytest.raises(MemoryError), memory_limit(1 << 26):
         np.ones(1 << 26)
     assert resource.getrlimit(resource.RLIMIT_AS) == before

@@ -144,8 +144,11 @@ def test_a_window_beyond_the_range_is_left_out_or_clipped_and_flagged_on_request
     ("changes", "message"),
     [
         ({"window": "last"}, "window must be one of first, centre, all, got 'last'"),
-        ({"num_samples": 0}, "must be positive"),
-        ({"preprocessing": "resample_poly/notch-200/2"}, "notch must lie between 0 and 125 Hz"),
+        ({"num_samples": 0}, r"window \(--seconds\) must be 1 to 600 s, got 0"),
+        ({"num_samples": 25}, r"must be 1 to 600 s, got 0.1"),
+        ({"num_samples": 250 * 86_400}, r"must be 1 to 600 s, got 86400"),
+        ({"sample_rate_hz": 10}, "rate of the shards must be 50 to 10000 Hz, got 10"),
+        ({"preprocessing": "resample_poly/notch-200/2"}, "notch must be 50 or 60 Hz"),
         ({"amplitude": "calibrated*x"}, "amplitude factor"),
     ],
 )

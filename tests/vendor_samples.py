@@ -42,18 +42,18 @@ def sierra(counts_LS, rate="500", resolution=UV) -> bytes:
     ).encode()
 
 
-def aecg(counts_LS, step="0.002") -> bytes:
-    leads = "".join(
+def aecg(counts_LS, step="0.002", leads=LEADS) -> bytes:
+    sequences = "".join(
         f'<component><sequence><code code="MDC_ECG_LEAD_{lead.upper()}"/><value><origin value="0" '
         f'unit="uV"/><scale value="{UV}" unit="uV"/><digits>{" ".join(map(str, counts_S))}</digits>'
         "</value></sequence></component>"
-        for lead, counts_S in zip(LEADS, counts_LS, strict=True)
+        for lead, counts_S in zip(leads, counts_LS, strict=True)
     )
     return (
         '<?xml version="1.0"?><AnnotatedECG xmlns="urn:hl7-org:v3"><component><series>'
         '<code code="RHYTHM"/><component><sequenceSet><component><sequence>'
         '<code code="TIME_ABSOLUTE"/><value><head value="20200101000000"/>'
-        f'<increment value="{step}" unit="s"/></value></sequence></component>{leads}'
+        f'<increment value="{step}" unit="s"/></value></sequence></component>{sequences}'
         "</sequenceSet></component></series></component></AnnotatedECG>"
     ).encode()
 
@@ -76,32 +76,48 @@ def edf(counts_LS, seconds="10", unit="uV", labels=LEADS) -> bytes:
 
 def dicom(path, counts_LS, rate="500", beat_first=False, unit="uV"):
     """A rhythm at `rate` and a median beat at 1000 Hz."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, TwelveLeadECGWaveformStorage, generate_uid
+    groups = [
+        dicom_group("RHYTHM", rate, counts_LS, unit=unit),
+        dicom_group("MEDIAN BEAT", "1000", counts_LS[:, :600] * 3, unit=unit),
+    ]
+    return dicom_of(path, *(groups[::-1] if beat_first else groups))
+
+
+def dicom_group(label, hz, values_LS, leads=LEADS, start_ms=None, unit="uV", channel=()):
+    """One multiplex group; `channel` holds more elements for each channel (a list: its own)."""
+    from pydicom.dataset import Dataset
 
     def code(value, scheme, meaning):
         item = Dataset()
         item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
         return [item]
 
-    def group(label, hz, values_LS):
-        item = Dataset()
-        item.MultiplexGroupLabel = label
-        item.NumberOfWaveformChannels, item.NumberOfWaveformSamples = values_LS.shape
-        item.SamplingFrequency = hz
-        item.WaveformBitsAllocated, item.WaveformSampleInterpretation = 16, "SS"
-        item.ChannelDefinitionSequence = []
-        for lead in LEADS:
-            channel = Dataset()
-            channel.ChannelSourceSequence = code("5.6.3-9-1", "SCPECG", lead)
-            del channel.ChannelSourceSequence[0].CodeValue
-            channel.ChannelSourceSequence[0].CodeValue = f"MDC_ECG_LEAD_{lead.upper()}"
-            if unit:
-                channel.ChannelSensitivity, channel.ChannelBaseline = str(UV), "0"
-                channel.ChannelSensitivityUnitsSequence = code(unit, "UCUM", unit)
-            item.ChannelDefinitionSequence.append(channel)
-        item.WaveformData = np.ascontiguousarray(values_LS.T, "<i2").tobytes()
-        return item
+    item = Dataset()
+    item.MultiplexGroupLabel = label
+    if start_ms is not None:
+        item.MultiplexGroupTimeOffset = str(start_ms)
+    item.NumberOfWaveformChannels, item.NumberOfWaveformSamples = values_LS.shape
+    item.SamplingFrequency = hz
+    item.WaveformBitsAllocated, item.WaveformSampleInterpretation = 16, "SS"
+    item.ChannelDefinitionSequence = []
+    for number, lead in enumerate(leads):
+        definition = Dataset()
+        source = code(f"MDC_ECG_LEAD_{lead.upper()}", "SCPECG", lead)
+        definition.ChannelSourceSequence = source
+        if unit:
+            definition.ChannelSensitivity, definition.ChannelBaseline = str(UV), "0"
+            definition.ChannelSensitivityUnitsSequence = code(unit, "UCUM", unit)
+        for name, value in dict(channel).items():
+            setattr(definition, name, value[number] if isinstance(value, list) else value)
+        item.ChannelDefinitionSequence.append(definition)
+    item.WaveformData = np.ascontiguousarray(values_LS.T, "<i2").tobytes()
+    return item
+
+
+def dicom_of(path, *groups):
+    """A file of these multiplex groups."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, TwelveLeadECGWaveformStorage, generate_uid
 
     data = Dataset()
     data.file_meta = FileMetaDataset()
@@ -109,13 +125,35 @@ def dicom(path, counts_LS, rate="500", beat_first=False, unit="uV"):
     data.file_meta.MediaStorageSOPClassUID = TwelveLeadECGWaveformStorage
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
     data.SOPClassUID, data.Modality = TwelveLeadECGWaveformStorage, "ECG"
-    groups = [
-        group("RHYTHM", rate, counts_LS),
-        group("MEDIAN BEAT", "1000", counts_LS[:, :600] * 3),
-    ]
-    data.WaveformSequence = groups[::-1] if beat_first else groups
+    data.WaveformSequence = list(groups)
     data.save_as(path, enforce_file_format=True)
     return path
+
+
+def muse_of(*blocks) -> bytes:
+    """Waveforms, each given by (counts_LS, leads, and what stands in the place of LeadID's end)."""
+    waveforms = []
+    for counts_LS, leads, fields in blocks:
+        text = muse(counts_LS, leads).decode()
+        rhythm = text[text.index("<Waveform><WaveformType>Rhythm") : text.index("</RestingECG>")]
+        for number, lead in enumerate(leads):
+            more = fields(number) if callable(fields) else fields
+            rhythm = rhythm.replace(f"<LeadID>{lead}</LeadID>", f"<LeadID>{lead}</LeadID>{more}")
+        waveforms.append(rhythm)
+    return f"<?xml version='1.0'?><RestingECG>{''.join(waveforms)}</RestingECG>".encode()
+
+
+def aecg_of(*sets, in_series=False) -> bytes:
+    """Sequence sets, each given by (counts_LS, leads, time); of one series or of several."""
+    parts = []
+    for counts_LS, leads, time in sets:
+        text = aecg(counts_LS, leads=leads).decode().replace("20200101000000", time)
+        start, end = (text.index(tag) for tag in ("<component><sequenceSet>", "</series>"))
+        parts.append(text[start:end])
+    head, tail = text[: text.index("<component><series>")], "</AnnotatedECG>"
+    code = '<component><series><code code="RHYTHM"/>'
+    between = f"</series></component>{code}" if in_series else ""
+    return f"{head}{code}{between.join(parts)}</series></component>{tail}".encode()
 
 
 WRITERS = {"muse.xml": muse, "sierra.XML": sierra, "aecg.xml": aecg, "edf.EDF": edf}

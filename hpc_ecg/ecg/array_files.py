@@ -6,6 +6,7 @@ ever unpickled. From an array of many recordings (.npy, HDF5) only the wanted ro
 own .mat (`feats`, `curr_sample_rate`) states its rate.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -62,13 +63,23 @@ def read_array(location: RecordLocation, layout: ArrayLayout) -> Recording:
         _check_shape(shape, layout)
         array = np.asarray(stored.read(() if location.row is None else location.row), np.float64)
         rate = layout.sample_rate_hz
-        if RATE in arrays and np.prod(arrays[RATE].shape, dtype=float) == 1:
-            rate = float(np.asarray(arrays[RATE].read(())).item())
+        if RATE in arrays:
+            rate = _stated_rate(arrays[RATE], stored.shape[0], location.row)
     if rate is None:
         raise RecordError("rate", "the file states no sampling rate; give it with --rate")
     array = array.reshape(shape) * layout.millivolts
     signal_LS = array if layout.axes == AXES[0] else array.T
     return Recording(signal_LS=signal_LS, leads=layout.leads, sample_rate_hz=float(rate))
+
+
+def _stated_rate(stored: StoredArray, num_rows: int, row: int | None) -> float:
+    """The one rate of a file, or that of a row; RecordError for anything else."""
+    size = math.prod(stored.shape)
+    of_row = row is not None and stored.by_row and stored.shape[:1] == (size,) == (num_rows,)
+    if stored.dtype.kind not in "iuf" or not (size == 1 or of_row):
+        got = f"got {stored.dtype} of shape {stored.shape}"
+        raise RecordError("rate", f"{RATE} must be a number, or one for each row; {got}")
+    return float(np.asarray(stored.read(row if of_row and row is not None else ())).item())
 
 
 def _choose(arrays: dict[str, StoredArray], location: RecordLocation, layout: ArrayLayout) -> str:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import scipy.io
@@ -19,6 +19,7 @@ from hpc_ecg.ecg.recording import RecordError
 
 MAX_BYTES = 1 << 28
 """Limit on what is unpacked at once: a .mat, or a chunk of HDF5."""
+MAX_ARRAYS, HEADER_BYTES = 1000, 1 << 16
 RATE = "curr_sample_rate"
 """The array that holds the samples per second in DeepECG's files."""
 NEEDS_EXTRA = "to read it, `pip install 'hpc-ecg[formats]'`"
@@ -51,6 +52,10 @@ def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _open_npy(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
+    with path.open("rb") as file:
+        if file.read(1) == b"\x93":
+            file.seek(0)
+            _npy_header(file)
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise RecordError("unreadable", f"expected an array, got {type(array).__name__}")
@@ -63,11 +68,10 @@ def _open_npz(path: Path, name: str) -> Iterator[dict[str, StoredArray]]:
 
         def stored(key: str) -> StoredArray:
             with archive.zip.open(f"{key}.npy") as member:
-                major, _ = np.lib.format.read_magic(member)
-                read_header = getattr(np.lib.format, f"read_array_header_{major}_0")
-                shape, _, dtype = read_header(member)
+                shape, dtype = _npy_header(member)
             return StoredArray(shape, dtype, lambda index: archive[key][index], by_row=False)
 
+        _check_count(len(archive.files))
         wanted = {name, RATE} if name in archive.files else set(archive.files)
         yield {key: stored(key) for key in archive.files if key in wanted}
 
@@ -80,9 +84,14 @@ def _open_hdf5(path: Path, name: str) -> Iterator[dict[str, StoredArray]]:
         raise RecordError("unreadable", NEEDS_EXTRA) from None
     with h5py.File(path, "r", locking=False) as file:  # shared disks often lack locks
         names = [key for key in (name, RATE) if key in file]
+
+        def add(key: str) -> None:
+            _check_count(len(names) + 1)
+            names.append(key)
+
         if name not in file:
             names.clear()
-            file.visititems(lambda key, item: names.append(key) if hasattr(item, "shape") else None)
+            file.visit(add)
         datasets = {key: file[key] for key in names if isinstance(file[key], h5py.Dataset)}
         for key, data in datasets.items():
             if data.is_virtual or data.external or data.file.filename != file.filename:
@@ -120,10 +129,29 @@ def _open_mat(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
     yield arrays
 
 
+def _check_count(num_arrays: int) -> None:
+    if num_arrays > MAX_ARRAYS:
+        raise RecordError("unreadable", f"at most {MAX_ARRAYS} arrays of a file are read")
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type, without reading more than HEADER_BYTES."""
+    start = io.BytesIO(file.read(HEADER_BYTES))
+    major, _ = np.lib.format.read_magic(start)
+    length = int.from_bytes(start.getvalue()[8 : 10 if major == 1 else 12], "little")
+    if length > HEADER_BYTES - 12:
+        most = f"at most {HEADER_BYTES >> 10} kB are read"
+        raise RecordError("unreadable", f"an array header of {length} bytes; {most}")
+    shape, _, dtype = getattr(np.lib.format, f"read_array_header_{major}_0")(start)
+    return shape, dtype
+
+
 def _check_inflated(content: bytes) -> None:
     """Raise RecordError if the compressed parts of a MATLAB 5 file unpack to over MAX_BYTES."""
     byte_order, offset, budget = ">" if content[126:128] == b"MI" else "<", 128, MAX_BYTES
+    num_arrays = 0
     while offset + 8 <= len(content):
+        _check_count(num_arrays := num_arrays + 1)
         kind, size = struct.unpack_from(f"{byte_order}2I", content, offset)
         if kind == 15:  # miCOMPRESSED
             inflate = zlib.decompressobj()

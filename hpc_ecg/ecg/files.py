@@ -4,18 +4,21 @@ A format is a function `(location, layout) -> Recording` and its file endings in
 library raises on a broken file becomes a RecordError of one line, so one bad file never ends a run.
 """
 
-import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hpc_ecg.ecg.array_files import ArrayLayout, read_array
-from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation
+from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, existing_file
 from hpc_ecg.ecg.vendor_files import read_vendor
+from hpc_ecg.ecg.vendor_parts import is_dicom
 from hpc_ecg.ecg.wfdb_files import read_wfdb
 
+TOO_LARGE = "it takes more memory than any resting ECG needs"
 WITHIN = "::"
 """`X.npy::17`, `X.h5::tracings::17`: an array or a row within a file of several."""
 VENDORS = (".xml", ".dcm", ".dicom", ".scp", ".edf", ".ecg", ".mwf", ".mfer", ".json")
+_TEMPORARY = re.compile(r"\S*/hpc_ecg-\w+/")
 Reader = Callable[[RecordLocation, ArrayLayout], Recording]
 READERS: Mapping[str, Reader] = (
     dict.fromkeys((".hea", ".dat"), read_wfdb)
@@ -36,8 +39,7 @@ def find_recording(folder: Path, name: str) -> RecordLocation:
     RecordError("not found") says what was tried.
     """
     for ending in ("", ".hea", ".npy"):
-        path = folder / f"{name}{ending}"
-        if name and _is_file(path):
+        if name and (path := existing_file(folder / f"{name}{ending}")):
             return RecordLocation(path=path)
     file, *within = name.split(WITHIN)
     if within and file:
@@ -73,26 +75,22 @@ def read_recording(location: RecordLocation | Path, layout: ArrayLayout) -> Reco
     except FileNotFoundError:
         raise RecordError("not found", f"{path.name}: no such file in {path.parent}") from None
     except Exception as error:  # a library may raise anything on a broken file
-        text = f"{path.name}: {type(error).__name__}: {error}".replace(str(path), path.name)
+        detail = TOO_LARGE if isinstance(error, MemoryError) else str(error)
+        text = f"{path.name}: {type(error).__name__}: {detail}".replace(str(path), path.name)
         raise RecordError("unreadable", _one_line(text)) from error
 
 
 def _reader_of(path: Path) -> Reader:
     ending = path.suffix.lower()
-    if ending == ".mat" and path.with_suffix(".hea").is_file():
+    if ending == ".mat" and existing_file(path.with_suffix(".hea")):
         return read_wfdb
     if ending in READERS:
         return READERS[ending]
-    if _is_file(path):  # DICOM files are often named by a number alone
-        with path.open("rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                return read_vendor
+    if existing_file(path) and is_dicom(path):  # DICOM files are often named by a number alone
+        return read_vendor
     raise RecordError("unreadable", f"the file's ending must be one of {', '.join(READERS)}")
 
 
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises if a name is too long)
-
-
 def _one_line(message: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))[:400]
+    message = _TEMPORARY.sub("", " ".join(message.split()))
+    return "".join(c if c.isprintable() else "?" for c in message)[:400]

@@ -22,6 +22,9 @@ MAX_DENOMINATOR = 10_000
 """Rate ratios are exact up to this denominator; beyond it, time stretches by under 1 in 10,000."""
 HIGHPASS_ORDER = 2  # Butterworth; effectively 4, as it runs both ways
 NOTCH_QUALITY = 30.0  # at 50 Hz: 1.7 Hz wide
+MAX_HIGHPASS_HZ = 5.0
+"""Above it, waves of the ECG itself go."""
+MAINS_HZ = (50, 60)
 _HZ = r"(\d+(?:\.\d+)?)"
 _NAME = re.compile(rf"([^/]*)(?:/highpass-{_HZ})?(?:/notch-{_HZ})?/{VERSION}")
 
@@ -35,21 +38,27 @@ class Preprocessing:
     @property
     def name(self) -> str:
         """The value of `SignalSpec.preprocessing`, such as `resample_poly/notch-50/2`."""
-        highpass = "" if self.highpass_hz is None else f"/highpass-{self.highpass_hz:g}"
-        notch = "" if self.notch_hz is None else f"/notch-{self.notch_hz:g}"
-        return f"{self.resampling}{highpass}{notch}/{VERSION}"
+        steps = (("highpass", self.highpass_hz), ("notch", self.notch_hz))
+        # `:g` would round, and write 1e-05
+        named = [
+            f"/{n}-{np.format_float_positional(hz, trim='-')}" for n, hz in steps if hz is not None
+        ]
+        return f"{self.resampling}{''.join(named)}/{VERSION}"
 
     def check(self, sample_rate_hz: float) -> None:
         """Raise ValueError unless these filters exist at this rate."""
         if self.resampling not in RESAMPLING:
             allowed = " or ".join(RESAMPLING)
             raise ValueError(f"the resampling must be {allowed}, got {self.resampling!r}")
-        for name, hz in (("high-pass", self.highpass_hz), ("notch", self.notch_hz)):
-            if hz is not None and not 0 < hz < sample_rate_hz / 2:
-                raise ValueError(
-                    f"the {name} must lie between 0 and {sample_rate_hz / 2:g} Hz "
-                    f"(half the rate of the shards), got {hz:g}"
-                )
+        if self.highpass_hz is not None and not 0 < self.highpass_hz <= MAX_HIGHPASS_HZ:
+            allowed = f"lie between 0 and {MAX_HIGHPASS_HZ:g} Hz"
+            raise ValueError(f"the high-pass must {allowed}, got {self.highpass_hz:g}")
+        if self.notch_hz is not None and self.notch_hz not in MAINS_HZ:
+            raise ValueError(f"the notch must be 50 or 60 Hz (mains), got {self.notch_hz:g}")
+        hz = max(self.highpass_hz or 0, self.notch_hz or 0)
+        if hz >= sample_rate_hz / 2:
+            half = f"{sample_rate_hz / 2:g} Hz (half the rate of the shards)"
+            raise ValueError(f"a filter must lie below {half}, got {hz:g}")
 
 
 def parse_preprocessing(name: str) -> Preprocessing:

@@ -28,6 +28,12 @@ def normalize_lead(name: str) -> str | None:
     return _STANDARD.get(_SEPARATORS.sub("", bare))
 
 
+def covered_leads(names: Sequence[str], derive: bool = True) -> set[str]:
+    """The standard leads among a file's lead `names`, and those that I and II give."""
+    standard = {lead for name in names if (lead := normalize_lead(name))}
+    return standard | set(_FROM_I_AND_II if derive and {"I", "II"} <= standard else ())
+
+
 def complete_leads(
     recording: Recording, wanted: Sequence[str], missing: str = "leave_out"
 ) -> tuple[np.ndarray, tuple[str, ...]]:

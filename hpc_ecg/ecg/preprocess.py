@@ -21,6 +21,7 @@ from hpc_ecg.ecg.signal import SignalSpec
 MICROVOLTS_PER_COUNT = 1.0
 MAX_MV = np.iinfo(np.int16).max * MICROVOLTS_PER_COUNT / 1000
 MIN_RATE_HZ, MAX_RATE_HZ = 50.0, 10_000.0
+MIN_WINDOW_S, MAX_WINDOW_S = 1.0, 600.0
 WINDOWS = ("first", "centre", "all")
 PADDED = "+padded"
 MIN_PADDED_S = 2.5
@@ -55,6 +56,7 @@ def prepare(
     steps, rate_hz = parse_preprocessing(spec.preprocessing), recording.sample_rate_hz
     _check_rate(rate_hz)
     signal_LS, lead_flags = complete_leads(recording, spec.leads, missing_leads)
+    lead_flags += recording.flags
     check_finite(signal_LS, spec.leads)
     resampled_LS = _resample_and_filter(signal_LS, rate_hz, spec, steps)
     resampled_LS = resampled_LS * amplitude_factor(spec.amplitude)
@@ -94,8 +96,13 @@ def check_spec(spec: SignalSpec) -> None:
     policy = spec.window.removesuffix(PADDED)
     if policy not in WINDOWS:
         raise ValueError(f"the window must be one of {', '.join(WINDOWS)}, got {policy!r}")
-    if spec.num_samples < 1 or spec.sample_rate_hz < 1:
-        raise ValueError("the rate and the seconds of the shards must be positive")
+    if not MIN_RATE_HZ <= spec.sample_rate_hz <= MAX_RATE_HZ:
+        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
+        raise ValueError(f"the rate of the shards must be {allowed}, got {spec.sample_rate_hz:g}")
+    seconds = spec.num_samples / spec.sample_rate_hz
+    if not MIN_WINDOW_S <= seconds <= MAX_WINDOW_S:
+        allowed = f"{MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s"
+        raise ValueError(f"the window (--seconds) must be {allowed}, got {seconds:g}")
     parse_preprocessing(spec.preprocessing).check(spec.sample_rate_hz)
     amplitude_factor(spec.amplitude)
 

@@ -3,6 +3,7 @@
 Every reader returns a Recording in mV, so code above the readers knows no file format.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,20 @@ class Recording:
     leads: tuple[str, ...]
     """Names of the rows as the file spells them."""
     sample_rate_hz: float
+    flags: tuple[str, ...] = ()
+    """What the reader noticed: `partly_read:N` (N further parts of the file were not read),
+    `not_applied:FIELD` (a field that the format does not explain)."""
+
+
+def existing_file(path: Path, any_name: bool = False) -> Path | None:
+    """`path`, else the file whose ending (or, with `any_name`, whose whole name) is in upper or
+    lower case; None if there is none."""
+    upper, lower = path.suffix.upper(), path.suffix.lower()
+    names = [path.name, path.stem + upper, path.stem + lower]
+    names += [path.name.upper(), path.name.lower()] if any_name else []
+    # Path.is_file raises if a name is too long
+    found = (path.parent / name for name in names if os.path.isfile(path.parent / name))  # noqa: PTH113
+    return next(found, None)
 
 
 def check_num_samples(num_samples: int) -> None:

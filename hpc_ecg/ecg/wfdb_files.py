@@ -3,7 +3,8 @@
 wfdb misreads some headers, so we check each header as text first:
 - wfdb refuses a record name with an ending (`E07500.mat 12 500`) and an odd date;
 - it reads `µV` as ASCII, which leaves `V`, a million times too much;
-- it fills in 250 Hz for a missing rate and 200 counts per mV for a missing gain: refused here.
+- it fills in 250 Hz for a missing rate and 200 counts per mV for a missing gain: refused here;
+- it reads `499,98` Hz as 499 and `1,000(0)/mV` as 1: refused here.
 If only the wording of a header is the problem, wfdb reads a corrected header from a temporary
 folder, beside links to the signal files.
 """
@@ -15,7 +16,15 @@ from pathlib import Path
 import numpy as np
 import wfdb
 
-from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, check_num_samples
+from hpc_ecg.ecg.parts import PARTLY_READ
+from hpc_ecg.ecg.recording import (
+    MAX_SAMPLES,
+    RecordError,
+    Recording,
+    RecordLocation,
+    check_num_samples,
+    existing_file,
+)
 from hpc_ecg.ecg.signal import millivolts_per
 
 # L leads, S samples
@@ -24,7 +33,14 @@ _PLAIN_NAME = re.compile(r"[-\w]+", re.ASCII)
 _PLAIN_FILE = re.compile(r"[-\w]+\.\w+", re.ASCII)
 # FORMATxSAMPLES_PER_FRAME:SKEW+OFFSET
 _ONE_PER_FRAME = re.compile(r"\d+(x1)?(:\d{0,5})?(\+\d{0,9})?")
-_RATE = re.compile(r"\d*\.?\d+")
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_RATE = re.compile(rf"{_NUMBER}(/.*)?", re.ASCII)
+_GAIN = re.compile(rf"(-?{_NUMBER}(?:e[-+]?\d+)?)(\(-?\d+\))?(/.*)?", re.ASCII)
+_BYTES = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": 1.5}
+_BYTES |= {"310": 4 / 3, "311": 4 / 3}
+"""Bytes per sample of the formats that are not compressed."""
+MAX_HEADER_BYTES, MAX_SIGNALS = 1 << 20, 256
+MAX_VALUES = 16 * MAX_SAMPLES
 _MICRO = str.maketrans("µμ", "uu")
 
 
@@ -36,25 +52,30 @@ def read_wfdb(location: RecordLocation, _layout: object = None) -> Recording:
     voltage).
     """
     path = location.path
-    header_path = path if path.suffix == ".hea" else path.with_suffix(".hea")
-    if not header_path.is_file():
-        raise RecordError("not found", f"its header {header_path.name} is not beside it")
+    is_header = path.suffix.lower() == ".hea"
+    header_path = path if is_header else existing_file(path.with_suffix(".hea"))
+    if header_path is None or not header_path.is_file():
+        raise RecordError("not found", f"its header {path.stem}.hea is not beside it")
     lines = _header_lines(header_path)
     _check_record_line(lines)
-    for line in lines[1:]:
-        _check_signal_line(line, header_path.parent)
-    record = _read_record(header_path, lines)
+    files = {line.split()[0]: _signal_file(line, header_path.parent) for line in lines[1:]}
+    flags = _check_sizes(lines, files)
+    record = _read_record(header_path, lines, files)
     _check_checksums(record)
     scale_L = np.array([_scale(unit) for unit in record.units])
     return Recording(
         signal_LS=np.ascontiguousarray(record.p_signal.T) * scale_L[:, None],
         leads=tuple(name or "" for name in record.sig_name),
         sample_rate_hz=float(record.fs),
+        flags=flags,
     )
 
 
 def _header_lines(header_path: Path) -> list[str]:
     """The record line and the signal lines, without comments."""
+    if (size := header_path.stat().st_size) > MAX_HEADER_BYTES:
+        most = f"at most {MAX_HEADER_BYTES >> 10} kB are read"
+        raise RecordError("unreadable", f"a header of {size >> 10} kB; {most}")
     content = header_path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -71,6 +92,9 @@ def _check_record_line(lines: list[str]) -> None:
     num_signals = len(lines) - 1
     if "/" in name:
         raise RecordError("unreadable", "it has several segments; save one segment as a record")
+    if num_signals > MAX_SIGNALS:
+        most = f"at most {MAX_SIGNALS} are read"
+        raise RecordError("unreadable", f"the header lists {num_signals} signals; {most}")
     if num_signals == 0:
         raise RecordError("leads", "the header lists no signals")
     if fields and not fields[0].isdecimal():
@@ -80,34 +104,53 @@ def _check_record_line(lines: list[str]) -> None:
         announced = fields[0] if fields else "no number of"
         message = f"the header announces {announced} signals and lists {num_signals}"
         raise RecordError("unreadable", message)
-    if len(fields) < 2 or not _RATE.match(fields[1]):
-        raise RecordError("rate", "the header states no sampling rate")
-    if len(fields) > 2 and fields[2].isdecimal():
-        check_num_samples(int(fields[2][:18]))
+    if len(fields) < 2 or not _RATE.fullmatch(fields[1]):
+        got = f"got {' '.join(fields[1:2])!r}"
+        raise RecordError("rate", f"the header states no sampling rate like 500 or 499.5; {got}")
+    if len(fields) > 2 and not (fields[2].isascii() and fields[2].isdecimal()):
+        raise RecordError("unreadable", f"expected a whole number of samples, got {fields[2]!r}")
 
 
-def _check_signal_line(line: str, folder: Path) -> None:
+def _signal_file(line: str, folder: Path) -> Path:
+    """The file of a signal line; RecordError if the line cannot be trusted."""
     file_name, *fields = line.split()
     if Path(file_name).name != file_name:
         raise RecordError("unreadable", f"signal file {file_name!r} is not a plain file name")
-    if not (folder / file_name).is_file():
+    if not (path := existing_file(folder / file_name, any_name=True)):
         raise RecordError("not found", f"its signal file {file_name} is not beside it")
-    if (folder / file_name).stat().st_size == 0:
+    if path.stat().st_size == 0:
         raise RecordError("unreadable", f"its signal file {file_name} is empty")
     if not fields or not _ONE_PER_FRAME.fullmatch(fields[0]):
         got = fields[0] if fields else "nothing"
         message = f"expected a format like 16 or 16+24, 1 sample a frame, got {got}"
         raise RecordError("unreadable", message)
-    if len(fields) < 2 or not 0 < abs(_gain(fields[1])) < np.inf:
-        raise RecordError("amplitude", f"signal {fields[-1]!r} has no gain, so it is uncalibrated")
+    gain = _GAIN.fullmatch(fields[1]) if len(fields) > 1 else None
+    if not gain or not 0 < abs(float(gain[1])) < np.inf:
+        got = f"no gain, so it is uncalibrated; got {' '.join(fields[1:2])!r}"
+        raise RecordError("amplitude", f"signal {fields[-1]!r} has {got}")
+    return path
 
 
-def _gain(field: str) -> float:
-    """The gain in `1000(0)/mV`; 0 if there is none (wfdb would assume 200)."""
-    try:
-        return float(re.split(r"[(/]", field)[0])
-    except ValueError:
-        return 0.0
+def _check_sizes(lines: list[str], files: dict[str, Path]) -> tuple[str, ...]:
+    """Flag files that hold more samples than the header states; RecordError for too many samples
+    or for signals of one file in different formats."""
+    fields = lines[0].split()
+    stated = int(fields[3][:18]) if len(fields) > 3 else 0
+    held: list[float] = []
+    for name, path in files.items():
+        signals = [line.split()[1] for line in lines[1:] if line.split()[0] == name]
+        formats = {re.sub(r":\d*", "", signal) for signal in signals}
+        if len(formats) > 1:
+            listed = ", ".join(sorted(formats))
+            raise RecordError("unreadable", f"{name} in several formats: {listed}")
+        kind, _, offset = formats.pop().partition("+")
+        frame = _BYTES.get(kind.removesuffix("x1"), 0) * len(signals)
+        held.append((path.stat().st_size - int(offset or 0)) / frame if frame else stated)
+    samples = stated or int(held[0])
+    check_num_samples(samples)
+    if samples * (len(lines) - 1) > MAX_VALUES:
+        raise RecordError("unreadable", f"more than {MAX_VALUES} values; split the record")
+    return (f"{PARTLY_READ}:1",) if max(held) >= samples + 1 else ()
 
 
 def _check_checksums(record: wfdb.Record) -> None:
@@ -120,20 +163,19 @@ def _check_checksums(record: wfdb.Record) -> None:
             raise RecordError("unreadable", f"signal {name!r} is not what its checksum says")
 
 
-def _read_record(header_path: Path, lines: list[str]) -> wfdb.Record:
+def _read_record(header_path: Path, lines: list[str], files: dict[str, Path]) -> wfdb.Record:
     plain = _plain_lines(lines)
-    odd = [line for line in lines[1:] if not _PLAIN_FILE.fullmatch(line.split()[0])]
+    plain_names = [_PLAIN_FILE.fullmatch(n) and path.name == n for n, path in files.items()]
     # wfdb's fsspec reads :: as a chain of file systems
-    if plain == lines and not odd and "::" not in str(header_path):
+    is_plain = plain == lines and all(plain_names) and "::" not in str(header_path)
+    if is_plain and header_path.suffix == ".hea":
         return wfdb.rdrecord(str(header_path.with_suffix("")))
     with tempfile.TemporaryDirectory(prefix="hpc_ecg-") as folder:
-        aliases: dict[str, str] = {}
-        signals = []
-        for name, fields in zip((line.split()[0] for line in lines[1:]), plain[1:], strict=True):
-            if name not in aliases:
-                aliases[name] = f"signals{len(aliases)}{Path(name).suffix}"
-                (Path(folder) / aliases[name]).symlink_to((header_path.parent / name).absolute())
-            signals.append(" ".join([aliases[name], *fields.split()[1:]]))
+        aliases = {name: f"signals{n}{Path(name).suffix}" for n, name in enumerate(files)}
+        for name, path in files.items():
+            (Path(folder) / aliases[name]).symlink_to(path.absolute())
+        names = [line.split()[0] for line in lines[1:]]
+        signals = [aliases[n] + line[len(n) :] for n, line in zip(names, plain[1:], strict=True)]
         text = "\n".join([plain[0], *signals]) + "\n"
         (Path(folder) / "record.hea").write_text(text, encoding="utf-8")
         return wfdb.rdrecord(str(Path(folder) / "record"))
