@@ -32,6 +32,7 @@ from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import trains_head_only
+from hpc_ecg.training.try_kernels import try_kernels
 
 MIN_SHARDS = 4
 """Least number of shards whose digests are checked; at least one for each process."""
@@ -198,18 +199,28 @@ def run_checks(
         yield from _check_run(engine, run_dir, prepared)
 
 
+def _check_kernels(engine: Engine, prepared: PreparedRun) -> list[Finding]:
+    """Collective: the kernels run on every node, and are right there."""
+    model, compiled = prepared.start.model, engine.config.compile
+    lines = try_kernels(engine, model, prepared.data.train, compiled)
+    return [Finding("ok", "kernels", line) for line in lines]
+
+
 def _check_run(engine: Engine, run_dir: Path, prepared: PreparedRun) -> Iterator[Finding]:
     data, config = prepared.data, prepared.stages[0].train
     weight_bytes = 4 * prepared.start.report["counts"]["parameters"]
     yield from exchange(attempt("space", disks.check_space, run_dir, config, weight_bytes))[0]
     yield from merged(attempt("stage", disks.check_stage_dir, data.sampler.config, data.shards))
     yield from attempt("amplitude", check_amplitude, data.shards)
+    kernels = attempt("kernels", _check_kernels, engine, prepared)
+    yield from kernels
     data_findings = attempt("data", data.sampler.check_world_size, engine.world_size)
     data_findings += check_digests(data.train, engine.rank)
     yield from data_findings
-    if any(finding.level == "error" for finding in data_findings):
-        yield Finding("skipped", "step", "the data must be repaired first")
-        return
+    for what, found in (("data", data_findings), ("kernels", kernels)):
+        if any(finding.level == "error" for finding in found):
+            yield Finding("skipped", "step", f"the {what} must be repaired first")
+            return
     step_findings, seconds = check_step(engine, prepared)
     yield from step_findings
     if seconds is not None:
