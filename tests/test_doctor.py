@@ -32,7 +32,7 @@ from hpc_ecg.training.settings import FinetuneConfig, TrainConfig
 pytestmark = pytest.mark.slow
 
 GOOD = ["versions", "gpus", "run_dir", "data", "weights", "ranks", "folder", "clock", "space"]
-GOOD += ["amplitude", "digests", "step", "time"]
+GOOD += ["amplitude", "kernels", "digests", "step", "time"]
 
 
 def config_of(shards, run_dir, *more) -> FinetuneConfig:
@@ -120,7 +120,7 @@ def test_nodes_that_differ_are_named(shards, tmp_path):
             "error   clock: node1 is +400",
             "error   data: data.stream_lanes=3 cannot be shared by 2 processes",
             "skipped step: the data must be repaired first",
-            "10 ok, 4 error, 1 warning, 1 skipped",
+            "11 ok, 4 error, 1 warning, 1 skipped",
         ),
         strict=True,
     ):

@@ -203,7 +203,7 @@ def _check_kernels(engine: Engine, prepared: PreparedRun) -> list[Finding]:
     """Collective: the kernels run on every node, and are right there."""
     model, compiled = prepared.start.model, engine.config.compile
     lines = try_kernels(engine, model, prepared.data.train, compiled)
-    return [Finding("ok", "kernels", line) for line in lines]
+    return [Finding("ok", "kernels", "; ".join(lines))]
 
 
 def _check_run(engine: Engine, run_dir: Path, prepared: PreparedRun) -> Iterator[Finding]:
