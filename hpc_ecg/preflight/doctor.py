@@ -79,6 +79,7 @@ def _open(config: FinetuneConfig) -> tuple[PreparedRun | None, list[Finding]]:
     labels = ", ".join(data.train.label_names)
     text = f"{len(data.train)} records to train and {len(data.valid)} to validate, labels {labels}"
     findings.append(Finding("ok", "data", text))
+    findings += [Finding("warning", "data", line) for line in data.left_out]
     try:
         prepared = prepare_weights(config, data)
     except Exception as error:

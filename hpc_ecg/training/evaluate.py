@@ -30,7 +30,7 @@ from hpc_ecg.reporting.numbers import format_with_interval
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
-from hpc_ecg.training.open_run import finished_run, load_run
+from hpc_ecg.training.open_run import finished_run, load_run, with_start
 from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
@@ -55,7 +55,7 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     ValueError for an unfinished run, for settings that differ from the run's and change the
     result, and for predictions that cannot be scored.
     """
-    folder = finished_run(config.run_dir)
+    folder, config = finished_run(config.run_dir), with_start(config)
     folder.check_same_config(to_yaml(config))
     shards, labels = open_shards(config.data)
     if shards.index_sha256 != read_json(folder.environment)["data_index_sha256"]:
@@ -63,7 +63,7 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
             f"data.shards={config.data.shards}, or data.label_table, is not what "
             f"{folder.path} was trained on; its test split could hold patients that it trained on"
         )
-    stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
+    stages = stages_of(config.train, config.optim, config.init.path is not None)
     path = folder.predictions / f"{SPLIT}.parquet"
     with _inference_engine(config, folder.path) as engine:
         test = open_split(shards, SPLIT, labels, ShardSource(shards, config.data))

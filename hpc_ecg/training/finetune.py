@@ -45,7 +45,7 @@ def finetune(config: FinetuneConfig, before_training: BeforeTraining | None = No
 
     # 2. Open data and weights. Whatever does not fit together fails here.
     prepared = prepare_run(config)
-    log_weights(prepared.start, config.init.checkpoint)
+    log_weights(prepared.start, prepared.config.init.checkpoint)
 
     with _joined_engine(folder, prepared) as (engine, signals):
         # 3. All processes have joined: try the kernels, run the doctor, claim the folder.
