@@ -77,7 +77,7 @@ def test_a_file_is_taken_only_where_its_kind_is_expected(files, name, expects):
 
 
 def test_random_weights_are_no_file_of_a_kind():
-    with pytest.raises(ValueError, match="^init.expects=base_ssl, but init.checkpoint=random"):
+    with pytest.raises(ValueError, match=r"^init.expects=base_ssl, but init.checkpoint=random"):
         open_start(InitConfig(checkpoint="random", expects="base_ssl"), ["af"])
 
 
@@ -174,7 +174,7 @@ def test_a_sweep_of_0_1_goes_on_with_its_own_random_strategy(tmp_path, monkeypat
     words = [*WORDS["sweep"], "sweep_dir=sweeps/middle", f"seeds={seeds}"]
     cells = prepare_sweep(load_sweep([], words)).cells
     assert {c.run.init.checkpoint for c in cells if c.arm.name == "random"} == {"random"}
-    with pytest.raises(ValueError, match="^random: init.checkpoint must be given"):
+    with pytest.raises(ValueError, match=r"^random: init.checkpoint must be given"):
         prepare_sweep(load_sweep([], [*words, "sweep_dir=sweeps/new"]))
 
 
