@@ -39,7 +39,7 @@ def test_every_strategy_loads_over_the_run_settings(path):
     for base in ("finetune.yaml", "reference.yaml"):
         config = load(*FILES, files=[str(CONFIGS / base), str(path)])
         random = path.stem.startswith("random")
-        assert config.init.checkpoint in ([None] if random else ["b.pt", "w.pt"])
+        assert config.init.checkpoint in (["random"] if random else ["b.pt", "w.pt"])
 
 
 @pytest.mark.slow
@@ -96,6 +96,7 @@ OTHER = {
     "loss.name": "bf",
     "loss.reduction": "positives",
     "init.head": "by_label",
+    "init.expects": "classifier",
     "optim.eps_before_correction": "true",
     "train.average": "ema",
     "train.calibration": "platt",

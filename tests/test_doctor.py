@@ -35,7 +35,7 @@ from hpc_ecg.training.settings import FinetuneConfig, TrainConfig
 pytestmark = pytest.mark.slow
 
 GOOD = ["versions", "gpus", "run_dir", "data", "amplitude", "digests", "weights", "space"]
-GOOD += ["folder", "clock", "ranks", "step", "time"]
+GOOD += ["folder", "clock", "ranks", "kernels", "step", "time"]
 
 
 def config_of(shards, run_dir, *more) -> FinetuneConfig:
@@ -181,7 +181,7 @@ def test_nodes_that_differ_are_named(shards, tmp_path):
             "error   clock: node1 is +400",
             "warning ranks: 2 on 2 nodes; ",
             "skipped step: the data must be repaired first",
-            "10 ok, 4 error, 1 warning, 1 skipped",
+            "11 ok, 4 error, 1 warning, 1 skipped",
         ),
         strict=True,
     ):

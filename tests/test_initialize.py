@@ -31,7 +31,7 @@ TINY = ModelConfig(
 
 def start(checkpoint=None, head="auto", freeze="auto", seed=0, labels=("af",)):
     config = ModelConfig() if checkpoint else TINY
-    init = InitConfig(checkpoint=checkpoint, head=head)
+    init = InitConfig(checkpoint=checkpoint or "random", head=head)
     return initialize(init, config, len(labels), list(labels), freeze, seed)
 
 

@@ -98,7 +98,7 @@ def words(shards, tmp_path):
 def test_what_would_fail_in_every_cell_fails_before_the_first(words, tmp_path):
     for word, expected in {
         "run.data.shards=nope": "data.shards=nope does not exist",
-        "run.files.base_ssl=nope.pt": "ssl_new_head: init.checkpoint=nope.pt: no such file",
+        "run.files.base_ssl=nope.pt": "ssl_new_head: nope.pt: no such file",
         "run.loss.name=mse": "data.task=binary needs loss.name=",
         "run.train.best_metric=nope": "train.best_metric",
         "tune.optim.lr=[fast]": "optim.lr: Value 'fast'",

@@ -17,7 +17,13 @@ from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
 
-RUN = [*WORDS["run"], "train.max_epochs=1", "train.calibration=platt", "run_dir=run/one"]
+RUN = [
+    *WORDS["run"],
+    "init.checkpoint=random",
+    "train.max_epochs=1",
+    "train.calibration=platt",
+    "run_dir=run/one",
+]
 SHARD = [
     *("data", "shard", "cohort/table.csv", "--signals", "cohort", "--patient", "patient_id"),
     *("--label", "af", "--to-rate", "100", "--seconds", "5", "--workers", "1", "--folds", "3"),
@@ -31,6 +37,7 @@ SEEDS = [f"sweeps/finished/random/seed-{seed}" for seed in (0, 1)]
 def left(tmp_path_factory):
     """The folder in which all these commands were given, a folder in it for each kind."""
     folder = copy_of_0_1(tmp_path_factory.mktemp("left"))
+    (folder / "strategies/random.yaml").write_text("init: {checkpoint: random}")
     (folder / "key").write_text("a key of thirty-two or more letters")
     for name in ("cohort_table", "weights"):
         (folder / name).mkdir()

@@ -81,7 +81,8 @@ def test_a_run_in_the_middle_comes_to_the_predictions_of_the_finished_one(resume
 
 
 def test_a_run_from_the_beginning_comes_to_what_it_came_to_then(old):
-    assert hpc_ecg(old, "finetune", *WORDS["run"], "run_dir=again") == 0
+    words = [*WORDS["run"], "init.checkpoint=random"]  # 0.1 took them without being asked
+    assert hpc_ecg(old, "finetune", *words, "run_dir=again") == 0
     path = "predictions/valid.parquet"
     same_predictions(old / "again" / path, V0_1 / FINISHED / path)
 

@@ -51,6 +51,7 @@ model:
   conv_pos: 8
   conv_pos_groups: 4
 data: {batch_size: 12}
+init: {checkpoint: random}
 optim: {lr: 0.002}
 train:
   max_epochs: 3

@@ -24,19 +24,20 @@ def _finetune(options: argparse.Namespace) -> int:
     from hpc_ecg.config.load import load_config, split_arguments, to_yaml
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import logger, start_logging
+    from hpc_ecg.training.open_run import with_start
     from hpc_ecg.training.run_folder import RunFolder
     from hpc_ecg.training.settings import FinetuneConfig
 
     files_and_overrides = split_arguments(options.settings)
     start_logging(read_ranks(os.environ).rank)
-    config = load_config(FinetuneConfig, *files_and_overrides)
+    config = with_start(load_config(FinetuneConfig, *files_and_overrides))
     folder = RunFolder(config.run_dir)
     folder.check_same_config(to_yaml(config))
     if folder.is_finished():
         logger.info(f"{folder.path} is finished: nothing to do")
         return 0
     _check_paths(config)
-    logger.info(f"reading {config.data.shards} and {config.init.checkpoint or 'random weights'}")
+    logger.info(f"reading {config.data.shards} and {config.init.path or 'random weights'}")
     return _run(config)
 
 
@@ -48,8 +49,8 @@ def _check_paths(config: "FinetuneConfig") -> None:
     shards = config.data.shards
     if "://" not in shards and not shards.startswith("pipe:"):
         read_description(Path(shards))
-    if config.init.checkpoint:
-        resolve_file(Path(config.init.checkpoint))
+    if path := config.init.path:
+        resolve_file(Path(path))
 
 
 def _run(config: "FinetuneConfig") -> int:

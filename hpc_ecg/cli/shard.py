@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from hpc_ecg.ecg.signal import SignalSpec
     from hpc_ecg.shards.sharding_plan import ShardingPlan
 
-
 FRACTIONS = "0.7,0.1,0.2"
 
 
@@ -108,11 +107,13 @@ def _shard(options: argparse.Namespace) -> int:
     # pandas keeps text in Arrow, whose default allocator does not free memory: 0.2 kB a record
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from hpc_ecg.log import say, start_logging
+    from hpc_ecg.shards.classes import lacks_in
     from hpc_ecg.shards.index import describe_outcome
     from hpc_ecg.shards.sharding import shard_ecgs
 
     start_logging()
-    say(*describe_outcome(shard_ecgs(sharding_plan(options)), options.out))
+    outcome = describe_outcome(shard_ecgs(sharding_plan(options)), options.out)
+    say(*outcome, *lacks_in(options.out))
     return 0
 
 

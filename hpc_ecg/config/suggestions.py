@@ -19,7 +19,7 @@ RENAMED = {
     "model.freeze_finetune_updates": "train.stages (a first stage with freeze: backbone)",
     "model.linear_evaluation": "train.freeze=backbone",
     "model.model_path": "init.checkpoint=…",
-    "model.no_pretrained_weights": "init.checkpoint=null",
+    "model.no_pretrained_weights": "init.checkpoint=random",
     "model.num_labels": "data.labels=[…] (the head has one output per label)",
     "optimization.clip_norm": "optim.clip_norm=…",
     "optimizer.adam_betas": "optim.betas=[…]",

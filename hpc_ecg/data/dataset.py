@@ -20,6 +20,7 @@ from hpc_ecg.cohort import splits
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.data.views import choose_fold, keep_label_fraction, replace_labels
+from hpc_ecg.shards.classes import ADVICE, find_lacks
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, rows_of_keys
 from hpc_ecg.shards.remote import open_shard_set
 
@@ -143,15 +144,37 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
 def open_split(
     shards: ShardSet, split: str, label_names: list[str], source: ShardSource | None = None
 ) -> Dataset:
-    """One split; ValueError if it is empty or one of its labels is missing in every record."""
+    """One split; ValueError if it is empty, none of its records has a label or, for training, a
+    label is missing in every record."""
     dataset = Dataset(shards, split, label_names, source)
     if len(dataset) == 0:
         counts = shards.index["split"].value_counts().to_dict()
         raise ValueError(f"split {split} of {shards.name} is empty (records: {counts})")
-    for k, name in enumerate(label_names):
-        if np.isnan(dataset.labels_NK[:, k]).all():
-            raise ValueError(f"label {name} is missing in every record of split {split}")
+    is_missing_K = np.isnan(dataset.labels_NK).all(axis=0)
+    if is_missing_K.all() or (split == "train" and is_missing_K.any()):
+        name = label_names[int(is_missing_K.argmax())]
+        raise ValueError(f"label {name} is missing in every record of split {split}")
     return dataset
+
+
+def check_classes(
+    shards: ShardSet, labels: list[str], config: DataConfig, trains: bool
+) -> list[str]:
+    """ValueError if in a split, as fold, label table and label fraction leave it, no label has both
+    classes (for regression: a label has no value). Returns a line for each of several labels that
+    is left out. The split train counts if the run `trains`, and test if there is one."""
+    is_class = config.task != "regression"
+    lines = []
+    lacks = [lack for lack in find_lacks(shards.index, labels) if is_class or not lack.known]
+    for split in ("train", "valid", "test") if trains else ("valid", "test"):
+        found = [lack for lack in lacks if lack.split == f"split {split}"]
+        if found and (len(found) == len(labels) or not is_class):
+            reasons = "; ".join(map(str, found[:3])) + ("; …" if len(found) > 3 else "")
+            raise ValueError(f"data.shards={shards.name}: {reasons}; {ADVICE}")
+        for lack in found:
+            what = "it cannot be learned" if split == "train" else "no score there counts it"
+            lines.append(f"{lack}: {what}; its predictions are written")
+    return lines
 
 
 def _check_labels(config: DataConfig, shards: ShardSet, names: list[str]) -> None:

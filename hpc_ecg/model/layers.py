@@ -6,6 +6,8 @@ to fp32 and back gives (tested), without keeping fp32 activations.
 """
 # B batch, C leads or channels, S samples, T tokens, D width
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,9 +18,45 @@ from hpc_ecg.model.attention import SelfAttention
 from hpc_ecg.model.dropout import RecordDropout, layer_seeds
 from hpc_ecg.model.settings import ModelConfig
 
-SAFE_BF16_CHANNELS = 16
-"""Channels per group from which on oneDNN's bfloat16 conv1d is right on every processor. With 8 or
-12, and a kernel of 8 or more, it is off by more than 100 % on AMX (torch 2.13)."""
+SAFE_BF16_CHANNELS, SAFE_BF16_KERNEL = 16, 7
+"""From so many channels per group, or up to this kernel without groups, oneDNN's bfloat16 conv1d is
+right on every processor. With 8 or 12 channels and a kernel of 8 or more, it is off by more than
+100 % on AMX (torch 2.13). Other convolutions take fp32 on every CPU, not only on those known to be
+wrong: they are small, and the numbers are then the same everywhere."""
+
+
+class Conv1d(nn.Conv1d):
+    """torch's, in fp32 where oneDNN's bfloat16 kernel is not safe."""
+
+    def forward(self, x_BCT: Tensor) -> Tensor:
+        return conv1d(x_BCT, self.weight, self.bias, stride=self.stride)
+
+
+def conv1d(
+    x_BCT: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...] = (1,),
+    padding: int = 0,
+    groups: int = 1,
+) -> Tensor:
+    """F.conv1d, in fp32 inside where oneDNN's bfloat16 kernel is not safe on every CPU."""
+    convolve = partial(F.conv1d, stride=stride, padding=padding, groups=groups)
+    if not _bf16_is_unsafe(x_BCT, weight, groups):
+        return convolve(x_BCT, weight, bias)
+    with torch.autocast("cpu", enabled=False):
+        bias = None if bias is None else bias.float()
+        return convolve(x_BCT.float(), weight.float(), bias).bfloat16()
+
+
+def _bf16_is_unsafe(x_BCT: Tensor, weight: Tensor, groups: int) -> bool:
+    _, channels, kernel = weight.shape
+    is_safe = channels >= SAFE_BF16_CHANNELS or (groups == 1 and kernel <= SAFE_BF16_KERNEL)
+    if x_BCT.device.type != "cpu" or is_safe:
+        return False
+    return x_BCT.dtype == torch.bfloat16 or (
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
 
 
 class ConvStem(nn.Module):
@@ -30,9 +68,7 @@ class ConvStem(nn.Module):
         channels_in = architecture.in_d
         self.conv_layers = nn.ModuleList()
         for channels, kernel, stride in architecture.conv_feature_layers:
-            layer = nn.ModuleDict(
-                {"0": nn.Conv1d(channels_in, channels, kernel, stride, bias=False)}
-            )
+            layer = nn.ModuleDict({"0": Conv1d(channels_in, channels, kernel, stride, bias=False)})
             if not self.conv_layers:
                 layer["2"] = ChannelNorm(channels)
             self.conv_layers.append(layer)
@@ -78,26 +114,8 @@ class PositionalConv(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BDT, weight = x_BTD.transpose(1, 2), self.weight().to(self.weight_v.dtype)
         padding = self.kernel // 2
-        if self._bf16_is_unsafe(x_BDT):
-            with torch.autocast("cpu", enabled=False):
-                out_BDT = F.conv1d(
-                    x_BDT.float(),
-                    weight.float(),
-                    self.bias.float(),
-                    padding=padding,
-                    groups=self.groups,
-                ).bfloat16()
-        else:
-            out_BDT = F.conv1d(x_BDT, weight, self.bias, padding=padding, groups=self.groups)
+        out_BDT = conv1d(x_BDT, weight, self.bias, padding=padding, groups=self.groups)
         return out_BDT[..., : x_BTD.shape[1]].transpose(1, 2)
-
-    def _bf16_is_unsafe(self, x_BDT: Tensor) -> bool:
-        """oneDNN's bfloat16 convolution is wrong on processors with AMX where groups are narrow."""
-        if x_BDT.device.type != "cpu" or self.weight_v.shape[1] >= SAFE_BF16_CHANNELS:
-            return False
-        return x_BDT.dtype == torch.bfloat16 or (
-            torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        )
 
 
 class EncoderLayer(nn.Module):

@@ -101,6 +101,7 @@ def _open(config: FinetuneConfig) -> tuple[PreparedRun | None, list[Finding]]:
     text = f"{count(len(data.train), 'record')} to train and {len(data.valid)} to validate, "
     findings.append(Finding("ok", "data", f"{text}labels {labels}"))
     findings += check_data(data, read_ranks(os.environ))
+    findings += [Finding("warning", "data", line) for line in data.left_out]
     try:
         prepared = prepare_weights(config, data)
     except Exception as error:

@@ -34,6 +34,7 @@ from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedData, PreparedRun
 from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import trains_head_only
+from hpc_ecg.training.try_kernels import try_kernels
 
 HARDWARE = "hardware"
 MIN_SHARDS = 4
@@ -215,10 +216,22 @@ def run_checks(
     is_open = all(exchange(prepared is not None))
     if prepared is None or not is_open:
         yield Finding("skipped", "the rest", "data and weights must be opened first")
-    elif wrong & {"data", "digests"}:
+        return
+    kernels = attempt("kernels", _check_kernels, engine, prepared)
+    yield from kernels
+    if wrong & {"data", "digests"}:
         yield Finding("skipped", "step", "the data must be repaired first")
+    elif kernels[0].level == "error":
+        yield Finding("skipped", "step", "the kernels must be right first")
     else:
         step_findings, seconds = check_step(engine, prepared)
         yield from step_findings
         if seconds is not None:
             yield from check_time(prepared, seconds)
+
+
+def _check_kernels(engine: Engine, prepared: PreparedRun) -> list[Finding]:
+    """Collective: the kernels run on every node, and are right there."""
+    model, compiled = prepared.start.model, engine.config.compile
+    lines = try_kernels(engine, model, prepared.data.train, compiled)
+    return [Finding("ok", "kernels", "; ".join(lines))]

@@ -19,6 +19,7 @@ from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.reporting.ecg_paper import draw_ecg
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.reporting.numbers import format_percent
+from hpc_ecg.shards.classes import describe_lacks
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.index import amplitude_of_cohort, count_flag_kinds
 from hpc_ecg.shards.integrity import find_damage
@@ -67,6 +68,7 @@ def inspect_shards(
             for label in shards.label_names
             for name, part in _by_split(index)
         ],
+        "lacks": describe_lacks(index, shards.label_names),
         "amplitude": asdict(amplitude_of_cohort(index, shards.signal)),
         "flags": dict(most_frequent(count_flag_kinds(index["flags"]))),
         "left_out": description.get("left_out", {}),
@@ -92,6 +94,7 @@ def describe_inspection(facts: dict[str, Any]) -> list[str]:
                 values = f"{_format_label(label)}, {label['missing']} missing"
                 lines.append(f"  {label['label']}: {values}")
     lines += [
+        *facts["lacks"],
         facts["amplitude"]["sentence"],
         f"flags: {_format_counts(facts['flags']) or 'none'}",
         f"left out: {_format_counts(facts['left_out']) or 'none'}",

@@ -89,7 +89,7 @@ def _max_ecgs(run: FinetuneConfig) -> int:
     """ECGs up to the last step that the run's stages allow; patience may end it sooner."""
     shards, labels = open_shards(run.data)
     sampler = EpochSampler.for_split(open_split(shards, "train", labels), run.data, run.seed)
-    stages = stages_of(run.train, run.optim, run.init.checkpoint is not None)
+    stages = stages_of(run.train, run.optim, run.init.path is not None)
     epoch = sampler.steps_per_epoch
     steps = sum(s.train.max_steps or s.train.max_epochs * epoch for s in stages)
     return steps * run.data.batch_size

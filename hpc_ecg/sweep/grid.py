@@ -22,6 +22,7 @@ from hpc_ecg.sweep.arms import SET_BY_SWEEP, Arm, arms_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.settings import SweepConfig
 from hpc_ecg.training.environment import base_folders
+from hpc_ecg.training.open_run import with_start
 from hpc_ecg.training.settings import FinetuneConfig
 
 RUN = "run"
@@ -59,7 +60,7 @@ class Sweep:
         varied = SettingsSource(OmegaConf.create(nest(values)), "the sweep's grid and tune")
         fixed = SettingsSource(OmegaConf.create({"seed": seed, "run_dir": run_dir}), "sweep")
         sources = [*self.shared, *self.overrides[strategy], varied, fixed]
-        return merge_sources(FinetuneConfig, sources)
+        return with_start(merge_sources(FinetuneConfig, sources), beside=True)
 
     def with_cells(self, tuned: Mapping[str, Mapping[str, Any]]) -> "Sweep":
         """Build all cells. `tuned`: what tuning chose for each strategy, by dotted key."""

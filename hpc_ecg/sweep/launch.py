@@ -13,7 +13,7 @@ import yaml
 from hpc_ecg.atomic_io import read_settings_file, write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.config.load import to_yaml
-from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.data.dataset import check_classes, open_shards, open_split
 from hpc_ecg.distributed.stop_signals import StopSignals
 from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.slurm_jobs import SITE_FILE
@@ -40,6 +40,7 @@ from hpc_ecg.training.environment import base_folders, describe_working_director
 from hpc_ecg.training.evaluate import describe_evaluation
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
+from hpc_ecg.weights.initialize import open_start
 
 
 def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str]:
@@ -130,18 +131,24 @@ def _check_untuned(sweep: Sweep, cell: Cell) -> None:
 
 
 def _check_runs(runs: Sequence[tuple[str, FinetuneConfig]]) -> None:
-    """Raise ValueError for data, loss or weights that do not fit, each combination checked once."""
+    """Raise ValueError for data, loss or weights that do not fit, each combination checked once.
+
+    Files of weights are read: one of another kind than a strategy starts from stops the sweep."""
+    labels: dict[str, list[str]] = {}
     seen: set[str] = set()
     for strategy, run in runs:
-        data, loss, metric = run.data, run.loss, run.train.best_metric
-        if repr((data, loss, metric)) not in seen:
-            seen.add(repr((data, loss, metric)))
-            shards, labels = open_shards(data)
-            opened = {split: open_split(shards, split, labels) for split in SPLITS}
-            BestTracker(opened["valid"], data.task, metric, loss)
-        weights = run.init.checkpoint
-        if weights and not Path(weights).exists():
-            raise ValueError(f"{strategy}: init.checkpoint={weights}: no such file")
+        data = repr((run.data, run.loss, run.train.best_metric, run.train.trains))
+        try:
+            if data not in labels:
+                shards, labels[data] = open_shards(run.data)
+                check_classes(shards, labels[data], run.data, run.train.trains)
+                opened = {split: open_split(shards, split, labels[data]) for split in SPLITS}
+                BestTracker(opened["valid"], run.data.task, run.train.best_metric, run.loss)
+            if (start := repr((run.init, labels[data]))) not in seen:
+                seen.add(start)
+                open_start(run.init, labels[data])
+        except ValueError as error:
+            raise ValueError(f"{strategy}: {error}") from None
 
 
 @contextmanager

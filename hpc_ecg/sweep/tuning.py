@@ -50,11 +50,11 @@ def trial_configs(sweep: Sweep, strategies: Collection[str]) -> list[tuple[str, 
     """Settings of these strategies' trials (with optuna: one for each end of a range), to be
     checked before the first one. ValueError for values that no run takes, or no range."""
     config = sweep.config
-    axes = axes_of("tune", config.tune)
+    axes, folder = axes_of("tune", config.tune), f"{config.sweep_dir}/{TRIALS_FOLDER}"
     if config.tune_trials is not None:
         search_space(axes)
     return [
-        (name, sweep.run_of(name, values, config.tune_seed, config.sweep_dir))
+        (name, sweep.run_of(name, values, config.tune_seed, f"{folder}/{name}/checked"))
         for name in config.strategies
         if name in strategies
         for values in choices_of(axes)

@@ -42,8 +42,6 @@ class BestTracker:
         self._decimals = decimals
         if task == "regression":
             self._warn_about_units()
-        else:
-            self._check_two_classes()
 
     def score(self, logits_NK: np.ndarray) -> dict[str, float]:
         """Loss and metrics on validation from logits [N, K]; `score` is the one that decides.
@@ -83,17 +81,6 @@ class BestTracker:
         if progress.best_score is None:
             return ""
         return f"best {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
-
-    def _check_two_classes(self) -> None:
-        """At least one label must have both classes, or nothing can be ranked."""
-        positives = np.nansum(self.valid.labels_NK, axis=0)
-        known = np.sum(~np.isnan(self.valid.labels_NK), axis=0)
-        if not np.any((positives > 0) & (positives < known)):
-            raise ValueError(
-                f"no label of split valid has both classes ({int(positives.sum())} positive of "
-                f"{int(known.sum())} labels): the best weights cannot be chosen; split again with "
-                "another --split-seed or larger --fractions for valid"
-            )
 
     def _warn_about_units(self) -> None:
         """A new head predicts about 0, and each step moves it by about the learning rate."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from hpc_ecg.data.loader import MicroBatch, StepBatch
@@ -208,6 +208,9 @@ class Engine:
     def gather(self, rows: Tensor) -> Tensor:
         """All ranks' rows, in the order of the ranks; each rank must give the same number."""
         return self._accelerator.gather(rows.to(self.device)).cpu()
+
+    def gather_objects(self, items: list[T]) -> list[T]:
+        return cast(list[T], gather_object(items))
 
     def run_on_rank_zero(self, action: Callable[[], T]) -> T:
         """Call `action` on rank 0; all ranks return its result or raise its error as ValueError."""

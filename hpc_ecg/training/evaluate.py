@@ -35,11 +35,12 @@ from hpc_ecg.reporting.numbers import count, format_with_interval
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
-from hpc_ecg.training.open_run import finished_run, load_run
+from hpc_ecg.training.open_run import finished_run, load_run, with_start
 from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
+from hpc_ecg.training.try_kernels import try_kernels
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 
@@ -60,7 +61,7 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     ValueError for an unfinished run, for settings that differ from the run's and change the
     result, and for predictions that cannot be scored.
     """
-    folder = finished_run(config.run_dir)
+    folder, config = finished_run(config.run_dir), with_start(config)
     folder.check_same_config(to_yaml(config))
     shards, labels = open_shards(config.data)
     started_on = read_record(folder.environment, INDEX)["data_index_sha256"]
@@ -69,11 +70,13 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
             f"data.shards={config.data.shards}, or data.label_table, is not what "
             f"{folder.path} was trained on; its test split could hold patients that it trained on"
         )
-    stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
+    stages = stages_of(config.train, config.optim, config.init.path is not None)
     path = folder.predictions / f"{SPLIT}.parquet"
     with _inference_engine(config, folder.path) as engine:
         test = open_split(shards, SPLIT, labels, ShardSource(shards, config.data))
-        model = load_model(folder.best, model_config=config.model).to(engine.device)
+        model = load_model(folder.best, model_config=config.model)
+        try_kernels(engine, model, test)
+        model.to(engine.device)
         cache = FeatureCache(
             engine=engine,
             setting=config.train.feature_cache,
@@ -123,7 +126,8 @@ def evaluate_weights(
         closing(ShardSource(opened, data)) as source,
     ):
         dataset = open_split(opened, split, columns, source)
-        model = load_model(weights, model_config=config.model).to(engine.device)
+        model = load_model(weights, model_config=config.model)
+        try_kernels(engine, model, dataset)
         _predict(engine, model, dataset, data, names or columns, path)
         fitted_in = weights if weights.is_dir() else weights.parent
         return engine.run_on_rank_zero(

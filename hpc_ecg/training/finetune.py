@@ -19,6 +19,7 @@ from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.run_state import restore_progress, start_run
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import enter_stage, stages_left
+from hpc_ecg.training.try_kernels import try_kernels
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -44,10 +45,13 @@ def finetune(config: FinetuneConfig, before_training: BeforeTraining | None = No
 
     # 2. Open data and weights. Whatever does not fit together fails here.
     prepared = prepare_run(config)
-    log_weights(prepared.start, config.init.checkpoint)
+    log_weights(prepared.start, prepared.config.init.checkpoint)
 
     with _joined_engine(folder, prepared) as (engine, signals):
-        # 3. All processes have joined: run the doctor, claim the folder, record the start.
+        # 3. All processes have joined: try the kernels, run the doctor, claim the folder.
+        model, train = prepared.start.model, prepared.data.train
+        for line in try_kernels(engine, model, train, config.engine.compile):
+            logger.info(line)
         if before_training:
             before_training(engine, prepared)
         run = start_run(folder, prepared, engine, signals)

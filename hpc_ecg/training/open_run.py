@@ -12,10 +12,22 @@ from hpc_ecg.hashing import read_record
 from hpc_ecg.training.environment import base_folders
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
+from hpc_ecg.weights.settings import RANDOM
 
 UNVERIFIED = "%s: not verified, since version 0.1 wrote no digests of its files"
 OTHER_COHORT = ("fold=null", "repeat=0", "label_table=null", "label_fraction=1")
 """Settings of `data` that are reset for another cohort, unless they are given again."""
+
+
+def with_start(config: FinetuneConfig, beside: bool = False) -> FinetuneConfig:
+    """The configuration with init.checkpoint=random if its run folder (with `beside`, one beside
+    it) is a run of version 0.1 from random weights, which stated no init.checkpoint."""
+    folder = RunFolder(config.run_dir)
+    folders = [*map(RunFolder, folder.path.parent.glob("*"))] if beside else [folder]
+    is_random = config.init.checkpoint is None and any(
+        f.config.exists() and f.read_settings().get("init.checkpoint") is None for f in folders
+    )
+    return replace(config, init=replace(config.init, checkpoint=RANDOM)) if is_random else config
 
 
 def load_run(run_dir: str, overrides: list[str]) -> FinetuneConfig:
@@ -32,7 +44,7 @@ def load_run(run_dir: str, overrides: list[str]) -> FinetuneConfig:
     sources = [SettingsSource(OmegaConf.create(values), str(folder.config))]
     for override in [f"run_dir={run_dir}", *overrides]:
         sources.append(parse_override(override, FinetuneConfig))
-    return merge_sources(FinetuneConfig, sources)
+    return with_start(merge_sources(FinetuneConfig, sources))
 
 
 def read_resolved_settings(folder: RunFolder) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 import logging
 from dataclasses import dataclass
 
-from hpc_ecg.data.dataset import Dataset, open_shards, open_split
+from hpc_ecg.data.dataset import Dataset, check_classes, open_shards, open_split
 from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.best_tracker import BestTracker
+from hpc_ecg.training.open_run import with_start
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import Stage, check_parallel, describe_stages, stages_of
 from hpc_ecg.weights.initialize import Initialized, initialize
@@ -26,6 +27,8 @@ class PreparedData:
     valid: Dataset
     sampler: EpochSampler
     best_tracker: BestTracker
+    left_out: list[str]
+    """A line for each label that a split lacks a class of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +43,22 @@ class PreparedRun:
 
 def prepare_run(config: FinetuneConfig) -> PreparedRun:
     """Open everything; ValueError if data, weights and settings do not fit together."""
-    return prepare_weights(config, prepare_data(config))
+    data = prepare_data(config)
+    for line in data.left_out:
+        logger.warning(line)
+    return prepare_weights(config, data)
 
 
 def prepare_data(config: FinetuneConfig) -> PreparedData:
     """Open the shards; ValueError if they do not fit the settings."""
     shards, labels = open_shards(config.data)
+    left_out = check_classes(shards, labels, config.data, config.train.trains)
     source = ShardSource(shards, config.data)
     train, valid = (open_split(shards, split, labels, source) for split in ("train", "valid"))
     return PreparedData(
         shards=shards,
         source=source,
+        left_out=left_out,
         train=train,
         valid=valid,
         sampler=EpochSampler.for_split(train, config.data, config.seed),
@@ -66,7 +74,8 @@ def prepare_data(config: FinetuneConfig) -> PreparedData:
 
 def prepare_weights(config: FinetuneConfig, data: PreparedData) -> PreparedRun:
     """Initialize the model; ValueError if weights and data or settings do not fit together."""
-    stages = stages_of(config.train, config.optim, config.init.checkpoint is not None)
+    config = with_start(config)
+    stages = stages_of(config.train, config.optim, config.init.path is not None)
     check_parallel(config.train, config.engine.parallel)
     labels = data.train.label_names
     start = initialize(
@@ -97,7 +106,7 @@ def _check_fits_data(start: Initialized, shards: ShardSet, checkpoint: str | Non
 def log_weights(start: Initialized, checkpoint: str | None) -> None:
     counts, head = start.report["counts"], start.report["head"]
     logger.info(
-        f"weights: {counts['tensors_loaded']} tensors from {checkpoint or 'nothing'}, "
+        f"weights: {counts['tensors_loaded']} tensors from {checkpoint}, "
         f"{counts['tensors_fresh']} new, {counts['tensors_ignored']} ignored, "
         f"{counts['tensors_frozen']} frozen; head: {head['taken']} ({head['reason']})"
     )

@@ -4,21 +4,15 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 import yaml
 
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.load import to_yaml
-from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.distributed.backend import ParallelBackend
 from hpc_ecg.distributed.ranks import slurm_job_facts
 from hpc_ecg.distributed.stop_signals import StopSignals
-from hpc_ecg.model.architecture import num_tokens
 from hpc_ecg.model.flops import peak_flops, training_flops
-from hpc_ecg.model.kernels import explain_attention
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.averaging import WeightAverager
 from hpc_ecg.training.best_weights import BestWeights, provenance_of
@@ -33,8 +27,6 @@ from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import Stage, trains_head_only
 
 logger = logging.getLogger("hpc_ecg")
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +69,7 @@ class StageState:
 def start_run(
     folder: RunFolder, prepared: PreparedRun, engine: Engine, signals: StopSignals
 ) -> Run:
-    """Claim the folder on rank 0, choose kernels, and assemble the parts of the run.
+    """Claim the folder on rank 0 and assemble the parts of the run.
 
     ValueError if the folder is in use, or holds a run of other data, weights or precision.
     """
@@ -87,7 +79,7 @@ def start_run(
     facts = _hardware_facts(engine) | {"data_index_sha256": data.shards.index_sha256}
     engine.run_on_rank_zero(lambda: folder.open(config_yaml, facts, start.report))
     engine.start_trackers(flatten(yaml.safe_load(config_yaml)))
-    _choose_kernels(start.model, data.train, engine)
+    start.model.backbone.encoder.checkpoint_layers = config.engine.activation_checkpointing
     start.model.to(engine.device)
     features = FeatureCache(
         engine=engine,
@@ -105,20 +97,6 @@ def start_run(
         signals=signals,
         meter=Meter(engine.world_size, engine.device),
     )
-
-
-def _choose_kernels(model: ECGClassifier, train: Dataset, engine: Engine) -> None:
-    """Turn on activation checkpointing, try the attention kernel, and log which one runs.
-
-    ValueError if model.attention asks for a kernel that cannot run here.
-    """
-    encoder = model.backbone.encoder
-    encoder.checkpoint_layers = engine.config.activation_checkpointing
-    tokens = num_tokens(model.architecture, train.shards.signal.num_samples)
-    has_mask = train.samples(np.arange(len(train))) is not None
-    attention: Any = encoder.layers[0].self_attn
-    dtype = DTYPES[engine.precision]
-    logger.info(explain_attention(attention, tokens, engine.device, dtype, has_mask))
 
 
 def restore_progress(run: Run) -> tuple[Progress, Path | None]:

@@ -114,6 +114,12 @@ class TrainConfig:
     """Check cluster, data and weights before the first step, as `hpc-ecg doctor` does; an error
     stops the run."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether any stage has a step; without one the initial weights are evaluated."""
+        epochs = [stage.max_epochs for stage in self.stages.values()] or [self.max_epochs]
+        return any(self.max_epochs if n is None else n for n in epochs) or bool(self.max_steps)
+
     def __post_init__(self) -> None:
         check_settings(self, "train")
         for name, stage in self.stages.items():

@@ -17,10 +17,10 @@ from hpc_ecg.model.architecture import Architecture, architecture_to_settings, r
 from hpc_ecg.model.randomize import randomize_backbone, randomize_head
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import ECGClassifier, build_empty
-from hpc_ecg.weights.heads import plan_head
+from hpc_ecg.weights.heads import HeadPlan, plan_head
 from hpc_ecg.weights.init_report import build_init_report, describe_checkpoint
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
-from hpc_ecg.weights.settings import InitConfig
+from hpc_ecg.weights.settings import ANY, RANDOM, InitConfig
 
 FREEZE = ("auto", "none", "stem", "backbone")
 
@@ -48,11 +48,10 @@ def initialize(
     ValueError: the file cannot be read or does not fit, or a setting contradicts it."""
     assert len(labels) == num_labels
     # 1. Decide everything before allocating memory.
-    checkpoint = read_checkpoint(init.checkpoint) if init.checkpoint else None
+    checkpoint, head = open_start(init, labels)
     architecture = resolve_architecture(
         model_config, checkpoint.architecture if checkpoint else None
     )
-    head = plan_head(init.head, checkpoint, labels, init.labels)
     frozen_part = decide_freeze(freeze, checkpoint is not None)
     signal, signal_assumed = _choose_signal(init, checkpoint, architecture)
     # 2. Build, fill, freeze.
@@ -70,6 +69,17 @@ def initialize(
         **build_init_report(model, checkpoint, loaded, head),
     }
     return Initialized(model=model, architecture=architecture, signal=signal, report=report)
+
+
+def open_start(init: InitConfig, labels: Sequence[str]) -> tuple[Checkpoint | None, HeadPlan]:
+    """The file to start from, None = random weights, and the plan for the head. ValueError: none is
+    given, it cannot be read, or it is not of the kind that the settings ask for."""
+    checkpoint = read_checkpoint(init.path) if init.path else None
+    if checkpoint:
+        checkpoint.check_expected(init.expects)
+    elif init.expects != ANY:
+        raise ValueError(f"init.expects={init.expects}, but init.checkpoint={RANDOM}: give a file")
+    return checkpoint, plan_head(init.head, checkpoint, labels, init.labels)
 
 
 def load_model(

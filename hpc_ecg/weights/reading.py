@@ -73,6 +73,20 @@ class Checkpoint(WeightsFile, Metadata):
     num_labels: int | None
     """Rows of the head; None = the file has no head."""
 
+    def check_expected(self, expects: str) -> None:
+        """ValueError unless the file is what `init.expects` says: a head makes it a classifier,
+        whatever its name or format, and the tensors of pre-training a base_ssl."""
+        kind, holds = "neither", "has neither a head nor the tensors of pre-training"
+        if self.num_labels is not None:
+            kind, holds = "classifier", f"is a classifier (a head of {self.num_labels} labels)"
+        elif any(name in PRETRAINING for name in self.names):
+            kind, holds = "base_ssl", "is a pre-trained file (no head)"
+        if expects not in ("any", kind):
+            raise ValueError(
+                f"init.expects={expects}, but {self.path} {holds}; give the right file (are two "
+                "swapped?), or init.expects=any to start from it all the same"
+            )
+
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check a checkpoint; nothing in the file is ever executed. ValueError, one line:

@@ -40,6 +40,7 @@ def settings_for(folder: Path, name: str, architecture: Architecture, steps: int
         f"run_dir={folder / name}",
         f"data.shards={folder / 'shards'}",
         f"data.batch_size={BATCH}",
+        "init.checkpoint=random",
         *(f"model.{key}={value}" for key, value in sizes),
         "optim.schedule=constant",
         "optim.warmup_fraction=0",
