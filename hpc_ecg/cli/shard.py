@@ -119,7 +119,7 @@ def _shard(options: argparse.Namespace) -> int:
 def _take_from_manifest(options: argparse.Namespace) -> None:
     """Fill in options that are not given from a manifest; ValueError if one is still missing."""
     from hpc_ecg.cohort.manifest import is_manifest, read_manifest
-    from hpc_ecg.cohort.table import read_table
+    from hpc_ecg.cohort.table_files import read_table
 
     if options.table.is_file() and is_manifest(options.table):
         manifest = read_manifest(options.table, read_table)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.cohort.table import Columns, read_cohort, read_table
+from hpc_ecg.cohort.table import Columns, read_cohort
+from hpc_ecg.cohort.table_files import read_table
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
 
 logger = logging.getLogger("hpc_ecg")
