@@ -348,7 +348,7 @@ MISTAKES = [
     ({"TABLE": None}, "TABLE"),
     ({"TABLE": "nowhere.csv"}, "nowhere.csv: no such table"),
     ({"TABLE": "FOLDER"}, "no such table"),
-    ({"TABLE": "FOLDER/notes.txt"}, "no column"),
+    ({"TABLE": "FOLDER/notes.txt"}, "the table has no rows"),
     ({"TABLE": "FOLDER/npy/r0.npy"}, "r0.npy"),
     ({"TABLE": ""}, "no such table"),
     ({"--signals": None}, "--signals"),

@@ -67,7 +67,8 @@ class Cohort:
     """Columns for the index: age, sex, time and site if the table has them, and `Columns.keep`."""
     remarks: list[str] = field(default_factory=list)
     """How much of each of these columns was understood."""
-    is_age_capped: pd.Series | None = None
+    capped_ages: list[int] = field(default_factory=list)
+    """The rows whose age is no more than `90 or older`."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -98,7 +99,7 @@ def read_cohort(path: Path, columns: Columns, shown: bool = True) -> Cohort:
     extra = {"age": "age", "sex": "sex", "time": columns.time, "site": columns.site}
     extra |= {name: name for name in columns.keep}
     facts = {name: table[source].str.strip() for name, source in extra.items() if source in table}
-    remarks, is_age_capped = _understand(facts, shown)
+    remarks, capped_ages = _understand(facts, shown)
     return Cohort(
         files=files,
         records=records,
@@ -109,26 +110,23 @@ def read_cohort(path: Path, columns: Columns, shown: bool = True) -> Cohort:
         rates_hz=None if columns.rate is None else _numbers(table[columns.rate], path),
         extra=pd.DataFrame(facts, index=table.index),
         remarks=remarks,
-        is_age_capped=is_age_capped,
+        capped_ages=capped_ages,
     )
 
 
-def _understand(facts: dict[str, pd.Series], shown: bool) -> tuple[list[str], pd.Series | None]:
-    """Give age and sex one form, in place; how much of each column was understood."""
-    remarks: list[str] = []
-    is_age_capped = None
-    if "age" in facts:
-        ages = read_ages(facts["age"], shown)
-        facts["age"], is_age_capped = ages.values, ages.is_capped
-        remarks.append(ages.remark)
-    if "sex" in facts:
-        sexes = read_sexes(facts["sex"], shown)
-        facts["sex"] = sexes.values
-        remarks.append(sexes.remark)
+def _understand(facts: dict[str, pd.Series], shown: bool) -> tuple[list[str], list[int]]:
+    """Give age and sex one form, in place; remarks on each column, and the rows of capped ages."""
+    read = {
+        name: reader(facts[name], shown)
+        for name, reader in (("age", read_ages), ("sex", read_sexes))
+        if name in facts
+    }
+    facts |= {name: column.values for name, column in read.items()}
+    remarks = [column.remark for column in read.values()]
     if "time" in facts:
         is_wrong = (facts["time"] != "") & ~facts["time"].str.fullmatch(DATE)
         remarks.append(describe_cells(facts["time"], is_wrong, shown=shown))
-    return remarks, is_age_capped
+    return remarks, read["age"].capped_rows if "age" in read else []
 
 
 def patient_ids(column: pd.Series) -> pd.Series:

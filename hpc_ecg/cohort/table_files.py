@@ -15,9 +15,8 @@ GZIP = b"\x1f\x8b"
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV or TSV file (also of semicolons, in UTF-16, or compressed), a parquet file, a sheet
-    of .xlsx or a manifest: every cell is text, an empty one ''. ValueError: none of these, no rows.
-    """
+    """Read a CSV, TSV (also with semicolons, in UTF-16 or compressed), parquet or .xlsx file or a
+    manifest: every cell is text, an empty one ''. ValueError: none of these, or no rows."""
     if not path.is_file():
         raise ValueError(f"{path}: no such table; expected a .csv, .tsv, .xlsx or .parquet file")
     if is_manifest(path):

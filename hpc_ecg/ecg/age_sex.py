@@ -5,8 +5,9 @@ with an example. Letters and codes whose meaning differs between tables are not 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 CAPPED_AGE = 90
@@ -38,8 +39,8 @@ class ReadColumn:
     """Text, '' where it is missing."""
     remark: str
     """How many cells were understood, how many were not, and the first of these."""
-    is_capped: pd.Series | None = None
-    """Of ages: means `90 or older`."""
+    capped_rows: list[int] = field(default_factory=list)
+    """Of ages: which say no more than `90 or older`."""
 
 
 def read_age(text: str) -> tuple[float | None, bool]:
@@ -64,13 +65,13 @@ def read_ages(column: pd.Series, shown: bool = True) -> ReadColumn:
     ages = {cell: repr(age).removesuffix(".0") for cell, (age, _) in read.items()}
     is_unread = text.isin([cell for cell, (age, _) in read.items() if age is None])
     is_wrong = is_unread & (text != "")
-    is_capped = text.isin([cell for cell, (_, capped) in read.items() if capped])
-    capped = int(is_capped.sum())
-    note = f" ({capped:,} capped: {CAPPED_AGE} or older)" if capped else ""
+    is_capped = text.isin([cell for cell, (_, is_capped) in read.items() if is_capped])
+    capped = np.flatnonzero(is_capped).tolist()
+    note = f" ({len(capped):,} capped: {CAPPED_AGE} or older)" if capped else ""
     return ReadColumn(
         values=text.map(ages).mask(is_unread, ""),
         remark=describe_cells(text, is_wrong, note, shown),
-        is_capped=is_capped,
+        capped_rows=capped,
     )
 
 
@@ -110,7 +111,7 @@ def describe_cells(text: pd.Series, is_wrong: pd.Series, note: str = "", shown: 
     remark = f"column {text.name}: {len(text) - wrong - empty:,} understood{note}"
     remark += f", {empty:,} empty" if empty else ""
     if wrong:
-        row = is_wrong.idxmax()
-        example = f"row {int(row) + 1}" + f": {text[row]!r}" * shown
+        row = is_wrong.to_numpy().argmax()
+        example = f"row {row + 1}" + f": {text.iloc[row]!r}" * shown
         remark += f", {wrong:,} NOT understood and now missing ({example})"
     return remark

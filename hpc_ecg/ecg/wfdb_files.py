@@ -2,6 +2,7 @@
 
 wfdb misreads some headers, so we check each header as text first:
 - wfdb refuses a record name with an ending (`E07500.mat 12 500`) and an odd date;
+- it reads a rate of `499,98` as 499 and `5e2` as 5;
 - it reads `µV` as ASCII, which leaves `V`, a million times too much;
 - it fills in 250 Hz for a missing rate and 200 counts per mV for a missing gain: refused here.
 If only the wording of a header is the problem, wfdb reads a corrected header from a temporary
@@ -24,7 +25,7 @@ _PLAIN_NAME = re.compile(r"[-\w]+", re.ASCII)
 _PLAIN_FILE = re.compile(r"[-\w]+\.\w+", re.ASCII)
 # FORMATxSAMPLES_PER_FRAME:SKEW+OFFSET
 _ONE_PER_FRAME = re.compile(r"\d+(x1)?(:\d{0,5})?(\+\d{0,9})?")
-_RATE = re.compile(r"\d*\.?\d+")
+_RATE = re.compile(r"(\d*[.,]?\d+(?:e\+?\d)?)(/[\d.()-]+)?", re.IGNORECASE)
 _MICRO = str.maketrans("µμ", "uu")
 
 
@@ -80,9 +81,12 @@ def _check_record_line(lines: list[str]) -> None:
         announced = fields[0] if fields else "no number of"
         message = f"the header announces {announced} signals and lists {num_signals}"
         raise RecordError("unreadable", message)
-    if len(fields) < 2 or not _RATE.match(fields[1]):
-        raise RecordError("rate", "the header states no sampling rate")
-    if len(fields) > 2 and fields[2].isdecimal():
+    if len(fields) < 2 or not _RATE.fullmatch(fields[1]):
+        got = fields[1] if len(fields) > 1 else "nothing"
+        raise RecordError("rate", f"the header states no sampling rate, but {got}")
+    if len(fields) > 2 and not fields[2].isdecimal():
+        raise RecordError("unreadable", f"the header's number of samples is {fields[2]!r}")
+    if len(fields) > 2:
         check_num_samples(int(fields[2][:18]))
 
 
@@ -143,6 +147,10 @@ def _plain_lines(lines: list[str]) -> list[str]:
     """The same header in a form that wfdb reads: plain name, no date, u for µ."""
     name, *fields = lines[0].split()
     name = name if _PLAIN_NAME.fullmatch(name) else "record"
+    rate = _RATE.fullmatch(fields[1])
+    assert rate is not None, "checked before"
+    if not re.fullmatch(r"[\d.]+", rate[1]):
+        fields[1] = f"{float(rate[1].replace(',', '.')):.12g}{rate[2] or ''}"
     return [" ".join([name, *fields[:3]]), *(line.translate(_MICRO) for line in lines[1:])]
 
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import Assignment, SplitPlan
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, Columns
@@ -32,6 +34,8 @@ class ShardingPlan:
     privacy: Privacy = field(default_factory=Privacy)
     rate_hz: float | None = None
     """Rate that every file must have; None: the column of rates, or what each file says."""
+    regression: bool = False
+    """Labels are numbers to predict, even where they have few values."""
     layout_given: tuple[str, ...] = ()
     """The parts of the array layout (axes, leads, unit) that the user gave."""
     records_per_shard: int = 1000
@@ -40,6 +44,8 @@ class ShardingPlan:
 
 
 NO_PATIENT_LEFT_OUT = ("no patient", "the patient's cell is empty, so no split is safe for it")
+MAX_CODES = 5
+"""A label of more values is a number to predict."""
 INDEX_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time"}
 INDEX_COLUMNS |= {"site", "samples", "amplitude_mv", "sha256", "flags"}
 
@@ -73,8 +79,21 @@ def check_plan(plan: ShardingPlan) -> None:
             )
 
 
-def check_layout(cohort: Cohort, plan: ShardingPlan) -> None:
-    """Raise ValueError if a layout is given and no recording is a bare array."""
+def check_cohort(cohort: Cohort, plan: ShardingPlan) -> None:
+    """Raise ValueError if no row names a patient, a yes/no label has a third value, such as 2 or 9
+    for unknown, or a layout is given and no recording is a bare array."""
+    if (cohort.patients == NO_PATIENT).all():
+        raise ValueError(
+            f"column {plan.columns.patient} names no patient in any row; if each record is a "
+            "patient of its own, give --one-patient-per-record"
+        )
+    for name, label_N in zip(cohort.label_names, cohort.labels_NK.T, strict=True):
+        seen = set(np.unique(label_N[~np.isnan(label_N)]).tolist())
+        if not plan.regression and seen & {0, 1} and not seen <= {0, 1} and len(seen) <= MAX_CODES:
+            raise ValueError(
+                f"label {name} has the values {', '.join(f'{v:g}' for v in sorted(seen))}: a "
+                "yes/no label is 1, 0 or empty (missing); numbers to predict need --regression"
+            )
     signals = plan.recordings.signals
     if plan.layout_given and not any(needs_layout(signals, file) for file in cohort.files):
         raise ValueError(
@@ -148,7 +167,8 @@ def plan_from_shards(shards: ShardSet, table: Path | None, signals: Path | None)
     return ShardingPlan(
         table=table or Path(made_from["table"]),
         out=shards.folder,
-        columns=Columns(**made_from["columns"]),
+        # 0.1 did not compare spellings
+        columns=Columns(**{"ids_as_written": True} | made_from["columns"]),
         recordings=Recordings(
             signals=signals or Path(recordings["signals"]),
             layout=ArrayLayout(**_with_tuples(recordings["layout"])),
