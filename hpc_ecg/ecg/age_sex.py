@@ -113,5 +113,5 @@ def describe_cells(text: pd.Series, is_wrong: pd.Series, note: str = "", shown: 
     if wrong:
         row = is_wrong.to_numpy().argmax()
         example = f"row {row + 1}" + f": {text.iloc[row]!r}" * shown
-        remark += f", {wrong:,} NOT understood and now missing ({example})"
+        remark += f", {wrong:,} NOT understood, taken as missing ({example})"
     return remark
