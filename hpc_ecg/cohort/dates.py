@@ -59,7 +59,7 @@ def read_dates(column: pd.Series, table: str, date_format: str | None = None) ->
         raise ValueError(
             f"{where}: no cell is a date like {date_format or 'YYYY-MM-DD'}; give its format"
         )
-    remark = f"{Path(table).name}: {describe_cells(text, times.isna() & ~is_empty, shown=False)}"
+    remark = f"{Path(table).name}: {describe_cells(column.str.strip(), times.isna() & ~is_empty, shown=False)}"
     return Dates(where=where, times=times, has_zone=has_zone & times.notna(), remark=remark)
 
 
