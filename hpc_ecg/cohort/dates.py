@@ -59,8 +59,13 @@ def read_dates(column: pd.Series, table: str, date_format: str | None = None) ->
         raise ValueError(
             f"{where}: no cell is a date like {date_format or 'YYYY-MM-DD'}; give its format"
         )
-    remark = f"{Path(table).name}: {describe_cells(column.str.strip(), times.isna() & ~is_empty, shown=False)}"
-    return Dates(where=where, times=times, has_zone=has_zone & times.notna(), remark=remark)
+    remark = describe_cells(column.str.strip(), times.isna() & ~is_empty, shown=False)
+    return Dates(
+        where=where,
+        times=times,
+        has_zone=has_zone & times.notna(),
+        remark=f"{Path(table).name}: {remark}",
+    )
 
 
 def last_instant(times: pd.Series) -> pd.Series:

@@ -88,7 +88,8 @@ def read_tables(sources: SourceTables, age_is_limited: bool) -> CohortTables:
     ends, end_times = _read_follow_up(sources, given, patients)
     dates = [times, event_times, *end_times]
     check_zones(dates)
-    notes = [*remarks, *(read.remark for read in dates), *notes]
+    remarks += [read.remark for read in dates]
+    notes = [remark for remark in remarks if "NOT" in remark or "capped" in remark] + notes
     return CohortTables(given=given, ecgs=ecgs.assign(**ends), events=events, notes=notes)
 
 
@@ -231,8 +232,10 @@ def _check_overlap(
         raise ValueError(
             f"{path}: none of its patients has an ECG; are the identifiers written the same way?"
         )
-    example = f", such as that of row {without.index[0] + 1}" if len(without) else ""
-    return [
-        f"patients of {path.name} without an ECG: {len(without):,} of {len(named):,}{example}",
-        f"patients with an ECG and any event: {len(named) - len(without):,} of {len(known):,}",
+    notes = [
+        f"patients of {path.name} without an ECG: {len(without):,} of {len(named):,}, "
+        f"such as that of row {row + 1}"
+        for row in without.index[:1]
     ]
+    shared = len(named) - len(without)
+    return [*notes, f"patients with an ECG and any event: {shared:,} of {len(known):,}"]

@@ -43,9 +43,8 @@ def match_rows(cohort: Cohort, plan: ShardingPlan, is_new: bool = True) -> Cohor
         raise ValueError(f"--array-id {name}: arrays of {count} values in {array}: {listed}")
     rows = _find_rows(beside[name], table, plan)
     files = pd.Series([name_of_row(array, row) for row in rows], name=array, dtype=str)
-    return replace(
-        cohort, files=files, records=files if cohort.records is cohort.files else cohort.records
-    )
+    records = files if cohort.records is cohort.files else cohort.records
+    return replace(cohort, files=files, records=records)
 
 
 def _check_positions(
@@ -70,10 +69,12 @@ def _check_positions(
             f"{what} has the rows 0 to {count - 1}, but column {plan.columns.array_row}, row "
             f"{outside[0] + 1}, says {rows_N[outside[0]]} ({len(outside)} such rows){hint}"
         )
-    wrong = []
-    for name, column in held.items():
-        pairs = zip(rows_N, table[column], strict=True)
-        wrong.append(sum(comparable(beside[name][row]) != comparable(own) for row, own in pairs))
+    wrong = [
+        (
+            pd.Series(beside[name])[rows_N].map(comparable).array != table[column].map(comparable)
+        ).sum()
+        for name, column in held.items()
+    ]
     if wrong and all(wrong):
         raise ValueError(
             f"{what}: {wrong[0]} of {len(table)} rows would get another's signal{hint}"
@@ -81,12 +82,13 @@ def _check_positions(
 
 
 def _held_by(ids: Sequence[str], table: pd.DataFrame) -> list[str]:
-    """The columns with a value of its own in each row, of which `ids` holds at least half."""
+    """The columns with a value for each row alone, of which `ids` holds at least half."""
     keys = [comparable(value) for value in ids]
     known = set(keys)
-    if any(keys == [str(n + first) for n in range(len(keys))] for first in (0, 1)):
-        return []  # a mere counter
-    enough = max(2, min(len(known), len(table)) / 2) if len(known) > 0.9 * len(keys) else np.inf
+    is_counter = any(keys == [str(n + first) for n in range(len(keys))] for first in (0, 1))
+    if is_counter or len(known) < 0.9 * len(keys):
+        return []
+    enough = max(2, min(len(known), len(table)) / 2)
     columns = [str(name) for name in table if table[name].is_unique]
     return [name for name in columns if table[name].map(comparable).isin(known).sum() >= enough]
 
@@ -94,12 +96,13 @@ def _held_by(ids: Sequence[str], table: pd.DataFrame) -> list[str]:
 def _find_rows(ids: Sequence[str], table: pd.DataFrame, plan: ShardingPlan) -> list[int]:
     """The row of each table row's identifier in the array of `--array-id`."""
     name = str(plan.columns.array_id)
-    columns = [own] if (own := name.rpartition("/")[2]) in table else _held_by(ids, table)
+    namesake = name.rpartition("/")[2]
+    columns = [namesake] if namesake in table else _held_by(ids, table)
     if not columns:
         raise ValueError(f"--array-id {name}: no column of {plan.table} holds these identifiers")
     values, stored = table[columns[0]].str.strip(), pd.Series(ids)
-    places = {f"column {columns[0]}": values, f"array {name}": stored}
-    check_spellings(places, plan.columns.ids_as_written, shown=plan.recordings.names_shown)
+    both = {f"column {columns[0]}": values, f"array {name}": stored}
+    check_spellings(both, plan.columns.ids_as_written, shown=plan.recordings.names_shown)
     times = values.map(stored.value_counts()).fillna(0)
     wrong = np.flatnonzero((times != 1) | values.duplicated(keep=False)).tolist()
     if wrong:

@@ -44,6 +44,8 @@ class ShardingPlan:
 
 
 NO_PATIENT_LEFT_OUT = ("no patient", "the patient's cell is empty, so no split is safe for it")
+NEW_COLUMNS = ("array_id", "ids_as_written")
+"""Stored only if they are set: 0.1 has none."""
 MAX_CODES = 5
 """A label of more values is a number to predict."""
 INDEX_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time"}
@@ -150,9 +152,10 @@ def describe_plan(plan: ShardingPlan) -> dict[str, Any]:
     """What `hpc-ecg data repair` needs to make a shard again: `made_from` in dataset.json."""
     recordings = asdict(plan.recordings)
     del recordings["signal"]  # it stands at the top of dataset.json
+    columns = {n: v for n, v in asdict(plan.columns).items() if v or n not in NEW_COLUMNS}
     return {
         "table": str(plan.table.resolve()),
-        "columns": asdict(plan.columns),
+        "columns": columns,
         "recordings": recordings | {"signals": str(plan.recordings.signals.resolve())},
         "split": asdict(plan.split),
         "rate_hz": plan.rate_hz,
@@ -167,8 +170,7 @@ def plan_from_shards(shards: ShardSet, table: Path | None, signals: Path | None)
     return ShardingPlan(
         table=table or Path(made_from["table"]),
         out=shards.folder,
-        # 0.1 did not compare spellings
-        columns=Columns(**{"ids_as_written": True} | made_from["columns"]),
+        columns=Columns(**made_from["columns"] | {"ids_as_written": True}),  # compared before
         recordings=Recordings(
             signals=signals or Path(recordings["signals"]),
             layout=ArrayLayout(**_with_tuples(recordings["layout"])),
