@@ -48,6 +48,13 @@ def records_of_shards(folder, first, second, as_written):
     read_cohort(table, Columns(labels=["af"], patient="who", ids_as_written=as_written))
 
 
+def test_blanks_around_a_record_make_no_other_record(tmp_path):
+    with pytest.raises(ValueError, match="in more than one spelling: 1"):
+        records_of_shards(tmp_path, "a", "a ", as_written=False)
+    with pytest.raises(ValueError, match="in more than one spelling: 1"):
+        labels_of_a_run(tmp_path, "a", " a", as_written=False)
+
+
 def sites_of_shards(folder, first, second, as_written):
     table = write(folder / "t.csv", record=["a", "b"], place=[first, second], af=[0, 1])
     columns = Columns(labels=["af"], patient=None, site="place", ids_as_written=as_written)

@@ -154,7 +154,9 @@ def test_without_openpyxl_a_spreadsheet_is_refused_with_the_cure(tmp_path, monke
     path = tmp_path / "t.xlsx"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("xl/workbook.xml", "<workbook/>")
-    assert "to read .xlsx, pip install openpyxl, or save it as CSV" in refusal(path)
+    assert "to read .xlsx, pip install openpyxl (.xls: xlrd, .ods: odfpy), or save it" in refusal(
+        path
+    )
 
 
 @pytest.mark.parametrize(

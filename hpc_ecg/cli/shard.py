@@ -20,7 +20,9 @@ FRACTIONS = "0.7,0.1,0.2"
 
 def add_shard(verbs: Verbs) -> None:
     shard = verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")
-    shard.add_argument("table", type=Path, metavar="TABLE", help=".csv, .tsv, .parquet or manifest")
+    shard.add_argument(
+        "table", type=Path, metavar="TABLE", help=".csv, .xlsx, .parquet, manifest …"
+    )
     shard.add_argument("--signals", type=Path, metavar="DIR", help="default: a manifest's root")
     shard.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     _add_columns(shard)

@@ -9,9 +9,12 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 AS_WRITTEN = "--ids-as-written"
+_INVISIBLE = re.compile(r"[\s\x00-\x1f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+")
+_DASH = re.compile(r"[\u2010-\u2015\u2212]")
 _WHOLE = re.compile(r"(\d{1,99})(?:\.0*|,0{1,2})?")
 _FLOAT = re.compile(r"(\d{1,40})(?:[.,](\d{1,40}))?e\+?(\d{1,2})")
 
@@ -20,12 +23,12 @@ def comparable(identifier: str) -> str:
     """The identifier without what a person overlooks and programs change: case, blanks and other
     invisible characters, kinds of dashes, quotes around it, Unicode forms (NFKC), and of a number
     leading zeros, `.0` and the form 1.2e3."""
-    text = identifier
-    if not text.isascii():
+    text = identifier.casefold()
+    if not (text.isascii() and text.isalnum()):
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        text = "".join("-" if unicodedata.category(c) == "Pd" else c for c in text)
-    kept = (c for c in text if not c.isspace() and (c.isascii() or unicodedata.category(c) != "Cf"))
-    text = "".join(kept).lower().strip("'\"‘’“”")
+        text = _DASH.sub("-", _INVISIBLE.sub("", text)).strip("'\"‘’“”")
+    if not text[:1].isdigit():
+        return text
     if match := _FLOAT.fullmatch(text):
         whole, fraction, exponent = match[1], (match[2] or "").rstrip("0"), int(match[3])
         if len(fraction) <= exponent:
@@ -46,13 +49,12 @@ def check_spellings(
         return
     parts = [column[column != ""].drop_duplicates() for column in columns.values()]
     ids = pd.concat(parts, keys=columns).drop_duplicates()
-    groups = ids.map(comparable)
+    hashes = (hash(comparable(i)) for i in ids.to_numpy(object))  # as text they take much memory
+    groups = pd.Series(np.fromiter(hashes, np.int64, len(ids)), ids.index)
     twice = groups[groups.duplicated(keep=False)]
     if len(twice):
-        pair = twice.index[twice == twice.iloc[0]][:2]
-        first, second = (
-            f"{what}, row {row + 1}" + f": {ids[what, row]!r}" * shown for what, row in pair
-        )
+        pair = ids[twice.index[twice == twice.iloc[0]]][:2].items()
+        first, second = (f"{what[0]}, row {what[1] + 1}" + f": {i!r}" * shown for what, i in pair)
         raise ValueError(
             f"identifiers in more than one spelling: {twice.nunique():,}, such as ({first}) and "
             f"({second}); write each in one way everywhere, or say with {cure} that they are not "

@@ -91,8 +91,9 @@ def read_cohort(path: Path, columns: Columns, shown: bool = True) -> Cohort:
     check_columns(table, [name for name in wanted if name is not None], path)
     for name in dict.fromkeys([columns.patient, columns.record, named_site]):
         if name is not None:
-            ids = {f"{path.name}, column {name}": patient_ids(table[name])}
-            check_spellings(ids, columns.ids_as_written, shown=shown)
+            ids = table[name] if name == columns.record else patient_ids(table[name])
+            what = f"{path.name}, column {name}"
+            check_spellings({what: ids}, columns.ids_as_written, shown=shown)
     files = table[columns.file] if columns.array is None else _array_rows(table, columns, path)
     records = files if columns.record is None else table[columns.record]
     check_unique(records, path)

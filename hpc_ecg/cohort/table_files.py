@@ -12,6 +12,7 @@ ROWS_PER_CHUNK = 10_000
 SEPARATORS = (",", "\t", ";", "|")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 GZIP = b"\x1f\x8b"
+SHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -28,7 +29,7 @@ def read_table(path: Path) -> pd.DataFrame:
             # nullable: whole numbers with gaps stay whole (patient 17 must not become 17.0)
             table = pd.read_parquet(path, dtype_backend="numpy_nullable")
             table = table.astype(object).where(table.notna(), "").astype(str)
-        elif path.suffix in (".xlsx", ".xlsm"):
+        elif start in SHEETS and path.suffix != ".zip":
             table = _read_sheet(path)
         else:
             table = _read_text(path, start)
@@ -77,7 +78,8 @@ def _read_sheet(path: Path) -> pd.DataFrame:
     try:
         sheets = pd.read_excel(path, sheet_name=None, header=None, dtype=str, na_filter=False)
     except ImportError:
-        raise ValueError("to read .xlsx, pip install openpyxl, or save it as CSV") from None
+        needed = "to read .xlsx, pip install openpyxl (.xls: xlrd, .ods: odfpy)"
+        raise ValueError(f"{needed}, or save it as CSV") from None
     names = [name for name, sheet in sheets.items() if not sheet.empty]
     if len(names) != 1:
         held = ", ".join(map(str, names)) or "nothing"
