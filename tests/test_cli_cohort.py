@@ -46,6 +46,8 @@ def folder(tmp_path_factory):
     tables["two"] = FOLLOW + "SECRET1,2019-01-01,\n"
     tables["foreign"] = FOLLOW.replace("SECRET", "0")
     tables["labelled"] = ECGS.replace("note", "label")
+    tables["none"] = "patient,time,code\n"
+    tables["page"] = "<html><body>Log in</body></html>\n"
     for name, text in tables.items():
         (folder / f"{name}.csv").write_text(text)
     (folder / "codes.txt").write_text("I48.0\n\nI48.1\n")
@@ -195,6 +197,24 @@ def test_each_table_can_have_its_own_date_format(folder, tmp_path):
         assert exit_code_of(command) == 2
 
 
+def test_each_column_says_what_was_understood_and_what_was_not(folder, tmp_path, capsys):
+    ages = ECGS.replace(",60,", ",060Y,").replace(",50,", ",90+,")
+    (tmp_path / "ecgs.csv").write_text(ages.replace("2012-01-01,2012-01-01", "lost,2012-01-01"))
+    changes = {"ECGS": tmp_path / "ecgs.csv", "--min-age": "18", "--max-age": "89"}
+    assert exit_code_of(command_of(folder, tmp_path / "cohort.csv", changes)) == 0
+    assert pd.read_csv(tmp_path / "cohort.csv")["record"].tolist() == ["e3"]
+    said = capsys.readouterr().out
+    for line in (
+        "ecgs.csv: column age: 6 understood (1 capped: 90 or older), "
+        "1 NOT understood, taken as missing (row 6)",
+        "ecgs.csv: column time: 6 understood, 1 empty",
+        "ecgs.csv: column end: 4 understood, 1 empty, 2 NOT understood, taken as missing (row 3)",
+        "events.csv: column time: 5 understood",
+    ):
+        assert f"\n{line}\n" in said
+    assert said.startswith((tmp_path / "cohort.flow.txt").read_text())
+
+
 def test_codes_that_no_event_has_are_reported(folder, tmp_path, capsys):
     changes = {"--event": "I84.0"}
     assert exit_code_of(command_of(folder, tmp_path / "cohort.csv", changes)) == 0
@@ -241,6 +261,14 @@ MISTAKES = [
     ({"--event-prefix": ""}, "not empty"),
     ({"--any-event": True}, "the outcome: give --event"),
     ({"--event-prefix": "C"}, "no row of column code has such a code"),
+    (
+        {"--event-prefix": None, "--event": "I48"},
+        "such a code; codes that begin so: I48.0, I48.1, I48.9; --event-prefix matches beginnings",
+    ),
+    ({"--event-prefix": None, "--event": "i480"}, "codes that begin so: I48.0; --event-prefix"),
+    ({"--event-prefix": "i48."}, "codes that begin so: I48.0, I48.1, I48.9; --event-prefix"),
+    ({"EVENTS": "FOLDER/none.csv"}, "none.csv: the table has no rows"),
+    ({"EVENTS": "FOLDER/page.csv"}, "page.csv: cannot be read as a table: it is HTML or XML"),
     ({"--event-file": "FOLDER/empty.txt"}, "empty.txt holds no code"),
     ({"--event-file": "nowhere.txt"}, "nowhere.txt"),
     ({"--within": None}, "--within"),

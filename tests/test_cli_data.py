@@ -1,5 +1,6 @@
 """`hpc-ecg data shard`: each mistake in each argument is one line, exit code 2 and no output."""
 
+import html
 import runpy
 import shutil
 import subprocess
@@ -183,6 +184,44 @@ def test_an_array_of_all_recordings_gives_the_same_signals_as_files(folder, tmp_
     assert files["sha256"].tolist() == array["sha256"].tolist() == by_column["sha256"].tolist()
 
 
+def test_age_and_sex_are_understood_or_counted(folder, tmp_path, capsys):
+    table = pd.read_csv(folder / "table.csv", dtype=str)
+    table["age"] = ["045Y", "> 89", "63,5", "", "Unknown", "999", "018M", "72"]
+    table["sex"] = ["M", "Male", "f", "F", "", "?", "männlich", "xx"]
+    table["time"] = ["2020-01-01", "2020-01-01 10:00", "01/02/2020", *["20200101"] * 5]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    index = index_of(folder, tmp_path / "out", {"TABLE": tmp_path / "t.csv"})
+    np.testing.assert_equal(index["age"].tolist(), [45, 90, 63.5, *[np.nan] * 3, 1.5, 72])
+    assert index["sex"].tolist() == ["M", "M", "F", "F", "", "", "M", ""]
+    assert index["flags"].str.contains("age_capped").tolist() == [False, True, *[False] * 6]
+    remarks = [
+        "column age: 5 understood (1 capped: 90 or older), 1 empty, "
+        "2 NOT understood, taken as missing (row 5: 'Unknown')",
+        "column sex: 6 understood (1 as unknown), 1 empty, "
+        "1 NOT understood, taken as missing (row 8: 'xx')",
+        "column time: 7 understood, 1 NOT understood, taken as missing (row 3: '01/02/2020')",
+    ]
+    said, page = capsys.readouterr().err, (tmp_path / "out" / "quality.html").read_text()
+    for remark in remarks:
+        assert remark in said and remark in html.unescape(page)
+    index_of(folder, tmp_path / "keyed", {"TABLE": tmp_path / "t.csv", "--key": folder / "key"})
+    assert "Unknown" not in (tmp_path / "keyed" / "quality.html").read_text()
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2], [1, 2], [0, 1, 9], [0, 1, -1], [0, 0.5, 1]])
+def test_a_yes_no_label_with_a_third_value_is_refused(folder, tmp_path, capsys, values):
+    table = pd.read_csv(folder / "table.csv")
+    table["af"] = [values[row % len(values)] for row in range(8)]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    words = words_of(folder, tmp_path / "out", {"TABLE": tmp_path / "t.csv"})
+    assert exit_code_of(words) == 2
+    shown = ", ".join(f"{value:g}" for value in sorted(values))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"label af has the values {shown}: a yes/no label is 1, 0 or empty" in line
+    assert exit_code_of([*words, "--regression"]) == 0
+    assert read_shard_set(tmp_path / "out").index["label.af"].tolist() == table["af"].tolist()
+
+
 def test_splits_by_time_by_site_and_in_folds_are_in_the_index(folder, tmp_path):
     by_time = {"--split": None, "--split-by-time": True, "--time": "day"}
     by_time |= {"--valid-from": "2019-01-01", "--test-from": "2020-01-01"}
@@ -350,7 +389,7 @@ MISTAKES = [
     ({"TABLE": None}, "TABLE"),
     ({"TABLE": "nowhere.csv"}, "nowhere.csv: no such table"),
     ({"TABLE": "FOLDER"}, "no such table"),
-    ({"TABLE": "FOLDER/notes.txt"}, "no column"),
+    ({"TABLE": "FOLDER/notes.txt"}, "the table has no rows"),
     ({"TABLE": "FOLDER/npy/r0.npy"}, "r0.npy"),
     ({"TABLE": ""}, "no such table"),
     ({"--signals": None}, "--signals"),

@@ -92,6 +92,7 @@ OTHER = {
     "data.sampling": "one_per_patient",
     "data.read": "stream",
     "data.allow_pipe": "true",
+    "data.ids_as_written": "true",
     "loss.alpha": "0.75",
     "loss.name": "bf",
     "loss.reduction": "positives",

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import pickle
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -175,6 +176,10 @@ def test_invalid_samples_become_nan(tmp_path):
         ("rec 12 500 5000", "rec/3 12 500 5000", "unreadable", "several segments"),
         ("rec 12 500 5000", "rec 12", "rate", "no sampling rate"),
         ("rec 12 500 5000", "rec 12 fast 5000", "rate", "no sampling rate"),
+        ("rec 12 500 5000", "rec 12 500Hz 5000", "rate", "no sampling rate, but 500Hz"),
+        ("rec 12 500 5000", "rec 12 1.234,5 5000", "rate", "no sampling rate, but 1.234,5"),
+        ("rec 12 500 5000", "rec 12 500 5e3", "unreadable", "number of samples is '5e3'"),
+        ("rec 12 500 5000", "rec 12 500 5,000", "unreadable", "number of samples is '5,000'"),
         ("rec 12 500 5000", "rec 11 500 5000", "unreadable", "announces 11 signals and lists 12"),
         ("rec 12 500 5000", "my rec 12 500 5000", "unreadable", "no blanks in the name; got 'my"),
         ("rec 12 500 5000", "rec 12 500 99999999", "unreadable", "at most 5000000"),
@@ -194,6 +199,18 @@ def test_a_header_that_cannot_be_trusted_is_refused(record, old, new, reason, sa
     got_reason, message = refusal(edit(record, old, new))
     assert got_reason == reason
     assert says in message
+
+
+@pytest.mark.parametrize(
+    ("text", "rate_hz"),
+    [("499,98", 499.98), ("5e2", 500), ("5E+2", 500), ("500.5", 500.5), ("360/250.5(-3)", 360)],
+)
+def test_a_rate_is_read_whole(record, text, rate_hz):
+    """wfdb alone reads 499,98 as 499 and 5e2 as 5."""
+    edit(record, "rec 12 500 5000", f"rec 12 {text} 5000")
+    recording = read_recording(record, LAYOUT)
+    assert recording.sample_rate_hz == rate_hz
+    np.testing.assert_array_equal(recording.signal_LS, COUNTS_LS / 1000)
 
 
 def test_a_message_never_passes_control_characters_of_a_file_to_the_terminal(record):
@@ -326,7 +343,30 @@ def test_a_name_means_the_file_itself_then_the_header_then_the_array(tmp_path):
     assert files == ["a", "a.npy", "b.npy", "v1.2.hea", "c.hea"]
 
 
-@pytest.mark.parametrize("name", ["nowhere", "", "x" * 5000, "nul\0l"])
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("asked", ["NFC", "NFD"])
+@pytest.mark.parametrize("ending", ["", ".hea", ".npy"])
+def test_a_name_in_another_unicode_form_is_found(tmp_path, stored, asked, ending):
+    folder = tmp_path / unicodedata.normalize("NFC", "Zürich")
+    folder.mkdir()
+    path = folder / (unicodedata.normalize(stored, "Müller é") + ending)
+    path.touch()
+    name = unicodedata.normalize(asked, "Zürich/Müller é")
+    assert find_recording(tmp_path, name).path.samefile(path)
+    assert find_recording(tmp_path, f"{name}::7").path.samefile(path)
+    with pytest.raises(RecordError, match=r"\.npy, in any Unicode form"):
+        find_recording(tmp_path, name + "x")
+
+
+def test_of_two_unicode_forms_the_one_that_is_named_is_taken(tmp_path):
+    for form in ("NFC", "NFD"):
+        (tmp_path / unicodedata.normalize(form, "é")).write_text(form)
+    for form in ("NFC", "NFD"):
+        path = find_recording(tmp_path, unicodedata.normalize(form, "é")).path
+        assert path.read_text() == form
+
+
+@pytest.mark.parametrize("name", ["nowhere", "", "x" * 5000, "nul\0l", "/".join("é" * 99)])
 def test_a_name_without_a_file_is_not_found(tmp_path, name):
     with pytest.raises(RecordError, match=r"nor with the ending .hea or .npy") as caught:
         find_recording(tmp_path, name)

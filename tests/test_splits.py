@@ -61,7 +61,14 @@ def test_another_seed_gives_another_split():
 
 def test_fractions_are_parsed():
     assert parse_fractions("0.7,0.1,0.2") == FRACTIONS
-    assert parse_fractions("1, 0, 0") == (1.0, 0.0, 0.0)
+    assert parse_fractions("0.8, 0.2, 0") == (0.8, 0.2, 0.0)
+    assert parse_fractions("0, 0, 1") == (0.0, 0.0, 1.0)  # a cohort to evaluate on
+
+
+@pytest.mark.parametrize("text", ["1,0,0", "0,1,0", "0.5,0,0.5", "0,0.5,0.5"])
+def test_fractions_that_leave_nothing_to_train_or_validate_on_are_refused(text):
+    with pytest.raises(ValueError, match=f"--fractions {text}: a run trains and validates"):
+        parse_fractions(text)
 
 
 @pytest.mark.parametrize(

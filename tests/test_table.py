@@ -1,11 +1,18 @@
 """The user's table: every format gives the same cohort, every mistake one line that says where."""
 
+import bz2
+import gzip
+import sys
+import zipfile
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from hpc_ecg.cohort import table
+from hpc_ecg.cohort import table_files
 from hpc_ecg.cohort.table import Columns, read_cohort
+from hpc_ecg.cohort.table_files import read_table
 
 ROWS = {
     "record": ["a", "b", "c"],
@@ -42,7 +49,7 @@ def test_every_format_gives_the_same_cohort(tmp_path, kind):
     assert cohort.rates_hz.tolist() == pytest.approx([500, np.nan, 250], nan_ok=True)
     assert cohort.label_names == ["af", "lvef"]
     np.testing.assert_array_equal(cohort.labels_NK, [[1, 0.5], [0, 61], [np.nan, -30]])
-    assert cohort.extra.to_dict("list") == {"age": ROWS["age"], "time": ROWS["time"]}
+    assert cohort.extra.to_dict("list") == {"age": ["61", "", "90"], "time": ROWS["time"]}
 
 
 def test_numbers_in_parquet_are_read_as_the_same_text_as_in_csv(tmp_path):
@@ -86,7 +93,6 @@ def test_texts_that_programs_write_into_empty_cells_are_not_patients(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("record;patient_id;af\na;1;0\n", "separated by semicolons; save it with commas"),
         ("record,patient_id,af,af\na,1,0,1\n", "its header names column 'af' twice"),
         ("record,patient_id,af\n\xe4,1,0\n", "is not text in UTF-8"),
     ],
@@ -98,9 +104,104 @@ def test_a_table_that_would_be_misread_is_refused(tmp_path, text, message):
         read_cohort(path, COLUMNS)
 
 
+COMMAS = "record,patient_id,af\n0012,a b,1\nü,,\n"
+KINDS = {
+    "t.txt": COMMAS.replace(",", "\t").encode(),
+    "tabs.csv": COMMAS.replace(",", "\t").encode(),
+    "excel.txt": COMMAS.replace(",", "\t").encode("utf-16"),
+    "semicolons.csv": COMMAS.replace(",", ";").encode("utf-8-sig"),
+    "t.csv.gz": gzip.compress(COMMAS.encode()),
+    "t.tsv.gz": gzip.compress(COMMAS.replace(",", "\t").encode()),
+    "gzip.csv": gzip.compress(COMMAS.encode()),
+    "t.csv.bz2": bz2.compress(COMMAS.encode()),
+    "T.CSV": COMMAS.encode(),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_pandas_reads_is_read(tmp_path, name):
+    (tmp_path / name).write_bytes(KINDS[name])
+    table = read_table(tmp_path / name)
+    assert table.to_dict("list") == {
+        "record": ["0012", "ü"],
+        "patient_id": ["a b", ""],
+        "af": ["1", ""],
+    }
+
+
+def test_a_parquet_file_is_known_by_its_content(tmp_path):
+    write_table(tmp_path, "parquet").rename(tmp_path / "table.pq")
+    assert read_table(tmp_path / "table.pq").to_dict("list") == ROWS
+
+
+def test_the_only_sheet_of_a_spreadsheet_is_read_as_text(tmp_path):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "t.xlsx"
+    frame = pd.DataFrame(
+        {"record": ["0012", "b"], "af": [1, None], "lvef": [61.5, 60], "n": [7, 8]}
+    )
+    frame.to_excel(path, index=False)
+    expected = {"record": ["0012", "b"], "af": ["1", ""], "lvef": ["61.5", "60"], "n": ["7", "8"]}
+    assert read_table(path).to_dict("list") == expected
+    with pd.ExcelWriter(path) as book:
+        frame.to_excel(book, sheet_name="one", index=False)
+        frame.to_excel(book, sheet_name="two", index=False)
+    assert "it must have one sheet with a table, it has one, two" in refusal(path)
+
+
+def test_without_openpyxl_a_spreadsheet_is_refused_with_the_cure(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    path = tmp_path / "t.xlsx"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("xl/workbook.xml", "<workbook/>")
+    assert "to read .xlsx, pip install openpyxl (.xls: xlrd, .ods: odfpy), or save it" in refusal(
+        path
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"\n\n", "the file is empty"),
+        (b"\xef\xbb\xbf", "the file is empty"),
+        (b"<!DOCTYPE html><html><body>Log in</body></html>\n", "it is HTML or XML"),
+        (b"  <html>\n<table>\n", "it is HTML or XML"),
+        (b"record,patient_id,af\n", "the table has no rows"),
+        (b"record;af;af\n1;2;3\n", "its header names column 'af' twice"),
+    ],
+)
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.txt"])
+def test_a_file_without_a_table_says_what_it_is(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert said in refusal(path)
+
+
+def test_a_comma_is_a_decimal_comma_unless_it_could_mean_thousands(tmp_path):
+    path = tmp_path / "t.csv"
+    columns = Columns(labels=["lvef"], patient=None, rate="hz")
+    path.write_text("record;lvef;hz\na;61,5;499,98\nb;-0,25;500\nc;;1000\n")
+    cohort = read_cohort(path, columns)
+    np.testing.assert_array_equal(cohort.labels_NK[:, 0], [61.5, -0.25, np.nan])
+    np.testing.assert_array_equal(cohort.rates_hz, [499.98, 500, 1000])
+    for cells in (("1,234", "5"), ("1,234", "0,5"), ("1,5", "2.5")):
+        path.write_text(f"record;lvef;hz\na;{cells[0]};500\nb;{cells[1]};500\n")
+        assert f"column lvef, row 1: '{cells[0]}' is not a number" in refusal(path, columns)
+
+
+def test_a_rate_in_the_form_of_a_float_is_read(tmp_path):
+    rows = ROWS | {"hz": ["5e2", "", "2.5E+2"]}
+    assert read_cohort(write_table(tmp_path, "csv", rows), COLUMNS).rates_hz[[0, 2]].tolist() == [
+        500,
+        250,
+    ]
+
+
 def test_leading_zeros_of_identifiers_stay(tmp_path):
     rows = ROWS | {"record": ["0010", "010", "10"], "patient_id": ["007", "07", "7"]}
-    cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
+    columns = replace(COLUMNS, ids_as_written=True)
+    cohort = read_cohort(write_table(tmp_path, "csv", rows), columns)
     assert cohort.records.tolist() == rows["record"]
     assert cohort.patients.tolist() == rows["patient_id"]
 
@@ -180,7 +281,7 @@ def test_an_empty_table_is_refused(tmp_path):
     assert "cannot be read as a table" in refusal(tmp_path / "table.csv")
 
 
-@pytest.mark.parametrize("text", ["yes", "True", "inf", "nan", "1,5", "AF"])
+@pytest.mark.parametrize("text", ["yes", "True", "inf", "nan", "1,500", "AF"])
 @pytest.mark.parametrize("column", ["af", "hz"])
 def test_a_label_or_rate_that_is_not_a_number_is_refused_with_its_row(tmp_path, column, text):
     message = refusal(write_table(tmp_path, "csv", ROWS | {column: ["1", text, text]}))
@@ -210,12 +311,12 @@ def test_a_file_that_is_not_a_table_is_named(tmp_path, kind, content):
 
 def test_a_long_table_is_read_in_chunks_as_if_in_one(tmp_path, monkeypatch):
     names = [f"r{n}" for n in range(7)]
-    patients = ["007", "", "1e3", "x", "", "NA", "7"]
+    patients = ["007", "", "1e3", "x", "", "NA", "8"]
     rows = {"record": names, "patient_id": patients, "af": [""] * 6 + ["oops"]}
     path, columns = write_table(tmp_path, "csv", rows), Columns(labels=["af"], patient="patient_id")
-    monkeypatch.setattr(table, "ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(table_files, "ROWS_PER_CHUNK", 3)
     whole = pd.read_csv(path, dtype=str, keep_default_na=False)
-    pd.testing.assert_frame_equal(table.read_table(path), whole)
-    assert isinstance(table.read_table(path).index, pd.RangeIndex)
+    pd.testing.assert_frame_equal(read_table(path), whole)
+    assert isinstance(read_table(path).index, pd.RangeIndex)
     with pytest.raises(ValueError, match=r"column af, row 7: 'oops'"):
         read_cohort(path, columns)

@@ -54,4 +54,4 @@ SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg
 def check_table(path: Path) -> None:
     """Report a table that is missing before pandas is imported."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such table; expected a .csv, .tsv or .parquet file")
+        raise ValueError(f"{path}: no such table; expected a .csv, .tsv, .xlsx or .parquet file")

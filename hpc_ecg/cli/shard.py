@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc_ecg.cli.arrays import add_array_options, fill_in
 from hpc_ecg.cli.parser import Verbs, check_table
 
 if TYPE_CHECKING:
@@ -18,12 +19,14 @@ FRACTIONS = "0.7,0.1,0.2"
 
 def add_shard(verbs: Verbs) -> None:
     shard = verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")
-    shard.add_argument("table", type=Path, metavar="TABLE", help=".csv, .tsv, .parquet or manifest")
+    shard.add_argument(
+        "table", type=Path, metavar="TABLE", help=".csv, .xlsx, .parquet, manifest …"
+    )
     shard.add_argument("--signals", type=Path, metavar="DIR", help="default: a manifest's root")
     shard.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     _add_columns(shard)
     _add_splits(shard)
-    _add_array_layout(shard)
+    add_array_options(shard)
     _add_signal(shard)
     work = shard.add_argument_group("work")
     work.add_argument("--shard-size", type=int, default=1000, help="rows of the table per shard")
@@ -41,11 +44,13 @@ def _add_columns(shard: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--label", action="append", required=True, metavar="COLUMN", help="repeat for several"
     )
+    group.add_argument("--regression", action="store_true", help="labels are numbers, not yes/no")
     patient = group.add_mutually_exclusive_group()
     patient.add_argument("--patient", metavar="COLUMN", help="patient; splits are by patient")
     patient.add_argument(
         "--one-patient-per-record", action="store_true", help="noted in the shards"
     )
+    group.add_argument("--ids-as-written", action="store_true", help="012 is not 12, nor A a")
     group.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
     group.add_argument("--record", metavar="COLUMN", help="name of the record (default: record)")
     group.add_argument("--time", metavar="COLUMN", help="date of the ECG (default: time)")
@@ -72,18 +77,6 @@ def _add_splits(shard: argparse.ArgumentParser) -> None:
     group.add_argument("--test-from", metavar="DATE", default="", help="with --split-by-time")
     group.add_argument("--valid-sites", metavar="A,B", default="", help="with --split-by-site")
     group.add_argument("--test-sites", metavar="C,D", default="", help="with --split-by-site")
-
-
-def _add_array_layout(shard: argparse.ArgumentParser) -> None:
-    group = shard.add_argument_group("recordings, where the files do not say")
-    group.add_argument(
-        "--rate", metavar="HZ|COLUMN", help="must agree with the files; arrays need it"
-    )
-    group.add_argument("--axes", help="arrays: leads,samples (default) or samples,leads")
-    group.add_argument("--leads", help="arrays: names in the file's order, with commas between")
-    group.add_argument("--unit", help="arrays: mV (default), uV, V, or the size of a count: 4.88uV")
-    group.add_argument("--array", metavar="FILE", help="one array below DIR holds all recordings")
-    group.add_argument("--array-row", metavar="COLUMN", help="row there (default: of the table)")
 
 
 def _add_signal(shard: argparse.ArgumentParser) -> None:
@@ -117,25 +110,6 @@ def _shard(options: argparse.Namespace) -> int:
     return 0
 
 
-def _take_from_manifest(options: argparse.Namespace) -> None:
-    """Fill in options that are not given from a manifest; ValueError if one is still missing."""
-    from hpc_ecg.cohort.manifest import is_manifest, read_manifest
-    from hpc_ecg.cohort.table import read_table
-
-    if options.table.is_file() and is_manifest(options.table):
-        manifest = read_manifest(options.table, read_table)
-        defaults = {"signals": manifest.root, "axes": manifest.axes, "unit": manifest.unit}
-        if not options.one_patient_per_record and "patient_id" in manifest.table:
-            defaults["patient"] = "patient_id"
-        for name, value in defaults.items():
-            if getattr(options, name) is None:
-                setattr(options, name, value)
-    if options.signals is None:
-        raise ValueError("--signals must be given: the folder of the recordings")
-    if options.patient is None and not options.one_patient_per_record:
-        raise ValueError("one of --patient COLUMN and --one-patient-per-record must be given")
-
-
 def _check_together(options: argparse.Namespace) -> None:
     """ValueError for an option that has no effect without another."""
     by_hash = not (options.split or options.split_by_time or options.split_by_site)
@@ -146,6 +120,7 @@ def _check_together(options: argparse.Namespace) -> None:
         ("test_sites", "--split-by-site", options.split_by_site),
         ("repeats", "--folds", options.folds or options.repeats == 1),
         ("array_row", "--array", options.array),
+        ("array_id", "--array without --array-row", options.array and not options.array_row),
         ("stratify", "--fractions or --folds", by_hash),
         ("split_seed", "splits by hash or --folds", by_hash),
         ("fractions", "splits by hash or --stratify", by_hash and not options.folds),
@@ -166,10 +141,11 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     from hpc_ecg.shards.sharding_plan import ShardingPlan, parse_slurm
 
     layout_given = tuple(n for n in ("axes", "leads", "unit") if getattr(options, n) is not None)
-    _take_from_manifest(options)
+    fill_in(options)
     _check_together(options)
     rate_hz = _as_number(options.rate)
-    named = ("patient", "file", "record", "split", "keep", "array", "array_row")
+    named = ["patient", "file", "record", "split", "keep", "array", "array_row", "array_id"]
+    named += ["ids_as_written"]
     return ShardingPlan(
         table=options.table,
         out=options.out,
@@ -195,6 +171,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
         split=_split(options),
         privacy=Privacy(key_file=options.key, dates=options.dates),
         rate_hz=rate_hz,
+        regression=options.regression,
         layout_given=layout_given,
         records_per_shard=options.shard_size,
         workers=options.workers,

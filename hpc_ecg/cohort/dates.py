@@ -7,9 +7,12 @@ that way). Cells with a time zone become UTC. Either every cell of all columns h
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from hpc_ecg.ecg.age_sex import describe_cells
 
 DAY = r"(\d{4}-\d{2}-\d{2}|\d{8})"
 CLOCK = r"[T ]\d{2}(:?\d{2}(:?\d{2}(\.\d+)?)?)?"
@@ -25,6 +28,8 @@ class Dates:
     times: pd.Series
     """datetime64[us]; NaT where the cell is empty or not a date."""
     has_zone: pd.Series
+    remark: str
+    """How many cells are dates, and how many are not."""
 
 
 def read_dates(column: pd.Series, table: str, date_format: str | None = None) -> Dates:
@@ -54,7 +59,13 @@ def read_dates(column: pd.Series, table: str, date_format: str | None = None) ->
         raise ValueError(
             f"{where}: no cell is a date like {date_format or 'YYYY-MM-DD'}; give its format"
         )
-    return Dates(where=where, times=times, has_zone=has_zone & times.notna())
+    remark = describe_cells(column.str.strip(), times.isna() & ~is_empty, shown=False)
+    return Dates(
+        where=where,
+        times=times,
+        has_zone=has_zone & times.notna(),
+        remark=f"{Path(table).name}: {remark}",
+    )
 
 
 def last_instant(times: pd.Series) -> pd.Series:

@@ -76,7 +76,11 @@ def write_flow(
         "tool": f"hpc_ecg {hpc_ecg.__version__}",
         "table": _without_folder(out),
         "rules": asdict(rules),
-        "sources": {name: _without_folder(value) for name, value in asdict(sources).items()},
+        "sources": {
+            name: _without_folder(value)
+            for name, value in asdict(sources).items()
+            if (name, value) != ("ids_as_written", False)
+        },
         "flow": asdict(flow),
         "notes": list(notes),
     }

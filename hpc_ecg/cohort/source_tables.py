@@ -1,6 +1,7 @@
 """The user's tables of ECGs, events and follow-up, read into the frames that `apply_rules` takes.
 
-Notes say what the user should know of the tables. Messages name rows, never their contents.
+Notes say what the user should know of the tables. Notes and messages name rows and not what they
+hold, except for an identifier in two spellings.
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import write_text
 from hpc_ecg.cohort.dates import Dates, check_zones, read_dates
+from hpc_ecg.cohort.identifiers import check_spellings
 from hpc_ecg.cohort.rules import Flow, Rules
-from hpc_ecg.cohort.table import check_columns, check_unique, patient_ids, read_table
+from hpc_ecg.cohort.table import check_columns, check_unique, patient_ids
+from hpc_ecg.cohort.table_files import read_table
+from hpc_ecg.ecg.age_sex import read_ages
 from hpc_ecg.reporting.escape import csv_text
 
 NEW_COLUMNS = ("days_to_event", "days_followed")
@@ -46,6 +50,8 @@ class SourceTables:
     follow_up_date_format: str | None = None
     label: str
     """Name of the new label column."""
+    ids_as_written: bool = False
+    """Two spellings of a patient, such as 012 and 12, are two patients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,8 @@ def read_tables(sources: SourceTables, age_is_limited: bool) -> CohortTables:
     """Read the tables as `apply_rules` takes them.
 
     ValueError: a column that is missing or would be overwritten, a record listed twice, ambiguous
-    dates, mixed time zones, codes that no event has, tables without a common patient.
+    dates, mixed time zones, codes that no event has, tables without a common patient, a patient in
+    two spellings.
     """
     given = read_table(sources.ecgs)
     default = "file" if "file" in given and "record" not in given else "record"
@@ -73,11 +80,17 @@ def read_tables(sources: SourceTables, age_is_limited: bool) -> CohortTables:
     times = read_dates(given[sources.time], str(sources.ecgs), sources.date_format)
     patients = patient_ids(given[sources.patient])
     ecgs = pd.DataFrame({"patient": patients, "record": given[record], "time": times.times})
+    remarks = []
     if age_is_limited:
-        ecgs["age"] = pd.to_numeric(given[sources.age].str.strip(), errors="coerce")
+        ages = read_ages(given[sources.age], shown=False)
+        ecgs["age"] = pd.to_numeric(ages.values)
+        remarks = [f"{sources.ecgs.name}: {ages.remark}"]
     events, event_times, notes = _read_events(sources, patients)
     ends, end_times = _read_follow_up(sources, given, patients)
-    check_zones([times, event_times, *end_times])
+    dates = [times, event_times, *end_times]
+    check_zones(dates)
+    remarks += [read.remark for read in dates]
+    notes = [remark for remark in remarks if "NOT" in remark or "capped" in remark] + notes
     return CohortTables(given=given, ecgs=ecgs.assign(**ends), events=events, notes=notes)
 
 
@@ -119,7 +132,7 @@ def _read_events(
     table = read_table(path)
     check_columns(table, [sources.event_patient, sources.event_time, *code], path)
     patients = patient_ids(table[sources.event_patient])
-    notes = [_check_overlap(ecg_patients, patients, path)]
+    notes = _check_overlap(sources, ecg_patients, patients, path)
     dates = read_dates(table[sources.event_time], str(path), sources.event_date_format)
     events = pd.DataFrame({"patient": patients, "time": dates.times})
     if not sources.any_event:
@@ -138,7 +151,13 @@ def _match_codes(codes: pd.Series, sources: SourceTables) -> tuple[pd.Series, li
     exact, prefixes = sources.event, tuple(sources.event_prefix)
     is_outcome = codes.isin(exact) | codes.str.startswith(prefixes)
     if not is_outcome.any():
-        raise ValueError(f"{sources.events}: no row of column {sources.event_code} has such a code")
+        bare = tuple(code.lower().replace(".", "") for code in [*exact, *prefixes])
+        near = sorted(set(codes[codes.str.lower().str.replace(".", "").str.startswith(bare)]))
+        cure = f"; codes that begin so: {', '.join(near[:5])}; --event-prefix matches beginnings"
+        raise ValueError(
+            f"{sources.events}: no row of column {sources.event_code} has such a code"
+            + (cure if near else "")
+        )
     unseen = sorted(set(exact) - set(codes))
     unseen += [f"{prefix}…" for prefix in prefixes if not codes.str.startswith(prefix).any()]
     notes = [f"codes that no event has: {', '.join(unseen)}"] if unseen else []
@@ -174,7 +193,7 @@ def _read_follow_up(
         check_columns(table, [sources.follow_up_patient], path)
         ids = patient_ids(table[sources.follow_up_patient])
         check_unique(ids[ids != ""], path)
-        _check_overlap(patients, ids, path)
+        _check_overlap(sources, patients, ids, path)
         rows = patients.map(pd.Series(ids.index, ids).drop("", errors="ignore"))
         ends = {name: times.reindex(rows).set_axis(given.index) for name, times in ends.items()}
     return ends, list(dates.values())
@@ -202,12 +221,22 @@ def _check_deaths(column: pd.Series, died: pd.Series, path: Path) -> None:
         )
 
 
-def _check_overlap(ecg_patients: pd.Series, others: pd.Series, path: Path) -> str:
-    """A note; ValueError if the tables share no patient, as if identifiers differ in form."""
-    known = set(ecg_patients) - {""}
-    shared = known & set(others)
-    if not shared:
+def _check_overlap(
+    sources: SourceTables, ecg_patients: pd.Series, others: pd.Series, path: Path
+) -> list[str]:
+    """Notes; ValueError if a patient has two spellings, or the tables share no patient."""
+    ids = {sources.ecgs.name: ecg_patients, f"{path.name}, column {others.name}": others}
+    check_spellings(ids, sources.ids_as_written)
+    known, named = set(ecg_patients) - {""}, others[others != ""].drop_duplicates()
+    without = named[~named.isin(known)]
+    if len(without) == len(named):
         raise ValueError(
             f"{path}: none of its patients has an ECG; are the identifiers written the same way?"
         )
-    return f"patients with an ECG and any event: {len(shared):,} of {len(known):,}"
+    notes = [
+        f"patients of {path.name} without an ECG: {len(without):,} of {len(named):,}, "
+        f"such as that of row {row + 1}"
+        for row in without.index[:1]
+    ]
+    shared = len(named) - len(without)
+    return [*notes, f"patients with an ECG and any event: {shared:,} of {len(known):,}"]

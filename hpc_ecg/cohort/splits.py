@@ -96,6 +96,11 @@ def parse_fractions(text: str) -> Fractions:
         raise ValueError(
             f"--fractions: three numbers that sum to 1, for train, valid and test, got {text!r}"
         )
+    if not (min(fractions[:2]) > 0 or fractions[2] == 1):
+        raise ValueError(
+            f"--fractions {text}: a run trains and validates; both need patients, as in 0.8,0.2,0 "
+            "(or 0,0,1: all to evaluate on)"
+        )
     return fractions[0], fractions[1], fractions[2]
 
 

@@ -1,10 +1,9 @@
 """The user's table, one row per ECG: which column means what, checked before anything else is read.
 
-From a CSV, TSV or parquet file (or a manifest) and the names of its columns, makes a Cohort: one
-entry per row, in the table's order. An empty label is missing, never 0.
+From a table as spreadsheets and pandas write it (or a manifest) and the names of its columns, makes
+a Cohort: one entry per row, in the table's order. An empty label is missing, never 0.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.cohort.manifest import is_manifest, read_manifest
+from hpc_ecg.cohort.identifiers import check_spellings
+from hpc_ecg.cohort.table_files import read_table
+from hpc_ecg.ecg.age_sex import describe_cells, read_ages, read_sexes
 from hpc_ecg.ecg.files import name_of_row
-from hpc_ecg.reporting.escape import from_csv
 
 NO_PATIENT = ""
 EMPTY_CELLS = ("nan", "na", "n/a", "null", "none", "<na>")
 """What programs write into an empty cell; no patient either."""
-ROWS_PER_CHUNK = 10_000
+DATE = r"\d{4}-?\d{2}-?\d{2}(?:[T ].*)?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,10 @@ class Columns:
     """One file that holds all recordings."""
     array_row: str | None = None
     """The row in `array`; default: the row of the table."""
+    array_id: str | None = None
+    """The array beside `array` that says whose recording each row is."""
+    ids_as_written: bool = False
+    """Two spellings of one identifier, such as 012 and 12, are two identifiers."""
     keep: list[str] = field(default_factory=list)
     """More columns for the index, as text."""
 
@@ -61,33 +65,42 @@ class Cohort:
     """NaN in an empty cell."""
     extra: pd.DataFrame
     """Columns for the index: age, sex, time and site if the table has them, and `Columns.keep`."""
+    remarks: list[str] = field(default_factory=list)
+    """How much of each of these columns was understood."""
+    capped_ages: list[int] = field(default_factory=list)
+    """The rows whose age is no more than `90 or older`."""
 
     def __len__(self) -> int:
         return len(self.files)
 
 
-def read_cohort(path: Path, columns: Columns) -> Cohort:
-    """Read the table as text and take its columns apart.
+def read_cohort(path: Path, columns: Columns, shown: bool = True) -> Cohort:
+    """Read the table as text and take its columns apart. `shown`: messages may name identifiers.
 
     ValueError: a missing file or column, a label that is not a number or is named twice, a record
-    that is listed twice, an empty table.
+    that is listed twice, one identifier in two spellings, an empty table.
     """
     if len(set(columns.labels)) < len(columns.labels):
         raise ValueError(f"--label: {', '.join(columns.labels)} names a column twice")
-    table = read_table(path)
+    table, named_site = read_table(path), columns.site
     columns = _with_defaults(columns, table)
     # only None is optional: '' is a column that is missing (`--patient "$UNSET"`)
     wanted = [columns.file if columns.array is None else columns.array_row, columns.record]
     wanted += [*columns.labels, columns.patient, columns.split, columns.rate, columns.time]
     wanted += [columns.site, *columns.keep]
     check_columns(table, [name for name in wanted if name is not None], path)
-    if len(table) == 0:
-        raise ValueError(f"{path}: the table has no rows")
+    for name in dict.fromkeys([columns.patient, columns.record, named_site]):
+        if name is not None:
+            ids = table[name] if name == columns.record else patient_ids(table[name])
+            what = f"{path.name}, column {name}"
+            check_spellings({what: ids}, columns.ids_as_written, shown=shown)
     files = table[columns.file] if columns.array is None else _array_rows(table, columns, path)
     records = files if columns.record is None else table[columns.record]
     check_unique(records, path)
     extra = {"age": "age", "sex": "sex", "time": columns.time, "site": columns.site}
     extra |= {name: name for name in columns.keep}
+    facts = {name: table[source].str.strip() for name, source in extra.items() if source in table}
+    remarks, capped_ages = _understand(facts, shown)
     return Cohort(
         files=files,
         records=records,
@@ -96,11 +109,25 @@ def read_cohort(path: Path, columns: Columns) -> Cohort:
         label_names=columns.labels,
         splits=None if columns.split is None else table[columns.split],
         rates_hz=None if columns.rate is None else _numbers(table[columns.rate], path),
-        extra=pd.DataFrame(
-            {name: table[source].str.strip() for name, source in extra.items() if source in table},
-            index=table.index,
-        ),
+        extra=pd.DataFrame(facts, index=table.index),
+        remarks=remarks,
+        capped_ages=capped_ages,
     )
+
+
+def _understand(facts: dict[str, pd.Series], shown: bool) -> tuple[list[str], list[int]]:
+    """Give age and sex one form, in place; remarks on each column, and the rows of capped ages."""
+    read = {
+        name: reader(facts[name], shown)
+        for name, reader in (("age", read_ages), ("sex", read_sexes))
+        if name in facts
+    }
+    facts |= {name: column.values for name, column in read.items()}
+    remarks = [column.remark for column in read.values()]
+    if "time" in facts:
+        is_wrong = (facts["time"] != "") & ~facts["time"].str.fullmatch(DATE)
+        remarks.append(describe_cells(facts["time"], is_wrong, shown=shown))
+    return remarks, read["age"].capped_rows if "age" in read else []
 
 
 def patient_ids(column: pd.Series) -> pd.Series:
@@ -128,43 +155,6 @@ def _array_rows(table: pd.DataFrame, columns: Columns, path: Path) -> pd.Series:
     return pd.Series(names, name=columns.array, dtype=str)
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV, TSV or parquet file or a manifest: every cell is text, an empty one ''."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such table; expected a .csv, .tsv or .parquet file")
-    if is_manifest(path):
-        return read_manifest(path, read_table).table.astype(str)
-    try:
-        if path.suffix == ".parquet":
-            # nullable: whole numbers with gaps stay whole (patient 17 must not become 17.0)
-            table = pd.read_parquet(path, dtype_backend="numpy_nullable")
-            return table.astype(object).where(table.notna(), "").astype(str)
-        separator = "\t" if path.suffix == ".tsv" else ","
-        _check_header(path, separator)
-        options: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False}
-        # in chunks, since each cell is a Python string for a while
-        table = pd.concat(pd.read_csv(path, chunksize=ROWS_PER_CHUNK, **options))
-        if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for an index
-            raise ValueError("its rows have more cells than its header")
-        return from_csv(table)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not text in UTF-8; save the table in UTF-8") from None
-    except Exception as error:  # pandas and pyarrow raise many kinds for a broken file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: cannot be read as a table: {reason}") from None
-
-
-def _check_header(path: Path, separator: str) -> None:
-    """Refuse a repeated name, which pandas would change, and semicolons."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        names = next(csv.reader(file, delimiter=separator), [])
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"its header names column {twice[0]!r} twice")
-    if len(names) == 1 and ";" in names[0]:
-        raise ValueError("its columns are separated by semicolons; save it with commas")
-
-
 def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path) -> None:
     wanted = list(dict.fromkeys(wanted))
     missing = [name for name in wanted if name not in table]
@@ -185,8 +175,11 @@ def check_unique(column: pd.Series, path: Path) -> None:
 
 
 def _numbers(column: pd.Series, path: Path) -> np.ndarray:
-    """Float64 [N]; an empty cell is NaN."""
+    """Float64 [N]; an empty cell is NaN. 0,5 is 0.5 in a column where no comma can mean 1,000."""
     text = column.str.strip()
+    has_comma = text.str.fullmatch(r"[+-]?\d+,\d+")
+    if has_comma.any() and not text.str.fullmatch(r"[+-]?(\d{1,3},\d{3}|\d*\.\d+)").any():
+        text = text.where(~has_comma, text.str.replace(",", "."))
     numbers = pd.to_numeric(text, errors="coerce").to_numpy(float)
     wrong = np.flatnonzero(~np.isfinite(numbers) & (text != "").to_numpy())
     if len(wrong):

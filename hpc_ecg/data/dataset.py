@@ -128,7 +128,7 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
         shards = replace(shards, index=index)
     if config.label_table is not None:
         path = Path(config.label_table)
-        index, names = replace_labels(shards.index, path, config.labels)
+        index, names = replace_labels(shards.index, path, config.labels, config.ids_as_written)
         digest = hashlib.sha256((shards.index_sha256 + sha256_of(path)).encode()).hexdigest()
         shards = replace(shards, index=index, label_names=names, index_sha256=digest)
     names = config.labels or shards.label_names

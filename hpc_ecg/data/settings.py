@@ -19,6 +19,8 @@ class DataConfig:
     label_table: str | None = setting(None, may_change=True, is_path=True)
     """Table (CSV, TSV, parquet) with a column `record` and one column per label, which replaces the
     labels of the shards. A record that is not listed has no label."""
+    ids_as_written: bool = setting(False, may_change=True)
+    """Two spellings of a record in label_table and shards (012 and 12) are two records."""
     fold: int | None = setting(None, at_least=0)
     """For shards with folds: the fold to test on; the next one is for validation, the others for
     training. null = the splits of the shards."""

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.cohort.table import Columns, read_cohort, read_table
+from hpc_ecg.cohort.identifiers import check_spellings
+from hpc_ecg.cohort.table import Columns, read_cohort
+from hpc_ecg.cohort.table_files import read_table
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
 
 logger = logging.getLogger("hpc_ecg")
@@ -39,23 +41,26 @@ def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
 
 
 def replace_labels(
-    index: pd.DataFrame, path: Path, names: list[str]
+    index: pd.DataFrame, path: Path, names: list[str], ids_as_written: bool = False
 ) -> tuple[pd.DataFrame, list[str]]:
     """Replace the labels by those of a table; returns the index and the names of the labels.
 
     The table's column `record` holds names of records; for shards without names (--key), `row`
     holds rows of the table that they were made from. Records that are not listed have no label; a
     warning says how many. All windows of a recording get its label. ValueError if the table lacks
-    such a column or a label, or lists no record of the shards.
+    such a column or a label, lists no record of the shards, or writes one in another way.
     """
     columns = [str(name) for name in read_table(path)]
     by = "row" if "row" in columns and "record" not in columns else "record"
     names = names or [name for name in columns if name != by]
     if not names:
         raise ValueError(f"data.label_table={path} has no column but {by}; add the labels")
-    table = read_cohort(path, Columns(labels=names, patient=None, file=by, record=by))
+    chosen = Columns(labels=names, patient=None, file=by, record=by, ids_as_written=True)
+    table, wanted = read_cohort(path, chosen), pd.Series(_names_of(index, by))
+    both = {"the shards": wanted, f"{path.name}, column {by}": table.records}
+    check_spellings(both, ids_as_written, "data.ids_as_written=true")
     row_of = {record: row for row, record in enumerate(table.records)}
-    rows = np.array([row_of.get(name, -1) for name in _names_of(index, by)])
+    rows = np.array([row_of.get(name, -1) for name in wanted])
     unlisted = int((rows < 0).sum())
     if unlisted == len(index):
         raise ValueError(

@@ -6,13 +6,14 @@ ever unpickled. From an array of many recordings (.npy, HDF5) only the wanted ro
 own .mat (`feats`, `curr_sample_rate`) states its rate.
 """
 
+import contextlib
 import math
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_ecg.ecg.array_stores import OPENERS, RATE, StoredArray
+from hpc_ecg.ecg.array_stores import MAX_BYTES, OPENERS, RATE, StoredArray
 from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, check_num_samples
 from hpc_ecg.ecg.signal import LEADS, millivolts_per
 
@@ -80,6 +81,37 @@ def _stated_rate(stored: StoredArray, num_rows: int, row: int | None) -> float:
         got = f"got {stored.dtype} of shape {stored.shape}"
         raise RecordError("rate", f"{RATE} must be a number, or one for each row; {got}")
     return float(np.asarray(stored.read(row if of_row and row is not None else ())).item())
+
+
+def read_beside(location: RecordLocation, layout: ArrayLayout) -> tuple[int, dict[str, list[str]]]:
+    """The number of recordings in an array of many, and the arrays beside it (of .npy: the files)
+    that hold one value for each: name -> values as text. RecordError: no such array."""
+    ending = location.path.suffix.lower()
+    beside: dict[str, list[str]] = {}
+    with contextlib.ExitStack() as stack:
+        arrays = stack.enter_context(OPENERS[ending](location.path, ""))
+        chosen = _choose(arrays, location, layout)
+        count = len(arrays[chosen].shape) in (3, 4) and arrays[chosen].shape[0]
+        if not count:
+            raise RecordError("leads", f"no array of many, but of shape {arrays[chosen].shape}")
+        if ending == ".npy":
+            for path in sorted(location.path.parent.glob("*.npy"))[:100]:
+                with contextlib.suppress(ValueError, OSError):
+                    arrays[path.name] = stack.enter_context(OPENERS[ending](path, ""))[""]
+        for name, stored in arrays.items():
+            is_small = stored.dtype.itemsize * count <= MAX_BYTES
+            if (
+                is_small
+                and stored.shape in ((count,), (count, 1))
+                and stored.dtype.kind in "iufSUO"
+            ):
+                beside[name] = [_as_text(value) for value in stored.read(()).ravel().tolist()]
+    return count, beside
+
+
+def _as_text(value: object) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return (text.removesuffix(".0") if isinstance(value, float) else text).strip()
 
 
 def _choose(arrays: dict[str, StoredArray], location: RecordLocation, layout: ArrayLayout) -> str:

@@ -5,7 +5,9 @@ library raises on a broken file becomes a RecordError of one line, so one bad fi
 """
 
 import re
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice, product
 from pathlib import Path
 
 from hpc_ecg.ecg.array_files import ArrayLayout, read_array
@@ -38,15 +40,26 @@ def find_recording(folder: Path, name: str) -> RecordLocation:
 
     RecordError("not found") says what was tried.
     """
-    for ending in ("", ".hea", ".npy"):
-        if name and (path := existing_file(folder / f"{name}{ending}")):
-            return RecordLocation(path=path)
+    for form in _unicode_forms(name):
+        for ending in ("", ".hea", ".npy"):
+            if name and (path := existing_file(folder / f"{form}{ending}")):
+                return RecordLocation(path=path)
     file, *within = name.split(WITHIN)
     if within and file:
         row = int(within.pop()) if within[-1].isdecimal() and len(within[-1]) < 19 else None
         path = find_recording(folder, file).path
         return RecordLocation(path=path, array=WITHIN.join(within), row=row)
-    raise RecordError("not found", f"{name!r}: not in {folder}, nor with the ending .hea or .npy")
+    tried = "nor with the ending .hea or .npy" + ", in any Unicode form" * (not name.isascii())
+    raise RecordError("not found", f"{name!r}: not in {folder}, {tried}")
+
+
+def _unicode_forms(name: str) -> Iterator[str]:
+    """The name, then with each part composed (NFC) or decomposed (NFD, as macOS writes)."""
+    forms = [
+        dict.fromkeys([part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))])
+        for part in name.split("/")
+    ]
+    return map("/".join, islice(product(*forms), 64))
 
 
 def needs_layout(folder: Path, name: str) -> bool:

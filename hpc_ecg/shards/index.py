@@ -96,18 +96,19 @@ def build_index(
         values = cohort.extra[extra].iloc[rows].reset_index(drop=True)
         index[extra] = pd.to_numeric(values, errors="coerce") if extra == "age" else values
     index[["samples", "amplitude_mv", "sha256"]] = records[["samples", "amplitude_mv", "sha256"]]
-    index["flags"] = _add_cohort_flags(records)
+    index["flags"] = _add_cohort_flags(records, np.isin(rows, cohort.capped_ages))
     _check_no_signal_in_two_splits(index, rows, duplicates_csv)
     return index
 
 
-def _add_cohort_flags(records: pd.DataFrame) -> pd.Series:
+def _add_cohort_flags(records: pd.DataFrame, age_capped: np.ndarray) -> pd.Series:
     """Each record's flags, and those that only a look at the whole cohort can give."""
     flags = records["flags"]
     ratio_N = records["amplitude_mv"] / records["amplitude_mv"].median()
     added = {
         "amplitude_unlike_cohort": (ratio_N > OUTLIER_FACTOR) | (ratio_N < 1 / OUTLIER_FACTOR),
         "duplicate_signal": records["sha256"].duplicated(keep=False),
+        "age_capped": pd.Series(age_capped),
     }
     for name, is_flagged_N in added.items():
         flags = flags.mask(is_flagged_N, (flags + f";{name}").str.removeprefix(";"))

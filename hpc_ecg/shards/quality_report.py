@@ -6,7 +6,7 @@ explains each reason and draws a sample of the records.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ class QualityFacts:
     amplitude: AmplitudeFacts | None
     read_source: Callable[[int], Recording | None]
     """Reads the recording of a row again; None if that fails."""
+    remarks: Sequence[str] = ()
+    """How much of each column about people was understood."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
         num_left_out=len(left_out),
         num_records=len(report.index),
         num_flagged=len(flagged),
+        remarks=report.remarks,
         amplitude=report.amplitude,
         reasons=most_frequent(Counter(left_out["reason_or_flags"])),
         flags=most_frequent(count_flag_kinds(flagged["reason_or_flags"])),

@@ -10,6 +10,7 @@ from pathlib import Path
 from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cohort.splits import assign_splits
 from hpc_ecg.cohort.table import read_cohort
+from hpc_ecg.shards.array_rows import match_rows
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.integrity import find_damage
 from hpc_ecg.shards.shard_task import write_shard
@@ -34,7 +35,7 @@ def repair(folder: Path, table: Path | None = None, signals: Path | None = None)
         plan = plan_from_shards(shards, table, signals)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}/dataset.json: made_from is damaged ({error})") from None
-    cohort = read_cohort(plan.table, plan.columns)
+    cohort = match_rows(read_cohort(plan.table, plan.columns), plan, is_new=False)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     # on the same disk as the old shard, so that the new one replaces it in one step
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".repair-") as work:

@@ -24,13 +24,14 @@ from filelock import FileLock, Timeout
 from hpc_ecg.atomic_io import sync_all
 from hpc_ecg.cohort.privacy import deidentify
 from hpc_ecg.cohort.splits import SPLITS, Assignment, assign_splits
-from hpc_ecg.cohort.table import NO_PATIENT, Cohort, read_cohort
+from hpc_ecg.cohort.table import Cohort, read_cohort
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.jobs.job import Job
 from hpc_ecg.jobs.slurm_jobs import run_on_slurm
 from hpc_ecg.log import progress_bar
 from hpc_ecg.shards import shard_task
+from hpc_ecg.shards.array_rows import match_rows
 from hpc_ecg.shards.format import shard_name
 from hpc_ecg.shards.index import (
     LeftOut,
@@ -45,7 +46,7 @@ from hpc_ecg.shards.quality_report import QualityFacts, write_quality_report
 from hpc_ecg.shards.shard_task import ShardTask
 from hpc_ecg.shards.sharding_plan import (
     ShardingPlan,
-    check_layout,
+    check_cohort,
     check_plan,
     check_work_folder,
     describe_plan,
@@ -70,10 +71,10 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     check_plan(plan)
     if plan.privacy.key_file is not None:
         plan = replace(plan, recordings=replace(plan.recordings, names_shown=False))
-    cohort = read_cohort(plan.table, plan.columns)
-    check_layout(cohort, plan)
+    shown = plan.recordings.names_shown and plan.privacy.dates == "keep"
+    cohort = match_rows(read_cohort(plan.table, plan.columns, shown), plan)
+    check_cohort(cohort, plan)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
-    _check_patients(cohort, plan)
     _check_no_empty_split(Counter(assignment.splits), assignment.policy)
     public_cohort = deidentify(cohort, plan.privacy)
 
@@ -107,6 +108,8 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
         description = write_metadata(folder, index, description, written.left_out, public_cohort)
         write_quality_report(folder, _quality_facts(index, written, cohort, assignment, plan))
         _publish(folder, out)
+    for remark in cohort.remarks:
+        logger.info(remark)
     return description
 
 
@@ -158,6 +161,7 @@ def _quality_facts(
         left_out=written.left_out,
         amplitude=amplitude_of_cohort(index, plan.recordings.signal),
         read_source=read_source,
+        remarks=cohort.remarks,
     )
 
 
@@ -214,14 +218,6 @@ def _publish(folder: Path, out: Path) -> None:
     if out.is_dir():
         out.rmdir()  # it is empty
     folder.rename(out)
-
-
-def _check_patients(cohort: Cohort, plan: ShardingPlan) -> None:
-    if (cohort.patients == NO_PATIENT).all():
-        raise ValueError(
-            f"column {plan.columns.patient} names no patient in any row; if each record is a "
-            "patient of its own, give --one-patient-per-record"
-        )
 
 
 def _all_left_out(left_out: Sequence[LeftOut]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpc_ecg.atomic_io import foreign_files
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import Assignment, SplitPlan
@@ -34,6 +36,8 @@ class ShardingPlan:
     privacy: Privacy = field(default_factory=Privacy)
     rate_hz: float | None = None
     """Rate that every file must have; None: the column of rates, or what each file says."""
+    regression: bool = False
+    """Labels are numbers to predict, even where they have few values."""
     layout_given: tuple[str, ...] = ()
     """The parts of the array layout (axes, leads, unit) that the user gave."""
     records_per_shard: int = 1000
@@ -43,6 +47,10 @@ class ShardingPlan:
 
 NO_PATIENT_LEFT_OUT = ("no patient", "the patient's cell is empty, so no split is safe for it")
 METADATA = ("left_out.csv", "index.parquet", "dataset.json", "quality.csv", "quality.html")
+NEW_COLUMNS = ("array_id", "ids_as_written")
+"""Stored only if they are set: 0.1 has none."""
+MAX_CODES = 5
+"""A label of more values is a number to predict."""
 INDEX_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time"}
 INDEX_COLUMNS |= {"site", "samples", "amplitude_mv", "sha256", "flags"}
 
@@ -76,8 +84,21 @@ def check_plan(plan: ShardingPlan) -> None:
             )
 
 
-def check_layout(cohort: Cohort, plan: ShardingPlan) -> None:
-    """Raise ValueError if a layout is given and no recording is a bare array."""
+def check_cohort(cohort: Cohort, plan: ShardingPlan) -> None:
+    """Raise ValueError if no row names a patient, a yes/no label has a third value, such as 2 or 9
+    for unknown, or a layout is given and no recording is a bare array."""
+    if (cohort.patients == NO_PATIENT).all():
+        raise ValueError(
+            f"column {plan.columns.patient} names no patient in any row; if each record is a "
+            "patient of its own, give --one-patient-per-record"
+        )
+    for name, label_N in zip(cohort.label_names, cohort.labels_NK.T, strict=True):
+        seen = set(np.unique(label_N[~np.isnan(label_N)]).tolist())
+        if not plan.regression and seen & {0, 1} and not seen <= {0, 1} and len(seen) <= MAX_CODES:
+            raise ValueError(
+                f"label {name} has the values {', '.join(f'{v:g}' for v in sorted(seen))}: a "
+                "yes/no label is 1, 0 or empty (missing); numbers to predict need --regression"
+            )
     signals = plan.recordings.signals
     if plan.layout_given and not any(needs_layout(signals, file) for file in cohort.files):
         raise ValueError(
@@ -150,9 +171,10 @@ def describe_plan(plan: ShardingPlan) -> dict[str, Any]:
     """What `hpc-ecg data repair` needs to make a shard again: `made_from` in dataset.json."""
     recordings = asdict(plan.recordings)
     del recordings["signal"]  # it stands at the top of dataset.json
+    columns = {n: v for n, v in asdict(plan.columns).items() if v or n not in NEW_COLUMNS}
     return {
         "table": str(plan.table.resolve()),
-        "columns": asdict(plan.columns),
+        "columns": columns,
         "recordings": recordings | {"signals": str(plan.recordings.signals.resolve())},
         "split": asdict(plan.split),
         "rate_hz": plan.rate_hz,
@@ -167,7 +189,7 @@ def plan_from_shards(shards: ShardSet, table: Path | None, signals: Path | None)
     return ShardingPlan(
         table=table or Path(made_from["table"]),
         out=shards.folder,
-        columns=Columns(**made_from["columns"]),
+        columns=Columns(**made_from["columns"] | {"ids_as_written": True}),  # compared before
         recordings=Recordings(
             signals=signals or Path(recordings["signals"]),
             layout=ArrayLayout(**_with_tuples(recordings["layout"])),

@@ -1,0 +1,39 @@
+"""Options of `hpc-ecg data shard` on arrays and manifests, and where the recordings are."""
+
+import argparse
+from pathlib import Path
+
+
+def add_array_options(shard: argparse.ArgumentParser) -> None:
+    group = shard.add_argument_group("recordings, where the files do not say")
+    group.add_argument(
+        "--rate", metavar="HZ|COLUMN", help="must agree with the files; arrays need it"
+    )
+    group.add_argument("--axes", help="arrays: leads,samples (default) or samples,leads")
+    group.add_argument("--leads", help="arrays: names in the file's order, with commas between")
+    group.add_argument("--unit", help="arrays: mV (default), uV, V, or the size of a count: 4.88uV")
+    group.add_argument("--array", metavar="FILE", help="one array (below DIR) of all recordings")
+    group.add_argument("--array-row", metavar="COLUMN", help="row there (default: of the table)")
+    group.add_argument("--array-id", metavar="NAME", help="array of identifiers beside that one")
+
+
+def fill_in(options: argparse.Namespace) -> None:
+    """Take options that are not given from a manifest or --array; ValueError if one is missing."""
+    from hpc_ecg.cohort.manifest import is_manifest, read_manifest
+    from hpc_ecg.cohort.table_files import read_table
+
+    if options.table.is_file() and is_manifest(options.table):
+        manifest = read_manifest(options.table, read_table)
+        defaults = {"signals": manifest.root, "axes": manifest.axes, "unit": manifest.unit}
+        if not options.one_patient_per_record and "patient_id" in manifest.table:
+            defaults["patient"] = "patient_id"
+        for name, value in defaults.items():
+            if getattr(options, name) is None:
+                setattr(options, name, value)
+    if options.signals is None and options.array:
+        path, mark, inner = options.array.partition("::")
+        options.signals, options.array = Path(path).parent, Path(path).name + mark + inner
+    if options.signals is None:
+        raise ValueError("--signals must be given: the folder of the recordings")
+    if options.patient is None and not options.one_patient_per_record:
+        raise ValueError("one of --patient COLUMN and --one-patient-per-record must be given")
