@@ -11,13 +11,13 @@ from statsmodels.stats.power import TTestPower
 from hpc_ecg.evaluation.comparisons import (
     SeedScores,
     _degrees_of_freedom,
-    compare_strategies,
     detectable_difference,
     estimate_mean,
     holm,
     non_inferior,
     probability_best,
 )
+from hpc_ecg.evaluation.families import compare_strategies
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.metrics import auroc
 from hpc_ecg.evaluation.resampling import draw_resamples, ranking_replicates
@@ -114,7 +114,7 @@ def test_a_difference_that_seeds_share_is_found_and_is_paired():
     }
     (pair,) = compare_strategies(scores, num_patients=200)
     assert (pair.first, pair.second, pair.seeds) == ("a", "b", [0, 1, 2])
-    assert pair.estimate.value == pytest.approx(0.01) and pair.p_holm < 1e-6
+    assert pair.estimate.value == pytest.approx(0.01) and pair.p_adjusted < 1e-6
 
 
 def test_all_pairs_are_compared_with_the_higher_one_first_and_on_shared_seeds():

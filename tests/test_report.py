@@ -105,7 +105,7 @@ def test_the_tables_hold_the_numbers_of_the_page(paths):
     assert f"{table['auroc'][0]:.3f}" in text
     assert set(table["kind"]) == {"strategy", "ensemble", "baseline"}
     assert pairs["metric"].value_counts().to_dict() == {"auroc": 3, "auprc": 3}
-    assert (pairs["p_holm"] >= pairs["p_value"]).all()
+    assert (pairs["p_adjusted"] >= pairs["p_value"]).all()
     assert len(tables["baselines"]) == 9  # 3 strategies against 2, and with age and sex
     assert len(tables["thresholds"]) == 9  # 3 models at 3 thresholds
     for value in tables["thresholds"]["sensitivity"]:
@@ -368,7 +368,7 @@ def test_each_of_several_labels_has_its_row_and_its_curves(tmp_path):
     pairs = pd.read_csv(paths.tables["pairs_by_label"])
     assert pairs["label"].tolist() == list(ends.values())
     expected = multipletests(pairs["p_value"], method="holm")[1]
-    np.testing.assert_allclose(pairs["p_holm"], expected)
+    np.testing.assert_allclose(pairs["p_adjusted"], expected)
 
 
 def test_with_many_labels_the_first_ones_are_drawn_and_the_page_says_so(tmp_path):

@@ -34,8 +34,9 @@ from simulated_cohorts import (
     two_strategies,
 )
 
-from hpc_ecg.evaluation.comparisons import SeedScores, compare_strategies
+from hpc_ecg.evaluation.comparisons import SeedScores
 from hpc_ecg.evaluation.delong import delong, delong_difference
+from hpc_ecg.evaluation.families import compare_strategies
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.resampling import ranking_replicates, sum_replicates
 

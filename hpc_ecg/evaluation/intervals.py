@@ -93,9 +93,10 @@ def logit(value: FloatArray | float) -> FloatArray:
     return np.asarray(special.logit(np.clip(value, EDGE, 1 - EDGE)))
 
 
-def t_quantile(degrees_of_freedom: float) -> float:
-    """Half the width of a two-sided interval at `LEVEL`, in standard errors."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, degrees_of_freedom))
+def t_quantile(degrees_of_freedom: float, num_intervals: int = 1) -> float:
+    """Half the width of a two-sided interval at `LEVEL`, in standard errors; of several intervals
+    by Bonferroni's correction."""
+    return float(stats.t.isf((1 - LEVEL) / 2 / num_intervals, degrees_of_freedom))
 
 
 def few_patients_warning(counts: dict) -> str | None:
