@@ -40,10 +40,9 @@ from hpc_ecg.evaluation.comparisons import (
     Difference,
     SeedScores,
     non_inferior,
-    probability_best,
 )
 from hpc_ecg.evaluation.delong import delong_difference
-from hpc_ecg.evaluation.families import compare_strategies, correct_best
+from hpc_ecg.evaluation.families import compare_strategies, correct_best, probability_best
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.sweep.folder import read_note
 

@@ -10,7 +10,7 @@ read from the same data, and a test against the maximum, as if it had been named
 it. Every pair that one may end up looking at is in the family, so the choice costs nothing more.
 """
 
-# K strategies, S and T seeds, R replicates, M differences
+# K or A strategies, S and T seeds, R replicates, M differences
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +32,7 @@ from hpc_ecg.evaluation.comparisons import (
 )
 from hpc_ecg.evaluation.intervals import LEVEL, t_quantile
 from hpc_ecg.evaluation.max_t import Means, bias_of_best, judge_family, variance_of
+from hpc_ecg.evaluation.metrics import FloatArray
 
 Pair = tuple[str, str]
 
@@ -78,6 +79,26 @@ def correct_best(
         return None
     bias = bias_of_best(_means(list(scores.values()), num_patients))
     return replace(best, value=best.value - bias, low=best.low - bias, high=best.high - bias)
+
+
+def probability_best(scores: dict[str, SeedScores], num_patients: int) -> dict[str, float]:
+    """The chance that a strategy's mean over training seeds is the highest, under a flat prior.
+
+    Each replicate is one draw from the posterior. The patients' part is the replicate's; the seeds'
+    part is a t variate with the spread over seeds beyond what the patients explain, the same
+    variate for strategies that share the seeds. Equal strategies share the chance.
+    """
+    num_replicates = len(next(iter(next(iter(scores.values())).replicate_R.values())))
+    rng = np.random.default_rng(0)
+    degrees = [len(one.value) - 1 for one in scores.values() if len(one.value) > 1]
+    scale_R = np.sqrt(min(degrees) / rng.chisquare(min(degrees), num_replicates)) if degrees else 1
+    seeds = sorted({seed for one in scores.values() for seed in one.value})
+    variate_R = {seed: rng.normal(size=num_replicates) * scale_R for seed in seeds}
+    draw_AR = np.stack([_posterior(one, variate_R, num_patients) for one in scores.values()])
+    draw_AR = draw_AR[:, np.isfinite(draw_AR).all(axis=0)]
+    best_AR = draw_AR == draw_AR.max(axis=0)
+    chance_A = np.mean(best_AR / best_AR.sum(axis=0), axis=1)
+    return dict(zip(scores, chance_A.tolist(), strict=True))
 
 
 def _judge_paired(
@@ -184,3 +205,18 @@ def _means(members: Sequence[SeedScores], num_patients: int) -> Means:
         known_K=np.array([split_covariance(covariance_SS)[1] for covariance_SS in by_seed]),
         num_seeds_K=np.array([len(value_S) for value_S, _ in arrays]),
     )
+
+
+def _posterior(one: SeedScores, variate_R: dict[int, FloatArray], num_patients: int) -> FloatArray:
+    """A draw of the strategy's mean over training seeds for each replicate."""
+    value_S, replicate_SR = one.arrays()
+    mean_R, num_seeds = replicate_SR.mean(axis=0), len(value_S)
+    growth = np.sqrt(num_patients / max(num_patients - 1, 1))
+    draw_R = value_S.mean() + growth * (mean_R - np.nanmean(mean_R))
+    variance = float(np.var(value_S, ddof=1)) if num_seeds > 1 else 0.0
+    if variance > 0:
+        by_patients = np.nanvar(replicate_SR - mean_R, axis=1, ddof=1).sum() / (num_seeds - 1)
+        share = max(0.0, 1 - by_patients / variance) / (num_seeds * (num_seeds - 1))
+        variate_SR = np.stack([variate_R[seed] for seed in one.value])
+        draw_R = draw_R + np.sqrt(share) * (value_S - value_S.mean()) @ variate_SR
+    return draw_R

@@ -103,9 +103,10 @@ def moderate(variance_K: FloatArray, freedom_K: NDArray) -> tuple[FloatArray, Fl
     log_U = log_U - special.digamma(half_U) + np.log(half_U)
     excess = np.var(log_U, ddof=1) - np.mean(special.polygamma(1, half_U))
     prior = MOST_FREEDOM
+    common = np.average(variance_K[used_K], weights=freedom_K[used_K])
     if excess > special.polygamma(1, MOST_FREEDOM / 2):
         prior = 2 * optimize.brentq(lambda x: special.polygamma(1, x) - excess, 1e-3, MOST_FREEDOM)
-    common = np.exp(np.mean(log_U) + special.digamma(prior / 2) - np.log(prior / 2))
+        common = np.exp(np.mean(log_U) + special.digamma(prior / 2) - np.log(prior / 2))
     moderated_K = (prior * common + freedom_K * variance_K) / (prior + freedom_K)
     joint_K = np.minimum(prior + freedom_K, freedom_K[used_K].sum())
     return np.where(used_K, moderated_K, variance_K), np.where(used_K, joint_K, 1.0)
