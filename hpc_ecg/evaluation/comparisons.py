@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special, stats
 
-from hpc_ecg.evaluation.intervals import LEVEL, limits_at_edge, logit, t_quantile
+from hpc_ecg.evaluation.intervals import LEVEL, auroc_limits, limits_at_edge, logit, t_quantile
 from hpc_ecg.evaluation.metrics import RANKING_METRICS, FloatArray
 
 ALPHA = 0.05
@@ -106,7 +106,7 @@ def estimate_mean(
     value_S: FloatArray, replicate_SR: FloatArray, num_patients: int, metric: str | None = None
 ) -> Estimate:
     """Mean over seeds, with patients and seeds as sources of chance. The interval of a ranking
-    `metric` is made on the logit scale, like that of a single model.
+    `metric` is made like that of a single model.
 
     `num_patients` is the number behind the bootstrap variance: for a yes/no label the patients of
     the smaller class, whose chance dominates that of a ranking metric.
@@ -117,6 +117,8 @@ def estimate_mean(
     low, high = value + t_quantile(freedom) * error * np.array([-1, 1])
     if metric in RANKING_METRICS and value in (0, 1):
         low, high = limits_at_edge(value, num_patients)
+    elif metric == "auroc":
+        low, high = auroc_limits(value, error**2, t_quantile(freedom), num_patients)
     elif metric in RANKING_METRICS:
         on_logits, df, _ = _standard_errors(logit(value_S), logit(replicate_SR), num_patients)
         low, high = special.expit(logit(value) + t_quantile(df) * on_logits * np.array([-1, 1]))
