@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.results import read_results
+from hpc_ecg.comparison.scoring import is_better
 from hpc_ecg.comparison.terminal import format_table
 from hpc_ecg.comparison.verdict import verdict
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
@@ -144,12 +145,12 @@ def test_a_clear_difference_is_called_best(tmp_path):
     comparison = compare(make_sweep(tmp_path, {"b": 0.3, "a": 2.0, "c": 0.2}), REPLICATES)
     text = verdict(comparison)
     assert text.startswith("a is best (AUROC 0.") and "better than b (difference 0." in text
-    assert "cannot be told apart" not in text
+    assert "not shown" not in text
 
 
-def test_two_similar_strategies_cannot_be_told_apart(tmp_path):
+def test_two_similar_strategies_are_not_shown_to_differ(tmp_path):
     text = verdict(compare(make_sweep(tmp_path, {"a": 1.0, "b": 1.001}), REPLICATES))
-    assert "cannot be told apart (AUROC difference 0.00" in text and " to 0.0" in text
+    assert "are not shown to differ (AUROC difference 0.00" in text and " to 0.0" in text
     assert "is best" not in text and "has the highest" not in text
 
 
@@ -160,13 +161,13 @@ def test_strategies_with_the_same_predictions_are_reported_as_equal(tmp_path):
     comparison = compare(tmp_path, REPLICATES)
     assert comparison.detectable == {"a - b": 0}
     text = verdict(comparison)
-    assert "a and b cannot be told apart" in text and "they score exactly the same" in text
+    assert "a and b are not shown to differ" in text and "they score exactly the same" in text
 
 
 def test_the_best_may_beat_some_and_not_others(tmp_path):
     text = verdict(compare(make_sweep(tmp_path, {"a": 2.0, "b": 1.999, "c": 0.2}), REPLICATES))
     assert "has the highest AUROC" in text
-    assert "It is better than c" in text and "It cannot be told apart from" in text
+    assert "It is better than c" in text and "It is not shown to be better than b" in text
 
 
 def test_with_one_seed_nothing_is_called_better(tmp_path):
@@ -174,6 +175,11 @@ def test_with_one_seed_nothing_is_called_better(tmp_path):
     text = verdict(compare(tmp_path, replicates=200))
     assert "good has the highest AUROC" in text and "on these patients" in text
     assert "cannot be said from one seed" in text and "is better than poor:" not in text
+    comparison = compare(tmp_path, replicates=200)
+    assert not any(is_better(pair) for pair in (*comparison.pairs, *comparison.baselines))
+    assert not any(test["is_non_inferior"] for test in comparison.non_inferior)
+    assert comparison.detectable == {} and "80 % power" not in text
+    assert comparison.best_corrected is None
 
 
 def test_the_note_of_a_sweep_comes_before_all_warnings(tmp_path):
@@ -207,7 +213,8 @@ def test_runs_that_failed_or_are_missing_are_listed_with_the_reason(tmp_path):
         "b/seed-2": "not started",
     }
     assert "Left out (listed below): 3 of 6 runs." in verdict(comparison)
-    assert "shares no seed with b: not compared" in verdict(comparison)
+    assert "Whether it is better than b" in verdict(comparison)
+    assert "cannot be said from one seed" in verdict(comparison)
 
 
 def test_a_run_with_nan_or_constant_predictions_is_left_out(tmp_path):

@@ -11,13 +11,12 @@ from statsmodels.stats.power import TTestPower
 from hpc_ecg.evaluation.comparisons import (
     SeedScores,
     _degrees_of_freedom,
-    compare_strategies,
     detectable_difference,
     estimate_mean,
     holm,
     non_inferior,
-    probability_best,
 )
+from hpc_ecg.evaluation.families import compare_strategies, probability_best
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.metrics import auroc
 from hpc_ecg.evaluation.resampling import draw_resamples, ranking_replicates
@@ -114,17 +113,17 @@ def test_a_difference_that_seeds_share_is_found_and_is_paired():
     }
     (pair,) = compare_strategies(scores, num_patients=200)
     assert (pair.first, pair.second, pair.seeds) == ("a", "b", [0, 1, 2])
-    assert pair.estimate.value == pytest.approx(0.01) and pair.p_holm < 1e-6
+    assert pair.estimate.value == pytest.approx(0.01) and pair.p_adjusted < 1e-6
 
 
-def test_all_pairs_are_compared_with_the_higher_one_first_and_on_shared_seeds():
+def test_all_pairs_are_compared_with_the_higher_one_first_and_on_all_seeds():
     scores = {
         "a": constant_seeds([0.70, 0.71], 0.01),
         "b": constant_seeds([0.75], 0.02, seed=1),
         "c": constant_seeds([0.72, 0.73], 0.01, seed=2),
     }
     pairs = {(p.first, p.second): p.seeds for p in compare_strategies(scores, 200)}
-    assert pairs == {("b", "a"): [0], ("c", "a"): [0, 1], ("b", "c"): [0]}
+    assert pairs == {("b", "a"): [0, 1], ("c", "a"): [0, 1], ("b", "c"): [0, 1]}
 
 
 def test_equal_predictions_do_not_differ():
@@ -215,8 +214,8 @@ def test_the_chance_of_being_best_counts_the_spread_over_seeds_once():
 
 def a_difference(value=0.004, spread=0.005):
     scores = {
-        "a": constant_seeds([0.80 + value], spread, seed=1),
-        "b": constant_seeds([0.80], 1e-9, seed=2),
+        "a": constant_seeds([0.80 + value] * 2, spread, seed=1),
+        "b": constant_seeds([0.80] * 2, 1e-9, seed=2),
     }
     (pair,) = compare_strategies(scores, 40)
     return pair
@@ -237,6 +236,8 @@ def test_non_inferior_means_an_interval_above_minus_the_margin(value):
     shifted = replace(e, value=value, low=value - e.value + e.low, high=value - e.value + e.high)
     pair = replace(a_difference(), estimate=shifted)
     assert non_inferior(pair, 0.01)["is_non_inferior"] == (shifted.low > -0.01)
+    single = replace(pair, estimate=replace(shifted, includes_seeds=False))
+    assert not non_inferior(single, 0.01)["is_non_inferior"]
     assert 0 <= non_inferior(pair, 0.01)["p_value"] <= 1
 
 

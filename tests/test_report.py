@@ -105,7 +105,7 @@ def test_the_tables_hold_the_numbers_of_the_page(paths):
     assert f"{table['auroc'][0]:.3f}" in text
     assert set(table["kind"]) == {"strategy", "ensemble", "baseline"}
     assert pairs["metric"].value_counts().to_dict() == {"auroc": 3, "auprc": 3}
-    assert (pairs["p_holm"] >= pairs["p_value"]).all()
+    assert (pairs["p_adjusted"] >= pairs["p_value"]).all()
     assert len(tables["baselines"]) == 9  # 3 strategies against 2, and with age and sex
     assert len(tables["thresholds"]) == 9  # 3 models at 3 thresholds
     for value in tables["thresholds"]["sensitivity"]:
@@ -117,10 +117,10 @@ def test_the_tables_hold_the_numbers_of_the_page(paths):
 
 def test_comparison_json_keeps_its_keys(paths):
     keys = (
-        "task metric metrics labels not_scored counts strategies pairs_of by_label rivals "
-        "baselines adds adds_left_out baselines_left_out probability_best margin non_inferior "
-        "detectable delong chosen problems warnings replicates seed cells chosen_models flow "
-        "runs tuning varies"
+        "task metric metrics labels not_scored counts strategies pairs_of best_corrected by_label "
+        "rivals baselines adds adds_left_out baselines_left_out probability_best margin "
+        "non_inferior detectable delong chosen problems warnings replicates seed cells "
+        "chosen_models flow runs tuning varies"
     )
     assert list(json.loads(paths.comparison.read_text())) == keys.split()
 
@@ -367,8 +367,8 @@ def test_each_of_several_labels_has_its_row_and_its_curves(tmp_path):
     assert labels["auroc"].xs("y", level="strategy").mean() == pytest.approx(table["auroc"]["y"])
     pairs = pd.read_csv(paths.tables["pairs_by_label"])
     assert pairs["label"].tolist() == list(ends.values())
-    expected = multipletests(pairs["p_value"], method="holm")[1]
-    np.testing.assert_allclose(pairs["p_holm"], expected)
+    expected = multipletests(pairs["p_value"], method="bonferroni")[1]
+    np.testing.assert_allclose(pairs["p_adjusted"], expected)
 
 
 def test_with_many_labels_the_first_ones_are_drawn_and_the_page_says_so(tmp_path):

@@ -10,6 +10,8 @@ is between patients. The true values are those of the population. Tables:
   difference  coverage of the difference between two models that truly differ, on the same patients
   error       how often p < 0.05 for strategies that do not differ, by number of seeds and by the
               spread of true values over seeds, in multiples of the difference's sampling error
+  family, sweeps, best
+              several strategies: see tools/coverage_families.py
 
 Columns: `ours` is bootstrap_interval (hpc_ecg/evaluation/intervals.py) or compare_strategies;
 `percentile` is the plain patient bootstrap; `DeLong` is DeLong's clustered variance on the logit
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 import numpy as np
+from coverage_families import best_table, family_table, sweeps_table
 from scipy import special, stats
 from simulated_cohorts import (
     Design,
@@ -34,8 +37,9 @@ from simulated_cohorts import (
     two_strategies,
 )
 
-from hpc_ecg.evaluation.comparisons import SeedScores, compare_strategies
+from hpc_ecg.evaluation.comparisons import SeedScores
 from hpc_ecg.evaluation.delong import delong, delong_difference
+from hpc_ecg.evaluation.families import compare_strategies
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.resampling import ranking_replicates, sum_replicates
 
@@ -53,6 +57,9 @@ def main(arguments: list[str]) -> int:
         "shares": shares_table,
         "difference": difference_table,
         "error": error_table,
+        "family": family_table,
+        "sweeps": sweeps_table,
+        "best": best_table,
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

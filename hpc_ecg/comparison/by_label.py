@@ -1,7 +1,7 @@
 """Compare the strategies on each of several labels, which the mean over labels hides."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hpc_ecg.comparison.scoring import (
     RunKey,
@@ -12,7 +12,8 @@ from hpc_ecg.comparison.scoring import (
     is_better,
     pairs_with,
 )
-from hpc_ecg.evaluation.comparisons import Difference, Estimate, compare_strategies, holm
+from hpc_ecg.evaluation.comparisons import Difference, Estimate
+from hpc_ecg.evaluation.families import compare_strategies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,13 @@ class LabelResult:
     estimates: dict[str, dict[str, Estimate]]
     """By strategy and metric; the first metric decides."""
     pairs: list[Difference]
-    """In the deciding metric; Holm's correction over the pairs of all labels."""
+    """In the deciding metric, adjusted for the pairs of all labels."""
 
     def worse(self) -> list[str]:
-        """Strategies that the best one beats; a comparison on a single seed does not count."""
+        """Strategies that the best one beats."""
         best = max(self.estimates, key=lambda name: next(iter(self.estimates[name].values())).value)
         pairs = pairs_with(self.pairs, best)
-        return [pair.second for pair in pairs if is_better(pair) and pair.estimate.includes_seeds]
+        return [pair.second for pair in pairs if is_better(pair)]
 
 
 def compare_by_label(
@@ -39,14 +40,11 @@ def compare_by_label(
     """
     if len(scorer.label_names) < 2:
         return []
-    results = []
-    for label in scorer.label_names:
-        on_label = {run: scores[label] for run, scores in scored.items()}
-        results.append(_compare_on_label(scorer, label, on_label, order))
-    adjusted = iter(holm([pair.estimate.p_value for result in results for pair in result.pairs]))
     return [
-        replace(result, pairs=[replace(pair, p_holm=next(adjusted)) for pair in result.pairs])
-        for result in results
+        _compare_on_label(
+            scorer, label, {run: scores[label] for run, scores in scored.items()}, order
+        )
+        for label in scorer.label_names
     ]
 
 
@@ -62,5 +60,7 @@ def _compare_on_label(
             name: {m: estimate_from(scores[m][name], num_patients, m) for m in scorer.metrics}
             for name in order
         },
-        pairs=compare_strategies({name: deciding[name] for name in order}, num_patients),
+        pairs=compare_strategies(
+            {name: deciding[name] for name in order}, num_patients, len(scorer.label_names)
+        ),
     )

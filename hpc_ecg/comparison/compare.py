@@ -39,12 +39,10 @@ from hpc_ecg.comparison.selected import select_models
 from hpc_ecg.evaluation.comparisons import (
     Difference,
     SeedScores,
-    compare_strategies,
-    detectable_difference,
     non_inferior,
-    probability_best,
 )
 from hpc_ecg.evaluation.delong import delong_difference
+from hpc_ecg.evaluation.families import compare_strategies, correct_best, probability_best
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.log import logger
 from hpc_ecg.sweep.folder import read_note
@@ -101,6 +99,9 @@ def compare(
         counts=scorer.counts,
         strategies=strategies,
         pairs_of=pairs_of,
+        best_corrected=correct_best(
+            ranked[metric], strategies[0].estimates[metric], scorer.num_patients
+        ),
         by_label=compare_by_label(scorer, scored, order),
         reference_models=estimate_reference_models(scorer, list(references), reference_scores),
         baselines=compare_with_baselines(scorer, ranked[metric], reference_scores),
@@ -111,8 +112,9 @@ def compare(
         margin=margin,
         non_inferior=_against_best(pairs_of[metric], order[0], margin),
         detectable={
-            f"{pair.first} - {pair.second}": detectable_difference(pair.estimate)
+            f"{pair.first} - {pair.second}": pair.detectable
             for pair in pairs_of[metric]
+            if pair.estimate.includes_seeds
         },
         delong=_compare_by_delong(scorer, ensembles),
         selected=select_models(in_order),

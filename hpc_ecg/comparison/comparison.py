@@ -48,7 +48,9 @@ class Comparison:
     strategies: list[StrategyResult]
     """Highest metric first."""
     pairs_of: dict[str, list[Difference]]
-    """By metric: all pairs of strategies; Holm's correction over the pairs of one metric."""
+    """By metric: all pairs of strategies, adjusted for the pairs of one metric."""
+    best_corrected: Estimate | None
+    """The highest strategy's value without what it owes to being the highest."""
     by_label: list[LabelResult]
     """[] for a single label."""
     reference_models: list[ReferenceModel]

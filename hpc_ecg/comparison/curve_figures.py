@@ -16,7 +16,7 @@ from hpc_ecg.reporting.plots import Group, Line, line_plot
 
 BAND_REPLICATES = 200
 MAX_BANDS = 3
-"""With more strategies, only the best has a band: more cannot be told apart by eye."""
+"""With more strategies, only the best has a band: the eye cannot separate more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ import numpy as np
 from hpc_ecg.comparison.baselines import CONSTANTS, combine_with_age_sex
 from hpc_ecg.comparison.results import RunResult, by_strategy
 from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_from, group_by_strategy
-from hpc_ecg.evaluation.comparisons import Difference, Estimate, SeedScores, holm
+from hpc_ecg.evaluation.comparisons import Difference, Estimate, SeedScores
+from hpc_ecg.evaluation.families import compare_family
 from hpc_ecg.evaluation.metrics import check_finite
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.hashing import check_file, check_record, read_record
@@ -104,9 +105,8 @@ def estimate_reference_models(
     for kind, name in keys:
         estimates = {}
         if (kind, name) in scored:
-            values, replicates = scored[kind, name]
             for metric in scorer.metrics:
-                scores = SeedScores(value={0: values[metric]}, replicate_R={0: replicates[metric]})
+                scores = _fixed(scored[kind, name], metric)
                 estimates[metric] = estimate_from(scores, scorer.num_patients, metric)
         title = BASELINES.get(name, name)
         models.append(ReferenceModel(name=title, kind=kind, estimates=estimates))
@@ -116,14 +116,15 @@ def estimate_reference_models(
 def compare_with_baselines(
     scorer: Scorer, strategies: Mapping[str, SeedScores], scored: Mapping[ModelKey, Scores]
 ) -> list[Difference]:
-    """Each strategy minus each baseline in the deciding metric; Holm's correction over all."""
-    baselines = {name: scores for (kind, name), scores in scored.items() if kind == "baseline"}
-    differences = [
-        _minus(scorer, strategy, scores, BASELINES[name], baseline)
-        for name, baseline in baselines.items()
-        for strategy, scores in strategies.items()
-    ]
-    return _corrected(differences)
+    """Each strategy minus each baseline in the deciding metric, as one family."""
+    metric = scorer.metrics[0]
+    baselines = {
+        BASELINES[name]: _fixed(model, metric)
+        for (kind, name), model in scored.items()
+        if kind == "baseline"
+    }
+    pairs = [(strategy, baseline) for baseline in baselines for strategy in strategies]
+    return compare_family({**strategies, **baselines}, pairs, scorer.num_patients)
 
 
 def gains_over_age_sex(
@@ -146,11 +147,9 @@ def gains_over_age_sex(
     keys = [(f"{run.strategy} + age and sex", run.seed) for run in runs]
     scored_runs = dict(zip(keys, scorer.score(combined), strict=True))
     networks = group_by_strategy(scorer.metrics, scored_runs)[scorer.metrics[0]]
-    age_sex = scored["baseline", "age_sex"]
-    differences = [
-        _minus(scorer, name, scores, "age and sex", age_sex) for name, scores in networks.items()
-    ]
-    return _corrected(differences), ""
+    age_sex = _fixed(scored["baseline", "age_sex"], scorer.metrics[0])
+    pairs = [(name, "age and sex") for name in networks]
+    return compare_family(networks | {"age and sex": age_sex}, pairs, scorer.num_patients), ""
 
 
 def _with_age_sex(scorer: Scorer, run: RunResult, baselines: Baselines) -> Predictions:
@@ -165,27 +164,9 @@ def _with_age_sex(scorer: Scorer, run: RunResult, baselines: Baselines) -> Predi
     return replace(run.test, logit_NK=logit_NK)
 
 
-def _minus(
-    scorer: Scorer, strategy: str, scores: SeedScores, baseline: str, fixed: Scores
-) -> Difference:
-    """A strategy minus a baseline in the deciding metric. The baseline has no seed: it is
-    subtracted from each of the strategy's seeds."""
-    metric = scorer.metrics[0]
-    value, replicate_R = fixed[0][metric], fixed[1][metric]
-    seeds = sorted(scores.value)
-    minus = SeedScores(
-        value={s: scores.value[s] - value for s in seeds},
-        replicate_R={s: scores.replicate_R[s] - replicate_R for s in seeds},
-    )
-    estimate = estimate_from(minus, scorer.num_patients)
-    return Difference(
-        first=strategy, second=baseline, seeds=seeds, estimate=estimate, p_holm=estimate.p_value
-    )
-
-
-def _corrected(differences: list[Difference]) -> list[Difference]:
-    adjusted = holm([difference.estimate.p_value for difference in differences])
-    return [replace(d, p_holm=p) for d, p in zip(differences, adjusted, strict=True)]
+def _fixed(model: Scores, metric: str) -> SeedScores:
+    values, replicates = model
+    return SeedScores(value={0: values[metric]}, replicate_R={0: replicates[metric]}, is_fixed=True)
 
 
 def _mean(predictions: list[Predictions]) -> Predictions:

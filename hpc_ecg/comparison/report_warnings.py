@@ -43,12 +43,17 @@ def _few_seeds(comparison: Comparison) -> list[str]:
             "the test patients, not that of training. Run more seeds."
         )
     if double := [s.name for s in comparison.strategies if len(s.seeds) == 2]:
+        risk = "where training is noisy, up to 1 in 10 such tests finds one that does not exist"
+        if len(comparison.strategies) > 2:
+            risk = "only a very large one could be found among more than two strategies"
         texts.append(
-            f"Only two seeds for {_join(double, comparison)}: where training is noisy, up to 1 in "
-            "10 such tests reports a difference that does not exist."
+            f"Only two seeds for {_join(double, comparison)}: too few to judge a difference; "
+            f"{risk}."
         )
     if len({tuple(s.seeds) for s in comparison.strategies}) > 1:
-        texts.append("Strategies have different seeds; a difference uses the seeds of both.")
+        texts.append(
+            "Strategies have different seeds: their means are compared, not paired by seed."
+        )
     return texts
 
 

@@ -127,13 +127,21 @@ def put_first(pair: Difference, name: str) -> Difference:
     if pair.first == name:
         return pair
     e = pair.estimate
-    estimate = replace(e, value=-e.value, low=-e.high, high=-e.low)
-    return replace(pair, first=pair.second, second=pair.first, estimate=estimate)
+    return replace(
+        pair,
+        first=pair.second,
+        second=pair.first,
+        estimate=replace(e, value=-e.value, low=-e.high, high=-e.low),
+        low=-pair.high,
+        high=-pair.low,
+    )
 
 
 def is_better(pair: Difference) -> bool:
-    """Whether the first strategy is significantly better than the second."""
-    return pair.estimate.value > 0 and pair.p_holm < ALPHA
+    """Whether the first is shown to be better than the second: never from a single seed, since how
+    much training itself varies is then unknown."""
+    shown = pair.p_adjusted < ALPHA and pair.estimate.includes_seeds
+    return pair.estimate.value > 0 and shown
 
 
 def _count(test: Predictions, k: int, task: str) -> dict[str, Any]:

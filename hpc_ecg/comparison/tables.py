@@ -132,7 +132,8 @@ def _differences(
         row: dict[str, Any] = {"first": pair.first, "second": pair.second, "metric": metric}
         row |= {"seeds": _join(pair.seeds), "difference": e.value, "low": e.low, "high": e.high}
         row |= {"standard_error": e.standard_error, "degrees_of_freedom": e.degrees_of_freedom}
-        row |= {"p_value": e.p_value, "p_holm": pair.p_holm}
+        row |= {"low_simultaneous": pair.low, "high_simultaneous": pair.high}
+        row |= {"p_value": e.p_value, "p_adjusted": pair.p_adjusted}
         if detectable is not None:
             row["detectable"] = detectable.get(f"{pair.first} - {pair.second}")
         rows.append(row)

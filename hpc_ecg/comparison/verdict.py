@@ -1,13 +1,15 @@
 """The verdict of a `Comparison` in plain sentences.
 
-Fixed rules choose each sentence. "Better" means a Holm-corrected p below 0.05; everything else
-"cannot be told apart", with the interval that says how large the difference may be.
+Fixed rules choose each sentence. "Better" means an adjusted p below 0.05, from at least two seeds
+(`is_better`); everything else "is not shown to be better", with the simultaneous interval that says
+how large the difference may be.
 """
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.scoring import is_better, pairs_with
-from hpc_ecg.comparison.wording import format_estimate, format_interval
+from hpc_ecg.comparison.wording import format_estimate
 from hpc_ecg.evaluation.comparisons import Difference
+from hpc_ecg.evaluation.metrics import RANKING_METRICS
 from hpc_ecg.reporting.numbers import (
     format_number,
     format_p,
@@ -16,6 +18,9 @@ from hpc_ecg.reporting.numbers import (
     format_span,
     join_names,
 )
+
+LARGEST = 0.5
+"""No AUROC differs by more from that of chance."""
 
 
 def verdict(comparison: Comparison) -> str:
@@ -32,57 +37,60 @@ def all_sentences(comparison: Comparison) -> list[str]:
 
 
 def verdict_sentences(comparison: Comparison) -> list[str]:
-    """Say which strategy is best, and which ones it can and cannot be told apart from."""
+    """Say which strategy is best, and which ones it is and is not shown to be better than."""
     best, *others = comparison.strategies
+    value = format_estimate(best.estimates[comparison.metric])
     if not others:
-        value = format_estimate(best.estimates[comparison.metric])
         return [
             f"Only {best.name} is finished ({comparison.metric_name} {value}): there is nothing to "
             "compare it with."
         ]
     pairs = pairs_with(comparison.pairs, best.name)
-    alike = [pair for pair in pairs if not is_better(pair)]
-    sentences = _rank(comparison, [pair for pair in pairs if is_better(pair)], alike)
-    paired = [pair.second for pair in pairs]
-    if unpaired := [other.name for other in others if other.name not in paired]:
-        sentences.append(f"{best.name} shares no seed with {', '.join(unpaired)}: not compared.")
+    alike = [pair for pair in pairs if pair.estimate.includes_seeds and not is_better(pair)]
+    sentences = [*_rank(comparison, pairs, alike, value), *_corrected(comparison)]
     if alike:
         sentences.append(_detectable(comparison, alike))
-    if len(comparison.pairs) > 1:
-        sentences.append(f"(p: Holm's correction over {len(comparison.pairs)} comparisons.)")
+    if (num := sum(pair.estimate.includes_seeds for pair in comparison.pairs)) > 1:
+        sentences.append(
+            f"(Intervals of differences and p hold for all {num} comparisons at once.)"
+        )
     return sentences
 
 
-def _rank(comparison: Comparison, ahead: list[Difference], alike: list[Difference]) -> list[str]:
-    """`ahead`: pairs in which the best strategy leads significantly; `alike`: its other pairs."""
+def _rank(
+    comparison: Comparison, pairs: list[Difference], alike: list[Difference], value: str
+) -> list[str]:
+    """`pairs` are those of the best strategy; in `alike` it is not shown to be better."""
     best, metric = comparison.strategies[0].name, comparison.metric_name
-    value = format_estimate(comparison.strategies[0].estimates[comparison.metric])
-    better = [pair for pair in ahead if pair.estimate.includes_seeds]
-    unsure = [pair for pair in ahead if not pair.estimate.includes_seeds]
-    if unsure:
-        return [
-            f"{best} has the highest {metric} ({value}) on these patients.",
-            f"Whether it is better than {_list(unsure)} cannot be said from one seed: how "
-            "much training itself varies is unknown.",
-        ]
-    if better and not alike:
+    better = [pair for pair in pairs if is_better(pair)]
+    unknown = [pair for pair in pairs if not pair.estimate.includes_seeds]
+    if len(better) == len(pairs):
         return [f"{best} is best ({metric} {value}): better than {_list(better)}."]
+    if len(pairs) == 1 and alike:
+        return [
+            f"{best} and {alike[0].second} are not shown to differ ({metric} "
+            f"{_describe(alike[0])})."
+        ]
+    sentences = [f"{best} has the highest {metric} ({value}) on these patients."]
     if better:
-        return [
-            f"{best} has the highest {metric} ({value}).",
-            f"It cannot be told apart from {_list(alike)}.",
-            f"It is better than {_list(better)}.",
-        ]
-    if len(alike) == 1 and len(comparison.strategies) == 2:
-        return [
-            f"{best} and {alike[0].second} cannot be told apart ({metric} {_describe(alike[0])})."
-        ]
+        sentences.append(f"It is better than {_list(better)}.")
     if alike:
-        return [
-            f"No strategy is clearly best: {best} has the highest {metric} "
-            f"({value}) but cannot be told apart from {_list(alike)}."
-        ]
-    return []
+        sentences.append(f"It is not shown to be better than {_list(alike)}.")
+    if unknown:
+        sentences.append(
+            f"Whether it is better than {_list(unknown)} cannot be said from one seed: how much "
+            "training itself varies is unknown."
+        )
+    return sentences
+
+
+def _corrected(comparison: Comparison) -> list[str]:
+    """The highest of several values is too high on average; say by how much."""
+    if comparison.best_corrected is None:
+        return []
+    value = format_estimate(comparison.best_corrected)
+    num = len(comparison.strategies)
+    return [f"Corrected for being the highest of {num}, its {comparison.metric_name} is {value}."]
 
 
 def sentences_on_baselines(comparison: Comparison) -> list[str]:
@@ -92,9 +100,11 @@ def sentences_on_baselines(comparison: Comparison) -> list[str]:
     best = comparison.strategies[0].name
     for pair in comparison.gains:
         if pair.first == f"{best} + {pair.second}":
-            verb = "adds" if is_better(pair) else "is not shown to add anything: it adds"
             gain = f"{_gain(pair)} {comparison.metric_name}"
-            sentences.append(f"To {pair.second}, {best} {verb} {gain}.")
+            if is_better(pair):
+                sentences.append(f"To {pair.second}, {best} adds {gain}.")
+            else:
+                sentences.append(f"{best} is not shown to add to {pair.second}: {gain}.")
     return sentences
 
 
@@ -109,8 +119,10 @@ def _on_baseline(comparison: Comparison, baseline: str) -> str:
         return f"Every network beats {name}."
     if not winners:
         best = max(pairs, key=lambda pair: pair.estimate.value)
+        seeds = "" if best.estimate.includes_seeds else ", from one seed"
         return (
-            f"No network is shown to beat {name}; {best.first}, the best, differs by {_gain(best)}."
+            f"No network is shown to beat {name}; {best.first}, the best, differs by "
+            f"{_gain(best)}{seeds}."
         )
     beat = "beats" if len(winners) == 1 else "beat"
     are = "is" if len(others) == 1 else "are"
@@ -119,7 +131,7 @@ def _on_baseline(comparison: Comparison, baseline: str) -> str:
 
 def _gain(pair: Difference) -> str:
     value = format_number(pair.estimate.value, signed=True)
-    return f"{value} (95 % interval {format_interval(pair.estimate)})"
+    return f"{value} (95 % interval {format_range(pair.low, pair.high)})"
 
 
 def sentences_on_chance(comparison: Comparison) -> list[str]:
@@ -145,8 +157,10 @@ def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:
     sizes = [comparison.detectable[key] for key in keys if key in comparison.detectable]
     if not any(sizes):
         return "On these patients they score exactly the same."
+    if comparison.metric in RANKING_METRICS and min(sizes) > LARGEST:
+        return "These patients and seeds are too few to find any difference with 80 % power."
     size = format_span(min(sizes), max(sizes))
-    return f"With these patients and seeds, 4 of 5 sweeps would find a difference of {size}."
+    return f"With these patients and seeds, a difference of {size} is found with 80 % power."
 
 
 def _list(pairs: list[Difference]) -> str:
@@ -154,6 +168,5 @@ def _list(pairs: list[Difference]) -> str:
 
 
 def _describe(pair: Difference) -> str:
-    e = pair.estimate
-    interval = f"95 % interval {format_range(e.low, e.high)}"
-    return f"difference {format_number(e.value)}, {interval}, p {format_p(pair.p_holm)}"
+    value, interval = format_number(pair.estimate.value), format_range(pair.low, pair.high)
+    return f"difference {value}, 95 % interval {interval}, p {format_p(pair.p_adjusted)}"

@@ -35,7 +35,8 @@ LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 PROPORTIONS = ("sensitivity", "specificity", "ppv", "npv", "f1", "observed")
 METHODS = dict.fromkeys(PROPORTIONS, "Wilson")
-METHODS |= dict.fromkeys(RANKING_METRICS, "t on the logit scale")
+METHODS |= {"auroc": "Wilson, bounded near 1", "auprc": "t on the logit scale"}
+FEW_PIECES = 4.0
 EDGE = 1e-4  # the logit of 1 is infinite: a replicate without any error counts as this far from it
 
 
@@ -67,6 +68,10 @@ def bootstrap_interval(
         low, high = np.quantile(used_R, TAILS)
     elif value in (0, 1) or num_patients == 1:
         low, high = limits_at_edge(value, num_patients)
+    elif metric == "auroc":
+        quantile, growth = _quantile_and_growth(num_patients)
+        variance = float(np.var(used_R, ddof=1)) * growth**2
+        low, high = auroc_limits(value, variance, quantile, num_patients)
     elif metric in RANKING_METRICS:
         low, high = _logit_limits(value, used_R, num_patients)
     else:
@@ -90,14 +95,33 @@ def limits_at_edge(value: float, num_patients: int | None) -> tuple[float, float
     return value - reach * (value == 1), value + reach * (value == 0)
 
 
+def auroc_limits(
+    value: float, variance: float, quantile: float, num_patients: int | None
+) -> FloatArray:
+    """Wilson's limits with the number of cases that has the variance.
+
+    Near 1 a few patients make all of the error, and the bootstrap cannot draw those that were not
+    seen. With the error made of (1 - A)² / variance equal pieces, the variance is blended into
+    the largest that n patients of the smaller class can have, A (1 - A) / n (Birnbaum & Klose
+    1957), as the pieces become few.
+    """
+    if num_patients is not None:
+        num_pieces = min(value, 1 - value) ** 2 / max(variance, 1e-12)
+        share = np.exp(-num_pieces / FEW_PIECES)
+        largest = value * (1 - value) / num_patients
+        variance = max(variance, share * largest + (1 - share) * variance)
+    return _wilson(value, variance, quantile)
+
+
 def logit(value: FloatArray | float) -> FloatArray:
     """Log-odds, with the value kept `EDGE` away from 0 and 1."""
     return np.asarray(special.logit(np.clip(value, EDGE, 1 - EDGE)))
 
 
-def t_quantile(degrees_of_freedom: float) -> float:
-    """Half the width of a two-sided interval at `LEVEL`, in standard errors."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, degrees_of_freedom))
+def t_quantile(degrees_of_freedom: float, num_intervals: int = 1) -> float:
+    """Half the width of a two-sided interval at `LEVEL`, in standard errors; of several intervals
+    by Bonferroni's correction."""
+    return float(stats.t.isf((1 - LEVEL) / 2 / num_intervals, degrees_of_freedom))
 
 
 def few_patients_warning(counts: dict) -> str | None:
@@ -121,7 +145,10 @@ def _logit_limits(value: float, value_R: FloatArray, num_patients: int | None) -
 def _wilson_limits(value: float, value_R: FloatArray, num_patients: int | None) -> FloatArray:
     """Wilson 1927; the effective number of cases as in surveys (Korn & Graubard 1998)."""
     quantile, growth = _quantile_and_growth(num_patients)
-    variance = float(np.var(value_R, ddof=1)) * growth**2
+    return _wilson(value, float(np.var(value_R, ddof=1)) * growth**2, quantile)
+
+
+def _wilson(value: float, variance: float, quantile: float) -> FloatArray:
     square = quantile**2 * variance / (value * (1 - value))  # t² / n
     half = np.sqrt(square * value * (1 - value) + square**2 / 4)
     return np.clip((value + square / 2 + np.array([-half, half])) / (1 + square), 0, 1)

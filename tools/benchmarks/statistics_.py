@@ -80,7 +80,8 @@ def _loop(
 
 def _compare(labels_N: np.ndarray, draws: Any, rng: np.random.Generator) -> float:
     """Seconds for the comparisons in a report of 8 × 5 cells."""
-    from hpc_ecg.evaluation.comparisons import SeedScores, compare_strategies, estimate_mean
+    from hpc_ecg.evaluation.comparisons import SeedScores, estimate_mean
+    from hpc_ecg.evaluation.families import compare_strategies
     from hpc_ecg.evaluation.metrics import auprc, auroc
     from hpc_ecg.evaluation.resampling import ranking_replicates
 

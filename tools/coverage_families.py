@@ -1,0 +1,159 @@
+"""Tables of tools/coverage_tables.py on sweeps of several strategies.
+
+family  normal scores (the limit of many patients). Each row: strategies, seeds, spread over seeds
+        (in multiples of the patients' part of a difference; `half`: every second strategy has
+        none), how often any p < 0.05 where all strategies are equal, and the power where the
+        first leads by 4 standard errors, beside that of an oracle that knows all spreads
+sweeps  how often any p < 0.05 among equal strategies, from cohorts, scores and bootstrap
+best    the best of several strategies: its error in standard errors and the coverage of its
+        interval, as it is and corrected for having been chosen
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations, product
+
+import numpy as np
+from simulated_cohorts import Design, cohorts, noise, sampling_error, shift_sd
+
+from hpc_ecg.evaluation import max_t
+from hpc_ecg.evaluation.comparisons import SeedScores
+from hpc_ecg.evaluation.families import compare_strategies
+from hpc_ecg.evaluation.max_t import Means, bias_of_best, judge_family
+from hpc_ecg.evaluation.resampling import ranking_replicates
+
+# K strategies, S seeds, M pairs
+
+PATIENTS, BY_SEED = 0.5, 0.25  # variances: a strategy's patients' part, how a seed fits patients
+FREEDOM = 200  # of the patients' part: that many patients in the smaller class
+SPREADS = (0, 0.5, 1, 1.5, 2)
+
+
+def family_table(options: argparse.Namespace) -> Iterator[str]:
+    max_t.DRAWS = 2000  # of the package's 20,000: for speed
+    for num, seeds, spread, is_half in product((2, 4, 6, 8), options.seeds, SPREADS, (False, True)):
+        if spread == 0 and is_half:
+            continue
+        wrong, _ = _rejected(num, seeds, spread, is_half, 0.0, options)
+        found, known = _rejected(num, seeds, spread, is_half, 4.0, options)
+        kind = "half" if is_half else "all"
+        yield (
+            f"{num} strategies, {seeds:2d} seeds, spread {spread:3.1f} {kind:4s}  any error "
+            f"{100 * wrong.any(1).mean():4.1f}  power {100 * found[:, : num - 1].mean():3.0f} "
+            f"(oracle {100 * known[:, : num - 1].mean():3.0f})"
+        )
+
+
+def _rejected(
+    num: int,
+    seeds: int,
+    spread: float,
+    is_half: bool,
+    lead: float,
+    options: argparse.Namespace,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which pairs differ at 5 % in each simulation, by `judge_family` and by the oracle."""
+    rng = np.random.default_rng(options.seed)
+    training_K = np.full(num, spread**2 / 2)
+    training_K[1::2] *= not is_half
+    pairs_M2 = np.array(list(combinations(range(num), 2)))
+    true_KK = np.diag(PATIENTS + (BY_SEED + training_K) / seeds)
+    error_M = np.sqrt(max_t.variance_of(true_KK, pairs_M2))
+    drawn_RK = rng.multivariate_normal(np.zeros(num), true_KK, 20_000)
+    drawn_RM = np.abs(drawn_RK[:, pairs_M2[:, 0]] - drawn_RK[:, pairs_M2[:, 1]]) / error_M
+    limit = np.quantile(drawn_RM.max(axis=1), 0.95)
+    found, known = [], []
+    for means in _simulate(rng, training_K, seeds, lead * error_M[0], options.simulations):
+        family = judge_family(means, pairs_M2)
+        found.append(family.p_M < 0.05)
+        known.append(np.abs(family.value_M) / error_M > limit)
+    return np.array(found), np.array(known)
+
+
+def _simulate(
+    rng: np.random.Generator, training_K: np.ndarray, seeds: int, lead: float, simulations: int
+) -> Iterator[Means]:
+    num = len(training_K)
+    for _ in range(simulations):
+        score_KS = rng.normal(size=(num, 1)) * np.sqrt(PATIENTS)
+        score_KS = score_KS + rng.normal(size=(num, seeds)) * np.sqrt(BY_SEED + training_K)[:, None]
+        score_KS[0] += lead
+        seen = rng.chisquare(FREEDOM) / FREEDOM
+        yield Means(
+            value_K=score_KS.mean(axis=1),
+            patients_KK=np.eye(num) * (PATIENTS + BY_SEED / seeds) * seen,
+            patient_freedom=FREEDOM,
+            seed_variance_K=score_KS.var(axis=1, ddof=1),
+            known_K=np.full(num, BY_SEED * seen),
+            num_seeds_K=np.full(num, seeds),
+        )
+
+
+def sweeps_table(options: argparse.Namespace) -> Iterator[str]:
+    for num, seeds, spread in product((4, 6), (3, 5), (0, 1.5)):
+        design = Design(patients=300, prevalence=0.2, auroc=0.8)
+        wrong = _sweeps(design, num, seeds, spread, options)
+        yield f"{num} strategies, {seeds} seeds, spread {spread:3.1f}  any error {100 * wrong:4.1f}"
+
+
+def _sweeps(
+    design: Design, num: int, seeds: int, spread: float, options: argparse.Namespace
+) -> float:
+    sd = shift_sd(design.shift, spread * sampling_error(design, options))
+    hits = []
+    for rng, labels_N, patient_N, smaller, draws_RP in cohorts(design, options):
+        common_N, scores = noise(rng, patient_N, 0.5), {}
+        for name in map(str, range(num)):
+            own_N, one = common_N + noise(rng, patient_N, 0.2), SeedScores(value={}, replicate_R={})
+            for seed in range(seeds):
+                score_N = (design.shift + sd * rng.normal()) * labels_N + own_N
+                score_N = score_N + noise(rng, patient_N, 0.3)
+                drawn_R = ranking_replicates(labels_N, score_N, patient_N, draws_RP)["auroc"]
+                one.value[seed], one.replicate_R[seed] = float(drawn_R[0]), drawn_R[1:]
+            scores[name] = one
+        hits.append(any(pair.p_adjusted < 0.05 for pair in compare_strategies(scores, smaller)))
+    return float(np.mean(hits))
+
+
+def best_table(options: argparse.Namespace) -> Iterator[str]:
+    max_t.DRAWS = 2000
+    for num, spread, lead in product((2, 4, 6, 8), (0, 1.5), (0, 1, 2, 4)):
+        rows = _best(num, spread, lead, options)
+        text = "  ".join(
+            f"{name} {error.mean():+.2f}, covered {100 * ((low < 0) & (high > 0)).mean():.1f}"
+            for name, (error, low, high) in rows.items()
+        )
+        yield f"{num} strategies, 3 seeds, spread {spread:3.1f}, lead {lead}  {text}"
+
+
+def _best(
+    num: int, spread: float, lead: float, options: argparse.Namespace
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(options.seed)
+    training_K = np.full(num, spread**2 / 2)
+    true_error = np.sqrt(2 * PATIENTS + 2 * (BY_SEED + training_K[0]) / 3)
+    rows = []
+    for means in _simulate(rng, training_K, 3, lead * true_error, options.simulations):
+        best = int(np.argmax(means.value_K))
+        alone = judge_family(
+            replace(
+                means,
+                value_K=np.append(means.value_K, 0),
+                patients_KK=np.pad(means.patients_KK, ((0, 1), (0, 1))),
+                seed_variance_K=np.append(means.seed_variance_K, 0),
+                known_K=np.append(means.known_K, 0),
+                num_seeds_K=np.append(means.num_seeds_K, 1),
+            ),
+            np.array([[best, num]]),
+        )
+        error = means.value_K[best] - (lead * true_error if best == 0 else 0)
+        rows.append((error, error - bias_of_best(means), alone.critical * alone.error_M[0]))
+    raw, corrected, limit = np.array(rows).T
+    # the corrected interval reaches up to the limit of the value as it is
+    lower, upper = corrected - limit, raw + limit
+    scale = np.sqrt(PATIENTS + (BY_SEED + training_K[0]) / 3)
+    return {
+        "as it is": (raw / scale, raw - limit, raw + limit),
+        "corrected": (corrected / scale, lower, upper),
+    }
