@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hpc_ecg.atomic_io import read_json, sha256_of, write_json
+from hpc_ecg.atomic_io import write_json
+from hpc_ecg.safe_reading import read_json, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np

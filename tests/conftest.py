@@ -18,11 +18,11 @@ from filelock import FileLock
 from ranks import run_on_ranks
 from synthetic import Population, write_cohort
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cohort.privacy import Privacy
 from hpc_ecg.cohort.splits import SPLITS, SplitPlan
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.description import DESCRIPTION_SHA256, count_label, digest_of_description
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs

@@ -12,11 +12,11 @@ from recorded import WORDS, copy_of_0_1, hpc_ecg
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.reference_models import read_baselines, read_soups
 from hpc_ecg.comparison.results import read_results
 from hpc_ecg.hashing import check_file, check_record, read_record, write_record
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.sweep.soups import make_soup
 from hpc_ecg.training.open_run import finished_run, load_run
 from hpc_ecg.training.run_folder import RunFolder

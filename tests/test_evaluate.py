@@ -11,13 +11,13 @@ from ranks import run_on_ranks
 from sklearn.metrics import average_precision_score, roc_auc_score
 from synthetic import Population, write_cohort
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.cli import main
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.evaluation.calibration import fit_isotonic
+from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training.evaluate import describe_evaluation, evaluate, evaluate_weights
 from hpc_ecg.training.finetune import finetune

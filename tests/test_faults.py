@@ -15,8 +15,8 @@ from faults import at_step, finetune_on_ranks, get
 from ranks import Ended
 from test_finetune import events, same_tensors
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.data.dataset import DataConfig, open_shards
+from hpc_ecg.safe_reading import read_json
 from hpc_ecg.sweep.folder import read_events
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ import torch
 from conftest import FIXTURES, reseal, words_for
 from ranks import run_on_ranks
 
-from hpc_ecg.atomic_io import read_json, sha256_of
 from hpc_ecg.config.load import load_config
+from hpc_ecg.safe_reading import read_json, sha256_of
 from hpc_ecg.training import features, user_key
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import finetune

@@ -176,10 +176,25 @@ def test_invalid_samples_become_nan(tmp_path):
         ("rec 12 500 5000", "rec/3 12 500 5000", "unreadable", "several segments"),
         ("rec 12 500 5000", "rec 12", "rate", "no sampling rate"),
         ("rec 12 500 5000", "rec 12 fast 5000", "rate", "no sampling rate"),
-        ("rec 12 500 5000", "rec 12 500Hz 5000", "rate", "no sampling rate, but 500Hz"),
-        ("rec 12 500 5000", "rec 12 1.234,5 5000", "rate", "no sampling rate, but 1.234,5"),
-        ("rec 12 500 5000", "rec 12 500 5e3", "unreadable", "number of samples is '5e3'"),
-        ("rec 12 500 5000", "rec 12 500 5,000", "unreadable", "number of samples is '5,000'"),
+        (
+            "rec 12 500 5000",
+            "rec 12 500Hz 5000",
+            "rate",
+            "no sampling rate like 500 or 499.5; got '500Hz'",
+        ),
+        (
+            "rec 12 500 5000",
+            "rec 12 1.234,5 5000",
+            "rate",
+            "no sampling rate like 500 or 499.5; got '1.234,5'",
+        ),
+        ("rec 12 500 5000", "rec 12 500 5e3", "unreadable", "whole number of samples, got '5e3'"),
+        (
+            "rec 12 500 5000",
+            "rec 12 500 5,000",
+            "unreadable",
+            "whole number of samples, got '5,000'",
+        ),
         ("rec 12 500 5000", "rec 11 500 5000", "unreadable", "announces 11 signals and lists 12"),
         ("rec 12 500 5000", "my rec 12 500 5000", "unreadable", "no blanks in the name; got 'my"),
         ("rec 12 500 5000", "rec 12 500 99999999", "unreadable", "at most 5000000"),
@@ -203,10 +218,9 @@ def test_a_header_that_cannot_be_trusted_is_refused(record, old, new, reason, sa
 
 @pytest.mark.parametrize(
     ("text", "rate_hz"),
-    [("499,98", 499.98), ("5e2", 500), ("5E+2", 500), ("500.5", 500.5), ("360/250.5(-3)", 360)],
+    [("500.5", 500.5), ("500.", 500), ("360/250.5(-3)", 360)],
 )
 def test_a_rate_is_read_whole(record, text, rate_hz):
-    """wfdb alone reads 499,98 as 499 and 5e2 as 5."""
     edit(record, "rec 12 500 5000", f"rec 12 {text} 5000")
     recording = read_recording(record, LAYOUT)
     assert recording.sample_rate_hz == rate_hz

@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config.load import (
     SettingsSource,
@@ -31,6 +30,7 @@ from hpc_ecg.config.load import (
 )
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.model.settings import LossConfig
+from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training import checkpoint
 from hpc_ecg.training.best_tracker import BestTracker

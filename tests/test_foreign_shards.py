@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import V0_1, copy_of_0_1, hpc_ecg
 
-from hpc_ecg.atomic_io import read_json, sha256_of
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.loader import prefetch, prefetch_in_order
 from hpc_ecg.data.sampler import EpochSampler, RankSlice
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
+from hpc_ecg.safe_reading import read_json, sha256_of
 from hpc_ecg.shards.format import read_shard_set, shard_name
 from hpc_ecg.shards.remote import open_shard_set
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import FIXTURES
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.losses import loss_sum
 from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.model.transformer import ModelConfig
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.initialize import initialize

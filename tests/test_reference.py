@@ -19,9 +19,9 @@ from conftest import FIXTURES
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.config.load import load_config
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.format import FORMAT, ShardWriter, find_array_offsets, key_of_row, shard_name
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.finetune import finetune

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from hpc_ecg import atomic_io
-from hpc_ecg.atomic_io import read_json, write_atomically, write_json
+from hpc_ecg.atomic_io import write_atomically, write_json
+from hpc_ecg.safe_reading import read_json
 from hpc_ecg.training.environment import describe_environment
 from hpc_ecg.training.run_folder import RunFolder, differing_keys
 

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from conftest import plan_for
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import prepare
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.format import find_array_offsets, key_of_row, read_shard_set, shard_name
 from hpc_ecg.shards.sharding import shard_ecgs
 

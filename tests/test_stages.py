@@ -8,8 +8,8 @@ from conftest import words_for
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.config.load import load_config
+from hpc_ecg.safe_reading import read_json
 from hpc_ecg.training import loop
 from hpc_ecg.training.best_weights import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import FIXTURES, words_for
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.cli import main
+from hpc_ecg.safe_reading import read_json
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.training.run_folder import RunFolder
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from test_sweep import words_of_sweep
 
-from hpc_ecg.atomic_io import read_json, write_json, write_text
+from hpc_ecg.atomic_io import write_json, write_text
 from hpc_ecg.config.load import to_yaml
+from hpc_ecg.safe_reading import read_json
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.task import TaskRunner

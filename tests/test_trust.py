@@ -10,10 +10,10 @@ import pytest
 import yaml
 from recorded import WORDS, copy_of_0_1, hpc_ecg
 
-from hpc_ecg.atomic_io import parse_json, read_json, read_settings_file
 from hpc_ecg.config.load import load_config
 from hpc_ecg.jobs.settings import SlurmConfig
 from hpc_ecg.reporting.plots import Group, line_plot
+from hpc_ecg.safe_reading import parse_json, read_json, read_settings_file
 from hpc_ecg.sweep.folder import expected_cells, read_events
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.submissions import last_submissions

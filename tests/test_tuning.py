@@ -11,11 +11,12 @@ import pytest
 from safetensors.torch import load_file
 from test_sweep import words_of_sweep
 
-from hpc_ecg.atomic_io import read_json, sha256_of, write_json
+from hpc_ecg.atomic_io import write_json
 from hpc_ecg.cli import main
 from hpc_ecg.cli import sweep as cli_sweep
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.hashing import read_record
+from hpc_ecg.safe_reading import read_json, sha256_of
 from hpc_ecg.sweep import launch
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import prepare_sweep

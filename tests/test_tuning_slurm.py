@@ -11,8 +11,8 @@ from slurm_jobs import wait_until
 from test_finetune import same_tensors
 from test_sweep_slurm import Launcher, words_of
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.cli import main
+from hpc_ecg.safe_reading import read_json
 from hpc_ecg.sweep.grid import Sweep, load_sweep
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.status import read_status

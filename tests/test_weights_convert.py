@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import FIXTURES
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cli import main
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.settings import ModelConfig
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights import load_model, original
 from hpc_ecg.weights.convert import convert, reset_head, soup
 from hpc_ecg.weights.export import save_model

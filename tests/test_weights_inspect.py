@@ -10,9 +10,9 @@ import torch
 from conftest import FIXTURES
 from safetensors.torch import save_file
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cli import main
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.convert import convert, reset_head
 from hpc_ecg.weights.export import save_model

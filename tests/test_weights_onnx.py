@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import FIXTURES
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cli import main
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights import load_model, onnx_export
 from hpc_ecg.weights.convert import convert, reset_head
 

@@ -14,9 +14,9 @@ import torch
 from conftest import FIXTURES
 from hostile import members_of, zip_of
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.model.transformer import build_on_meta
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.archive import read_archive
 from hpc_ecg.weights.mapping import deduce_sizes, expected_shapes

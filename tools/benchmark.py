@@ -11,7 +11,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from hpc_ecg.atomic_io import check_may_write, read_json, write_json
+from hpc_ecg.atomic_io import check_may_write, write_json
+from hpc_ecg.safe_reading import read_json
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 

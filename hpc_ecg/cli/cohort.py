@@ -129,7 +129,7 @@ def _sources(options: argparse.Namespace) -> "SourceTables":
 
 
 def _codes(path: Path | None) -> list[str]:
-    from hpc_ecg.atomic_io import check_regular
+    from hpc_ecg.safe_reading import check_regular
 
     if path is None:
         return []

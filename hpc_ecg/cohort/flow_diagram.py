@@ -14,11 +14,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 import hpc_ecg
-from hpc_ecg.atomic_io import sha256_of, write_json, write_text
+from hpc_ecg.atomic_io import write_json, write_text
 from hpc_ecg.cohort.rules import Count, Flow, Rules
 from hpc_ecg.cohort.source_tables import SourceTables
 from hpc_ecg.log import printable
 from hpc_ecg.reporting.plots import INK, new_figure, to_svg
+from hpc_ecg.safe_reading import sha256_of
 
 FORMAT = "hpc_ecg cohort flow 1"
 

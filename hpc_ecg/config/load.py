@@ -22,12 +22,12 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from hpc_ecg.atomic_io import read_yaml_text
 from hpc_ecg.config.built_in import find_config
 from hpc_ecg.config.describe import KINDS, describe_kind, describe_settings, show_value
 from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.schema import rules_by_key, section_of, without_none
 from hpc_ecg.config.suggestions import RENAMED, did_you_mean
+from hpc_ecg.safe_reading import read_yaml_text
 
 Schema = TypeVar("Schema")
 COMMAND_LINE = "command line"

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cohort import splits
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.data.views import choose_fold, keep_label_fraction, replace_labels
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.classes import ADVICE, find_lacks
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, rows_of_keys
 from hpc_ecg.shards.remote import open_shard_set

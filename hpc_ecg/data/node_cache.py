@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from hpc_ecg.atomic_io import check_regular, remove_made
+from hpc_ecg.atomic_io import remove_made
 from hpc_ecg.log import describe_error, logger
+from hpc_ecg.safe_reading import check_regular
 
 BLOCK = 1 << 22
 LIST_EVERY_S = 1.0

@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.data.node_cache import NodeCache, resolve_stage_dir
 from hpc_ecg.data.settings import DataConfig
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.format import ShardSet, check_inside
 from hpc_ecg.shards.remote import RemoteStore, open_remote_store
 

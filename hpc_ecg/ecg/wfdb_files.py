@@ -185,10 +185,6 @@ def _plain_lines(lines: list[str]) -> list[str]:
     """The same header in a form that wfdb reads: plain name, no date, u for µ."""
     name, *fields = lines[0].split()
     name = name if _PLAIN_NAME.fullmatch(name) else "record"
-    rate = _RATE.fullmatch(fields[1])
-    assert rate is not None, "checked before"
-    if not re.fullmatch(r"[\d.]+", rate[1]):
-        fields[1] = f"{float(rate[1].replace(',', '.')):.12g}{rate[2] or ''}"
     return [" ".join([name, *fields[:3]]), *(line.translate(_MICRO) for line in lines[1:])]
 
 

@@ -73,9 +73,12 @@ def compare_family(
 def correct_best(
     scores: Mapping[str, SeedScores], best: Estimate, num_patients: int
 ) -> Estimate | None:
-    """The highest mean, corrected for having been chosen for being the highest. The interval reaches
-    from the corrected lower limit to the upper limit as it was: where one strategy leads, the
-    correction is too large. None with fewer than two strategies, or if one has a single seed."""
+    """The highest mean, corrected for having been chosen for being the highest.
+
+    The interval reaches from the corrected lower limit to the upper limit as it was, since the
+    correction is too large where one strategy leads. None with fewer than two strategies, or if one
+    has a single seed.
+    """
     if len(scores) < 2 or not all(one.includes_seeds for one in scores.values()):
         return None
     bias = bias_of_best(_means(list(scores.values()), num_patients))

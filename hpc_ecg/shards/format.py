@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpc_ecg.atomic_io import check_regular, sha256_of
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
+from hpc_ecg.safe_reading import check_regular, sha256_of
 from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
     DESCRIPTION_SHA256,
     FOLD_PREFIX,

@@ -16,19 +16,14 @@ import numpy as np
 import pandas as pd
 
 import hpc_ecg
-from hpc_ecg.atomic_io import (
-    check_may_write,
-    sha256_of,
-    write_atomically,
-    write_json,
-    write_text,
-)
+from hpc_ecg.atomic_io import check_may_write, write_atomically, write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS, Assignment, check_no_leakage
 from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.reporting.escape import csv_text
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.description import (
     DESCRIPTION_SHA256,
     FORMAT,

@@ -7,9 +7,9 @@ for byte. If it is not, the sources have changed, and nothing is replaced.
 import tempfile
 from pathlib import Path
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.cohort.splits import assign_splits
 from hpc_ecg.cohort.table import read_cohort
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.array_rows import match_rows
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.integrity import find_damage

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.atomic_io import naming, sha256_of, write_json
+from hpc_ecg.atomic_io import naming, write_json
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, PreparedECG, prepare
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.jobs.processes import map_in_processes
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.format import FORMAT, ShardWriter, find_array_offsets, key_of_row, shard_name
 
 RATE_TOLERANCE = 0.0005

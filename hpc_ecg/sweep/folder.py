@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpc_ecg.atomic_io import parse_json, read_settings_file
 from hpc_ecg.hashing import check_kinds, read_record
+from hpc_ecg.safe_reading import parse_json, read_settings_file
 from hpc_ecg.sweep.arms import arm_name, arms_of
 
 LOG, ENDED_LOG = "log: ", "ended from outside, log: "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from hpc_ecg.atomic_io import read_settings_file, write_json, write_text
+from hpc_ecg.atomic_io import write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import check_classes, open_shards, open_split
@@ -19,6 +19,7 @@ from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.slurm_jobs import SITE_FILE
 from hpc_ecg.log import logger
 from hpc_ecg.reporting.numbers import count
+from hpc_ecg.safe_reading import read_settings_file
 from hpc_ecg.sweep.arms import axes_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Cell, Sweep

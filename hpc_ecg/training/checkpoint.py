@@ -14,15 +14,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpc_ecg.atomic_io import (
-    read_json,
-    remove_made,
-    sha256_of,
-    wait_until_seen,
-    write_atomically,
-    write_json,
-)
+from hpc_ecg.atomic_io import remove_made, wait_until_seen, write_atomically, write_json
 from hpc_ecg.hashing import sha256_of_value
+from hpc_ecg.safe_reading import read_json, sha256_of
 
 logger = logging.getLogger("hpc_ecg")
 

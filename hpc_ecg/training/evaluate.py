@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from hpc_ecg.atomic_io import read_json
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.settings import DataConfig
@@ -32,6 +31,7 @@ from hpc_ecg.evaluation.scores import (
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import read_record, write_record
 from hpc_ecg.reporting.numbers import count, format_with_interval
+from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, choose_stage_inputs

@@ -24,9 +24,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from hpc_ecg.atomic_io import read_json, sha256_of, wait_until_seen, write_atomically, write_json
+from hpc_ecg.atomic_io import wait_until_seen, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.model.transformer import ECGClassifier
+from hpc_ecg.safe_reading import read_json, sha256_of
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.predict import predict
 from hpc_ecg.training.user_key import sign

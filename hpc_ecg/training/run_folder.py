@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 import yaml
 from filelock import FileLock, Timeout
 
-from hpc_ecg.atomic_io import naming, read_settings_file, tidy, write_json, write_text
+from hpc_ecg.atomic_io import naming, tidy, write_json, write_text
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.schema import rules_by_key
 from hpc_ecg.hashing import CHANGED, check_record, read_record, sha256_of_value, write_record
+from hpc_ecg.safe_reading import read_settings_file
 from hpc_ecg.training.environment import describe_environment, utc_now
 from hpc_ecg.training.settings import FinetuneConfig
 

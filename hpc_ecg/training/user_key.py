@@ -12,7 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from hpc_ecg.atomic_io import check_regular, write_atomically
+from hpc_ecg.atomic_io import write_atomically
+from hpc_ecg.safe_reading import check_regular
 
 logger = logging.getLogger("hpc_ecg")
 

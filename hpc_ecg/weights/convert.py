@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import hpc_ecg
-from hpc_ecg.atomic_io import check_may_write, sha256_of, write_atomically
+from hpc_ecg.atomic_io import check_may_write, write_atomically
 from hpc_ecg.model.randomize import randomize_head
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights import original
 from hpc_ecg.weights.export import write_weights
 from hpc_ecg.weights.mapping import LAYOUTS, PRETRAINING

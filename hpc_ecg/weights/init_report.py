@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.model.transformer import ECGClassifier
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights.heads import HeadPlan
 from hpc_ecg.weights.reading import Checkpoint
 

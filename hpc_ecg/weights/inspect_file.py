@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from hpc_ecg.atomic_io import sha256_of
 from hpc_ecg.model.architecture import SIZE_NAMES, architecture_to_settings, show_value
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights import original
 from hpc_ecg.weights.mapping import deduce_sizes
 from hpc_ecg.weights.reading import (

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpc_ecg.atomic_io import parse_json
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings, show_value
+from hpc_ecg.safe_reading import parse_json
 
 OUR_FORMAT = "hpc_ecg/1"
 # The type of each text's value, and of the items in it.

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hpc_ecg.atomic_io import parse_json
+from hpc_ecg.safe_reading import parse_json
 from hpc_ecg.weights.stored_tensor import MAX_AXES, ByteRange, StoredTensor, map_file
 
 DTYPES = {
