@@ -6,6 +6,7 @@ What a file says is data: JSON and YAML are refused where parsers would differ o
 import hashlib
 import json
 import math
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,15 @@ def read_yaml_text(path: Path) -> str:
             raise ValueError("its aliases repeat too many values")
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    return text
+
+
+def quote_times(text: str) -> str:
+    """Quote what YAML would read as a number to the base of 60: a time such as 12:00:00."""
+    for token in reversed([t for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken)]):
+        if token.plain and re.fullmatch(r"\d+(:\d+)+", token.value):
+            start, end = token.start_mark.index, token.end_mark.index
+            text = f"{text[:start]}'{text[start:end]}'{text[end:]}"
     return text
 
 

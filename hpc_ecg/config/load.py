@@ -27,7 +27,7 @@ from hpc_ecg.config.describe import KINDS, describe_kind, describe_settings, sho
 from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.schema import rules_by_key, section_of, without_none
 from hpc_ecg.config.suggestions import RENAMED, did_you_mean
-from hpc_ecg.safe_reading import read_yaml_text
+from hpc_ecg.safe_reading import quote_times, read_yaml_text
 
 Schema = TypeVar("Schema")
 COMMAND_LINE = "command line"
@@ -80,17 +80,15 @@ def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Sc
 
 
 def read_yaml(file: str) -> SettingsSource:
-    """Read a YAML file of nested keys; ValueError if it is missing or holds something else.
-
-    If there is no such file, a built-in one is found by its name in `configs/`.
-    """
+    """Read a YAML file of nested keys, or a built-in one by its name in `configs/`; ValueError if
+    there is none, or if it holds something else."""
     path = Path(file)
     if not path.is_file():
         path = find_config(file) or path
     if not path.is_file():
         raise ValueError(f"{file}: no such configuration file; settings are given as key=value")
     try:
-        loaded = OmegaConf.load(io.StringIO(_quote_base_60(read_yaml_text(path))))
+        loaded = OmegaConf.load(io.StringIO(quote_times(read_yaml_text(path))))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"{file}, line {line}: not YAML: {error.problem}") from None
@@ -99,15 +97,6 @@ def read_yaml(file: str) -> SettingsSource:
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"{file}: expected `key: value` lines, got something else")
     return SettingsSource(loaded, file)
-
-
-def _quote_base_60(text: str) -> str:
-    """Quote what YAML would read as a number to the base of 60: a time such as 12:00:00."""
-    for token in reversed([t for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken)]):
-        if token.plain and re.fullmatch(r"\d+(:\d+)+", token.value):
-            start, end = token.start_mark.index, token.end_mark.index
-            text = f"{text[:start]}'{text[start:end]}'{text[end:]}"
-    return text
 
 
 def parse_override(override: str, schema: type) -> SettingsSource:

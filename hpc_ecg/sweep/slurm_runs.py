@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hpc_ecg.atomic_io import write_json
@@ -30,6 +30,7 @@ from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.reporting.numbers import join_names
 from hpc_ecg.sweep.slurm_task import SlurmTask
 from hpc_ecg.sweep.submissions import (
+    Tries,
     describe_changes,
     last_submissions,
     link_log,
@@ -50,19 +51,6 @@ RETRY_AFTER_S = (15, 60, 240, 960)
 REPORT_EVERY_S = 180.0
 
 
-@dataclass
-class _Tries:
-    """What this start of the sweep knows about a task that was lost."""
-
-    retries: int = 0
-    gone_since: float | None = None
-    """When the job of this try was first missed in the queue."""
-    nodes: list[str] = field(default_factory=list)
-    """The nodes on which it was lost."""
-    excludes: bool = False
-    """Whether the job in the queue excludes them."""
-
-
 def run_tasks_on_slurm(
     tasks: Sequence[Task],
     folder: Path,
@@ -73,8 +61,8 @@ def run_tasks_on_slurm(
     """Submit the tasks that are not done; with `wait`, returns a line for each that failed."""
     todo = [task for task in tasks if not task.is_done()]
     waiting = submit_missing(todo, folder, config)
+    when = "as others end" if wait else "by the next start of the sweep"
     if waiting:
-        when = "as others end" if wait else "by the next start of the sweep"
         logger.info("%d more are submitted %s", len(waiting), when)
     return _watch(todo, folder, config, on_done, waiting) if wait else []
 
@@ -83,8 +71,7 @@ def submit_missing(
     tasks: Sequence[Task], folder: Path, config: SlurmConfig, room: int | None = None
 ) -> list[Task]:
     """Submit the tasks that are not done and have no job in the queue; returns those for which
-    there is no place yet. `room`: try no more than this of what is left of an earlier call.
-    """
+    there is no place yet. `room`: try no more than this of what is left of an earlier call."""
     if not tasks:
         return []
     ids: list[str] = []
@@ -145,7 +132,7 @@ def _watch(
     waiting: list[Task],
 ) -> list[str]:
     left = {task.name: task for task in tasks}
-    tries = {name: _Tries() for name in left}
+    tries = {name: Tries() for name in left}
     failures, pause, reported = [], POLL_S, time.monotonic()
     with progress_bar("runs", len(left)) as advance:
         while left:
@@ -180,9 +167,7 @@ def _watch(
     return failures
 
 
-def _ended(
-    tasks: dict[str, Task], queue: Container[str], tries: Mapping[str, _Tries]
-) -> list[Task]:
+def _ended(tasks: dict[str, Task], queue: Container[str], tries: Mapping[str, Tries]) -> list[Task]:
     """The tasks that are done, or whose job left the queue long enough ago."""
     now, ended = time.monotonic(), []
     for name, task in tasks.items():
@@ -193,7 +178,7 @@ def _ended(
     return ended
 
 
-def _should_retry(task: Task, folder: Path, tries: _Tries, max_retries: int) -> bool:
+def _should_retry(task: Task, folder: Path, tries: Tries, max_retries: int) -> bool:
     """Whether an ended task was lost and may be submitted again. Without a retry left, it fails."""
     if task.is_done() or task.error.exists():
         return False
@@ -217,10 +202,9 @@ def _should_retry(task: Task, folder: Path, tries: _Tries, max_retries: int) -> 
 
 
 def _submit_again(
-    lost: Sequence[Task], tries: Mapping[str, _Tries], folder: Path, config: SlurmConfig
+    lost: Sequence[Task], tries: Mapping[str, Tries], folder: Path, config: SlurmConfig
 ) -> list[Task]:
-    """Submit lost tasks as jobs that start after a pause, on other nodes if there are any; returns
-    those for which there is no place yet."""
+    """Submit lost tasks to start after a pause, on other nodes; returns those without a place."""
     mine = [tries[task.name] for task in lost]
     pause_s = max(RETRY_AFTER_S[min(t.retries, len(RETRY_AFTER_S) - 1)] for t in mine)
     nodes = sorted({node for known in mine for node in known.nodes})
@@ -244,12 +228,12 @@ def _submit_again(
 
 
 def _allow_excluded_nodes(
-    queue: Mapping[str, QueuedJob], tries: Mapping[str, _Tries], config: SlurmConfig
+    queue: Mapping[str, QueuedJob], tries: Mapping[str, Tries], config: SlurmConfig
 ) -> None:
     """Let jobs that no other node can run return to the nodes on which they were lost."""
     for name, job in queue.items():
         if tries[name].excludes and job.lacks_nodes:
             tries[name].excludes = False
             allow_nodes(job.id, config.options.get("exclude", ""))
-            nodes = join_names(tries[name].nodes)
-            logger.info("%s may run on %s again: no other node is available", name, nodes)
+            where = f"{join_names(tries[name].nodes)} again: no other node is available"
+            logger.info("%s may run on %s", name, where)

@@ -8,7 +8,7 @@ which tasks have a job, and nothing is submitted twice. This file imports no tor
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
@@ -47,6 +47,19 @@ def submission_lock(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise ValueError(f"{jobs / 'lock'} is held by another process; try again") from None
+
+
+@dataclass
+class Tries:
+    """What this start of the sweep knows about a task that was lost."""
+
+    retries: int = 0
+    gone_since: float | None = None
+    """When the job of this try was first missed in the queue."""
+    nodes: list[str] = field(default_factory=list)
+    """The nodes on which it was lost."""
+    excludes: bool = False
+    """Whether the job in the queue excludes them."""
 
 
 def last_submissions(folder: Path) -> dict[str, Submission]:

@@ -3,7 +3,6 @@
 Thresholds and calibration are not fitted again: they come from the run's validation split.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -43,8 +42,6 @@ from hpc_ecg.training.stages import stages_of, trains_head_only
 from hpc_ecg.training.try_kernels import try_kernels
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
-
-logger = logging.getLogger("hpc_ecg")
 
 SPLIT = "test"
 SPLITS = ("test", "valid", "all")
