@@ -15,24 +15,24 @@ PACKAGE = ROOT / "hpc_ecg"
 GROUND = {"__init__", "__main__", "atomic_io", "hashing", "log", "safe_reading"}
 # From the ground up, with the most lines that a folder may have.
 FLOORS = {
-    "config": 520,
-    "reporting": 490,
-    "ecg": 1360,
-    "model": 1120,
-    "distributed": 1050,
-    "jobs": 650,
-    "cohort": 1380,
-    "shards": 1610,
-    "weights": 2560,
-    "evaluation": 1960,
-    "data": 1410,
-    "training": 2850,
-    "preflight": 640,
-    "sweep": 1660,
-    "comparison": 2670,
-    "cli": 1170,
+    "config": 600,
+    "reporting": 580,
+    "ecg": 1990,
+    "model": 1250,
+    "distributed": 1060,
+    "jobs": 960,
+    "cohort": 1570,
+    "shards": 2060,
+    "weights": 2590,
+    "evaluation": 2360,
+    "data": 1500,
+    "training": 2970,
+    "preflight": 690,
+    "sweep": 1920,
+    "comparison": 2740,
+    "cli": 1290,
 }
-MOST_LINES = 24_000
+MOST_LINES = 26_700
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
 BANNED |= {"meeting", "alone", "places", "heard", "rivals", "caveats"}
 """Names that hid standard ideas in version 0.1; tied scores are called so in prose."""

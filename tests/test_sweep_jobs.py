@@ -145,7 +145,7 @@ def lost(tmp_path, monkeypatch):
     def judge(shown, text="", **known):
         log.write_text(text)
         monkeypatch.setattr(slurm_runs, "show_job", lambda _: shown)
-        task, tries = some_task(tmp_path), slurm_runs._Tries(**known)
+        task, tries = some_task(tmp_path), slurm_runs.Tries(**known)
         return slurm_runs._should_retry(task, tmp_path, tries, 3), tries, task
 
     return judge
@@ -193,7 +193,7 @@ def test_the_reason_names_the_tries_the_nodes_and_the_line_of_the_log(lost):
 
 
 def test_each_try_is_missed_for_the_same_time_before_it_is_lost(tmp_path, monkeypatch):
-    task, clock, tries = some_task(tmp_path), [100.0], {"a/seed-0": slurm_runs._Tries()}
+    task, clock, tries = some_task(tmp_path), [100.0], {"a/seed-0": slurm_runs.Tries()}
     monkeypatch.setattr(slurm_runs.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(slurm_runs, "submit_missing", lambda *_: None)
     for _ in range(2):
@@ -213,7 +213,7 @@ def test_tries_come_later_each_time_and_avoid_nodes_unless_no_other_is_left(tmp_
             raise ValueError("Requested node configuration is not available")
 
     monkeypatch.setattr(slurm_runs, "submit_missing", submit)
-    known = slurm_runs._Tries(nodes=["node1"])
+    known = slurm_runs.Tries(nodes=["node1"])
     config = SlurmConfig(options={"exclude": "node9", "comment": "x"})
     for _ in range(3):
         slurm_runs._submit_again([task], {task.name: known}, tmp_path, config)
@@ -227,7 +227,7 @@ def test_tries_come_later_each_time_and_avoid_nodes_unless_no_other_is_left(tmp_
 def test_a_job_that_no_other_node_can_take_may_return_to_the_one_it_left(monkeypatch):
     calls = []
     monkeypatch.setattr(slurm_runs, "allow_nodes", lambda *call: calls.append(call))
-    tries = {"a": slurm_runs._Tries(nodes=["node1"], excludes=True)}
+    tries = {"a": slurm_runs.Tries(nodes=["node1"], excludes=True)}
     config = SlurmConfig(options={"exclude": "node9"})
     for reason in ("Resources", "ReqNodeNotAvail, UnavailableNodes:node3", "ReqNodeNotAvail"):
         slurm_runs._allow_excluded_nodes({"a": queued(reason=reason)}, tries, config)
