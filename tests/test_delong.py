@@ -116,5 +116,5 @@ def test_a_model_does_not_differ_from_itself():
 
 def test_a_class_of_one_patient_has_no_variance():
     labels = np.array([1.0, 1.0, 0.0, 0.0])
-    with pytest.raises(ValueError, match="1 patients are positive and 2 negative"):
+    with pytest.raises(ValueError, match="1 positive patient and 2 negative"):
         delong(labels, np.array([[4.0, 1.0, 2.0, 3.0]]), np.array(["a", "a", "b", "c"]))

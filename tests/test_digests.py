@@ -31,13 +31,19 @@ def made(tmp_path_factory):
     """A folder with a sweep of two evaluated runs, its soup and its baselines."""
     folder = copy_of_0_1(tmp_path_factory.mktemp("made"))
     for seed in (0, 1):
-        words = [*WORDS["run"], "train.max_epochs=1", f"seed={seed}", f"run_dir=s/a/seed-{seed}"]
+        words = [
+            *WORDS["run"],
+            "init.checkpoint=random",
+            "train.max_epochs=1",
+            f"seed={seed}",
+            f"run_dir=s/a/seed-{seed}",
+        ]
         assert hpc_ecg(folder, "finetune", *words) == 0
         assert hpc_ecg(folder, "evaluate", f"s/a/seed-{seed}") == 0
     (folder / "s/sweep.yaml").write_text("strategies: [a]\nseeds: [0, 1]\n")
     config = load_run(str(folder / "s/a/seed-0"), [f"data.shards={folder}/shards"])
     make_soup(config, [str(folder / f"s/a/seed-{k}") for k in (0, 1)], [0, 1], folder / "s/a/soup")
-    assert hpc_ecg(folder, "report", "s", "--replicates", "20") == 0
+    assert hpc_ecg(folder, "report", "s", "--replicates", "200") == 0
     return folder
 
 
@@ -225,7 +231,13 @@ def test_equal_weights_are_equal_bytes_in_every_process(made, tmp_path):
 
 
 def test_equal_runs_end_with_equal_digests(made, tmp_path):
-    words = [*WORDS["run"], "train.max_epochs=1", "seed=0", f"run_dir={tmp_path}/again"]
+    words = [
+        *WORDS["run"],
+        "init.checkpoint=random",
+        "train.max_epochs=1",
+        "seed=0",
+        f"run_dir={tmp_path}/again",
+    ]
     assert hpc_ecg(made, "finetune", *words) == 0
     names = ("best/model.safetensors", "best/operating_point.json", "predictions/valid.parquet")
     first, again = (

@@ -57,13 +57,19 @@ def sweep(tmp_path_factory):
 
     folder = copy_of_0_1(tmp_path_factory.mktemp("edited"))
     for seed in (0, 1):
-        words = [*WORDS["run"], "train.max_epochs=1", f"seed={seed}", f"run_dir=s/a/seed-{seed}"]
+        words = [
+            *WORDS["run"],
+            "init.checkpoint=random",
+            "train.max_epochs=1",
+            f"seed={seed}",
+            f"run_dir=s/a/seed-{seed}",
+        ]
         assert hpc_ecg(folder, "finetune", *words) == 0
         assert hpc_ecg(folder, "evaluate", f"s/a/seed-{seed}") == 0
     (folder / "s/sweep.yaml").write_text(yaml.safe_dump({"strategies": ["a"], "seeds": [0, 1]}))
     config = load_run(str(folder / "s/a/seed-0"), [f"data.shards={folder}/shards"])
     make_soup(config, [str(folder / f"s/a/seed-{k}") for k in (0, 1)], [0, 1], folder / "s/a/soup")
-    assert hpc_ecg(folder, "report", "s", "--replicates", "20") == 0
+    assert hpc_ecg(folder, "report", "s", "--replicates", "200") == 0
     write(folder / "s/a/arm.json", {"base": "a", "varied": {"optim.lr": 0.001}})
     trial = {"values": {"optim.lr": 0.001}, "score": 0.5, "metric": "auroc"}
     write(folder / "s/tuning.json", {"a": {"chosen": trial["values"], "trials": [trial]}})

@@ -450,7 +450,7 @@ def test_a_number_can_be_regressed_on(three_labels, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_can_start_from_random_weights_and_trains_its_stem(shards, tmp_path):
-    words = [*TINY_MODEL, "init.checkpoint=null", "train.max_steps=1"]
+    words = [*TINY_MODEL, "init.checkpoint=random", "train.max_steps=1"]
     folder = run(words_for(shards, tmp_path / "run", *words))
     report = read_json(folder.init_report)
     assert report["counts"]["tensors_loaded"] == report["counts"]["tensors_frozen"] == 0

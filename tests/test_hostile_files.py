@@ -766,7 +766,7 @@ def test_our_file_is_read_whatever_the_order_of_its_header(ours, tmp_path):
         ("architecture", "null", "metadata `architecture` must be a JSON dict"),
         ("architecture", '{"encoder_layers": 2, "encoder_layers": 2}', "must be a JSON dict"),
         ("architecture", "{}", "is missing; every size must be stated"),
-        ("architecture", '{"in_d": NaN}', "is missing; every size must be stated"),
+        ("architecture", '{"in_d": NaN}', "must be a JSON"),
         ("labels", '{"a": 1}', "metadata `labels` must be a JSON list"),
         ("labels", "[1]", "metadata `labels` must be a JSON list of str"),
         ("labels", "[[" * 100_000, "metadata `labels` must be a JSON list"),

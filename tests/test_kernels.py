@@ -175,7 +175,7 @@ def test_run_evaluation_and_doctor_stop_before_anything_is_written(monkeypatch, 
         line.startswith("error   kernels: backbone.encoder.layers.0.self_attn is off by ")
         for line in findings
     )
-    assert "skipped step: the kernels must be repaired first" in findings
+    assert "skipped step: the kernels must be right first" in findings
     assert not (tmp_path / "run").exists()
     plain = load_config(
         FinetuneConfig, [], words_for(shards, tmp_path / "plain", "model.attention=math")

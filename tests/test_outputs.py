@@ -155,7 +155,7 @@ def test_a_report_deletes_nothing_but_what_reports_write(old, tmp_path, capsys):
     report = sweep / "report"
     report.mkdir()
     (report / "index.html").write_text("mine")
-    words = ["report", str(sweep), "--replicates", "10", "--no-baselines"]
+    words = ["report", str(sweep), "--replicates", "200", "--no-baselines"]
     assert "index.html exists; it is not ours" in refusal(capsys, old, *words)
     (report / "index.html").unlink()
     assert hpc_ecg(old, *words) == 0

@@ -49,7 +49,7 @@ def test_a_sweep_reports_failed_cells_and_the_next_start_runs_only_those(shards,
     strategies.mkdir()
     for name in ("ssl_new_head", "afib_keep_head"):
         (strategies / f"{name}.yaml").write_text((STRATEGIES / f"{name}.yaml").read_text())
-    wrong = "init: {checkpoint: '${files.base_ssl}', head: keep}\n"  # base_ssl has no head
+    wrong = "init: {checkpoint: '${files.wcr_afib_5y}'}\ntrain: {freeze_layers: 99}\n"
     (strategies / "afib_keep_head.yaml").write_text(wrong)
     words = words_of_sweep(
         shards, folder, "strategies=[ssl_new_head,afib_keep_head]", "seeds=[0,1]"
@@ -58,8 +58,8 @@ def test_a_sweep_reports_failed_cells_and_the_next_start_runs_only_those(shards,
 
     assert main(["sweep", *words]) == 1
     printed = capfd.readouterr().out
-    assert printed.count("failed: afib_keep_head/seed-") == 2 and "no head" in printed
-    assert "no head" in (folder / "afib_keep_head" / "seed-0" / "error.txt").read_text()
+    assert printed.count("failed: afib_keep_head/seed-") == 2 and "freeze_layers" in printed
+    assert "freeze_layers" in (folder / "afib_keep_head" / "seed-0" / "error.txt").read_text()
     done = folder / "ssl_new_head" / "seed-0" / "finished.json"
     first = done.stat().st_mtime_ns
 
@@ -101,7 +101,7 @@ def test_what_would_fail_in_every_cell_fails_before_the_first(words, tmp_path):
         "run.files.base_ssl=nope.pt": "ssl_new_head: nope.pt: no such file",
         "run.loss.name=mse": "data.task=binary needs loss.name=",
         "run.train.best_metric=nope": "train.best_metric",
-        "tune.optim.lr=[fast]": "optim.lr: Value 'fast'",
+        "tune.optim.lr=[fast]": "optim.lr must be a number such as 1e-5, got 'fast'",
         "tune.optim.lrr=[0.1]": "unknown setting optim.lrr",
     }.items():
         with pytest.raises(ValueError, match=expected):

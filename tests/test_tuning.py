@@ -113,7 +113,7 @@ def test_a_dry_run_lists_what_is_left_and_writes_nothing(sweep, capsys):
     output = capsys.readouterr().out
     assert re.search(r"ssl_linear_probe +done +done +to do", output)
     assert "2 of 6 runs to do" in output and "tuning" not in output
-    assert re.search(r"cost: about [\d.e-]+ CPU process-hours, as the 4 finished runs took", output)
+    assert re.search(r"cost: about [\d.e-]+ CPU process-hours, as 4 finished runs took", output)
     assert main(["sweep", *words, "tune.optim.lr=[1e-6,0.01,0.1]", "--dry-run"]) == 0
     assert "before them, tuning: 3 trials of each of 2 strategies" in capsys.readouterr().out
     slurm = ["slurm.partition=gpu", "slurm.gpus_per_node=1", "slurm.time=90"]
@@ -182,7 +182,7 @@ def test_status_shows_what_is_done_failed_stopped_and_not_started(sweep, capsys)
         (["cancel", "nowhere"], "nowhere is not a sweep's folder"),
         (["retry", "nowhere", "a/seed-0"], "nowhere is not a sweep's folder"),
         (["status"], "SWEEP_DIR"),
-        (["strategies"], "neither a .yaml file nor a setting"),
+        (["strategies"], "neither a setting nor status, cancel, retry"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(words, message, capsys):

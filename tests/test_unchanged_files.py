@@ -37,7 +37,9 @@ SEEDS = [f"sweeps/finished/random/seed-{seed}" for seed in (0, 1)]
 def left(tmp_path_factory):
     """The folder in which all these commands were given, a folder in it for each kind."""
     folder = copy_of_0_1(tmp_path_factory.mktemp("left"))
-    (folder / "strategies/random.yaml").write_text("init: {checkpoint: random}")
+    (folder / "strategies/random.yaml").write_text(
+        "init: {checkpoint: random}\ntrain: {freeze: none}\n"
+    )
     (folder / "key").write_text("a key of thirty-two or more letters")
     for name in ("cohort_table", "weights"):
         (folder / name).mkdir()

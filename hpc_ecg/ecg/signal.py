@@ -66,7 +66,7 @@ def spec_from_dict(values: dict[str, Any], source: str) -> SignalSpec:
         if is_right and name == "leads":
             is_right = 0 < len(value) == len({lead for lead in value if isinstance(lead, str)})
         if not is_right or (isinstance(value, int) and not 0 < value < MAX_SAMPLES):
-            raise ValueError(f"{source}: the signal's {name} cannot be {repr(value)[:60]}")
+            raise ValueError(f"{source}: signal.{name} cannot be {repr(value)[:60]}")
     return spec
 
 
