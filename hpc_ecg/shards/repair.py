@@ -32,7 +32,8 @@ def repair(folder: Path, table: Path | None = None, signals: Path | None = None)
         if path.is_dir():
             raise ValueError(f"{path} is a folder in a shard's place; move it away, then repair")
     plan = plan_from_shards(shards, table, signals)
-    cohort = match_rows(read_cohort(plan.table, plan.columns), plan, is_new=False)
+    cohort = read_cohort(plan.table, plan.columns, needs_people=False)
+    cohort = match_rows(cohort, plan, is_new=False)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     # on the same disk as the old shard, so that the new one replaces it in one step
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".repair-") as work:
