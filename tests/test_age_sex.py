@@ -91,11 +91,11 @@ def test_words_that_are_not_known_are_missing_and_counted():
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        (["M", "F", "1"], "'1' can mean more than one thing (a code beside words)"),
+        (["M", "F", "1"], "'1' means different sexes in different tables"),
         (["M", "Male", "f", "1", "W"], "the column holds 1, M, Male, W, f; write M and F"),
-        (["F", "W"], "'W' can mean more than one thing"),
-        (["W", "B"], "'W' can mean more than one thing"),
-        (["H", "M"], "'H' can mean more than one thing"),
+        (["F", "W"], "'W' means different sexes in different tables"),
+        (["W", "B"], "'W' means different sexes in different tables"),
+        (["H", "M"], "'H' means different sexes in different tables"),
     ],
 )
 def test_what_could_mean_either_sex_is_refused_with_what_was_seen(cells, said):

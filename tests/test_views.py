@@ -61,6 +61,12 @@ def test_labels_of_a_table_take_the_place_of_the_shards_own(index, tmp_path, cap
     assert replace_labels(index, path, [])[1] == ["flutter", "other"]
 
 
+def test_a_table_of_labels_may_hold_a_sex_that_shards_would_refuse(index, tmp_path):
+    path = write(tmp_path, "record,af,sex\na,1,M\nb,0,1\nc,1,W\n")
+    changed, _ = replace_labels(index, path, ["af"])
+    np.testing.assert_array_equal(changed["label.af"], [1, 0, 1, 1])
+
+
 def test_a_table_of_labels_that_does_not_fit_is_refused_in_one_line(index, tmp_path):
     for text, names, expected in [
         ("record\na\n", [], "has no column but record"),

@@ -74,8 +74,11 @@ class Cohort:
         return len(self.files)
 
 
-def read_cohort(path: Path, columns: Columns, shown: bool = True) -> Cohort:
+def read_cohort(
+    path: Path, columns: Columns, shown: bool = True, needs_people: bool = True
+) -> Cohort:
     """Read the table as text and take its columns apart. `shown`: messages may name identifiers.
+    `needs_people`: give age and sex one form, and refuse what could mean either sex.
 
     ValueError: a missing file or column, a label that is not a number or is named twice, a record
     that is listed twice, one identifier in two spellings, an empty table.
@@ -100,7 +103,7 @@ def read_cohort(path: Path, columns: Columns, shown: bool = True) -> Cohort:
     extra = {"age": "age", "sex": "sex", "time": columns.time, "site": columns.site}
     extra |= {name: name for name in columns.keep}
     facts = {name: table[source].str.strip() for name, source in extra.items() if source in table}
-    remarks, capped_ages = _understand(facts, shown)
+    remarks, capped_ages = _understand(facts, shown) if needs_people else ([], [])
     return Cohort(
         files=files,
         records=records,

@@ -56,7 +56,7 @@ def replace_labels(
     if not names:
         raise ValueError(f"data.label_table={path} has no column but {by}; add the labels")
     chosen = Columns(labels=names, patient=None, file=by, record=by, ids_as_written=True)
-    table, wanted = read_cohort(path, chosen), pd.Series(_names_of(index, by))
+    table, wanted = read_cohort(path, chosen, needs_people=False), pd.Series(_names_of(index, by))
     both = {"the shards": wanted, f"{path.name}, column {by}": table.records}
     check_spellings(both, ids_as_written, "data.ids_as_written=true")
     row_of = {record: row for row, record in enumerate(table.records)}

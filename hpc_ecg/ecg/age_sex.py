@@ -30,7 +30,6 @@ _WORDS = {
     "": "u unk unknown unbekannt n/a na nan none null ? -",
 }
 _SEX_OF = {word: sex for sex, words in _WORDS.items() for word in words.split()}
-_AMBIGUOUS = {"w": "weiblich, or white", "h": "homme, hombre, or another word"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +61,12 @@ def read_ages(column: pd.Series, shown: bool = True) -> ReadColumn:
     """The ages in years as text. `shown`: the remark may show a cell."""
     text = column.str.strip()
     read = {cell: read_age(cell) for cell in text.unique()}
-    ages = {cell: repr(age).removesuffix(".0") for cell, (age, _) in read.items()}
-    is_unread = text.isin([cell for cell, (age, _) in read.items() if age is None])
-    is_wrong = is_unread & (text != "")
-    is_capped = text.isin([cell for cell, (_, is_capped) in read.items() if is_capped])
-    capped = np.flatnonzero(is_capped).tolist()
+    years = {c: "" if age is None else repr(age).removesuffix(".0") for c, (age, _) in read.items()}
+    values = text.map(years)
+    capped = np.flatnonzero(text.isin([cell for cell in read if read[cell][1]])).tolist()
     note = f" ({len(capped):,} capped: {CAPPED_AGE} or older)" if capped else ""
-    return ReadColumn(
-        values=text.map(ages).mask(is_unread, ""),
-        remark=describe_cells(text, is_wrong, note, shown),
-        capped_rows=capped,
-    )
+    remark = describe_cells(text, (values == "") & (text != ""), note, shown)
+    return ReadColumn(values=values, remark=remark, capped_rows=capped)
 
 
 def read_sexes(column: pd.Series, shown: bool = True) -> ReadColumn:
@@ -81,27 +75,26 @@ def read_sexes(column: pd.Series, shown: bool = True) -> ReadColumn:
     ValueError: a letter that means different sexes in different tables, codes beside words.
     """
     text = column.str.strip()
-    seen = {cell: cell.casefold() for cell in text.unique() if cell}
-    sexes = {cell: _SEX_OF.get(word) for cell, word in seen.items()}
-    codes = {cell: cell.removesuffix(".0") for cell in seen if re.fullmatch(r"\d(\.0)?", cell)}
-    words = {cell for cell, sex in sexes.items() if sex}
-    for cell, word in seen.items():
-        if word == "w" and "M" in sexes.values() and "F" not in sexes.values():
-            sexes[cell] = "F"
-        elif word in _AMBIGUOUS or (cell in codes and words):
-            meaning = _AMBIGUOUS.get(word, "a code beside words")
+    seen = sorted(set(text) - {""})
+    sexes = {cell: _SEX_OF.get(cell.casefold()) for cell in seen}
+    codes = {cell: cell[0] for cell in seen if re.fullmatch(r"\d(\.0)?", cell)}
+    if "M" in sexes.values() and "F" not in sexes.values():
+        sexes |= {cell: "F" for cell in seen if cell in "wW"}
+    has_words = any(sexes.values())
+    for cell in seen:
+        if (cell in "wWhH" and not sexes[cell]) or (cell in codes and has_words):
             raise ValueError(
-                f"column {column.name}: {cell!r} can mean more than one thing ({meaning}); the "
-                f"column holds {', '.join(sorted(seen)[:8])}; write M and F"
+                f"column {column.name}: {cell!r} means different sexes in different tables; the "
+                f"column holds {', '.join(seen[:8])}; write M and F"
             )
     kept = {cell: sex for cell, sex in (sexes | codes).items() if sex}
     if len(set(kept.values())) == len(kept) and not codes:
         kept = {cell: cell for cell in kept}  # one spelling of each
-    is_wrong = (text != "") & ~text.isin([*kept, *(c for c, sex in sexes.items() if sex == "")])
+    unknown = text.isin([cell for cell, sex in sexes.items() if sex == ""])
     note = " (codes, kept as they are: which one is male is not stated)" if codes else ""
-    unknown = int(text.isin([cell for cell, sex in sexes.items() if sex == ""]).sum())
-    note += f" ({unknown:,} as unknown)" if unknown else ""
+    note += f" ({unknown.sum():,} as unknown)" if unknown.any() else ""
     values = text.map(kept).fillna("")
+    is_wrong = (values == "") & (text != "") & ~unknown
     return ReadColumn(values=values, remark=describe_cells(text, is_wrong, note, shown))
 
 

@@ -35,7 +35,8 @@ def repair(folder: Path, table: Path | None = None, signals: Path | None = None)
         plan = plan_from_shards(shards, table, signals)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}/dataset.json: made_from is damaged ({error})") from None
-    cohort = match_rows(read_cohort(plan.table, plan.columns), plan, is_new=False)
+    cohort = read_cohort(plan.table, plan.columns, needs_people=False)
+    cohort = match_rows(cohort, plan, is_new=False)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     # on the same disk as the old shard, so that the new one replaces it in one step
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".repair-") as work:
