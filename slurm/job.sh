@@ -79,7 +79,7 @@ requeue_after() {
   state=$(scontrol --oneliner show job "${SLURM_JOB_ID:-}" || true)
   # The variable may be that of another job, from which this one was submitted.
   if [[ $state =~ \ Restarts=([0-9]+) ]]; then restarts=${BASH_REMATCH[1]}; fi
-  if [[ $SECONDS -lt 60 && $state =~ \ TimeLimit=(00:0[0-2]:[0-9]+) ]]; then
+  if [[ $restarts -gt 0 && $SECONDS -lt 60 && $state =~ \ TimeLimit=(00:0[0-2]:[0-9]+) ]]; then
     say "stopped at once: Slurm sends the signal to save two minutes before the time limit, and" \
       "--time is ${BASH_REMATCH[1]}; submit again with more"
     return

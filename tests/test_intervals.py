@@ -55,15 +55,34 @@ def replicates_like(value, spread, num=20_000):
     return np.random.default_rng(1).normal(value, spread, num)
 
 
-def test_a_ranking_metric_has_a_t_interval_on_the_logit_scale():
+def test_average_precision_has_a_t_interval_on_the_logit_scale():
     value_R = special.expit(replicates_like(special.logit(0.9), 0.4))
-    found = bootstrap_interval(0.9, value_R, metric="auroc", num_patients=12)
+    found = bootstrap_interval(0.9, value_R, metric="auprc", num_patients=12)
     half = stats.t.ppf(0.975, 11) * 0.4 * np.sqrt(12 / 11)
     expected = special.expit(special.logit(0.9) + np.array([-half, half]))
     assert (found["low"], found["high"]) == pytest.approx(tuple(expected), abs=0.004)
-    many = bootstrap_interval(0.9, value_R, metric="auroc")
+    many = bootstrap_interval(0.9, value_R, metric="auprc")
     expected = special.expit(special.logit(0.9) + 1.96 * np.array([-0.4, 0.4]))
     assert (many["low"], many["high"]) == pytest.approx(tuple(expected), abs=0.002)
+
+
+def test_an_auroc_far_from_1_has_wilsons_interval_of_its_variance():
+    value_R = replicates_like(0.8, 0.02)
+    found = bootstrap_interval(0.8, value_R, metric="auroc", num_patients=200)
+    num = 0.8 * 0.2 / (0.02**2 * 200 / 199)
+    expected = proportion_confint(0.8 * num, num, method="wilson")
+    assert (found["low"], found["high"]) == pytest.approx(expected, abs=2e-3)
+
+
+def test_near_1_an_interval_grows_into_the_bound_of_the_patients_and_does_not_jump():
+    """With hardly any error seen, 20 patients allow what 20 cases without an error allow."""
+    lows = [
+        bootstrap_interval(v, replicates_like(v, sd), metric="auroc", num_patients=20)["low"]
+        for v, sd in ((0.9982, 0.0018), (0.9998, 0.0002), (0.99999, 0.00001))
+    ]
+    assert all(0.75 < low < 0.92 for low in lows)
+    at_1 = bootstrap_interval(1.0, np.ones(50), metric="auroc", num_patients=20)["low"]
+    assert abs(lows[-1] - at_1) < 0.03
 
 
 def test_a_proportion_of_independent_patients_has_wilsons_interval():

@@ -41,8 +41,9 @@ def refusal(capsys, folder, *words):
     capsys.readouterr()
     assert hpc_ecg(folder, *words) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+    said = [line for line in lines if not line.endswith("no digests of its files")]
+    assert len(said) == 1, lines
+    return said[0]
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])

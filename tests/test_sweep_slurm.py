@@ -185,7 +185,7 @@ def test_a_mistake_is_not_retried_and_a_killed_run_at_most_max_retries_times(
     folder, strategies = tmp_path / "sweep", tmp_path / "strategies"
     strategies.mkdir()
     shutil.copy(STRATEGIES / "ssl_new_head.yaml", strategies)
-    wrong = "init: {checkpoint: '${files.base_ssl}', head: keep}\n"  # base_ssl has no head
+    wrong = "init: {checkpoint: '${files.base_ssl}'}\ntrain: {freeze_layers: 99}\n"
     (strategies / "wrong.yaml").write_text(wrong)
     settings = (f"strategy_dir={strategies}", "seeds=[0]", "slurm.max_retries=0")
     words = words_of(shards, folder, *settings)
@@ -193,7 +193,7 @@ def test_a_mistake_is_not_retried_and_a_killed_run_at_most_max_retries_times(
     launcher.hold("ssl_new_head/seed-0", 8)
     os.kill(launcher.processes_of("ssl_new_head/seed-0")[0], signal.SIGKILL)
     assert launcher.end() == 1
-    assert re.search(r"failed: wrong/seed-0: ValueError: .*no head.*log.err", launcher.log)
+    assert re.search(r"failed: wrong/seed-0: ValueError: .*freeze_layers.*log.err", launcher.log)
     lost = r"failed: ssl_new_head/seed-0: its job ended without a result on node\d: a process on "
     lost += r"node\d ended: Killed, often out of memory \(FAILED\); "
     lost += r"\S+/jobs/ssl_new_head-seed-0-\S+.err"

@@ -9,7 +9,8 @@ import re
 import socket
 import time
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -162,6 +163,7 @@ def _local_log(sweep_dir: Path, name: str, holder: Path) -> Path:
 def _progress(run: RunFolder) -> str:
     """The last step, its speed and how long ago it was; no speed if later steps are overdue."""
     steps = [event for event in read_events(run.metrics) if event.get("event") == "step"]
+    times = [time_s for event in steps[-2:] if (time_s := _time_of(event))]
     if not steps:
         return ""
     settings = run.read_settings() if run.config.exists() else {}
@@ -169,12 +171,21 @@ def _progress(run: RunFolder) -> str:
     text = f"at step {steps[-1]['step']}"
     if "epoch" in steps[-1] and max_epochs:
         text += f", epoch {steps[-1]['epoch']:.1f} of {max_epochs}"
-    times = [datetime.fromisoformat(event["time"]).timestamp() for event in steps[-2:]]
+    speed = steps[-1].get("ecg_per_s")
+    text_speed = f", {speed:.0f} ECG/s" if isinstance(speed, int | float) and speed else ""
+    if not times:
+        return text + text_speed
     age_s = max(time.time() - times[-1], 0.0)
     if age_s > max(OVERDUE_AFTER_S, OVERDUE_FACTOR * (times[-1] - times[0])):
         return f"{text}, no step for {_describe_age(age_s)}"
-    speed = steps[-1].get("ecg_per_s")
-    return text + (f", {speed:.0f} ECG/s" if speed else "") + f", {_describe_age(age_s)} ago"
+    return f"{text}{text_speed}, {_describe_age(age_s)} ago"
+
+
+def _time_of(event: Mapping[str, Any]) -> float | None:
+    """When a line of metrics.jsonl was written, in seconds; None where it states no time."""
+    with suppress(KeyError, TypeError, ValueError):
+        return datetime.fromisoformat(event["time"]).timestamp()
+    return None
 
 
 def _describe_age(seconds: float) -> str:
