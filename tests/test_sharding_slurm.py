@@ -44,7 +44,7 @@ def test_a_killed_job_is_named_and_the_same_command_then_succeeds(slurm, cohort,
 
     killer = threading.Thread(target=kill_second_job)
     killer.start()
-    with pytest.raises(ValueError, match="ended without a result: .*(CANCELLED|[Kk]illed)"):
+    with pytest.raises(ValueError, match=r"ended without a result: .*(CANCELLED|[Kk]illed)"):
         shard_ecgs(given)
     killer.join()
     assert not (tmp_path / "out").exists()

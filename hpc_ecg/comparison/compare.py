@@ -43,6 +43,7 @@ from hpc_ecg.evaluation.comparisons import (
 )
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.families import compare_strategies, correct_best, probability_best
+from hpc_ecg.evaluation.metrics import RANKING_METRICS
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.log import logger
 from hpc_ecg.sweep.folder import read_note
@@ -100,7 +101,10 @@ def compare(
         strategies=strategies,
         pairs_of=pairs_of,
         best_corrected=correct_best(
-            ranked[metric], strategies[0].estimates[metric], scorer.num_patients
+            ranked[metric],
+            strategies[0].estimates[metric],
+            scorer.num_patients,
+            lowest=0.0 if metric in RANKING_METRICS else -np.inf,
         ),
         by_label=compare_by_label(scorer, scored, order),
         reference_models=estimate_reference_models(scorer, list(references), reference_scores),

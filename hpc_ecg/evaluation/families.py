@@ -71,18 +71,18 @@ def compare_family(
 
 
 def correct_best(
-    scores: Mapping[str, SeedScores], best: Estimate, num_patients: int
+    scores: Mapping[str, SeedScores], best: Estimate, num_patients: int, lowest: float = -np.inf
 ) -> Estimate | None:
     """The highest mean, corrected for having been chosen for being the highest.
 
     The interval reaches from the corrected lower limit to the upper limit as it was, since the
     correction is too large where one strategy leads. None with fewer than two strategies, or if one
-    has a single seed.
+    has a single seed. `lowest`: the least value that the metric can have.
     """
     if len(scores) < 2 or not all(one.includes_seeds for one in scores.values()):
         return None
     bias = bias_of_best(_means(list(scores.values()), num_patients))
-    return replace(best, value=best.value - bias, low=best.low - bias)
+    return replace(best, value=best.value - bias, low=max(best.low - bias, lowest))
 
 
 def probability_best(scores: dict[str, SeedScores], num_patients: int) -> dict[str, float]:
