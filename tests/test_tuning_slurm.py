@@ -97,4 +97,4 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
     for name in (*(f"{cell}/best" for cell in CELLS), SOUP):
         weights = f"{name}/model.safetensors"
         assert same_tensors(folder / weights, undisturbed / weights), name
-    assert read_json(folder / SOUP / "soup.json") == {"seeds": [0, 1]}
+    assert read_json(folder / SOUP / "soup.json")["seeds"] == [0, 1]

@@ -4,19 +4,23 @@ In: a value and its values in the replicates (resampling.py). Out: a small dict 
 `value`, `low`, `high`, `replicates`, `method` and, where it applies, `warning`. Replicates without
 a value (one class only) are left out; `replicates` counts the others.
 
-  AUROC, AUPRC  normal on the logit scale with a t quantile for the patients of the smaller class.
-                Percentiles cover too seldom near 1 and with few patients: they end where the
-                sample ends
+  AUROC         Wilson's interval with the number of cases that has the bootstrap's variance, and a
+                t quantile for the patients of the smaller class; near 1, where few patients make
+                all of the error, the variance grows into the largest possible one
+  AUPRC         normal on the logit scale with the same t quantile. Percentiles cover too seldom
+                with few patients: they end where the sample ends
   proportions   sensitivity, PPV …: Wilson's interval with the number of independent cases that has
                 the bootstrap's variance
   others        percentiles
 
 Measured by tools/coverage_tables.py (95 % intervals, 1 to 4 ECGs per patient, AUROC 0.75 and 0.9,
 2,000 cohorts a cell, 1,000 at 5,000 patients): among 200 to 5,000 patients, 20 or more positive on
-average, 94.1–96.5 % for AUROC and 93.6–96.4 % for AUPRC; percentiles 90.0–95.5 % and 92.8–94.9 %.
-With exactly 2, 3, 5, 7, 10, 15 positive patients among 300 (AUROC of 0.98, too) AUROC is covered in
-at least 99.9, 97.9, 97.4, 96.8, 95.0, 94.4 %, by percentiles in 46, 60, 69, 73, 78, 82 %; AUPRC in
-97.9 % or more, since the bootstrap lets the number of positives vary (with 20 and 40: 97.0–98.2 %).
+average, 93.6–96.4 % for AUPRC; percentiles of AUROC 90.0–95.5 %. AUROC (400 cohorts a cell, 200 and
+1,000 patients, 0.75 and 0.9): 92.5–98.2 % with 10 or more positive patients, 98–100 % with fewer;
+at 0.97 to 0.9998 with 5 to 50 positive patients among 300, also if 3 % of them look healthy (250
+cohorts a cell): 94–100 %, where the logit scale gives 61–100 %. Percentiles cover AUROC in 46, 60,
+69, 73, 78, 82 % with 2, 3, 5, 7, 10, 15 positive patients; AUPRC is covered in 97.9 % or
+more, since the bootstrap lets the number of positives vary (with 20 and 40: 97.0–98.2 %).
 Sensitivities of 0.7 to 0.95 with 20 to 100 positive patients: 94.0–97.7 %, by percentiles
 86.6–93.1 %; with 5 and 10: 97.5–99.7 %. The way of many papers, percentiles of 70 % of the ECGs
 drawn without replacement, covers 44–70 %.

@@ -13,7 +13,13 @@ interval excludes 0 where the adjusted p is below 0.05.
 Seeds of different strategies count as independent: where equal seeds move all strategies alike,
 the test errs on the safe side. Two strategies with the same seeds are paired by seed instead.
 
-MEASURED
+Measured (tools/coverage_tables.py family, normal scores, 5,000 sweeps a case): 2, 4, 6 and 8 equal
+strategies, 3, 5 and 10 seeds, spread over seeds 0 to 2 times the patients' part, in all strategies
+or in every second one: any difference is found in 2.2–6.1 %; a leader by 4 standard errors in at
+most 10 of 100 sweeps less often than by a test that knows all spreads. From cohorts, scores and the
+bootstrap (table sweeps, 1,000 a case, 4 and 6 strategies, 3 and 5 seeds): 3.0–5.0 %. Where it ends:
+at a spread of 3 in half of the strategies, three seeds err in about 7 % (1,000 sweeps); the value
+of the best, corrected, is off by up to 0.6 of its standard error where one of 8 leads by 2.
 """
 
 # K strategies, R draws, M differences of the family
