@@ -101,7 +101,7 @@ CANCELLED = "JobState=COMPLETING Reason=None"
         (first("User defined signal 2", 137), RUNNING, 9, 140, "is back in the queue"),
         (first("Terminated", 137), RUNNING, 9, 143, "is back in the queue"),
         (first("Terminated", 143), CANCELLED, 0, 143, "Slurm ended the job"),
-        (first("Exited with exit code 75", 75), f"{RUNNING} TimeLimit=00:02:00", 0, 75, "--time"),
+        (first("Exited with exit code 75", 75), f"{RUNNING} TimeLimit=00:02:00", 1, 75, "--time"),
         (first("Killed", 137), RUNNING, 0, 137, "is back in the queue"),
         (first("Killed", 137), RUNNING, 5, 137, "after 5 restarts"),
         (first("Segmentation fault (core dumped)", 139), RUNNING, 0, 139, "is back in the queue"),
