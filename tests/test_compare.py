@@ -179,7 +179,7 @@ def test_with_one_seed_nothing_is_called_better(tmp_path):
     assert not any(is_better(pair) for pair in (*comparison.pairs, *comparison.baselines))
     assert not any(test["is_non_inferior"] for test in comparison.non_inferior)
     assert comparison.detectable == {} and "80 % power" not in text
-    assert comparison.best_corrected is None
+    assert comparison.best_corrected is None and "Probability of being the best" not in text
 
 
 def test_the_note_of_a_sweep_comes_before_all_warnings(tmp_path):

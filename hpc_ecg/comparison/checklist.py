@@ -92,8 +92,8 @@ def _sample_size(comparison: Comparison) -> str:
         return f"{text}; see Cohort"
     sizes = comparison.detectable.values()
     return (
-        f"{text}; with this test set and these seeds, 4 of 5 sweeps would find a difference of "
-        f"{format_span(min(sizes), max(sizes))} {comparison.metric_name}"
+        f"{text}; with this test set and these seeds, a sweep has 80 % power to find a difference "
+        f"of {format_span(min(sizes), max(sizes))} {comparison.metric_name}"
     )
 
 

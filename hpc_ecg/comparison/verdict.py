@@ -135,8 +135,10 @@ def _gain(pair: Difference) -> str:
 
 
 def sentences_on_chance(comparison: Comparison) -> list[str]:
-    """Say how sure the order is: probability of being best, and non-inferiority to the best."""
-    if len(comparison.strategies) < 2:
+    """Say how sure the order is: probability of being best, and non-inferiority to the best.
+    Nothing where a strategy has a single seed."""
+    single = any(not pair.estimate.includes_seeds for pair in comparison.pairs)
+    if len(comparison.strategies) < 2 or single:
         return []
     ranked = sorted(comparison.probability_best.items(), key=lambda item: -item[1])
     chances = ", ".join(f"{name} {format_probability(p)}" for name, p in ranked[:3])

@@ -50,7 +50,6 @@ FORMATS: dict[str, Callable[..., str]] = {
         format_p,
         format_percent,
         format_range,
-        format_threshold,
         format_interval,
         format_hours,
         format_metric,
