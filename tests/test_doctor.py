@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -339,7 +340,9 @@ def test_a_clock_that_the_disk_does_not_share_is_named(tmp_path, monkeypatch, se
     monkeypatch.setattr(time, "time", lambda: ours() + seconds)
     [finding] = disk_checks.check_clocks(tmp_path / "run", rank=0)
     assert finding.level == level
-    assert level == "ok" or f"the disk of run_dir is {-seconds:+.1f} s from" in finding.text
+    if level != "ok":
+        [skew_s] = re.findall(r"the disk of run_dir is ([+-]\d+\.\d) s from", finding.text)
+        assert float(skew_s) == pytest.approx(-seconds, abs=5)  # a busy disk answers late
     assert list(tmp_path.iterdir()) == []
 
 

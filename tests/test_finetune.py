@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,8 @@ from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.sharding import shard_ecgs
-from hpc_ecg.training import checkpoint
+from hpc_ecg.sweep.folder import read_events
+from hpc_ecg.training import checkpoint, loop
 from hpc_ecg.training.best_tracker import BestTracker
 from hpc_ecg.training.best_weights import BestWeights
 from hpc_ecg.training.checkpoint import complete_checkpoints
@@ -55,6 +57,10 @@ def events(folder: RunFolder | Path, kind: str) -> list[dict]:
     path = folder.metrics if isinstance(folder, RunFolder) else folder / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [line for line in lines if line["event"] == kind]
+
+
+def lines_without_time(lines, kind: str) -> list[dict]:
+    return [{**line, "time": None} for line in lines if line["event"] == kind]
 
 
 def losses(folder) -> list[float]:
@@ -157,6 +163,21 @@ def stop_while_saving(monkeypatch, number):
     monkeypatch.setattr(checkpoint, "save_file", save_file)
 
 
+def stop_beside(owner, name, is_done, monkeypatch, number):
+    """Stop at a call of this function, before or after it has done its work."""
+    real, seen = getattr(owner, name), []
+
+    def call(*arguments, **named):
+        seen.append(1)
+        stops = len(seen) == number
+        if is_done or not stops:
+            real(*arguments, **named)
+        if stops:
+            raise StoppedError
+
+    monkeypatch.setattr(owner, name, call)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "where", "resumes_at"),
@@ -167,6 +188,10 @@ def stop_while_saving(monkeypatch, number):
         (stop_in_evaluation, 2, 8),
         (stop_while_saving, 1, None),
         (stop_while_saving, 2, 4),
+        (partial(stop_beside, BestWeights, "save", False), 1, 4),
+        (partial(stop_beside, BestWeights, "save", True), 1, 4),
+        (partial(stop_beside, loop, "update_progress", False), 1, 4),
+        (partial(stop_beside, loop, "update_progress", True), 1, 4),
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
@@ -180,9 +205,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     folder = run(words)
     resumed = events(folder, "resumed")
     assert [line["step"] for line in resumed] == ([resumes_at] if resumes_at else [])
-    # An evaluation that was recorded is not repeated; it would count against patience.
-    evaluated = [line["step"] for line in events(folder, "eval")]
-    assert evaluated == [line["step"] for line in events(whole, "eval")]
+    # Each evaluation counts once: in the curve, and against patience.
+    ours, theirs = (lines_without_time(read_events(f.metrics), "eval") for f in (folder, whole))
+    assert ours == theirs
     newest = complete_checkpoints(whole.checkpoints)[-1].name
     for part in ("model.safetensors", "optimizer.safetensors"):
         ours, theirs = (f.checkpoints / newest / part for f in (folder, whole))

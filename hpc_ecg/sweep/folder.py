@@ -44,7 +44,8 @@ def read_note(sweep_dir: Path) -> str | None:
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl that count: `started` or `resumed` at a step drops later
-    steps, which the run repeated. A line that a crash left incomplete is skipped."""
+    steps, which the run repeated, and an evaluation that was repeated counts once. A line that a
+    crash left incomplete is skipped."""
     events: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -57,8 +58,14 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         check_kinds(path, event, dict.fromkeys(event.keys() & {"step"}, int))
         if event["event"] in ("started", "resumed"):
             events = [e for e in events if e.get("step", 0) <= event.get("step", 0)]
+        elif event["event"] == "eval":
+            events = [e for e in events if not _is_same(e, event)]
         events.append(event)
     return events
+
+
+def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one["event"] == other["event"] and one.get("step") == other.get("step")
 
 
 def read_optional(path: Path) -> dict[str, Any]:

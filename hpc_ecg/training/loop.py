@@ -169,9 +169,10 @@ def _evaluate(run: Run, state: StageState, progress: Progress) -> Progress:
         if is_best:
             state.backend.gather_weights()
             engine.run_on_rank_zero(lambda: run.best.save(model, state.inputs.saved_module))
-    engine.run_on_rank_zero(lambda: update_progress(run.folder.checkpoints, progress))
+    # The line comes first: killed between the two, the run evaluates and records again.
     epoch = progress.step / state.schedule.epoch_steps
     run.record("eval", step=progress.step, epoch=epoch, best=is_best, **scores)
+    engine.run_on_rank_zero(lambda: update_progress(run.folder.checkpoints, progress))
     engine.track({f"valid_{name}": value for name, value in scores.items()}, progress.step)
     logger.info(
         f"step {progress.step} of {state.schedule.end}: validation loss {scores['loss']:.4f}, "
