@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpc_ecg.atomic_io import write_atomically
-from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 from hpc_ecg.model.transformer import ECGClassifier, build_on_meta
-from hpc_ecg.weights.metadata import Metadata
+from hpc_ecg.safe_reading import check_regular
+from hpc_ecg.weights.metadata import Metadata, parse_text
+from hpc_ecg.weights.stored_tensor import one_line_errors
 
+ONNX_FORMAT = "hpc_ecg/onnx/1"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit if that is above 1."""
@@ -58,6 +61,20 @@ def write_onnx(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) ->
     return lines[0]
 
 
+def read_onnx_metadata(path: Path) -> tuple[list[str], SignalSpec | None]:
+    """Labels and signal that a file of `write_onnx` states. ValueError: not one of these."""
+    check_installed()
+    import onnx
+
+    with one_line_errors(path):
+        check_regular(path)
+        props = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
+        if props.get("format") != ONNX_FORMAT or "labels" not in props:
+            raise ValueError("not an ONNX file that hpc-ecg wrote (its metadata has no labels)")
+        labels, signal = parse_text(props, "labels"), parse_text(props, "signal")
+    return labels, None if signal is None else spec_from_dict(signal, str(path))
+
+
 def _export(model: ECGClassifier, path: Path, metadata: Metadata) -> None:
     (ecg_BCS,) = _simulate(metadata, ((2, 10.0),))
     free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("samples")}
@@ -78,7 +95,7 @@ def _export(model: ECGClassifier, path: Path, metadata: Metadata) -> None:
         node.metadata_props.clear()  # paths of the code on this machine
     unit = metadata.signal.unit if metadata.signal else "mV"
     texts = {"architecture": metadata.sizes_text(), "unit": unit, **metadata.texts()}
-    program.model.metadata_props.update({"format": "hpc_ecg/onnx/1", **texts})
+    program.model.metadata_props.update({"format": ONNX_FORMAT, **texts})
     program.save(path, external_data=False)
 
 
