@@ -26,8 +26,8 @@ from hpc_ecg.prediction.decode import Decoded, decode
 from hpc_ecg.prediction.forward import Forward, OnnxForward, TorchForward
 from hpc_ecg.prediction.from_shards import decode_shards
 from hpc_ecg.prediction.model_source import ModelSource
-from hpc_ecg.prediction.sources import Source
 from hpc_ecg.prediction.risk_table import columns_of, risks, write_table
+from hpc_ecg.prediction.sources import Source
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.training.engine import Engine
