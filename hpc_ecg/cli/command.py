@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import hpc_ecg
+from hpc_ecg.cli.bundle import add_bundle
 from hpc_ecg.cli.cohort import add_cohort
 from hpc_ecg.cli.config import add_config
 from hpc_ecg.cli.data import add_data
@@ -63,6 +64,7 @@ def build_parser() -> Parser:
         add_doctor,
         add_evaluate,
         add_predict,
+        add_bundle,
         add_sweep,
         add_strategies,
         add_report,

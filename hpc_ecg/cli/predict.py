@@ -4,26 +4,39 @@ import argparse
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_ecg.cli.arrays import add_layout_options, layout_of
-from hpc_ecg.cli.parser import Verbs
+from hpc_ecg.cli.parser import Parser, Verbs
+
+if TYPE_CHECKING:
+    from hpc_ecg.prediction.model_source import ModelSource
 
 SOME_REFUSED = 3
 
 
 def add_predict(verbs: Verbs) -> None:
+    # As for evaluate: options may stand between MODEL and FILES.
     predict = verbs.add_parser(
-        "predict",
-        help="risks of recordings without labels",
+        "predict", help="risks of recordings without labels", add_help=False, prefix_chars="\0"
+    )
+    predict.add_argument("arguments", nargs="*")
+    predict.set_defaults(verb=_predict)
+
+
+def _parser() -> Parser:
+    predict = Parser(
+        prog="hpc-ecg predict",
         description="Write the risk of each recording, or the reason why it has none. Exit code 0: "
         "all were predicted; 3: some were not; 2: none was, or the command is wrong.",
     )
     predict.add_argument("model", type=Path, metavar="MODEL", help="run, sweep, .pt …")
     predict.add_argument(
-        "files", nargs="+", metavar="FILES", help="files, folders, patterns, tables, arrays"
+        "files", nargs="*", metavar="FILES", help="files, folders, patterns, tables, arrays"
     )
-    predict.add_argument("--out", type=Path, required=True, metavar="FILE", help=".csv or .parquet")
+    predict.add_argument("--out", type=Path, metavar="FILE", help=".csv or .parquet")
     predict.add_argument("--force", action="store_true", help="replace FILE")
+    predict.add_argument("--self-test", action="store_true", help="of a bundle: is all well here?")
     which = predict.add_argument_group("of a sweep")
     which.add_argument("--strategy", metavar="NAME")
     which.add_argument("--ensemble", action="store_true", help="all seeds, not the best one")
@@ -37,16 +50,20 @@ def add_predict(verbs: Verbs) -> None:
     work = predict.add_argument_group("work")
     work.add_argument("--batch-size", type=int, metavar="N", help="default: the run's")
     work.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
-    predict.set_defaults(verb=_predict)
+    return predict
 
 
-def _predict(options: argparse.Namespace) -> int:
+def _predict(command: argparse.Namespace) -> int:
     from hpc_ecg.atomic_io import check_may_write
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import logger, say, start_logging
 
-    ranks = read_ranks(os.environ)
+    options, ranks = _parser().parse_intermixed_args(command.arguments), read_ranks(os.environ)
     start_logging(ranks.rank)
+    if options.self_test:
+        return _self_test(options)
+    if not options.files or options.out is None:
+        raise ValueError("give FILES and --out FILE (or, for a bundle, --self-test)")
     out = options.out
     if out.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--out {out}: the ending must be .csv or .parquet")
@@ -57,10 +74,9 @@ def _predict(options: argparse.Namespace) -> int:
     rate_hz = _rate_of(options.rate)
     layout = layout_of(options, rate_hz)
 
-    from hpc_ecg.prediction.model_source import open_model
     from hpc_ecg.prediction.sources import find_sources, is_shards
 
-    model, shards = open_model(options.model, options.strategy, options.ensemble), None
+    model, shards = _open(options), None
     if any(map(is_shards, options.files)):
         from hpc_ecg.prediction.from_shards import open_all
 
@@ -102,6 +118,28 @@ def _predict(options: argparse.Namespace) -> int:
         return 0  # torchrun and srun take any other code for a failure
     num_refused = int((table["reason"] != "").sum())
     return 0 if not num_refused else 2 if num_refused == len(table) else SOME_REFUSED
+
+
+def _open(options: argparse.Namespace) -> "ModelSource":
+    from hpc_ecg.prediction.bundle import is_bundle, open_bundle
+    from hpc_ecg.prediction.model_source import open_model
+
+    if is_bundle(options.model) and not (options.strategy or options.ensemble):
+        return open_bundle(options.model)
+    return open_model(options.model, options.strategy, options.ensemble)
+
+
+def _self_test(options: argparse.Namespace) -> int:
+    from hpc_ecg.log import say
+    from hpc_ecg.prediction.bundle import is_bundle, open_bundle, self_test
+    from hpc_ecg.prediction.prediction_job import load_forward
+
+    if not is_bundle(options.model):
+        raise ValueError(f"--self-test is for a bundle, and {options.model} has no model.json")
+    model = open_bundle(options.model)
+    with load_forward(model, options.model) as forward:
+        say(self_test(model, options.model, forward))
+    return 0
 
 
 def _rate_of(text: str | None) -> float | None:

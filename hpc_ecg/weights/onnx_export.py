@@ -76,7 +76,7 @@ def read_onnx_metadata(path: Path) -> tuple[list[str], SignalSpec | None]:
 
 
 def _export(model: ECGClassifier, path: Path, metadata: Metadata) -> None:
-    (ecg_BCS,) = _simulate(metadata, ((2, 10.0),))
+    (ecg_BCS,) = simulate_ecgs(metadata, ((2, 10.0),))
     free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("samples")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it lists each missing library
     with warnings.catch_warnings(), torch.no_grad():
@@ -104,7 +104,7 @@ def _compare(model: ECGClassifier, path: Path, metadata: Metadata) -> str:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
-    for ecg_BCS in _simulate(metadata, CHECKED):
+    for ecg_BCS in simulate_ecgs(metadata, CHECKED):
         with torch.no_grad():
             expected_BK = model(torch.from_numpy(ecg_BCS)).numpy()
         (logits_BK,) = session.run(["logits"], {"ecg": ecg_BCS})
@@ -122,11 +122,11 @@ def _compare(model: ECGClassifier, path: Path, metadata: Metadata) -> str:
     )
 
 
-def _simulate(
+def simulate_ecgs(
     metadata: Metadata, batches: Sequence[tuple[int, float]]
 ) -> Iterator[NDArray[np.float32]]:
-    """ECG-like signals [B, C, S] in mV per (ECGs, seconds): beats at uneven intervals, scaled
-    differently in each lead, on a wandering baseline with noise."""
+    """ECG-like signals, float32 [B, C, S] in mV, per (ECGs, seconds): beats at uneven intervals,
+    scaled differently in each lead, on a wandering baseline with noise."""
     rng, rate_hz = np.random.default_rng(0), (metadata.signal or SignalSpec()).sample_rate_hz
     for number, seconds in batches:
         time_S = np.arange(round(seconds * rate_hz)) / rate_hz
