@@ -135,20 +135,19 @@ def _from_file(path: Path) -> ModelSource:
     config = FinetuneConfig(run_dir=str(path.parent))
     config = replace(config, data=replace(config.data, batch_size=BATCH_SIZE))
     if path.suffix == ".onnx":
-        labels, signal = read_onnx_metadata(path)
-        files = [path]
+        labels, num_labels, signal = read_onnx_metadata(path)
     else:
         checkpoint = read_checkpoint(path)
-        if checkpoint.num_labels is None:
+        labels, signal = checkpoint.labels, checkpoint.signal
+        num_labels, path = checkpoint.num_labels or 0, Path(checkpoint.path)
+        if not num_labels:
             raise ValueError(
                 f"{path}: a pre-trained file without a head predicts nothing; fine-tune it first"
             )
-        outputs = [f"output_{k + 1}" for k in range(checkpoint.num_labels)]
-        labels, signal = checkpoint.labels or outputs, checkpoint.signal
-        files = [Path(checkpoint.path)]
+    labels = labels or [f"output_{k + 1}" for k in range(num_labels)]
     signal = _signal_of(signal, path)
     name = f"the weights {path}"
-    return ModelSource(name=name, files=files, labels=labels, signal=signal, config=config)
+    return ModelSource(name=name, files=[path], labels=labels, signal=signal, config=config)
 
 
 def _signal_of(signal: SignalSpec | None, path: Path) -> SignalSpec:

@@ -61,18 +61,25 @@ def write_onnx(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) ->
     return lines[0]
 
 
-def read_onnx_metadata(path: Path) -> tuple[list[str], SignalSpec | None]:
-    """Labels and signal that a file of `write_onnx` states. ValueError: not one of these."""
+def read_onnx_metadata(path: Path) -> tuple[list[str] | None, int, SignalSpec | None]:
+    """Labels, their number and signal of a file of `write_onnx`; None: not stated. ValueError: not
+    one of these."""
     check_installed()
     import onnx
 
     with one_line_errors(path):
         check_regular(path)
-        props = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
-        if props.get("format") != ONNX_FORMAT or "labels" not in props:
-            raise ValueError("not an ONNX file that hpc-ecg wrote (its metadata has no labels)")
-        labels, signal = parse_text(props, "labels"), parse_text(props, "signal")
-    return labels, None if signal is None else spec_from_dict(signal, str(path))
+        try:
+            model = onnx.load(path, load_external_data=False)
+        except Exception as error:  # protobuf's own kinds
+            raise ValueError(f"damaged, or no ONNX file ({type(error).__name__})") from None
+        texts = {entry.key: entry.value for entry in model.metadata_props}
+        if texts.get("format") != ONNX_FORMAT:
+            raise ValueError("not an ONNX file that hpc-ecg wrote (its metadata does not say so)")
+        num_labels = model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+        signal = parse_text(texts, "signal")
+        spec = None if signal is None else spec_from_dict(signal, str(path))
+        return parse_text(texts, "labels"), num_labels, spec
 
 
 def _export(model: ECGClassifier, path: Path, metadata: Metadata) -> None:
