@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import FIXTURES, words_for
+from safetensors.torch import load_file
 
 import hpc_ecg
 from hpc_ecg.cli.command import main
@@ -232,6 +233,30 @@ def test_arrays_of_many_are_predicted_row_by_row(run, cohort, tmp_path):
     one = tmp_path / "one.csv"
     assert command(run, f"{tmp_path}/many.npy::2", "--rate", rate, "--out", one) == 0
     assert read(one)["af_logit"].tolist() == read(table)["af_logit"].tolist()[2:3]
+
+
+def test_features_are_what_the_head_gets(run, shards, tmp_path, capsys):
+    """The last layer's are the head's input; an earlier layer's those of a model cut off there."""
+    out, base = tmp_path / "features.parquet", FIXTURES / "tiny_base_ssl.pt"
+    assert main(["embed", str(run), str(shards), "--out", str(out)]) == 0
+    features_ND = np.stack(read(out)["features"])
+    head = load_file(run / "best" / "model.safetensors")
+    logits = features_ND @ head["head.weight"].numpy().T + head["head.bias"].numpy()
+    assert command(run, shards, "--out", tmp_path / "risks.parquet") == 0
+    expected = read(tmp_path / "risks.parquet")["af_logit"]
+    np.testing.assert_allclose(logits[:, 0], expected, atol=1e-5)
+    found = {}
+    for layer in (0, 1, 2):
+        path = tmp_path / f"{layer}.parquet"
+        words = ["embed", base, shards, "--layer", layer, "--out", path]
+        assert main([str(word) for word in words]) == 0
+        found[layer] = np.stack(read(path)["features"])
+        assert found[layer].shape == features_ND.shape and np.isfinite(found[layer]).all()
+    assert not np.allclose(found[0], found[1]) and not np.allclose(found[1], found[2])
+    for layer in ("3", "-1"):
+        words = ["embed", base, shards, "--layer", layer, "--out", tmp_path / "x.parquet"]
+        assert main([str(word) for word in words]) == 2
+        assert "--layer must be from 0 to 2 for this model" in capsys.readouterr().err
 
 
 def test_a_wrong_unit_is_said(run, cohort, tmp_path, capsys):

@@ -19,7 +19,7 @@ from hpc_ecg.cli.doctor import add_doctor
 from hpc_ecg.cli.evaluate import add_evaluate
 from hpc_ecg.cli.finetune import add_finetune
 from hpc_ecg.cli.parser import Parser
-from hpc_ecg.cli.predict import add_predict
+from hpc_ecg.cli.predict import add_embed, add_predict
 from hpc_ecg.cli.report import add_report
 from hpc_ecg.cli.strategies import add_strategies
 from hpc_ecg.cli.sweep import add_sweep
@@ -65,6 +65,7 @@ def build_parser() -> Parser:
         add_evaluate,
         add_predict,
         add_bundle,
+        add_embed,
         add_sweep,
         add_strategies,
         add_report,

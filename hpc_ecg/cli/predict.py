@@ -24,11 +24,20 @@ def add_predict(verbs: Verbs) -> None:
     predict.set_defaults(verb=_predict)
 
 
-def _parser() -> Parser:
+def add_embed(verbs: Verbs) -> None:
+    embed = verbs.add_parser(
+        "embed", help="features of recordings", add_help=False, prefix_chars="\0"
+    )
+    embed.add_argument("arguments", nargs="*")
+    embed.set_defaults(verb=_embed)
+
+
+def _parser(verb: str) -> Parser:
+    what = "risk" if verb == "predict" else "features (a column of lists: mean over tokens)"
     predict = Parser(
-        prog="hpc-ecg predict",
-        description="Write the risk of each recording, or the reason why it has none. Exit code 0: "
-        "all were predicted; 3: some were not; 2: none was, or the command is wrong.",
+        prog=f"hpc-ecg {verb}",
+        description=f"Write the {what} of each recording, or the reason why it has none. Exit code "
+        "0: all were predicted; 3: some were not; 2: none was, or the command is wrong.",
     )
     predict.add_argument("model", type=Path, metavar="MODEL", help="run, sweep, .pt …")
     predict.add_argument(
@@ -36,10 +45,14 @@ def _parser() -> Parser:
     )
     predict.add_argument("--out", type=Path, metavar="FILE", help=".csv or .parquet")
     predict.add_argument("--force", action="store_true", help="replace FILE")
-    predict.add_argument("--self-test", action="store_true", help="of a bundle: is all well here?")
+    predict.set_defaults(self_test=False, ensemble=False, layer=None)
     which = predict.add_argument_group("of a sweep")
     which.add_argument("--strategy", metavar="NAME")
-    which.add_argument("--ensemble", action="store_true", help="all seeds, not the best one")
+    if verb == "predict":
+        which.add_argument("--ensemble", action="store_true", help="all seeds, not the best one")
+        predict.add_argument("--self-test", action="store_true", help="of a bundle: is all well?")
+    else:
+        predict.add_argument("--layer", type=int, metavar="N", help="0 to the last, the default")
     table = predict.add_argument_group("tables")
     table.add_argument("--signals", type=Path, metavar="DIR", help="default: the table's folder")
     table.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
@@ -54,19 +67,28 @@ def _parser() -> Parser:
 
 
 def _predict(command: argparse.Namespace) -> int:
+    return _run(_parser("predict").parse_intermixed_args(command.arguments), is_embedding=False)
+
+
+def _embed(command: argparse.Namespace) -> int:
+    return _run(_parser("embed").parse_intermixed_args(command.arguments), is_embedding=True)
+
+
+def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     from hpc_ecg.atomic_io import check_may_write
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import logger, say, start_logging
 
-    options, ranks = _parser().parse_intermixed_args(command.arguments), read_ranks(os.environ)
+    ranks = read_ranks(os.environ)
     start_logging(ranks.rank)
     if options.self_test:
         return _self_test(options)
     if not options.files or options.out is None:
         raise ValueError("give FILES and --out FILE (or, for a bundle, --self-test)")
     out = options.out
-    if out.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"--out {out}: the ending must be .csv or .parquet")
+    endings = (".parquet",) if is_embedding else (".csv", ".parquet")
+    if out.suffix not in endings:
+        raise ValueError(f"--out {out}: the ending must be {' or '.join(endings)}")
     check_may_write(out, replace=options.force, option="--out")
     for name in ("workers", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -76,7 +98,7 @@ def _predict(command: argparse.Namespace) -> int:
 
     from hpc_ecg.prediction.sources import find_sources, is_shards
 
-    model, shards = _open(options), None
+    model, shards = _open(options, is_embedding), None
     if any(map(is_shards, options.files)):
         from hpc_ecg.prediction.from_shards import open_all
 
@@ -120,13 +142,16 @@ def _predict(command: argparse.Namespace) -> int:
     return 0 if not num_refused else 2 if num_refused == len(table) else SOME_REFUSED
 
 
-def _open(options: argparse.Namespace) -> "ModelSource":
+def _open(options: argparse.Namespace, is_embedding: bool) -> "ModelSource":
     from hpc_ecg.prediction.bundle import is_bundle, open_bundle
-    from hpc_ecg.prediction.model_source import open_model
+    from hpc_ecg.prediction.model_source import open_model, with_features
 
     if is_bundle(options.model) and not (options.strategy or options.ensemble):
-        return open_bundle(options.model)
-    return open_model(options.model, options.strategy, options.ensemble)
+        model = open_bundle(options.model)
+    else:
+        strategy, ensemble = options.strategy, options.ensemble
+        model = open_model(options.model, strategy, ensemble, needs_head=not is_embedding)
+    return with_features(model, options.layer) if is_embedding else model
 
 
 def _self_test(options: argparse.Namespace) -> int:

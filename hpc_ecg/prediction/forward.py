@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hpc_ecg.data.loader import MicroBatch
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT
 from hpc_ecg.model.kernels import check_kernels
+from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.prediction.model_source import ModelSource
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.try_kernels import DTYPES
@@ -44,6 +45,18 @@ class _Ensemble(nn.Module):
         return torch.stack([member(*inputs) for member in self.members], dim=1)
 
 
+class _Features(nn.Module):
+    """The mean over tokens of what an encoder layer gives: [B, 1, D]."""
+
+    def __init__(self, model: ECGClassifier, layer: int) -> None:
+        super().__init__()
+        self.model = model
+        del model.backbone.encoder.layers[layer:]
+
+    def forward(self, ecg_BCS: Tensor, *others: Tensor | None) -> Tensor:
+        return self.model.features(ecg_BCS, *others)[:, None]
+
+
 class TorchForward:
     """The model in torch, as `evaluate` runs it."""
 
@@ -51,11 +64,15 @@ class TorchForward:
 
     def __init__(self, model: ModelSource, engine: Engine) -> None:
         """ValueError if a kernel is wrong on this hardware, or weights changed."""
-        members = [load_model(file, model_config=model.config.model) for file in model.files]
+        num_labels = None if model.labels else 1  # of a file without a head, for features
+        members = [load_model(f, num_labels, model_config=model.config.model) for f in model.files]
         self._samples, self._engine = model.signal.num_samples, engine
         dtype = DTYPES[engine.precision]
         check_kernels(members[0], self._samples, engine.device, dtype, has_mask=False)
-        engine.prepare_inference(members[0] if len(members) == 1 else _Ensemble(members))
+        if model.layer is not None:
+            engine.prepare_inference(_Features(members[0], model.layer))
+        else:
+            engine.prepare_inference(members[0] if len(members) == 1 else _Ensemble(members))
 
     def __call__(
         self, counts_BCS: NDArray[np.int16], samples_B: NDArray[np.int64]

@@ -42,6 +42,8 @@ class ModelSource:
     """Of the run; the defaults for a file."""
     points: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Thresholds by label and method, fitted on validation."""
+    layer: int | None = None
+    """If set, the features of this encoder layer are asked for (0: before the first), not risks."""
 
     @property
     def is_regression(self) -> bool:
@@ -51,7 +53,12 @@ class ModelSource:
         return [sha256_of(file) for file in self.files]
 
 
-def open_model(path: Path, strategy: str | None = None, is_ensemble: bool = False) -> ModelSource:
+def open_model(
+    path: Path,
+    strategy: str | None = None,
+    is_ensemble: bool = False,
+    needs_head: bool = True,
+) -> ModelSource:
     """What `predict` needs to know of a model, without loading it.
 
     `strategy`: of a sweep; `is_ensemble`: all its finished seeds instead of the one that is best on
@@ -69,7 +76,17 @@ def open_model(path: Path, strategy: str | None = None, is_ensemble: bool = Fals
             raise ValueError(f"{option} chooses among the runs of a sweep, and {path} is none")
     if path.is_dir() and RunFolder(path).config.exists():
         return _from_runs([finished_run(str(path))], f"the run {path}")
-    return _from_file(path)
+    return _from_file(path, needs_head)
+
+
+def with_features(model: ModelSource, layer: int | None) -> ModelSource:
+    """The model for the features of a layer (None: the last). ValueError: it has no such layer."""
+    if model.files[0].suffix == ".onnx" or len(model.files) > 1:
+        raise ValueError("features are those of one model, in a run, .pt or .safetensors")
+    layers = read_checkpoint(model.files[0]).architecture.encoder_layers
+    if layer is not None and not 0 <= layer <= layers:
+        raise ValueError(f"--layer must be from 0 to {layers} for this model, got {layer}")
+    return replace(model, layer=layers if layer is None else layer, points={})
 
 
 def _runs_of(sweep: Path, strategy: str | None) -> list[RunFolder]:
@@ -131,7 +148,7 @@ def _points_of_ensemble(runs: Sequence[RunFolder]) -> dict[str, dict[str, dict[s
     return fit_operating_points(mean)
 
 
-def _from_file(path: Path) -> ModelSource:
+def _from_file(path: Path, needs_head: bool) -> ModelSource:
     config = FinetuneConfig(run_dir=str(path.parent))
     config = replace(config, data=replace(config.data, batch_size=BATCH_SIZE))
     if path.suffix == ".onnx":
@@ -140,7 +157,7 @@ def _from_file(path: Path) -> ModelSource:
         checkpoint = read_checkpoint(path)
         labels, signal = checkpoint.labels, checkpoint.signal
         num_labels, path = checkpoint.num_labels or 0, Path(checkpoint.path)
-        if not num_labels:
+        if needs_head and not num_labels:
             raise ValueError(
                 f"{path}: a pre-trained file without a head predicts nothing; fine-tune it first"
             )

@@ -77,7 +77,7 @@ class PredictionJob:
         inputs = [
             self.model.digests(),
             self.model.points,
-            self.model.labels,
+            [self.model.labels, self.model.layer],
             asdict(self.recordings),
             [(str(source.folder.absolute()), source.file) for source in self.sources],
             self.shards and self.shards.shards.index_sha256,
@@ -232,7 +232,7 @@ def _rows_of(job: PredictionJob, item: Decoded, takes_padded: bool) -> Iterator[
 def _write_part(job: PredictionJob, part: int, rows: list[dict]) -> None:
     names = ["source", "window", "record", *columns_of(job.model), "flags", "amplitude_mv"]
     table = pd.DataFrame(rows, columns=[*names, "reason", "message"])
-    for name in columns_of(job.model):
+    for name in columns_of(job.model) if job.model.layer is None else []:
         table[name] = table[name].astype(np.float64)
     write_atomically(job.part(part), table.to_parquet, about_people=True)
 

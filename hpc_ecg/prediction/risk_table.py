@@ -16,11 +16,13 @@ from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.prediction.model_source import ModelSource
 from hpc_ecg.reporting.escape import csv_text
 
-ENDINGS = (".csv", ".parquet")
+FEATURES = "features"
 
 
 def columns_of(model: ModelSource) -> list[str]:
-    """The columns of the risks, in their order."""
+    """The columns of the risks, in their order; of features, the one column."""
+    if model.layer is not None:
+        return [FEATURES]
     names = []
     for label in model.labels:
         if model.is_regression:
@@ -36,8 +38,11 @@ def risks(model: ModelSource, logits_NMK: NDArray[np.float32]) -> dict[str, NDAr
     """The columns for these logits.
 
     Of an ensemble: the mean probability, its logit, and the standard deviation of the members'
-    probabilities (n - 1). `L_at_METHOD` is 1 where the probability reaches the threshold.
+    probabilities (n - 1). `L_at_METHOD` is 1 where the probability reaches the threshold. Of
+    features [N, 1, D], the column `features` of lists.
     """
+    if model.layer is not None:
+        return {FEATURES: logits_NMK[:, 0]}
     columns: dict[str, NDArray[Any]] = {}
     logits = logits_NMK.astype(np.float64)
     values_NMK = logits if model.is_regression else expit(logits)
