@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import hpc_ecg
+from hpc_ecg.cli.audit import add_audit
 from hpc_ecg.cli.bundle import add_bundle
 from hpc_ecg.cli.cohort import add_cohort
 from hpc_ecg.cli.config import add_config
@@ -66,6 +67,7 @@ def build_parser() -> Parser:
         add_predict,
         add_bundle,
         add_embed,
+        add_audit,
         add_sweep,
         add_strategies,
         add_report,

@@ -25,6 +25,7 @@ from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import check_file, check_kinds, read_record, write_record
+from hpc_ecg.prediction.audit import describe_audit, read_audit, warnings_of
 from hpc_ecg.prediction.forward import Forward
 from hpc_ecg.prediction.model_source import ModelSource
 from hpc_ecg.reporting.html import render_text
@@ -127,6 +128,10 @@ def write_bundle(model: ModelSource, out: Path, forward: Forward, onnx: bool = F
     if out.exists():
         raise ValueError(f"{out} exists; give the name of a new folder")
     write_atomically(out, write)
+    audits = [read_audit(file.parent.parent) for file in model.files]
+    if not all(audits):
+        lines.append("not audited: hpc-ecg audit RUN says whether weights betray their patients")
+    lines += [line for audit in audits for line in warnings_of(audit)]
     return [*lines, f"written: {out}", f"check it anywhere: hpc-ecg predict {out} --self-test"]
 
 
@@ -152,6 +157,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "thresholds": model.points,
         "calibration": _optional(runs[0].best / "calibration.json") if len(runs) == 1 else {},
         "risks_by_outcome": _risks_by_outcome(model, runs),
+        "audit": [read_audit(run.path) for run in runs],
         "test": _test_of(runs[0]) if len(runs) == 1 else {},
         "provenance": {
             "data_index_sha256": environment.get("data_index_sha256"),
@@ -234,4 +240,6 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _render(template: str, model: ModelSource, content: dict[str, Any]) -> str:
-    return render_text(template, model=content, names=METRIC_NAMES, **FORMATS)
+    return render_text(
+        template, model=content, names=METRIC_NAMES, describe_audit=describe_audit, **FORMATS
+    )
