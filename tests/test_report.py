@@ -70,9 +70,9 @@ def paths(sweep_dir):
 def test_the_page_is_one_well_formed_file_with_its_figures(paths):
     text = paths.page.read_text()
     page = Page(text)
-    assert page.figures == len(paths.figures) == 9
+    assert page.figures == len(paths.figures) == 10
     assert len(page.ids) == len(set(page.ids))
-    assert {"verdict", "strategies", "pairs", "pairs-auprc", "cohort", "cards"} <= set(page.ids)
+    assert {"verdict", "strategies", "matrix", "matrix-auprc", "cohort", "cards"} <= set(page.ids)
     assert {"baselines", "chosen", "thresholds", "checklist", "problems"} <= set(page.ids)
 
 
@@ -91,7 +91,8 @@ def test_the_page_holds_verdict_start_cost_and_failures(paths):
 
 def test_figures_are_svg_files(paths):
     names = {path.stem for path in paths.figures}
-    assert names == {"strategies", "differences", "subgroups", "validation", "loss"} | CURVES
+    every = {"strategies", "references", "differences", "subgroups", "validation", "loss"}
+    assert names == every | CURVES
     for path in paths.figures:
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
@@ -338,7 +339,8 @@ def test_a_regression_has_no_curves(tmp_path, labels):
     test_set = make_test_set(num_patients=80, labels=labels)
     make_sweep(tmp_path, {"x": 0.1, "y": 0.5}, (0, 1), test_set, task="regression")
     paths = write_report(tmp_path, replicates=50)
-    assert {p.stem for p in paths.figures} == {"strategies", "differences", "validation", "loss"}
+    names = {"strategies", "references", "differences", "validation", "loss"}
+    assert {p.stem for p in paths.figures} == names
     Page(paths.page.read_text())
 
 

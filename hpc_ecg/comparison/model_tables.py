@@ -12,8 +12,16 @@ Rows = list[dict[str, Any]]
 
 
 def flow_rows(flow: CohortFlow) -> Rows:
-    """From the table to the splits."""
-    rows: Rows = [{"part": "in the table", "records": flow.in_table}]
+    """From all ECGs to the table, where its flow is known, and from the table to the splits."""
+    rows: Rows = []
+    if s := flow.selection:
+        counts = [(s.start, 1), *((c, -1) for c in s.left_out)]
+        counts += [(c, 1) for c in (s.labelled, *s.labels)]
+        rows += [
+            {"part": f"cohort: {c.text}", "records": sign * c.ecgs, "patients": sign * c.patients}
+            for c, sign in counts
+        ]
+    rows += [{"part": "in the table", "records": flow.in_table}]
     rows += [{"part": f"left out: {why}", "records": n} for why, n in flow.left_out.items()]
     for split in flow.splits:
         row: dict[str, Any] = {"part": split["split"]}

@@ -1,4 +1,4 @@
-"""The report of a sweep, written to `SWEEP/report/`.
+"""The report of a sweep, or of one run, written to `report/` in its folder.
 
     index.html          one file that needs no network, light and dark, readable on paper
     comparison.json     every number of the page
@@ -6,11 +6,11 @@
     cards/<strategy>/   MODEL_CARD.md and RUN_CARD.md of each selected model
 
 The page answers a reader's questions in their order: which strategy is best, by how much, whom was
-it tested on, what was run. What differs when the same sweep is run again (time, cost, machines)
-stands in one block at the end and in cost.csv alone.
+it tested on, what was run. What few readers need is folded. What differs when the same sweep is run
+again (time, cost, machines) stands in one block at the end and in cost.csv alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_json, write_text
+from hpc_ecg.cohort.flow_diagram import flow_svg
 from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import fill_checklist
 from hpc_ecg.comparison.compare import MARGIN, compare
@@ -26,9 +27,11 @@ from hpc_ecg.comparison.cost import summarize_environments
 from hpc_ecg.comparison.curve_figures import compute_curves
 from hpc_ecg.comparison.figures import draw_figures, labels_with_curves, learning_curves
 from hpc_ecg.comparison.flow import CohortFlow, read_flow
+from hpc_ecg.comparison.headline import headline, run_sentences
 from hpc_ecg.comparison.reference_models import BASELINES
-from hpc_ecg.comparison.results import RunResult, by_strategy
+from hpc_ecg.comparison.results import RunResult, by_strategy, is_run
 from hpc_ecg.comparison.run_settings import compare_settings
+from hpc_ecg.comparison.scoring import put_first
 from hpc_ecg.comparison.tables import as_json, build_tables
 from hpc_ecg.comparison.verdict import (
     sentences_on_baselines,
@@ -36,6 +39,7 @@ from hpc_ecg.comparison.verdict import (
     verdict_sentences,
 )
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.evaluation.comparisons import Difference
 from hpc_ecg.hashing import read_record
 from hpc_ecg.reporting.escape import csv_text
 from hpc_ecg.reporting.html import inline_svg, render_page
@@ -47,7 +51,7 @@ TABLES += ("non_inferiority", "delong", "flow", "cohort", "chosen", "thresholds"
 TABLES += ("curves", "learning", "runs", "tuning", "cost")
 FIGURES: tuple[str, ...] = ("strategies.svg", "differences.svg", "efficiency.svg", "loss.svg")
 FIGURES += ("validation.svg", "roc*.svg", "precision_recall*.svg", "calibration*.svg")
-FIGURES += ("decision*.svg", "subgroups*.svg")
+FIGURES += ("decision*.svg", "subgroups*.svg", "references.svg", "flow.svg")
 """What reports of any sweep are made of, to know an earlier one's files from the user's."""
 
 
@@ -84,6 +88,8 @@ def write_comparison(
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
     flow = read_flow(read_resolved_settings(comparison.runs[0].folder), allow_pipe)
+    if not isinstance(flow, str) and flow.selection:
+        figures["flow"] = flow_svg(flow.selection)
     tuning = read_tuning(sweep_dir)
     tables = build_tables(comparison, curves, learning, flow, tuning)
     paths = ReportPaths(
@@ -99,7 +105,7 @@ def write_comparison(
     for name, rows in tables.items():
         frame = pd.DataFrame(rows, dtype=object)  # keeps counts whole where other rows have none
         write_text(paths.tables[name], csv_text(frame))
-    write_text(paths.page, render_report(comparison, figures, sweep_dir, flow, tuning))
+    write_text(paths.page, render_report(comparison, figures, sweep_dir, flow, tuning, tables))
     return paths
 
 
@@ -122,14 +128,18 @@ def render_report(
     sweep_dir: Path,
     flow: CohortFlow | str,
     tuning: Mapping[str, Any],
+    files: Iterable[str] = (),
 ) -> str:
-    runs = by_strategy(comparison.runs)
+    """`files`: the names of the tables."""
+    runs, single = by_strategy(comparison.runs), is_run(sweep_dir)
     in_order = {s.name: runs[s.name] for s in comparison.strategies}
     settings, shared = compare_settings({name: r[-1].settings for name, r in in_order.items()})
     return render_page(
         "sweep_report.html.jinja",
         title=sweep_dir.resolve().name,
         comparison=comparison,
+        single=single,
+        headline=run_sentences(comparison) if single else headline(comparison),
         sentences=verdict_sentences(comparison),
         on_baselines=sentences_on_baselines(comparison),
         on_chance=sentences_on_chance(comparison),
@@ -140,12 +150,23 @@ def render_report(
         environment=summarize_environments(comparison.runs),
         settings=settings,
         shared_settings=shared,
+        cells=_cells(comparison),
+        against={(p.first, p.second): p for p in (*comparison.baselines, *comparison.gains)},
+        files=[f"{name}.csv" for name in files] + ["comparison.json"],
         flow=flow,
         tuning=tuning,
         checklist=fill_checklist(comparison, flow),
         baseline_names=BASELINES,
         **FORMATS,
     )
+
+
+def _cells(comparison: Comparison) -> dict[str, dict[tuple[str, str], Difference]]:
+    """By metric and names: each difference, and the same the other way round."""
+    return {
+        metric: {(p.first, p.second): p for q in pairs for p in (q, put_first(q, q.second))}
+        for metric, pairs in comparison.pairs_of.items()
+    }
 
 
 def _start(strategy: str, runs: Sequence[RunResult]) -> dict[str, Any]:
