@@ -11,8 +11,9 @@ again (time, cost, machines) stands in one block at the end and in cost.csv alon
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -20,16 +21,20 @@ import pandas as pd
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_json, write_text
 from hpc_ecg.cohort.flow_diagram import flow_svg
 from hpc_ecg.comparison.cards import write_cards
-from hpc_ecg.comparison.checklist import fill_checklist
+from hpc_ecg.comparison.checklist import fill_checklists, read_checklists
 from hpc_ecg.comparison.compare import MARGIN, compare
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.cost import summarize_environments
 from hpc_ecg.comparison.curve_figures import compute_curves
+from hpc_ecg.comparison.errors import find_errors, render_errors
 from hpc_ecg.comparison.figures import draw_figures, labels_with_curves, learning_curves
 from hpc_ecg.comparison.flow import CohortFlow, read_flow
 from hpc_ecg.comparison.headline import headline, run_sentences
+from hpc_ecg.comparison.model_tables import scaled_brier
+from hpc_ecg.comparison.paragraphs import methods_paragraph, results_paragraph
 from hpc_ecg.comparison.reference_models import BASELINES
 from hpc_ecg.comparison.results import RunResult, by_strategy, is_run
+from hpc_ecg.comparison.risk import draw_risks, period_rows, risk_rows
 from hpc_ecg.comparison.run_settings import compare_settings
 from hpc_ecg.comparison.scoring import put_first
 from hpc_ecg.comparison.tables import as_json, build_tables
@@ -48,10 +53,11 @@ from hpc_ecg.training.open_run import read_resolved_settings
 
 TABLES: tuple[str, ...] = ("table", "seeds", "pairs", "labels", "pairs_by_label", "baselines")
 TABLES += ("non_inferiority", "delong", "flow", "cohort", "chosen", "thresholds", "subgroups")
+TABLES += ("calibration_bins", "risk", "periods", "errors", "checklist")
 TABLES += ("curves", "learning", "runs", "tuning", "cost")
 FIGURES: tuple[str, ...] = ("strategies.svg", "differences.svg", "efficiency.svg", "loss.svg")
 FIGURES += ("validation.svg", "roc*.svg", "precision_recall*.svg", "calibration*.svg")
-FIGURES += ("decision*.svg", "subgroups*.svg", "references.svg", "flow.svg")
+FIGURES += ("decision*.svg", "subgroups*.svg", "references.svg", "flow.svg", "risk*.svg")
 """What reports of any sweep are made of, to know an earlier one's files from the user's."""
 
 
@@ -87,11 +93,19 @@ def write_comparison(
     curves = {label: compute_curves(comparison, label) for label in labels_with_curves(comparison)}
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
-    flow = read_flow(read_resolved_settings(comparison.runs[0].folder), allow_pipe)
+    settings = read_resolved_settings(comparison.runs[0].folder)
+    flow = read_flow(settings, allow_pipe)
     if not isinstance(flow, str) and flow.selection:
         figures["flow"] = flow_svg(flow.selection)
     tuning = read_tuning(sweep_dir)
-    tables = build_tables(comparison, curves, learning, flow, tuning)
+    more = _details(comparison)
+    for label, end in labels_with_curves(comparison).items():
+        rows = [row for row in more["risk"] if row["label"] == label]
+        figures[f"risk{end}"] = draw_risks(rows, f"risk{end}")
+    errors, shards = find_errors(comparison, settings, allow_pipe)
+    more |= {"errors": shards if isinstance(shards, str) else errors}
+    more |= {"checklist": [asdict(item) for item in fill_checklists(comparison, flow)]}
+    tables = build_tables(comparison, curves, learning, flow, tuning, more)
     paths = ReportPaths(
         page=folder / "index.html",
         comparison=folder / "comparison.json",
@@ -101,20 +115,31 @@ def write_comparison(
     )
     for path, svg in zip(paths.figures, figures.values(), strict=True):
         write_text(path, svg)
-    write_json(paths.comparison, as_json(comparison, flow, tuning))
+    write_json(paths.comparison, as_json(comparison, flow, tuning, more))
     for name, rows in tables.items():
         frame = pd.DataFrame(rows, dtype=object)  # keeps counts whole where other rows have none
         write_text(paths.tables[name], csv_text(frame))
-    write_text(paths.page, render_report(comparison, figures, sweep_dir, flow, tuning, tables))
+    write_text(
+        paths.page, render_report(comparison, figures, sweep_dir, flow, tuning, tables, more)
+    )
+    if not isinstance(shards, str):
+        page = render_errors(errors, shards, comparison.selected[0].run.name)
+        write_text(folder / "errors.html", page, about_people=True)
     return paths
 
 
 def _remove_earlier(folder: Path) -> None:
     """Delete what an earlier report may have left and this one does not write again."""
     is_report = "chosen_models" in read_optional(folder / "comparison.json")
-    for name in ("index.html", "comparison.json", *(f"{table}.csv" for table in TABLES)):
+    for name in (
+        "index.html",
+        "errors.html",
+        "comparison.json",
+        *(f"{table}.csv" for table in TABLES),
+    ):
         check_may_write(folder / name, is_report)
     if is_report:
+        (folder / "errors.html").unlink(missing_ok=True)
         for table in TABLES:
             (folder / f"{table}.csv").unlink(missing_ok=True)
     remove_made(folder / "figures", *FIGURES)
@@ -129,8 +154,9 @@ def render_report(
     flow: CohortFlow | str,
     tuning: Mapping[str, Any],
     files: Iterable[str] = (),
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """`files`: the names of the tables."""
+    """`files`: the names of the tables; `more` as `tables.as_json` has it."""
     runs, single = by_strategy(comparison.runs), is_run(sweep_dir)
     in_order = {s.name: runs[s.name] for s in comparison.strategies}
     settings, shared = compare_settings({name: r[-1].settings for name, r in in_order.items()})
@@ -155,10 +181,25 @@ def render_report(
         files=[f"{name}.csv" for name in files] + ["comparison.json"],
         flow=flow,
         tuning=tuning,
-        checklist=fill_checklist(comparison, flow),
+        more=more,
+        paragraphs=[methods_paragraph(comparison, flow), results_paragraph(comparison)],
+        scaled_brier=scaled_brier,
+        checklists=read_checklists(),
+        items=fill_checklists(comparison, flow),
         baseline_names=BASELINES,
         **FORMATS,
     )
+
+
+def _details(comparison: Comparison) -> dict[str, Any]:
+    """Rows of tables by name; a text where there are no periods."""
+    labels = labels_with_curves(comparison)
+    periods = {label: period_rows(comparison, label) for label in labels}
+    found = [row for rows in periods.values() if not isinstance(rows, str) for row in rows]
+    reasons = [rows for rows in periods.values() if isinstance(rows, str)]
+    nothing = reasons[0] if reasons else "a regression has no AUROC"
+    risk = [row for label in labels for row in risk_rows(comparison, label)]
+    return {"risk": risk, "periods": found or nothing}
 
 
 def _cells(comparison: Comparison) -> dict[str, dict[tuple[str, str], Difference]]:
