@@ -25,7 +25,8 @@ class ChecklistItem:
 
 
 def read_checklists() -> dict[str, dict[str, Any]]:
-    """By name: the `source`, and `items` as [number, topic, name of a fact or ""]."""
+    """`facts` that hold for every report, and `lists` by name: the `source`, and `items` as
+    [number, topic, name of a fact or ""]."""
     text = (files("hpc_ecg.reporting") / "templates" / "checklists.yaml").read_text("utf-8")
     return yaml.safe_load(text)
 
@@ -40,7 +41,7 @@ def fill_checklists(comparison: Comparison, flow: CohortFlow | str) -> list[Chec
             text=facts.get(fact, YOURS),
             is_known=fact in facts,
         )
-        for name, checklist in read_checklists().items()
+        for name, checklist in read_checklists()["lists"].items()
         for number, topic, fact in checklist["items"]
     ]
 
@@ -49,28 +50,12 @@ def _facts(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
     models, labels = comparison.selected, comparison.labels
     evaluations = [model.label(name) for model in models for name in labels]
     groups = {level["group"] for e in evaluations for level in e.get("subgroups", [])}
-    facts = {
-        "input": "the ECG alone: no variable was chosen beforehand",
-        "signal": "12-lead ECGs; each model card specifies the signal",
-        "judged": "predictors are signals: nobody judged them",
+    facts = read_checklists()["facts"] | {
         "sample_size": _sample_size(comparison),
-        "missing": "records without a label are left out of loss and metrics, and counted",
-        "partition": "patients, not ECGs, are assigned to training, validation and test, and equal "
-        "signals to one of them; thresholds, calibration and the best step come from validation",
-        "model": "see Strategies, Settings that differ and What was run (with tuning)",
-        "clusters": "intervals and tests resample patients, with all ECGs of a patient together",
-        "measures": "discrimination, calibration, net benefit, distribution of risks; see Curves",
-        "updating": "see What was run: the weights that each strategy starts from",
-        "computation": "hpc-ecg evaluate, with best/model.safetensors of each run and its settings",
         "imbalance": _imbalance(comparison),
-        "output": "probabilities; see Thresholds",
         "counts": _counts(comparison),
         "specification": "best/model.safetensors of each run; cards in report/cards/ for "
         f"{join_names([model.run.name for model in models])}",
-        "performance": "see Strategies, Differences, Curves, Subgroups, Calendar periods",
-        "training": "see Training, or learning.csv",
-        "errors": "see The most confident errors",
-        "code": "hpc_ecg; config.yaml and environment.json of each run repeat it",
     }
     if comparison.warnings:
         facts["warnings"] = "see the warnings at the top; the rest is for the authors"

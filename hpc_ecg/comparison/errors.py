@@ -30,24 +30,24 @@ def find_errors(
     test, k = run.test, run.test.labels.index(label)
     if test.probability_NK is None:
         return [], "a regression has no confident errors"
-    gap_N = np.nan_to_num(np.abs(test.label_NK[:, k] - test.probability_NK[:, k]))
-    order = np.argsort(-gap_N, kind="stable")
-    order = order[np.sort(np.unique(test.patient_N[order], return_index=True)[1])][:MAX_ERRORS]
-    chosen = [n for n in order if gap_N[n] > 0.5]
     try:
         shards = open_shard_set(str(settings["data.shards"]), allow_pipe)
     except (ValueError, OSError) as error:
         return [], f"the shards cannot be read here: {describe_error(error)}"
+    gap_N = np.nan_to_num(np.abs(test.label_NK[:, k] - test.probability_NK[:, k]))
+    order = np.argsort(-gap_N, kind="stable")
+    order = order[np.sort(np.unique(test.patient_N[order], return_index=True)[1])][:MAX_ERRORS]
     key_of = dict(zip(shards.index["record"], shards.index["key"], strict=True))
     return [
-        {
-            "key": key_of[test.record_N[n]],
-            "label": label,
-            "value": int(test.label_NK[n, k]),
-            "probability": float(test.probability_NK[n, k]),
-        }
-        for n in chosen
-        if test.record_N[n] in key_of
+        {"key": key_of[record], "label": label, "value": int(value), "probability": float(p)}
+        for record, value, p, gap in zip(
+            test.record_N[order],
+            test.label_NK[order, k],
+            test.probability_NK[order, k],
+            gap_N[order],
+            strict=True,
+        )
+        if gap > 0.5 and record in key_of
     ], shards
 
 

@@ -31,12 +31,10 @@ from hpc_ecg.comparison.figures import draw_figures, labels_with_curves, learnin
 from hpc_ecg.comparison.flow import CohortFlow, read_flow
 from hpc_ecg.comparison.headline import headline, run_sentences
 from hpc_ecg.comparison.model_tables import scaled_brier
-from hpc_ecg.comparison.paragraphs import methods_paragraph, results_paragraph
 from hpc_ecg.comparison.reference_models import BASELINES
 from hpc_ecg.comparison.results import RunResult, by_strategy, is_run
-from hpc_ecg.comparison.risk import draw_risks, period_rows, risk_rows
+from hpc_ecg.comparison.risk import describe_risks, draw_risks
 from hpc_ecg.comparison.run_settings import compare_settings
-from hpc_ecg.comparison.scoring import put_first
 from hpc_ecg.comparison.tables import as_json, build_tables
 from hpc_ecg.comparison.verdict import (
     sentences_on_baselines,
@@ -44,7 +42,7 @@ from hpc_ecg.comparison.verdict import (
     verdict_sentences,
 )
 from hpc_ecg.comparison.wording import FORMATS
-from hpc_ecg.evaluation.comparisons import Difference
+from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.hashing import read_record
 from hpc_ecg.reporting.escape import csv_text
 from hpc_ecg.reporting.html import inline_svg, render_page
@@ -98,7 +96,7 @@ def write_comparison(
     if not isinstance(flow, str) and flow.selection:
         figures["flow"] = flow_svg(flow.selection)
     tuning = read_tuning(sweep_dir)
-    more = _details(comparison)
+    more = describe_risks(comparison, curves)
     for label, end in labels_with_curves(comparison).items():
         rows = [row for row in more["risk"] if row["label"] == label]
         figures[f"risk{end}"] = draw_risks(rows, f"risk{end}")
@@ -131,17 +129,12 @@ def write_comparison(
 def _remove_earlier(folder: Path) -> None:
     """Delete what an earlier report may have left and this one does not write again."""
     is_report = "chosen_models" in read_optional(folder / "comparison.json")
-    for name in (
-        "index.html",
-        "errors.html",
-        "comparison.json",
-        *(f"{table}.csv" for table in TABLES),
-    ):
+    optional = ["errors.html", *(f"{table}.csv" for table in TABLES)]
+    for name in ("index.html", "comparison.json", *optional):
         check_may_write(folder / name, is_report)
     if is_report:
-        (folder / "errors.html").unlink(missing_ok=True)
-        for table in TABLES:
-            (folder / f"{table}.csv").unlink(missing_ok=True)
+        for name in optional:
+            (folder / name).unlink(missing_ok=True)
     remove_made(folder / "figures", *FIGURES)
     for cards in folder.glob("cards/*"):
         remove_made(cards, "MODEL_CARD.md", "RUN_CARD.md")
@@ -176,38 +169,19 @@ def render_report(
         environment=summarize_environments(comparison.runs),
         settings=settings,
         shared_settings=shared,
-        cells=_cells(comparison),
+        cells={m: {(p.first, p.second): p for p in ps} for m, ps in comparison.pairs_of.items()},
         against={(p.first, p.second): p for p in (*comparison.baselines, *comparison.gains)},
         files=[f"{name}.csv" for name in files] + ["comparison.json"],
         flow=flow,
         tuning=tuning,
         more=more,
-        paragraphs=[methods_paragraph(comparison, flow), results_paragraph(comparison)],
+        names=METRIC_NAMES,
         scaled_brier=scaled_brier,
-        checklists=read_checklists(),
+        checklists=read_checklists()["lists"],
         items=fill_checklists(comparison, flow),
         baseline_names=BASELINES,
         **FORMATS,
     )
-
-
-def _details(comparison: Comparison) -> dict[str, Any]:
-    """Rows of tables by name; a text where there are no periods."""
-    labels = labels_with_curves(comparison)
-    periods = {label: period_rows(comparison, label) for label in labels}
-    found = [row for rows in periods.values() if not isinstance(rows, str) for row in rows]
-    reasons = [rows for rows in periods.values() if isinstance(rows, str)]
-    nothing = reasons[0] if reasons else "a regression has no AUROC"
-    risk = [row for label in labels for row in risk_rows(comparison, label)]
-    return {"risk": risk, "periods": found or nothing}
-
-
-def _cells(comparison: Comparison) -> dict[str, dict[tuple[str, str], Difference]]:
-    """By metric and names: each difference, and the same the other way round."""
-    return {
-        metric: {(p.first, p.second): p for q in pairs for p in (q, put_first(q, q.second))}
-        for metric, pairs in comparison.pairs_of.items()
-    }
 
 
 def _start(strategy: str, runs: Sequence[RunResult]) -> dict[str, Any]:

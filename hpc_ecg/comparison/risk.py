@@ -4,8 +4,9 @@ With AUROC, calibration plot and net benefit these are what Van Calster et al. (
 2025) would have every paper show. All of the selected model of the best strategy, on the test set.
 """
 
-# N records, B bins
+# N records
 
+from collections.abc import Iterable
 from math import ceil
 from typing import Any
 
@@ -25,16 +26,31 @@ SHIFTED_AFTER = 2100
 Rows = list[dict[str, Any]]
 
 
-def risk_rows(comparison: Comparison, label: str) -> Rows:
+def describe_risks(comparison: Comparison, labels: Iterable[str]) -> dict[str, Any]:
+    """Rows of `risk` and of `periods`; a text says why there are no periods."""
+    risk, periods, reason = [], [], "a regression has no AUROC"
+    test = comparison.selected[0].run.test
+    draws = draw_resamples(test.patient_N, comparison.replicates, comparison.seed)
+    for label in labels:
+        sample = LabelSample.from_predictions(test, test.labels.index(label), draws)
+        risk += [{"label": label} | row for row in risk_rows(sample)]
+        found = period_rows(sample)
+        if isinstance(found, str):
+            reason = found
+        else:
+            periods += [{"label": label} | row for row in found]
+    return {"risk": risk, "periods": periods or reason}
+
+
+def risk_rows(sample: LabelSample) -> Rows:
     """By bin of predicted probability: records with and without the outcome."""
-    sample = _sample(comparison, label, replicates=2)
     edges = np.linspace(0, 1, NUM_BINS + 1)
     counts = [
         np.histogram(sample.probabilities_N[sample.labels_N == value], edges)[0] for value in (0, 1)
     ]
     names = ("from", "to", "without", "with")
     rows = zip(edges[:-1].tolist(), edges[1:].tolist(), *np.stack(counts).tolist(), strict=True)
-    return [{"label": label} | dict(zip(names, row, strict=True)) for row in rows]
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def draw_risks(rows: Rows, name: str) -> str:
@@ -48,15 +64,12 @@ def draw_risks(rows: Rows, name: str) -> str:
             axes.stairs(share, edges, color=OKABE_ITO[color], lw=2, linestyle=line, label=text)
         axes.set(xlim=(0, 1), xlabel="predicted probability", ylabel="share of these ECGs")
         axes.grid()
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.45, -0.18), frameon=False, fontsize=9, ncol=1
-        )
+        axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), frameon=False, fontsize=9)
         return to_svg(figure, name)
 
 
-def period_rows(comparison: Comparison, label: str) -> Rows | str:
+def period_rows(sample: LabelSample) -> Rows | str:
     """Counts, AUROC, observed and predicted risk by calendar period, or why there are none."""
-    sample = _sample(comparison, label, comparison.replicates)
     name = next((name for name in TIMES if name in sample.groups), None)
     if name is None:
         return f"the shards hold no column {', '.join(TIMES[:-1])} or {TIMES[-1]}"
@@ -75,9 +88,9 @@ def period_rows(comparison: Comparison, label: str) -> Rows | str:
         is_in_N = known_N & (year_N >= start) & (year_N <= end)
         if is_in_N.any():
             text = f"{start}" if start == end else f"{start}–{end}"
-            rows.append({"label": label, "period": text} | score_level(sample.take(is_in_N))[0])
+            rows.append({"period": text} | score_level(sample.take(is_in_N))[0])
     if num_unknown := int((~known_N).sum()):
-        rows.append({"label": label, "period": "not known", "n": num_unknown, "reason": "no date"})
+        rows.append({"period": "not known", "n": num_unknown, "reason": "no date"})
     return rows
 
 
@@ -86,9 +99,3 @@ def _years(values_N: np.ndarray) -> np.ndarray:
         return values_N
     times = pd.to_datetime(pd.Series(values_N), format="ISO8601", errors="coerce", utc=True)
     return times.dt.year.to_numpy(np.float64)
-
-
-def _sample(comparison: Comparison, label: str, replicates: int) -> LabelSample:
-    test = comparison.selected[0].run.test
-    draws = draw_resamples(test.patient_N, replicates, comparison.seed)
-    return LabelSample.from_predictions(test, test.labels.index(label), draws)
