@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.comparison.comparison import Comparison
+from hpc_ecg.comparison.results import RunResult
 from hpc_ecg.log import describe_error
 from hpc_ecg.reporting.ecg_paper import draw_ecg
 from hpc_ecg.reporting.html import inline_svg, render_page
@@ -19,45 +20,50 @@ from hpc_ecg.shards.inspection import read_mv
 from hpc_ecg.shards.remote import open_shard_set
 
 MAX_ERRORS = 10
+Rows = list[dict[str, Any]]
 
 
-def find_errors(
+def describe_errors(
     comparison: Comparison, settings: Mapping[str, Any], allow_pipe: bool = False
-) -> tuple[list[dict[str, Any]], str | ShardSet]:
-    """The records of the first label whose probability is furthest from it (by more than 0.5, one
-    a patient), and their shards, or why these cannot be read."""
+) -> tuple[Rows | str, str]:
+    """The errors and a page with their pictures; or why there are none, and no page. `settings` are
+    the run's by dotted key."""
     run, label = comparison.selected[0].run, comparison.labels[0]
-    test, k = run.test, run.test.labels.index(label)
-    if test.probability_NK is None:
-        return [], "a regression has no confident errors"
+    if run.test.probability_NK is None:
+        return "a regression has no confident errors", ""
     try:
         shards = open_shard_set(str(settings["data.shards"]), allow_pipe)
+        stated = run.settings["data_index_sha256"]
+        if not settings.get("data.label_table") and shards.index_sha256 != stated:
+            return "data.shards is not the data that was tested (its index differs)", ""
+        errors = _find(run, label, shards.index.set_index("record")["key"].to_dict())
+        return errors, _render(errors, shards, run.name)
     except (ValueError, OSError) as error:
-        return [], f"the shards cannot be read here: {describe_error(error)}"
-    gap_N = np.nan_to_num(np.abs(test.label_NK[:, k] - test.probability_NK[:, k]))
+        return f"the shards cannot be read here: {describe_error(error)}", ""
+
+
+def _find(run: RunResult, label: str, key_of: Mapping[str, str]) -> Rows:
+    """The records whose probability is furthest from the label, by more than 0.5, one a patient."""
+    test, k = run.test, run.test.labels.index(label)
+    assert test.probability_NK is not None
+    label_N, probability_N = test.label_NK[:, k], test.probability_NK[:, k]
+    gap_N = np.nan_to_num(np.abs(label_N - probability_N))
     order = np.argsort(-gap_N, kind="stable")
     order = order[np.sort(np.unique(test.patient_N[order], return_index=True)[1])][:MAX_ERRORS]
-    key_of = dict(zip(shards.index["record"], shards.index["key"], strict=True))
     return [
-        {"key": key_of[record], "label": label, "value": int(value), "probability": float(p)}
-        for record, value, p, gap in zip(
-            test.record_N[order],
-            test.label_NK[order, k],
-            test.probability_NK[order, k],
-            gap_N[order],
-            strict=True,
-        )
-        if gap > 0.5 and record in key_of
-    ], shards
+        {"key": key_of[test.record_N[n]], "label": label}
+        | {"value": int(label_N[n]), "probability": float(probability_N[n])}
+        for n in order
+        if gap_N[n] > 0.5 and test.record_N[n] in key_of
+    ]
 
 
-def render_errors(errors: list[dict[str, Any]], shards: ShardSet, run_name: str) -> str:
-    """The page with a picture of each. ValueError for a damaged shard."""
-    index, pictures = shards.index.set_index("key", drop=False), []
+def _render(errors: Rows, shards: ShardSet, run_name: str) -> str:
+    keys, pictures = shards.index["key"].tolist(), []
     for error in errors:
         text = f"Key {error['key']}: predicted {format_number(error['probability'])}"
         caption = f"{text}, {error['label']} {error['value']}"
-        ecg_LS = read_mv(shards, index.loc[error["key"]])
+        ecg_LS = read_mv(shards, shards.index.iloc[keys.index(error["key"])])
         svg = draw_ecg(ecg_LS, shards.signal.leads, shards.signal.sample_rate_hz, caption)
-        pictures.append((caption, inline_svg(svg, caption)))
+        pictures.append(inline_svg(svg, caption))
     return render_page("errors.html.jinja", pictures=pictures, run=run_name)

@@ -26,7 +26,7 @@ from hpc_ecg.comparison.compare import MARGIN, compare
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.cost import summarize_environments
 from hpc_ecg.comparison.curve_figures import compute_curves
-from hpc_ecg.comparison.errors import find_errors, render_errors
+from hpc_ecg.comparison.errors import describe_errors
 from hpc_ecg.comparison.figures import draw_figures, labels_with_curves, learning_curves
 from hpc_ecg.comparison.flow import CohortFlow, read_flow
 from hpc_ecg.comparison.headline import headline, run_sentences
@@ -100,9 +100,8 @@ def write_comparison(
     for label, end in labels_with_curves(comparison).items():
         rows = [row for row in more["risk"] if row["label"] == label]
         figures[f"risk{end}"] = draw_risks(rows, f"risk{end}")
-    errors, shards = find_errors(comparison, settings, allow_pipe)
-    more |= {"errors": shards if isinstance(shards, str) else errors}
-    more |= {"checklist": [asdict(item) for item in fill_checklists(comparison, flow)]}
+    more["errors"], error_page = describe_errors(comparison, settings, allow_pipe)
+    more["checklist"] = [asdict(item) for item in fill_checklists(comparison, flow)]
     tables = build_tables(comparison, curves, learning, flow, tuning, more)
     paths = ReportPaths(
         page=folder / "index.html",
@@ -120,9 +119,8 @@ def write_comparison(
     write_text(
         paths.page, render_report(comparison, figures, sweep_dir, flow, tuning, tables, more)
     )
-    if not isinstance(shards, str):
-        page = render_errors(errors, shards, comparison.selected[0].run.name)
-        write_text(folder / "errors.html", page, about_people=True)
+    if error_page:
+        write_text(folder / "errors.html", error_page, about_people=True)
     return paths
 
 
