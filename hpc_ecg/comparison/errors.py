@@ -42,7 +42,7 @@ def describe_errors(
         return f"the shards cannot be read here: {describe_error(error)}", ""
 
 
-def _find(run: RunResult, label: str, key_of: Mapping[str, str]) -> Rows:
+def _find(run: RunResult, label: str, key_of: Mapping[Any, str]) -> Rows:
     """The records whose probability is furthest from the label, by more than 0.5, one a patient."""
     test, k = run.test, run.test.labels.index(label)
     assert test.probability_NK is not None
