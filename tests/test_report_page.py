@@ -204,7 +204,9 @@ def test_the_headline_follows_the_rules_of_the_verdict(tmp_path, qualities, seed
 
 def test_the_headline_says_what_the_best_beats_without_a_network(sweep):
     (sentence,) = headline(compare(sweep, 60))[2:]
-    assert sentence.startswith("Without a network: it beats age and sex (0.")
+    assert sentence.startswith(
+        "Compared with models that need no network, it beats age and sex (0."
+    )
 
 
 NUMBER = re.compile(r"[−+]?\d+(?:,\d{3})*(?:\.\d+)?")

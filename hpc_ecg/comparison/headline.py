@@ -49,7 +49,7 @@ def _against_baselines(comparison: Comparison) -> list[str]:
     others = [names[pair.second] for pair in pairs if not is_better(pair)]
     parts = [f"beats {join_names(beaten)}"] if beaten else []
     parts += [f"is not shown to beat {join_names(others)}"] if others else []
-    return [f"Without a network: it {' but '.join(parts)}."] if parts else []
+    return [f"Compared with models that need no network, it {', but '.join(parts)}."] * bool(parts)
 
 
 def run_sentences(comparison: Comparison) -> list[str]:

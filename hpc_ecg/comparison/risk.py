@@ -20,6 +20,8 @@ from hpc_ecg.evaluation.subgroups import MAX_LEVELS, score_level
 from hpc_ecg.reporting.plots import OKABE_ITO, new_figure, to_svg
 
 NUM_BINS = 20
+MAX_REPLICATES = 500
+"""Enough for a standard error, and quick for 100,000 records."""
 TIMES = ("time", "date", "year")
 SHIFTED_AFTER = 2100
 """Data sets that hide dates by moving them put them into the next century."""
@@ -30,7 +32,8 @@ def describe_risks(comparison: Comparison, labels: Iterable[str]) -> dict[str, A
     """Rows of `risk` and of `periods`; a text says why there are no periods."""
     risk, periods, reason = [], [], "a regression has no AUROC"
     test = comparison.selected[0].run.test
-    draws = draw_resamples(test.patient_N, comparison.replicates, comparison.seed)
+    replicates = min(comparison.replicates, MAX_REPLICATES) if {*TIMES} & {*test.groups} else 2
+    draws = draw_resamples(test.patient_N, replicates, comparison.seed)
     for label in labels:
         sample = LabelSample.from_predictions(test, test.labels.index(label), draws)
         risk += [{"label": label} | row for row in risk_rows(sample)]
