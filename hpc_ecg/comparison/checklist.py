@@ -2,7 +2,6 @@
 the authors. TRIPOD+AI has its item numbers; PROBAST+AI goes by domain, the EHRA list by topic.
 """
 
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -15,15 +14,6 @@ from hpc_ecg.reporting.numbers import count, format_percent, format_span, join_n
 YOURS = "for the authors"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChecklistItem:
-    checklist: str
-    number: str
-    topic: str
-    text: str
-    is_known: bool
-
-
 def read_checklists() -> dict[str, dict[str, Any]]:
     """`facts` that hold for every report, and `lists` by name: the `source`, and `items` as
     [number, topic, name of a fact or ""]."""
@@ -31,16 +21,12 @@ def read_checklists() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(text)
 
 
-def fill_checklists(comparison: Comparison, flow: CohortFlow | str) -> list[ChecklistItem]:
+def fill_checklists(comparison: Comparison, flow: CohortFlow | str) -> list[dict[str, Any]]:
+    """A row for each item of each list, with its `text`, and whether that `is_known`."""
     facts = _facts(comparison, flow)
     return [
-        ChecklistItem(
-            checklist=name,
-            number=number,
-            topic=topic,
-            text=facts.get(fact, YOURS),
-            is_known=fact in facts,
-        )
+        {"checklist": name, "number": number, "topic": topic}
+        | {"text": facts.get(fact, YOURS), "is_known": fact in facts}
         for name, checklist in read_checklists()["lists"].items()
         for number, topic, fact in checklist["items"]
     ]

@@ -35,6 +35,8 @@ class CohortFlow:
     index_sha256: str
     selection: Flow | None = None
     """From all ECGs to the labelled table, as `hpc-ecg cohort` counted them; None if not known."""
+    dates: str = "keep"
+    """`shift` where each patient's dates were moved by up to a year."""
 
 
 def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFlow | str:
@@ -55,6 +57,7 @@ def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFl
         signal=describe_signal(shards.signal),
         index_sha256=shards.index_sha256,
         selection=_read_selection(shards.description),
+        dates=str(shards.description.get("dates", "keep")),
     )
 
 

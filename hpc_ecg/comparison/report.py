@@ -11,7 +11,7 @@ again (time, cost, machines) stands in one block at the end and in cost.csv alon
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -101,7 +101,7 @@ def write_comparison(
         rows = [row for row in more["risk"] if row["label"] == label]
         figures[f"risk{end}"] = draw_risks(rows, f"risk{end}")
     more["errors"], error_page = describe_errors(comparison, settings, allow_pipe)
-    more["checklist"] = [asdict(item) for item in fill_checklists(comparison, flow)]
+    more["checklist"] = fill_checklists(comparison, flow)
     tables = build_tables(comparison, curves, learning, flow, tuning, more)
     paths = ReportPaths(
         page=folder / "index.html",
@@ -176,7 +176,6 @@ def render_report(
         names=METRIC_NAMES,
         scaled_brier=scaled_brier,
         checklists=read_checklists()["lists"],
-        items=fill_checklists(comparison, flow),
         baseline_names=BASELINES,
         **FORMATS,
     )

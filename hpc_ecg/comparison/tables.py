@@ -66,9 +66,7 @@ def build_tables(
         "thresholds": threshold_rows(comparison),
         "subgroups": subgroup_rows(comparison),
         "calibration_bins": calibration_rows(comparison),
-    }
-    tables |= {name: rows for name, rows in more.items() if isinstance(rows, list)}
-    tables |= {
+        **{name: rows for name, rows in more.items() if isinstance(rows, list)},
         "curves": [row for label in curves for row in _curves(label, curves[label])],
         "learning": _learning(comparison, learning),
         "runs": run_rows(comparison),
