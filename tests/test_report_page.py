@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,10 @@ from hpc_ecg.cli import main
 from hpc_ecg.comparison.checklist import fill_checklists, read_checklists
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.errors import describe_errors
-from hpc_ecg.comparison.flow import _read_selection
+from hpc_ecg.comparison.flow import CohortFlow, _read_selection
 from hpc_ecg.comparison.headline import headline
 from hpc_ecg.comparison.model_tables import scaled_brier
-from hpc_ecg.comparison.report import write_report
+from hpc_ecg.comparison.report import render_report, write_report
 from hpc_ecg.comparison.risk import describe_risks
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.reporting.html import render_page
@@ -425,3 +426,14 @@ def test_checklists_have_their_items_and_every_answer_is_a_fact(sweep):
     assert by_number["12g"]["is_known"] and not by_number["17"]["is_known"]
     assert not by_number["20a"]["is_known"]  # without shards, the flow is not known
     assert "afib_5y" in by_number["21"]["text"]
+
+
+@pytest.mark.parametrize(("dates", "is_said"), [("shift", True), ("keep", False)])
+def test_shifted_dates_are_said_beside_the_periods(sweep, dates, is_said):
+    flow = CohortFlow(
+        in_table=1, left_out={}, splits=[], labels=[], flags={}, signal="", index_sha256=""
+    )
+    period = {"label": "afib_5y", "period": "2015", "n": 3, "reason": "too few"}
+    more = {"periods": [period], "errors": []}
+    about = compare(sweep, 60), {}, sweep, replace(flow, dates=dates), {}, (), more
+    assert ("neighbouring years mix" in render_report(*about)) == is_said
