@@ -180,9 +180,21 @@ def test_a_model_that_separates_the_classes_perfectly_has_a_card(tmp_path):
 def test_subgroups_of_the_best_model_are_shown_with_a_test_of_interaction(paths):
     text = paths.page.read_text()
     rows = re.search(r'<table id="subgroups">(.*?)</table>', text, re.DOTALL).group(1)
-    assert "female" in rows and "male" in rows and "p of interaction" in rows
+    assert "female" in rows and "male" in rows and ">p of interaction<" in rows
     subgroups = pd.read_csv(paths.tables["subgroups"])
     assert f"{subgroups['auroc_value'][0]:.3f}" in rows
+
+
+def test_the_p_of_interaction_is_the_corrected_one(tmp_path):
+    make_sweep(tmp_path, {"only": 1.0}, (0,), make_test_set(num_patients=80))
+    path = tmp_path / "only/seed-0/evaluation.json"
+    evaluation = json.loads(path.read_text())
+    for level in evaluation["labels"]["afib_5y"]["subgroups"]:
+        level |= {"interaction_p": 0.031, "interaction_p_holm": 0.093}
+    path.write_text(json.dumps(evaluation))
+    text = write_report(tmp_path, replicates=50).page.read_text()
+    rows = re.search(r'<table id="subgroups">(.*?)</table>', text, re.DOTALL).group(1)
+    assert "0.093" in rows and "0.031" not in rows
 
 
 def test_label_fractions_of_a_grid_make_a_curve(tmp_path):
