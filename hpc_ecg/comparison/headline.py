@@ -13,14 +13,14 @@ from hpc_ecg.reporting.numbers import count, format_number, join_names
 
 def headline(comparison: Comparison) -> list[str]:
     """At most three sentences; one where a single strategy is finished."""
-    best, *others = comparison.strategies
+    best = comparison.strategies[0]
+    pairs = pairs_with(comparison.pairs, best.name)
     value = f"{comparison.metric_name} {format_estimate(best.estimates[comparison.metric])}"
-    if not others:
+    if not pairs:
         return [f"Only {best.name} is finished ({value}): there is nothing to compare it with."]
     if comparison.best_corrected:
         corrected = format_estimate(comparison.best_corrected)
-        value += f"; corrected for being the highest of {len(others) + 1}: {corrected}"
-    pairs = pairs_with(comparison.pairs, best.name)
+        value += f"; corrected for being the highest of {len(pairs) + 1}: {corrected}"
     is_best = all(map(is_better, pairs))
     rank = "is best" if is_best else f"has the highest {comparison.metric_name} on these patients"
     sentences = [f"{best.name} {rank} ({value}).", _against_strategies(pairs)]
