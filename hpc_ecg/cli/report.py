@@ -23,7 +23,15 @@ def add_report(verbs: Verbs) -> None:
     report.add_argument(
         "--no-baselines",
         action="store_true",
-        help="do not compute the baselines: age and sex, and the irregularity of the heartbeat",
+        help="do not compute the baselines: age and sex, irregularity of the heartbeat, and "
+        "classical measurements",
+    )
+    report.add_argument(
+        "--baseline-minutes",
+        type=float,
+        default=10.0,
+        help="for measuring ECGs for the baselines, at most (default 10); what was measured is "
+        "kept, and the next report goes on from there",
     )
     report.add_argument(
         "--allow-pipe",
@@ -66,7 +74,7 @@ def _report(options: argparse.Namespace) -> int:
         try:
             permission = ["data.allow_pipe=true"] if options.allow_pipe else []
             run = load_run(str(runs[0].folder.path), permission)
-            write_baselines(run, folder / "baselines")
+            write_baselines(run, folder / "baselines", options.baseline_minutes)
         except (ValueError, OSError) as error:
             logger.warning(f"no baselines: {describe_error(error)}")
     comparison = compare(folder, options.replicates, margin=options.margin)
