@@ -10,10 +10,9 @@ from conftest import plan_for, words_for
 from sklearn.metrics import brier_score_loss, r2_score, roc_auc_score
 
 from hpc_ecg.cohort.table import Columns
-from hpc_ecg.comparison import baselines, heartbeat
+from hpc_ecg.comparison import baselines
 from hpc_ecg.comparison.baselines import combine_with_age_sex, write_baselines
-from hpc_ecg.comparison.heartbeat import FEATURES, features_of, measure_splits, rhythm_of
-from hpc_ecg.comparison.label_models import fit_best
+from hpc_ecg.comparison.heartbeat import FEATURES
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
@@ -173,26 +172,3 @@ def test_the_combination_with_age_and_sex_is_fitted_on_validation(rng):
     assert roc_auc_score(label, joined) == pytest.approx(best, abs=0.003)
     with pytest.raises(ValueError, match="other records"):
         combine_with_age_sex(valid, test, valid_age, valid_age, 0)
-
-
-def test_irregularity_alone_separates_real_af_from_the_rest(real_data, tmp_path):
-    table = pd.read_csv(real_data / "ecg" / "ptbxl" / "table.csv")
-    table = table[(table["af"] == 1) | (np.arange(len(table)) < 120)]
-    table.to_csv(tmp_path / "table.csv", index=False)
-    recordings = plan_for(
-        tmp_path / "table.csv",
-        tmp_path / "shards",
-        signals=real_data / "ecg" / "ptbxl",
-        fractions=(0.4, 0.3, 0.3),
-        stratify=True,
-    )
-    shard_ecgs(recordings)
-    words = words_for(tmp_path / "shards", tmp_path / "run")
-    write_baselines(load_config(FinetuneConfig, [], words), tmp_path / "made")
-    parts = [
-        read_predictions(tmp_path / f"made/rr_irregularity/{s}.parquet") for s in ("valid", "test")
-    ]
-    label, score = (
-        np.concatenate([getattr(p, a)[:, 0] for p in parts]) for a in ("label_NK", "logit_NK")
-    )
-    assert roc_auc_score(label, score) > 0.9

@@ -19,7 +19,7 @@ from hpc_ecg.evaluation.metrics import FloatArray, has_label, why_not_scorable
 from hpc_ecg.evaluation.predictions import Predictions
 
 MIN_PATIENTS = 10
-"""With fewer in a class, cross-validation says little: the linear model of penalty 1 is taken."""
+"""With fewer in a class, cross-validation says little: the linear model of penalty 10 is taken."""
 PENALTIES = (0.1, 1, 10, 100)
 Model = Callable[[FloatArray], FloatArray]
 """[N, F] in, logits or values [N] out."""
@@ -51,7 +51,7 @@ def fit_best(known: Predictions, k: int, x_NF: FloatArray) -> tuple[Model, str]:
     for penalty in PENALTIES:
         linear = Ridge(alpha=penalty) if is_regression else LogisticRegression(C=1 / penalty)
         models[f"linear, penalty {penalty:g}"] = make_pipeline(fill, StandardScaler(), linear)
-    name, losses = "linear, penalty 1", {}
+    name, losses = "linear, penalty 10", {}
     classes = [has_label(y_N)] if is_regression else [y_N == 0, y_N == 1]
     if min(len(np.unique(patient_N[is_one])) for is_one in classes) >= MIN_PATIENTS:
         folds = (GroupKFold if is_regression else StratifiedGroupKFold)(5)

@@ -30,7 +30,7 @@ VOTING = ("I", "II", "V1", "V3", "V5")
 INDEPENDENT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 """The other four leads are sums of I and II."""
 MIN_RATE_HZ, MIN_BEATS = 100, 3
-VOTE_S, REFRACTORY_S, MIN_ENERGY = 0.12, 0.24, 0.15
+VOTE_S, REFRACTORY_S, MIN_ENERGY = 0.12, 0.24, 0.06
 BEFORE_S, AFTER_S = 0.4, 0.6
 MIN_CORRELATION, MIN_P_CORRELATION = 0.8, 0.7
 """Of the QRS of a beat and the median beat (ectopy, noise); of P in odd and even beats (AF)."""
@@ -57,7 +57,8 @@ def find_beats(ecg_CS: NDArray, leads: Sequence[str], rate_hz: float) -> NDArray
     if not len(found):
         return found
     slope_CS = np.gradient(sosfiltfilt(_band(5, 30, rate_hz), ecg_CS), axis=1)
-    energy_S = np.convolve((slope_CS**2).sum(axis=0), np.ones(reach), "same")
+    energy_S = np.median(slope_CS**2 / np.mean(slope_CS**2, axis=1, keepdims=True), axis=0)
+    energy_S = np.convolve(energy_S, np.hanning(3 * reach), "same")
     near = found[:, None] + np.arange(2 * reach + 1)
     beats = np.unique(found + np.pad(energy_S, reach)[near].argmax(axis=1) - reach)
     beats = beats[energy_S[beats] >= MIN_ENERGY * np.median(energy_S[found])]
