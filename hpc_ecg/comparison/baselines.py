@@ -195,8 +195,7 @@ def _of_measurements(
     if added := _known(groups["train"]):
         design = _design_of(groups["train"])
         x_NF = {s: np.c_[x, design(groups[s])[rows[s]]] for s, x in x_NF.items()}
-    label_NK, patient_N = train.label_NK[rows["train"]], train.patient_N[rows["train"]]
-    known = replace(train, label_NK=label_NK, patient_N=patient_N)
+    known = train.rows(rows["train"])
     fitted = [fit_best(known, k, x_NF["train"]) for k in range(len(train.labels))]
     details = {
         "trained_on": len(rows["train"]),

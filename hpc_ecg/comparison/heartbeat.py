@@ -28,7 +28,6 @@ from threadpoolctl import threadpool_limits
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.ecg.delineation import MEASUREMENTS, MIN_BEATS, FloatArray, find_beats, measure
 from hpc_ecg.jobs.processes import map_in_processes
-from hpc_ecg.training.features import is_signed, make_writable, write_signed
 from hpc_ecg.training.user_key import sign
 
 logger = logging.getLogger("hpc_ecg")
@@ -55,6 +54,8 @@ Measured = tuple[dict[str, NDArray[np.int64]], dict[str, FloatArray]]
 def measure_splits(splits: Mapping[str, Dataset], folder: Path, minutes: float) -> Measured | str:
     """Measure all of valid and test, and at most MAX_TRAINING_RECORDS of train, drawn at random. A
     text says why there is nothing: time, leads, or a shard that cannot be read."""
+    from hpc_ecg.training.features import write_signed  # imports torch: workers need none
+
     wanted = {split: np.arange(len(data)) for split, data in splits.items() if split != "train"}
     drawn = np.random.default_rng(0).permutation(len(splits["train"]))
     wanted["train"] = drawn[:MAX_TRAINING_RECORDS]
@@ -148,6 +149,8 @@ def rhythm_of(beats: NDArray[np.int64]) -> FloatArray:
 
 def _read(dataset: Dataset, folder: Path) -> tuple[dict[bytes, FloatArray], Path, str]:
     """What is known; its file, and a digest of what the features depend on."""
+    from hpc_ecg.training.features import is_signed, make_writable
+
     shards = dataset.shards
     inputs = [VERSION, FEATURES, version("sleepecg"), asdict(shards.signal)]
     digest = sign(json.dumps([*inputs, dataset.millivolts_per_count], sort_keys=True))
