@@ -116,7 +116,7 @@ def test_an_ectopic_beat_is_a_beat_but_not_part_of_the_median_beat():
 
 def test_without_a_lead_that_is_searched_or_at_too_low_a_rate_the_message_says_what_it_takes():
     ecg_LS, _ = draw()
-    with pytest.raises(ValueError, match="one of the leads I, II, V1, V3, V5 and 100 Hz, got aVR"):
+    with pytest.raises(ValueError, match="a lead of I, II, V1, V3, V5 and 100 Hz, got aVR"):
         find_beats(ecg_LS[3:4], ["aVR"], 250)
     with pytest.raises(ValueError, match="at 50 Hz"):
         find_beats(ecg_LS, LEADS, 50)

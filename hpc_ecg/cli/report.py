@@ -23,15 +23,13 @@ def add_report(verbs: Verbs) -> None:
     report.add_argument(
         "--no-baselines",
         action="store_true",
-        help="do not compute the baselines: age and sex, irregularity of the heartbeat, and "
-        "classical measurements",
+        help="do not compute the baselines: age and sex, irregularity, measurements of the ECG",
     )
     report.add_argument(
         "--baseline-minutes",
         type=float,
         default=10.0,
-        help="for measuring ECGs for the baselines, at most (default 10); what was measured is "
-        "kept, and the next report goes on from there",
+        help="to measure ECGs for baselines (default 10); the next report goes on from there",
     )
     report.add_argument(
         "--allow-pipe",

@@ -39,10 +39,6 @@ logger = logging.getLogger("hpc_ecg")
 CONSTANTS = ("prevalence", "training_mean")
 """They predict the same for everybody, so they have no AUROC and no R²."""
 SPLITS = ("valid", "test")
-MINUTES = 10.0
-"""For measuring ECGs, unless the user says otherwise."""
-VERSION = 2
-"""Raise it when baselines change, so that those of earlier versions are made again."""
 REPLICATES = 2000
 MAX_AGE = 90.0
 """Ages above count as this: data sets write all ages over 89 as one number, such as 300."""
@@ -53,7 +49,7 @@ Fitted = tuple[dict[str, FloatArray], dict[str, Any]]
 """Logits or values [N, K] by split, and details for baselines.json."""
 
 
-def write_baselines(config: FinetuneConfig, folder: Path, minutes: float = MINUTES) -> list[str]:
+def write_baselines(config: FinetuneConfig, folder: Path, minutes: float = 10) -> list[str]:
     """Make all baselines of a run's data from all training records, also where the run itself used
     fewer; returns their names. Baselines of the same data are kept, unless the `minutes` for
     measuring ECGs were too few."""
@@ -61,7 +57,6 @@ def write_baselines(config: FinetuneConfig, folder: Path, minutes: float = MINUT
     task = config.data.task
     data: dict[str, Any] = {"data_index_sha256": shards.index_sha256, "labels": labels}
     data |= {"task": task, "fold": config.data.fold, "repeat": config.data.repeat}
-    data |= {"version": VERSION}
     note_path = folder / "baselines.json"
     earlier = read_record(note_path) if note_path.exists() else {}
     if earlier.get("data") == data and "ecg_measurements" in earlier["made"]:
@@ -185,9 +180,7 @@ def _of_measurements(
     rows, measured_NF = measured
     train = splits["train"][1]
     x_NF = {s: x[:, [FEATURES.index(name) for name in features]] for s, x in measured_NF.items()}
-    missing = {
-        s: dict(zip(features, np.isnan(x).sum(0).tolist(), strict=True)) for s, x in x_NF.items()
-    }
+    missing = {split: np.isnan(x).sum(axis=0).tolist() for split, x in x_NF.items()}
     if np.isnan(x_NF["train"]).all():
         raise ValueError("heartbeats were found in no training record")
     names = {"age", "sex"} - set(train.labels) if len(features) == len(FEATURES) else set()

@@ -1,12 +1,10 @@
 """What the baselines know of an ECG: how irregularly the heart beats, and classical measurements.
 
-Validation and test are measured whole; training in a random order, as far as the time goes. What is
-measured is kept by the record's SHA-256 in features/ beside the shards (where that cannot be
-written: beside the baselines), signed by this user: later reports and other sweeps use it.
-
-Measured on 309 recordings of four sources at 250 Hz, one core: 1.5 ms a record for the beats, 1.2
-for the rest (wfdb's XQRS: 5.8 for the beats of one lead). Irregularity, fitted to 89 of the others
-(9 AF), separates AF in PTB-XL (9 of 220) with AUROC 0.992 (0.978 to 1); XQRS: 0.977.
+What is measured is kept by the record's SHA-256 in features/ beside the shards (if that cannot be
+written: beside the baselines), signed by this user: later reports and other sweeps use it. One core
+takes 1.5 to 2 ms a record for the beats and 1.2 to 1.7 for the rest (XQRS: 5.8 for one lead).
+Irregularity, fitted to 89 recordings of other sources (9 AF), separates AF in PTB-XL (9 of 220)
+with AUROC 0.992 (0.978 to 1); with XQRS 0.977.
 """
 
 # N records of a split, n records of a chunk, F features, C leads, S samples
@@ -32,11 +30,8 @@ from hpc_ecg.training.user_key import sign
 
 logger = logging.getLogger("hpc_ecg")
 RHYTHM = (
-    "log RMSSD / mean RR",
-    "log CV of RR",
-    "log median change / median RR",
-    "share of changes above 10 %",
-    "sample entropy of RR",
+    *("log RMSSD / mean RR", "log CV of RR", "log median change / median RR"),
+    *("share of changes above 10 %", "sample entropy of RR"),
 )
 FEATURES = RHYTHM + MEASUREMENTS
 IRREGULARITY = (*RHYTHM, "heart rate")
@@ -47,6 +42,8 @@ MIN_RATIO, TOLERANCE = 1e-3, 0.1
 MIN_TRAINING_RECORDS, MAX_TRAINING_RECORDS = 1000, 20_000
 CHUNK, MAX_IN_ONE_PROCESS = 64, 256
 REPORT_EVERY_S = 20
+KIND = [("key", "S64"), ("x", "f8", len(FEATURES))]
+Chunk = tuple[NDArray[np.bytes_], Dataset, NDArray[np.int64]]
 Measured = tuple[dict[str, NDArray[np.int64]], dict[str, FloatArray]]
 """By split: positions of the measured records, and their FEATURES [N, F]."""
 
@@ -61,23 +58,22 @@ def measure_splits(splits: Mapping[str, Dataset], folder: Path, minutes: float) 
     wanted["train"] = drawn[:MAX_TRAINING_RECORDS]
     keys = {split: np.array(dataset.sha256_N, "S64") for split, dataset in splits.items()}
     known, path, digest = _read(splits["train"], folder)
-    todo = []
-    for split, rows in wanted.items():
-        left = rows[[key not in known for key in keys[split][rows]]]
-        parts = np.split(left, range(CHUNK, len(left), CHUNK))
-        todo += [(keys[split][part], splits[split], part) for part in parts if len(part)]
+    todo: list[Chunk] = []
+    for s, rows in wanted.items():
+        left = rows[[key not in known for key in keys[s][rows]]]
+        parts = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
+        todo += [(keys[s][part], splits[s], part) for part in parts]
     if todo:
         try:
             _measure(todo, known, time.monotonic() + 60 * minutes)
         except ValueError as error:
             return str(error)
         finally:  # Ctrl-C, too
-            kind = [("key", "S64"), ("x", "f8", len(FEATURES))]
-            write_signed(path, np.array(list(known.items()), kind), {}, digest)
+            write_signed(path, np.array(list(known.items()), KIND), {}, digest)
     found = {s: rows[[key in known for key in keys[s][rows]]] for s, rows in wanted.items()}
-    needed = {split: len(rows) for split, rows in wanted.items()}
+    needed = {s: len(rows) for s, rows in wanted.items()}
     needed["train"] = min(needed["train"], MIN_TRAINING_RECORDS)
-    if any(len(found[split]) < needed[split] for split in splits):
+    if any(len(found[s]) < needed[s] for s in splits):
         done, total = (sum(len(rows) for rows in parts.values()) for parts in (found, wanted))
         return (
             f"{minutes:g} minutes sufficed for {done:,} of {total:,} ECGs, which are kept: make "
@@ -86,11 +82,7 @@ def measure_splits(splits: Mapping[str, Dataset], folder: Path, minutes: float) 
     return found, {s: np.array([known[key] for key in keys[s][rows]]) for s, rows in found.items()}
 
 
-def _measure(
-    todo: Sequence[tuple[NDArray, Dataset, NDArray]],
-    known: dict[bytes, FloatArray],
-    deadline: float,
-) -> None:
+def _measure(todo: Sequence[Chunk], known: dict[bytes, FloatArray], deadline: float) -> None:
     """Add the features of chunks (keys, dataset, positions) to those known, until the deadline."""
     total, done = sum(len(keys) for keys, _, _ in todo), 0
     began = reported = time.monotonic()
@@ -105,15 +97,12 @@ def _measure(
             return
         if now - reported > REPORT_EVERY_S:
             reported, rate = now, done / (now - began)
-            text = f"{done:,} of {total:,} ECGs measured, {rate:.0f} a second"
-            logger.info(f"baselines: {text}, {(total - done) / rate / 60:.1f} min left")
+            text = f"{rate:.0f} a second, {(total - done) / rate / 60:.1f} min left"
+            logger.info(f"baselines: {done:,} of {total:,} ECGs measured, {text}")
 
 
 def _features_of_chunk(
-    scale: float,
-    leads: Sequence[str],
-    rate_hz: float,
-    chunk: tuple[NDArray, NDArray[np.int16], NDArray | None],
+    scale: float, leads: Sequence[str], rate_hz: float, chunk: Sequence[NDArray]
 ) -> tuple[NDArray, FloatArray]:
     """From the keys, counts and samples of some records: keys and features [n, F]."""
     keys, counts_nCS, samples_n = chunk
@@ -137,14 +126,13 @@ def rhythm_of(beats: NDArray[np.int64]) -> FloatArray:
         return np.full(len(RHYTHM), np.nan)
     rr = np.diff(beats).astype(np.float64)
     changes, mean, median = np.abs(np.diff(rr)), rr.mean(), np.median(rr)
-    rmssd = np.sqrt(np.mean(changes**2))
-    ratios = np.array([rmssd / mean, rr.std() / mean, np.median(changes) / median])
+    spreads = [np.sqrt(np.mean(changes**2)) / mean, rr.std() / mean, np.median(changes) / median]
     is_similar = np.abs(rr[:, None] - rr) <= TOLERANCE * median
     pairs = np.triu(is_similar[:-1, :-1], 1)
     both = max((pairs & is_similar[1:, 1:]).sum(), 1)
     entropy = np.log(max(pairs.sum(), 1) / both)
     share = np.mean(changes > TOLERANCE * mean)
-    return np.array([*np.log(np.maximum(ratios, MIN_RATIO)), share, entropy])
+    return np.array([*np.log(np.maximum(spreads, MIN_RATIO)), share, entropy])
 
 
 def _read(dataset: Dataset, folder: Path) -> tuple[dict[bytes, FloatArray], Path, str]:
@@ -156,7 +144,5 @@ def _read(dataset: Dataset, folder: Path) -> tuple[dict[bytes, FloatArray], Path
     digest = sign(json.dumps([*inputs, dataset.millivolts_per_count], sort_keys=True))
     parent = shards.folder if not shards.url and os.access(shards.folder, os.W_OK) else folder
     path = make_writable(parent / "features") / f"measured-{digest[:32]}.npy"
-    if not is_signed(path, digest):
-        return {}, path, digest
-    table = np.load(path)
+    table = np.load(path) if is_signed(path, digest) else np.empty(0, KIND)
     return dict(zip(table["key"].tolist(), table["x"], strict=True)), path, digest

@@ -1,5 +1,4 @@
-"""Models of one label from a few columns: a plain regression, or the best of several in
-cross-validation by patient."""
+"""Models of one label from a few columns: a plain regression, or the best in cross-validation."""
 
 # N records, F features
 
@@ -20,14 +19,13 @@ from hpc_ecg.evaluation.predictions import Predictions
 
 MIN_PATIENTS = 10
 """With fewer in a class, cross-validation says little: the linear model of penalty 10 is taken."""
-PENALTIES = (0.1, 1, 10, 100)
+PENALTIES = (1, 10, 100)
 Model = Callable[[FloatArray], FloatArray]
 """[N, F] in, logits or values [N] out."""
 
 
 def fit_plain(known: Predictions, k: int, x_NF: FloatArray) -> Model:
-    """Fit label k. scikit-learn's default penalty (C = 1) keeps the logistic regression finite
-    where few records separate the classes."""
+    """Fit label k; scikit-learn's penalty keeps it finite where few records separate classes."""
     check_can_fit(known, k)
     is_regression = known.probability_NK is None
     model = LinearRegression() if is_regression else LogisticRegression()
@@ -44,26 +42,21 @@ def fit_best(known: Predictions, k: int, x_NF: FloatArray) -> tuple[Model, str]:
     keep_N = has_label(known.label_NK[:, k])
     x_NF, y_N, patient_N = x_NF[keep_N], known.label_NK[keep_N, k], known.patient_N[keep_N]
     is_regression = known.probability_NK is None
+    loss = mean_squared_error if is_regression else log_loss
     boosting = HistGradientBoostingRegressor if is_regression else HistGradientBoostingClassifier
-    trees = boosting(max_iter=100, learning_rate=0.05, max_leaf_nodes=8, random_state=0)
+    trees = boosting(max_iter=60, max_leaf_nodes=8, random_state=0)
     models: dict[str, Any] = {"gradient boosting": trees}
     fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
     for penalty in PENALTIES:
         linear = Ridge(alpha=penalty) if is_regression else LogisticRegression(C=1 / penalty)
-        models[f"linear, penalty {penalty:g}"] = make_pipeline(fill, StandardScaler(), linear)
-    name, losses = "linear, penalty 10", {}
+        models[f"linear, penalty {penalty}"] = make_pipeline(fill, StandardScaler(), linear)
+    name = "linear, penalty 10"
     classes = [has_label(y_N)] if is_regression else [y_N == 0, y_N == 1]
     if min(len(np.unique(patient_N[is_one])) for is_one in classes) >= MIN_PATIENTS:
         folds = (GroupKFold if is_regression else StratifiedGroupKFold)(5)
-        how = {
-            "groups": patient_N,
-            "cv": folds,
-            "method": "predict" if is_regression else "predict_proba",
-        }
-        for each, model in models.items():
-            predicted = cross_val_predict(model, x_NF, y_N, **how)
-            losses[each] = (mean_squared_error if is_regression else log_loss)(y_N, predicted)
-        name = min(losses, key=losses.__getitem__)
+        method = "predict" if is_regression else "predict_proba"
+        how = {"groups": patient_N, "cv": folds, "method": method}
+        name = min(models, key=lambda n: loss(y_N, cross_val_predict(models[n], x_NF, y_N, **how)))
     model = models[name].fit(x_NF, y_N)
     return (model.predict if is_regression else model.decision_function), name
 

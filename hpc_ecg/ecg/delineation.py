@@ -4,11 +4,11 @@ Beats: sleepecg (Pan and Tompkins 1985, forwards and backwards) searches five le
 them agree is a beat, at the centre of its QRS energy. What has far less energy than the other beats
 is dropped: a P or T wave, found while the thresholds were being learned.
 
-Measurements, as cardiographs make them: waves are found in the root mean square over the leads of
-one median beat. QRS is where the spatial velocity exceeds a share of its maximum; P and T end where
-the steepest tangent meets the baseline (Lepeschkin and Surawicz 1952). Against the devices' values
-in nine recordings (MUSE, Philips, aECG, DICOM), the median absolute differences are 6 ms for PR and
-P, 4 ms for QRS, 22 ms for QT (tangents end earlier), and 2 to 4 degrees for the axes.
+Measurements: waves are found in the root mean square over the leads of one median beat. QRS is
+where the spatial velocity exceeds a share of its maximum; P and T end where the steepest tangent
+meets the baseline (Lepeschkin and Surawicz 1952). Median absolute differences to the devices'
+values in nine recordings (MUSE, Philips, aECG, DICOM): PR 7, QRS 4, P 6 and QT 19 ms (tangents end
+earlier), axes 1 to 5 degrees.
 """
 
 # C leads, S samples, B beats, W samples of a beat
@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
 FloatArray = NDArray[np.float64]
-MEASUREMENTS = (
-    *("heart rate", "PR", "QRS", "QTc", "P duration", "P area"),
-    *("P axis", "QRS axis", "T axis"),
-)
+Beats = NDArray[np.int64]
+MEASUREMENTS: tuple[str, ...] = ("heart rate", "PR", "QRS", "QTc", "P duration", "P area")
+MEASUREMENTS += ("P axis", "QRS axis", "T axis")
 """Beats a minute; ms; QTc by Fridericia; mean |mV ms| over leads; degrees in the frontal plane."""
 VOTING = ("I", "II", "V1", "V3", "V5")
 INDEPENDENT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
-"""The other four leads are sums of I and II."""
 MIN_RATE_HZ, MIN_BEATS = 100, 3
 VOTE_S, REFRACTORY_S, MIN_ENERGY = 0.12, 0.24, 0.06
 BEFORE_S, AFTER_S = 0.4, 0.6
@@ -37,23 +35,22 @@ MIN_CORRELATION, MIN_P_CORRELATION = 0.8, 0.7
 MIN_P_MV, MIN_T_MV = 0.015, 0.04
 
 
-def find_beats(ecg_CS: NDArray, leads: Sequence[str], rate_hz: float) -> NDArray[np.int64]:
+def find_beats(ecg_CS: NDArray, leads: Sequence[str], rate_hz: float) -> Beats:
     """Positions of QRS complexes, in samples. ValueError: no lead of VOTING, or the rate is below
     MIN_RATE_HZ."""
     from sleepecg import detect_heartbeats
 
     ecg_CS = ecg_CS[[leads.index(name) for name in VOTING if name in leads]]
     if not len(ecg_CS) or rate_hz < MIN_RATE_HZ:
-        needs = f"one of the leads {', '.join(VOTING)} and {MIN_RATE_HZ} Hz"
-        raise ValueError(f"finding beats takes {needs}, got {', '.join(leads)} at {rate_hz:g} Hz")
+        needs, got = f"{', '.join(VOTING)} and {MIN_RATE_HZ} Hz", ", ".join(leads)
+        raise ValueError(f"finding beats takes a lead of {needs}, got {got} at {rate_hz:g} Hz")
     ecg_CS = ecg_CS[np.ptp(ecg_CS, axis=1) > 0]
     votes_S = np.zeros(ecg_CS.shape[1])
     for lead_S in ecg_CS:
         votes_S[detect_heartbeats(lead_S, rate_hz)] += 1
     votes_S = np.convolve(votes_S, np.ones(round(VOTE_S * rate_hz)), "same")
     apart, reach = round(REFRACTORY_S * rate_hz), round(0.1 * rate_hz)
-    height = max(len(ecg_CS) / 2, 1)
-    found = find_peaks(np.r_[0, votes_S, 0], height=height, distance=apart)[0] - 1
+    found = find_peaks(np.r_[0, votes_S, 0], max(len(ecg_CS) / 2, 1), distance=apart)[0] - 1
     if not len(found):
         return found
     slope_CS = np.gradient(sosfiltfilt(_band(5, 30, rate_hz), ecg_CS), axis=1)
@@ -65,9 +62,7 @@ def find_beats(ecg_CS: NDArray, leads: Sequence[str], rate_hz: float) -> NDArray
     return beats[np.diff(beats, prepend=-apart) >= apart / 2]
 
 
-def measure(
-    ecg_CS: FloatArray, leads: Sequence[str], beats: NDArray[np.int64], rate_hz: float
-) -> FloatArray:
+def measure(ecg_CS: FloatArray, leads: Sequence[str], beats: Beats, rate_hz: float) -> FloatArray:
     """MEASUREMENTS of an ECG in mV [C, S]; NaN where one cannot be made."""
     found = dict.fromkeys(MEASUREMENTS, np.nan)
     if len(beats) >= MIN_BEATS:
@@ -82,7 +77,7 @@ def measure(
     return np.array(list(found.values()))
 
 
-def _similar_beats(ecg_CS: FloatArray, beats: NDArray[np.int64], rate_hz: float) -> FloatArray:
+def _similar_beats(ecg_CS: FloatArray, beats: Beats, rate_hz: float) -> FloatArray:
     """Beats [B, C, W] whose QRS resembles the median beat's."""
     before, after, half = (round(seconds * rate_hz) for seconds in (BEFORE_S, AFTER_S, 0.08))
     beats = beats[(beats >= before) & (beats + after <= ecg_CS.shape[1])]
@@ -95,7 +90,8 @@ def _similar_beats(ecg_CS: FloatArray, beats: NDArray[np.int64], rate_hz: float)
 
 
 def _waves(beats_BCW: FloatArray, rate_hz: float, rr: float) -> dict[str, float]:
-    """Measurements of the median beat; the RR interval is in samples."""
+    """Measurements of the median beat; the RR interval is in samples. P comes after the T wave of
+    the beat before, and is much the same in odd and even beats."""
     ms, s_60, s_100 = 1000 / rate_hz, round(0.06 * rate_hz), round(0.1 * rate_hz)
     beat_CW = np.median(beats_BCW, axis=0)
     start, end = _qrs(beat_CW, rate_hz)
@@ -110,7 +106,6 @@ def _waves(beats_BCW: FloatArray, rate_hz: float, rr: float) -> dict[str, float]
             found["QTc"] = (t_end - start) * ms / (rr / rate_hz) ** (1 / 3)
             found["T axis"] = _axis(beat_CW[:, end + s_60 : round(t_end) + 1])
             room = rr - t_end + start
-    # P: after the T wave of the beat before, and much the same in odd and even beats
     first = max(start - round(min(0.32 * rate_hz, room)), 0)
     before_CW = _level(beat_CW[:, first : start + 1])
     odd, even = (beats_BCW[half::2, :, first : start + 1].mean(axis=0) for half in (0, 1))
@@ -149,13 +144,11 @@ def _tangent(falling_W: FloatArray) -> float:
 
 
 def _axis(wave_CW: FloatArray) -> float:
-    """Of a wave's area, from leads I and II, which come first."""
     one, two = wave_CW[[0, min(1, len(wave_CW) - 1)]].sum(axis=1)
     return float(np.degrees(np.arctan2((two - one / 2) * 2 / 3**0.5, one)))
 
 
 def _level(part: FloatArray) -> FloatArray:
-    """A part of a beat [..., W] less the line between its ends."""
     return part - np.linspace(part[..., 0], part[..., -1], part.shape[-1], axis=-1)
 
 
