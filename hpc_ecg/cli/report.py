@@ -26,10 +26,7 @@ def add_report(verbs: Verbs) -> None:
         help="do not compute the baselines: age and sex, irregularity, measurements of the ECG",
     )
     report.add_argument(
-        "--baseline-minutes",
-        type=float,
-        default=10.0,
-        help="to measure ECGs for baselines (default 10); the next report goes on from there",
+        "--baseline-minutes", type=float, default=10.0, help="to measure ECGs in (default 10)"
     )
     report.add_argument(
         "--allow-pipe",
@@ -57,6 +54,8 @@ def _report(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that a sweep made")
     _check_replicates(folder / "report", options.replicates)
+    if not options.baseline_minutes >= 0:
+        raise ValueError(f"--baseline-minutes must be 0 or more, got {options.baseline_minutes:g}")
 
     from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.compare import compare

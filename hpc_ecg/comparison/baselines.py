@@ -177,8 +177,7 @@ def _of_measurements(
     """From these features of the ECG; if they are all, age and sex are added."""
     if isinstance(measured, str):
         raise ValueError(measured)
-    rows, measured_NF = measured
-    train = splits["train"][1]
+    (rows, measured_NF), train = measured, splits["train"][1]
     x_NF = {s: x[:, [FEATURES.index(name) for name in features]] for s, x in measured_NF.items()}
     missing = {split: np.isnan(x).sum(axis=0).tolist() for split, x in x_NF.items()}
     if np.isnan(x_NF["train"]).all():

@@ -35,9 +35,8 @@ def fit_plain(known: Predictions, k: int, x_NF: FloatArray) -> Model:
 
 
 def fit_best(known: Predictions, k: int, x_NF: FloatArray) -> tuple[Model, str]:
-    """Fit label k by what has the least log loss (regression: squared error) in five-fold
-    cross-validation by patient: ridge-penalized regression or gradient boosting of small trees.
-    Returns its name, too. Features may be NaN."""
+    """Fit label k by what has the least log loss (squared error) in five-fold cross-validation by
+    patient, and name it: ridge regression or boosted small trees. Features may be NaN."""
     check_can_fit(known, k)
     keep_N = has_label(known.label_NK[:, k])
     x_NF, y_N, patient_N = x_NF[keep_N], known.label_NK[keep_N, k], known.patient_N[keep_N]
