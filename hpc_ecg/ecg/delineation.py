@@ -7,8 +7,8 @@ is dropped: a P or T wave, found while the thresholds were being learned.
 Measurements: waves are found in the root mean square over the leads of one median beat. QRS is
 where the spatial velocity exceeds a share of its maximum; P and T end where the steepest tangent
 meets the baseline (Lepeschkin and Surawicz 1952). Median absolute differences to the devices'
-values in nine recordings (MUSE, Philips, aECG, DICOM): PR 7, QRS 4, P 6 and QT 19 ms (tangents end
-earlier), axes 1 to 5 degrees.
+values in nine recordings (MUSE, Philips, aECG, DICOM), on which the shares were set: PR 7, QRS 4
+and QT 19 ms (tangents end earlier), axes 1 to 5 degrees.
 """
 
 # C leads, S samples, B beats, W samples of a beat
