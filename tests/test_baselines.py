@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss, r2_score, roc_auc_score
 from hpc_ecg.cohort.table import Columns
 from hpc_ecg.comparison import baselines
 from hpc_ecg.comparison.baselines import combine_with_age_sex, write_baselines
-from hpc_ecg.comparison.heartbeat import _features, features_of, irregularity
+from hpc_ecg.comparison.heartbeat import FEATURES
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
@@ -20,6 +20,7 @@ from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training.settings import FinetuneConfig
 
 pytestmark = pytest.mark.slow
+MEASURED = ["age_sex", "rr_irregularity", "ecg_measurements"]
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +31,20 @@ def config(shards, tmp_path_factory) -> FinetuneConfig:
 @pytest.fixture(scope="module")
 def made(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("baselines") / "all"
-    assert write_baselines(config, folder) == ["prevalence", "age_sex", "rr_irregularity"]
+    assert write_baselines(config, folder) == ["prevalence", *MEASURED]
     return folder
 
 
 @pytest.fixture
 def no_detector(monkeypatch):
-    """Replace the slow R-peak detector by random features."""
+    """Random features instead of what is measured."""
     draw = np.random.default_rng(0).normal
-    find = lambda parts: [draw(size=(len(rows), 3)) for _, rows in parts]  # noqa: E731
-    monkeypatch.setattr(baselines, "irregularity", find)
+
+    def measure(splits, folder, minutes):
+        rows = {split: np.arange(len(dataset)) for split, dataset in splits.items()}
+        return rows, {split: draw(size=(len(n), len(FEATURES))) for split, n in rows.items()}
+
+    monkeypatch.setattr(baselines, "measure_splits", measure)
 
 
 def as_regression(config):
@@ -50,7 +55,7 @@ def note_of(folder):
     return json.loads((folder / "baselines.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["prevalence", "age_sex", "rr_irregularity"])
+@pytest.mark.parametrize("name", ["prevalence", *MEASURED])
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_a_baseline_predicts_the_records_of_a_run(made, config, name, split):
     opened, labels = open_shards(config.data)
@@ -97,7 +102,7 @@ def test_a_baseline_that_cannot_be_made_is_left_out_with_the_reason(cohort, tmp_
     shard_ecgs(plan_for(cohort.parent / "bare.csv", tmp_path / "shards"))
     words = words_for(tmp_path / "shards", tmp_path / "run")
     names = write_baselines(load_config(FinetuneConfig, [], words), tmp_path / "made")
-    assert names == ["prevalence", "rr_irregularity"]
+    assert names == ["prevalence", "rr_irregularity", "ecg_measurements"]
     reason = "the shards' index has neither age nor sex"
     assert note_of(tmp_path / "made")["left_out"] == {"age_sex": reason}
     (cohort.parent / "bare.csv").unlink()
@@ -116,7 +121,7 @@ def test_a_regression_has_linear_baselines_in_the_unit_of_its_label(
     words += ["data.labels=[lvef]", "train.calibration=none"]
     config = load_config(FinetuneConfig, [], words)
     made = write_baselines(config, tmp_path / "made")
-    assert made == ["training_mean", "age_sex", "rr_irregularity"]
+    assert made == ["training_mean", *MEASURED]
     test, age_sex = (read_predictions(tmp_path / f"made/{n}/test.parquet") for n in made[:2])
     assert age_sex.probability_NK is None
     assert r2_score(age_sex.label_NK, age_sex.logit_NK) > 0.8
@@ -167,55 +172,3 @@ def test_the_combination_with_age_and_sex_is_fitted_on_validation(rng):
     assert roc_auc_score(label, joined) == pytest.approx(best, abs=0.003)
     with pytest.raises(ValueError, match="other records"):
         combine_with_age_sex(valid, test, valid_age, valid_age, 0)
-
-
-def test_the_three_features_are_those_of_the_rr_intervals():
-    peaks = np.array([100, 300, 520, 700])  # 200, 220, 180
-    rr = np.array([200.0, 220.0, 180.0])
-    rmssd = np.sqrt((20**2 + 40**2) / 2)
-    known = [np.log(rmssd / 200), np.log(rr.std() / 200), 60 / 200]
-    np.testing.assert_allclose(_features(peaks), known)
-    assert np.isnan(_features(peaks[:2])).all()
-    assert np.isfinite(_features(np.array([0, 250, 500]))).all()  # perfectly regular
-
-
-def test_beats_are_found_where_they_are():
-    time = np.arange(2500) / 250
-    beats = np.sort(np.r_[np.arange(0.6, 10, 0.8)])
-    lead = 1000 * sum(np.exp(-(((time - at) / 0.02) ** 2)) for at in beats)
-    lead += np.random.default_rng(0).normal(0, 10, 2500)
-    ((_, _, rate),) = features_of(lead.astype(np.int16)[None], 0.001, 250)
-    assert rate == pytest.approx(75, abs=1)
-    assert np.isnan(features_of(np.zeros((1, 2500), np.int16), 0.001, 250)).all()
-
-
-def test_many_processes_give_the_features_that_one_gives(config):
-    opened, labels = open_shards(config.data)
-    test = open_split(opened, "test", labels)
-    rows = np.arange(len(test))
-    lead = opened.signal.leads.index("II")
-    alone = features_of(test.read(rows)[:, lead], test.millivolts_per_count, 250)
-    np.testing.assert_array_equal(irregularity([(test, rows)])[0], alone)
-
-
-def test_irregularity_alone_separates_real_af_from_the_rest(real_data, tmp_path):
-    table = pd.read_csv(real_data / "ecg" / "ptbxl" / "table.csv")
-    table = table[(table["af"] == 1) | (np.arange(len(table)) < 120)]
-    table.to_csv(tmp_path / "table.csv", index=False)
-    recordings = plan_for(
-        tmp_path / "table.csv",
-        tmp_path / "shards",
-        signals=real_data / "ecg" / "ptbxl",
-        fractions=(0.4, 0.3, 0.3),
-        stratify=True,
-    )
-    shard_ecgs(recordings)
-    words = words_for(tmp_path / "shards", tmp_path / "run")
-    write_baselines(load_config(FinetuneConfig, [], words), tmp_path / "made")
-    parts = [
-        read_predictions(tmp_path / f"made/rr_irregularity/{s}.parquet") for s in ("valid", "test")
-    ]
-    label, score = (
-        np.concatenate([getattr(p, a)[:, 0] for p in parts]) for a in ("label_NK", "logit_NK")
-    )
-    assert roc_auc_score(label, score) > 0.9

@@ -118,6 +118,13 @@ def test_a_path_that_cannot_be_used_is_one_plain_line(words, expected, tmp_path,
     assert "Errno" not in line and "Traceback" not in line
 
 
+@pytest.mark.parametrize("minutes", ["-1", "nan"])
+def test_a_time_for_baselines_below_0_is_refused(tmp_path, capsys, minutes):
+    assert main(["report", str(tmp_path), f"--baseline-minutes={minutes}"]) == 2
+    line = capsys.readouterr().err
+    assert f"--baseline-minutes must be 0 or more, got {minutes}" in line
+
+
 def test_a_report_of_few_replicates_is_refused_and_replaces_none_of_more(tmp_path, capsys):
     assert main(["report", str(tmp_path), "--replicates", "5"]) == 2
     assert "--replicates must be at least 200, got 5" in capsys.readouterr().err

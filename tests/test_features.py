@@ -181,23 +181,23 @@ def test_what_another_user_or_nobody_signed_is_computed_again(tmp_path, monkeypa
 
     path, values = tmp_path / "features.npy", np.ones((3, 4), np.float32)
     become("we")
-    features._write(path, values, {}, "inputs")
-    assert features._is_intact(path, "inputs") and not features._is_intact(path, "other inputs")
+    features.write_signed(path, values, {}, "inputs")
+    assert features.is_signed(path, "inputs") and not features.is_signed(path, "other inputs")
     assert (tmp_path / "we" / "user.key").stat().st_mode & 0o077 == 0
     become("they")
-    assert not features._is_intact(path, "inputs")
+    assert not features.is_signed(path, "inputs")
     path.with_suffix(".json").write_text(json.dumps({"sha256": sha256_of(path)}))  # as 0.1 wrote
     become("we")
-    assert not features._is_intact(path, "inputs")
+    assert not features.is_signed(path, "inputs")
     for broken in ("[]", "{", "[" * 10**5, "null"):
         path.with_suffix(".json").write_text(broken)
-        assert not features._is_intact(path, "inputs")
+        assert not features.is_signed(path, "inputs")
     (tmp_path / "file").touch()
     become("file/no-folder")
-    features._write(path, values, {}, "inputs")
-    assert features._is_intact(path, "inputs")
+    features.write_signed(path, values, {}, "inputs")
+    assert features.is_signed(path, "inputs")
     become("file/no-folder")
-    assert not features._is_intact(path, "inputs")
+    assert not features.is_signed(path, "inputs")
     user_key._key.cache_clear()
 
 

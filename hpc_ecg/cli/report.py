@@ -23,7 +23,10 @@ def add_report(verbs: Verbs) -> None:
     report.add_argument(
         "--no-baselines",
         action="store_true",
-        help="do not compute the baselines: age and sex, and the irregularity of the heartbeat",
+        help="do not compute the baselines: age and sex, irregularity, measurements of the ECG",
+    )
+    report.add_argument(
+        "--baseline-minutes", type=float, default=10.0, help="to measure ECGs in (default 10)"
     )
     report.add_argument(
         "--allow-pipe",
@@ -51,6 +54,8 @@ def _report(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that a sweep made")
     _check_replicates(folder / "report", options.replicates)
+    if not options.baseline_minutes >= 0:
+        raise ValueError(f"--baseline-minutes must be 0 or more, got {options.baseline_minutes:g}")
 
     from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.compare import compare
@@ -67,7 +72,7 @@ def _report(options: argparse.Namespace) -> int:
         try:
             permission = ["data.allow_pipe=true"] if options.allow_pipe else []
             run = load_run(str(runs[0].folder.path), permission)
-            write_baselines(run, folder / "baselines")
+            write_baselines(run, folder / "baselines", options.baseline_minutes)
         except (ValueError, OSError) as error:
             logger.warning(f"no baselines: {describe_error(error)}")
     comparison = compare(folder, options.replicates, margin=options.margin)

@@ -1,33 +1,33 @@
 """Baselines that need no network: predictions from the prevalence (regression: the mean), from age
-and sex, and from how irregularly the heart beats.
+and sex, from how irregularly the heart beats, and from classical measurements of the ECG with age
+and sex (`label_models`).
 
-Each label is fitted on the training split, by logistic regression or, for data.task=regression, by
-linear regression. Predictions go to FOLDER/<name>/{valid,test}.parquet, as a run writes them;
-FOLDER/baselines.json says which baselines were made, why others were not, and from which data.
+Each label is fitted on the training split. Predictions go to FOLDER/<name>/{valid,test}.parquet, as
+a run writes them; FOLDER/baselines.json says which baselines were made, why others were not, and
+from which data.
 """
 
 # N records, K labels, F features
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from hpc_ecg.comparison.heartbeat import FEATURES, MIN_BEATS, irregularity
+from hpc_ecg.comparison.heartbeat import FEATURES, IRREGULARITY, Measured, measure_splits
+from hpc_ecg.comparison.label_models import Model, check_can_fit, fit_best, fit_plain
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
-from hpc_ecg.evaluation.metrics import FloatArray, brier, has_label, log_loss, why_not_scorable
+from hpc_ecg.evaluation.metrics import FloatArray, brier, log_loss
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.hashing import read_record, write_record
@@ -39,7 +39,6 @@ logger = logging.getLogger("hpc_ecg")
 CONSTANTS = ("prevalence", "training_mean")
 """They predict the same for everybody, so they have no AUROC and no R²."""
 SPLITS = ("valid", "test")
-MAX_TRAINING_RECORDS = 2000
 REPLICATES = 2000
 MAX_AGE = 90.0
 """Ages above count as this: data sets write all ages over 89 as one number, such as 300."""
@@ -48,19 +47,19 @@ Split = tuple[Dataset, Predictions]
 """Records, with their labels, age and sex; the predictions are zero."""
 Fitted = tuple[dict[str, FloatArray], dict[str, Any]]
 """Logits or values [N, K] by split, and details for baselines.json."""
-Model = Callable[[FloatArray], FloatArray]
-"""[N, F] in, logits or values [N] out."""
 
 
-def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
+def write_baselines(config: FinetuneConfig, folder: Path, minutes: float = 10) -> list[str]:
     """Make all baselines of a run's data from all training records, also where the run itself used
-    fewer; returns their names. Baselines of the same data are kept."""
+    fewer; returns their names. Baselines of the same data are kept, unless the `minutes` for
+    measuring ECGs were too few."""
     shards, labels = open_shards(replace(config.data, label_fraction=1.0))
     task = config.data.task
     data: dict[str, Any] = {"data_index_sha256": shards.index_sha256, "labels": labels}
     data |= {"task": task, "fold": config.data.fold, "repeat": config.data.repeat}
     note_path = folder / "baselines.json"
-    if note_path.exists() and (earlier := read_record(note_path)).get("data") == data:
+    earlier = read_record(note_path) if note_path.exists() else {}
+    if earlier.get("data") == data and "ecg_measurements" in earlier["made"]:
         return list(earlier["made"])
     made: list[str] = []
     left_out: dict[str, str] = {}
@@ -71,7 +70,8 @@ def write_baselines(config: FinetuneConfig, folder: Path) -> list[str]:
             dataset = open_split(shards, split, labels, source)
             zeros_NK = np.zeros((len(dataset), len(labels)))
             splits[split] = dataset, as_predictions(dataset, zeros_NK, task)
-        for name, fit in _baselines(task).items():
+        measured = measure_splits({s: splits[s][0] for s in splits}, folder, minutes)
+        for name, fit in _baselines(task, measured).items():
             try:
                 logits, details[name] = fit(splits)
             except ValueError as error:
@@ -103,12 +103,17 @@ def combine_with_age_sex(
             raise ValueError("network and baseline predict other records, or in another order")
         features.append(np.stack([baseline.logit_NK[:, k], network.logit_NK[:, k]], axis=1))
     valid_N2, test_N2 = features
-    return _fit(valid, k, valid_N2)(test_N2)
+    return fit_plain(valid, k, valid_N2)(test_N2)
 
 
-def _baselines(task: str) -> dict[str, Callable[[Mapping[str, Split]], Fitted]]:
+def _baselines(task: str, measured: Measured | str) -> dict[str, Any]:
+    """How each baseline is fitted, by name; takes the splits, returns Fitted."""
     constant = {"training_mean": _mean} if task == "regression" else {"prevalence": _prevalence}
-    return constant | {"age_sex": _age_sex, "rr_irregularity": _irregularity}
+    return constant | {
+        "age_sex": _age_sex,
+        "rr_irregularity": partial(_of_measurements, measured, IRREGULARITY),
+        "ecg_measurements": partial(_of_measurements, measured, FEATURES),
+    }
 
 
 def _with_logits(predictions: Predictions, logit_NK: FloatArray) -> Predictions:
@@ -123,8 +128,8 @@ def _is_regression(predictions: Predictions) -> bool:
 def _prevalence(splits: Mapping[str, Split]) -> Fitted:
     """A constant: it has a Brier score and a log loss, but no AUROC."""
     train, test = splits["train"][1], splits["test"][1]
-    for k, name in enumerate(train.labels):
-        _check_two_classes(train.label_NK[:, k], name)
+    for k in range(len(train.labels)):
+        check_can_fit(train, k)
     prevalence_K = np.nanmean(train.label_NK, axis=0)
     logits = _constant(splits, logit(prevalence_K))
     details: dict[str, Any] = {"auroc": "0.5 by definition: a constant ranks nobody"}
@@ -162,28 +167,36 @@ def _age_sex(splits: Mapping[str, Split]) -> Fitted:
         for split, values in groups.items()
     }
     details = {"trained_on": len(train), "missing": missing}
-    return _fit_and_predict(train, x_NF), details
+    models = [fit_plain(train, k, x_NF["train"]) for k in range(len(train.labels))]
+    return _predict(models, x_NF), details
 
 
-def _irregularity(splits: Mapping[str, Split]) -> Fitted:
-    train = splits["train"][1]
-    drawn = np.random.default_rng(0).permutation(len(train))[:MAX_TRAINING_RECORDS]
-    rows = {"train": np.sort(drawn)}
-    rows |= {split: np.arange(len(splits[split][1])) for split in SPLITS}
-    features = irregularity([(splits[split][0], rows[split]) for split in rows])
-    x_NF = dict(zip(rows, features, strict=True))
-    few = {split: int(np.isnan(values).any(axis=1).sum()) for split, values in x_NF.items()}
-    if few["train"] == len(x_NF["train"]):
-        raise ValueError(f"no training record has {MIN_BEATS} heartbeats")
-    median_F = np.nanmedian(x_NF["train"], axis=0)
-    x_NF = {split: np.where(np.isnan(values), median_F, values) for split, values in x_NF.items()}
+def _of_measurements(
+    measured: Measured | str, features: Sequence[str], splits: Mapping[str, Split]
+) -> Fitted:
+    """From these features of the ECG; if they are all, age and sex are added."""
+    if isinstance(measured, str):
+        raise ValueError(measured)
+    (rows, measured_NF), train = measured, splits["train"][1]
+    x_NF = {s: x[:, [FEATURES.index(name) for name in features]] for s, x in measured_NF.items()}
+    missing = {split: np.isnan(x).sum(axis=0).tolist() for split, x in x_NF.items()}
+    if np.isnan(x_NF["train"]).all():
+        raise ValueError("heartbeats were found in no training record")
+    names = {"age", "sex"} - set(train.labels) if len(features) == len(FEATURES) else set()
+    groups = {s: {n: v for n, v in splits[s][1].groups.items() if n in names} for s in splits}
+    if added := _known(groups["train"]):
+        design = _design_of(groups["train"])
+        x_NF = {s: np.c_[x, design(groups[s])[rows[s]]] for s, x in x_NF.items()}
+    known = train.rows(rows["train"])
+    fitted = [fit_best(known, k, x_NF["train"]) for k in range(len(train.labels))]
     details = {
-        "trained_on": len(drawn),
+        "trained_on": len(rows["train"]),
         "of_training_records": len(train),
-        "features": list(FEATURES),
-        f"fewer_than_{MIN_BEATS}_beats": few,
+        "features": [*features, *added],
+        "missing": missing,
+        "chosen": dict(zip(train.labels, [name for _, name in fitted], strict=True)),
     }
-    return _fit_and_predict(replace(train, label_NK=train.label_NK[rows["train"]]), x_NF), details
+    return _predict([model for model, _ in fitted], x_NF), details
 
 
 def _design_of(groups: Mapping[str, NDArray]) -> Callable[[Mapping[str, NDArray]], FloatArray]:
@@ -222,27 +235,6 @@ def _is_missing(values_N: NDArray) -> NDArray:
     return np.isnan(values_N) if values_N.dtype.kind == "f" else values_N == ""
 
 
-def _fit_and_predict(train: Predictions, x_NF: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """Fit each label on the training split; predict validation and test [N, K]."""
-    models = [_fit(train, k, x_NF["train"]) for k in range(len(train.labels))]
+def _predict(models: Sequence[Model], x_NF: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Validation and test [N, K], by one model a label."""
     return {split: np.stack([model(x_NF[split]) for model in models], axis=1) for split in SPLITS}
-
-
-def _fit(known: Predictions, k: int, x_NF: FloatArray) -> Model:
-    """Fit label k. scikit-learn's default penalty (C = 1) keeps the logistic regression finite
-    where few records separate the classes."""
-    label_N, name = known.label_NK[:, k], known.labels[k]
-    keep_N = has_label(label_N)
-    if _is_regression(known):
-        if len(np.unique(label_N[keep_N])) < 2:
-            raise ValueError(f"{name} has fewer than two values in the records to fit on")
-        linear = make_pipeline(StandardScaler(), LinearRegression())
-        return linear.fit(x_NF[keep_N], label_N[keep_N]).predict
-    _check_two_classes(label_N, name)
-    logistic = make_pipeline(StandardScaler(), LogisticRegression())
-    return logistic.fit(x_NF[keep_N], label_N[keep_N]).decision_function
-
-
-def _check_two_classes(label_N: FloatArray, name: str) -> None:
-    if reason := why_not_scorable(label_N[has_label(label_N)]):
-        raise ValueError(f"{name}: {reason} in the records it would be fitted on")

@@ -27,6 +27,7 @@ BASELINES = {
     "training_mean": "mean of the training split",
     "age_sex": "age and sex",
     "rr_irregularity": "beat-to-beat irregularity",
+    "ecg_measurements": "ECG measurements, age and sex",
 }
 ModelKey = tuple[str, str]
 """Kind (ensemble, soup or baseline) and name."""

@@ -65,8 +65,8 @@ def _left_out(comparison: Comparison) -> list[str]:
     texts += [f"{label} is not scored: {why}." for label, why in comparison.not_scored.items()]
     if not any(model.kind == "baseline" for model in comparison.reference_models):
         texts.append(
-            "There is no baseline: whether the networks beat age and sex, or the irregularity of "
-            "the heartbeat alone, is not known."
+            "There is no baseline: whether the networks beat age and sex, the irregularity of the "
+            "heartbeat, or classical measurements of the ECG, is not known."
         )
     return texts
 

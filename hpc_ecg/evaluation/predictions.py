@@ -67,7 +67,10 @@ class Predictions:
 
     def sorted(self) -> "Predictions":
         """The same rows in the order of their record names."""
-        order = np.argsort(self.record_N, kind="stable")
+        return self.rows(np.argsort(self.record_N, kind="stable"))
+
+    def rows(self, order: NDArray[np.int64]) -> "Predictions":
+        """Some of the rows, in this order."""
         names = ("record_N", "patient_N", "label_NK", "logit_NK", "probability_NK")
         arrays = {name: getattr(self, name) for name in names}
         arrays = {name: None if array is None else array[order] for name, array in arrays.items()}

@@ -124,7 +124,7 @@ class FeatureCache:
                 engine.prepare_inference(Extractor(model))
                 width = model.head.in_features
                 features_ND = predict(engine, dataset, self.batch_size, width)
-                engine.run_on_rank_zero(lambda: _write(path, features_ND, inputs, digest))
+                engine.run_on_rank_zero(lambda: write_signed(path, features_ND, inputs, digest))
         finally:
             lock.release()
         wait_until_seen(path)
@@ -132,14 +132,14 @@ class FeatureCache:
 
     def _folder_for(self, dataset: Dataset) -> Path:
         if self.setting != "auto":
-            return _make_writable(Path(self.setting or ""), "train.feature_cache=")
+            return make_writable(Path(self.setting or ""), "train.feature_cache=")
         prefix, in_run = "train.feature_cache=auto: ", self.run_dir / "features"
         if not dataset.shards.url:
             try:
-                return _make_writable(dataset.shards.folder / "features", prefix)
+                return make_writable(dataset.shards.folder / "features", prefix)
             except ValueError as error:
                 logger.info(f"{error}: features are kept in {in_run}, for this run only")
-        return _make_writable(in_run, prefix)
+        return make_writable(in_run, prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ def _inputs_of(model: ECGClassifier, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _make_writable(folder: Path, prefix: str) -> Path:
+def make_writable(folder: Path, prefix: str = "") -> Path:
     """Make the folder; ValueError, which starts with `prefix`, if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,13 +216,13 @@ def _is_cached_or_lock(path: Path, lock: FileLock, digest: str) -> bool:
 
     Waits while another process computes them.
     """
-    if _is_intact(path, digest):
+    if is_signed(path, digest):
         return True
     lock.acquire()
-    return _is_intact(path, digest)
+    return is_signed(path, digest)
 
 
-def _is_intact(path: Path, digest: str) -> bool:
+def is_signed(path: Path, digest: str) -> bool:
     description = path.with_suffix(".json")
     if not path.exists() or not description.exists():
         return False
@@ -233,7 +233,7 @@ def _is_intact(path: Path, digest: str) -> bool:
     return False
 
 
-def _write(path: Path, features_ND: np.ndarray, inputs: dict[str, Any], digest: str) -> None:
+def write_signed(path: Path, features_ND: np.ndarray, inputs: dict[str, Any], digest: str) -> None:
     def save(partial: Path) -> None:
         with partial.open("wb") as file:
             np.save(file, features_ND)
