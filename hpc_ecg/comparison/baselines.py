@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from hpc_ecg.comparison.heartbeat import FEATURES, MIN_BEATS, irregularity
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.source import ShardSource
+from hpc_ecg.evaluation.events import check_enough_events, count_events
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
 from hpc_ecg.evaluation.metrics import FloatArray, brier, has_label, log_loss, why_not_scorable
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
@@ -96,7 +97,11 @@ def combine_with_age_sex(
     k: int,
 ) -> FloatArray:
     """Combine a network with age and sex: test logits (regression: values) [N] of label k, by a
-    regression on both logits that is fitted on validation."""
+    regression on both logits that is fitted on validation. ValueError: other records, or fewer than
+    `MIN_EVENTS` patients of an outcome in validation."""
+    if not _is_regression(valid):
+        counts = count_events(valid.label_NK[:, k], valid.patient_N)
+        check_enough_events(counts, valid.labels[k], "adding age and sex")
     features = []
     for network, baseline in ((valid, age_sex_valid), (test, age_sex_test)):
         if network.record_N.tolist() != baseline.record_N.tolist():
@@ -229,8 +234,8 @@ def _fit_and_predict(train: Predictions, x_NF: Mapping[str, FloatArray]) -> dict
 
 
 def _fit(known: Predictions, k: int, x_NF: FloatArray) -> Model:
-    """Fit label k. scikit-learn's default penalty (C = 1) keeps the logistic regression finite
-    where few records separate the classes."""
+    """Fit label k. The logistic regression has a ridge prior (scikit-learn's C = 1: coefficients of
+    standardized columns have variance 1), which shrinks where few records separate the classes."""
     label_N, name = known.label_NK[:, k], known.labels[k]
     keep_N = has_label(label_N)
     if _is_regression(known):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.flow import CohortFlow
+from hpc_ecg.evaluation.events import scarce
 from hpc_ecg.reporting.numbers import count, format_percent, format_span, join_names
 
 YOURS = "yours to write"
@@ -73,7 +74,7 @@ def _known(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
         "12e": "discrimination, calibration, decision curves; see the figures",
         "12f": "see What was run: the weights that each strategy starts from",
         "13": _imbalance(comparison),
-        "15": "probabilities; see Thresholds",
+        "15": f"probabilities; see Thresholds{_events(comparison)}",
         "21": _counts(comparison),
         "22": "best/model.safetensors of each run; cards in report/cards/ for "
         f"{join_names([model.run.name for model in models])}",
@@ -95,6 +96,12 @@ def _sample_size(comparison: Comparison) -> str:
         f"{text}; with this test set and these seeds, a sweep has 80 % power to find a difference "
         f"of {format_span(min(sizes), max(sizes))} {comparison.metric_name}"
     )
+
+
+def _events(comparison: Comparison) -> str:
+    """Where thresholds and calibration rest on few patients."""
+    texts = [f"{label} {few}" for label, n in comparison.validation.items() if (few := scarce(n))]
+    return f"; in validation only {', '.join(texts[:5])}" if texts else ""
 
 
 def _imbalance(comparison: Comparison) -> str:
