@@ -16,6 +16,7 @@ from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.evaluation.calibration import fit_calibration
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.training.evaluate import describe_evaluation, evaluate, evaluate_weights
