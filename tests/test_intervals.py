@@ -5,7 +5,8 @@ import pytest
 from scipy import special, stats
 from statsmodels.stats.proportion import proportion_confint
 
-from hpc_ecg.evaluation.intervals import bootstrap_interval, few_patients_warning
+from hpc_ecg.evaluation.events import scarce
+from hpc_ecg.evaluation.intervals import FEW_PATIENTS, bootstrap_interval
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.scores import evaluate_predictions
 
@@ -45,10 +46,10 @@ def test_replicates_of_one_class_are_left_out_counted_and_reported():
 
 def test_few_patients_of_either_class_are_warned_about_and_twenty_are_enough():
     counts = {"n_positive_patients": 7, "n_negative_patients": 90}
-    assert few_patients_warning(counts).startswith("only 7 positive patients: ")
-    assert few_patients_warning(counts | {"n_positive_patients": 20}) is None
+    assert scarce(counts, FEW_PATIENTS) == "7 positive patients"
+    assert scarce(counts | {"n_positive_patients": 20}, FEW_PATIENTS) is None
     counts = {"n_positive_patients": 90, "n_negative_patients": 1}
-    assert few_patients_warning(counts).startswith("only 1 negative patient: ")
+    assert scarce(counts, FEW_PATIENTS) == "1 negative patient"
 
 
 def replicates_like(value, spread, num=20_000):

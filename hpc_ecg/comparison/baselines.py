@@ -26,7 +26,6 @@ from sklearn.preprocessing import StandardScaler
 from hpc_ecg.comparison.heartbeat import FEATURES, MIN_BEATS, irregularity
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.source import ShardSource
-from hpc_ecg.evaluation.events import check_enough_events, count_events
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
 from hpc_ecg.evaluation.metrics import FloatArray, brier, has_label, log_loss, why_not_scorable
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
@@ -97,11 +96,7 @@ def combine_with_age_sex(
     k: int,
 ) -> FloatArray:
     """Combine a network with age and sex: test logits (regression: values) [N] of label k, by a
-    regression on both logits that is fitted on validation. ValueError: other records, or fewer than
-    `MIN_EVENTS` patients of an outcome in validation."""
-    if not _is_regression(valid):
-        counts = count_events(valid.label_NK[:, k], valid.patient_N)
-        check_enough_events(counts, valid.labels[k], "adding age and sex")
+    regression on both logits that is fitted on validation."""
     features = []
     for network, baseline in ((valid, age_sex_valid), (test, age_sex_test)):
         if network.record_N.tolist() != baseline.record_N.tolist():

@@ -74,7 +74,7 @@ def _known(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
         "12e": "discrimination, calibration, decision curves; see the figures",
         "12f": "see What was run: the weights that each strategy starts from",
         "13": _imbalance(comparison),
-        "15": f"probabilities; see Thresholds{_events(comparison)}",
+        "15": "; ".join(["probabilities; see Thresholds", *_few_events(comparison)]),
         "21": _counts(comparison),
         "22": "best/model.safetensors of each run; cards in report/cards/ for "
         f"{join_names([model.run.name for model in models])}",
@@ -98,10 +98,9 @@ def _sample_size(comparison: Comparison) -> str:
     )
 
 
-def _events(comparison: Comparison) -> str:
-    """Where thresholds and calibration rest on few patients."""
-    texts = [f"{label} {few}" for label, n in comparison.validation.items() if (few := scarce(n))]
-    return f"; in validation only {', '.join(texts[:5])}" if texts else ""
+def _few_events(comparison: Comparison) -> list[str]:
+    found = ((label, scarce(counts)) for label, counts in comparison.validation.items())
+    return [f"{label}: fitted on only {few} of validation" for label, few in found if few][:5]
 
 
 def _imbalance(comparison: Comparison) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from hpc_ecg.comparison.by_label import compare_by_label
 from hpc_ecg.comparison.comparison import Comparison, StrategyResult
 from hpc_ecg.comparison.cost import total_costs
-from hpc_ecg.comparison.grid_arms import choose_arms, validation_of
+from hpc_ecg.comparison.grid_arms import choose_arms, validation_events
 from hpc_ecg.comparison.reference_models import (
     average_seeds,
     compare_with_baselines,
@@ -43,7 +43,6 @@ from hpc_ecg.evaluation.comparisons import (
     non_inferior,
 )
 from hpc_ecg.evaluation.delong import delong_difference
-from hpc_ecg.evaluation.events import events_by_label
 from hpc_ecg.evaluation.families import compare_strategies, correct_best, probability_best
 from hpc_ecg.evaluation.metrics import RANKING_METRICS
 from hpc_ecg.evaluation.predictions import Predictions
@@ -109,7 +108,7 @@ def compare(
         counts=scorer.counts,
         strategies=strategies,
         standing=[why for why in standing.values() if why],
-        validation=events_by_label(validation_of(runs[0])),
+        validation=validation_events(runs[0]),
         pairs_of=pairs_of,
         best_corrected=correct_best(
             ranked[metric],

@@ -28,8 +28,7 @@ class StrategyResult:
     """The name without what a grid varied."""
     varied: dict[str, Any]
     competes: bool
-    """False for an arm of a grid that does not stand for its strategy: its row is shown, and it is
-    in no test."""
+    """False for an arm of a grid that does not stand for its strategy, and is in no test."""
     seeds: list[int]
     estimates: dict[str, Estimate]
     """By metric."""

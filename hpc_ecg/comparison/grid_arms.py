@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpc_ecg.comparison.results import RunResult, by_strategy
+from hpc_ecg.evaluation.events import events_by_label
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
-from hpc_ecg.evaluation.predictions import Predictions, read_predictions
+from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.scores import labels_not_scored, point_values
 from hpc_ecg.reporting.numbers import count, format_number
 
@@ -30,29 +31,26 @@ def choose_arms(runs: Sequence[RunResult], task: str, metric: str) -> dict[str, 
         best = largest[0]
         if len(largest) > 1:
             seeds = set.intersection(*({run.seed for run in arms[arm]} for arm in largest))
-            score = {
-                arm: np.mean(
-                    [
-                        _score(validation_of(run), task, metric)
-                        for run in arms[arm]
-                        if run.seed in seeds or not seeds
-                    ]
-                )
-                for arm in largest
-            }
-            best = max(largest, key=lambda arm: score[arm])
-            values = ", ".join(f"{arm} {format_number(float(score[arm]))}" for arm in largest)
+            score = {}
+            for arm in largest:
+                group = [run for run in arms[arm] if run.seed in seeds or not seeds]
+                score[arm] = float(np.mean([_score(run, task, metric) for run in group]))
+            best = max(largest, key=score.__getitem__)
+            values = ", ".join(f"{arm} {format_number(score[arm])}" for arm in largest)
             why.append(f"the highest {METRIC_NAMES[metric]} on validation ({values})")
         intro = f"Of {count(len(arms), 'arm')} of {base}, {best} stands for it on the test set"
         chosen[best] = f"{intro}: {' and '.join(why)}." if why else ""
     return chosen
 
 
-def validation_of(run: RunResult) -> Predictions:
-    return read_predictions(run.folder.predictions / "valid.parquet")
+def validation_events(run: RunResult) -> dict[str, dict[str, int]]:
+    """Events in validation by label; {} for a regression, or where its predictions are gone."""
+    path = run.folder.predictions / "valid.parquet"
+    return events_by_label(read_predictions(path)) if path.exists() else {}
 
 
-def _score(valid: Predictions, task: str, metric: str) -> float:
+def _score(run: RunResult, task: str, metric: str) -> float:
+    valid = read_predictions(run.folder.predictions / "valid.parquet")
     skip = labels_not_scored(valid, task)
     scored = [k for k, name in enumerate(valid.labels) if name not in skip]
     return float(np.mean([point_values(valid, k, task)[metric] for k in scored]))

@@ -138,18 +138,6 @@ def t_quantile(degrees_of_freedom: float, num_intervals: int = 1) -> float:
     return float(stats.t.isf((1 - LEVEL) / 2 / num_intervals, degrees_of_freedom))
 
 
-def few_patients_warning(counts: dict) -> str | None:
-    """The text for fewer than 20 patients in a class, or None. `counts` is from `count_label`."""
-    for kind in ("positive", "negative"):
-        number = counts[f"n_{kind}_patients"]
-        if number < FEW_PATIENTS:
-            return (
-                f"only {count(number, f'{kind} patient')}: the interval is wide, and errs on "
-                "the safe side (95 % intervals cover 94–100 % there)"
-            )
-    return None
-
-
 def quantile_and_growth(num_patients: float | None) -> tuple[float, float]:
     """The t quantile, and the factor on the bootstrap's standard deviation: its variance is that
     within the sample, (n - 1) / n of the population's."""

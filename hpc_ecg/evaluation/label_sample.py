@@ -10,13 +10,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_ecg.evaluation.intervals import bootstrap_interval, few_patients_warning
+from hpc_ecg.evaluation.events import count_events, scarce
+from hpc_ecg.evaluation.intervals import FEW_PATIENTS, bootstrap_interval
 from hpc_ecg.evaluation.metrics import (
     RANKING_METRICS,
     FloatArray,
     check_finite,
     check_probabilities,
-    count_label,
     has_label,
 )
 from hpc_ecg.evaluation.predictions import Predictions
@@ -114,7 +114,9 @@ def metric_intervals(
 ) -> dict[str, dict]:
     """Intervals by metric of `values_R`; ranking metrics of few patients carry a warning."""
     num_patients = sample.patients_in_smaller_class()
-    few = few_patients_warning(count_label(sample.labels_N, sample.patient_N))
+    few = scarce(count_events(sample.labels_N, sample.patient_N), FEW_PATIENTS)
+    safe = "the interval is wide, and errs on the safe side (95 % intervals cover 94–100 % there)"
+    few = f"only {few}: {safe}" if few else None
     about: dict[str, tuple[float, str | None]] = {"log_loss": (num_patients, None)}
     about |= dict.fromkeys(RANKING_METRICS, (num_patients, few))
     everybody = sample.effective_patients(), None
