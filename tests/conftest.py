@@ -215,3 +215,9 @@ def undisturbed(shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     run_on_ranks(2, ["finetune", *long_words(shards, folder)])
     return folder
+
+
+@pytest.fixture
+def few_events_suffice(monkeypatch):
+    """Calibrate on the handful of patients that tiny shards have in validation."""
+    monkeypatch.setattr("hpc_ecg.evaluation.events.MIN_EVENTS", 1)

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from test_metrics import make_predictions
 
-from hpc_ecg.evaluation.calibration import apply_calibration, fit_calibration, fit_isotonic
+from hpc_ecg.evaluation.calibration import KINDS, apply_calibration, fit_calibration
 from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.reliability import (
     assess_calibration,
@@ -38,7 +38,7 @@ def test_platt_recovers_slope_and_offset(rng, slope, offset):
     assert fit["offset"] == pytest.approx(offset, abs=0.06)
 
 
-def test_platt_agrees_with_logistic_regression_where_the_smoothing_is_nothing(rng):
+def test_platt_agrees_with_logistic_regression_where_the_prior_is_nothing(rng):
     labels, logits = sample(rng, 0.7, -0.8, 200_000)
     fit = fit_calibration(labels, logits, "platt")
     known = LogisticRegression(C=np.inf).fit(logits[:, None], labels)
@@ -56,9 +56,51 @@ def test_temperature_has_no_offset_and_does_not_depend_on_the_unit(rng):
 
 @pytest.mark.parametrize("kind", ["platt", "temperature"])
 def test_separable_classes_give_a_finite_fit(kind):
-    labels, logits = np.array([0.0] * 10 + [1.0] * 5), np.r_[-np.ones(10), np.ones(5)]
+    labels, logits = np.array([0.0] * 30 + [1.0] * 10), np.r_[-np.ones(30), np.ones(10)]
     fit = fit_calibration(labels, logits, kind)
     assert 0 < fit["slope"] < 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("positives", [1, 3, 8, 15, 60])
+@pytest.mark.parametrize("rare", [1.0, 0.0])
+def test_few_events_are_refused_or_warned_about(rng, kind, positives, rare):
+    """Two ECGs of each patient: the patients count."""
+    labels = np.where(np.arange(400) < 2 * positives, rare, 1 - rare)
+    logits = rng.normal(size=400) + labels
+    patients = np.arange(400) // 2
+    word = "positive" if rare == 1 else "negative"
+    if positives < 10:
+        told = f"af: only {positives} {word} patients? in validation; {kind} calibration needs 10"
+        with pytest.raises(ValueError, match=told):
+            fit_calibration(labels, logits, kind, "af", patients)
+        return
+    fit = fit_calibration(labels, logits, kind, "af", patients)
+    assert (fit[f"n_{word}"], fit[f"n_{word}_patients"]) == (2 * positives, positives)
+    assert fit["n_positive_patients"] + fit["n_negative_patients"] == 200
+    known = f"{kind} calibration rests on {positives} {word} patients in validation"
+    assert fit.get("warning") == (known if positives < 50 else None)
+
+
+@pytest.mark.parametrize("kind", ["platt", "temperature"])
+def test_few_events_shrink_the_slope_and_more_shrink_it_less(rng, kind):
+    labels, logits = sample(rng, 1.5, 0.0, 4000)
+    fitted = []
+    for num in (60, 4000):
+        known = LogisticRegression(C=np.inf, fit_intercept=kind == "platt", tol=1e-9)
+        known.fit(logits[:num, None], labels[:num])
+        fit = fit_calibration(labels[:num], logits[:num], kind)
+        fitted.append(fit["slope"] / known.coef_[0, 0])
+    assert 0.4 < fitted[0] < 0.95 and 0.98 < fitted[1] < 1
+
+
+def test_a_calibration_that_few_events_forbid_leaves_its_reason():
+    valid, test = make_predictions(num=400, seed=1), make_predictions(num=400, seed=2)
+    valid.label_NK[:] = np.isin(np.arange(400), [0, 1, 8])[:, None]
+    fits = fit_calibrators(valid)
+    result = evaluate_predictions(test, "binary", None, 50, calibrators=fits)["labels"]["afib"]
+    for kind in KINDS:
+        assert "only 2 positive patients" in result["recalibrated"][kind]["reason"]
 
 
 def test_missing_labels_are_left_out(rng):
@@ -95,7 +137,7 @@ def label_sample(labels, logits, patients=None, replicates=200):
 
 def test_isotonic_is_scikit_learns_but_never_certain(rng):
     labels, logits = sample(rng, 0.8, -1.0, 400)
-    fit = fit_isotonic(labels, logits)
+    fit = fit_calibration(labels, logits, "isotonic")
     known = IsotonicRegression(out_of_bounds="clip").fit(logits, labels)
     expected = np.clip(known.predict(logits), 1 / 402, 401 / 402)
     np.testing.assert_allclose(apply_calibration(logits, fit), expected)

@@ -458,3 +458,76 @@ def test_time_and_cost_are_kept_apart_from_the_other_numbers(tmp_path):
     assert before["varies"] != after["varies"]
     del before["varies"], after["varies"]
     assert before == after
+
+
+def add_grid(sweep_dir, arms):
+    """Make runs `arms` of a grid; by name: strategy and what the grid sets."""
+    for name, (base, varied) in arms.items():
+        (sweep_dir / name / "arm.json").write_text(json.dumps({"base": base, "varied": varied}))
+
+
+def blur_validation(sweep_dir, arm, spread):
+    """Make an arm worse on validation alone."""
+    for folder in (sweep_dir / arm).glob("seed-*"):
+        path = folder / "predictions" / "valid.parquet"
+        valid = read_predictions(path)
+        noise = spread * np.random.default_rng(0).normal(size=valid.logit_NK.shape)
+        write_predictions(path, replace(valid, logit_NK=valid.logit_NK + noise))
+
+
+def test_arms_of_a_grid_are_rows_and_one_chosen_on_validation_stands_for_them(tmp_path):
+    sweep = make_sweep(tmp_path, {"a,lr=1": 1.6, "a,lr=2": 1.5, "b": 0.9, "c": 0.8})
+    add_grid(sweep, {f"a,lr={n}": ("a", {"optim.lr": float(n)}) for n in (1, 2)})
+    for folder in sweep.glob("a,lr=*/seed-*"):
+        config = json.loads((folder / "config.yaml").read_text())
+        config["optim"]["lr"] = float(folder.parent.name[-1])
+        (folder / "config.yaml").write_text(json.dumps(config))
+    blur_validation(sweep, "a,lr=1", 9.0)  # the best on test is the worse on validation
+    comparison = compare(sweep, REPLICATES)
+    rows = [(s.name, s.competes) for s in comparison.strategies]
+    assert rows == [("a,lr=2", True), ("a,lr=1", False), ("b", True), ("c", True)]
+    family = {(pair.first, pair.second) for pair in comparison.pairs}
+    assert family == {("a,lr=2", "b"), ("a,lr=2", "c"), ("b", "c")}
+    assert set(comparison.probability_best) == {"a,lr=2", "b", "c"}
+    assert {test["strategy"] for test in comparison.non_inferior} == {"b", "c"}
+    (why,) = comparison.standing
+    assert why.startswith("Of 2 arms of a, a,lr=2 stands for it on the test set: the highest AUROC")
+    assert "Corrected for being the highest of 3" in verdict(comparison)
+    assert "One arm of a grid, chosen on validation" in verdict(comparison)
+
+
+def test_of_label_fractions_the_largest_stands_for_the_strategy(tmp_path):
+    sweep = make_sweep(tmp_path, {"a,f=0.1": 1.5, "a,f=1": 1.0, "b": 0.9}, seeds=(0, 1))
+    settings = {f"a,f={f}": ("a", {"data.label_fraction": f}) for f in (0.1, 1)}
+    add_grid(sweep, settings)
+    for name, (_, varied) in settings.items():
+        for path in (sweep / name).glob("seed-*/config.yaml"):
+            config = json.loads(path.read_text())
+            config["data"]["label_fraction"] = varied["data.label_fraction"]
+            path.write_text(json.dumps(config))
+    comparison = compare(sweep, 50)
+    assert [s.name for s in comparison.competing] == ["a,f=1", "b"]
+    assert "the largest share of the labels (1)" in comparison.standing[0]
+
+
+def test_few_events_in_validation_are_said_wherever_results_are(tmp_path):
+    test_set = make_test_set(prevalence=0.1)
+    sweep = make_sweep(tmp_path, {"a": 1.5, "b": 0.5}, seeds=(0, 1), test_set=test_set)
+    make_baselines(sweep, test_set, 0.5)
+    comparison = compare(sweep, 50)
+    counts = comparison.validation["afib_5y"]
+    assert 10 <= counts["n_positive_patients"] < 50 and comparison.gains
+    known = f"only {counts['n_positive_patients']} positive patients in validation: thresholds"
+    assert known in verdict(comparison)
+
+
+@pytest.mark.parametrize("positives", [1, 3, 8])
+def test_very_few_events_are_compared_but_nothing_is_fitted_on_them(tmp_path, positives):
+    test_set = make_test_set(prevalence=0.3)
+    patients, label_NK = test_set[:2]
+    label_NK[~np.isin(patients, np.unique(patients[label_NK[:, 0] == 1])[:positives])] = 0.0
+    sweep = make_sweep(tmp_path, {"a": 1.5, "b": 0.5}, seeds=(0, 1), test_set=test_set)
+    make_baselines(sweep, test_set, 0.5)
+    comparison = compare(sweep, 400)
+    assert comparison.gains == [] and "adding age and sex needs 10" in comparison.gains_left_out
+    assert f"only {positives} positive patient" in " ".join(comparison.warnings)

@@ -85,7 +85,9 @@ def test_the_backbone_runs_once_for_all_seeds_rates_and_evaluations(own_shards, 
     assert cached(own_shards) == ["test.npy", "train.npy", "valid.npy"]
 
 
-def test_recalibration_looks_at_validation_alone(own_shards, tmp_path, computed):
+def test_recalibration_looks_at_validation_alone(
+    own_shards, tmp_path, computed, few_events_suffice
+):
     words = words_for(own_shards, tmp_path / "run", PROBE, "train.max_epochs=0")
     words = [word for word in words if not word.startswith("init.")]
     words += [
@@ -106,7 +108,7 @@ def test_recalibration_looks_at_validation_alone(own_shards, tmp_path, computed)
 
 
 def test_a_calibration_is_not_done_twice_if_the_run_died_after_it(
-    own_shards, tmp_path, monkeypatch
+    own_shards, tmp_path, monkeypatch, few_events_suffice
 ):
     def words(name):
         chosen = words_for(own_shards, tmp_path / name, PROBE, "train.calibration=platt")
@@ -138,12 +140,19 @@ def test_labels_do_not_matter_to_the_cache(own_shards, tmp_path, computed):
     assert computed == ["train", "valid"]
 
 
-def test_a_label_that_cannot_be_calibrated_costs_nothing_but_the_calibration(own_shards, tmp_path):
+@pytest.mark.parametrize("events", ["few", "enough"])
+def test_a_label_that_cannot_be_calibrated_costs_nothing_but_the_calibration(
+    own_shards, tmp_path, monkeypatch, events
+):
+    if events == "enough":
+        monkeypatch.setattr("hpc_ecg.evaluation.events.MIN_EVENTS", 1)
     words = [w for w in words_for(own_shards, tmp_path / "a", PROBE) if not w.startswith("init.")]
     words += [f"init.checkpoint={FIXTURES / 'tiny_wcr_afib_5y.pt'}", "train.max_epochs=0"]
     folder = run([*words, "train.calibration=platt"])  # its weights are random: they rank wrongly
     fit = read_json(folder.best / "calibration.json")["af"]
-    assert fit["kind"] == "none" and "the wrong way round" in fit["reason"]
+    assert fit["kind"] == "none" and fit["reason"] != ""
+    told = {"few": "platt calibration needs 10 with each outcome", "enough": "the wrong way round"}
+    assert told[events] in fit["reason"]
     start, best = load_model(FIXTURES / "tiny_wcr_afib_5y.pt"), load_model(folder.best)
     assert torch.equal(start.head.weight, best.head.weight)
 

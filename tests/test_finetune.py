@@ -343,7 +343,7 @@ def check_moved(folder, config, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, strategy):
+def test_a_strategy_changes_the_tensors_it_should(shards, tmp_path, strategy, few_events_suffice):
     """Judged on the weights: what trained moved, what is frozen did not."""
     more = ["optim.lr=0.002"]
     if strategy == "afib_recalibrate_only":

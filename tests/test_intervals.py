@@ -5,7 +5,8 @@ import pytest
 from scipy import special, stats
 from statsmodels.stats.proportion import proportion_confint
 
-from hpc_ecg.evaluation.intervals import bootstrap_interval, few_patients_warning
+from hpc_ecg.evaluation.events import scarce
+from hpc_ecg.evaluation.intervals import FEW_PATIENTS, bootstrap_interval
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.scores import evaluate_predictions
 
@@ -45,10 +46,10 @@ def test_replicates_of_one_class_are_left_out_counted_and_reported():
 
 def test_few_patients_of_either_class_are_warned_about_and_twenty_are_enough():
     counts = {"n_positive_patients": 7, "n_negative_patients": 90}
-    assert few_patients_warning(counts).startswith("only 7 positive patients: ")
-    assert few_patients_warning(counts | {"n_positive_patients": 20}) is None
+    assert scarce(counts, FEW_PATIENTS) == "7 positive patients"
+    assert scarce(counts | {"n_positive_patients": 20}, FEW_PATIENTS) is None
     counts = {"n_positive_patients": 90, "n_negative_patients": 1}
-    assert few_patients_warning(counts).startswith("only 1 negative patient: ")
+    assert scarce(counts, FEW_PATIENTS) == "1 negative patient"
 
 
 def replicates_like(value, spread, num=20_000):
@@ -60,7 +61,8 @@ def test_average_precision_has_a_t_interval_on_the_logit_scale():
     found = bootstrap_interval(0.9, value_R, metric="auprc", num_patients=12)
     half = stats.t.ppf(0.975, 11) * 0.4 * np.sqrt(12 / 11)
     expected = special.expit(special.logit(0.9) + np.array([-half, half]))
-    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), abs=0.004)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), abs=0.03)
+    assert found["low"] < expected[0]  # a part of the bound that is 12 patients'
     many = bootstrap_interval(0.9, value_R, metric="auprc")
     expected = special.expit(special.logit(0.9) + 1.96 * np.array([-0.4, 0.4]))
     assert (many["low"], many["high"]) == pytest.approx(tuple(expected), abs=0.002)
@@ -82,7 +84,38 @@ def test_near_1_an_interval_grows_into_the_bound_of_the_patients_and_does_not_ju
     ]
     assert all(0.75 < low < 0.92 for low in lows)
     at_1 = bootstrap_interval(1.0, np.ones(50), metric="auroc", num_patients=20)["low"]
-    assert abs(lows[-1] - at_1) < 0.03
+    assert abs(lows[-1] - at_1) < 0.04
+
+
+@pytest.mark.parametrize("metric", ["sensitivity", "specificity", "ppv", "npv", "f1", "brier"])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_rates_and_losses_do_not_jump_at_their_edges(metric, mirrored):
+    """One, two, three of 300 patients make all of the error: no more certain than none of 300."""
+    ends = []
+    for errors in (0, 1, 2, 3):
+        value_R = np.random.default_rng(1).poisson(errors, 20_000) / 300
+        value, value_R = errors / 300, np.minimum(value_R, 1)
+        if mirrored:
+            value, value_R = 1 - value, 1 - value_R
+        found = bootstrap_interval(value, value_R, metric, num_patients=300)
+        ends.append(1 - found["low"] if mirrored else found["high"])
+    exact = [proportion_confint(k, 300, method="beta")[1] for k in range(4)]
+    assert ends == pytest.approx(exact, rel=0.25)
+
+
+@pytest.mark.parametrize("metric", ["intercept", "slope"])
+def test_few_patients_give_slope_and_intercept_t_limits(metric):
+    found = bootstrap_interval(1.0, replicates_like(1.0, 0.1), metric, num_patients=6)
+    half = stats.t.ppf(0.975, 5) * 0.1 * np.sqrt(6 / 5)
+    assert (found["low"], found["high"]) == pytest.approx((1 - half, 1 + half), rel=0.02)
+
+
+def test_few_patients_give_a_log_loss_t_limits_on_the_log_scale():
+    value_R = 0.2 * np.exp(replicates_like(0.0, 0.1))
+    found = bootstrap_interval(0.2, value_R, "log_loss", num_patients=6)
+    half = stats.t.ppf(0.975, 5) * 0.1 * np.sqrt(6 / 5)
+    expected = 0.2 * np.exp([-half, half])
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), rel=0.02)
 
 
 def test_a_proportion_of_independent_patients_has_wilsons_interval():
@@ -96,8 +129,12 @@ def test_a_proportion_of_independent_patients_has_wilsons_interval():
 @pytest.mark.parametrize("metric", ["auroc", "auprc", "sensitivity"])
 def test_at_0_and_1_the_interval_is_that_of_the_number_of_patients(metric):
     found = bootstrap_interval(1.0, np.ones(50), metric=metric, num_patients=20)
-    low, high = proportion_confint(20, 20, method="beta")
-    assert (found["low"], found["high"]) == pytest.approx((low, high))
+    square = stats.t.ppf(0.975, 19) ** 2
+    low = 20 / (20 + square)  # Wilson's with a t quantile; Clopper and Pearson's is close
+    assert (found["low"], found["high"]) == pytest.approx((low, 1))
+    assert low == pytest.approx(proportion_confint(20, 20, method="beta")[0], abs=0.015)
+    if metric == "auprc":
+        return  # it is never 0
     found = bootstrap_interval(0.0, np.zeros(50), metric=metric, num_patients=20)
     assert (found["low"], found["high"]) == pytest.approx((0.0, 1 - low))
 

@@ -48,19 +48,35 @@ def test_the_interaction_test_is_cochrans_q_where_levels_are_independent():
     noise -= noise.mean(axis=1, keepdims=True)
     noise = np.linalg.qr(noise.T)[0].T * np.sqrt(3999)  # uncorrelated to the last digit
     spread = np.array([0.01, 0.02, 0.015])
-    q, p = heterogeneity(value, value[:, None] + spread[:, None] * noise)
-    known = combine_effects(value, spread**2)
-    assert q == pytest.approx(known.q, rel=1e-6)
-    assert p == pytest.approx(stats.chi2.sf(known.q, 2), rel=1e-6)
+    many = np.full(3, 10**6)
+    q, p = heterogeneity(value, value[:, None] + spread[:, None] * noise, many)
+    # under the hypothesis, variances are those of the common AUROC
+    weight = value * (1 - value) / spread**2
+    common = np.average(value, weights=weight)
+    known = combine_effects(value, common * (1 - common) / weight)
+    assert q == pytest.approx(known.q, rel=1e-4)
+    assert p == pytest.approx(stats.chi2.sf(known.q, 2), rel=1e-3)
 
 
 def test_a_difference_of_two_levels_is_judged_by_its_own_variance():
     rng = np.random.default_rng(2)
     common = rng.normal(size=(1, 5000))
     replicates = 0.02 * common + 0.005 * rng.normal(size=(2, 5000)) + 0.8
-    q, _ = heterogeneity(np.array([0.80, 0.82]), replicates)
+    q, _ = heterogeneity(np.array([0.80, 0.82]), replicates, np.full(2, 10**6))
     difference = replicates[1] - replicates[0]
-    assert q == pytest.approx(0.02**2 / difference.var(ddof=1))  # the common part is not in it
+    # the common part is not in it
+    assert q == pytest.approx(0.02**2 / difference.var(ddof=1), rel=0.1)
+
+
+def test_a_level_without_an_error_is_no_proof_that_levels_differ():
+    """10 positive patients without an error, against one whose AUROC is 0.985: 40 are too few."""
+    rng = np.random.default_rng(3)
+    replicates = np.stack([np.ones(2000), 0.985 + 0.006 * rng.normal(size=2000)])
+    value = np.array([1.0, 0.985])
+    _, p = heterogeneity(value, replicates, np.array([10, 40]))
+    assert p > 0.2
+    _, p = heterogeneity(np.array([1.0, 0.7]), replicates - [[0], [0.285]], np.array([40, 40]))
+    assert p < 0.01
 
 
 def groups_of(num, gap):

@@ -8,6 +8,7 @@ import pytest
 from sklearn import metrics as sk
 from test_metrics import make_predictions
 
+from hpc_ecg.evaluation.events import rate_in_new_patients
 from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
@@ -162,3 +163,25 @@ def test_a_label_without_the_method_is_not_in_the_average():
 def test_a_regression_has_no_operating_points():
     with pytest.raises(ValueError, match="a regression has none"):
         fit_operating_points(replace(make_predictions(), probability_NK=None))
+
+
+@pytest.mark.parametrize("positives", [1, 3, 8, 15, 60])
+def test_a_threshold_says_what_so_few_positive_patients_can_promise(positives):
+    """Two ECGs of each patient; a threshold below all positives promises what n hits of n do."""
+    labels = (np.arange(400) < 2 * positives).astype(float)
+    probabilities = np.where(labels == 1, 0.9, 0.1) + np.linspace(0, 0.05, 400)
+    points = fit_thresholds(labels, probabilities, patient_N=np.arange(400) // 2)
+    point = points["youden"]
+    assert (point["n_positive"], point["n_positive_patients"]) == (2 * positives, positives)
+    low, high = point["in_new_patients"]["sensitivity"]
+    assert low == pytest.approx(0.025 ** (1 / positives)) and low < high < 1
+    word = "patient" if positives == 1 else "patients"
+    known = f"the threshold rests on {positives} positive {word} in validation"
+    assert point.get("warning") == (known if positives < 50 else None)
+
+
+def test_the_range_of_a_threshold_holds_in_new_patients(rng):
+    """The order statistic that keeps 9 of 10 has a true sensitivity with a beta distribution."""
+    kept = np.sort(rng.random((4000, 10)), axis=1)[:, 1]  # the scores above it: 1 - threshold
+    low, high = rate_in_new_patients(0.9, 10)
+    assert np.mean((1 - kept >= low) & (1 - kept <= high)) == pytest.approx(0.95, abs=0.015)

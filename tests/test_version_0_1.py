@@ -120,18 +120,19 @@ def test_a_finished_run_is_evaluated_to_the_same_numbers(old, run):
     ours, theirs = (json.loads((f / run / results[0]).read_text()) for f in (old, V0_1))
     for key in ("digests", "sha256"):  # 0.1 wrote none
         assert key not in theirs and ours.pop(key)
-    assert not differences(without_auroc_limits(theirs), without_auroc_limits(ours), rtol=1e-3)
+    assert not differences(without_limits(theirs), without_limits(ours), rtol=1e-3)
 
 
-def without_auroc_limits(value):
-    """Since 0.1, the interval of an AUROC is another one."""
+SINCE = {"low", "high", "method", "warning", "recalibrated", "interaction_p", "interaction_p_holm"}
+
+
+def without_limits(value):
+    """Since 0.1, intervals, tests of interaction and fits to few events are others, and results
+    say how many events validation has."""
     if not isinstance(value, dict):
-        return value
-    kept = {key: without_auroc_limits(inner) for key, inner in value.items()}
-    if isinstance(kept.get("auroc"), dict):
-        limits = ("low", "high", "method")
-        kept["auroc"] = {k: v for k, v in kept["auroc"].items() if k not in limits}
-    return kept
+        return [without_limits(inner) for inner in value] if isinstance(value, list) else value
+    kept = {k: v for k, v in value.items() if k not in SINCE and not k.startswith("validation_")}
+    return {key: without_limits(inner) for key, inner in kept.items()}
 
 
 def test_a_finished_run_is_a_start_for_another(old, capsys):

@@ -12,6 +12,8 @@ is between patients. The true values are those of the population. Tables:
               spread of true values over seeds, in multiples of the difference's sampling error
   family, sweeps, best
               several strategies: see tools/coverage_families.py
+  edges, interaction
+              rates near 0 and 1, losses, calibration, subgroups: see tools/coverage_edges.py
 
 Columns: `ours` is bootstrap_interval (hpc_ecg/evaluation/intervals.py) or compare_strategies;
 `percentile` is the plain patient bootstrap; `DeLong` is DeLong's clustered variance on the logit
@@ -25,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 import numpy as np
+from coverage_edges import edges_table, interaction_table
 from coverage_families import best_table, family_table, sweeps_table
 from scipy import special, stats
 from simulated_cohorts import (
@@ -60,6 +63,8 @@ def main(arguments: list[str]) -> int:
         "family": family_table,
         "sweeps": sweeps_table,
         "best": best_table,
+        "edges": edges_table,
+        "interaction": interaction_table,
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

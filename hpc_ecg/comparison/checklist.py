@@ -9,6 +9,7 @@ import yaml
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.flow import CohortFlow
+from hpc_ecg.evaluation.events import scarce
 from hpc_ecg.reporting.numbers import count, format_percent, format_span, join_names
 
 YOURS = "for the authors"
@@ -43,6 +44,7 @@ def _facts(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
         "specification": "best/model.safetensors of each run; cards in report/cards/ for "
         f"{join_names([model.run.name for model in models])}",
     }
+    facts["output"] = "; ".join([facts["output"], *_few_events(comparison)])
     if comparison.warnings:
         facts["warnings"] = "see the warnings at the top; the rest is for the authors"
     if comparison.baselines:
@@ -73,6 +75,11 @@ def _sample_size(comparison: Comparison) -> str:
         f"{text}; with this test set and these seeds, a sweep has 80 % power to find a difference "
         f"of {format_span(min(sizes), max(sizes))} {comparison.metric_name}"
     )
+
+
+def _few_events(comparison: Comparison) -> list[str]:
+    found = ((label, scarce(counts)) for label, counts in comparison.validation.items())
+    return [f"{label}: fitted on only {few} of validation" for label, few in found if few][:5]
 
 
 def _imbalance(comparison: Comparison) -> str:

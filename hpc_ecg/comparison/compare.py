@@ -17,6 +17,7 @@ import numpy as np
 from hpc_ecg.comparison.by_label import compare_by_label
 from hpc_ecg.comparison.comparison import Comparison, StrategyResult
 from hpc_ecg.comparison.cost import total_costs
+from hpc_ecg.comparison.grid_arms import choose_arms, validation_events
 from hpc_ecg.comparison.reference_models import (
     average_seeds,
     compare_with_baselines,
@@ -75,10 +76,16 @@ def compare(
 
     # 3. rank the strategies, and compare all pairs
     metric = scorer.metrics[0]
-    strategies = [_summarize(group, scores, scorer) for group in by_strategy(runs).values()]
+    standing = choose_arms(runs, scorer.task, metric)
+    strategies = [
+        _summarize(group, scores, scorer, name in standing)
+        for name, group in by_strategy(runs).items()
+    ]
     strategies.sort(key=lambda s: (-s.estimates[metric].value, s.name))
+    competing = {s.name: s.base for s in strategies if s.competes}
+    strategies.sort(key=lambda s: ([*competing.values()].index(s.base), not s.competes))
     order = [s.name for s in strategies]
-    ranked = {m: {name: scores[m][name] for name in order} for m in scorer.metrics}
+    ranked = {m: {name: scores[m][name] for name in competing} for m in scorer.metrics}
     pairs_of = {m: compare_strategies(ranked[m], scorer.num_patients) for m in scorer.metrics}
     in_order = sorted(runs, key=lambda run: order.index(run.strategy))
 
@@ -89,7 +96,8 @@ def compare(
     references |= {("soup", name): model for name, model in read_soups(in_order, sweep_dir).items()}
     references |= {("baseline", name): model for name, model in baselines.test.items()}
     reference_scores = score_reference_models(scorer, references)
-    gains, gains_left_out = gains_over_age_sex(scorer, in_order, baselines, reference_scores)
+    first_runs = [run for run in in_order if run.strategy in competing]
+    gains, gains_left_out = gains_over_age_sex(scorer, first_runs, baselines, reference_scores)
 
     comparison = Comparison(
         task=scorer.task,
@@ -99,6 +107,8 @@ def compare(
         not_scored=scorer.not_scored,
         counts=scorer.counts,
         strategies=strategies,
+        standing=[why for why in standing.values() if why],
+        validation=validation_events(runs[0]),
         pairs_of=pairs_of,
         best_corrected=correct_best(
             ranked[metric],
@@ -106,13 +116,13 @@ def compare(
             scorer.num_patients,
             lowest=0.0 if metric in RANKING_METRICS else -np.inf,
         ),
-        by_label=compare_by_label(scorer, scored, order),
+        by_label=compare_by_label(scorer, scored, list(competing)),
         reference_models=estimate_reference_models(scorer, list(references), reference_scores),
         baselines=compare_with_baselines(scorer, ranked[metric], reference_scores),
         gains=gains,
         gains_left_out=gains_left_out,
         baselines_left_out=baselines.left_out,
-        probability_best=probability_best(scores[metric], scorer.num_patients),
+        probability_best=probability_best(ranked[metric], scorer.num_patients),
         margin=margin,
         non_inferior=_against_best(pairs_of[metric], order[0], margin),
         detectable={
@@ -120,7 +130,7 @@ def compare(
             for pair in pairs_of[metric]
             if pair.estimate.includes_seeds
         },
-        delong=_compare_by_delong(scorer, ensembles),
+        delong=_compare_by_delong(scorer, {n: e for n, e in ensembles.items() if n in competing}),
         selected=select_models(in_order),
         cost=total_costs(runs),
         problems=problems,
@@ -145,13 +155,17 @@ def _read_finished(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
 
 
 def _summarize(
-    runs: list[RunResult], scores: Mapping[str, Mapping[str, SeedScores]], scorer: Scorer
+    runs: list[RunResult],
+    scores: Mapping[str, Mapping[str, SeedScores]],
+    scorer: Scorer,
+    competes: bool,
 ) -> StrategyResult:
     name = runs[0].strategy
     return StrategyResult(
         name=name,
         base=runs[0].base,
         varied=runs[0].varied,
+        competes=competes,
         seeds=[run.seed for run in runs],
         estimates={
             metric: estimate_from(seeds[name], scorer.num_patients, metric)
@@ -172,8 +186,9 @@ def _against_best(pairs: list[Difference], best: str, margin: float) -> list[dic
 def _compare_by_delong(
     scorer: Scorer, ensembles: Mapping[str, Predictions]
 ) -> list[dict[str, Any]]:
-    """All pairs of ensembles by DeLong's test for clustered data; [] for several labels."""
-    if scorer.task == "regression" or len(scorer.label_names) != 1:
+    """All pairs of ensembles by DeLong's test for clustered data; [] for several labels, or where
+    one patient alone has an outcome."""
+    if scorer.task == "regression" or len(scorer.label_names) != 1 or scorer.num_patients < 2:
         return []
     k = scorer.test.labels.index(scorer.label_names[0])
     label_N = scorer.test.label_NK[:, k]

@@ -27,6 +27,8 @@ class StrategyResult:
     base: str
     """The name without what a grid varied."""
     varied: dict[str, Any]
+    competes: bool
+    """False for an arm of a grid that does not stand for its strategy, and is in no test."""
     seeds: list[int]
     estimates: dict[str, Estimate]
     """By metric."""
@@ -46,9 +48,13 @@ class Comparison:
     counts: dict[str, dict[str, Any]]
     """Test set by label: records, patients, positive ones, prevalence."""
     strategies: list[StrategyResult]
-    """Highest metric first."""
+    """Highest metric first; the other arms of a grid follow the one that stands for them."""
+    standing: list[str]
+    """Which arm of a grid stands for its strategy, and why."""
+    validation: dict[str, dict[str, int]]
+    """Events in validation by label; {} for a regression."""
     pairs_of: dict[str, list[Difference]]
-    """By metric: all pairs of strategies, adjusted for the pairs of one metric."""
+    """By metric: all pairs of competing strategies, adjusted for the pairs of one metric."""
     best_corrected: Estimate | None
     """The highest strategy's value without what it owes to being the highest."""
     by_label: list[LabelResult]
@@ -76,6 +82,10 @@ class Comparison:
     replicates: int
     seed: int
     runs: list[RunResult] = field(repr=False)
+
+    @property
+    def competing(self) -> list[StrategyResult]:
+        return [strategy for strategy in self.strategies if strategy.competes]
 
     @property
     def pairs(self) -> list[Difference]:

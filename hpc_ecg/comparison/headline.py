@@ -17,7 +17,12 @@ def headline(comparison: Comparison) -> list[str]:
     pairs = pairs_with(comparison.pairs, best.name)
     value = f"{comparison.metric_name} {format_estimate(best.estimates[comparison.metric])}"
     if not pairs:
-        return [f"Only {best.name} is finished ({value}): there is nothing to compare it with."]
+        what = (
+            "competes (the others are arms of its grid)"
+            if comparison.strategies[1:]
+            else "is finished"
+        )
+        return [f"Only {best.name} {what} ({value}): there is nothing to compare it with."]
     if comparison.best_corrected:
         corrected = format_estimate(comparison.best_corrected)
         value += f"; corrected for being the highest of {len(pairs) + 1}: {corrected}"

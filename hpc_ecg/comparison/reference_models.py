@@ -17,6 +17,7 @@ from hpc_ecg.comparison.baselines import CONSTANTS, combine_with_age_sex
 from hpc_ecg.comparison.results import RunResult, by_strategy
 from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_from, group_by_strategy
 from hpc_ecg.evaluation.comparisons import Difference, Estimate, SeedScores
+from hpc_ecg.evaluation.events import check_enough_events, events_by_label
 from hpc_ecg.evaluation.families import compare_family
 from hpc_ecg.evaluation.metrics import check_finite
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
@@ -156,6 +157,9 @@ def gains_over_age_sex(
 def _with_age_sex(scorer: Scorer, run: RunResult, baselines: Baselines) -> Predictions:
     valid = read_predictions(run.folder.predictions / "valid.parquet").sorted()
     check_finite(valid.logit_NK.ravel(), f"{run.name}, split valid")
+    for name, counts in events_by_label(valid).items():
+        if name in scorer.label_names:
+            check_enough_events(counts, name, "adding age and sex")
     logit_NK = run.test.logit_NK.copy()
     for name in scorer.label_names:
         k = run.test.labels.index(name)

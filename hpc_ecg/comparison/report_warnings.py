@@ -1,12 +1,13 @@
 """Warnings that a reader needs before believing a number."""
 
 from hpc_ecg.comparison.comparison import Comparison
+from hpc_ecg.evaluation.events import rate_in_new_patients, scarce
 from hpc_ecg.evaluation.intervals import FEW_PATIENTS
-from hpc_ecg.reporting.numbers import count, join_names
+from hpc_ecg.reporting.numbers import count, format_percent, join_names
 
 
 def collect_warnings(comparison: Comparison) -> list[str]:
-    checks = (_worse_than_the_mean, _few_patients, _few_seeds, _left_out)
+    checks = (_worse_than_the_mean, _few_patients, _few_events, _few_seeds, _left_out)
     return [text for check in checks for text in check(comparison)]
 
 
@@ -23,15 +24,24 @@ def _worse_than_the_mean(comparison: Comparison) -> list[str]:
 def _few_patients(comparison: Comparison) -> list[str]:
     if comparison.task == "regression":
         return []
+    return [
+        f"{label} has only {few} in the test set: intervals are wide, and p-values are rough."
+        for label, counts in comparison.counts.items()
+        if (few := scarce(counts, FEW_PATIENTS))
+    ]
+
+
+def _few_events(comparison: Comparison) -> list[str]:
     texts = []
-    for label, counts in comparison.counts.items():
-        for kind in ("positive", "negative"):
-            number = counts[f"n_{kind}_patients"]
-            if number < FEW_PATIENTS:
-                texts.append(
-                    f"{label} has only {count(number, f'{kind} patient')} in the test set: "
-                    "intervals are wide, and p-values are rough."
-                )
+    for label in comparison.labels:
+        counts = comparison.validation.get(label, {})
+        if counts.get("n_positive") and (few := scarce(counts)):
+            low, high = rate_in_new_patients(0.9, counts["n_positive_patients"])
+            texts.append(
+                f"{label} has only {few} in validation: thresholds, calibration, the best step and "
+                "the selected seed rest on them. A threshold that flags 90 % of its positives has "
+                f"a sensitivity of {format_percent(low)} to {format_percent(high)} in new patients."
+            )
     return texts
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_ecg.evaluation.averages import mean_over_labels
+from hpc_ecg.evaluation.averages import joint_patients, mean_replicates
 from hpc_ecg.evaluation.comparisons import ALPHA, Difference, Estimate, SeedScores, estimate_mean
 from hpc_ecg.evaluation.metrics import FloatArray, count_label
 from hpc_ecg.evaluation.predictions import Predictions
@@ -62,11 +62,13 @@ class Scorer:
 
     def num_patients_for(self, labels: Sequence[str]) -> int:
         """The number of patients behind the bootstrap variance: those of the smaller class, whose
-        chance dominates, or all patients for a regression and for a mean over labels."""
-        if self.task == "regression" or len(labels) > 1:
+        chance dominates, or all patients for a regression; for several labels `joint_patients`."""
+        if self.task == "regression":
             return self.resamples.num_patients
-        counts = self.counts[labels[0]]
-        return min(counts["n_positive_patients"], counts["n_negative_patients"])
+        kinds = ("n_positive_patients", "n_negative_patients")
+        num_L = np.array([float(min(self.counts[name][k] for k in kinds)) for name in labels])
+        joint = int(num_L[0]) if len(labels) == 1 else round(joint_patients(num_L))
+        return min(joint, self.resamples.num_patients)
 
     def score(self, models: Sequence[Predictions]) -> list[Scores]:
         """Score each model by its mean over labels."""
@@ -79,11 +81,14 @@ class Scorer:
 
     def mean(self, by_label: Mapping[str, Scores]) -> Scores:
         """Average scores over labels."""
+        if len(by_label) == 1:
+            return next(iter(by_label.values()))
         values, replicates = zip(*by_label.values(), strict=True)
+        num_L = np.array([float(self.num_patients_for([name])) for name in by_label])
         return (
             {m: float(np.mean([value[m] for value in values])) for m in self.metrics},
             {
-                m: mean_over_labels(np.stack([drawn[m] for drawn in replicates]))
+                m: mean_replicates(np.stack([drawn[m] for drawn in replicates]), num_L)
                 for m in self.metrics
             },
         )

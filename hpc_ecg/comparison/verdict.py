@@ -38,7 +38,7 @@ def all_sentences(comparison: Comparison) -> list[str]:
 
 def verdict_sentences(comparison: Comparison) -> list[str]:
     """Say which strategy is best, and which ones it is and is not shown to be better than."""
-    best, *others = comparison.strategies
+    best, *others = comparison.competing
     value = format_estimate(best.estimates[comparison.metric])
     if not others:
         return [
@@ -50,6 +50,8 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     sentences = [*_rank(comparison, pairs, alike, value), *_corrected(comparison)]
     if alike:
         sentences.append(_detectable(comparison, alike))
+    if comparison.standing:
+        sentences.append("One arm of a grid, chosen on validation, stands for its strategy.")
     if (num := sum(pair.estimate.includes_seeds for pair in comparison.pairs)) > 1:
         sentences.append(
             f"(Intervals of differences and p hold for all {num} comparisons at once.)"
@@ -61,7 +63,7 @@ def _rank(
     comparison: Comparison, pairs: list[Difference], alike: list[Difference], value: str
 ) -> list[str]:
     """`pairs` are those of the best strategy; in `alike` it is not shown to be better."""
-    best, metric = comparison.strategies[0].name, comparison.metric_name
+    best, metric = comparison.competing[0].name, comparison.metric_name
     better = [pair for pair in pairs if is_better(pair)]
     unknown = [pair for pair in pairs if not pair.estimate.includes_seeds]
     if len(better) == len(pairs):
@@ -89,7 +91,7 @@ def _corrected(comparison: Comparison) -> list[str]:
     if comparison.best_corrected is None:
         return []
     value = format_estimate(comparison.best_corrected)
-    num = len(comparison.strategies)
+    num = len(comparison.competing)
     return [f"Corrected for being the highest of {num}, its {comparison.metric_name} is {value}."]
 
 
@@ -138,7 +140,7 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
     """Say how sure the order is: probability of being best, and non-inferiority to the best.
     Nothing where a strategy has a single seed."""
     single = any(not pair.estimate.includes_seeds for pair in comparison.pairs)
-    if len(comparison.strategies) < 2 or single:
+    if len(comparison.competing) < 2 or single:
         return []
     ranked = sorted(comparison.probability_best.items(), key=lambda item: -item[1])
     chances = ", ".join(f"{name} {format_probability(p)}" for name, p in ranked[:3])

@@ -6,7 +6,7 @@ has counts once.
 
 # L labels, R replicates; 4 counts at a threshold
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,21 +17,43 @@ from hpc_ecg.evaluation.thresholds import confusion_counts, rate_intervals, rate
 from hpc_ecg.reporting.numbers import count
 
 
-def macro(labels: Mapping[str, dict], values_R: Mapping[str, dict[str, FloatArray]]) -> dict:
+def macro(
+    labels: Mapping[str, dict],
+    values_R: Mapping[str, dict[str, FloatArray]],
+    num_patients: Sequence[float],
+) -> dict:
     """Mean over labels of each metric that has replicates.
 
-    `labels` and `values_R` hold the results and the replicates by label. A replicate that lacks a
-    class of some label averages over the others."""
+    `labels` and `values_R` hold the results and the replicates by label, `num_patients` the
+    patients of the smaller class (a regression: all). A replicate that lacks a class of some label
+    averages over the others."""
+    num_L = np.array(num_patients, dtype=np.float64)
     result: dict = {"n_labels": len(labels)}
     for metric in next(iter(values_R.values())):
         value = float(np.mean([label[metric]["value"] for label in labels.values()]))
         value_LR = np.stack([values[metric] for values in values_R.values()])
-        result[metric] = bootstrap_interval(value, mean_over_labels(value_LR), metric)
+        result[metric] = bootstrap_interval(
+            value, mean_replicates(value_LR, num_L), metric, joint_patients(num_L)
+        )
         incomplete = int(np.isnan(value_LR).any(axis=0).sum())
         if incomplete:
             text = f"{count(incomplete, 'replicate')} lacked a class of some label"
             result[metric]["warning"] = f"{text}: mean over the others"
     return result
+
+
+def mean_replicates(value_LR: FloatArray, num_L: FloatArray) -> FloatArray:
+    """Replicates of the mean over labels, each label's spread from the variance within the sample
+    to the population's, n / (n - 1) of it: other labels do not make up for few patients of one."""
+    growth_L1 = np.sqrt(num_L / np.maximum(num_L - 1, 1))[:, None]
+    center_L1 = np.nanmean(value_LR, axis=1, keepdims=True)
+    return mean_over_labels(center_L1 + growth_L1 * (value_LR - center_L1))
+
+
+def joint_patients(num_L: FloatArray) -> float:
+    """For how many patients a mean over labels stands: 1 + Satterthwaite's degrees of freedom
+    (1946) for labels of one variance, with n - 1 each."""
+    return 1 + len(num_L) ** 2 / float(np.sum(1 / np.maximum(num_L - 1, 1)))
 
 
 def micro(samples: Mapping[str, LabelSample]) -> dict:

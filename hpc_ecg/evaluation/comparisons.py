@@ -31,9 +31,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 
-from hpc_ecg.evaluation.intervals import LEVEL, auroc_limits, limits_at_edge, logit, t_quantile
+from hpc_ecg.evaluation.intervals import LEVEL, auprc_limits, bounded_limits, logit, t_quantile
 from hpc_ecg.evaluation.metrics import RANKING_METRICS, FloatArray
 
 ALPHA = 0.05
@@ -115,13 +115,12 @@ def estimate_mean(
     value = float(np.mean(value_S))
     error, freedom, sampling = _standard_errors(value_S, replicate_SR, num_patients)
     low, high = value + t_quantile(freedom) * error * np.array([-1, 1])
-    if metric in RANKING_METRICS and value in (0, 1):
-        low, high = limits_at_edge(value, num_patients)
-    elif metric == "auroc":
-        low, high = auroc_limits(value, error**2, t_quantile(freedom), num_patients)
+    if metric == "auroc":
+        low, high = bounded_limits(value, error**2, t_quantile(freedom), num_patients)
     elif metric in RANKING_METRICS:
         on_logits, df, _ = _standard_errors(logit(value_S), logit(replicate_SR), num_patients)
-        low, high = special.expit(logit(value) + t_quantile(df) * on_logits * np.array([-1, 1]))
+        half = t_quantile(df) * on_logits
+        low, high = auprc_limits(value, error**2, t_quantile(freedom), num_patients, half)
     return Estimate(
         value=value,
         low=min(float(low), value),

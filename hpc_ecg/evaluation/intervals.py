@@ -4,26 +4,23 @@ In: a value and its values in the replicates (resampling.py). Out: a small dict 
 `value`, `low`, `high`, `replicates`, `method` and, where it applies, `warning`. Replicates without
 a value (one class only) are left out; `replicates` counts the others.
 
-  AUROC         Wilson's interval with the number of cases that has the bootstrap's variance, and a
-                t quantile for the patients of the smaller class; near 1, where few patients make
-                all of the error, the variance grows into the largest possible one
-  AUPRC         normal on the logit scale with the same t quantile. Percentiles cover too seldom
-                with few patients: they end where the sample ends
-  proportions   sensitivity, PPV …: Wilson's interval with the number of independent cases that has
-                the bootstrap's variance
+  AUROC, rates, Brier score   Wilson's interval with the number of cases that has the bootstrap's
+                variance, and a t quantile for the patients behind it; near 0 and 1, where few
+                patients make all of the error, the variance grows into the largest possible one
+  AUPRC         t on the logit scale, growing into the same near 1
+  log loss      t on the log scale; slope and intercept of the calibration: t
   others        percentiles
 
-Measured by tools/coverage_tables.py (95 % intervals, 1 to 4 ECGs per patient, AUROC 0.75 and 0.9,
-2,000 cohorts a cell, 1,000 at 5,000 patients): among 200 to 5,000 patients, 20 or more positive on
-average, 93.6–96.4 % for AUPRC; percentiles of AUROC 90.0–95.5 %. AUROC (400 cohorts a cell, 200 and
-1,000 patients, 0.75 and 0.9): 92.5–98.2 % with 10 or more positive patients, 98–100 % with fewer;
-at 0.97 to 0.9998 with 5 to 50 positive patients among 300, also if 3 % of them look healthy (250
-cohorts a cell): 94–100 %, where the logit scale gives 61–100 %. Percentiles cover AUROC in 46, 60,
-69, 73, 78, 82 % with 2, 3, 5, 7, 10, 15 positive patients; AUPRC is covered in 97.9 % or
-more, since the bootstrap lets the number of positives vary (with 20 and 40: 97.0–98.2 %).
-Sensitivities of 0.7 to 0.95 with 20 to 100 positive patients: 94.0–97.7 %, by percentiles
-86.6–93.1 %; with 5 and 10: 97.5–99.7 %. The way of many papers, percentiles of 70 % of the ECGs
-drawn without replacement, covers 44–70 %.
+Measured by tools/coverage_tables.py (95 % intervals, 1 to 5 ECGs per patient). AUROC and AUPRC, 20
+or more positive patients among 200 to 5,000, AUROC 0.75 and 0.9 (2,000 cohorts a cell): 92.5–98.2 %
+and 93.6–96.4 %; with 2 to 19, 94–100 %, where percentiles of AUROC cover 46–82 %. AUROC 0.97 to
+0.9998 with 5 to 50 positive patients, also if 3 % of them look healthy: 94–100 %. Table `edges`
+(200 to 600 patients, 3 to 20 % positive, AUROC 0.8 to 0.99, slope 1 and 1.5, 250 cohorts a cell,
+standard error 1.4), lowest cell of 18 to 90: sensitivity 91.2 %, PPV and NPV 91.6, specificity
+92.4, Brier score 92.4, net benefit 92.8, slope 91.6, intercept 92.4, ECE 92.0, AUPRC 94.4; means
+over 5 labels with 7 to 20 positive patients 93.2. Before: 89.2, 89.6, 90.0, 92.4, 88.4, 0 (where
+nobody is flagged), 87.2, 88.0, 69.2, 94.4; 89.6. Log loss: 90.3–98.3 % (before 84–94). The way of
+many papers, percentiles of 70 % of the ECGs drawn without replacement, covers 44–70 %.
 """
 
 # R replicates
@@ -31,15 +28,16 @@ drawn without replacement, covers 44–70 %.
 import numpy as np
 from scipy import special, stats
 
-from hpc_ecg.evaluation.metrics import RANKING_METRICS, FloatArray
+from hpc_ecg.evaluation.metrics import FloatArray
 from hpc_ecg.reporting.numbers import count
 
 FEW_PATIENTS = 20
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 PROPORTIONS = ("sensitivity", "specificity", "ppv", "npv", "f1", "observed")
-METHODS = dict.fromkeys(PROPORTIONS, "Wilson")
-METHODS |= {"auroc": "Wilson, bounded near 1", "auprc": "t on the logit scale"}
+METHODS = dict.fromkeys((*PROPORTIONS, "auroc", "brier"), "Wilson, bounded near 0 and 1")
+METHODS |= {"auprc": "t on the logit scale, bounded near 1"}
+METHODS |= {"log_loss": "t on the log scale", "intercept": "t", "slope": "t"}
 FEW_PIECES = 4.0
 EDGE = 1e-4  # the logit of 1 is infinite: a replicate without any error counts as this far from it
 
@@ -48,15 +46,15 @@ def bootstrap_interval(
     value: float,
     value_R: FloatArray,
     metric: str,
-    num_patients: int | None = None,
+    num_patients: float | None = None,
     warning: str | None = None,
 ) -> dict:
     """The 95 % interval as a dict; all None where the value is not finite, such as the PPV when no
     record is flagged.
 
-    `num_patients` is the number of patients behind the metric: those of the smaller class for a
-    ranking metric, those of the denominator for a proportion; None stands for many. ValueError:
-    fewer than two replicates have a value.
+    `num_patients` is the number of patients behind the metric: those of the smaller class, or for a
+    proportion and a Brier score `LabelSample.effective_patients` of the denominator; None stands
+    for many. ValueError: fewer than two replicates have a value.
     """
     value = float(value)
     if not np.isfinite(value):
@@ -68,18 +66,22 @@ def bootstrap_interval(
             "an interval needs more patients in the smaller class"
         )
     method = METHODS.get(metric, "percentile")
+    quantile, growth = quantile_and_growth(num_patients)
+    error = growth * float(np.std(used_R, ddof=1))
     if method == "percentile":
         low, high = np.quantile(used_R, TAILS)
-    elif value in (0, 1) or num_patients == 1:
-        low, high = limits_at_edge(value, num_patients)
-    elif metric == "auroc":
-        quantile, growth = _quantile_and_growth(num_patients)
-        variance = float(np.var(used_R, ddof=1)) * growth**2
-        low, high = auroc_limits(value, variance, quantile, num_patients)
-    elif metric in RANKING_METRICS:
-        low, high = _logit_limits(value, used_R, num_patients)
+    elif method == "t":
+        low, high = value - quantile * error, value + quantile * error
+    elif metric == "log_loss":
+        half = quantile * growth * float(np.std(np.log(used_R), ddof=1))
+        low, high = value * np.exp(-half), value * np.exp(half)
+    elif num_patients is not None and num_patients < 1.5:
+        low, high = 0.0, 1.0  # one patient tells nothing
+    elif metric == "auprc":
+        half = quantile * growth * float(np.std(logit(used_R), ddof=1))
+        low, high = auprc_limits(value, error**2, quantile, num_patients, half)
     else:
-        low, high = _wilson_limits(value, used_R, num_patients)
+        low, high = bounded_limits(value, error**2, quantile, num_patients)
     lost = len(value_R) - len(used_R)
     was = "was" if lost == 1 else "were"
     left_out = f"{count(lost, 'replicate')} had one class only and {was} left out" if lost else ""
@@ -89,32 +91,40 @@ def bootstrap_interval(
     return result | ({"warning": text} if text else {})
 
 
-def limits_at_edge(value: float, num_patients: int | None) -> tuple[float, float]:
-    """Limits where all replicates are equal: at 1 the lowest proportion that n patients without an
-    error leave possible (Clopper & Pearson 1934), at 0 its mirror image. One patient tells nothing.
-    """
-    if num_patients == 1:
-        return 0.0, 1.0
-    reach = 0.0 if num_patients is None else 1 - ((1 - LEVEL) / 2) ** (1 / num_patients)
-    return value - reach * (value == 1), value + reach * (value == 0)
-
-
-def auroc_limits(
-    value: float, variance: float, quantile: float, num_patients: int | None
+def bounded_limits(
+    value: float, variance: float, quantile: float, num_patients: float | None
 ) -> FloatArray:
-    """Wilson's limits with the number of cases that has the variance.
+    """Wilson's limits with the number of cases that has the variance (Korn & Graubard 1998)."""
+    square = quantile**2 / effective_cases(value, variance, num_patients)
+    half = np.sqrt(square * value * (1 - value) + square**2 / 4)
+    return np.clip((value + square / 2 + np.array([-half, half])) / (1 + square), 0, 1)
 
-    Near 1 a few patients make all of the error, and the bootstrap cannot draw those that were not
-    seen. With the error made of (1 - A)² / variance equal pieces, the variance is blended into
-    the largest that n patients of the smaller class can have, A (1 - A) / n (Birnbaum & Klose
-    1957), as the pieces become few.
+
+def effective_cases(value: float, variance: float, num_patients: float | None) -> float:
+    """How many independent cases give a value between 0 and 1 this variance.
+
+    Near 0 and 1 a few patients make all of the error, and the bootstrap cannot draw those that were
+    not seen. With the error made of k = error² / variance equal pieces, the variance is blended
+    into the largest that n patients can have, A (1 - A) / n (for the AUROC, with the patients of
+    the smaller class: Birnbaum & Klose 1957): exp(-k / 4) of it, all where no error was seen.
     """
-    if num_patients is not None:
-        num_pieces = min(value, 1 - value) ** 2 / max(variance, 1e-12)
-        share = np.exp(-num_pieces / FEW_PIECES)
-        largest = value * (1 - value) / num_patients
-        variance = max(variance, share * largest + (1 - share) * variance)
-    return _wilson(value, variance, quantile)
+    most = np.inf if num_patients is None else num_patients
+    if value in (0, 1):
+        return float(most)
+    cases = value * (1 - value) / max(variance, 1e-15)
+    share = np.exp(-(min(value, 1 - value) ** 2) / max(variance, 1e-15) / FEW_PIECES)
+    return float(min(cases, 1 / (share / most + (1 - share) / cases)))
+
+
+def auprc_limits(
+    value: float, variance: float, quantile: float, num_patients: float | None, half: float
+) -> FloatArray:
+    """`half` to both sides on the logit scale and, where few patients make the error near 1, more
+    and more the bounded limits."""
+    bounded = bounded_limits(value, variance, quantile, num_patients)
+    on_logits = special.expit(logit(value) + np.array([-half, half]))
+    share = np.exp(-((1 - value) ** 2) / max(variance, 1e-15) / FEW_PIECES) if value > 0.5 else 0.0
+    return share * bounded + (1 - share) * on_logits
 
 
 def logit(value: FloatArray | float) -> FloatArray:
@@ -128,39 +138,10 @@ def t_quantile(degrees_of_freedom: float, num_intervals: int = 1) -> float:
     return float(stats.t.isf((1 - LEVEL) / 2 / num_intervals, degrees_of_freedom))
 
 
-def few_patients_warning(counts: dict) -> str | None:
-    """The text for fewer than 20 patients in a class, or None. `counts` is from `count_label`."""
-    for kind in ("positive", "negative"):
-        number = counts[f"n_{kind}_patients"]
-        if number < FEW_PATIENTS:
-            return (
-                f"only {count(number, f'{kind} patient')}: the interval is wide, and errs on "
-                "the safe side (95 % intervals cover 94–100 % there)"
-            )
-    return None
-
-
-def _logit_limits(value: float, value_R: FloatArray, num_patients: int | None) -> FloatArray:
-    quantile, growth = _quantile_and_growth(num_patients)
-    half = quantile * growth * np.std(logit(value_R), ddof=1)
-    return special.expit(logit(value) + np.array([-half, half]))
-
-
-def _wilson_limits(value: float, value_R: FloatArray, num_patients: int | None) -> FloatArray:
-    """Wilson 1927; the effective number of cases as in surveys (Korn & Graubard 1998)."""
-    quantile, growth = _quantile_and_growth(num_patients)
-    return _wilson(value, float(np.var(value_R, ddof=1)) * growth**2, quantile)
-
-
-def _wilson(value: float, variance: float, quantile: float) -> FloatArray:
-    square = quantile**2 * variance / (value * (1 - value))  # t² / n
-    half = np.sqrt(square * value * (1 - value) + square**2 / 4)
-    return np.clip((value + square / 2 + np.array([-half, half])) / (1 + square), 0, 1)
-
-
-def _quantile_and_growth(num_patients: int | None) -> tuple[float, float]:
+def quantile_and_growth(num_patients: float | None) -> tuple[float, float]:
     """The t quantile, and the factor on the bootstrap's standard deviation: its variance is that
     within the sample, (n - 1) / n of the population's."""
     if num_patients is None:
         return t_quantile(np.inf), 1.0
-    return t_quantile(num_patients - 1), float(np.sqrt(num_patients / (num_patients - 1)))
+    freedom = max(num_patients - 1, 1.0)
+    return t_quantile(freedom), float(np.sqrt((freedom + 1) / freedom))

@@ -10,13 +10,12 @@ intervals come from the same draws of patients.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from hpc_ecg.evaluation.averages import averages_at_thresholds, macro, micro
-from hpc_ecg.evaluation.calibration import apply_calibration, fit_calibration, fit_isotonic
+from hpc_ecg.evaluation.calibration import KINDS, apply_calibration, fit_calibration
 from hpc_ecg.evaluation.decision import decision_curve
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
@@ -99,25 +98,28 @@ def fit_operating_points(
         raise ValueError("operating points need probabilities; a regression has none")
     label_KN, probability_KN = predictions.label_NK.T, predictions.probability_NK.T
     return {
-        name: fit_thresholds(label_KN[k], probability_KN[k], name, targets)
+        name: fit_thresholds(label_KN[k], probability_KN[k], name, targets, predictions.patient_N)
         for k, name in enumerate(predictions.labels)
         if name not in skip
     }
 
 
 def fit_calibrators(predictions: Predictions) -> dict[str, dict[str, dict]]:
-    """Calibrations by label and kind, from *validation* predictions; what cannot be fitted is left
-    out."""
+    """Calibrations by label and kind, from *validation* predictions; the `reason`
+    of one that cannot be fitted."""
     skip = labels_not_scored(predictions, "classification")
     fits: dict[str, dict[str, dict]] = {}
     for k, name in enumerate(predictions.labels):
         if name in skip:
             continue
         label_N, logit_N = predictions.label_NK[:, k], predictions.logit_NK[:, k]
-        fits[name] = {"isotonic": fit_isotonic(label_N, logit_N, name)}
-        for kind in ("temperature", "platt"):
-            with suppress(ValueError):  # logits that rank the wrong way round: the AUROC shows it
-                fits[name][kind] = fit_calibration(label_N, logit_N, kind, name)
+        fits[name] = {}
+        for kind in KINDS:
+            try:
+                fit = fit_calibration(label_N, logit_N, kind, name, predictions.patient_N)
+            except ValueError as error:
+                fit = {"reason": str(error)}
+            fits[name][kind] = fit
     return fits
 
 
@@ -178,7 +180,9 @@ def _evaluate_regression(
             metric: bootstrap_interval(values[metric], value_R, metric)
             for metric, value_R in values_R[name].items()
         }
-    return labels, {"macro": macro(labels, values_R)} if len(predictions.labels) > 1 else {}
+    if len(predictions.labels) == 1:
+        return labels, {}
+    return labels, {"macro": macro(labels, values_R, [resamples.num_patients] * len(labels))}
 
 
 def _evaluate_classification(
@@ -203,7 +207,8 @@ def _evaluate_classification(
     if len(predictions.labels) == 1:
         return labels, {}
     at = averages_at_thresholds(samples, points)
-    means = macro(labels, {name: values_R for name, (_, values_R) in results.items()})
+    values_R = {name: label_R for name, (_, label_R) in results.items()}
+    means = macro(labels, values_R, [s.patients_in_smaller_class() for s in samples.values()])
     return labels, {
         "macro": means | {"at_threshold": at["macro"]},
         "micro": micro(samples) | {"at_threshold": at["micro"]},
@@ -230,7 +235,9 @@ def _score_sample(
 
 
 def _recalibrated(sample: LabelSample, fit: dict) -> dict:
-    """Brier score, log loss and ECE that this fit would give."""
+    """Brier score, log loss and ECE that this fit would give; if there is none, why."""
+    if "reason" in fit:
+        return fit
     new = replace(sample, probabilities_N=apply_calibration(sample.logits_N, fit))
     y_N, p_N = new.labels_N, new.probabilities_N
     values = {"brier": brier(y_N, p_N), "log_loss": log_loss(y_N, p_N)}

@@ -8,8 +8,10 @@ fitted on validation is refused: a threshold chosen on the test set flatters.
 # N records, R replicates; 4 columns of counts: true and false positives, false and true negatives
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
+from hpc_ecg.evaluation.events import count_events, rate_in_new_patients, warn_of_few_events
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.metrics import FloatArray, check_probabilities, check_scorable, has_label
@@ -24,6 +26,7 @@ def fit_thresholds(
     probabilities_N: FloatArray,
     name: str = "label",
     targets: tuple[tuple[str, float], ...] = TARGETS,
+    patient_N: NDArray | None = None,
 ) -> dict[str, dict]:
     """Operating points by method, on validation data; a record is positive at `probability >=
     threshold`.
@@ -31,6 +34,10 @@ def fit_thresholds(
     `youden` has the highest sensitivity + specificity (Youden's J); `sensitivity_90` the highest
     specificity of those with sensitivity >= 0.90, `specificity_90` the other way round (left out
     where only a threshold above all records would reach it). Missing labels (NaN) are left out.
+
+    `in_new_patients` is what such a threshold promises: the 95 % range of its true sensitivity and
+    specificity, given how many patients it was fitted on (without `patient_N`, each record is one).
+    With fewer than `FEW_EVENTS` patients of an outcome there is a `warning`.
     """
     keep_N = has_label(labels_N)
     labels, probabilities = labels_N[keep_N], probabilities_N[keep_N].astype(np.float64)
@@ -47,6 +54,9 @@ def fit_thresholds(
         else:
             reached = np.flatnonzero(specificity >= level - 1e-12)[-1:]
         chosen |= {f"{kind}_{100 * level:g}": int(best) for best in reached}
+    counts = count_events(labels, None if patient_N is None else patient_N[keep_N])
+    positive, negative = counts["n_positive_patients"], counts["n_negative_patients"]
+    few = warn_of_few_events(counts, "the threshold")
     return {
         method: {
             "threshold": float(thresholds[best]),
@@ -54,8 +64,12 @@ def fit_thresholds(
             "specificity": float(specificity[best]),
             "method": method,
             "fitted_on": "valid",
-            "n": len(labels),
-            "n_positive": int(labels.sum()),
+            "in_new_patients": {
+                "sensitivity": rate_in_new_patients(sensitivity[best], positive),
+                "specificity": rate_in_new_patients(specificity[best], negative),
+            },
+            **counts,
+            **few,
         }
         for method, best in chosen.items()
     }
@@ -100,7 +114,7 @@ def rates(counts_X4: FloatArray) -> dict[str, FloatArray]:
 def rate_intervals(
     values: dict[str, FloatArray],
     values_R: dict[str, FloatArray],
-    num_patients: dict[str, int] | None = None,
+    num_patients: dict[str, float] | None = None,
 ) -> dict[str, dict]:
     """Each rate with its interval, and the number needed to screen (`nns`): how many flagged
     records hold one true positive, 1 / PPV."""
@@ -120,9 +134,11 @@ def apply_operating_point(sample: LabelSample, point: dict) -> dict:
     positive_N, flagged_N = sample.labels_N == 1, sample.probabilities_N >= point["threshold"]
     denominators = {"sensitivity": positive_N, "specificity": ~positive_N, "ppv": flagged_N}
     denominators |= {"npv": ~flagged_N, "f1": positive_N | flagged_N}
-    num_patients = {rate: sample.num_patients(is_in_N) for rate, is_in_N in denominators.items()}
+    num_patients = {rate: sample.effective_patients(n) for rate, n in denominators.items()}
+    more = ("n_positive", "n_positive_patients", "in_new_patients", "warning")
     return (
         {key: point.get(key) for key in ("threshold", "fitted_on", "method")}
+        | {f"validation_{key}": point[key] for key in more if key in point}
         | rate_intervals(rates(counts_4), rates(counts_R4), num_patients)
         | {"counts": dict(zip(COUNTS, map(int, counts_4), strict=True))}
     )

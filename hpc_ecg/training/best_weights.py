@@ -65,10 +65,12 @@ class BestWeights:
         if kind == "none" or any(step["action"] == CALIBRATE for step in self._steps_of_this_run()):
             return False
         labels_NK = self.valid.labels_NK.astype(np.float64)
+        patient_N = np.array(self.valid.patients)
         fits: dict[str, dict[str, Any]] = {}
         for k, name in enumerate(self.valid.label_names):
             try:
-                fits[name] = fit_calibration(labels_NK[:, k], logits_NK[:, k], kind, name)
+                label_N, logit_N = labels_NK[:, k], logits_NK[:, k]
+                fits[name] = fit_calibration(label_N, logit_N, kind, name, patient_N)
             except ValueError as error:
                 logger.warning("not calibrated: %s", error)
                 fits[name] = {"kind": "none", "slope": 1.0, "offset": 0.0, "reason": str(error)}
@@ -114,4 +116,8 @@ def write_validation(folder: RunFolder, predictions: Predictions) -> None:
     """Write the predictions on validation, and the thresholds fitted to them."""
     write_predictions(folder.predictions / "valid.parquet", predictions)
     if predictions.probability_NK is not None:
-        write_json(folder.best / "operating_point.json", fit_operating_points(predictions))
+        points = fit_operating_points(predictions)
+        for name, by_method in points.items():
+            if warning := next(iter(by_method.values())).get("warning"):
+                logger.warning("%s: %s, and so do the best step and the calibration", name, warning)
+        write_json(folder.best / "operating_point.json", points)
