@@ -4,8 +4,6 @@ import copy
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -441,23 +439,3 @@ def test_an_evaluation_looks_at_the_shards_too(copied):
     change(copied / shard_name(0), "overwritten")
     with pytest.raises(ValueError, match=f"{shard_name(0)} was changed"):
         list(prefetch_in_order(dataset, slice(0, len(dataset)), 6))
-
-
-CUT = """
-import os, sys
-from hpc_ecg.data.source import ShardSource
-from hpc_ecg.shards.format import read_shard_set
-source = ShardSource(read_shard_set(sys.argv[1]))
-counts = source.files([0, 1])[0]
-os.truncate(source.name(0), 4096)
-print(counts[100_000:].sum())
-"""
-
-
-def test_a_shard_that_is_cut_off_while_it_is_copied_is_named_too(copied):
-    result = subprocess.run(
-        [sys.executable, "-c", CUT, copied], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2 and result.stdout == ""
-    [line] = result.stderr.splitlines()
-    assert line.startswith(f"hpc-ecg: {copied}/{shard_name(0)} was cut off while it was in use")
