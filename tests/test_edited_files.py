@@ -21,7 +21,7 @@ from hpc_ecg.config.load import to_yaml
 from hpc_ecg.sweep.folder import read_tuning
 from hpc_ecg.sweep.status import read_status
 from hpc_ecg.sweep.submissions import last_submissions
-from hpc_ecg.training.evaluate import _fitted_on_validation
+from hpc_ecg.training.evaluate import fitted_on_validation
 from hpc_ecg.training.open_run import finished_run, load_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.weights.reading import read_checkpoint
@@ -194,9 +194,7 @@ def evaluate(folder):
     run = finished_run(str(folder / RUN))
     config = load_run(str(run.path), [])
     run.check_same_config(to_yaml(config))
-    return repr(
-        (config.optim, config.seed, config.data.labels, _fitted_on_validation(run.best, ()))
-    )
+    return repr((config.optim, config.seed, config.data.labels, fitted_on_validation(run.best, ())))
 
 
 def resume(folder):

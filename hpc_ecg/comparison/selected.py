@@ -7,6 +7,7 @@ score on validation, never the one that did best on the test set.
 from dataclasses import dataclass
 from typing import Any
 
+from hpc_ecg.comparison.evidence import read_evaluation
 from hpc_ecg.comparison.results import RunResult, by_strategy
 from hpc_ecg.sweep.folder import read_optional
 
@@ -39,7 +40,7 @@ def select_models(runs: list[RunResult]) -> list[SelectedModel]:
     return [
         SelectedModel(
             run=run,
-            evaluation=read_optional(run.folder.evaluation),
+            evaluation=read_evaluation(run),
             points=read_optional(run.folder.best / "operating_point.json"),
         )
         for run in best
