@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -291,6 +292,35 @@ def test_a_row_that_cannot_be_is_refused(copied, case):
 def test_rows_in_another_number_or_order_are_refused(copied, change):
     rehash(copied, change(pd.read_parquet(copied / "index.parquet")))
     refusal(copied)
+
+
+@pytest.mark.parametrize("names", [["key"], ["offset", "sha256"]])
+@pytest.mark.parametrize("read", ["map", "stream", "remote"])
+def test_records_that_were_swapped_in_the_index_with_all_digests_made_anew_are_noticed(
+    copied, tmp_path, capsys, names, read
+):
+    index = pd.read_parquet(copied / "index.parquet")
+    train = index.index[(index["split"] == "train") & (index["shard"] == 0)]
+    for name in names:  # offsets have an order: then the rows go along
+        index.loc[train[[0, 1]], name] = index.loc[train[[1, 0]], name].to_numpy()
+    if "offset" in names:
+        index = index.sort_values(["shard", "offset"], ignore_index=True)
+    rehash(copied, index)
+    location = copied
+    if read == "remote":
+        location = f"memory://swapped-{tmp_path.name}"
+        fsspec.filesystem("memory").put(f"{copied}/", location, recursive=True)
+    dataset, _ = opened(location, read="stream" if read == "stream" else "map")
+    with pytest.raises(ValueError, match=shard_name(0)) as refused:
+        if read == "stream":
+            list(prefetch_in_order(dataset, slice(0, len(dataset)), 6))
+        dataset.read(np.arange(len(dataset)))
+    assert "\n" not in str(refused.value)
+    if read == "map":
+        assert "index.parquet names" in str(refused.value)
+        for verb in ("inspect", "repair"):
+            assert hpc_ecg(tmp_path, "data", verb, str(copied)) == 2
+            assert "index.parquet is damaged" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_index_that_is_no_table_is_one_line_and_other_columns_do_no_harm(copied, old):

@@ -132,8 +132,8 @@ def apply_operating_point(sample: LabelSample, point: dict) -> dict:
 
 def _check_operating_point(point: dict, name: str) -> None:
     threshold = point.get("threshold") if isinstance(point, dict) else None
-    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if not is_number or not 0 <= threshold <= 1:
+    is_number = isinstance(threshold, int | float) and threshold is not True
+    if not is_number or not 0 <= float(threshold or 0) <= 1:
         raise ValueError(
             f"{name}: operating point has no threshold, got {str(point)[:60]}; is "
             "operating_point.json damaged? fit_thresholds fits one"

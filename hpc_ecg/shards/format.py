@@ -32,6 +32,7 @@ from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
     DESCRIPTION_SHA256,
     FOLD_PREFIX,
     FORMAT,
+    HEAD,
     HOW_TO_RESTORE,
     LABEL_PREFIX,
     check_description,
@@ -117,6 +118,17 @@ def find_array_offsets(path: Path, num_leads: int, num_samples: int) -> dict[str
             assert shape == (num_leads, num_samples) and dtype == np.int16 and not fortran
             offsets[member.name.removesuffix(ARRAY_SUFFIX)] = file.tell()
     return offsets
+
+
+def check_key(shard: str, key: str, head: bytes) -> None:
+    """ValueError if the tar calls a record otherwise than the index, whose digests may have been
+    made anew; `head` is the HEAD bytes before the record's counts."""
+    found = head[:100].partition(b"\0")[0].decode(errors="replace").removesuffix(ARRAY_SUFFIX)
+    if found != key:
+        raise ValueError(
+            f"{shard} holds {found[:20]!r} where index.parquet names {key}, so labels would go to "
+            f"another's signal; index.parquet is damaged: {HOW_TO_RESTORE}"
+        )
 
 
 def parse_array(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
