@@ -4,6 +4,7 @@ The format holds no code. This guards against a header that is false, or made to
 time.
 """
 
+import hashlib
 from math import prod
 from mmap import mmap
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hpc_ecg.hashing import CHANGED
 from hpc_ecg.safe_reading import parse_json
 from hpc_ecg.weights.stored_tensor import MAX_AXES, ByteRange, StoredTensor, map_file
 
@@ -19,11 +21,29 @@ DTYPES = {
     **{"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"},
 }
 MAX_HEADER = 1 << 20
+DIGEST, NO_DIGEST = "sha256", "0" * 64
+"""In the metadata of our files: the SHA-256 of the file with zeros in place of the digest."""
+
+
+def digest_text(digest: str) -> bytes:
+    """The digest as the header holds it; in a value, such as a label, the quotes are escaped."""
+    return f'"{DIGEST}":"{digest}"'.encode()
+
+
+def digest_without_itself(content: Any, header_bytes: int, digest: str) -> str:
+    """The SHA-256 that our file should state; `content` is all of its bytes, or a map of them."""
+    end = 8 + header_bytes
+    head = bytes(content[:end]).replace(digest_text(digest), digest_text(NO_DIGEST))
+    found = hashlib.sha256(head)
+    with memoryview(content) as whole, whole[end:] as tensors:
+        found.update(tensors)
+    return found.hexdigest()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """Metadata and tensors of the file. The library checks that the tensors lie within the file,
-    side by side; the offsets are then taken from the header. ValueError: damaged or refused."""
+    side by side; the offsets are then taken from the header. ValueError: damaged, refused, or
+    changed since we wrote it."""
     with path.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
     if length > min(MAX_HEADER, path.stat().st_size):
@@ -36,6 +56,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"damaged safetensors file ({error}); copy it again") from None
     header.pop("__metadata__", None)
+    stated = metadata.get(DIGEST, NO_DIGEST)
+    is_ours = "architecture" in metadata and stated != NO_DIGEST
+    if is_ours and digest_without_itself(file, length, stated) != stated:
+        raise ValueError(CHANGED)
     return metadata, {key: _tensor(file, 8 + length, key, header[key]) for key in header}
 
 
