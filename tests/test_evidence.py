@@ -11,6 +11,7 @@ from test_edited_files import VALUES, edited, places
 from hpc_ecg.comparison.evidence import ENDS, FREE, read_evaluation
 from hpc_ecg.comparison.results import read_results
 from hpc_ecg.comparison.selected import select_models
+from hpc_ecg.sweep.status import read_status
 
 SWEEPS = ["sweeps/finished", "regression", "multilabel"]
 
@@ -82,3 +83,30 @@ def test_a_damaged_threshold_is_one_line_of_evaluate(old, capsys):
     path.write_text(json.dumps({"af": {"youden": {"threshold": "0.5", "fitted_on": "valid"}}}))
     assert hpc_ecg(old, "evaluate", "runs/finished") == 2
     assert "operating_point.json damaged?" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("labels",), [1]),
+        (("labels",), {"af": "auroc"}),
+        (("labels", "af"), None),
+        (("labels", "af", "auroc"), 5),
+        (("labels", "af", "auroc"), {}),
+        (("labels", "af", "auroc", "value"), "x"),
+        (("macro",), [1]),
+    ],
+)
+def test_status_shows_the_other_runs_beside_a_damaged_one(old, place, value):
+    path = old / "sweeps/finished/random/seed-1/evaluation.json"
+    before = path.read_text()
+    evaluation = inner = json.loads(before)
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(evaluation))
+    (old / "sweeps/finished/random/seed-²").mkdir(exist_ok=True)
+    texts = {cell.name: cell.text for cell in read_status(old / "sweeps/finished")}
+    path.write_text(before)
+    assert "seed-1" in texts["random/seed-1"] or place == ("macro",)
+    assert texts["random/seed-0"].startswith("test AUROC") and len(texts) == 4

@@ -294,6 +294,14 @@ def test_rows_in_another_number_or_order_are_refused(copied, change):
     refusal(copied)
 
 
+def test_an_index_of_many_equal_rows_is_refused_before_it_is_read(copied, monkeypatch):
+    index = pd.read_parquet(copied / "index.parquet")
+    rehash(copied, pd.concat([index, index.iloc[[-1] * 100_000]]))
+    monkeypatch.setattr(pd, "read_parquet", None)
+    said = refusal(copied)
+    assert f"{len(index) + 100_000:,} in all, but {len(index)} in dataset.json" in said
+
+
 @pytest.mark.parametrize("names", [["key"], ["offset", "sha256"]])
 @pytest.mark.parametrize("read", ["map", "stream", "remote"])
 def test_records_that_were_swapped_in_the_index_with_all_digests_made_anew_are_noticed(

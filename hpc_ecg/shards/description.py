@@ -17,6 +17,8 @@ from hpc_ecg.cohort.splits import SPLITS
 FORMAT = "hpc_ecg-shards/2"
 HEAD = 512 + 128
 """Bytes of the headers of tar and npy before a record's counts; a tar has blocks of 512."""
+MAX_RECORDS = 1 << 24
+"""A file of kilobytes can state any number of equal rows."""
 LABEL_PREFIX = "label."
 FOLD_PREFIX = "fold."
 REQUIRED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
@@ -35,6 +36,7 @@ from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
     HEAD,
     HOW_TO_RESTORE,
     LABEL_PREFIX,
+    MAX_RECORDS,
     check_description,
     check_index,
     digest_of_description,
@@ -171,6 +173,10 @@ def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
     signal = spec_from_dict(description["signal"], f"{folder}/dataset.json")
     length = signal.num_samples
     try:
+        stated = sum(shard["records"] for shard in description["shards"])
+        if (count := pq.read_metadata(path).num_rows) != stated or count > MAX_RECORDS:
+            most = f"{stated:,} in dataset.json, and at most {MAX_RECORDS:,} are read"
+            raise ValueError(f"records by shard: {count:,} in all, but {most}")
         index = pd.read_parquet(path)
         check_index(index, description, 2 * len(signal.leads) * length, length)
     except Exception as error:  # pandas and pyarrow raise many kinds for a table that is not ours
