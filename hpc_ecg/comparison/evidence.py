@@ -1,7 +1,7 @@
 """The evaluation of a run, compared with its predictions where no digest vouches for it."""
 
 import json
-import math
+from collections.abc import Iterator
 from typing import Any
 
 from hpc_ecg.comparison.results import RunResult
@@ -24,35 +24,29 @@ def read_evaluation(run: RunResult) -> dict[str, Any]:
     points, fits = fitted_on_validation(run.folder.best)
     task = str(run.settings.get("data.task"))
     fresh = evaluate_predictions(run.test, task, points, REPLICATES, calibrators=fits)
-    if place := _difference(json.loads(json.dumps(fresh)), found):
+    wrong = {*_values(json.loads(json.dumps(fresh)))} ^ {*_values(found)}
+    if wrong:
         raise ValueError(
-            f"{run.folder.evaluation} is damaged: {place[1:]} is not what predictions/test.parquet "
-            f"gives; make it again with: hpc-ecg evaluate {run.folder.path}"
+            f"{run.folder.evaluation} is damaged: {min(wrong)[0][1:]} is not what "
+            "predictions/test.parquet gives; make it again with: hpc-ecg evaluate "
+            f"{run.folder.path}"
         )
     return found
 
 
-def _difference(fresh: Any, found: Any, name: str = "", place: str = "") -> str:
-    """The first place in which two evaluations differ; "" if there is none."""
-    if isinstance(fresh, dict) and isinstance(found, dict):
-        for key in sorted(fresh.keys() | found.keys()):
-            at = f"{place}.{key}"
-            is_free = key in FREE and isinstance(found.get(key, ""), str | int)
-            if not is_free and (key not in fresh or key not in found):
-                return at
-            if not is_free and (inner := _difference(fresh[key], found[key], key, at)):
-                return inner
-        return ""
-    if isinstance(fresh, list) and isinstance(found, list) and len(fresh) == len(found):
-        pairs = enumerate(zip(fresh, found, strict=True))
-        return next(filter(None, (_difference(*p, name, f"{place}[{n}]") for n, p in pairs)), "")
-    return "" if _is_same(fresh, found, name) else place
-
-
-def _is_same(fresh: Any, found: Any, name: str) -> bool:
-    is_number = isinstance(found, int | float) and not isinstance(found, bool)
-    if name in ENDS:
-        return is_number or found is None
-    if is_number and isinstance(fresh, int | float):
-        return math.isclose(fresh, found, rel_tol=1e-6, abs_tol=1e-9)
-    return bool(type(fresh) is type(found) and fresh == found)
+def _values(value: Any, name: str = "", place: str = "") -> Iterator[tuple[str, str]]:
+    """Each place of an evaluation, with its value in six figures or its kind alone."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, dict):
+        yield place, "an object"
+        for key, inner in value.items():
+            if key not in FREE or not isinstance(inner, str | int):
+                yield from _values(inner, key, f"{place}.{key}")
+    elif isinstance(value, list):
+        yield place, f"a list of {len(value)}"
+        for number, inner in enumerate(value):
+            yield from _values(inner, name, f"{place}[{number}]")
+    elif name in ENDS and (is_number or value is None):
+        yield place, "an end"
+    else:
+        yield place, f"{value + 0.0:.6g}" if is_number else repr(value)

@@ -26,7 +26,7 @@ from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.local_jobs import job_log
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
-from hpc_ecg.log import describe_error, printable
+from hpc_ecg.log import printable
 from hpc_ecg.reporting.numbers import format_number
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
 from hpc_ecg.sweep.submissions import Submission, last_submissions, queued_jobs
@@ -132,7 +132,11 @@ def _status(
         return CellStatus(name=name, kind="failed", text=f"{reason} (see {file})")
     is_soup, is_trial = name.endswith("/soup"), name.startswith("tuning/")
     if (run.finished.exists() or is_soup) and (run.evaluation.exists() or is_trial):
-        return CellStatus(name=name, kind="done", text=_score_or_damage(run))
+        try:
+            text = _score(run)
+        except (ValueError, OSError, TypeError, KeyError, AttributeError):
+            text = f"{run.evaluation} is damaged"
+        return CellStatus(name=name, kind="done", text=text)
     holder = run.path / "lock.holder"
     if job is not None or (submission is None and _is_held(holder)):
         place = f"job {job.id}" if job else "on this machine"
@@ -192,16 +196,6 @@ def _describe_age(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _score_or_damage(run: RunFolder) -> str:
-    """The score; of a damaged file its name, so that the other runs are still shown."""
-    try:
-        return _score(run)
-    except (ValueError, OSError) as error:
-        return describe_error(error)
-    except (TypeError, KeyError, AttributeError):
-        return f"its evaluation.json or finished.json is damaged; hpc-ecg evaluate {run.path}"
 
 
 def _score(run: RunFolder) -> str:

@@ -7,7 +7,6 @@ with them as JSON texts. Every file is written atomically: a reader sees the old
 
 import json
 from collections.abc import Mapping
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,7 @@ from hpc_ecg.weights.mapping import PRETRAINING, check_fit, expected_shapes, fil
 from hpc_ecg.weights.metadata import OUR_FORMAT, Metadata
 from hpc_ecg.weights.onnx_export import write_onnx
 from hpc_ecg.weights.reading import Checkpoint
-from hpc_ecg.weights.safetensors_file import (
-    DIGEST,
-    NO_DIGEST,
-    digest_text,
-    digest_without_itself,
-)
+from hpc_ecg.weights.safetensors_file import DIGEST, digest_of
 from hpc_ecg.weights.stored_tensor import one_line_errors
 
 
@@ -83,7 +77,7 @@ def check_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Met
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
     """Write checked weights, with or without a head, as our safetensors."""
     texts = {"format": OUR_FORMAT, "architecture": metadata.sizes_text(), **metadata.texts()}
-    texts[DIGEST] = NO_DIGEST
+    texts[DIGEST] = "0" * 64
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def write(partial: Path) -> None:
@@ -102,16 +96,12 @@ def _sort_metadata(path: Path) -> None:
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
+        header["__metadata__"][DIGEST] = digest_of(header, file.read())
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
         assert len(text) <= length
         file.seek(8)
         file.write(text.ljust(length))
-        file.flush()
-        with mmap(file.fileno(), 0) as content:
-            digest = digest_text(digest_without_itself(content, length, NO_DIGEST))
-            start = content.find(digest_text(NO_DIGEST))
-            content[start : start + len(digest)] = digest
 
 
 def write_original(

@@ -5,6 +5,7 @@ time.
 """
 
 import hashlib
+import json
 from math import prod
 from mmap import mmap
 from pathlib import Path
@@ -21,23 +22,16 @@ DTYPES = {
     **{"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"},
 }
 MAX_HEADER = 1 << 20
-DIGEST, NO_DIGEST = "sha256", "0" * 64
-"""In the metadata of our files: the SHA-256 of the file with zeros in place of the digest."""
+DIGEST = "sha256"
 
 
-def digest_text(digest: str) -> bytes:
-    """The digest as the header holds it; in a value, such as a label, the quotes are escaped."""
-    return f'"{DIGEST}":"{digest}"'.encode()
-
-
-def digest_without_itself(content: Any, header_bytes: int, digest: str) -> str:
-    """The SHA-256 that our file should state; `content` is all of its bytes, or a map of them."""
-    end = 8 + header_bytes
-    head = bytes(content[:end]).replace(digest_text(digest), digest_text(NO_DIGEST))
-    found = hashlib.sha256(head)
-    with memoryview(content) as whole, whole[end:] as tensors:
-        found.update(tensors)
-    return found.hexdigest()
+def digest_of(header: dict[str, Any], tensors: bytes | memoryview) -> str:
+    """The SHA-256 that our file states in its metadata: of all but itself."""
+    texts = {key: text for key, text in header["__metadata__"].items() if key != DIGEST}
+    rest = json.dumps(header | {"__metadata__": texts}, sort_keys=True)
+    digest = hashlib.sha256(rest.encode())
+    digest.update(tensors)
+    return digest.hexdigest()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
@@ -55,11 +49,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor
         header = parse_json(file[8 : 8 + length])
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"damaged safetensors file ({error}); copy it again") from None
+    if "architecture" in metadata and DIGEST in metadata:
+        with memoryview(file) as whole, whole[8 + length :] as tensors:
+            if digest_of(header, tensors) != metadata[DIGEST]:
+                raise ValueError(CHANGED)
     header.pop("__metadata__", None)
-    stated = metadata.get(DIGEST, NO_DIGEST)
-    is_ours = "architecture" in metadata and stated != NO_DIGEST
-    if is_ours and digest_without_itself(file, length, stated) != stated:
-        raise ValueError(CHANGED)
     return metadata, {key: _tensor(file, 8 + length, key, header[key]) for key in header}
 
 
