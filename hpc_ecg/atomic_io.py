@@ -5,7 +5,6 @@ Also here: what may be written and removed. We never remove or replace what we d
 
 import contextlib
 import errno
-import glob
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +169,18 @@ def _tidy_beside(path: Path) -> None:
 
     In a container a pid soon comes again, so what bears our number is of another process.
     """
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.partial"):
-        pid, _, host = partial.name.removesuffix(".partial").rpartition(".")[2].partition("-")
-        if host in ("", _host()) and pid.isdecimal() and _has_ended(int(pid)):
+    for partial in _left_in(path.parent.absolute()):
+        name, _, writer = partial.name.removesuffix(".partial").rpartition(".")
+        pid, _, host = writer.partition("-")
+        is_ours = name == f".{path.name}" and host in ("", _host()) and pid.isdecimal()
+        if is_ours and _has_ended(int(pid)):
             _remove(partial)
+
+
+@lru_cache(maxsize=256)
+def _left_in(folder: Path) -> list[Path]:
+    """Partial files that were there when this process first wrote into the folder."""
+    return list(folder.glob(".*.[0-9]*.partial"))
 
 
 def _has_ended(pid: int) -> bool:

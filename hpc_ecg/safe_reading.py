@@ -3,18 +3,26 @@
 What a file says is data: JSON and YAML are refused where parsers would differ or grow.
 """
 
+import ctypes
 import hashlib
 import json
 import math
+import os
 import re
+import signal
 import stat
+from mmap import mmap
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import yaml
 
 MAX_BYTES, MAX_YAML_BYTES, MAX_YAML_NODES = 1 << 28, 1 << 20, 100_000
 MAX_DIGITS = 20
+
+_maps: WeakValueDictionary[str, mmap] = WeakValueDictionary()
+"""The files that this process has mapped, by name."""
 
 
 def check_regular(path: str | Path) -> None:
@@ -121,3 +129,30 @@ def sha256_of(path: str | Path) -> str:
     check_regular(path)
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def watch_map(name: str, data: object) -> None:
+    """Name this file on standard error, and exit, if a part of its memory map turns out to be cut
+    off; without this, the process would die without a line."""
+    if isinstance(data, mmap):  # an empty array has none
+        _maps[name] = data
+        ctypes.CDLL(None).signal(signal.SIGBUS, _on_bus_error)
+
+
+def check_map(name: str) -> None:
+    """ValueError if a watched file is shorter than when it was mapped."""
+    data = _maps.get(name)
+    if data is not None and data.size() < len(data):
+        raise ValueError(_cut_off())
+
+
+def _cut_off() -> str:
+    names = [name for name, data in _maps.items() if data.size() < len(data)]
+    return f"{' or '.join(names) or 'a file'} was cut off while it was in use; restore it"
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_bus_error(_: int) -> None:
+    """The thread that reads the map cannot go on."""
+    os.write(2, f"hpc-ecg: {_cut_off()}\n".encode())
+    os._exit(2)

@@ -210,6 +210,22 @@ def project(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def made_sweep(tmp_path_factory) -> Path:
+    """What `recorded.make_sweep` makes, once for all workers: copy it before you change it."""
+    from recorded import make_sweep
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / "made_sweep"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "COMPLETE").exists():
+            folder.mkdir()
+            make_sweep(folder)
+            (folder / "COMPLETE").touch()
+    return folder / "v0_1"
+
+
+@pytest.fixture(scope="session")
 def undisturbed(shards, tmp_path_factory) -> Path:
     """Folder of a finished run on two processes, without Slurm or interruptions."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"

@@ -76,3 +76,21 @@ def differences(
     else:
         same = type(then) is type(now) and then == now
     return [] if same else [f"{where}: {then!r} then, {now!r} now"]
+
+
+def make_sweep(folder: Path) -> Path:
+    """A folder with the sweep `s` of two evaluated runs, its soup and its baselines."""
+    from hpc_ecg.sweep.soups import make_soup  # it imports torch
+    from hpc_ecg.training.open_run import load_run
+
+    folder = copy_of_0_1(folder)
+    for seed in (0, 1):
+        words = [*WORDS["run"], "init.checkpoint=random", "train.max_epochs=1"]
+        run = f"s/a/seed-{seed}"
+        assert hpc_ecg(folder, "finetune", *words, f"seed={seed}", f"run_dir={run}") == 0
+        assert hpc_ecg(folder, "evaluate", run) == 0
+    (folder / "s/sweep.yaml").write_text("strategies: [a]\nseeds: [0, 1]\n")
+    config = load_run(str(folder / "s/a/seed-0"), [f"data.shards={folder}/shards"])
+    make_soup(config, [str(folder / f"s/a/seed-{k}") for k in (0, 1)], [0, 1], folder / "s/a/soup")
+    assert hpc_ecg(folder, "report", "s", "--replicates", "200") == 0
+    return folder

@@ -16,9 +16,9 @@ import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpc_ecg.ecg import array_stores
+from hpc_ecg.ecg import array_files, array_stores
 from hpc_ecg.ecg.files import ArrayLayout, find_recording, name_of_row, read_recording
-from hpc_ecg.ecg.recording import RecordError
+from hpc_ecg.ecg.recording import RecordError, RecordLocation
 
 LAYOUT = ArrayLayout(sample_rate_hz=500)
 MANY_NLS = np.random.default_rng(0).normal(size=(5, 12, 300)).astype("f4")
@@ -254,3 +254,42 @@ def test_a_damaged_array_file_raises_nothing_but_a_record_error(tmp_path, data, 
         assert str(error).isprintable()
     else:
         assert recording.signal_LS.shape[0] == 12
+
+
+def test_text_that_one_file_holds_once_and_names_often_is_not_read_a_thousand_times(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(array_files, "MAX_BYTES", 32 << 20)
+    path, count = tmp_path / "x.h5", 1000
+    with h5py.File(path, "w") as file:
+        file["ecg"] = np.zeros((count, 12, 10), np.float32)
+        file["id"] = np.array([f"p{n}" for n in range(count)], dtype=h5py.string_dtype())
+        file["note"] = np.array(["x" * (1 << 20)] * 2 + [""] * (count - 2), h5py.string_dtype())
+        start = file["note"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[start : start + 16 * count] = content[start : start + 16] * count
+    path.write_bytes(content)
+    found = array_files.read_beside(RecordLocation(path=path), ArrayLayout())
+    assert found == (count, {"id": [f"p{n}" for n in range(count)]})
+    assert "x.h5: note takes over 32 MB: it is not compared with the table" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "h5"])
+def test_a_small_file_of_a_huge_recording_is_refused_by_its_size(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(array_files, "MAX_BYTES", 1 << 20)
+    path = tmp_path / f"x.{ending}"
+    for length, is_read in ((10_000, True), (11_000, False)):
+        values = np.zeros((12, length), np.int8)
+        if ending == "npy":
+            np.save(path, values)
+        elif ending == "npz":
+            np.savez_compressed(path, ecg=values)
+        else:
+            with h5py.File(path, "w") as file:
+                file.create_dataset("ecg", data=values, compression="gzip")
+        layout = ArrayLayout(sample_rate_hz=500)
+        if is_read:
+            assert array_files.read_array(RecordLocation(path=path), layout).signal_LS.shape[1]
+            continue
+        with pytest.raises(RecordError, match="11000 samples of 12 leads are 1 MB; at most 1 MB"):
+            array_files.read_array(RecordLocation(path=path), layout)

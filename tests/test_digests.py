@@ -17,8 +17,7 @@ from hpc_ecg.comparison.reference_models import read_baselines, read_soups
 from hpc_ecg.comparison.results import read_results
 from hpc_ecg.hashing import check_file, check_record, read_record, write_record
 from hpc_ecg.safe_reading import sha256_of
-from hpc_ecg.sweep.soups import make_soup
-from hpc_ecg.training.open_run import finished_run, load_run
+from hpc_ecg.training.open_run import finished_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.weights.reading import read_checkpoint
 
@@ -27,24 +26,9 @@ CHANGED = "has changed since it was written"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(made_sweep, tmp_path_factory):
     """A folder with a sweep of two evaluated runs, its soup and its baselines."""
-    folder = copy_of_0_1(tmp_path_factory.mktemp("made"))
-    for seed in (0, 1):
-        words = [
-            *WORDS["run"],
-            "init.checkpoint=random",
-            "train.max_epochs=1",
-            f"seed={seed}",
-            f"run_dir=s/a/seed-{seed}",
-        ]
-        assert hpc_ecg(folder, "finetune", *words) == 0
-        assert hpc_ecg(folder, "evaluate", f"s/a/seed-{seed}") == 0
-    (folder / "s/sweep.yaml").write_text("strategies: [a]\nseeds: [0, 1]\n")
-    config = load_run(str(folder / "s/a/seed-0"), [f"data.shards={folder}/shards"])
-    make_soup(config, [str(folder / f"s/a/seed-{k}") for k in (0, 1)], [0, 1], folder / "s/a/soup")
-    assert hpc_ecg(folder, "report", "s", "--replicates", "200") == 0
-    return folder
+    return shutil.copytree(made_sweep, tmp_path_factory.mktemp("digests") / "made")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ same, or one line says which file is damaged."""
 
 import hashlib
 import json
+import shutil
 from dataclasses import astuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorded import V0_1, WORDS, copy_of_0_1, hpc_ecg
+from recorded import V0_1
 
 from hpc_ecg.comparison.figures import _series
 from hpc_ecg.comparison.reference_models import read_baselines, read_soups
@@ -21,7 +22,7 @@ from hpc_ecg.config.load import to_yaml
 from hpc_ecg.sweep.folder import read_tuning
 from hpc_ecg.sweep.status import read_status
 from hpc_ecg.sweep.submissions import last_submissions
-from hpc_ecg.training.evaluate import _fitted_on_validation
+from hpc_ecg.training.evaluate import fitted_on_validation
 from hpc_ecg.training.open_run import finished_run, load_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.weights.reading import read_checkpoint
@@ -51,25 +52,9 @@ PROFILE = settings(
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
+def sweep(made_sweep, tmp_path_factory):
     """A sweep of two finished runs, with its soup, baselines, tuning and notes of jobs."""
-    from hpc_ecg.sweep.soups import make_soup  # it imports torch
-
-    folder = copy_of_0_1(tmp_path_factory.mktemp("edited"))
-    for seed in (0, 1):
-        words = [
-            *WORDS["run"],
-            "init.checkpoint=random",
-            "train.max_epochs=1",
-            f"seed={seed}",
-            f"run_dir=s/a/seed-{seed}",
-        ]
-        assert hpc_ecg(folder, "finetune", *words) == 0
-        assert hpc_ecg(folder, "evaluate", f"s/a/seed-{seed}") == 0
-    (folder / "s/sweep.yaml").write_text(yaml.safe_dump({"strategies": ["a"], "seeds": [0, 1]}))
-    config = load_run(str(folder / "s/a/seed-0"), [f"data.shards={folder}/shards"])
-    make_soup(config, [str(folder / f"s/a/seed-{k}") for k in (0, 1)], [0, 1], folder / "s/a/soup")
-    assert hpc_ecg(folder, "report", "s", "--replicates", "200") == 0
+    folder = shutil.copytree(made_sweep, tmp_path_factory.mktemp("edited") / "made")
     write(folder / "s/a/arm.json", {"base": "a", "varied": {"optim.lr": 0.001}})
     trial = {"values": {"optim.lr": 0.001}, "score": 0.5, "metric": "auroc"}
     write(folder / "s/tuning.json", {"a": {"chosen": trial["values"], "trials": [trial]}})
@@ -194,9 +179,7 @@ def evaluate(folder):
     run = finished_run(str(folder / RUN))
     config = load_run(str(run.path), [])
     run.check_same_config(to_yaml(config))
-    return repr(
-        (config.optim, config.seed, config.data.labels, _fitted_on_validation(run.best, ()))
-    )
+    return repr((config.optim, config.seed, config.data.labels, fitted_on_validation(run.best, ())))
 
 
 def resume(folder):

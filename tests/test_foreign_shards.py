@@ -4,10 +4,9 @@ import copy
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -295,6 +294,43 @@ def test_rows_in_another_number_or_order_are_refused(copied, change):
     refusal(copied)
 
 
+def test_an_index_of_many_equal_rows_is_refused_before_it_is_read(copied, monkeypatch):
+    index = pd.read_parquet(copied / "index.parquet")
+    rehash(copied, pd.concat([index, index.iloc[[-1] * 100_000]]))
+    monkeypatch.setattr(pd, "read_parquet", None)
+    said = refusal(copied)
+    assert f"{len(index) + 100_000:,} in all, but {len(index)} in dataset.json" in said
+
+
+@pytest.mark.parametrize("names", [["key"], ["offset", "sha256"]])
+@pytest.mark.parametrize("read", ["map", "stream", "remote"])
+def test_records_that_were_swapped_in_the_index_with_all_digests_made_anew_are_noticed(
+    copied, tmp_path, capsys, names, read
+):
+    index = pd.read_parquet(copied / "index.parquet")
+    train = index.index[(index["split"] == "train") & (index["shard"] == 0)]
+    for name in names:  # offsets have an order: then the rows go along
+        index.loc[train[[0, 1]], name] = index.loc[train[[1, 0]], name].to_numpy()
+    if "offset" in names:
+        index = index.sort_values(["shard", "offset"], ignore_index=True)
+    rehash(copied, index)
+    location = copied
+    if read == "remote":
+        location = f"memory://swapped-{tmp_path.name}"
+        fsspec.filesystem("memory").put(f"{copied}/", location, recursive=True)
+    dataset, _ = opened(location, read="stream" if read == "stream" else "map")
+    with pytest.raises(ValueError, match=shard_name(0)) as refused:
+        if read == "stream":
+            list(prefetch_in_order(dataset, slice(0, len(dataset)), 6))
+        dataset.read(np.arange(len(dataset)))
+    assert "\n" not in str(refused.value)
+    if read == "map":
+        assert "index.parquet names" in str(refused.value)
+        for verb in ("inspect", "repair"):
+            assert hpc_ecg(tmp_path, "data", verb, str(copied)) == 2
+            assert "index.parquet is damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_an_index_that_is_no_table_is_one_line_and_other_columns_do_no_harm(copied, old):
     (copied / "index.parquet").write_bytes(b"PAR1" + bytes(50) + b"PAR1")
     about = read_json(copied / "dataset.json")
@@ -441,23 +477,3 @@ def test_an_evaluation_looks_at_the_shards_too(copied):
     change(copied / shard_name(0), "overwritten")
     with pytest.raises(ValueError, match=f"{shard_name(0)} was changed"):
         list(prefetch_in_order(dataset, slice(0, len(dataset)), 6))
-
-
-CUT = """
-import os, sys
-from hpc_ecg.data.source import ShardSource
-from hpc_ecg.shards.format import read_shard_set
-source = ShardSource(read_shard_set(sys.argv[1]))
-counts = source.files([0, 1])[0]
-os.truncate(source.name(0), 4096)
-print(counts[100_000:].sum())
-"""
-
-
-def test_a_shard_that_is_cut_off_while_it_is_copied_is_named_too(copied):
-    result = subprocess.run(
-        [sys.executable, "-c", CUT, copied], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2 and result.stdout == ""
-    [line] = result.stderr.splitlines()
-    assert line.startswith(f"hpc-ecg: {copied}/{shard_name(0)} was cut off while it was in use")

@@ -6,7 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_ecg.hashing import multiply_shift, shift_right, splitmix64
+from hpc_ecg.atomic_io import write_json
+from hpc_ecg.hashing import (
+    check_file,
+    check_record,
+    multiply_shift,
+    read_record,
+    sha256_of_value,
+    shift_right,
+    splitmix64,
+)
 
 INPUTS = [0, 1, 2, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF]
 RECORDED = {
@@ -54,3 +63,14 @@ def test_splitmix64_is_the_published_one_on_unsigned_numbers(numbers):
     known = known ^ (known >> np.uint64(31))
     assert (splitmix64(x.view(np.int64)).view(np.uint64) == known).all()
     assert shift_right(x.view(np.int64), 41).tolist() == (x >> np.uint64(41)).tolist()
+
+
+@pytest.mark.parametrize("digests", [[], "x", 5, None, True])
+def test_digests_that_are_no_object_are_one_line_though_the_record_vouches_for_itself(
+    tmp_path, digests
+):
+    record = {"x": 1, "digests": digests}
+    write_json(tmp_path / "r.json", record | {"sha256": sha256_of_value(record)})
+    for check in (read_record, check_record, lambda path: check_file(tmp_path / "a", path)):
+        with pytest.raises(ValueError, match=r"r\.json is damaged: digests cannot be"):
+            check(tmp_path / "r.json")

@@ -121,6 +121,13 @@ def test_other_tables_are_not_manifests(tmp_path, text):
         (["y_path:y.npy"], "no line x_path:"),
         (["x_path:x.npy", "normalization:s.pkl"], "normalization is a pickle"),
         (["x_path:x.npy", "scale:__import__('os').getcwd()"], "scale must be a number or a list"),
+        *(
+            (["x_path:x.npy", line], f"{line.partition(':')[0]} must be a number or a list")
+            for line in (
+                *("label_indexes:5", "label_indexes:[True]", "label_indexes:[[0]]", "scale:[1]"),
+                *("scale:'a'", "scale:True", "y_labels:5", "y_labels:[1]", "y_labels:'af'"),
+            )
+        ),
         (["x_path:x.npy", "y_path:y.npy", "label_indexes:[3]"], "the columns 0 to 2"),
         (["x_path:x.npy", "y_path:x.npy"], "expected (4, labels)"),
     ],

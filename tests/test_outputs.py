@@ -241,6 +241,17 @@ def test_what_a_killed_writer_left_goes_with_the_next_call_and_nothing_else_does
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "x.pt"])
 
 
+def test_a_folder_is_listed_once_however_many_files_are_written_into_it(tmp_path, monkeypatch):
+    listed = []
+    real = atomic_io.Path.glob
+    monkeypatch.setattr(
+        atomic_io.Path, "glob", lambda path, pattern: listed.append(path) or real(path, pattern)
+    )
+    for name in ("a", "b", "a"):
+        write_text(tmp_path / name, "x")
+    assert listed == [tmp_path]
+
+
 def test_one_function_decides(tmp_path):
     write_json(tmp_path / "a.json", 1)
     check_may_write(tmp_path / "a.json")

@@ -1,5 +1,6 @@
 """Pseudonyms and dates: what the index may say of people."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,7 @@ def test_a_key_that_is_missing_or_short_is_refused(tmp_path):
         read_key(tmp_path / "short")
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         read_key(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ValueError, match="expected a regular file"):
+            read_key(path)

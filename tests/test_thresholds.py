@@ -116,7 +116,12 @@ def test_points_in_the_format_of_older_runs_are_read():
     ("point", "message"),
     [
         ({"threshold": 0.5, "fitted_on": "test"}, "fitted on 'test'; only 'valid' is allowed"),
-        ({"cut": 0.5}, r"afib: operating point has no threshold, got \['cut'\]"),
+        ({"cut": 0.5}, r"afib: operating point has no threshold, got {'cut': 0.5}"),
+        (0.5, "afib: operating point has no threshold, got 0.5"),
+        *(
+            ({"threshold": wrong, "fitted_on": "valid"}, "operating_point.json damaged?")
+            for wrong in (None, "0.5", True, 1.5, -0.1, float("nan"), [0.5])
+        ),
     ],
 )
 def test_a_point_without_threshold_or_fitted_on_test_is_refused(point, message):

@@ -1,6 +1,7 @@
 """What we write can be read again, bit for bit, by us and by plain torch."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.transformer import Architecture, build_on_meta
 from hpc_ecg.weights import load_model
+from hpc_ecg.weights.convert import convert
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.mapping import file_key
 from hpc_ecg.weights.original import build_cfg
@@ -133,7 +135,7 @@ def test_a_damaged_or_foreign_safetensors_file_is_refused(tmp_path, model):
     path = tmp_path / "x.safetensors"
     save_model(path, model, model.architecture, ["af"], SignalSpec())
     with safe_open(path, framework="pt") as file:
-        assert set(file.metadata()) == {"format", "architecture", "labels", "signal"}
+        assert set(file.metadata()) == {"format", "architecture", "labels", "signal", "sha256"}
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged safetensors file"):
         read_checkpoint(path)
@@ -145,3 +147,27 @@ def test_a_damaged_or_foreign_safetensors_file_is_refused(tmp_path, model):
     save_file({"a": torch.ones(1)}, path, {"format": "hpc_ecg/1", "architecture": "[]"})
     with pytest.raises(ValueError, match="metadata `architecture` must be a JSON dict"):
         read_checkpoint(path)
+
+
+def test_a_written_file_states_its_own_digest_and_every_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "moved.safetensors"
+    convert(FIXTURES / "tiny_base_ssl.pt", path)
+    before = path.read_bytes()
+    draw = random.Random(0)
+    header = 8 + int.from_bytes(before[:8], "little")
+    bits = [draw.randrange(8 * len(before)) for _ in range(30)]
+    for bit in bits + [draw.randrange(8 * header) for _ in range(30)]:
+        data = bytearray(before)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"moved\.safetensors: "):
+            read_checkpoint(path)
+            pytest.fail(f"bit {bit}")
+    path.write_bytes(before.replace(b'"sha256":"', b'"sha25?":"', 1))  # as older versions wrote it
+    read_checkpoint(path)
+
+
+def test_a_label_that_looks_like_the_digest_changes_nothing(tmp_path):
+    label = f'"sha256":"{"0" * 64}"'
+    convert(AFIB, tmp_path / "x.safetensors", labels=[label])
+    assert read_checkpoint(tmp_path / "x.safetensors").labels == [label]

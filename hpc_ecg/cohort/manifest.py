@@ -29,6 +29,8 @@ from hpc_ecg.ecg.files import name_of_row
 _PAIR = re.compile(r"([a-z_]+)[:\t](.+)")
 _KEYS = {"x_path", "x_shape", "y_path", "y_labels", "label_indexes", "scale", "normalization"}
 _KEYS |= {"aux_path"}
+_LITERALS: dict[str, tuple[type, ...]] = {"scale": (int, float), "y_labels": (str,)}
+_LITERALS["label_indexes"] = (int,)
 _FILE = re.compile(r"([^\t]+)\t(\d+)(?:\t([^\t]+))?")
 
 
@@ -117,11 +119,15 @@ def _read_pairs(path: Path, lines: list[str]) -> dict[str, Any]:
             f"{path}: normalization is a pickle, which could run any code; give arrays in mV, or "
             "`scale:` with the mV of a count"
         )
-    for name in {"scale", "y_labels", "label_indexes"} & set(values):
+    for name in _LITERALS.keys() & values.keys():
         try:
-            values[name] = ast.literal_eval(values[name])
+            value = ast.literal_eval(values[name])
+            items = [value] if name == "scale" else [*value] if isinstance(value, list) else [None]
+            if not all(type(item) in _LITERALS[name] for item in items):
+                raise ValueError
+            values[name] = value
         except (ValueError, SyntaxError):
-            text = f"{name} must be a number or a list, got {values[name]!r}"
+            text = f"{name} must be a number or a list of its kind, got {values[name]!r:.80}"
             raise ValueError(f"{path}: {text}") from None
     return values
 

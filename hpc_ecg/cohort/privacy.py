@@ -15,6 +15,7 @@ import pandas as pd
 
 from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.log import logger
+from hpc_ecg.safe_reading import check_regular
 
 DATES = ("keep", "shift", "drop")
 MIN_KEY_BYTES = 16
@@ -63,6 +64,7 @@ def deidentify(cohort: Cohort, privacy: Privacy) -> Cohort:
 def read_key(path: Path) -> bytes:
     """The key, without whitespace at its ends; at least 16 bytes."""
     try:
+        check_regular(path)
         key = path.read_bytes().strip()
     except OSError as error:
         raise ValueError(f"--key {path} cannot be read: {error.strerror}") from None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hpc_ecg.comparison.evidence import read_evaluation
 from hpc_ecg.comparison.results import RunResult, by_strategy
 from hpc_ecg.sweep.folder import read_optional
 
@@ -43,7 +44,7 @@ def select_models(runs: list[RunResult]) -> list[SelectedModel]:
     return [
         SelectedModel(
             run=run,
-            evaluation=read_optional(run.folder.evaluation),
+            evaluation=read_evaluation(run),
             points=read_optional(run.folder.best / "operating_point.json"),
         )
         for run in best

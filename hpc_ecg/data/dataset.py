@@ -21,7 +21,7 @@ from hpc_ecg.data.source import ShardSource
 from hpc_ecg.data.views import choose_fold, keep_label_fraction, replace_labels
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.classes import ADVICE, find_lacks
-from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet, rows_of_keys
+from hpc_ecg.shards.format import HEAD, LABEL_PREFIX, ShardSet, check_key, rows_of_keys
 from hpc_ecg.shards.remote import open_shard_set
 
 
@@ -84,20 +84,26 @@ class Dataset:
         size = math.prod(self.record_shape)
         shards, starts = self.shard_N[positions].tolist(), self._start_N[positions].tolist()
         files = self.source.files(set(shards))
+        head = HEAD // 2
         records: list[Any] = [
-            files[shard][start : start + size] if shard in files else None
+            files[shard][start - head : start + size] if shard in files else None
             for shard, start in zip(shards, starts, strict=True)
         ]
         remote = [row for row, record in enumerate(records) if record is None]
         if remote:
             blobs = self.source.ranges(
-                [shards[row] for row in remote], [2 * starts[row] for row in remote], 2 * size
+                [shards[row] for row in remote],
+                [2 * starts[row] - HEAD for row in remote],
+                2 * size + HEAD,
             )
             for row, blob in zip(remote, blobs, strict=True):
                 records[row] = np.frombuffer(blob, np.int16)
         # once per process, but remote records each time they are read
         for row in {*np.flatnonzero(~self._verified_N[positions]), *remote}:
-            self.verify(records[row], int(positions[row]))
+            shard = self.source.name(shards[row])
+            check_key(shard, self.keys[positions[row]], records[row][:head].tobytes())
+            self.verify(records[row][head:], int(positions[row]))
+        records = [record[head:] for record in records]
         if records:
             np.concatenate(records, out=out[: len(records)].reshape(-1))
         return out[: len(records)]

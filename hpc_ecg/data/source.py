@@ -6,10 +6,8 @@ ranges, or as a stream. A shard that another process changes or cuts off stops t
 
 # n records read
 
-import ctypes
 import mmap
 import os
-import signal
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -18,24 +16,9 @@ import numpy as np
 
 from hpc_ecg.data.node_cache import NodeCache, resolve_stage_dir
 from hpc_ecg.data.settings import DataConfig
-from hpc_ecg.safe_reading import sha256_of
+from hpc_ecg.safe_reading import check_map, sha256_of, watch_map
 from hpc_ecg.shards.format import ShardSet, check_inside
 from hpc_ecg.shards.remote import RemoteStore, open_remote_store
-
-_maps: dict[str, mmap.mmap] = {}
-"""The shards that this process has mapped, by name."""
-
-
-def _cut_off() -> str:
-    names = [name for name, data in _maps.items() if data.size() < len(data)]
-    return f"{' or '.join(names) or 'a shard'} was cut off while it was in use; copy it again"
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _on_bus_error(_: int) -> None:
-    """Say which shard a memory map has lost, and exit: the thread that reads it cannot go on."""
-    os.write(2, f"hpc-ecg: {_cut_off()}\n".encode())
-    os._exit(2)
 
 
 class ShardSource:
@@ -65,9 +48,7 @@ class ShardSource:
                 if file or not self._remote:
                     with file or self._original(shard) as file:
                         self._map(shard, file)
-            data = _maps.get(self.name(shard))
-            if data is not None and data.size() < len(data):
-                raise ValueError(_cut_off())
+            check_map(self.name(shard))
         return self._mapped
 
     def _map(self, shard: int, file: BinaryIO) -> None:
@@ -77,8 +58,7 @@ class ShardSource:
             return
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._mapped[shard] = np.frombuffer(data, np.int16, count=size // 2)
-        _maps[self.name(shard)] = data
-        ctypes.CDLL(None).signal(signal.SIGBUS, _on_bus_error)
+        watch_map(self.name(shard), data)
 
     def check_unchanged(self) -> None:
         """ValueError if a shard that was opened is not as written any more; asked at each epoch.

@@ -7,6 +7,7 @@ own .mat (`feats`, `curr_sample_rate`) states its rate.
 """
 
 import contextlib
+import logging
 import math
 import re
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpc_ecg.ecg.array_stores import MAX_BYTES, OPENERS, RATE, StoredArray
+from hpc_ecg.ecg.guards import memory_limit
 from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, check_num_samples
 from hpc_ecg.ecg.signal import LEADS, millivolts_per
+
+logger = logging.getLogger("hpc_ecg")
 
 # L leads, S samples
 
@@ -98,14 +102,17 @@ def read_beside(location: RecordLocation, layout: ArrayLayout) -> tuple[int, dic
             for path in sorted(location.path.parent.glob("*.npy"))[:100]:
                 with contextlib.suppress(ValueError, OSError):
                     arrays[path.name] = stack.enter_context(OPENERS[ending](path, ""))[""]
+        stack.enter_context(memory_limit(2 * MAX_BYTES))  # nothing states the size of HDF5's text
         for name, stored in arrays.items():
-            is_small = stored.dtype.itemsize * count <= MAX_BYTES
-            if (
-                is_small
-                and stored.shape in ((count,), (count, 1))
-                and stored.dtype.kind in "iufSUO"
-            ):
+            if stored.shape not in ((count,), (count, 1)) or stored.dtype.kind not in "iufSUO":
+                continue
+            try:
+                if stored.dtype.itemsize * count > MAX_BYTES:
+                    raise MemoryError
                 beside[name] = [_as_text(value) for value in stored.read(()).ravel().tolist()]
+            except (MemoryError, OSError):
+                text = f"takes over {MAX_BYTES >> 20} MB: it is not compared with the table"
+                logger.warning(f"{location.path.name}: {name or 'one'} {text}")
     return count, beside
 
 
@@ -159,3 +166,6 @@ def _check_shape(shape: tuple[int, ...], layout: ArrayLayout) -> None:
             message += f"; arrays stored as ({other.replace(',', ', ')}) need --axes {other}"
         raise RecordError("leads", message)
     check_num_samples(shape[1 - axis])
+    if 8 * math.prod(shape) > MAX_BYTES:
+        size = f"{shape[1 - axis]} samples of {num_leads} leads are {8 * math.prod(shape) >> 20} MB"
+        raise RecordError("unreadable", f"{size}; at most {MAX_BYTES >> 20} MB are read")

@@ -16,6 +16,7 @@ import scipy.io
 from scipy.io.matlab import matfile_version
 
 from hpc_ecg.ecg.recording import RecordError
+from hpc_ecg.safe_reading import watch_map
 
 MAX_BYTES = 1 << 28
 """Limit on what is unpacked at once: a .mat, or a chunk of HDF5."""
@@ -59,6 +60,7 @@ def _open_npy(path: Path, _name: str) -> Iterator[dict[str, StoredArray]]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise RecordError("unreadable", f"expected an array, got {type(array).__name__}")
+    watch_map(str(path), array.base)
     yield {"": StoredArray(array.shape, array.dtype, array.__getitem__)}
 
 

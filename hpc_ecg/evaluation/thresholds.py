@@ -81,6 +81,8 @@ def points_by_method(points: dict | None, name: str, labels: list[str]) -> dict[
     if points is None:
         return {}
     by_method = points if "threshold" in points and len(labels) == 1 else points.get(name, {})
+    if not isinstance(by_method, dict):
+        raise ValueError(f"{name}: operating_point.json cannot hold {str(by_method)[:40]!r}")
     if "threshold" in by_method:
         by_method = {by_method.get("method", YOUDEN): by_method}
     for point in by_method.values():
@@ -145,10 +147,12 @@ def apply_operating_point(sample: LabelSample, point: dict) -> dict:
 
 
 def _check_operating_point(point: dict, name: str) -> None:
-    if "threshold" not in point:
+    threshold = point.get("threshold") if isinstance(point, dict) else None
+    is_number = isinstance(threshold, int | float) and threshold is not True
+    if not is_number or not 0 <= float(threshold or 0) <= 1:
         raise ValueError(
-            f"{name}: operating point has no threshold, got {sorted(point)}; "
-            "fit it with fit_thresholds"
+            f"{name}: operating point has no threshold, got {str(point)[:60]}; is "
+            "operating_point.json damaged? fit_thresholds fits one"
         )
     if point.get("fitted_on") != "valid":
         raise ValueError(

@@ -15,6 +15,10 @@ from pandas.api import types
 from hpc_ecg.cohort.splits import SPLITS
 
 FORMAT = "hpc_ecg-shards/2"
+HEAD = 512 + 128
+"""Bytes of the headers of tar and npy before a record's counts; a tar has blocks of 512."""
+MAX_RECORDS = 1 << 24
+"""A file of kilobytes can state any number of equal rows."""
 LABEL_PREFIX = "label."
 FOLD_PREFIX = "fold."
 REQUIRED = ("signal", "microvolts_per_count", "labels", "records", "shards", "index_sha256")
@@ -84,8 +88,9 @@ def check_index(index: pd.DataFrame, about: dict[str, Any], record_bytes: int, l
     shard_N, offset_N = index["shard"], index["offset"]
     _check(shard_N, shard_N.between(0, len(shards) - 1), f"a shard below {len(shards)}")
     size_N = np.array([shard["bytes"] for shard in shards])[shard_N]
-    is_inside_N = (offset_N >= 0) & (offset_N % 2 == 0) & (offset_N <= size_N - record_bytes)
-    _check(offset_N, is_inside_N, "an even offset, with the whole record inside its shard")
+    is_inside_N = (offset_N >= HEAD) & (offset_N % 512 == HEAD % 512)
+    is_inside_N &= offset_N <= size_N - record_bytes
+    _check(offset_N, is_inside_N, f"{HEAD} + 512 n, with the whole record inside its shard")
     step_N, gap_N = shard_N.diff().fillna(1), offset_N.diff().fillna(record_bytes)
     _check(shard_N, step_N >= 0, "the order of the shards")
     _check(offset_N, (step_N > 0) | (gap_N >= record_bytes), "one record after another")

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
@@ -32,8 +33,10 @@ from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
     DESCRIPTION_SHA256,
     FOLD_PREFIX,
     FORMAT,
+    HEAD,
     HOW_TO_RESTORE,
     LABEL_PREFIX,
+    MAX_RECORDS,
     check_description,
     check_index,
     digest_of_description,
@@ -119,6 +122,17 @@ def find_array_offsets(path: Path, num_leads: int, num_samples: int) -> dict[str
     return offsets
 
 
+def check_key(shard: str, key: str, head: bytes) -> None:
+    """ValueError if the tar calls a record otherwise than the index, whose digests may have been
+    made anew; `head` is the HEAD bytes before the record's counts."""
+    found = head[:100].partition(b"\0")[0].decode(errors="replace").removesuffix(ARRAY_SUFFIX)
+    if found != key:
+        raise ValueError(
+            f"{shard} holds {found[:20]!r} where index.parquet names {key}, so labels would go to "
+            f"another's signal; index.parquet is damaged: {HOW_TO_RESTORE}"
+        )
+
+
 def parse_array(npy: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
     """The counts in the bytes of a `.ecg.npy`; ValueError if the bytes hold anything else.
 
@@ -159,6 +173,10 @@ def read_shard_set(folder: str | Path, check_sizes: bool = True) -> ShardSet:
     signal = spec_from_dict(description["signal"], f"{folder}/dataset.json")
     length = signal.num_samples
     try:
+        stated = sum(shard["records"] for shard in description["shards"])
+        if (count := pq.read_metadata(path).num_rows) != stated or count > MAX_RECORDS:
+            most = f"{stated:,} in dataset.json, and at most {MAX_RECORDS:,} are read"
+            raise ValueError(f"records by shard: {count:,} in all, but {most}")
         index = pd.read_parquet(path)
         check_index(index, description, 2 * len(signal.leads) * length, length)
     except Exception as error:  # pandas and pyarrow raise many kinds for a table that is not ours

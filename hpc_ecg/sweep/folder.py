@@ -24,7 +24,7 @@ def expected_cells(sweep_dir: Path) -> list[tuple[str, int]]:
     on_disk = [
         (folder.parent.name, int(folder.name.removeprefix("seed-")))
         for folder in sweep_dir.glob("*/seed-*")
-        if folder.name.removeprefix("seed-").isdigit()
+        if folder.name.removeprefix("seed-").isdecimal()
     ]
     return planned + sorted(set(on_disk) - set(planned))
 

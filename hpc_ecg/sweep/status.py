@@ -132,7 +132,11 @@ def _status(
         return CellStatus(name=name, kind="failed", text=f"{reason} (see {file})")
     is_soup, is_trial = name.endswith("/soup"), name.startswith("tuning/")
     if (run.finished.exists() or is_soup) and (run.evaluation.exists() or is_trial):
-        return CellStatus(name=name, kind="done", text=_score(run))
+        try:
+            text = _score(run)
+        except (ValueError, OSError, TypeError, KeyError, AttributeError):
+            text = f"{run.evaluation} is damaged"
+        return CellStatus(name=name, kind="done", text=text)
     holder = run.path / "lock.holder"
     if job is not None or (submission is None and _is_held(holder)):
         place = f"job {job.id}" if job else "on this machine"

@@ -201,7 +201,7 @@ def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
 def _score(
     path: Path, out: Path, task: str, fitted_in: Path, about: dict[str, Any], targets: Targets = ()
 ) -> dict[str, Any]:
-    points, calibrators = _fitted_on_validation(fitted_in, targets)
+    points, calibrators = fitted_on_validation(fitted_in, targets)
     result = evaluate_predictions(
         read_predictions(path), task, points, REPLICATES, calibrators=calibrators
     )
@@ -209,7 +209,7 @@ def _score(
     return read_json(out)
 
 
-def _fitted_on_validation(folder: Path, targets: Targets) -> tuple[dict | None, dict | None]:
+def fitted_on_validation(folder: Path, targets: Targets = ()) -> tuple[dict | None, dict | None]:
     """Operating points and calibrators by label, from the files beside the weights."""
     points_path = folder / "operating_point.json"
     points = read_record(points_path) if points_path.exists() else None

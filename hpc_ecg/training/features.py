@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from hpc_ecg.atomic_io import wait_until_seen, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.model.transformer import ECGClassifier
-from hpc_ecg.safe_reading import read_json, sha256_of
+from hpc_ecg.safe_reading import check_map, read_json, sha256_of, watch_map
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.predict import predict
 from hpc_ecg.training.user_key import sign
@@ -68,6 +68,8 @@ class FeatureDataset(Dataset):
 
     def __init__(self, dataset: Dataset, features_ND: np.ndarray) -> None:
         vars(self).update(vars(dataset))
+        self._path = str(getattr(features_ND, "filename", ""))
+        watch_map(self._path, features_ND.base)
         self._features_ND = features_ND
         self.record_shape, self.dtype = features_ND.shape[1:], np.float32
 
@@ -83,6 +85,7 @@ class FeatureDataset(Dataset):
         """None: the padding was masked when the features were computed."""
 
     def read(self, positions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        check_map(self._path)
         if out is None:
             return self._features_ND[positions]
         out[: len(positions)] = self._features_ND[positions]

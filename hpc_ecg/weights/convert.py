@@ -228,5 +228,5 @@ def _left_out(
 
 
 def _report(target: Path, lines: list[str], left_out: Iterable[str] = ()) -> list[str]:
-    size = f"{target.stat().st_size:,} bytes"
+    size = f"{target.stat().st_size:,} bytes, SHA-256 {sha256_of(target)}"
     return [*lines, *(f"left out: {item}" for item in left_out), f"written: {target} ({size})"]

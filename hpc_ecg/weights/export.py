@@ -23,6 +23,7 @@ from hpc_ecg.weights.mapping import PRETRAINING, check_fit, expected_shapes, fil
 from hpc_ecg.weights.metadata import OUR_FORMAT, Metadata
 from hpc_ecg.weights.onnx_export import write_onnx
 from hpc_ecg.weights.reading import Checkpoint
+from hpc_ecg.weights.safetensors_file import DIGEST, digest_of
 from hpc_ecg.weights.stored_tensor import one_line_errors
 
 
@@ -76,6 +77,7 @@ def check_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Met
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
     """Write checked weights, with or without a head, as our safetensors."""
     texts = {"format": OUR_FORMAT, "architecture": metadata.sizes_text(), **metadata.texts()}
+    texts[DIGEST] = "0" * 64
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def write(partial: Path) -> None:
@@ -90,10 +92,11 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
 
 def _sort_metadata(path: Path) -> None:
     """Put the metadata in order, so that equal weights are equal bytes: the library's order is
-    another in each process."""
+    another in each process. Then state the digest."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
+        header["__metadata__"][DIGEST] = digest_of(header, file.read())
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
         assert len(text) <= length

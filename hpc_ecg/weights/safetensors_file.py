@@ -4,6 +4,8 @@ The format holds no code. This guards against a header that is false, or made to
 time.
 """
 
+import hashlib
+import json
 from math import prod
 from mmap import mmap
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hpc_ecg.hashing import CHANGED
 from hpc_ecg.safe_reading import parse_json
 from hpc_ecg.weights.stored_tensor import MAX_AXES, ByteRange, StoredTensor, map_file
 
@@ -19,11 +22,22 @@ DTYPES = {
     **{"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"},
 }
 MAX_HEADER = 1 << 20
+DIGEST = "sha256"
+
+
+def digest_of(header: dict[str, Any], tensors: bytes | memoryview) -> str:
+    """The SHA-256 that our file states in its metadata: of all but itself."""
+    texts = {key: text for key, text in header["__metadata__"].items() if key != DIGEST}
+    rest = json.dumps(header | {"__metadata__": texts}, sort_keys=True)
+    digest = hashlib.sha256(rest.encode())
+    digest.update(tensors)
+    return digest.hexdigest()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """Metadata and tensors of the file. The library checks that the tensors lie within the file,
-    side by side; the offsets are then taken from the header. ValueError: damaged or refused."""
+    side by side; the offsets are then taken from the header. ValueError: damaged, refused, or
+    changed since we wrote it."""
     with path.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
     if length > min(MAX_HEADER, path.stat().st_size):
@@ -35,6 +49,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor
         header = parse_json(file[8 : 8 + length])
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"damaged safetensors file ({error}); copy it again") from None
+    if "architecture" in metadata and DIGEST in metadata:
+        with memoryview(file) as whole, whole[8 + length :] as tensors:
+            if digest_of(header, tensors) != metadata[DIGEST]:
+                raise ValueError(CHANGED)
     header.pop("__metadata__", None)
     return metadata, {key: _tensor(file, 8 + length, key, header[key]) for key in header}
 

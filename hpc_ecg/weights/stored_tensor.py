@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_ecg.safe_reading import watch_map
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -39,7 +41,9 @@ class DamagedError(ValueError):
 def map_file(path: Path) -> mmap.mmap:
     """Map a file into memory, read-only."""
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    watch_map(str(path), data)
+    return data
 
 
 @dataclass(frozen=True, kw_only=True)
