@@ -14,8 +14,8 @@ def add_report(verbs: Verbs) -> None:
     report.add_argument(
         "--margin",
         type=float,
-        default=0.02,
-        help="worse by less than this is non-inferior (default 0.02, in the deciding metric)",
+        help="worse by less than this is non-inferior, in the deciding metric (default: the "
+        "protocol's, else 0.02)",
     )
     report.add_argument(
         "--replicates", type=int, default=2000, help="bootstrap replicates (default 2000)"
@@ -73,3 +73,21 @@ def _report(options: argparse.Namespace) -> int:
     paths = write_comparison(comparison, folder, options.allow_pipe)
     say(format_table(comparison), "", f"report: {paths.page}")
     return 0
+
+
+def add_protocol(verbs: Verbs) -> None:
+    actions = verbs.add_parser("protocol", help="verify the protocol of a sweep")
+    check = actions.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "check", help="verify digests and order, and say what changed: exit code 0 or 1"
+    )
+    check.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path)
+    check.set_defaults(verb=_check_protocol)
+
+
+def _check_protocol(options: argparse.Namespace) -> int:
+    from hpc_ecg.log import say
+    from hpc_ecg.sweep.protocol_check import check_protocol
+
+    is_kept, lines = check_protocol(options.sweep_dir)
+    say(*lines)
+    return 0 if is_kept else 1

@@ -10,6 +10,7 @@ from hpc_ecg.comparison.results import Problem, RunResult
 from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
+from hpc_ecg.sweep.protocol import ProtocolNote
 
 JSON_KEYS = {
     "reference_models": "rivals",
@@ -72,6 +73,7 @@ class Comparison:
     selected: list[SelectedModel] = field(repr=False)
     cost: dict[str, Cost]
     problems: list[Problem]
+    protocol: ProtocolNote
     warnings: list[str]
     replicates: int
     seed: int

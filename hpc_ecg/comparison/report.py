@@ -20,7 +20,7 @@ import pandas as pd
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_json, write_text
 from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import fill_checklist
-from hpc_ecg.comparison.compare import MARGIN, compare
+from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.cost import summarize_environments
 from hpc_ecg.comparison.curve_figures import compute_curves
@@ -61,7 +61,7 @@ class ReportPaths:
 
 
 def write_report(
-    sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float = MARGIN
+    sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float | None = None
 ) -> ReportPaths:
     """Compare the runs of a sweep and write the report. Raises as `compare` does."""
     sweep_dir = Path(sweep_dir)

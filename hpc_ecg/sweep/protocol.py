@@ -1,0 +1,214 @@
+"""A sweep's protocol: what will be compared and how, fixed before the first test prediction exists.
+
+SWEEP/protocol.json holds every version with its time and SHA-256 (which covers the version before
+it), when the test was opened, and digests of the test predictions. Its limit: whoever can write a
+local file can forge it with its digests, so deposit the SHA-256 elsewhere on time, in a registry or
+by mail.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import hpc_ecg
+from hpc_ecg.atomic_io import write_json
+from hpc_ecg.config.dotted_keys import flatten
+from hpc_ecg.config.load import to_yaml
+from hpc_ecg.hashing import SHA256, check_kinds, read_record, sha256_of_value
+from hpc_ecg.log import logger
+from hpc_ecg.reporting.numbers import count, join_names
+from hpc_ecg.safe_reading import sha256_of
+from hpc_ecg.sweep.submissions import submission_lock
+from hpc_ecg.training.environment import utc_now
+from hpc_ecg.training.run_folder import fixed_settings
+
+if TYPE_CHECKING:
+    from hpc_ecg.sweep.grid import Sweep
+    from hpc_ecg.sweep.task import Task
+
+FILE = "protocol.json"
+KINDS = {"versions": list, "opened": dict | None, "predictions": dict}
+CONTENT = {"strategies": dict, "margin": int | float}
+VERSION = {"version": int, "time": str, "before": str, "content": CONTENT, SHA256: str}
+OPENED = {"time": str, "version": int, "runs": list, "early": list}
+FAMILIES = (
+    "all pairs of strategies on the metric; strategies against baselines; gains over age and sex; "
+    "interactions of subgroups: each adjusted for all of its tests"
+)
+TO_OPEN = "start the sweep again when no run is left to go on, or with --open-test"
+NONE = "There was no protocol: nothing shows that this comparison was planned before its test."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolNote:
+    """What a report says of the protocol at its top."""
+
+    text: str
+    is_warning: bool
+
+
+def read_protocol(sweep_dir: Path) -> dict[str, Any] | None:
+    """The content of protocol.json; None for a sweep without one. ValueError if it is damaged."""
+    path = sweep_dir / FILE
+    if not path.exists():
+        return None
+    protocol = read_record(path, KINDS)
+    versions, opened = protocol["versions"], protocol["opened"]
+    for entry in versions:
+        check_kinds(path, {"version": entry}, {"version": VERSION})
+    if opened is not None:
+        check_kinds(path, opened, OPENED)
+    if not versions or (opened and not 0 < opened["version"] <= len(versions)):
+        raise ValueError(f"{path} is damaged: it lacks a version; restore it")
+    return protocol
+
+
+def lock_protocol(sweep: "Sweep") -> None:
+    """Write the protocol, or a new version of it if something changed since the last one."""
+    folder, content = Path(sweep.config.sweep_dir), json.loads(json.dumps(_content(sweep)))
+    with _guard(sweep):
+        protocol = read_protocol(folder) or {"versions": [], "opened": None, "predictions": {}}
+        versions = protocol["versions"]
+        if versions and versions[-1]["content"] == content:
+            return
+        entry = {"version": len(versions) + 1, "time": utc_now(), "package": hpc_ecg.__version__}
+        entry |= {"before": versions[-1][SHA256] if versions else "", "content": content}
+        versions.append(entry | {SHA256: sha256_of_value(entry)})
+        _write(folder, protocol)
+    text = "protocol version %d: SHA-256 %s (deposit it elsewhere to prove its time)"
+    logger.info(text, len(versions), versions[-1][SHA256])
+
+
+def open_test(sweep: "Sweep", tasks: Sequence["Task"], open_now: bool) -> list[str]:
+    """Open the test, unless runs are left that another start would continue; returns the runs whose
+    test split may be predicted."""
+    folder = Path(sweep.config.sweep_dir)
+    finished = [task.name for task in tasks if task.is_done()]
+    left = [task for task in tasks if not (task.is_done() or task.has_failed())]
+    if not finished or (left and not open_now):
+        logger.info("the test is closed, %s to go on: %s", count(len(left), "run"), TO_OPEN)
+        return []
+    with _guard(sweep):
+        protocol = read_protocol(folder)
+        if protocol and protocol["opened"] is None:
+            opened = {"time": utc_now(), "version": len(protocol["versions"]), "runs": finished}
+            opened |= {"package": hpc_ecg.__version__, "early": [*test_predictions(folder)]}
+            _write(folder, protocol | {"opened": opened})
+            logger.info("the test is opened for %s", count(len(finished), "run"))
+    return finished
+
+
+def note_predictions(sweep: "Sweep") -> None:
+    """Note the digest of each test prediction that has none yet."""
+    folder = Path(sweep.config.sweep_dir)
+    with _guard(sweep):
+        protocol = read_protocol(folder)
+        if protocol and protocol["opened"]:
+            noted, found = protocol["predictions"], test_predictions(folder)
+            if new := {name: sha256_of(found[name]) for name in found.keys() - noted.keys()}:
+                _write(folder, protocol | {"predictions": noted | new})
+
+
+def test_predictions(sweep_dir: Path) -> dict[str, Path]:
+    """Files of test predictions, by run or soup."""
+    files = [*sweep_dir.glob("*/seed-*/predictions/test.parquet")]
+    files += sweep_dir.glob("*/soup/predictions.parquet")
+    return {"/".join(path.relative_to(sweep_dir).parts[:2]): path for path in sorted(files)}
+
+
+def locked_content(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What the protocol said when the test was opened; before that, what it says now."""
+    opened = protocol["opened"]
+    return protocol["versions"][opened["version"] - 1 if opened else -1]["content"]
+
+
+def protocol_note(sweep_dir: Path, margin: float, metric: str, runs: Sequence[str]) -> ProtocolNote:
+    """What the report of these runs says at its top: which protocol held, or why it did not."""
+    protocol = read_protocol(sweep_dir)
+    if protocol is None:
+        return ProtocolNote(text=NONE, is_warning=True)
+    opened, early = protocol["opened"], [*test_predictions(sweep_dir)]
+    texts = []
+    if opened:
+        early, date = opened["early"], opened["time"]
+        if changes := changes_after_opening(protocol, margin=margin, metric=metric):
+            text = (
+                f"Exploratory: changed after the test was opened on {date}: {'; '.join(changes)}."
+            )
+            texts.append(text)
+    if early:
+        names = f"{join_names(early[:3])}{' and others' if early[3:] else ''}"
+        texts.append(f"Exploratory: test predictions existed before the test was opened: {names}.")
+    if texts or not opened:
+        return ProtocolNote(text=" ".join(texts) or "The test is closed.", is_warning=True)
+    held = protocol["versions"][opened["version"] - 1]
+    text = (
+        f"Protocol version {held['version']} of {held['time']} was fixed before the test was opened"
+        f" on {date} (SHA-256 {held[SHA256]}; a local file alone cannot prove its time)."
+    )
+    if late := [name for name in runs if name not in opened["runs"]]:
+        text += f" Planned, but trained after the test was opened: {join_names(late)}."
+    return ProtocolNote(text=text, is_warning=bool(late))
+
+
+def changes_after_opening(protocol: Mapping[str, Any], **used: Any) -> list[str]:
+    """What the newest version says, or what a report `used` (by key of the protocol), where the
+    version that held when the test was opened says something else."""
+    both = locked_content(protocol), protocol["versions"][-1]["content"] | used
+    arms, now = (content["strategies"] for content in both)
+    changes = [f"strategy {name} added" for name in now if name not in arms]
+    changes += [f"strategy {name} left out" for name in arms if name not in now]
+    kept = arms.keys() & now.keys()
+    old, new = (flatten(c | {"strategies": {n: c["strategies"][n] for n in kept}}) for c in both)
+    return changes + [
+        f"{key}: {new.get(key)} (locked: {old.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.endswith(f".{SHA256}")
+    ]
+
+
+def settings_of_arm(settings: dict[str, Any]) -> dict[str, Any]:
+    """What all runs of an arm share and none can resume with another value of."""
+    return {key: value for key, value in fixed_settings(settings).items() if key != "seed"}
+
+
+def _content(sweep: "Sweep") -> dict[str, Any]:
+    from hpc_ecg.data.dataset import open_shards  # late, as `sweep status` need not wait for them
+    from hpc_ecg.evaluation.subgroups import FIRST_GROUPS, MAX_LEVELS
+    from hpc_ecg.evaluation.thresholds import TARGETS
+
+    config, strategies, data = sweep.config, dict[str, Any](), dict[str, str]()
+    for cell in sweep.cells:
+        if cell.arm.name not in strategies:
+            if (key := repr(cell.run.data)) not in data:
+                data[key] = open_shards(cell.run.data)[0].index_sha256
+            settings = settings_of_arm(flatten(yaml.safe_load(to_yaml(cell.run))))
+            arm = {"data_index_sha256": data[key], "settings": settings}
+            strategies[cell.arm.name] = arm | {SHA256: sha256_of_value(settings)}
+    metric = "r2" if sweep.cells[0].run.data.task == "regression" else "auroc"
+    return {
+        "strategies": strategies,
+        "seeds": config.seeds,
+        "tune": config.tune,
+        "soup": config.soup,
+        "metric": metric,
+        "margin": config.margin,
+        "families": FAMILIES,
+        "subgroups": f"{', '.join(FIRST_GROUPS)}; columns of text with 2 to {MAX_LEVELS} levels",
+        "thresholds": f"on validation: Youden's J, {', '.join(f'{k} {v}' for k, v in TARGETS)}",
+    }
+
+
+def _write(folder: Path, protocol: dict[str, Any]) -> None:
+    write_json(folder / FILE, protocol | {SHA256: sha256_of_value(protocol)})
+
+
+def _guard(sweep: "Sweep") -> AbstractContextManager[None]:
+    """On Slurm, several starts of a sweep may be at work; on this machine its folder is locked."""
+    is_local = sweep.config.slurm is None
+    return nullcontext() if is_local else submission_lock(Path(sweep.config.sweep_dir))
