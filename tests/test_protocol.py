@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from hpc_ecg.sweep import launch as launcher
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.protocol import protocol_note, read_protocol
 from hpc_ecg.sweep.status import read_status
-from hpc_ecg.sweep.task import TaskRunner
 from hpc_ecg.training.run_folder import RunFolder
 
 STRATEGIES = "strategies=[ssl_new_head,ssl_linear_probe]"
@@ -28,9 +28,11 @@ class Starts:
     end well: `lost` leaves nothing, `fails` and `killed` leave error.txt."""
 
     def __init__(self, shards, folder, monkeypatch) -> None:
-        self.words = [*words_of_sweep(shards, folder, STRATEGIES, "seeds=[0,1]")]
+        self.words = [*words_of_sweep(shards, folder, STRATEGIES, "seeds=[0]")]
         self.folder, self.ran, self.ends = folder, [], {}
         monkeypatch.setattr(launcher, "run_tasks_locally", self._run_all)
+        monkeypatch.setattr(launcher, "_check_runs", lambda runs: None)
+        monkeypatch.setattr(launcher, "soup_tasks", lambda *_: [])
 
     def start(self, *words, **options):
         self.ran.clear()
@@ -75,7 +77,23 @@ def starts(shards, tmp_path, monkeypatch):
     return Starts(shards, tmp_path / "sweep", monkeypatch)
 
 
-CELLS = [f"{arm}/seed-{seed}" for arm in ("ssl_new_head", "ssl_linear_probe") for seed in (0, 1)]
+@pytest.fixture(scope="module")
+def tested(shards, tmp_path_factory):
+    """The folder of a sweep that was started once and whose test was opened."""
+    with pytest.MonkeyPatch.context() as patch:
+        starts = Starts(shards, tmp_path_factory.mktemp("tested") / "sweep", patch)
+        starts.start()
+    return starts.folder
+
+
+@pytest.fixture
+def opened(starts, tested):
+    """Starts in a copy of that folder."""
+    shutil.copytree(tested, starts.folder)
+    return starts
+
+
+CELLS = ["ssl_new_head/seed-0", "ssl_linear_probe/seed-0"]
 
 
 def test_the_protocol_is_written_first_and_the_test_predicted_last_and_once(starts, capfd):
@@ -84,7 +102,7 @@ def test_the_protocol_is_written_first_and_the_test_predicted_last_and_once(star
     starts._finish = lambda *words: (written.append(read_protocol(starts.folder)), finish(*words))
     assert starts.start() == []
     assert starts.ran == [*CELLS, *(f"{cell} test" for cell in CELLS)]
-    assert [bool(protocol["opened"]) for protocol in written] == [False] * 4 + [True] * 4
+    assert [bool(protocol["opened"]) for protocol in written] == [False] * 2 + [True] * 2
     (version,) = written[0]["versions"]
     content = version["content"]
     assert content["strategies"].keys() == {"ssl_new_head", "ssl_linear_probe"}
@@ -92,12 +110,12 @@ def test_the_protocol_is_written_first_and_the_test_predicted_last_and_once(star
     assert probe["settings"]["train.freeze"] == "backbone"
     assert probe["sha256"] == sha256_of_value(probe["settings"])
     assert len(probe["data_index_sha256"]) == 64 and "seed" not in probe["settings"]
-    assert (content["seeds"], content["metric"], content["margin"]) == ([0, 1], "auroc", 0.02)
+    assert (content["seeds"], content["metric"], content["margin"]) == ([0], "auroc", 0.02)
     before = (starts.folder / "protocol.json").read_bytes()
     assert starts.start() == [] and starts.ran == []
     assert (starts.folder / "protocol.json").read_bytes() == before, "nothing changed"
     assert read_protocol(starts.folder)["predictions"].keys() == set(CELLS)
-    assert not starts.note().is_warning and version[SHA256] in starts.note().text
+    assert not starts.note()["is_warning"] and version[SHA256] in starts.note()["text"]
     code, printed = starts.check(capfd)
     assert code == 0 and printed.count(": ok\n") == 5 and version[SHA256] in printed
 
@@ -122,12 +140,12 @@ def test_a_run_that_failed_by_itself_is_given_up(starts):
     starts.ends = {CELLS[0]: "fails"}
     assert len(starts.start()) == 1
     assert starts.ran == [*CELLS, *(f"{cell} test" for cell in CELLS[1:])]
-    assert not starts.note().is_warning
+    assert not starts.note()["is_warning"]
     starts.ends = {}
     starts.start()
     assert starts.ran == [CELLS[0], f"{CELLS[0]} test"]
-    assert f"Planned, but trained after the test was opened: {CELLS[0]}" in starts.note().text
-    assert starts.note().is_warning and "xploratory" not in starts.note().text
+    assert f"Planned, but trained after the test was opened: {CELLS[0]}" in starts.note()["text"]
+    assert starts.note()["is_warning"] and "xploratory" not in starts.note()["text"]
 
 
 def test_open_test_opens_it_although_runs_are_missing(starts):
@@ -138,18 +156,18 @@ def test_open_test_opens_it_although_runs_are_missing(starts):
 
 
 def test_a_start_that_was_killed_while_the_test_was_predicted_goes_on(starts, capfd):
-    starts.ends = {f"{CELLS[3]} test": "lost"}
+    starts.ends = {f"{CELLS[1]} test": "lost"}
     starts.start()
     opened = read_protocol(starts.folder)["opened"]
     starts.ends = {}
     starts.start()
-    assert starts.ran == [f"{CELLS[3]} test"]
+    assert starts.ran == [f"{CELLS[1]} test"]
     assert read_protocol(starts.folder)["opened"] == opened
     assert starts.check(capfd)[0] == 0
 
 
 MORE = {
-    "seeds=[0,1,2]": r"seeds: \[0, 1, 2\] \(locked: \[0, 1\]\)",
+    "seeds=[0,1]": r"seeds: \[0, 1\] \(locked: \[0\]\)",
     "strategies=[ssl_new_head,ssl_linear_probe,afib_keep_head]": "strategy afib_keep_head added",
     "strategies=[ssl_new_head]": "strategy ssl_linear_probe left out",
     "margin=0.05": r"margin: 0\.05 \(locked: 0\.02\)",
@@ -158,48 +176,47 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize(("word", "text"), MORE.items())
-def test_a_change_makes_a_new_version_and_after_the_opening_an_exploratory_report(
-    starts, word, text, capfd, monkeypatch
-):
-    monkeypatch.setattr(launcher, "soup_tasks", lambda *_: [])
+def test_a_change_before_the_opening_makes_a_new_version_and_is_no_exploration(starts, capfd):
     starts.ends = {CELLS[0]: "killed"}
     starts.start()
     first = read_protocol(starts.folder)["versions"][0]
-    starts.start(word)
+    starts.start("margin=0.05")
     protocol = read_protocol(starts.folder)
     assert protocol["versions"][0] == first and len(protocol["versions"]) == 2
     assert protocol["versions"][1]["before"] == first[SHA256]
-    starts.start(word, open_now=True)
+    starts.start("margin=0.05", open_now=True)
     assert read_protocol(starts.folder)["opened"]["version"] == 2
-    assert "xploratory" not in starts.note(0.05 if "margin" in word else 0.02).text
-    starts.start("note=x")
-    opened = read_protocol(starts.folder)["opened"]["time"]
-    if "=" not in word.partition("strategies")[0] and "strategies" not in word:
-        assert f"after the test was opened on {opened}: " in starts.note().text
-    starts.start(word)
-    assert "xploratory" not in starts.note(0.05 if "margin" in word else 0.02).text, "as locked"
+    assert not starts.note(0.05)["is_warning"]
+    code, printed = starts.check(capfd)
+    assert code == 0 and first[SHA256] in printed
+    starts.start("grid.optim.lr=[0.1]", "margin=0.05")
+    assert "left out" in starts.note(0.05)["text"]
+    starts.start("margin=0.05")
+    assert "ssl_new_head,lr=0.1/seed-0 is not in it" in starts.note(0.05)["text"]
 
 
 @pytest.mark.parametrize(("word", "text"), MORE.items())
 def test_the_report_and_the_check_say_what_changed_after_the_opening(
-    starts, word, text, capfd, monkeypatch
+    opened, word, text, capfd, monkeypatch
 ):
-    monkeypatch.setattr(launcher, "soup_tasks", lambda *_: [])
-    starts.start()
-    opened = read_protocol(starts.folder)["opened"]["time"]
-    starts.start(word)
-    note = starts.note()
-    assert note.is_warning and re.search(text, note.text)
-    assert note.text.startswith(f"Exploratory: changed after the test was opened on {opened}: ")
-    code, printed = starts.check(capfd)
-    assert code == 1 and re.search(f"unchanged since the test was opened: FAILED: .*{text}", printed)
+    date = read_protocol(opened.folder)["opened"]["time"]
+    opened.start(word)
+    note = opened.note()
+    if "margin" not in word:  # a report takes the locked one
+        assert note["is_warning"] and re.search(text, note["text"])
+        assert note["text"].startswith(
+            f"Exploratory: changed after the test was opened on {date}: "
+        )
+    code, printed = opened.check(capfd)
+    assert code == 1 and re.search(
+        f"unchanged since the test was opened: FAILED: .*{text}", printed
+    )
 
 
 def test_another_margin_than_the_locked_one_makes_a_report_exploratory(starts):
     starts.start("margin=0.03")
-    assert not starts.note(0.03).is_warning
-    assert "margin: 0.02 (locked: 0.03)" in starts.note(0.02).text
+    assert not starts.note(0.03)["is_warning"]
+    assert "margin: 0.02 (locked: 0.03)" in starts.note(0.02)["text"]
 
 
 def test_predictions_from_before_the_opening_are_said(starts, capfd):
@@ -210,20 +227,21 @@ def test_predictions_from_before_the_opening_are_said(starts, capfd):
     write_record(path.parents[1] / "evaluation.json", {}, [path])
     for open_now in (False, True):
         text = f"Exploratory: test predictions existed before the test was opened: {CELLS[1]}."
-        assert starts.note().text == text
+        assert starts.note()["text"] == text
         code, printed = starts.check(capfd)
         assert code == 1 and f"{CELLS[1]} was predicted before the test was opened" in printed
         starts.start(open_now=not open_now)
 
 
-def test_a_sweep_of_an_older_version_says_that_there_was_no_protocol(starts, capfd):
-    starts.start()
-    (starts.folder / "protocol.json").unlink()
-    assert starts.note().text.startswith("There was no protocol") and starts.note().is_warning
-    assert main(["protocol", "check", str(starts.folder)]) == 2
+def test_a_sweep_of_an_older_version_says_that_there_was_no_protocol(opened, capfd):
+    (opened.folder / "protocol.json").unlink()
+    assert opened.note()["text"].startswith("There was no protocol") and opened.note()["is_warning"]
+    assert main(["protocol", "check", str(opened.folder)]) == 2
     assert "has no protocol.json" in capfd.readouterr().err
-    starts.start()
-    assert "Exploratory: test predictions existed before the test was opened" in starts.note().text
+    opened.start()
+    assert (
+        "Exploratory: test predictions existed before the test was opened" in opened.note()["text"]
+    )
 
 
 def _forge(folder: Path, change) -> None:
@@ -275,10 +293,9 @@ def _forge_evaluation(folder):
 
 
 @pytest.mark.parametrize(("text", "attack"), ATTACKS.items())
-def test_the_check_finds_what_was_changed_by_hand(starts, text, attack, capfd):
-    starts.start()
-    attack(starts.folder)
-    code, printed = starts.check(capfd)
+def test_the_check_finds_what_was_changed_by_hand(opened, text, attack, capfd):
+    attack(opened.folder)
+    code, printed = opened.check(capfd)
     assert code == 1 and text in printed and printed.count("FAILED") == 1
 
 
@@ -293,19 +310,17 @@ def test_the_check_finds_what_was_changed_by_hand(starts, text, attack, capfd):
         (lambda p: p.update(predictions=[]), "predictions cannot be"),
     ],
 )
-def test_a_damaged_protocol_is_refused_in_one_line(starts, change, text, capfd):
-    starts.start()
-    _forge(starts.folder, change)
+def test_a_damaged_protocol_is_refused_in_one_line(opened, change, text, capfd):
+    _forge(opened.folder, change)
     capfd.readouterr()
-    assert main(["protocol", "check", str(starts.folder)]) == 2
+    assert main(["protocol", "check", str(opened.folder)]) == 2
     printed = capfd.readouterr().err
     assert "protocol.json is damaged" in printed and text in printed and printed.count("\n") == 1
 
 
-def test_a_protocol_changed_without_its_digest_is_refused(starts):
-    starts.start()
-    path = starts.folder / "protocol.json"
+def test_a_protocol_changed_without_its_digest_is_refused(opened):
+    path = opened.folder / "protocol.json"
     path.write_text(path.read_text().replace('"margin": 0.02', '"margin": 0.03'))
     with pytest.raises(ValueError, match=r"protocol.json has changed since it was written"):
-        starts.note()
+        opened.note()
     json.loads(path.read_text())

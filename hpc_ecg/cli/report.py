@@ -10,7 +10,14 @@ MIN_REPLICATES = 200
 
 def add_report(verbs: Verbs) -> None:
     report = verbs.add_parser("report", help="compare the runs of a sweep")
-    report.add_argument("sweep_dir", metavar="SWEEP_DIR")
+    report.add_argument("sweep_dir", metavar="SWEEP_DIR", nargs="?")
+    report.add_argument(
+        "--across",
+        nargs="+",
+        metavar="EVALUATION",
+        help="instead: one model's evaluations at several sites, and what to expect at a new one",
+    )
+    report.add_argument("--out", type=Path, help="folder of the page of --across")
     report.add_argument(
         "--margin",
         type=float,
@@ -47,6 +54,14 @@ def _check_replicates(report: Path, replicates: int) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if bool(options.sweep_dir) == bool(options.across) or bool(options.across) != bool(options.out):
+        raise ValueError("report: give SWEEP_DIR, or --across EVALUATION … --out FOLDER")
+    if options.across:
+        from hpc_ecg.comparison.across import write_across
+        from hpc_ecg.log import say
+
+        say(f"report: {write_across([Path(folder) for folder in options.across], options.out)}")
+        return 0
     folder = Path(options.sweep_dir)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that a sweep made")

@@ -10,7 +10,6 @@ from hpc_ecg.comparison.results import Problem, RunResult
 from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
-from hpc_ecg.sweep.protocol import ProtocolNote
 
 JSON_KEYS = {
     "reference_models": "rivals",
@@ -73,7 +72,7 @@ class Comparison:
     selected: list[SelectedModel] = field(repr=False)
     cost: dict[str, Cost]
     problems: list[Problem]
-    protocol: ProtocolNote
+    protocol: dict[str, Any]
     warnings: list[str]
     replicates: int
     seed: int

@@ -7,9 +7,8 @@ by mail.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 FILE = "protocol.json"
 KINDS = {"versions": list, "opened": dict | None, "predictions": dict}
-CONTENT = {"strategies": dict, "margin": int | float}
+CONTENT = {"strategies": dict, "seeds": list, "margin": int | float}
 VERSION = {"version": int, "time": str, "before": str, "content": CONTENT, SHA256: str}
 OPENED = {"time": str, "version": int, "runs": list, "early": list}
 FAMILIES = (
@@ -42,14 +41,6 @@ FAMILIES = (
 )
 TO_OPEN = "start the sweep again when no run is left to go on, or with --open-test"
 NONE = "There was no protocol: nothing shows that this comparison was planned before its test."
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtocolNote:
-    """What a report says of the protocol at its top."""
-
-    text: str
-    is_warning: bool
 
 
 def read_protocol(sweep_dir: Path) -> dict[str, Any] | None:
@@ -70,48 +61,54 @@ def read_protocol(sweep_dir: Path) -> dict[str, Any] | None:
 
 def lock_protocol(sweep: "Sweep") -> None:
     """Write the protocol, or a new version of it if something changed since the last one."""
-    folder, content = Path(sweep.config.sweep_dir), json.loads(json.dumps(_content(sweep)))
-    with _guard(sweep):
-        protocol = read_protocol(folder) or {"versions": [], "opened": None, "predictions": {}}
+    content = json.loads(json.dumps(_content(sweep)))
+    with _edited(sweep) as protocol:
         versions = protocol["versions"]
-        if versions and versions[-1]["content"] == content:
-            return
-        entry = {"version": len(versions) + 1, "time": utc_now(), "package": hpc_ecg.__version__}
-        entry |= {"before": versions[-1][SHA256] if versions else "", "content": content}
-        versions.append(entry | {SHA256: sha256_of_value(entry)})
-        _write(folder, protocol)
-    text = "protocol version %d: SHA-256 %s (deposit it elsewhere to prove its time)"
-    logger.info(text, len(versions), versions[-1][SHA256])
+        if not versions or versions[-1]["content"] != content:
+            before = versions[-1][SHA256] if versions else ""
+            entry = {"version": len(versions) + 1, "time": utc_now(), "before": before}
+            entry |= {"package": hpc_ecg.__version__, "content": content}
+            versions.append(entry | {SHA256: sha256_of_value(entry)})
+            text = "protocol version %d: SHA-256 %s (deposit it elsewhere to prove its time)"
+            logger.info(text, len(versions), versions[-1][SHA256])
 
 
 def open_test(sweep: "Sweep", tasks: Sequence["Task"], open_now: bool) -> list[str]:
     """Open the test, unless runs are left that another start would continue; returns the runs whose
     test split may be predicted."""
-    folder = Path(sweep.config.sweep_dir)
     finished = [task.name for task in tasks if task.is_done()]
     left = [task for task in tasks if not (task.is_done() or task.has_failed())]
     if not finished or (left and not open_now):
         logger.info("the test is closed, %s to go on: %s", count(len(left), "run"), TO_OPEN)
         return []
-    with _guard(sweep):
-        protocol = read_protocol(folder)
-        if protocol and protocol["opened"] is None:
+    with _edited(sweep) as protocol:
+        if protocol["opened"] is None:
             opened = {"time": utc_now(), "version": len(protocol["versions"]), "runs": finished}
-            opened |= {"package": hpc_ecg.__version__, "early": [*test_predictions(folder)]}
-            _write(folder, protocol | {"opened": opened})
+            early = [*test_predictions(Path(sweep.config.sweep_dir))]
+            protocol["opened"] = opened | {"package": hpc_ecg.__version__, "early": early}
             logger.info("the test is opened for %s", count(len(finished), "run"))
     return finished
 
 
 def note_predictions(sweep: "Sweep") -> None:
     """Note the digest of each test prediction that has none yet."""
+    with _edited(sweep) as protocol:
+        if protocol["opened"]:
+            found, noted = test_predictions(Path(sweep.config.sweep_dir)), protocol["predictions"]
+            noted |= {name: sha256_of(found[name]) for name in found.keys() - noted.keys()}
+
+
+@contextmanager
+def _edited(sweep: "Sweep") -> Iterator[dict[str, Any]]:
+    """The protocol, for one start of the sweep at a time: on Slurm several may be at work, on this
+    machine the folder is locked. What is changed is written."""
     folder = Path(sweep.config.sweep_dir)
-    with _guard(sweep):
-        protocol = read_protocol(folder)
-        if protocol and protocol["opened"]:
-            noted, found = protocol["predictions"], test_predictions(folder)
-            if new := {name: sha256_of(found[name]) for name in found.keys() - noted.keys()}:
-                _write(folder, protocol | {"predictions": noted | new})
+    with nullcontext() if sweep.config.slurm is None else submission_lock(folder):
+        protocol = read_protocol(folder) or {"versions": [], "opened": None, "predictions": {}}
+        before = sha256_of_value(protocol)
+        yield protocol
+        if protocol["versions"] and (digest := sha256_of_value(protocol)) != before:
+            write_json(folder / FILE, protocol | {SHA256: digest})
 
 
 def test_predictions(sweep_dir: Path) -> dict[str, Path]:
@@ -127,33 +124,33 @@ def locked_content(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return protocol["versions"][opened["version"] - 1 if opened else -1]["content"]
 
 
-def protocol_note(sweep_dir: Path, margin: float, metric: str, runs: Sequence[str]) -> ProtocolNote:
-    """What the report of these runs says at its top: which protocol held, or why it did not."""
+def protocol_note(
+    sweep_dir: Path, margin: float, metric: str, runs: Sequence[str]
+) -> dict[str, Any]:
+    """What the report of these runs says at its top: the `text`, and whether it `is_warning`."""
     protocol = read_protocol(sweep_dir)
     if protocol is None:
-        return ProtocolNote(text=NONE, is_warning=True)
-    opened, early = protocol["opened"], [*test_predictions(sweep_dir)]
-    texts = []
-    if opened:
-        early, date = opened["early"], opened["time"]
-        if changes := changes_after_opening(protocol, margin=margin, metric=metric):
-            text = (
-                f"Exploratory: changed after the test was opened on {date}: {'; '.join(changes)}."
-            )
-            texts.append(text)
-    if early:
-        names = f"{join_names(early[:3])}{' and others' if early[3:] else ''}"
-        texts.append(f"Exploratory: test predictions existed before the test was opened: {names}.")
-    if texts or not opened:
-        return ProtocolNote(text=" ".join(texts) or "The test is closed.", is_warning=True)
-    held = protocol["versions"][opened["version"] - 1]
-    text = (
-        f"Protocol version {held['version']} of {held['time']} was fixed before the test was opened"
-        f" on {date} (SHA-256 {held[SHA256]}; a local file alone cannot prove its time)."
-    )
-    if late := [name for name in runs if name not in opened["runs"]]:
-        text += f" Planned, but trained after the test was opened: {join_names(late)}."
-    return ProtocolNote(text=text, is_warning=bool(late))
+        return {"text": NONE, "is_warning": True}
+    opened, plan = protocol["opened"], locked_content(protocol)
+    early = opened["early"] if opened else [*test_predictions(sweep_dir)]
+    planned = {f"{name}/seed-{seed}" for name in plan["strategies"] for seed in plan["seeds"]}
+    changes = changes_after_opening(protocol, margin=margin, metric=metric)
+    changes = changes or [f"{run} is not in it" for run in runs if run not in planned]
+    late = [run for run in runs if opened and run not in opened["runs"]]
+    head = "Exploratory: test predictions existed before the test was opened"
+    texts = [f"{head}: {join_names(early[:3])}{' and others' * bool(early[3:])}."] * bool(early)
+    if opened and changes:
+        head = f"Exploratory: changed after the test was opened on {opened['time']}"
+        texts.insert(0, f"{head}: {'; '.join(changes)}.")
+    elif opened and not early:
+        held = protocol["versions"][opened["version"] - 1]
+        head = f"Protocol version {held['version']} of {held['time']} was fixed before the test was"
+        digest = f"SHA-256 {held[SHA256]}; a local file alone cannot prove its time"
+        texts.append(f"{head} opened on {opened['time']} ({digest}).")
+        if late:
+            texts.append(f"Planned, but trained after the test was opened: {join_names(late)}.")
+    text = " ".join(texts) or f"The test is closed: {TO_OPEN}."
+    return {"text": text, "is_warning": not opened or bool(early or changes or late)}
 
 
 def changes_after_opening(protocol: Mapping[str, Any], **used: Any) -> list[str]:
@@ -202,13 +199,3 @@ def _content(sweep: "Sweep") -> dict[str, Any]:
         "subgroups": f"{', '.join(FIRST_GROUPS)}; columns of text with 2 to {MAX_LEVELS} levels",
         "thresholds": f"on validation: Youden's J, {', '.join(f'{k} {v}' for k, v in TARGETS)}",
     }
-
-
-def _write(folder: Path, protocol: dict[str, Any]) -> None:
-    write_json(folder / FILE, protocol | {SHA256: sha256_of_value(protocol)})
-
-
-def _guard(sweep: "Sweep") -> AbstractContextManager[None]:
-    """On Slurm, several starts of a sweep may be at work; on this machine its folder is locked."""
-    is_local = sweep.config.slurm is None
-    return nullcontext() if is_local else submission_lock(Path(sweep.config.sweep_dir))

@@ -1,0 +1,122 @@
+"""`hpc-ecg report --across`: one model at several sites, and what to expect at the next one.
+
+In: folders of evaluations (`hpc-ecg evaluate --out`, or runs that left out one site each). Out:
+index.html, across.json and across.csv.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hpc_ecg.atomic_io import check_may_write, write_json, write_text
+from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.evaluation.metrics import count_label, has_label
+from hpc_ecg.evaluation.predictions import Predictions, read_predictions
+from hpc_ecg.evaluation.sites import OF_PRIOR, site_interval, site_values, summarize_sites
+from hpc_ecg.hashing import check_record
+from hpc_ecg.reporting.escape import csv_text
+from hpc_ecg.reporting.html import inline_svg, render_page
+from hpc_ecg.reporting.plots import ForestRow, forest_plot
+from hpc_ecg.safe_reading import sha256_of
+from hpc_ecg.sweep.folder import read_optional
+
+FILES = ("across.csv", "across.json", "index.html")
+MEASURES = {
+    "auroc": "AUROC",
+    "slope": "calibration slope",
+    "observed_expected": "observed/expected",
+}
+OF_SUMMARY = {"": "mean over sites", "new_": "a new site"}
+BLACK = 6
+
+
+def write_across(folders: Sequence[Path], out: Path) -> Path:
+    """Summarize the evaluations and write the page into `out`; returns its path. ValueError: no
+    evaluation, a site twice, other labels, no probabilities, or files of others in `out`."""
+    is_ours = "sites" in read_optional(out / "across.json")
+    for name in FILES:
+        check_may_write(out / name, is_ours)
+    sites = _read_sites(folders)
+    names = next(iter(sites.values())).labels
+    labels = {name: _summarize(sites, k) for k, name in enumerate(names)}
+    rows = [{"label": name} | row for name, label in labels.items() for row in label["table"]]
+    values = {"sites": sites, "labels": labels, "measures": MEASURES, "of_prior": OF_PRIOR}
+    page = render_page("across.html.jinja", draw=_draw, **values, **FORMATS)
+    texts = csv_text(pd.DataFrame(rows, dtype=object)), page
+    write_json(out / FILES[1], {"sites": [*sites], "labels": labels})
+    for name, text in zip(FILES[::2], texts, strict=True):
+        write_text(out / name, text)
+    return out / FILES[2]
+
+
+def _read_sites(folders: Sequence[Path]) -> dict[str, Predictions]:
+    """Predictions by site: the shortest ends of the folders' paths that tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    ends = (["/".join(p[-n:]) for p in parts] for n in range(1, max(map(len, parts)) + 1))
+    names = next((found for found in ends if len(set(found)) == len(found)), [])
+    if not names:
+        raise ValueError("--across: a folder is given twice; give each site once")
+    sites: dict[str, Predictions] = {}
+    digests: dict[str, str] = {}
+    for name, folder in zip(names, folders, strict=True):
+        paths = [folder / "predictions.parquet", folder / "predictions/test.parquet"]
+        path = next((path for path in paths if path.exists()), paths[0])
+        if not path.exists() or not (folder / "evaluation.json").exists():
+            raise ValueError(f"{folder} is no evaluation; give folders of hpc-ecg evaluate --out")
+        check_record(folder / "evaluation.json")
+        if (twin := digests.setdefault(sha256_of(path), name)) != name:
+            raise ValueError(f"{twin} and {name} hold the same predictions; give each site once")
+        site = sites[name] = read_predictions(path)
+        if site.labels != sites[names[0]].labels or site.probability_NK is None:
+            what = f"predicts {site.labels}, {names[0]} {sites[names[0]].labels}"
+            raise ValueError(f"{folder} {what}; --across needs one model's yes/no labels")
+    return sites
+
+
+def _summarize(sites: dict[str, Predictions], k: int) -> dict[str, Any]:
+    """A row for each site, and the summary by measure; sites without values are `left_out`."""
+    table: list[dict[str, Any]] = []
+    left_out, values = {}, dict[str, list[tuple[float, float]]]()
+    for name, site in sites.items():
+        known_N = has_label(site.label_NK[:, k])
+        label_N, patient_N = site.label_NK[known_N, k], site.patient_N[known_N]
+        assert site.probability_NK is not None
+        table.append({"site": name} | count_label(label_N, patient_N))
+        outputs = site.logit_NK[known_N, k], site.probability_NK[known_N, k]
+        try:
+            found = site_values(label_N, *outputs, patient_N)
+        except ValueError as error:
+            left_out[name], found = str(error), {}
+        for measure, (value, variance) in found.items():
+            low, high = site_interval(measure, value, variance)
+            table[-1] |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
+            values.setdefault(measure, []).append((value, variance))
+    summary = {m: summarize_sites(m, v) | {"sites": len(v)} for m, v in values.items()}
+    for prefix, name in OF_SUMMARY.items():
+        row: dict[str, Any] = {"site": name}
+        for m, mean in summary.items():
+            row |= {m: mean["value"], f"{m}_low": mean[f"{prefix}low"]}
+            row |= {f"{m}_high": mean[f"{prefix}high"]}
+        table.append(row)
+    return {"table": table, "summary": summary, "left_out": left_out}
+
+
+def _draw(label: dict[str, Any], measure: str) -> str:
+    """A forest plot: sites, their mean, and a new site."""
+    drawn = [row for row in label["table"] if row.get(f"{measure}_low") is not None]
+    rows = [
+        ForestRow(
+            name=row["site"],
+            value=row[measure],
+            low=row[f"{measure}_low"],
+            high=row[f"{measure}_high"],
+            style=BLACK * (row["site"] in OF_SUMMARY.values()),
+        )
+        for row in drawn
+    ]
+    reference = None if measure == "auroc" else 1.0
+    title = f"{MEASURES[measure]}, 95 % interval"
+    svg = forest_plot(rows, title, name=measure, reference=reference)
+    return inline_svg(svg, f"{MEASURES[measure]} by site; values in the table above")
