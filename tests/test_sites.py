@@ -1,7 +1,6 @@
 """The summary over sites: published examples, variances, intervals at a new site, and the page."""
 
 import json
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from scipy.special import expit, logit
 from hpc_ecg.cli import main
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.sites import (
-    PRIOR_SD,
+    PRIOR_J,
     random_effects,
     site_interval,
     site_values,
@@ -50,8 +49,7 @@ def test_the_summary_agrees_with_published_results_of_metafor():
     assert found["value"] == pytest.approx(-0.7145, abs=5e-5)
     assert [found["low"], found["high"]] == pytest.approx([-1.1084, -0.3206], abs=1e-4)
     half = (0.4376 + 1.8667) / 2 * stats.t.ppf(0.975, 11) / stats.norm.ppf(0.975)
-    ends = [found["value"] - half, found["value"] + half]
-    assert [found["new_low"], found["new_high"]] == pytest.approx(ends, abs=0.005)
+    assert (found["t_high"] - found["t_low"]) / 2 == pytest.approx(half, abs=0.002)
     found = random_effects(*log_odds_ratios())
     assert found["sd_between"] ** 2 == pytest.approx(0.3378, abs=5e-5)
     assert found["value"] == pytest.approx(-0.7452, abs=5e-5)
@@ -80,20 +78,36 @@ def test_sites_that_agree_by_chance_give_no_narrower_interval_than_a_common_valu
     assert found["sd_between"] == 0
     half = (found["high"] - found["low"]) / 2
     assert half == pytest.approx(stats.t.ppf(0.975, 2) * np.sqrt(0.03))
-    assert found["new_high"] - found["value"] == pytest.approx(stats.t.ppf(0.975, 1) * 0.03**0.5)
+    assert found["t_high"] - found["value"] == pytest.approx(stats.t.ppf(0.975, 1) * 0.03**0.5)
 
 
-def test_a_new_site_is_predicted_as_often_as_stated():
-    """Ten sites, spread 0.3 against errors of 0.1 to 0.4: within 95 ± 2 % of 1,000."""
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_a_new_site_is_predicted_as_often_as_stated(spread):
+    """Eight sites with errors of 0.1 to 0.4; the usual t covers 91 % with a spread of 0.1."""
     rng = np.random.default_rng(0)
-    variance_nk = rng.uniform(0.1, 0.4, (1000, 10)) ** 2
-    value_nk = rng.normal(1.0, np.sqrt(variance_nk + 0.09))
-    new_n = rng.normal(1.0, 0.3, 1000)
+    variance_nk = rng.uniform(0.1, 0.4, (200, 8)) ** 2
+    value_nk = rng.normal(1.0, np.sqrt(variance_nk + spread**2))
+    new_n = rng.normal(1.0, spread, 200)
     fits = [random_effects(*pair) for pair in zip(value_nk, variance_nk, strict=True)]
-    inside = [fit["new_low"] < new < fit["new_high"] for fit, new in zip(fits, new_n, strict=True)]
-    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
-    covered = np.mean([fit["low"] < 1.0 < fit["high"] for fit in fits])
-    assert covered == pytest.approx(0.95, abs=0.02)
+    pairs = [*zip(fits, new_n, strict=True)]
+    assert np.mean([fit["new_low"] < new < fit["new_high"] for fit, new in pairs]) > 0.92
+    assert np.mean([fit["low"] < 1.0 < fit["high"] for fit in fits]) > 0.92
+
+
+def test_the_distribution_of_the_spread_is_that_of_drawn_ones():
+    """Cochran's Q at the true variance is chi-square: draw it, solve for the variance, then draw
+    the mean and the new site."""
+    value_k, variance_k = log_risk_ratios()
+    rng, grid_T = np.random.default_rng(0), np.concatenate([[0], np.geomspace(1e-5, 1e3, 20000)])
+    weight_Tk = 1 / (variance_k + grid_T[:, None])
+    mean_T = weight_Tk @ value_k / weight_Tk.sum(1)
+    q_T = (weight_Tk * (value_k - mean_T[:, None]) ** 2).sum(1)
+    tau2 = np.interp(rng.chisquare(12, 200_000), q_T[::-1], grid_T[::-1])
+    error2 = np.interp(tau2, grid_T, 1 / weight_Tk.sum(1))
+    drawn = rng.normal(np.interp(tau2, grid_T, mean_T), np.sqrt(tau2 + error2))
+    found = random_effects(value_k, variance_k)
+    ends = np.quantile(drawn, [0.025, 0.975])
+    assert [found["new_low"], found["new_high"]] == pytest.approx(ends, abs=0.03)
 
 
 @pytest.mark.parametrize("measure", ["auroc", "slope", "observed_expected"])
@@ -102,9 +116,13 @@ def test_with_few_sites_only_the_auroc_has_a_prior_for_their_spread(measure):
     one, two = (summarize_sites(measure, [(0.8, variance)] * k) for k in (1, 2))
     assert one["low"] is None and two["low"] is not None
     if measure == "auroc":
-        half = stats.norm.ppf(0.975) * np.sqrt(2 * PRIOR_SD**2 + 0.0004)
-        assert [one["new_low"], one["new_high"]] == pytest.approx([0.8 - half, 0.8 + half])
-        assert one["new_high"] > two["new_high"] > 0.8 + 1.96 * PRIOR_SD
+        assert np.sqrt(PRIOR_J).mean() == pytest.approx(0.055, abs=2e-4)
+        assert np.sqrt(PRIOR_J).std() == pytest.approx(0.015, abs=3e-4)
+        half = stats.norm.ppf(0.975) * np.sqrt(2 * PRIOR_J.mean() + 0.0004)
+        assert [one["new_low"], one["new_high"]] == pytest.approx(
+            [0.8 - half, 0.8 + half], abs=5e-3
+        )
+        assert one["new_high"] > two["new_high"] > 0.8 + 1.96 * 0.055
         top = summarize_sites(measure, [(0.97, 1e-4 / (0.97 * 0.03) ** 2)])
         assert top["new_high"] == 1.0
     else:
@@ -132,12 +150,12 @@ def make_site(seed, num_patients=400, ecgs=3, slope=1.0, shift=0.0):
 @pytest.mark.parametrize("ecgs", [1, 4])
 def test_variances_of_a_site_are_those_that_cohorts_show(ecgs):
     """Patients with several equally labelled ECGs count as one."""
-    cohorts = [make_site(seed, 300, ecgs) for seed in range(200)]
+    cohorts = [make_site(seed, 300, ecgs) for seed in range(120)]
     found = [site_values(y, x, expit(x), patients) for y, x, patients in cohorts]
     for measure, to_scale in (("auroc", logit), ("slope", float), ("observed_expected", np.log)):
         values, variances = zip(*(site[measure] for site in found), strict=True)
         shown = np.var([to_scale(value) for value in values])
-        assert np.mean(variances) == pytest.approx(shown, rel=0.25), measure
+        assert np.mean(variances) == pytest.approx(shown, rel=0.35), measure
 
 
 def test_the_interval_of_a_site_is_turned_back_from_its_scale():
@@ -182,15 +200,16 @@ def test_the_page_says_what_to_expect_at_the_next_hospital(tmp_path, capfd):
     assert f"report: {out / 'index.html'}" in capfd.readouterr().out
     page, result = (out / "index.html").read_text(), json.loads((out / "across.json").read_text())
     label = result["labels"]["af"]
-    assert result["sites"] == ["a", "b", "c", "d"] and page.count("<svg") == 3
-    oe = [row["observed_expected"]["value"] for row in label["rows"]]
-    assert all(one < other for one, other in pairwise(oe))
+    assert result["sites"] == sites and page.count("<svg") == 3
+    oe = [row["observed_expected"] for row in label["table"][:4]]
+    assert oe[0] < oe[3] and label["table"][4]["site"] == "mean over sites"
     summary = label["summary"]
     assert summary.keys() == {"auroc", "slope", "observed_expected"}
     for measure in summary.values():
         assert measure["new_low"] < measure["low"] < measure["value"] < measure["high"]
+        assert measure["high"] < measure["new_high"]
     assert "at a new site, 95 % prediction interval" in page and "van Leeuwen" not in page
-    assert (out / "across.csv").read_text().count("\n") == 1 + 4 + 3
+    assert (out / "across.csv").read_text().count("\n") == 1 + 4 + 2
     assert main(["report", "--across", *sites[:1], "--out", str(out)]) == 0
     page = (out / "index.html").read_text()
     assert "van Leeuwen 2025" in page and "cannot be said from 1 site" in page
@@ -209,9 +228,9 @@ def test_sites_that_do_not_belong_together_are_refused(tmp_path, capfd):
     (tmp_path / "b2/predictions.parquet").rename(tmp_path / "edited/predictions.parquet")
     out = ["--out", str(tmp_path / "out")]
     for words, text in {
-        (a, a, *out): "a folder is given twice",
-        (a, same, *out): "a and same hold the same predictions",
-        (a, other, *out): "predicts ['death'], a ['af']",
+        (a, a, *out): "hold the same predictions",
+        (a, same, *out): "same hold the same predictions",
+        (a, other, *out): "other predicts ['death']",
         (numbers, *out): "needs one model's yes/no labels",
         (a, str(tmp_path / "empty"), *out): "empty is no evaluation",
         (a, edited, *out): "predictions.parquet has changed since",

@@ -11,12 +11,8 @@ MIN_REPLICATES = 200
 def add_report(verbs: Verbs) -> None:
     report = verbs.add_parser("report", help="compare the runs of a sweep")
     report.add_argument("sweep_dir", metavar="SWEEP_DIR", nargs="?")
-    report.add_argument(
-        "--across",
-        nargs="+",
-        metavar="EVALUATION",
-        help="instead: one model's evaluations at several sites, and what to expect at a new one",
-    )
+    text = "instead: one model's evaluations at several sites, and what to expect at a new one"
+    report.add_argument("--across", nargs="+", type=Path, metavar="EVALUATION", help=text)
     report.add_argument("--out", type=Path, help="folder of the page of --across")
     report.add_argument(
         "--margin",
@@ -60,7 +56,7 @@ def _report(options: argparse.Namespace) -> int:
         from hpc_ecg.comparison.across import write_across
         from hpc_ecg.log import say
 
-        say(f"report: {write_across([Path(folder) for folder in options.across], options.out)}")
+        say(f"report: {write_across(options.across, options.out)}")
         return 0
     folder = Path(options.sweep_dir)
     if not folder.is_dir():

@@ -52,26 +52,24 @@ def write_across(folders: Sequence[Path], out: Path) -> Path:
 
 
 def _read_sites(folders: Sequence[Path]) -> dict[str, Predictions]:
-    """Predictions by site: the shortest ends of the folders' paths that tell them apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    ends = (["/".join(p[-n:]) for p in parts] for n in range(1, max(map(len, parts)) + 1))
-    names = next((found for found in ends if len(set(found)) == len(found)), [])
-    if not names:
-        raise ValueError("--across: a folder is given twice; give each site once")
+    """Predictions by the folder of each site."""
     sites: dict[str, Predictions] = {}
     digests: dict[str, str] = {}
-    for name, folder in zip(names, folders, strict=True):
+    for name, folder in zip(map(str, folders), folders, strict=True):
         paths = [folder / "predictions.parquet", folder / "predictions/test.parquet"]
         path = next((path for path in paths if path.exists()), paths[0])
         if not path.exists() or not (folder / "evaluation.json").exists():
             raise ValueError(f"{folder} is no evaluation; give folders of hpc-ecg evaluate --out")
         check_record(folder / "evaluation.json")
-        if (twin := digests.setdefault(sha256_of(path), name)) != name:
-            raise ValueError(f"{twin} and {name} hold the same predictions; give each site once")
+        if (digest := sha256_of(path)) in digests:
+            twins = f"{digests[digest]} and {name}"
+            raise ValueError(f"{twins} hold the same predictions; give each site once")
+        digests[digest] = name
         site = sites[name] = read_predictions(path)
-        if site.labels != sites[names[0]].labels or site.probability_NK is None:
-            what = f"predicts {site.labels}, {names[0]} {sites[names[0]].labels}"
-            raise ValueError(f"{folder} {what}; --across needs one model's yes/no labels")
+        labels = sites[str(folders[0])].labels
+        if site.labels != labels or site.probability_NK is None:
+            what = f"{folder} predicts {site.labels}, {folders[0]} {labels}"
+            raise ValueError(f"{what}; --across needs one model's yes/no labels")
     return sites
 
 
@@ -105,18 +103,12 @@ def _summarize(sites: dict[str, Predictions], k: int) -> dict[str, Any]:
 
 def _draw(label: dict[str, Any], measure: str) -> str:
     """A forest plot: sites, their mean, and a new site."""
-    drawn = [row for row in label["table"] if row.get(f"{measure}_low") is not None]
-    rows = [
-        ForestRow(
-            name=row["site"],
-            value=row[measure],
-            low=row[f"{measure}_low"],
-            high=row[f"{measure}_high"],
-            style=BLACK * (row["site"] in OF_SUMMARY.values()),
-        )
-        for row in drawn
-    ]
-    reference = None if measure == "auroc" else 1.0
-    title = f"{MEASURES[measure]}, 95 % interval"
-    svg = forest_plot(rows, title, name=measure, reference=reference)
-    return inline_svg(svg, f"{MEASURES[measure]} by site; values in the table above")
+    rows = []
+    for row in label["table"]:
+        value, low, high = (row.get(f"{measure}{end}") for end in ("", "_low", "_high"))
+        style = BLACK * (row["site"] in OF_SUMMARY.values())
+        if low is not None:
+            rows.append(ForestRow(name=row["site"], value=value, low=low, high=high, style=style))
+    title, reference = MEASURES[measure], None if measure == "auroc" else 1.0
+    svg = forest_plot(rows, f"{title}, 95 % interval", name=measure, reference=reference)
+    return inline_svg(svg, f"{title} by site; values in the table above")

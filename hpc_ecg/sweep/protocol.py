@@ -52,6 +52,8 @@ def read_protocol(sweep_dir: Path) -> dict[str, Any] | None:
     versions, opened = protocol["versions"], protocol["opened"]
     for entry in versions:
         check_kinds(path, {"version": entry}, {"version": VERSION})
+        strategies = entry["content"]["strategies"]
+        check_kinds(path, strategies, {name: {SHA256: str} for name in strategies})
     if opened is not None:
         check_kinds(path, opened, OPENED)
     if not versions or (opened and not 0 < opened["version"] <= len(versions)):
@@ -132,13 +134,13 @@ def protocol_note(
     if protocol is None:
         return {"text": NONE, "is_warning": True}
     opened, plan = protocol["opened"], locked_content(protocol)
-    early = opened["early"] if opened else [*test_predictions(sweep_dir)]
+    early = [*map(str, opened["early"] if opened else test_predictions(sweep_dir))]
     planned = {f"{name}/seed-{seed}" for name in plan["strategies"] for seed in plan["seeds"]}
     changes = changes_after_opening(protocol, margin=margin, metric=metric)
     changes = changes or [f"{run} is not in it" for run in runs if run not in planned]
     late = [run for run in runs if opened and run not in opened["runs"]]
     head = "Exploratory: test predictions existed before the test was opened"
-    texts = [f"{head}: {join_names(early[:3])}{' and others' * bool(early[3:])}."] * bool(early)
+    texts = [f"{head}: {', '.join(early[:3])}{' and others' * bool(early[3:])}."] * bool(early)
     if opened and changes:
         head = f"Exploratory: changed after the test was opened on {opened['time']}"
         texts.insert(0, f"{head}: {'; '.join(changes)}.")
