@@ -22,12 +22,8 @@ from hpc_ecg.reporting.plots import ForestRow, forest_plot
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.sweep.folder import read_optional
 
-FILES = ("across.csv", "across.json", "index.html")
-MEASURES = {
-    "auroc": "AUROC",
-    "slope": "calibration slope",
-    "observed_expected": "observed/expected",
-}
+MEASURES = {"auroc": "AUROC", "slope": "calibration slope"}
+MEASURES |= {"observed_expected": "observed/expected"}
 OF_SUMMARY = {"": "mean over sites", "new_": "a new site"}
 BLACK = 6
 
@@ -36,19 +32,18 @@ def write_across(folders: Sequence[Path], out: Path) -> Path:
     """Summarize the evaluations and write the page into `out`; returns its path. ValueError: no
     evaluation, a site twice, other labels, no probabilities, or files of others in `out`."""
     is_ours = "sites" in read_optional(out / "across.json")
-    for name in FILES:
+    for name in ("index.html", "across.csv", "across.json"):
         check_may_write(out / name, is_ours)
     sites = _read_sites(folders)
     names = next(iter(sites.values())).labels
     labels = {name: _summarize(sites, k) for k, name in enumerate(names)}
     rows = [{"label": name} | row for name, label in labels.items() for row in label["table"]]
-    values = {"sites": sites, "labels": labels, "measures": MEASURES, "of_prior": OF_PRIOR}
-    page = render_page("across.html.jinja", draw=_draw, **values, **FORMATS)
-    texts = csv_text(pd.DataFrame(rows, dtype=object)), page
-    write_json(out / FILES[1], {"sites": [*sites], "labels": labels})
-    for name, text in zip(FILES[::2], texts, strict=True):
-        write_text(out / name, text)
-    return out / FILES[2]
+    values = {"sites": [*sites], "labels": labels}
+    about = values | {"measures": MEASURES, "of_prior": OF_PRIOR, "draw": _draw}
+    write_text(out / "index.html", render_page("across.html.jinja", **about, **FORMATS))
+    write_text(out / "across.csv", csv_text(pd.DataFrame(rows, dtype=object)))
+    write_json(out / "across.json", values)
+    return out / "index.html"
 
 
 def _read_sites(folders: Sequence[Path]) -> dict[str, Predictions]:
@@ -74,9 +69,9 @@ def _read_sites(folders: Sequence[Path]) -> dict[str, Predictions]:
 
 
 def _summarize(sites: dict[str, Predictions], k: int) -> dict[str, Any]:
-    """A row for each site, and the summary by measure; sites without values are `left_out`."""
+    """A row for each site, for their mean and for a new one; and the summary by measure."""
     table: list[dict[str, Any]] = []
-    left_out, values = {}, dict[str, list[tuple[float, float]]]()
+    values: dict[str, list[tuple[float, float]]] = {}
     for name, site in sites.items():
         known_N = has_label(site.label_NK[:, k])
         label_N, patient_N = site.label_NK[known_N, k], site.patient_N[known_N]
@@ -86,7 +81,7 @@ def _summarize(sites: dict[str, Predictions], k: int) -> dict[str, Any]:
         try:
             found = site_values(label_N, *outputs, patient_N)
         except ValueError as error:
-            left_out[name], found = str(error), {}
+            raise ValueError(f"{name}, {site.labels[k]}: {error}") from None
         for measure, (value, variance) in found.items():
             low, high = site_interval(measure, value, variance)
             table[-1] |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
@@ -98,7 +93,7 @@ def _summarize(sites: dict[str, Predictions], k: int) -> dict[str, Any]:
             row |= {m: mean["value"], f"{m}_low": mean[f"{prefix}low"]}
             row |= {f"{m}_high": mean[f"{prefix}high"]}
         table.append(row)
-    return {"table": table, "summary": summary, "left_out": left_out}
+    return {"table": table, "summary": summary}
 
 
 def _draw(label: dict[str, Any], measure: str) -> str:

@@ -7,7 +7,7 @@
 
 The page answers a reader's questions in their order: which strategy is best, by how much, whom was
 it tested on, what was run. What differs when the same sweep is run again (time, cost, machines)
-stands in one block at the end and in cost.csv alone.
+stands in the protocol's line at the top, in one block at the end and in cost.csv alone.
 """
 
 from collections.abc import Mapping, Sequence

@@ -181,14 +181,19 @@ def _content(sweep: "Sweep") -> dict[str, Any]:
     from hpc_ecg.evaluation.subgroups import FIRST_GROUPS, MAX_LEVELS
     from hpc_ecg.evaluation.thresholds import TARGETS
 
-    config, strategies, data = sweep.config, dict[str, Any](), dict[str, str]()
-    for cell in sweep.cells:
-        if cell.arm.name not in strategies:
-            if (key := repr(cell.run.data)) not in data:
-                data[key] = open_shards(cell.run.data)[0].index_sha256
-            settings = settings_of_arm(flatten(yaml.safe_load(to_yaml(cell.run))))
-            arm = {"data_index_sha256": data[key], "settings": settings}
-            strategies[cell.arm.name] = arm | {SHA256: sha256_of_value(settings)}
+    config, runs = sweep.config, {cell.arm.name: cell.run for cell in sweep.cells}
+    data = {repr(run.data): run.data for run in runs.values()}
+    index = {key: open_shards(each)[0].index_sha256 for key, each in data.items()}
+    weights = {path: sha256_of(path) for path in {r.init.path for r in runs.values()} if path}
+    strategies = {}
+    for name, run in runs.items():
+        settings = settings_of_arm(flatten(yaml.safe_load(to_yaml(run))))
+        strategies[name] = {
+            "settings": settings,
+            SHA256: sha256_of_value(settings),
+            "data_index_sha256": index[repr(run.data)],
+            "checkpoint_sha256": weights[run.init.path] if run.init.path else "random weights",
+        }
     metric = "r2" if sweep.cells[0].run.data.task == "regression" else "auroc"
     return {
         "strategies": strategies,
