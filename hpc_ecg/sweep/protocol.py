@@ -143,7 +143,8 @@ def protocol_note(
     texts = [f"{head}: {', '.join(early[:3])}{' and others' * bool(early[3:])}."] * bool(early)
     if opened and changes:
         head = f"Exploratory: changed after the test was opened on {opened['time']}"
-        texts.insert(0, f"{head}: {'; '.join(changes)}.")
+        more = f" and {len(changes) - 8} more" if changes[8:] else ""
+        texts.insert(0, f"{head}: {'; '.join(changes[:8])}{more}.")
     elif opened and not early:
         held = protocol["versions"][opened["version"] - 1]
         head = f"Protocol version {held['version']} of {held['time']} was fixed before the test was"
