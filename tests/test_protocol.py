@@ -297,6 +297,8 @@ def test_the_check_finds_what_was_changed_by_hand(opened, text, attack, capfd):
     attack(opened.folder)
     code, printed = opened.check(capfd)
     assert code == 1 and text in printed and printed.count("FAILED") == 1
+    if "replaced" in text or "removed" in text:
+        assert re.search("opened on .*: test predictions of .* were", opened.note()["text"])
 
 
 @pytest.mark.parametrize(

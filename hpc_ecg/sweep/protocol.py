@@ -120,6 +120,16 @@ def test_predictions(sweep_dir: Path) -> dict[str, Path]:
     return {"/".join(path.relative_to(sweep_dir).parts[:2]): path for path in sorted(files)}
 
 
+def replaced_predictions(sweep_dir: Path, protocol: Mapping[str, Any]) -> list[str]:
+    """A line for each test prediction that is no longer the one that was noted."""
+    found = test_predictions(sweep_dir)
+    return [
+        f"test predictions of {name} were {'replaced' if name in found else 'removed'}"
+        for name, digest in protocol["predictions"].items()
+        if name not in found or sha256_of(found[name]) != digest
+    ]
+
+
 def locked_content(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """What the protocol said when the test was opened; before that, what it says now."""
     opened = protocol["opened"]
@@ -137,6 +147,7 @@ def protocol_note(
     early = [*map(str, opened["early"] if opened else test_predictions(sweep_dir))]
     planned = {f"{name}/seed-{seed}" for name in plan["strategies"] for seed in plan["seeds"]}
     changes = changes_after_opening(protocol, margin=margin, metric=metric)
+    changes += replaced_predictions(sweep_dir, protocol)
     changes = changes or [f"{run} is not in it" for run in runs if run not in planned]
     late = [run for run in runs if opened and run not in opened["runs"]]
     head = "Exploratory: test predictions existed before the test was opened"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ecg.hashing import SHA256, check_record, sha256_of_value
-from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.sweep import protocol as protocols
 from hpc_ecg.training.run_folder import RunFolder
 
@@ -53,16 +52,14 @@ def _order(sweep_dir: Path, protocol: dict[str, Any]) -> Iterator[str]:
 
 
 def _digests(sweep_dir: Path, protocol: dict[str, Any]) -> Iterator[str]:
-    before, found = "", protocols.test_predictions(sweep_dir)
+    before = ""
     for entry in protocol["versions"]:
         stated = {key: value for key, value in entry.items() if key != SHA256}
         if sha256_of_value(stated) != entry[SHA256] or entry["before"] != before:
             yield f"version {entry['version']} is not what its SHA-256 states"
         before = entry[SHA256]
-    for name, digest in protocol["predictions"].items():
-        if name not in found or sha256_of(found[name]) != digest:
-            yield f"test predictions of {name} were {'replaced' if name in found else 'removed'}"
-    for name in found:
+    yield from protocols.replaced_predictions(sweep_dir, protocol)
+    for name in protocols.test_predictions(sweep_dir):
         try:
             check_record(sweep_dir / name / "evaluation.json")
         except (ValueError, OSError) as error:
