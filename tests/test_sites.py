@@ -175,7 +175,9 @@ def test_a_measure_that_a_site_does_not_have_is_left_out():
         site_values(np.array([0.0, 0, 1]), np.arange(3.0), np.full(3, 0.5), np.arange(3))
 
 
-def write_site(folder, seed, labels=("af",), probabilities=True, **options):
+def write_site(
+    folder, seed, labels=("af",), probabilities=True, file="predictions.parquet", **options
+):
     label_N, logit_N, patient_N = make_site(seed, **options)
     shape = (1, len(labels))
     logit_NK = np.tile(logit_N[:, None], shape)
@@ -187,14 +189,16 @@ def write_site(folder, seed, labels=("af",), probabilities=True, **options):
         logit_NK=logit_NK,
         probability_NK=expit(logit_NK) if probabilities else None,
     )
-    path = folder / "predictions.parquet"
+    path = folder / file
     write_predictions(path, predictions)
     write_record(folder / "evaluation.json", {"labels": {}}, [path])
     return str(folder)
 
 
 def test_the_page_says_what_to_expect_at_the_next_hospital(tmp_path, capfd):
-    sites = [write_site(tmp_path / name, k, shift=0.3 * k) for k, name in enumerate("abcd")]
+    sites = [write_site(tmp_path / name, k, shift=0.3 * k) for k, name in enumerate("abc")]
+    of_run = "predictions/test.parquet"  # as in the folder of a run that left the site out
+    sites.append(write_site(tmp_path / "d", 3, file=of_run, shift=0.9))
     out = tmp_path / "across"
     assert main(["report", "--across", *sites, "--out", str(out)]) == 0
     assert f"report: {out / 'index.html'}" in capfd.readouterr().out
