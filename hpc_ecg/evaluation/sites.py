@@ -65,21 +65,21 @@ def site_values(
 
 def site_interval(measure: str, value: float, variance: float) -> tuple[float, float]:
     """95 % interval of one site's value, normal on the measure's scale."""
-    there, back = SCALES[measure]
+    forward, back = SCALES[measure]
     half = t_quantile(np.inf) * np.sqrt(variance)
-    return float(back(there(value) - half)), float(back(there(value) + half))
+    return float(back(forward(value) - half)), float(back(forward(value) + half))
 
 
 def summarize_sites(measure: str, values: Sequence[tuple[float, float]]) -> dict[str, float | None]:
     """The mean over sites with `low` and `high`, at a new site `new_low` and `new_high` (by the
     usual t: `t_low` and `t_high`), and `sd_between` on the scale. None: too few sites."""
     value_k, variance_k = np.array(values).T
-    there, back = SCALES[measure]
+    forward, back = SCALES[measure]
     prior_J = None
     if measure == "auroc" and len(values) <= OF_PRIOR:  # the prior holds on the AUROC scale
         variance_k, prior_J = variance_k * (value_k * (1 - value_k)) ** 2, PRIOR_J
-        there, back = float, lambda value: np.clip(value, 0, 1)
-    fit = random_effects(np.array([there(value) for value in value_k]), variance_k, prior_J)
+        forward, back = float, lambda value: np.clip(value, 0, 1)
+    fit = random_effects(np.array([forward(value) for value in value_k]), variance_k, prior_J)
     return {k: v if v is None or k == "sd_between" else float(back(v)) for k, v in fit.items()}
 
 
