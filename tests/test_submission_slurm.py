@@ -68,7 +68,7 @@ def test_a_run_and_a_sweep_submitted_from_a_step_with_other_memory(
     commands = script, [sys.executable, *sweep, "strategies=[ssl_new_head]"]
     submit_from_inside(project, tmp_path, STEP, *commands)
     assert (tmp_path / "run/finished.json").exists(), (tmp_path / "log").read_text()
-    assert (tmp_path / "sweep/ssl_new_head/seed-0/evaluation.json").exists()
+    assert (tmp_path / "sweep/ssl_new_head/seed-0/finished.json").exists(), "the test is closed"
     job = facts_of(next((tmp_path / "sweep/jobs").glob("*.json")).stem)
     assert job["Partition"] == "low" and job["TresPerTask"] == "gres:gpu:1"
     assert job["MemPerTres"] == "gres:gpu:900" and job["TimeLimit"] == "00:10:00"

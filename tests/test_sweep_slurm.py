@@ -116,7 +116,8 @@ def assert_same_results(words: list[str], folder: Path, tmp_path: Path) -> None:
             name = f"{cell.name}/predictions/{split}.parquet"
             found = pd.read_parquet(folder / name)
             pd.testing.assert_frame_equal(found, pd.read_parquet(calm_dir / name), check_exact=True)
-    (calm_dir / "sweep.yaml").write_text((folder / "sweep.yaml").read_text())
+    for name in ("sweep.yaml", "protocol.json"):
+        (calm_dir / name).write_text((folder / name).read_text())
     reports = [report_without_cost(sweep_dir) for sweep_dir in (folder, calm_dir)]
     assert reports[0].keys() == reports[1].keys()
     different = [name for name in reports[0] if reports[0][name] != reports[1][name]]
@@ -149,7 +150,8 @@ def test_two_processes_on_two_nodes_save_on_a_signal_and_are_requeued(slurm, sha
     assert launcher.end() == 0, launcher.log
     (resumed,) = events(folder / cell, "resumed")
     assert resumed["processes"] == 2 and resumed["step"] >= 8
-    assert len(list((folder / "jobs").glob("*.json"))) == 1, "the job went on, no other was needed"
+    notes = len(list((folder / "jobs").glob("*.json")))
+    assert notes == 2, "the job went on, no other was needed but that of the test"
     assert not (folder / cell / "error.txt").exists()
 
 
@@ -215,7 +217,7 @@ def test_a_node_that_ends_every_job_is_avoided_by_the_next_try(slurm, shards, tm
     lost = r"lost, submitted again, not to node1: (ssl_new_head/seed-[01])\n"
     assert re.search(lost, launcher.log), launcher.log
     assert "1 job running" in launcher.log
-    _, second = sorted((folder / "jobs").glob("*.json"))
+    _, second, *_ = sorted((folder / "jobs").glob("*.json"))  # later ones predict the test
     assert len(json.loads(second.read_text())["tasks"]) == 1
     assert {state.kind for state in read_status(folder)} == {"done"}
 
@@ -224,7 +226,7 @@ def test_a_killed_run_a_lost_node_a_preemption_and_a_killed_launcher_change_noth
     slurm, shards, tmp_path
 ):
     folder = tmp_path / "sweep"
-    names = ("ssl_new_head", "afib_keep_head", "afib_reset_head", "ssl_linear_probe")
+    names = ("ssl_new_head", "ssl_linear_probe")
     settings = (f"strategies=[{','.join(names)}]", "seeds=[0,1,2]", "slurm.partition=low")
     words = words_of(shards, folder, *settings)
     launcher = Launcher(folder, *words)

@@ -21,7 +21,7 @@ from hpc_ecg.cli.evaluate import add_evaluate
 from hpc_ecg.cli.finetune import add_finetune
 from hpc_ecg.cli.parser import Parser
 from hpc_ecg.cli.predict import add_embed, add_predict
-from hpc_ecg.cli.report import add_report
+from hpc_ecg.cli.report import add_protocol, add_report
 from hpc_ecg.cli.strategies import add_strategies
 from hpc_ecg.cli.sweep import add_sweep
 from hpc_ecg.cli.weights import add_weights
@@ -71,6 +71,7 @@ def build_parser() -> Parser:
         add_sweep,
         add_strategies,
         add_report,
+        add_protocol,
         add_config,
     ):
         add_verb(verbs)

@@ -10,12 +10,15 @@ MIN_REPLICATES = 200
 
 def add_report(verbs: Verbs) -> None:
     report = verbs.add_parser("report", help="compare the runs of a sweep, or describe one run")
-    report.add_argument("sweep_dir", metavar="SWEEP_DIR|RUN_DIR")
+    report.add_argument("sweep_dir", metavar="SWEEP_DIR|RUN_DIR", nargs="?")
+    text = "instead: one model's evaluations at several sites, and what to expect at a new one"
+    report.add_argument("--across", nargs="+", type=Path, metavar="EVALUATION", help=text)
+    report.add_argument("--out", type=Path, help="folder of the page of --across")
     report.add_argument(
         "--margin",
         type=float,
-        default=0.02,
-        help="worse by less than this is non-inferior (default 0.02, in the deciding metric)",
+        help="worse by less than this is non-inferior, in the deciding metric (default: the "
+        "protocol's, else 0.02)",
     )
     report.add_argument(
         "--replicates", type=int, default=2000, help="bootstrap replicates (default 2000)"
@@ -50,6 +53,14 @@ def _check_replicates(report: Path, replicates: int) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if bool(options.sweep_dir) == bool(options.across) or bool(options.across) != bool(options.out):
+        raise ValueError("report: give SWEEP_DIR, or --across EVALUATION … --out FOLDER")
+    if options.across:
+        from hpc_ecg.comparison.across import write_across
+        from hpc_ecg.log import say
+
+        say(f"report: {write_across(options.across, options.out)}")
+        return 0
     folder = Path(options.sweep_dir)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that a sweep made")
@@ -80,3 +91,21 @@ def _report(options: argparse.Namespace) -> int:
     single = "\n".join(run_sentences(comparison)) if is_run(folder) else ""
     say(single or format_table(comparison), "", f"report: {paths.page}")
     return 0
+
+
+def add_protocol(verbs: Verbs) -> None:
+    actions = verbs.add_parser("protocol", help="verify the protocol of a sweep")
+    check = actions.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "check", help="verify digests and order, and say what changed: exit code 0 or 1"
+    )
+    check.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path)
+    check.set_defaults(verb=_check_protocol)
+
+
+def _check_protocol(options: argparse.Namespace) -> int:
+    from hpc_ecg.log import say
+    from hpc_ecg.sweep.protocol_check import check_protocol
+
+    is_kept, lines = check_protocol(options.sweep_dir)
+    say(*lines)
+    return 0 if is_kept else 1

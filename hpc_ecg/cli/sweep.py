@@ -49,6 +49,11 @@ def _sweep(command: argparse.Namespace) -> int:
         parser.add_argument(
             "--no-wait", action="store_true", help="on Slurm: submit, and do not wait for the runs"
         )
+        parser.add_argument(
+            "--open-test",
+            action="store_true",
+            help="predict the test split although runs are missing (else: once none is left)",
+        )
         return _launch(parser.parse_intermixed_args(command.arguments))
     parser = Parser(prog=f"hpc-ecg sweep {first}")
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path)
@@ -78,10 +83,10 @@ def _launch(options: argparse.Namespace) -> int:
         return 0
     if options.no_wait and sweep.config.slurm is None:
         raise ValueError("--no-wait is for Slurm: give slurm.partition=… or another of slurm")
-    return _run(sweep, wait=not options.no_wait)
+    return _run(sweep, wait=not options.no_wait, open_now=options.open_test)
 
 
-def _run(sweep: "Sweep", wait: bool, only: str | None = None) -> int:
+def _run(sweep: "Sweep", wait: bool, only: str | None = None, open_now: bool = False) -> int:
     """Launch the sweep, print failures, and return the exit code."""
     from hpc_ecg.distributed.stop_signals import Preempted
     from hpc_ecg.log import logger, say
@@ -90,7 +95,7 @@ def _run(sweep: "Sweep", wait: bool, only: str | None = None) -> int:
 
     folder = sweep.config.sweep_dir
     try:
-        failures = launch(sweep, wait, only)
+        failures = launch(sweep, wait, only, open_now)
     except Preempted as stopped:
         logger.info("%s", stopped)
         return stopped.code

@@ -48,6 +48,7 @@ from hpc_ecg.evaluation.metrics import RANKING_METRICS
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.log import logger
 from hpc_ecg.sweep.folder import read_note
+from hpc_ecg.sweep.protocol import locked_content, protocol_note, read_protocol
 from hpc_ecg.training.open_run import UNVERIFIED
 
 MARGIN = 0.02
@@ -55,14 +56,18 @@ MARGIN = 0.02
 
 
 def compare(
-    sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float = MARGIN
+    sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float | None = None
 ) -> Comparison:
-    """Compare all strategies of a sweep, on `replicates` draws of patients.
+    """Compare all strategies of a sweep, on `replicates` draws of patients; the margin of
+    non-inferiority is by default the protocol's.
 
     Raises `ValueError` if no run is finished, or if runs were tested on different records.
     """
     # 1. read the finished runs, and the reasons why others are left out
     sweep_dir = Path(sweep_dir)
+    if margin is None:
+        protocol = read_protocol(sweep_dir)
+        margin = locked_content(protocol)["margin"] if protocol else MARGIN
     if not 0 < margin < 1:
         raise ValueError(f"the margin must be between 0 and 1, got {margin}; {MARGIN} is usual")
     runs, problems = _read_finished(sweep_dir)
@@ -134,6 +139,7 @@ def compare(
         selected=select_models(in_order),
         cost=total_costs(runs),
         problems=problems,
+        protocol=protocol_note(sweep_dir, margin, metric, [run.name for run in runs]),
         warnings=[],
         replicates=replicates,
         seed=seed,
@@ -146,7 +152,7 @@ def compare(
 def _read_finished(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
     runs, problems = read_results(sweep_dir)
     if not runs:
-        reasons = "; ".join(f"{p.name} {p.reason}" for p in problems[:3])
+        reasons = "; ".join({p.reason: f"{p.name} {p.reason}" for p in problems[:3]}.values())
         nothing = "there is neither a sweep.yaml nor a run; give the folder that a sweep made"
         raise ValueError(f"{sweep_dir}: no finished run to compare ({reasons or nothing})")
     if unverified := [run.name for run in runs if not run.is_verified]:

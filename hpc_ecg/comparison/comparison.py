@@ -78,6 +78,7 @@ class Comparison:
     selected: list[SelectedModel] = field(repr=False)
     cost: dict[str, Cost]
     problems: list[Problem]
+    protocol: dict[str, Any]
     warnings: list[str]
     replicates: int
     seed: int

@@ -7,7 +7,8 @@
 
 The page answers a reader's questions in their order: which strategy is best, by how much, whom was
 it tested on, what was run. What few readers need is folded. What differs when the same sweep is run
-again (time, cost, machines) stands in one block at the end and in cost.csv alone.
+again (time, cost, machines) stands in the protocol's line at the top, in one block at the end and
+in cost.csv alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from hpc_ecg.atomic_io import check_may_write, remove_made, write_json, write_te
 from hpc_ecg.cohort.flow_diagram import flow_svg
 from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import fill_checklists, read_checklists
-from hpc_ecg.comparison.compare import MARGIN, compare
+from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.cost import summarize_environments
 from hpc_ecg.comparison.curve_figures import compute_curves
@@ -69,7 +70,7 @@ class ReportPaths:
 
 
 def write_report(
-    sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float = MARGIN
+    sweep_dir: Path, replicates: int = 2000, seed: int = 0, margin: float | None = None
 ) -> ReportPaths:
     """Compare the runs of a sweep and write the report. Raises as `compare` does."""
     sweep_dir = Path(sweep_dir)

@@ -17,6 +17,7 @@ from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.hashing import check_kinds, read_record
 from hpc_ecg.log import describe_error
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
+from hpc_ecg.sweep.protocol import TO_OPEN
 from hpc_ecg.training.run_folder import RunFolder
 
 NUMBER = int | float
@@ -25,6 +26,9 @@ FINISHED |= {"stopped": str, "device": str, "processes": int}
 FINISHED |= {"train_seconds": NUMBER, "process_seconds": NUMBER}
 TENSORS = {f"tensors_{kind}": int for kind in ("loaded", "fresh", "frozen")}
 INIT_REPORT = {"checkpoint": dict | None, "head": {"taken": str}, "counts": TENSORS}
+NOT_TESTED = (
+    "done, but its test split is not predicted: start the sweep again (or with --open-test)"
+)
 CHECKPOINT = {"path": str, "sha256": str}
 
 
@@ -171,7 +175,8 @@ def _why_not_finished(folder: RunFolder) -> str | None:
     if error.exists():
         return f"failed: {parse_error(error.read_text())[0]}"
     if folder.finished.exists():
-        return None
+        test = folder.predictions / "test.parquet"
+        return None if test.exists() or folder.evaluation.exists() else f"not tested: {TO_OPEN}"
     if not folder.path.exists():
         return "not started"
     steps = [e["step"] for e in read_events(folder.metrics) if "step" in e]

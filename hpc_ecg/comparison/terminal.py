@@ -19,6 +19,7 @@ def format_table(comparison: Comparison) -> str:
     lines = [line for row in rows for line in _align(row, widths)]
     if units := sorted({unit for cost in comparison.cost.values() for unit in cost.hours}):
         lines += ["", f"hours: {' and '.join(units)}"]
+    lines += ["", *textwrap.wrap(comparison.protocol["text"], WIDTH)]
     lines += ["", *textwrap.wrap(" ".join(all_sentences(comparison)), WIDTH)]
     lines += [""] if comparison.warnings else []
     for warning in comparison.warnings:

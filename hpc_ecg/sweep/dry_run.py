@@ -12,8 +12,8 @@ from hpc_ecg.sweep.arms import axes_of, choices_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Cell, Sweep
 from hpc_ecg.sweep.launch import prepare_sweep
-from hpc_ecg.sweep.task import task_of_run
 from hpc_ecg.sweep.tuning import read_tuned
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of
 
@@ -24,7 +24,7 @@ def describe_launch(sweep: Sweep) -> list[str]:
     """Lines for a terminal. Raises ValueError where `launch` would."""
     sweep = prepare_sweep(sweep)
     config, folder = sweep.config, Path(sweep.config.sweep_dir)
-    todo = [c for c in sweep.cells if not task_of_run(c.name, c.run).is_done()]
+    todo = [c for c in sweep.cells if not RunFolder(c.run.run_dir).finished.exists()]
     lines = [*_table(sweep, {cell.name for cell in todo}), ""]
     lines += [f"{len(todo)} of {count(len(sweep.cells), 'run')} to do", *_tuning_and_soups(sweep)]
     if todo:

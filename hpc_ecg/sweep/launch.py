@@ -1,7 +1,8 @@
 """`hpc-ecg sweep`: run every cell that is not done yet.
 
-A cell is done when its run's folder says that it is finished and evaluated. The sweep may be
-started again at any time: what is done stays, what failed or was lost runs again.
+A cell is done when its run's folder says that it is finished; its test split is predicted once no
+run of the sweep is left to go on (sweep/protocol.py). The sweep may be started again at any time:
+what is done stays, what failed or was lost runs again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from hpc_ecg.sweep.arms import axes_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Cell, Sweep
 from hpc_ecg.sweep.local_runs import run_tasks_locally, share_cores, visible_gpus
+from hpc_ecg.sweep.protocol import lock_protocol, note_predictions, open_test
 from hpc_ecg.sweep.slurm_runs import run_tasks_on_slurm
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.submissions import submission_lock
@@ -44,9 +46,12 @@ from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights.initialize import open_start
 
 
-def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str]:
+def launch(
+    sweep: Sweep, wait: bool = True, only: str | None = None, open_now: bool = False
+) -> list[str]:
     """Run the cells that are not done, or only this one; returns a line for each that failed.
 
+    The test split is predicted once no run is left to go on, or with `open_now`.
     Without `wait`, on Slurm, it returns as soon as everything is submitted that does not depend on
     other runs of the sweep. Raises ValueError before the first run starts: data, weights or folder
     do not fit, or another sweep is at work in the same folder. Raises Preempted, with all runs
@@ -65,19 +70,26 @@ def launch(sweep: Sweep, wait: bool = True, only: str | None = None) -> list[str
                 return failures
             sweep = prepare_sweep(sweep)
 
-        # 2. every cell that is not done
-        tasks = [task_of_run(cell.name, runner.fit_to_machine(cell.run)) for cell in sweep.cells]
+        # 2. the protocol, then every cell that is not done, without the test split
+        lock_protocol(sweep)
+        runs = {cell.name: runner.fit_to_machine(cell.run) for cell in sweep.cells}
+        tasks = [task_of_run(name, run, predict_test=False) for name, run in runs.items()]
         done = sum(task.is_done() for task in tasks)
         logger.info("%s, %d done before", count(len(tasks), "cell"), done)
         failures = runner.run_all([task for task in tasks if only in (None, task.name)])
 
-        # 3. the average of each arm's weights, where all of its seeds are done
+        # 3. the test split, once no run is left to go on
+        names = open_test(sweep, tasks, open_now)
+        failures += runner.run_all([task_of_run(name, runs[name]) for name in names])
+
+        # 4. the average of each arm's weights, where all of its seeds are done
         if sweep.config.soup:
             soups = soup_tasks(sweep, runner)
             failures += runner.run_all(soups)
             arms = {cell.arm.name for cell in sweep.cells if len(sweep.config.seeds) > 1}
             if not wait and len(soups) < len(arms):
                 logger.info("soups are made once their seeds are done: start the sweep again then")
+        note_predictions(sweep)
         return failures
 
 

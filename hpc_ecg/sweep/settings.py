@@ -37,6 +37,8 @@ class SweepConfig:
     tune; two numbers are then a range, on a log scale if they are positive and tenfold apart."""
     soup: bool = False
     """Also average the weights of each arm's seeds, and evaluate the average."""
+    margin: float = setting(0.02, above=0, below=1)
+    """Worse by less than this, in the deciding metric, is non-inferior; part of the protocol."""
     note: str | None = None
     """Text at the top of the report: what a reader must know about this sweep."""
     slurm: SlurmConfig | None = None

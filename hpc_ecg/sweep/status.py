@@ -29,6 +29,7 @@ from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
 from hpc_ecg.log import printable
 from hpc_ecg.reporting.numbers import format_number
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
+from hpc_ecg.sweep.protocol import TO_OPEN, read_protocol
 from hpc_ecg.sweep.submissions import Submission, last_submissions, queued_jobs
 from hpc_ecg.training.run_folder import RunFolder
 
@@ -62,6 +63,9 @@ def print_status(sweep_dir: Path, watch: bool) -> None:
             line = printable(f"{cell.name}  {cell.kind}  {cell.text}").rstrip()
             console.print(line, highlight=False, markup=False)
         console.print(_counts(cells), highlight=False)
+    protocol = read_protocol(sweep_dir)
+    if protocol and not protocol["opened"]:
+        console.print(f"the test is closed: {TO_OPEN}", highlight=False)
 
 
 def read_status(sweep_dir: Path) -> list[CellStatus]:
@@ -131,7 +135,8 @@ def _status(
         reason, file = parse_error(error.read_text())
         return CellStatus(name=name, kind="failed", text=f"{reason} (see {file})")
     is_soup, is_trial = name.endswith("/soup"), name.startswith("tuning/")
-    if (run.finished.exists() or is_soup) and (run.evaluation.exists() or is_trial):
+    is_tested = run.evaluation.exists() or is_trial
+    if (run.finished.exists() or (is_soup and is_tested)) and (is_tested or job is None):
         try:
             text = _score(run)
         except (ValueError, OSError, TypeError, KeyError, AttributeError):

@@ -152,14 +152,14 @@ class RunFolder:
         files = [self.environment, self.init_report, self.metrics, *sorted(self.best.glob("*"))]
         files = [path for path in (*files, self.predictions / "valid.parquet") if path.exists()]
         if self.config.exists():
-            summary = summary | {SETTINGS: sha256_of_value(_fixed(self.read_settings()))}
+            summary = summary | {SETTINGS: sha256_of_value(fixed_settings(self.read_settings()))}
         write_record(self.finished, summary, files)
 
     def check_unchanged(self) -> bool:
         """Whether finished.json has digests (version 0.1 wrote none). ValueError names a file that
         has changed since; the weights are left to those who read them."""
         stated = read_record(self.finished).get(SETTINGS)
-        if stated not in (None, sha256_of_value(_fixed(self.read_settings()))):
+        if stated not in (None, sha256_of_value(fixed_settings(self.read_settings()))):
             raise ValueError(f"{self.config} {CHANGED}")
         is_evaluated = self.evaluation.exists() and check_record(self.evaluation)
         return check_record(self.finished, leave_out=WEIGHTS) and (
@@ -184,11 +184,11 @@ class RunFolder:
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The dotted keys in which two configurations differ, except those that may change."""
-    one, other = _fixed(one), _fixed(other)
+    one, other = fixed_settings(one), fixed_settings(other)
     return [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
 
 
-def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
+def fixed_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that a run cannot resume with another value of."""
     may_change = tuple(f"{key}." for key, rule in rules_by_key(FinetuneConfig) if rule.may_change)
     return {key: v for key, v in settings.items() if not f"{key}.".startswith(may_change)}
