@@ -124,6 +124,9 @@ def test_the_launcher_says_how_many_jobs_wait_for_what():
     jobs = [queued(state="R"), *[queued(reason="Priority")] * 2, queued(reason="None")]
     why = "2 jobs waiting: Priority (jobs of higher priority come first)"
     assert describe_queue(jobs) == f"1 job running; {why}; 1 job waiting: submitted"
+    left = "3 not submitted yet: others must end first"
+    assert describe_queue(jobs[:1], 3) == f"1 job running; {left}"
+    assert describe_queue([], 3, "a limit") == "0 jobs running; 3 not submitted yet: a limit"
 
 
 def queued(name="17_0", state="PD", reason="None"):

@@ -85,10 +85,12 @@ def read_queue(filter_option: str) -> list[QueuedJob]:
     return [QueuedJob(id=id, name=name, state=state, reason=why) for id, name, state, why in rows]
 
 
-def describe_queue(jobs: Collection[QueuedJob]) -> str:
-    """How many jobs run, and how many wait for what."""
+def describe_queue(jobs: Collection[QueuedJob], unsubmitted: int = 0, refusal: str = "") -> str:
+    """How many jobs run, how many wait for what, and how many Slurm does not take yet."""
     reasons = Counter(job.describe_reason() or "submitted" for job in jobs if job.is_pending)
     parts = [f"{count(number, 'job')} waiting: {why}" for why, number in reasons.most_common()]
+    if unsubmitted:
+        parts.append(f"{unsubmitted} not submitted yet: {refusal or 'others must end first'}")
     return "; ".join([f"{count(len(jobs) - reasons.total(), 'job')} running", *parts])
 
 

@@ -178,9 +178,9 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
 
 
 def check_node(config: EngineConfig) -> list[Finding]:
-    """Each process by itself: versions and GPUs."""
+    """Each process by itself: versions, GPUs and where jobs are submitted."""
     versions = attempt("versions", cluster.check_versions, config)
-    return [*versions, *attempt("gpus", cluster.check_gpus, config)]
+    return [*versions, *attempt("gpus", cluster.check_gpus, config), *cluster.check_logs()]
 
 
 def check_data(data: PreparedData, ranks: Ranks) -> list[Finding]:
