@@ -111,11 +111,12 @@ OUTER = {
     **{"SLURM_MEM_PER_NODE": "4096", "SLURM_CPU_BIND": "mask_cpu:0x3", "SLURM_TMPDIR": "/tmp/99"},
     **{"SLURM_EXPORT_ENV": "NONE", "SLURM_GPUS_PER_NODE": "1", "SLURM_ARRAY_TASK_ID": "7"},
     **{"SLURMD_NODENAME": "n1", "PMI_RANK": "1", "PMIX_RANK": "1", "SRUN_CPUS_PER_TASK": "2"},
+    **{"SBATCH_CPU_BIND": "quiet", "SBATCH_MEM_BIND_TYPE": "none"},
     **{"SUBMITIT_EXECUTOR": "slurm", "RANK": "1", "MASTER_PORT": "1", "CUDA_VISIBLE_DEVICES": "3"},
 }
 SITE = {
     **{"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "west", "SBATCH_ACCOUNT": "lab"},
-    **{"SRUN_CONTAINER": "c", "PMIX_MCA_gds": "hash", "SQUEUE_FORMAT": "%i"},
+    **{"SLURM_JWT": "a.b.c", "SRUN_CONTAINER": "c", "PMIX_MCA_gds": "hash", "SQUEUE_FORMAT": "%i"},
 }
 
 

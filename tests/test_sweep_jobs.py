@@ -111,7 +111,20 @@ def test_two_launchers_do_not_submit_at_the_same_time(tmp_path, monkeypatch):
             "PartitionTimeLimit",
             "PartitionTimeLimit (it asks for more time than the partition allows)",
         ),
+        (
+            "PartitionNodeLimit",
+            "PartitionNodeLimit (it asks for more nodes than the partition allows)",
+        ),
         ("JobHeldUser", "JobHeldUser (held; scontrol release starts it)"),
+        (
+            "launch failed requeued held",
+            "launch failed requeued held (held, as its node could not start it; scontrol release "
+            "tries again)",
+        ),
+        (
+            "DependencyNeverSatisfied",
+            "DependencyNeverSatisfied (the job that it waits for failed; cancel it)",
+        ),
         ("SomethingNew", "SomethingNew"),
         ("None", ""),
     ],

@@ -15,9 +15,10 @@ from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES
 from hpc_ecg.jobs.settings import SlurmConfig
 
-OF_JOBS = ("SLURM_", "SLURMD_", "PMI_", "PMIX_", "SUBMITIT_", "SRUN_CPUS_PER_TASK", "SRUN_DEBUG")
+OF_JOBS = ["SLURM_", "SLURMD_", "PMI_", "PMIX_", "SUBMITIT_", "SRUN_CPUS_PER_TASK", "SRUN_DEBUG"]
+OF_JOBS += ["SBATCH_CPU_BIND", "SBATCH_MEM_BIND"]
 OF_GPUS = ("CUDA_VISIBLE_", "ROCR_VISIBLE_", "HIP_VISIBLE_", "GPU_DEVICE_", "ZE_AFFINITY_")
-OF_SITES = ("SLURM_CONF", "SLURM_CLUSTERS", "PMI_FANOUT", "PMI_TIME", "PMIX_MCA_")
+OF_SITES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "PMI_FANOUT", "PMI_TIME", "PMIX_MCA_")
 """How variables begin that Slurm sets for a job or its steps, and exceptions, which sites set."""
 SAME = [["MEM", "MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"], ["ARRAY", "ARRAY_INX"]]
 SAME += [["TIME", "TIMELIMIT"], ["REQUEUE", "NO_REQUEUE"]]

@@ -136,22 +136,18 @@ def _compare(
         if isinstance(module, SelfAttention)
         or (not list(module.children()) and list(module.parameters()))
     ]
-    ecg_BCS, mask_BS = records
-    inputs = (
-        ecg_BCS.to(device, copy=True).requires_grad_(backward),
-        None if mask_BS is None else mask_BS.to(device),
-    )
+    ecg_BCS = records[0].to(device).requires_grad_(backward)
+    mask_BS = None if records[1] is None else records[1].to(device)
     with torch.set_grad_enabled(backward):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            pooled_BD = run.features(*inputs)
-            _comparing("head", reference.head, errors)(
-                run.head, (pooled_BD,), run.classify(pooled_BD)
-            )
+            pooled_BD = run.features(ecg_BCS, mask_BS)
+            head_hook = _comparing("head", reference.head, errors)
+            head_hook(run.head, (pooled_BD,), run.classify(pooled_BD))
             for hook in hooks:
                 hook.remove()
             if compiled:
                 run.compile()
-                pooled_BD = run.features(*inputs)
+                pooled_BD = run.features(ecg_BCS, mask_BS)
         with torch.autocast("cpu", enabled=False):
             expected_BD = reference.features(*records)
         whole = WHOLE[compiled]
@@ -185,11 +181,10 @@ def _comparing(
             expected = reference(*plain)
         if mask_BT is not None:
             output, expected = output.cpu()[~mask_BT], expected[~mask_BT]
-        errors.setdefault((name, OUTPUT), _error(output, expected))
+        errors[name, OUTPUT] = _error(output, expected)
         if output.requires_grad:
             ours, theirs = [inputs[0], *_weights(module)], [plain[0], *_weights(reference)]
-            error = _gradient_error(output, ours, expected, theirs)
-            errors.setdefault((name, GRADIENTS), error)
+            errors[name, GRADIENTS] = _gradient_error(output, ours, expected, theirs)
 
     return compare
 
