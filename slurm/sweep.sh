@@ -20,7 +20,7 @@ set -euo pipefail
 scripts=${SLURM_SUBMIT_DIR:-.}/slurm
 # Submitted from elsewhere? What runs is a copy in a spool folder.
 [ -f "$scripts/job.sh" ] || scripts=$(scontrol show job "${SLURM_JOB_ID:-}" |
-  sed -n 's|^ *Command=\(/.*\)/sweep\.sh.*|\1|p') || true
+  sed -n 's|^ *Command=\(.*\)/sweep\.sh.*|\1|p') || true
 [ -f "$scripts/job.sh" ] || {
   echo "slurm: no slurm/job.sh: submit from the project's root, where slurm/sweep.sh lies" >&2
   exit 2
