@@ -9,7 +9,10 @@ export SBATCH_ACCOUNT=my-project
 export SBATCH_GPUS_PER_TASK=1        # one process per GPU; some sites accept only SBATCH_GRES=gpu:4
 export SBATCH_MEM_PER_GPU=64G
 # Slurm replaces %j, %t … in paths of logs, also in the name of the folder that you submit from.
-case $PWD in *%*) export SBATCH_OUTPUT="${PWD//%/%%}/slurm-%x-%j.log" ;; esac
+case $PWD in
+  *\\*) echo "slurm: $PWD: Slurm drops the backslash: rename the folder, or jobs have no log" >&2 ;;
+  *%*) export SBATCH_OUTPUT="${PWD//%/%%}/slurm-%x-%j.log" ;;
+esac
 
 # module purge && module load python/3.11 cuda/12.4
 HPC_ECG_PYTHON="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)/.venv/bin/python"

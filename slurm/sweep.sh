@@ -18,14 +18,13 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 scripts=${SLURM_SUBMIT_DIR:-.}/slurm
-if [ ! -f "$scripts/job.sh" ]; then  # submitted from elsewhere, and what runs is a copy in a spool
-  scripts=$(scontrol show job "${SLURM_JOB_ID:-}" |
-    sed -n 's|^ *Command=\(/.*\)/sweep\.sh.*|\1|p') || true
-fi
-if [ ! -f "$scripts/job.sh" ]; then
+# Submitted from elsewhere? What runs is a copy in a spool folder.
+[ -f "$scripts/job.sh" ] || scripts=$(scontrol show job "${SLURM_JOB_ID:-}" |
+  sed -n 's|^ *Command=\(.*\)/sweep\.sh.*|\1|p') || true
+[ -f "$scripts/job.sh" ] || {
   echo "slurm: no slurm/job.sh: submit from the project's root, where slurm/sweep.sh lies" >&2
   exit 2
-fi
+}
 source "$scripts/job.sh"
 
 run --ntasks=1 sweep "$@"

@@ -188,15 +188,18 @@ def slurm(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("slurm")
     script = str(Path(__file__).parent / "slurm" / "slurm-local.sh")
     environment = os.environ | {"SLURM_LOCAL_ROOT": str(folder), "ACCT": "none"}
-    before = os.environ.get("SLURM_CONF")
-    with FileLock(Path(tempfile.gettempdir()) / "hpc_ecg-slurm.lock"):  # test runs share the ports
+    lock = FileLock(Path(tempfile.gettempdir()) / "hpc_ecg-slurm.lock")  # test runs share the ports
+    with pytest.MonkeyPatch.context() as patch, lock:
         subprocess.run(["bash", script, "start", "3"], check=True, env=environment)
-        os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         yield folder
         subprocess.run(["bash", script, "stop"], check=True, env=environment)
-    os.environ.pop("SLURM_CONF")
-    if before is not None:
-        os.environ["SLURM_CONF"] = before
+
+
+@pytest.fixture(autouse=True)
+def _jobs_start_quickly(request, monkeypatch) -> None:
+    if "slurm" in request.fixturenames:
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "slurm" / "startup"))
 
 
 @pytest.fixture(scope="session")

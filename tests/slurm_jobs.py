@@ -128,6 +128,11 @@ def assert_as_if_undisturbed(run_dir: Path, undisturbed: Path, at_most_lost: int
     before = lines[: lines.index(resumed)]
     lost = max(line.get("step", 0) for line in before) - resumed["step"]
     assert 0 < resumed["step"] < 60 and lost <= at_most_lost
+    assert_same_weights(run_dir, undisturbed)
+
+
+def assert_same_weights(run_dir: Path, undisturbed: Path) -> None:
+    """Assert that the run is finished, and that its best weights and checkpoints are the same."""
     assert (run_dir / "finished.json").exists()
     files = [path.relative_to(undisturbed) for path in undisturbed.rglob("*.safetensors")]
     assert len(files) == 5, "best weights and two checkpoints"

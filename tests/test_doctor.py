@@ -230,6 +230,26 @@ def test_gpus_are_held_against_tasks(monkeypatch, device, seen, tasks, slurm, le
     assert finding.level == level and part in finding.text
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("10%test", "'%t'"), ("50%j", "'%j'"), ("a\\b", r"'\\'"), ("100%", ""), ("a b", "")],
+)
+def test_a_folder_in_which_a_submitted_job_has_no_log_is_named(tmp_path, monkeypatch, name, found):
+    folder = tmp_path / name
+    (folder / "slurm").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("SBATCH_OUTPUT", raising=False)
+    assert cluster_checks.check_logs() == [], "nothing is submitted here"
+    (folder / "slurm" / "finetune.sh").touch()
+    findings = cluster_checks.check_logs()
+    assert [finding.level for finding in findings] == ["warning"] * bool(found)
+    if found:
+        assert f"{folder}: Slurm replaces {found} in paths of logs; rename" in findings[0].text
+        assert "or source slurm/site.sh (from site.example.sh) before sbatch" in findings[0].text
+    monkeypatch.setenv("SBATCH_OUTPUT", "/logs/%j")
+    assert cluster_checks.check_logs() == []
+
+
 def test_two_processes_on_one_gpu_are_named(monkeypatch):
     monkeypatch.setattr(cluster_checks, "exchange", lambda _: ["a", "b", "a", None])
     [finding] = cluster_checks.check_gpus_not_shared(torch.device("cpu"))

@@ -111,8 +111,10 @@ def test_right_kernels_pass_and_leave_model_and_random_states_as_they_were(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    line = check_kernels(model, 2500, CPU, dtype, has_mask)
+    line = check_kernels(model, 2500, CPU, dtype, has_mask, backward=True)
     assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(p.requires_grad != ("extractor" in name) for name, p in model.named_parameters())
     assert [module.training for module in model.modules()] == modes
     assert all(not module._forward_hooks for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -120,6 +122,89 @@ def test_right_kernels_pass_and_leave_model_and_random_states_as_they_were(
         assert line == "kernels: those of the plain fp32 reference"
     else:
         assert line.startswith(f"kernels in {str(dtype)[6:]}: each layer within ")
+        assert ", its gradients within " in line
+
+
+class WrongBackward(torch.autograd.Function):
+    """The same numbers forward; their gradient times `factor` backward."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+@pytest.mark.parametrize(("where", "has_mask"), [("input", True), ("weights", False)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_whose_gradients_are_off_is_named_first(monkeypatch, name, where, has_mask):
+    model = tiny("math")
+    module = dict(model.named_modules())[name]
+    if where == "weights" and isinstance(module, SelfAttention):
+        return  # its weights are those of its layers
+    forward = type(module).forward
+
+    def wrong(self, x, *more):
+        if not torch.is_autocast_enabled("cpu") or not hasattr(self, "is_wrong"):
+            return forward(self, x, *more)
+        if where == "input":
+            return forward(self, WrongBackward.apply(x, 2), *more)
+        parameters = dict(self._parameters)
+        for key, tensor in parameters.items():
+            self._parameters[key] = None if tensor is None else WrongBackward.apply(tensor, 2)
+        out = forward(self, x, *more)
+        self._parameters.update(parameters)
+        return out
+
+    monkeypatch.setattr(type(module), "forward", wrong)
+    module.is_wrong = True  # which its copies are, too; the reference has no autocast
+    assert "fp32 reference" in check_kernels(model, 500, CPU, BF16, has_mask)
+    with pytest.raises(ValueError, match=rf"^{name} is off by .* of its gradients \(allowed: 12"):
+        check_kernels(model, 500, CPU, BF16, has_mask, backward=True)
+
+
+def test_gradients_that_are_not_finite_are_named(monkeypatch):
+    linear = F.linear
+
+    def wrong(*inputs):
+        factor = torch.nan if torch.is_autocast_enabled("cpu") else 1
+        return WrongBackward.apply(linear(*inputs), factor)
+
+    monkeypatch.setattr(F, "linear", wrong)
+    with pytest.raises(ValueError, match=r"_proj is off by nan % of its gradients"):
+        check_kernels(tiny(), 500, CPU, BF16, False, backward=True)
+
+
+def test_gradients_that_no_layer_computes_are_compared_as_a_whole(monkeypatch):
+    gelu = F.gelu
+    monkeypatch.setattr(
+        layers.F, "gelu", lambda x: WrongBackward.apply(gelu(x), 2 if x.dtype == BF16 else 1)
+    )
+    with pytest.raises(
+        ValueError, match=r"^the model is off by .* its gradients \(allowed: 12 %\)"
+    ):
+        check_kernels(tiny(), 500, CPU, BF16, False, backward=True)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_a_wrong_backward_of_fused_attention_names_the_plain_one(monkeypatch, dtype):
+    """As where a fused kernel gets one of its three gradients wrong."""
+    fused = F.scaled_dot_product_attention
+    for place in range(3):
+
+        def wrong(*qkv, place=place, **more):
+            return fused(
+                *(WrongBackward.apply(x, 1 + (n == place)) for n, x in enumerate(qkv)), **more
+            )
+
+        monkeypatch.setattr(F, "scaled_dot_product_attention", wrong)
+        with pytest.raises(
+            ValueError, match=r"layers.0.self_attn is off .*set model.attention=math$"
+        ):
+            check_kernels(tiny("sdpa"), 500, CPU, dtype, True, backward=True)
 
 
 @pytest.mark.slow
@@ -181,3 +266,23 @@ def test_run_evaluation_and_doctor_stop_before_anything_is_written(monkeypatch, 
         FinetuneConfig, [], words_for(shards, tmp_path / "plain", "model.attention=math")
     )
     assert finetune(plain).is_finished()
+
+
+def test_run_and_doctor_look_at_gradients_where_the_backbone_trains(monkeypatch, shards, tmp_path):
+    words = words_for(shards, tmp_path / "run", "train.max_epochs=1")
+    probe = load_config(FinetuneConfig, [], [*words, "train.freeze=backbone"])
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda q, *args, **more: fused(WrongBackward.apply(q, 2), *args, **more),
+    )
+    config = load_config(FinetuneConfig, [], words)
+    match = "backbone.encoder.layers.0.self_attn is off by 100 % of its gradients "
+    with pytest.raises(ValueError, match=f"^{match}"):
+        finetune(config)
+    findings = [str(finding) for finding in diagnose(config)]
+    assert any(line.startswith(f"error   kernels: {match}") for line in findings), findings
+    assert not (tmp_path / "run").exists()
+    assert finetune(probe).is_finished()
+    assert evaluate(probe)

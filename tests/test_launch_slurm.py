@@ -3,7 +3,7 @@ what Slurm does to a job costs at most what was not saved."""
 
 import os
 import re
-from signal import SIGUSR2
+from signal import SIGKILL, SIGSTOP, SIGUSR2
 
 import numpy as np
 import pytest
@@ -41,9 +41,15 @@ def test_two_nodes_of_two_tasks_give_the_losses_of_one_process(
     assert not list((tmp_path / "run").glob(".meeting*"))
 
 
-def test_at_the_time_limit_a_run_is_saved_and_requeued(
+def test_a_hanging_process_and_a_time_limit_have_runs_requeued(
     slurm, project, shards, tmp_path, undisturbed
 ):
+    """A stopped process cannot watch itself: the other one does, and Slurm ends both. Meanwhile
+    another run reaches its time limit, and is saved."""
+    words = long_words(shards, tmp_path / "hanging", "engine.timeout_min=0.25")
+    hanging = Job(project, tmp_path / "log-hanging", "-N2", *words)
+    wait_for_step(hanging, tmp_path / "hanging", 12)
+    os.kill(hanging.processes()[1], SIGSTOP)
     words = long_words(shards, tmp_path / "run")
     job = Job(project, tmp_path / "log", "-N2 --time=5", *words)
     wait_for_step(job, tmp_path / "run", 12)
@@ -55,6 +61,10 @@ def test_at_the_time_limit_a_run_is_saved_and_requeued(
     assert f"saved after a signal: job {job.id} is back in the queue" in job.log
     assert_as_if_undisturbed(tmp_path / "run", undisturbed, at_most_lost=0)
     assert job.facts()["Restarts"] == "1"
+    assert hanging.end() == "COMPLETED", hanging.log
+    assert "process 0: no step for" in hanging.log and "in train_stage" in hanging.log, "its stacks"
+    assert "a process lost the others, or hung: job" in hanging.log
+    assert_as_if_undisturbed(tmp_path / "hanging", undisturbed, at_most_lost=4)
 
 
 def test_a_preempted_run_is_saved_and_requeued(slurm, project, shards, tmp_path, undisturbed):
@@ -109,8 +119,10 @@ def test_a_mistake_is_one_line_and_not_requeued(slurm, project, tmp_path):
     assert job.facts()["Restarts"] == "0" and job.facts()["ExitCode"] == "2:0"
 
 
-def test_runs_packed_into_one_job_save_on_slurms_signal_and_go_on(slurm, project, shards, tmp_path):
-    shared = long_words(shards, tmp_path, "train.max_epochs=10")
+def test_runs_packed_into_one_job_go_on_after_a_signal_and_when_one_is_killed(
+    slurm, project, shards, tmp_path
+):
+    shared = long_words(shards, tmp_path, "train.max_epochs=15")
     words = [f"run.{word}" for word in shared if not word.startswith(("run_dir", "init."))]
     words += [f"run.files.base_ssl={FIXTURES / 'tiny_base_ssl.pt'}", "seeds=[0,1]"]
     words += [f"sweep_dir={tmp_path / 'sweep'}", "strategies=[ssl_new_head]", "runs_at_once=2"]
@@ -125,8 +137,15 @@ def test_runs_packed_into_one_job_save_on_slurms_signal_and_go_on(slurm, project
     assert gpus == {"0", "1"}, "one each"
     # Where Slurm holds processes in cgroups it signals those that srun started, not their children.
     os.kill(job.processes()[0], SIGUSR2)
-    assert job.end() == "COMPLETED", job.log
+    wait_until(lambda: all(events(cell, "resumed") for cell in cells), job)
     assert job.facts()["Restarts"] == "1" and "2 cells, 0 done before" in job.log
+    holder = (cells[0] / "lock.holder").read_text()
+    os.kill(int(re.match(r"process (\d+) ", holder).group(1)), SIGKILL)
+    assert job.end() == "COMPLETED", job.log
+    assert job.facts()["Restarts"] == "2" and "2 cells, 1 done before" in job.log
+    assert "ssl_new_head/seed-0: killed by signal 9 (SIGKILL), often out of memory" in job.log
+    assert f"job {job.id} is back in the queue" in job.log
+    assert len(events(cells[0], "resumed")) == 2 and len(events(cells[1], "resumed")) == 1
     for cell in cells:
         assert events(cell, "resumed") and (cell / "evaluation.json").exists()
         assert not (cell / "error.txt").exists()

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from test_cluster import BATCH_SHELL, STEP, TORCHRUN
 
+from hpc_ecg.distributed import rendezvous
 from hpc_ecg.distributed.ranks import Ranks
 from hpc_ecg.distributed.rendezvous import join_rendezvous
 
@@ -63,6 +64,16 @@ def test_process_0_names_those_that_did_not_come_and_takes_its_file_back(tmp_pat
     assert isinstance(outcomes[0], ValueError)
     assert "2 of 4 processes did not join within 0:00:01 (ranks 1, 3)" in str(outcomes[0])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_for_process_0_says_so_and_at_the_end_what_to_do(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(rendezvous, "NOTE_EVERY_S", 0.1)
+    outcomes = meet(tmp_path, [task(1), task(2)], timedelta(seconds=0.5))
+    for outcome in outcomes:
+        assert isinstance(outcome, ValueError) and "process 0 must have started" in str(outcome)
+        assert "start with srun --kill-on-bad-exit=1" in str(outcome) and "\n" not in str(outcome)
+    for rank in (1, 2):
+        assert caplog.text.count(f"(rank {rank}) waits for process 0, which may have ended") >= 2
 
 
 def test_a_folder_that_not_all_nodes_see_is_named(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from conftest import plan_for
 from test_sharding import bytes_in
 
+from hpc_ecg.jobs import slurm_jobs
 from hpc_ecg.jobs.settings import SlurmJobs
 from hpc_ecg.shards.sharding import shard_ecgs
 
@@ -29,7 +30,10 @@ def test_an_array_of_jobs_writes_the_bytes_of_one_process(slurm, cohort, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "slurm"]
 
 
-def test_a_killed_job_is_named_and_the_same_command_then_succeeds(slurm, cohort, tmp_path):
+def test_a_killed_job_is_named_and_the_same_command_then_succeeds(
+    slurm, cohort, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(slurm_jobs, "RESULT_PATIENCE_S", 2.0)  # this disk shows all at once
     given = spread(cohort, tmp_path / "out", jobs=2)
 
     def kill_second_job():

@@ -250,14 +250,18 @@ def test_the_example_site_file_can_be_sourced_in_the_submitting_shell():
     assert "SBATCH_PARTITION=gpu" in result.stdout and "SBATCH_GPUS_PER_TASK=1" in result.stdout
 
 
+@pytest.mark.parametrize("given", ["absolute", "../the project/slurm"])
 @pytest.mark.parametrize("name", ["finetune.sh", "sweep.sh"])
-def test_a_script_that_is_submitted_from_elsewhere_finds_its_project(environment, tmp_path, name):
+def test_a_script_that_is_submitted_from_elsewhere_finds_its_project(
+    environment, tmp_path, name, given
+):
     project, elsewhere = tmp_path / "the project", tmp_path / "elsewhere"
     shutil.copytree(ROOT / "slurm", project / "slurm")
     (project / "slurm" / "site.sh").write_text("HPC_ECG_PYTHON=echo\n")
     elsewhere.mkdir()
     copy = shutil.copy(ROOT / "slurm" / name, tmp_path / "slurm_script")
-    command = f"   Command={project}/slurm/{name} configs/a.yaml x=/y/z.sh"
+    where = f"{project}/slurm" if given == "absolute" else given
+    command = f"   Command={where}/{name} configs/a.yaml x=/y/z.sh"
     stand_in(tmp_path, "scontrol", f"printf 'JobId=7\\n{command}\\n   WorkDir=/x\\n'")
     inside = environment | {"SLURM_SUBMIT_DIR": str(elsewhere), "SLURM_JOB_ID": "7"}
     run = [["bash", copy, "a=b"], inside, elsewhere]

@@ -111,11 +111,12 @@ OUTER = {
     **{"SLURM_MEM_PER_NODE": "4096", "SLURM_CPU_BIND": "mask_cpu:0x3", "SLURM_TMPDIR": "/tmp/99"},
     **{"SLURM_EXPORT_ENV": "NONE", "SLURM_GPUS_PER_NODE": "1", "SLURM_ARRAY_TASK_ID": "7"},
     **{"SLURMD_NODENAME": "n1", "PMI_RANK": "1", "PMIX_RANK": "1", "SRUN_CPUS_PER_TASK": "2"},
+    **{"SBATCH_CPU_BIND": "quiet", "SBATCH_MEM_BIND_TYPE": "none"},
     **{"SUBMITIT_EXECUTOR": "slurm", "RANK": "1", "MASTER_PORT": "1", "CUDA_VISIBLE_DEVICES": "3"},
 }
 SITE = {
     **{"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "west", "SBATCH_ACCOUNT": "lab"},
-    **{"SRUN_CONTAINER": "c", "PMIX_MCA_gds": "hash", "SQUEUE_FORMAT": "%i"},
+    **{"SLURM_JWT": "a.b.c", "SRUN_CONTAINER": "c", "PMIX_MCA_gds": "hash", "SQUEUE_FORMAT": "%i"},
 }
 
 
@@ -343,6 +344,63 @@ def test_a_sweep_larger_than_the_limit_of_submitted_jobs_goes_on_as_runs_end(tmp
     assert failures == [] and max(in_queue) == 3
     assert queue.names == [task.name for task in tasks]
     assert sorted(task.name for task in done) == queue.names
+
+
+def test_a_sweep_waits_where_other_jobs_fill_the_limit_and_says_so_again_and_again(
+    tmp_path, monkeypatch, caplog
+):
+    """They do between two of its phases, and once all that it has submitted has ended."""
+    caplog.set_level("INFO", logger="hpc_ecg")
+    queue, tasks = Queue(monkeypatch, most=1), tasks_in(tmp_path, 3)
+    with pytest.raises(SubmissionLimit):
+        queue.most = 0
+        run_tasks_on_slurm(tasks[:1], tmp_path, SlurmConfig(), True, print)
+    queue.most = 1
+    assert submit_missing(tasks[:1], tmp_path, SlurmConfig()) == []
+    queue.most, queue.jobs, polls = 0, [], []
+    finish(tasks[0])
+
+    def a_poll(_):
+        polls.append(len(queue.jobs))
+        queue.most = int(len(polls) > 4)
+        if queue.jobs:
+            del queue.jobs[0]
+            finish(next(task for task in tasks if task.name == queue.names[-1]))
+
+    monkeypatch.setattr(slurm_runs.time, "sleep", a_poll)
+    monkeypatch.setattr(slurm_runs, "REPORT_EVERY_S", -1.0)
+    assert run_tasks_on_slurm(tasks, tmp_path, SlurmConfig(), True, lambda _: None) == []
+    assert queue.names == [task.name for task in tasks]
+    lines = [r.getMessage() for r in caplog.records if "not submitted yet" in r.getMessage()]
+    assert "0 jobs running; 2 not submitted yet: job submit limit" in lines
+    assert lines[-1].endswith("1 not submitted yet: others must end first")
+
+
+def test_an_array_waits_where_other_jobs_fill_the_limit_once_it_has_begun(
+    tmp_path, monkeypatch, caplog
+):
+    refusals = iter([False, True, True, False])
+
+    def submit(functions, folder, config, name):
+        if next(refusals):
+            raise SubmissionLimit("job submit limit")
+        (result := tmp_path / f"{functions[0].args[0]}.pkl").write_bytes(
+            pickle.dumps(("success", functions[0]()))
+        )
+        paths = SimpleNamespace(result_pickle=result, stderr=tmp_path / "log")
+        return [SimpleNamespace(job_id="7", paths=paths, cancel=print)]
+
+    pauses = []
+    monkeypatch.setattr(slurm_jobs, "_max_array_size", lambda: 1)
+    monkeypatch.setattr(slurm_jobs, "submit_to_slurm", submit)
+    monkeypatch.setattr(slurm_jobs, "read_queue", lambda _: [])
+    monkeypatch.setattr(slurm_jobs.time, "sleep", pauses.append)
+    jobs = [Job(name=text, function=len, arguments=(text,)) for text in ("a", "bc")]
+    config = SlurmJobs(parameters={"time": 5, "jobs_at_once": 1})
+    outcomes = run_on_slurm(jobs, tmp_path / "w", config)
+    assert [outcome.value for outcome in outcomes] == [1, 2]
+    assert pauses.count(30.0) == 2
+    assert caplog.text.count("job submit limit; trying again in 30 s") == 2
 
 
 def test_without_a_place_for_the_first_job_the_reason_is_said(tmp_path, monkeypatch):

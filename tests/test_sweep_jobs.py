@@ -111,7 +111,20 @@ def test_two_launchers_do_not_submit_at_the_same_time(tmp_path, monkeypatch):
             "PartitionTimeLimit",
             "PartitionTimeLimit (it asks for more time than the partition allows)",
         ),
+        (
+            "PartitionNodeLimit",
+            "PartitionNodeLimit (it asks for more nodes than the partition allows)",
+        ),
         ("JobHeldUser", "JobHeldUser (held; scontrol release starts it)"),
+        (
+            "launch failed requeued held",
+            "launch failed requeued held (held, as its node could not start it; scontrol release "
+            "tries again)",
+        ),
+        (
+            "DependencyNeverSatisfied",
+            "DependencyNeverSatisfied (the job that it waits for failed; cancel it)",
+        ),
         ("SomethingNew", "SomethingNew"),
         ("None", ""),
     ],
@@ -124,6 +137,9 @@ def test_the_launcher_says_how_many_jobs_wait_for_what():
     jobs = [queued(state="R"), *[queued(reason="Priority")] * 2, queued(reason="None")]
     why = "2 jobs waiting: Priority (jobs of higher priority come first)"
     assert describe_queue(jobs) == f"1 job running; {why}; 1 job waiting: submitted"
+    left = "3 not submitted yet: others must end first"
+    assert describe_queue(jobs[:1], 3) == f"1 job running; {left}"
+    assert describe_queue([], 3, "a limit") == "0 jobs running; 3 not submitted yet: a limit"
 
 
 def queued(name="17_0", state="PD", reason="None"):

@@ -7,12 +7,14 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import FIXTURES, long_words
 from faults import sweep_in_a_fork
+from ranks import Fork, become
 from slurm_jobs import _is_told, _processes, command, wait_until
 from test_faults_slurm import tell_cluster
 from test_finetune import events
@@ -106,14 +108,39 @@ def words_of(shards: Path, folder: Path, *more: str) -> list[str]:
     ]
 
 
-def assert_same_results(words: list[str], folder: Path, tmp_path: Path) -> None:
-    """Compare with undisturbed runs, one after the other in this process."""
-    calm_dir = tmp_path / "undisturbed" / "sweep"
-    undisturbed = load_sweep([], [*words, f"sweep_dir={calm_dir}"])
-    for cell in undisturbed.cells:
+class Undisturbed:
+    """`do(words, folder)` in a process of its own, beside the jobs, which mostly wait."""
+
+    def __init__(self, do: Callable[[list[str], Path], None], words: list[str], folder: Path):
+        self.folder = folder / "undisturbed" / "sweep"
+        self.log = folder / "undisturbed.log"
+        arguments = do, self.log, dict(os.environ), words, self.folder
+        self._process = Fork(target=_do, args=arguments, daemon=True)
+        self._process.start()
+
+    def result(self) -> Path:
+        self._process.join(200)
+        assert self._process.exitcode == 0, self.log.read_text()
+        return self.folder
+
+
+def _do(do, log: Path, environment: dict[str, str], words: list[str], folder: Path) -> None:
+    become(log, environment)
+    do(words, folder)
+
+
+def run_cells(words: list[str], folder: Path) -> None:
+    for cell in load_sweep([], [*words, f"sweep_dir={folder}"]).cells:
         run_and_evaluate(cell.run)
+
+
+def assert_same_results(folder: Path, calm_dir: Path) -> None:
+    """Compare with undisturbed runs."""
+    cells = [path.relative_to(calm_dir) for path in calm_dir.glob("*/seed-*")]
+    assert len(cells) == 4
+    for cell in cells:
         for split in ("valid", "test"):
-            name = f"{cell.name}/predictions/{split}.parquet"
+            name = f"{cell}/predictions/{split}.parquet"
             found = pd.read_parquet(folder / name)
             pd.testing.assert_frame_equal(found, pd.read_parquet(calm_dir / name), check_exact=True)
     for name in ("sweep.yaml", "protocol.json"):
@@ -226,14 +253,18 @@ def test_a_killed_run_a_lost_node_a_preemption_and_a_killed_launcher_change_noth
     slurm, shards, tmp_path
 ):
     folder = tmp_path / "sweep"
-    names = ("ssl_new_head", "ssl_linear_probe")
-    settings = (f"strategies=[{','.join(names)}]", "seeds=[0,1,2]", "slurm.partition=low")
+    names = ("ssl_new_head", "afib_keep_head")
+    settings = (f"strategies=[{','.join(names)}]", "seeds=[0,1]", "slurm.partition=low")
     words = words_of(shards, folder, *settings)
     launcher = Launcher(folder, *words)
-    killed, preempted, on_lost_node = (f"ssl_new_head/seed-{seed}" for seed in range(3))
+    cells = [f"{name}/seed-{seed}" for name in names for seed in (0, 1)]
+    killed, preempted, on_lost_node, _ = cells
     for cell in (killed, preempted, on_lost_node):
         launcher.hold(cell, 8)
     launcher.process.kill()
+    pieces = [json.loads(note.read_text())["tasks"] for note in sorted(folder.glob("jobs/*.json"))]
+    assert pieces == [cells[:3], cells[3:]], "MaxArraySize is 3"
+    calm = Undisturbed(run_cells, words, tmp_path)
     os.kill(launcher.processes_of(killed)[0], signal.SIGKILL)
     preempting = ["--partition=main", "--exclusive", f"--nodelist={launcher.node_of(preempted)}"]
     command("sbatch", *preempting, "--output=/dev/null", "--wrap=true")
@@ -248,4 +279,4 @@ def test_a_killed_run_a_lost_node_a_preemption_and_a_killed_launcher_change_noth
     for cell in (killed, preempted, on_lost_node):
         assert events(folder / cell, "resumed"), cell
     assert not list(folder.glob("*/*/error.txt"))
-    assert_same_results(words, folder, tmp_path)
+    assert_same_results(folder, calm.result())

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from slurm_jobs import wait_until
 from test_finetune import same_tensors
-from test_sweep_slurm import Launcher, words_of
+from test_sweep_slurm import Launcher, Undisturbed, words_of
 
 from hpc_ecg.cli import main
 from hpc_ecg.safe_reading import read_json
@@ -39,6 +39,7 @@ def test_a_choice_waits_for_every_trial_and_the_results_are_as_if_undisturbed(
     )
     words = words_of(shards, folder, *settings, "run.train.max_epochs=2")
     launcher = Launcher(folder, *words, "slurm.array_parallelism=1")
+    calm = Undisturbed(run_undisturbed, words, tmp_path)
     wait_until(lambda: launcher.processes_of(killed), launcher)
     os.kill(launcher.processes_of(killed)[0], SIGKILL)
     assert main(["sweep", "cancel", str(folder), cancelled]) == 0
@@ -60,21 +61,20 @@ def test_a_choice_waits_for_every_trial_and_the_results_are_as_if_undisturbed(
     assert {submission.job_name[:12] for submission in last_submissions(folder).values()} == {
         f"hpc_ecg-000{n}" for n in (1, 2, 4, 5)
     }, "the first submission was undone; the fourth trained what the fifth predicts the test of"
-    assert_same(folder, run_undisturbed(words, tmp_path / "undisturbed"))
+    assert_same(folder, calm.result())
 
 
 def kinds(folder: Path) -> dict[str, str]:
     return {state.name: state.kind for state in read_status(folder)}
 
 
-def run_undisturbed(words: list[str], folder: Path) -> Path:
+def run_undisturbed(words: list[str], folder: Path) -> None:
     """The same sweep in this process, without a Slurm."""
     sweep = load_sweep([], [*words, f"sweep_dir={folder}"])
     assert tune(sweep, TaskRunner(run_all=_do_all)) == (True, [])
     sweep = _with_choice(sweep)
     _do_all([task_of_run(cell.name, cell.run) for cell in sweep.cells])
     _do_all(soup_tasks(sweep, TaskRunner(run_all=_do_all)))
-    return folder
 
 
 def _with_choice(sweep: Sweep) -> Sweep:

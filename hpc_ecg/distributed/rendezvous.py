@@ -9,6 +9,7 @@ import json
 import socket
 import time
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
@@ -106,14 +107,18 @@ def connect(file: Path, rank: int, timeout: timedelta) -> tuple[str, TCPStore]:
 
     Returns the host name and the store. ValueError if rank 0 cannot be reached in time.
     """
-    node = socket.gethostname()
-    try:
-        wait_until_seen(file, timeout.total_seconds())
-    except ValueError:
+    node, began = socket.gethostname(), time.monotonic()
+    while (left_s := began + timeout.total_seconds() - time.monotonic()) > 0:
+        with suppress(ValueError):
+            wait_until_seen(file, min(left_s, NOTE_EVERY_S))
+            break
+        logger.warning("%s (rank %d) waits for process 0, which may have ended", node, rank)
+    else:
         raise ValueError(
             f"{node} does not see {file} of process 0 within {timeout}; the folder must lie on a "
-            "disk that all nodes share, and process 0 must have started"
-        ) from None
+            "disk that all nodes share, and process 0 must have started: look at its log, and "
+            "start with srun --kill-on-bad-exit=1, which ends all processes with the first"
+        )
     address = json.loads(file.read_text())
     port = address["port"]
     host = _first_reachable(address["hosts"], port, node)

@@ -14,12 +14,15 @@ REASONS = {
     "Resources": "nodes must become free",
     "Priority": "jobs of higher priority come first",
     "BeginTime": "its start time has not come",
+    "DependencyNever": "the job that it waits for failed; cancel it",
     "Dependency": "another job must end first",
     "JobArrayTaskLimit": "as many run as slurm.array_parallelism allows",
     "JobHeld": "held; scontrol release starts it",
+    "launch failed": "held, as its node could not start it; scontrol release tries again",
     "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
     "BadConstraints": "no node has what it asks for",
     "PartitionTimeLimit": "it asks for more time than the partition allows",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
     "Partition": "the partition is closed",
     "QOS": "a limit of the quality of service",
     "Assoc": "a limit of the account",
@@ -85,10 +88,12 @@ def read_queue(filter_option: str) -> list[QueuedJob]:
     return [QueuedJob(id=id, name=name, state=state, reason=why) for id, name, state, why in rows]
 
 
-def describe_queue(jobs: Collection[QueuedJob]) -> str:
-    """How many jobs run, and how many wait for what."""
+def describe_queue(jobs: Collection[QueuedJob], unsubmitted: int = 0, refusal: str = "") -> str:
+    """How many jobs run, how many wait for what, and how many Slurm does not take yet."""
     reasons = Counter(job.describe_reason() or "submitted" for job in jobs if job.is_pending)
     parts = [f"{count(number, 'job')} waiting: {why}" for why, number in reasons.most_common()]
+    if unsubmitted:
+        parts.append(f"{unsubmitted} not submitted yet: {refusal or 'others must end first'}")
     return "; ".join([f"{count(len(jobs) - reasons.total(), 'job')} running", *parts])
 
 

@@ -5,17 +5,20 @@ reach the new one, whose srun takes it for its own: another job's memory, CPU bi
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES
 from hpc_ecg.jobs.settings import SlurmConfig
 
-OF_JOBS = ("SLURM_", "SLURMD_", "PMI_", "PMIX_", "SUBMITIT_", "SRUN_CPUS_PER_TASK", "SRUN_DEBUG")
+OF_JOBS = ["SLURM_", "SLURMD_", "PMI_", "PMIX_", "SUBMITIT_", "SRUN_CPUS_PER_TASK", "SRUN_DEBUG"]
+OF_JOBS += ["SBATCH_CPU_BIND", "SBATCH_MEM_BIND"]
 OF_GPUS = ("CUDA_VISIBLE_", "ROCR_VISIBLE_", "HIP_VISIBLE_", "GPU_DEVICE_", "ZE_AFFINITY_")
-OF_SITES = ("SLURM_CONF", "SLURM_CLUSTERS", "PMI_FANOUT", "PMI_TIME", "PMIX_MCA_")
+OF_SITES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "PMI_FANOUT", "PMI_TIME", "PMIX_MCA_")
 """How variables begin that Slurm sets for a job or its steps, and exceptions, which sites set."""
 SAME = [["MEM", "MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"], ["ARRAY", "ARRAY_INX"]]
 SAME += [["TIME", "TIMELIMIT"], ["REQUEUE", "NO_REQUEUE"]]
@@ -24,6 +27,8 @@ GPUS = ["GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "GPUS_PER_SOCKET"]
 OF_THE_SCRIPT = ("time", "job_name", "array", "signal", "output", "error", "open_mode", "requeue")
 OF_THE_LAUNCHER = ("array_parallelism", "jobs_at_once", "max_retries", "max_timeouts")
 """Options that every script states, and settings on which a job in the queue does not depend."""
+NOT_IN_PATHS = re.compile(r"%(\d*[A-Za-z]|%)|[\\\n\r]")
+"""What Slurm does not take literally in the path of a log: %j, 5%%, a backslash."""
 
 
 @contextmanager
@@ -38,6 +43,13 @@ def sbatch_environment(config: SlurmConfig) -> Iterator[None]:
         yield
     finally:
         os.environ.update(saved)
+
+
+def check_log_folder(folder: Path) -> None:
+    """Raise ValueError for a folder whose path Slurm would not take literally."""
+    path = str(folder.absolute())
+    if found := NOT_IN_PATHS.search(path):
+        raise ValueError(f"{path}: Slurm replaces {found[0]!r} in paths of logs; rename the folder")
 
 
 def job_settings(config: SlurmConfig) -> dict[str, str]:

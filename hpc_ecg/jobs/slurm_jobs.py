@@ -25,7 +25,7 @@ from hpc_ecg.atomic_io import wait_until_seen
 from hpc_ecg.jobs.job import Job, JobOutcome
 from hpc_ecg.jobs.job_log import last_words
 from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
-from hpc_ecg.jobs.sbatch_environment import job_settings, sbatch_environment
+from hpc_ecg.jobs.sbatch_environment import check_log_folder, job_settings, sbatch_environment
 from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs, time_limit_min
 from hpc_ecg.log import logger
 
@@ -39,8 +39,6 @@ SAME_NAMES += ["signal_delay_s", "array_parallelism"]
 """Settings that submitit's executor calls the same."""
 FULL = re.compile("SubmitJob|Invalid job array spec|temporarily un")
 """What sbatch says when fewer jobs, or the same ones later, would be accepted."""
-NOT_IN_PATHS = re.compile(r"%(\d*[A-Za-z]|%)|[\\\n\r]")
-"""What Slurm does not take literally in the path of a log: %j, 5%%, a backslash."""
 STOPPED_EARLY = [
     'code=$?; [ "$code" -gt 128 ] || exit "$code"',
     'state=$(scontrol --oneliner show job "$SLURM_JOB_ID")',
@@ -72,7 +70,13 @@ def run_on_slurm(jobs: Sequence[Job], folder: Path, slurm: SlurmJobs) -> Iterato
     waiting, pause, room = list(jobs), POLL_S, None
     try:
         while waiting or running:
-            del waiting[: submit_in_pieces(waiting, submit, config, len(running), room)]
+            try:
+                del waiting[: submit_in_pieces(waiting, submit, config, len(running), room)]
+            except SubmissionLimit as error:  # the user's other jobs fill it
+                if len(waiting) == len(jobs):
+                    raise
+                logger.warning("%s; trying again in %.0f s", error, MAX_POLL_S)
+                time.sleep(MAX_POLL_S)
             time.sleep(pause)
             try:
                 queued = {job.id for job in read_queue(f"--name={name}")}
@@ -180,9 +184,7 @@ def sbatch_parameters(config: SlurmConfig, folder: Path, job_name: str) -> dict[
 
     Raises ValueError for a path that Slurm would not take literally, and for too short a time.
     """
-    path = str(folder.absolute())
-    if found := NOT_IN_PATHS.search(path):
-        raise ValueError(f"{path}: Slurm replaces {found[0]!r} in paths of logs; rename the folder")
+    check_log_folder(folder)
     flags = {key: value == "true" or value for key, value in config.options.items()}
     return {name: getattr(config, name) for name in SAME_NAMES} | {
         "job_name": job_name,

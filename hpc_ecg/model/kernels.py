@@ -5,6 +5,7 @@ import copy
 import platform
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ may round the inputs of fp32 to TF32, which has the 10 bits of fp16."""
 ALL_LAYERS = 5
 """Tolerance of the pooled features, in tolerances of a layer. Measured: 1e-7 in fp32, 0.0007 in
 fp16, 0.0075 in bf16."""
+GRADIENT = 4
+"""Tolerance of gradients, in tolerances of a layer: 0.02 in fp32, 0.12 in bf16. Measured: 3e-6 in
+fp32; in bf16 0.027 in a layer, and 0.024 of the pooled features by all matrices of weights."""
+OUTPUT, GRADIENTS = "output", "gradients"
+WHOLE = ("the model", "the compiled model")
 
 
 def explain_attention(
@@ -75,24 +81,54 @@ def check_kernels(
     dtype: torch.dtype,
     has_mask: bool,
     compiled: bool = False,
+    backward: bool = False,
 ) -> str:
     """Compare the model as it will run with the plain fp32 reference on the CPU, in eval mode.
 
     Two made-up records [2, C, S] go through copies of the model, so that neither the model nor a
-    random state changes. Each layer gets the input that it has in the run, so its error is its own.
-    `dtype` is that of the autocast; with `compiled`, compiled layers are compared, too. Returns one
-    line for the log. ValueError names the first layer whose error exceeds `TOLERANCE`, and what to
-    set.
+    random state changes. Each layer gets the input that it has in the run, so its error is its own;
+    with `backward`, also a made-up gradient of its output, and the gradients of its input and
+    weights are compared. `dtype` is that of the autocast; with `compiled`, compiled layers are
+    compared, too. Returns one line for the log. ValueError names the first layer whose error
+    exceeds the tolerance, and what to set.
     """
     attention: Any = model.backbone.encoder.layers[0].self_attn
     kind: str = attention.kind
     if (device.type, dtype, kind, compiled) == ("cpu", torch.float32, "math", False):
         return "kernels: those of the plain fp32 reference"
-    reference, run = (copy.deepcopy(model).eval() for _ in range(2))
+    records = _made_up_records(model.architecture.in_d, num_samples, has_mask)
+    errors = _compare(model, records, device, dtype, compiled, backward)
+    name = str(dtype).removeprefix("torch.")
+    for (layer, what), error in errors.items():
+        limit = TOLERANCE[dtype] * (GRADIENT if what == GRADIENTS else 1)
+        limit *= ALL_LAYERS if (layer in WHOLE and what == OUTPUT) else 1
+        if not error <= limit:
+            remedy = _remedy(layer == WHOLE[1], layer.endswith(".self_attn"), kind, dtype)
+            raise ValueError(
+                f"{layer} is off by {100 * error:.3g} % of its {what} (allowed: {100 * limit:.3g} "
+                f"%) from the plain fp32 reference, in {name} on {device.type} of "
+                f"{platform.node()}: torch {torch.__version__} has a wrong kernel for it; {remedy}"
+            )
+    worst = {what: max(e for (_, w), e in errors.items() if w == what) for _, what in errors}
+    text = f"kernels in {name}: each layer within {worst[OUTPUT]:.1g} of the fp32 reference"
+    return text + (f", its gradients within {worst[GRADIENTS]:.1g}" if backward else "")
+
+
+def _compare(
+    model: ECGClassifier,
+    records: tuple[Tensor, Tensor | None],
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    backward: bool,
+) -> dict[tuple[str, str], float]:
+    """The error of each layer's output and gradients, in the order of the forward pass, and last
+    that of the pooled features."""
+    reference, run = (copy.deepcopy(model).eval().requires_grad_(backward) for _ in range(2))
     for module in reference.cpu().modules():
         if isinstance(module, SelfAttention):
             module.kind = "math"
-    errors: dict[str, float] = {}
+    errors: dict[tuple[str, str], float] = {}
     layers = dict(reference.named_modules())
     hooks = [
         module.register_forward_hook(_comparing(name, layers[name], errors))
@@ -100,59 +136,79 @@ def check_kernels(
         if isinstance(module, SelfAttention)
         or (not list(module.children()) and list(module.parameters()))
     ]
-    ecg_BCS, mask_BS = _made_up_records(model.architecture.in_d, num_samples, has_mask)
-    inputs = (ecg_BCS.to(device), None if mask_BS is None else mask_BS.to(device))
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        pooled_BD = run.features(*inputs)
-        for hook in hooks:
-            hook.remove()
-        limit = TOLERANCE[dtype]
-        wrong = next((name for name, error in errors.items() if not error <= limit), "")
-        if compiled and not wrong:
-            run.compile()
-            pooled_BD = run.features(*inputs)
-            torch._dynamo.reset()  # the run compiles for its own batches, as if first
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        expected_BD = reference.features(ecg_BCS, mask_BS)
-    whole = "the compiled model" if compiled else "the model"
-    errors[whole] = _error(pooled_BD, expected_BD) / ALL_LAYERS
-    if not wrong and not errors[whole] <= limit:
-        wrong, limit = whole, ALL_LAYERS * limit
-        errors[whole] *= ALL_LAYERS
-    name = str(dtype).removeprefix("torch.")
-    if wrong:
-        remedy = _remedy(wrong == whole and compiled, wrong.endswith(".self_attn"), kind, dtype)
-        raise ValueError(
-            f"{wrong} is off by {100 * errors[wrong]:.3g} % of its output (allowed: "
-            f"{100 * limit:.3g} %) from the plain fp32 reference, in {name} on {device.type} of "
-            f"{platform.node()}: torch {torch.__version__} has a wrong kernel for it; {remedy}"
-        )
-    return f"kernels in {name}: each layer within {max(errors.values()):.1g} of the fp32 reference"
+    ecg_BCS = records[0].to(device).requires_grad_(backward)
+    mask_BS = None if records[1] is None else records[1].to(device)
+    with torch.set_grad_enabled(backward):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            pooled_BD = run.features(ecg_BCS, mask_BS)
+            head_hook = _comparing("head", reference.head, errors)
+            head_hook(run.head, (pooled_BD,), run.classify(pooled_BD))
+            for hook in hooks:
+                hook.remove()
+            if compiled:
+                run.compile()
+                pooled_BD = run.features(ecg_BCS, mask_BS)
+        with torch.autocast("cpu", enabled=False):
+            expected_BD = reference.features(*records)
+        whole = WHOLE[compiled]
+        errors[whole, OUTPUT] = _error(pooled_BD, expected_BD)
+        if backward:
+            errors[whole, GRADIENTS] = _gradient_error(
+                pooled_BD, _weights(run.backbone), expected_BD, _weights(reference.backbone)
+            )
+    if compiled:
+        torch._dynamo.reset()  # the run compiles for its own batches, as if first
+    return errors
 
 
-def _comparing(name: str, reference: nn.Module, errors: dict[str, float]) -> Any:
-    """A hook that notes the error of a layer's output, without the padded tokens of attention."""
+def _weights(module: nn.Module) -> list[Tensor]:
+    """The parameters of a layer, or the matrices of a module with layers: the gradient of a bias
+    may be zero there (that of attention's keys is)."""
+    return [p for p in module.parameters() if p.ndim > 1 or not list(module.children())]
+
+
+def _comparing(
+    name: str, reference: nn.Module, errors: dict[tuple[str, str], float]
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    """A hook that notes the error of a layer's output, without the padded tokens of attention, and
+    of its gradients."""
 
     def compare(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        plain: list[Any] = [x if x is None else x.cpu() for x in inputs]
+        plain: list[Any] = [x if x is None else x.detach().cpu() for x in inputs]
+        plain[0] = plain[0].float().requires_grad_(output.requires_grad)
         mask_BT = plain[1] if isinstance(module, SelfAttention) else None
         with torch.autocast("cpu", enabled=False):
-            expected = reference(plain[0].float(), *plain[1:])
+            expected = reference(*plain)
         if mask_BT is not None:
             output, expected = output.cpu()[~mask_BT], expected[~mask_BT]
-        errors.setdefault(name, _error(output, expected))
+        errors[name, OUTPUT] = _error(output, expected)
+        if output.requires_grad:
+            ours, theirs = [inputs[0], *_weights(module)], [plain[0], *_weights(reference)]
+            errors[name, GRADIENTS] = _gradient_error(output, ours, expected, theirs)
 
     return compare
+
+
+def _gradient_error(
+    output: Tensor, ours: list[Tensor], expected: Tensor, theirs: list[Tensor]
+) -> float:
+    """The largest error among the gradients, for one made-up gradient of the output."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(expected.shape, generator=generator).to(output.dtype)
+    found = torch.autograd.grad(output, ours, noise.to(output.device), retain_graph=True)
+    wanted = torch.autograd.grad(expected, theirs, noise.float())
+    pairs = zip(found, wanted, strict=True)
+    return float(torch.tensor([_error(*pair) for pair in pairs]).max())  # NaN counts as largest
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
     """Norm of the difference, relative to that of `expected` (an output of about 0 counts little);
     0 where weights overflow fp32, which the first step reports."""
-    expected = expected.double()
+    found, expected = found.detach().cpu().double(), expected.detach().double()
     if not bool(expected.isfinite().all()):
         return 0.0
     scale = expected.norm() + 1e-3 * expected.numel() ** 0.5
-    return float((found.cpu().double() - expected).norm() / scale)
+    return float((found - expected).norm() / scale)
 
 
 def _made_up_records(

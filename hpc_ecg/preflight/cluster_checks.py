@@ -20,6 +20,7 @@ from torch import distributed
 import hpc_ecg
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
+from hpc_ecg.jobs.sbatch_environment import check_log_folder
 from hpc_ecg.log import describe_error, printable
 from hpc_ecg.reporting.numbers import count
 
@@ -116,6 +117,17 @@ def check_versions(config: EngineConfig) -> list[Finding]:
     versions += [f"CUDA {torch.version.cuda}"] if torch.version.cuda else []
     versions += [f"NVIDIA driver {DRIVER.read_text().strip()}"] if DRIVER.exists() else []
     return [Finding("ok", "versions", ", ".join(versions))]
+
+
+def check_logs() -> list[Finding]:
+    """A job that is submitted here with slurm/finetune.sh can open its log."""
+    if Path("slurm/finetune.sh").is_file() and "SBATCH_OUTPUT" not in os.environ:
+        try:
+            check_log_folder(Path())
+        except ValueError as error:
+            text = f"{error}, or source slurm/site.sh (from site.example.sh) before sbatch"
+            return [Finding("warning", "logs", f"{text}: the job would fail without a log")]
+    return []
 
 
 def check_gpus(config: EngineConfig) -> list[Finding]:

@@ -34,7 +34,7 @@ from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedData, PreparedRun
 from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import trains_head_only
-from hpc_ecg.training.try_kernels import try_kernels
+from hpc_ecg.training.try_kernels import try_kernels_of_run
 
 HARDWARE = "hardware"
 MIN_SHARDS = 4
@@ -178,9 +178,9 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
 
 
 def check_node(config: EngineConfig) -> list[Finding]:
-    """Each process by itself: versions and GPUs."""
+    """Each process by itself: versions, GPUs and where jobs are submitted."""
     versions = attempt("versions", cluster.check_versions, config)
-    return [*versions, *attempt("gpus", cluster.check_gpus, config)]
+    return [*versions, *attempt("gpus", cluster.check_gpus, config), *cluster.check_logs()]
 
 
 def check_data(data: PreparedData, ranks: Ranks) -> list[Finding]:
@@ -232,6 +232,4 @@ def run_checks(
 
 def _check_kernels(engine: Engine, prepared: PreparedRun) -> list[Finding]:
     """Collective: the kernels run on every node, and are right there."""
-    model, compiled = prepared.start.model, engine.config.compile
-    lines = try_kernels(engine, model, prepared.data.train, compiled)
-    return [Finding("ok", "kernels", "; ".join(lines))]
+    return [Finding("ok", "kernels", "; ".join(try_kernels_of_run(engine, prepared)))]

@@ -8,7 +8,6 @@ holds neither the results nor an error.
 import time
 import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,8 +58,13 @@ def run_tasks_on_slurm(
     on_done: Callable[[Task], None],
 ) -> list[str]:
     """Submit the tasks that are not done; with `wait`, returns a line for each that failed."""
-    todo = [task for task in tasks if not task.is_done()]
-    waiting = submit_missing(todo, folder, config)
+    waiting = todo = [task for task in tasks if not task.is_done()]
+    try:
+        waiting = submit_missing(todo, folder, config)
+    except SubmissionLimit as error:
+        if not wait or not last_submissions(folder):
+            raise
+        logger.warning("%s", error)  # a sweep that has begun waits
     when = "as others end" if wait else "by the next start of the sweep"
     if waiting:
         logger.info("%d more are submitted %s", len(waiting), when)
@@ -133,7 +137,7 @@ def _watch(
 ) -> list[str]:
     left = {task.name: task for task in tasks}
     tries = {name: Tries() for name in left}
-    failures, pause, reported = [], POLL_S, time.monotonic()
+    failures, pause, reported, refusal = [], POLL_S, time.monotonic(), ""
     with progress_bar("runs", len(left)) as advance:
         while left:
             time.sleep(pause)
@@ -143,7 +147,7 @@ def _watch(
                 continue
             if time.monotonic() - reported > REPORT_EVERY_S:
                 reported = time.monotonic()
-                logger.info("%s", describe_queue(queue.values()))
+                logger.info("%s", describe_queue(queue.values(), len(waiting), refusal))
             _allow_excluded_nodes(queue, tries, config)
             lost = []
             submitted = {name: task for name, task in left.items() if task not in waiting}
@@ -162,8 +166,11 @@ def _watch(
                 advance()
             if lost:
                 waiting += _submit_again(lost, tries, folder, config)
-            with suppress(SubmissionLimit, SlurmUnavailable):
+            try:
                 waiting = submit_missing(waiting, folder, config, max(len(ended) - len(lost), 1))
+                refusal = ""
+            except (SubmissionLimit, SlurmUnavailable) as error:  # other jobs of the user fill it
+                refusal = str(error)
     return failures
 
 

@@ -19,7 +19,7 @@ from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.run_state import restore_progress, start_run
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import enter_stage, stages_left
-from hpc_ecg.training.try_kernels import try_kernels
+from hpc_ecg.training.try_kernels import try_kernels_of_run
 
 logger = logging.getLogger("hpc_ecg")
 
@@ -49,8 +49,7 @@ def finetune(config: FinetuneConfig, before_training: BeforeTraining | None = No
 
     with _joined_engine(folder, prepared) as (engine, signals):
         # 3. All processes have joined: try the kernels, run the doctor, claim the folder.
-        model, train = prepared.start.model, prepared.data.train
-        for line in try_kernels(engine, model, train, config.engine.compile):
+        for line in try_kernels_of_run(engine, prepared):
             logger.info(line)
         if before_training:
             before_training(engine, prepared)

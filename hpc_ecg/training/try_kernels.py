@@ -9,14 +9,27 @@ from hpc_ecg.model.attention import SelfAttention
 from hpc_ecg.model.kernels import check_kernels, explain_attention
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.prepare import PreparedRun
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def try_kernels_of_run(engine: Engine, prepared: PreparedRun) -> list[str]:
+    """`try_kernels` for what this run computes: backward, unless only the head trains."""
+    backward = not all(stage.is_probe for stage in prepared.stages)
+    model, train = prepared.start.model, prepared.data.train
+    return try_kernels(engine, model, train, engine.config.compile, backward)
+
+
 def try_kernels(
-    engine: Engine, model: ECGClassifier, dataset: Dataset, compiled: bool = False
+    engine: Engine,
+    model: ECGClassifier,
+    dataset: Dataset,
+    compiled: bool = False,
+    backward: bool = False,
 ) -> list[str]:
-    """Which attention kernel runs, and how far the layers are from the fp32 reference. Collective.
+    """Which attention kernel runs, and how far the layers are from the fp32 reference, `backward`,
+    too. Collective.
 
     Each process compares, since nodes may differ. `model` is not wrapped yet, and does not change;
     `compiled`: the run compiles it. ValueError on all processes, with the host's name: a kernel
@@ -29,7 +42,7 @@ def try_kernels(
     lines, failure = [], ""
     try:
         lines.append(explain_attention(attention, tokens, device, dtype, has_mask))
-        lines.append(check_kernels(model, samples, device, dtype, has_mask, compiled))
+        lines.append(check_kernels(model, samples, device, dtype, has_mask, compiled, backward))
     except (ValueError, RuntimeError) as error:  # passed on, so that nobody waits for this process
         failure = str(error)
     for text in filter(None, engine.gather_objects([failure])):
