@@ -43,7 +43,7 @@ from hpc_ecg.evaluation.comparisons import (
 )
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.families import compare_strategies, correct_best, probability_best
-from hpc_ecg.evaluation.metrics import RANKING_METRICS
+from hpc_ecg.evaluation.metrics import RANKING_METRICS, is_weighted
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.log import logger
 from hpc_ecg.sweep.folder import read_note
@@ -176,6 +176,8 @@ def _compare_by_delong(
     if scorer.task == "regression" or len(scorer.label_names) != 1:
         return []
     k = scorer.test.labels.index(scorer.label_names[0])
+    if is_weighted(scorer.test.weights(k)):  # it takes no weights: the bootstrap stands for it
+        return []
     label_N = scorer.test.label_NK[:, k]
     is_known_N = ~np.isnan(label_N)
     logits = {name: model.logit_NK[is_known_N, k] for name, model in ensembles.items()}

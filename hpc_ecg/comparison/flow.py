@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from hpc_ecg.cohort.censoring import describe_censoring
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.log import describe_error
@@ -29,6 +30,7 @@ class CohortFlow:
     """Records that were kept, by what is remarkable about them."""
     signal: str
     index_sha256: str
+    on_censoring: str = ""
 
 
 def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFlow | str:
@@ -48,6 +50,7 @@ def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFl
         flags={str(k): int(n) for k, n in shards.description.get("flags", {}).items()},
         signal=describe_signal(shards.signal),
         index_sha256=shards.index_sha256,
+        on_censoring=describe_censoring(shards.description.get("censoring")),
     )
 
 

@@ -11,7 +11,7 @@ stands in one block at the end and in cost.csv alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ def write_comparison(
     learning = learning_curves(comparison)
     figures = draw_figures(comparison, curves, learning)
     flow = read_flow(read_resolved_settings(comparison.runs[0].folder), allow_pipe)
+    if not isinstance(flow, str) and flow.on_censoring:
+        comparison = replace(comparison, warnings=[*comparison.warnings, flow.on_censoring + "."])
     tuning = read_tuning(sweep_dir)
     tables = build_tables(comparison, curves, learning, flow, tuning)
     paths = ReportPaths(

@@ -145,7 +145,7 @@ def is_better(pair: Difference) -> bool:
 
 
 def _count(test: Predictions, k: int, task: str) -> dict[str, Any]:
-    counts = count_label(test.label_NK[:, k], test.patient_N)
+    counts = count_label(test.label_NK[:, k], test.patient_N, test.weights(k))
     if task == "regression":
         return {name: counts[name] for name in ("n", "n_missing", "n_patients")}
     return counts

@@ -29,13 +29,13 @@ def decision_curve(sample: LabelSample, threshold_T: FloatArray = THRESHOLDS) ->
     value_NT = _benefits(sample.labels_N, sample.probabilities_N, threshold_T)
     sums_RT = sample.sum_replicates(np.column_stack([value_NT, np.ones(len(sample))]))
     low_T, high_T = np.quantile(sums_RT[:, :-1] / sums_RT[:, -1:], TAILS, axis=0)
-    everybody_T = net_benefit(sample.labels_N, np.ones(len(sample)), threshold_T)
+    everybody_NT = _benefits(sample.labels_N, np.ones(len(sample)), threshold_T)
     return {
         "threshold": threshold_T.tolist(),
-        "net_benefit": value_NT.mean(axis=0).tolist(),
+        "net_benefit": np.average(value_NT, axis=0, weights=sample.weights_N).tolist(),
         "low": low_T.tolist(),
         "high": high_T.tolist(),
-        "treat_all": everybody_T.tolist(),
+        "treat_all": np.average(everybody_NT, axis=0, weights=sample.weights_N).tolist(),
         "treat_none": [0.0] * len(threshold_T),
     }
 

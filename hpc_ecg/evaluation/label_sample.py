@@ -14,15 +14,19 @@ from hpc_ecg.evaluation.intervals import bootstrap_interval, few_patients_warnin
 from hpc_ecg.evaluation.metrics import (
     RANKING_METRICS,
     FloatArray,
+    auprc,
+    auroc,
+    brier,
     check_finite,
     check_probabilities,
     count_label,
     has_label,
+    log_loss,
 )
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, ranking_replicates, sum_replicates
 
-PER_RECORD = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N")
+PER_RECORD = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N", "weights_N")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,12 @@ class LabelSample:
     """Columns of multiplicity_RP."""
     multiplicity_RP: NDArray
     groups: dict[str, NDArray]
+    weights_N: FloatArray = None  # type: ignore[assignment]
+    """Against censoring; 1 if none are given."""
+
+    def __post_init__(self) -> None:
+        if self.weights_N is None:
+            object.__setattr__(self, "weights_N", np.ones(len(self)))
 
     @classmethod
     def from_predictions(cls, predictions: Predictions, k: int, resamples: Resamples) -> Self:
@@ -54,6 +64,7 @@ class LabelSample:
             probabilities_N=probabilities_N[keep_N].astype(np.float64),
             patient_N=resamples.patient_N[keep_N],
             multiplicity_RP=resamples.multiplicity_RP,
+            weights_N=predictions.weights(k)[keep_N],
             groups={g: values_N[keep_N] for g, values_N in predictions.groups.items()},
         )
 
@@ -74,13 +85,23 @@ class LabelSample:
         """The patients whose chance dominates that of a ranking metric."""
         return min(self.num_patients(self.labels_N == 1), self.num_patients(self.labels_N == 0))
 
+    def rankings(self) -> dict[str, float]:
+        """AUROC and AUPRC."""
+        data = self.labels_N, self.logits_N, self.weights_N
+        return {"auroc": auroc(*data), "auprc": auprc(*data)}
+
+    def losses(self) -> dict[str, float]:
+        """Brier score and log loss."""
+        data = self.labels_N, self.probabilities_N, self.weights_N
+        return {"brier": brier(*data), "log_loss": log_loss(*data)}
+
     def replicates(self) -> dict[str, FloatArray]:
         """AUROC, AUPRC, Brier score and log loss in every replicate."""
         return self.ranking_replicates() | self.loss_replicates()
 
     def ranking_replicates(self) -> dict[str, FloatArray]:
         return ranking_replicates(
-            self.labels_N, self.logits_N, self.patient_N, self.multiplicity_RP
+            self.labels_N, self.logits_N, self.patient_N, self.multiplicity_RP, self.weights_N
         )
 
     def loss_replicates(self) -> dict[str, FloatArray]:
@@ -92,7 +113,8 @@ class LabelSample:
         return {"brier": brier_R / count_R, "log_loss": loss_R / count_R}
 
     def sum_replicates(self, values_NV: FloatArray) -> FloatArray:
-        """[R, V]: the sum of each column in every replicate."""
+        """[R, V]: the weighted sum of each column in every replicate."""
+        values_NV = values_NV * self.weights_N[:, None]
         return sum_replicates(values_NV, self.patient_N, self.multiplicity_RP)
 
 

@@ -68,7 +68,8 @@ class BestWeights:
         fits: dict[str, dict[str, Any]] = {}
         for k, name in enumerate(self.valid.label_names):
             try:
-                fits[name] = fit_calibration(labels_NK[:, k], logits_NK[:, k], kind, name)
+                data = labels_NK[:, k], logits_NK[:, k], kind, name
+                fits[name] = fit_calibration(*data, self.valid.weights_NK[:, k].astype(float))
             except ValueError as error:
                 logger.warning("not calibrated: %s", error)
                 fits[name] = {"kind": "none", "slope": 1.0, "offset": 0.0, "reason": str(error)}

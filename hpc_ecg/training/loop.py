@@ -108,8 +108,12 @@ def train_step(
     engine.seed_dropout(seed_of_step(config.seed, batch.step, engine.rank))
     return engine.take_step(
         batch,
-        partial(loss_sum, config=config.loss),
-        divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), config.loss),
+        lambda logits, targets, weights: loss_sum(logits, targets, config.loss, weights),
+        divide_by=normalizer(
+            torch.from_numpy(batch.global_labels_BK),
+            config.loss,
+            torch.from_numpy(dataset.weights_NK[batch.positions]),
+        ),
         millivolts_per_count=dataset.millivolts_per_count,
         transform=TrainingTransform(
             dataset=prepared.data.train, augment=config.augment, seed=config.seed, step=batch.step

@@ -2,6 +2,8 @@
 
 # N records, K labels
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.loader import collate, empty_rows, prefetch_in_order
 from hpc_ecg.data.sampler import slice_of_rank
+from hpc_ecg.evaluation.metrics import auprc, auroc
 from hpc_ecg.evaluation.predictions import Predictions, as_group
 from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.model.settings import LossConfig
@@ -81,17 +84,24 @@ def score_validation(
     in float32.
     """
     logits, targets = torch.from_numpy(logits_NK), torch.from_numpy(dataset.labels_NK)
-    scores = {"loss": float(loss_sum(logits, targets, loss)) / normalizer(targets, loss)}
+    weights = torch.from_numpy(dataset.weights_NK)
+    total = float(loss_sum(logits, targets, loss, weights))
+    scores = {"loss": total / normalizer(targets, loss, weights)}
     if task == "regression":
         return scores
-    by_label = []
+    by_label: list[tuple[Any, Any]] = []
     for k in range(logits.shape[1]):
         known = ~torch.isnan(targets[:, k])
         truth = targets[known, k].long()
-        if 0 < int(truth.sum()) < len(truth):
+        if not 0 < int(truth.sum()) < len(truth):
+            continue
+        if dataset.is_weighted:  # torchmetrics takes no weights
+            data = truth.numpy(), logits[known, k].numpy(), weights[known, k].numpy()
+            by_label.append((auroc(*data), auprc(*data)))
+        else:
             probability = torch.sigmoid(logits[known, k].double())
             by_label.append(
                 (binary_auroc(probability, truth), binary_average_precision(probability, truth))
             )
-    auroc, auprc = torch.tensor(by_label, dtype=torch.float64).mean(0).tolist()
-    return scores | {"auroc": auroc, "auprc": auprc}
+    means = torch.tensor(by_label, dtype=torch.float64).mean(0).tolist()
+    return scores | dict(zip(("auroc", "auprc"), means, strict=True))
