@@ -182,11 +182,13 @@ def describe_censoring(censoring: dict[str, Any] | None) -> str:
     ecgs, weights = f"{censoring['label']}: {count(censoring['ecgs'], 'ECG')}", censoring["weights"]
     if weights:
         model = weights["model"]
-        how = model if isinstance(model, str) else f"a logistic model on {', '.join(model)}"
+        how = f"{model}, which takes it for independent of risk"
+        if not isinstance(model, str):
+            how = f"a logistic model on {', '.join(model)}"
         return (
             f"{ecgs} censored before the end of the window; those with a label are weighted for "
             "them by the inverse probability of being followed for as long "
-            f"({how}, fitted on training patients; {weights['cut']:,} cut at {weights['cut_at']:g})"
+            f"({how}; fitted on training patients; {weights['cut']:,} cut at {weights['cut_at']:g})"
         )
     done = "left out" if censoring["rule"] == "exclude" else "without a label"
     return (

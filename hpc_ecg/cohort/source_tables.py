@@ -108,8 +108,8 @@ def check_options(rules: Rules, sources: SourceTables) -> None:
         raise ValueError("--follow-up FOLLOW needs --followed-until or --died, a column of it")
     if (has_end or rules.death == "censored") != (rules.censored is not None):
         raise ValueError(
-            "--censored exclude, missing or ipcw: needed with --followed-until and "
-            "--death censored, without effect otherwise"
+            "--censored exclude, missing or ipcw: needed with --followed-until and --death "
+            "censored, without effect otherwise"
         )
 
 

@@ -37,7 +37,7 @@ class MicroBatch:
     positions: np.ndarray
     labels_nK: np.ndarray
     weights_nK: np.ndarray | None = None
-    """Of the labels, against censoring."""
+    """Of the labels, against censoring; always there for training."""
     weight: float = 1.0
 
 

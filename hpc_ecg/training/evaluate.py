@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from hpc_ecg.cohort.table import WEIGHT_PREFIX
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.settings import DataConfig
@@ -114,7 +113,7 @@ def evaluate_weights(
     data = replace(data, labels=data.labels or names)
     opened, columns = open_shards(data)
     _check_fits_weights(opened, columns, checkpoint, names, weights)
-    renamed = {WEIGHT_PREFIX + a: WEIGHT_PREFIX + b for a, b in zip(columns, names, strict=False)}
+    renamed = {f"ipcw.{a}": f"ipcw.{b}" for a, b in zip(columns, names, strict=False)}
     opened = replace(opened, index=opened.index.rename(columns=renamed))
     about = {"split": split, "shards": opened.name, "data_index_sha256": opened.index_sha256}
     about["note"] = _check_unseen(RunFolder(config.run_dir), opened, split)

@@ -108,7 +108,9 @@ def train_step(
     engine.seed_dropout(seed_of_step(config.seed, batch.step, engine.rank))
     return engine.take_step(
         batch,
-        lambda logits, targets, weights: loss_sum(logits, targets, config.loss, weights),
+        lambda logits, targets, micro: loss_sum(
+            logits, targets, config.loss, torch.as_tensor(micro.weights_nK, device=logits.device)
+        ),
         divide_by=normalizer(
             torch.from_numpy(batch.global_labels_BK),
             config.loss,
