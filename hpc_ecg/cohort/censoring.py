@@ -39,14 +39,6 @@ class WeightPlan:
     fractions: Fractions = SplitPlan.fractions
     split_seed: int = SplitPlan.seed
 
-    @property
-    def policy(self) -> dict[str, Any]:
-        """As `Assignment.policy` has it."""
-        if self.split is not None:
-            return {"column": self.split}
-        fractions = list(self.fractions)
-        return {"hash_of": "patient", "fractions": fractions, "seed": self.split_seed}
-
 
 def weigh(
     labelled: pd.DataFrame, given: pd.DataFrame, patients: pd.Series, plan: WeightPlan, path: Path
@@ -60,10 +52,12 @@ def weigh(
     names = plan.censoring_model.split(",") if plan.censoring_model else []
     check_columns(given, [*names, *([plan.split] if plan.split else [])], path)
     given, patients = given.loc[labelled.index], patients.loc[labelled.index]
-    if plan.split is None:
+    policy: dict[str, Any] = {"fractions": list(plan.fractions), "seed": plan.split_seed}
+    if plan.split is None:  # policies as `Assignment.policy` has them
         splits = split_by_hash(patients, plan.fractions, plan.split_seed)
+        policy |= {"hash_of": "patient"}
     else:
-        splits = split_as_given(given[plan.split], plan.split)
+        splits, policy = split_as_given(given[plan.split], plan.split), {"column": plan.split}
     time_N, is_censored_N = labelled["exit_days"].to_numpy(), labelled["label"].isna().to_numpy()
     is_train_N = np.array(splits) == "train"
     if not (is_train_N & ~is_censored_N).any():
@@ -78,7 +72,7 @@ def weigh(
     mean = float(weight_N[is_train_N & ~is_censored_N].mean())
     return (weight_N / mean).round(6), {
         "model": names or "Kaplan–Meier",
-        "split": plan.policy,
+        "split": policy,
         "training_ecgs": int(is_train_N.sum()),
         "cut": int((~is_censored_N & (followed_N * MAX_WEIGHT < 1)).sum()),
         "cut_at": MAX_WEIGHT,

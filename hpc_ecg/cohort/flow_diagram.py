@@ -80,8 +80,8 @@ def write_flow(
 ) -> list[Path]:
     """Write .flow.txt, .flow.svg and .flow.json (with rules and digests) beside the table `out`."""
     text, picture, data = (out.with_suffix(f".flow.{end}") for end in ("txt", "svg", "json"))
-    facts = {"rules": asdict(rules), "flow": asdict(flow), "weights": weights}
-    warning = describe_censoring(censoring_of(facts, sources.label))
+    censoring = {"rules": asdict(rules), "flow": asdict(flow), "weights": weights}
+    warning = describe_censoring(censoring_of(censoring, sources.label))
     notes = [*notes, *[f"! {warning}"] * bool(warning)]
     write_text(text, flow_text(flow, notes))
     write_text(picture, flow_svg(flow, warning))

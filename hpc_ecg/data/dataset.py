@@ -45,7 +45,6 @@ class Dataset:
         self.labels_NK = index[columns].to_numpy(np.float32, copy=True)
         ones_N = pd.Series(1.0, index.index)
         weights = [index.get(WEIGHT_PREFIX + name, ones_N) for name in label_names]
-        self.is_weighted = any(WEIGHT_PREFIX + name in index for name in label_names)
         self.weights_NK = np.stack(weights, axis=1).astype(np.float32)
         self.records: list[str] = index["record"].tolist()
         self.patients: list[str] = index["patient"].tolist()

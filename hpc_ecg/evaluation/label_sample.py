@@ -39,12 +39,8 @@ class LabelSample:
     """Columns of multiplicity_RP."""
     multiplicity_RP: NDArray
     groups: dict[str, NDArray]
-    weights_N: FloatArray = None  # type: ignore[assignment]
-    """Against censoring; 1 if none are given."""
-
-    def __post_init__(self) -> None:
-        if self.weights_N is None:
-            object.__setattr__(self, "weights_N", np.ones(len(self)))
+    weights_N: FloatArray
+    """Against censoring, or 1."""
 
     @classmethod
     def from_predictions(cls, predictions: Predictions, k: int, resamples: Resamples) -> Self:

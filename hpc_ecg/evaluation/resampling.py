@@ -63,19 +63,21 @@ def ranking_replicates(
 ) -> dict[str, FloatArray]:
     """AUROC and AUPRC of every replicate; NaN where a replicate holds one class only."""
     order_N = np.lexsort((labels_N == 0, -scores_N))
-    sorted_patient_N, row_N = patient_N[order_N].astype(np.int64), np.arange(len(order_N))
+    sorted_patient_N = patient_N[order_N].astype(np.int64)
+    weight_N1 = (
+        None if weights_N is None or not is_weighted(weights_N) else weights_N[order_N, None]
+    )
     group_K3 = _tied_groups(scores_N[order_N], labels_N[order_N] == 1)
     value_2R = np.empty((2, len(multiplicity_RP)))
     for start in range(0, len(multiplicity_RP), BLOCK):
         block = slice(start, start + BLOCK)
         draws_PB = np.ascontiguousarray(multiplicity_RP[block].T)
-        if weights_N is not None and is_weighted(weights_N):
-            draws_NB = draws_PB[sorted_patient_N] * weights_N[order_N, None]
-            zeros_B = np.zeros(draws_NB.shape[1])
-            value_2R[:, block] = _compiled("float64")(row_N, group_K3, draws_NB, zeros_B)
-            continue
-        zeros_B = np.zeros(draws_PB.shape[1], np.int64)
-        value_2R[:, block] = _compiled("uint8")(sorted_patient_N, group_K3, draws_PB, zeros_B)
+        columns, zeros_B = (sorted_patient_N, group_K3, draws_PB), np.zeros(draws_PB.shape[1])
+        if weight_N1 is not None:  # each record is drawn on its own
+            draws_NB = draws_PB[sorted_patient_N] * weight_N1
+            columns = np.arange(len(order_N)), group_K3, draws_NB
+        kind = np.int64 if weight_N1 is None else np.float64
+        value_2R[:, block] = _compiled(str(columns[2].dtype))(*columns, zeros_B.astype(kind))
     return {"auroc": value_2R[0], "auprc": value_2R[1]}
 
 

@@ -34,7 +34,7 @@ class BestTracker:
             raise ValueError(
                 f"data.task={task} needs loss.name={' or '.join(suitable)}, got {loss.name}"
             )
-        if loss.ipcw and (task == "regression" or not valid.is_weighted):
+        if loss.ipcw and (task == "regression" or (valid.weights_NK == 1).all()):
             raise ValueError(
                 f"loss.ipcw=true needs a yes/no label with a column ipcw.{valid.label_names[0]} in "
                 "the shards; make it with hpc-ecg cohort --censored ipcw"

@@ -95,9 +95,10 @@ def score_validation(
         truth = targets[known, k].long()
         if not 0 < int(truth.sum()) < len(truth):
             continue
-        if dataset.is_weighted:  # torchmetrics takes no weights
+        if (dataset.weights_NK != 1).any():  # torchmetrics takes no weights
             data = truth.numpy(), logits[known, k].numpy(), weights[known, k].numpy()
-            by_label.append((auroc(*data), auprc(*data)))
+            constant = np.ptp(data[1]) == 0  # as at the first step of some heads
+            by_label.append((0.5 if constant else auroc(*data), 0.0 if constant else auprc(*data)))
         else:
             probability = torch.sigmoid(logits[known, k].double())
             by_label.append(
