@@ -68,10 +68,11 @@ def compare(
 
     # 2. score every run on the same draws of patients
     scorer = Scorer.for_test_set(runs[0].test, replicates, seed)
+    scorer = replace(scorer, fixed={run.strategy for run in runs if run.is_fixed})
     keys = [(run.strategy, run.seed) for run in runs]
     scored = dict(zip(keys, scorer.score_labels([run.test for run in runs]), strict=True))
     means = {key: scorer.mean(by_label) for key, by_label in scored.items()}
-    scores = group_by_strategy(scorer.metrics, means)
+    scores = group_by_strategy(scorer.metrics, means, scorer.fixed)
 
     # 3. rank the strategies, and compare all pairs
     metric = scorer.metrics[0]

@@ -3,6 +3,7 @@
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.evaluation.intervals import FEW_PATIENTS
 from hpc_ecg.reporting.numbers import count, join_names
+from hpc_ecg.sweep.folder import ONE_RUN
 
 
 def collect_warnings(comparison: Comparison) -> list[str]:
@@ -36,8 +37,14 @@ def _few_patients(comparison: Comparison) -> list[str]:
 
 
 def _few_seeds(comparison: Comparison) -> list[str]:
-    texts = []
-    if single := [s.name for s in comparison.strategies if len(s.seeds) == 1]:
+    texts, fixed = [], {run.strategy for run in comparison.runs if run.is_fixed}
+    texts += [f"{name}: {ONE_RUN}." for name in sorted(fixed)]
+    for s in comparison.strategies:
+        values = list(s.per_seed[comparison.metric].values())
+        if len(values) > 1 and len(set(values)) == 1:
+            texts.append(f"All seeds of {s.name} gave the same result: they count as one run.")
+    varied = [s for s in comparison.strategies if s.name not in fixed]
+    if single := [s.name for s in varied if len(s.seeds) == 1]:
         texts.append(
             f"Only one seed for {_join(single, comparison)}: these intervals cover the chance of "
             "the test patients, not that of training. Run more seeds."
@@ -50,7 +57,7 @@ def _few_seeds(comparison: Comparison) -> list[str]:
             f"Only two seeds for {_join(double, comparison)}: too few to judge a difference; "
             f"{risk}."
         )
-    if len({tuple(s.seeds) for s in comparison.strategies}) > 1:
+    if len({tuple(s.seeds) for s in varied}) > 1:
         texts.append(
             "Strategies have different seeds: their means are compared, not paired by seed."
         )

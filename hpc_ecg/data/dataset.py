@@ -140,7 +140,8 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
     _check_patients_apart(shards)
     if config.label_fraction < 1:
         is_class = config.task != "regression"
-        index = keep_label_fraction(shards.index, names, config.label_fraction, is_class)
+        share, seed = config.label_fraction, config.label_seed or 0
+        index = keep_label_fraction(shards.index, names, share, is_class, seed)
         shards = replace(shards, index=index)
     return shards, names
 

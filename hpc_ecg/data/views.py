@@ -75,9 +75,9 @@ def replace_labels(
 
 
 def keep_label_fraction(
-    index: pd.DataFrame, names: list[str], fraction: float, needs_positives: bool
+    index: pd.DataFrame, names: list[str], fraction: float, needs_positives: bool, seed: int = 0
 ) -> pd.DataFrame:
-    """Keep this share of the labelled training patients, ordered by a hash of the patient.
+    """Keep this share of the labelled training patients, ordered by a hash of patient and seed.
 
     The other training records get the split `left_out`. ValueError if `needs_positives` and a label
     loses all its positive records.
@@ -85,9 +85,8 @@ def keep_label_fraction(
     labels = index[[LABEL_PREFIX + name for name in names]]
     is_train = index["split"] == "train"
     patients = index["patient"][is_train & labels.notna().any(axis=1)].unique()
-    ranked = sorted(
-        patients, key=lambda patient: hashlib.sha256(f"label {patient}".encode()).digest()
-    )
+    prefix = f"label {seed} " if seed else "label "  # 0: the draw of versions without seeds
+    ranked = sorted(patients, key=lambda name: hashlib.sha256((prefix + name).encode()).digest())
     kept = ranked[: math.ceil(fraction * len(ranked))]
     is_kept = is_train & index["patient"].isin(kept)
     had, has = ((labels[rows] > 0).any() for rows in (is_train, is_kept))

@@ -64,9 +64,9 @@ def ranking_replicates(
     """AUROC and AUPRC of every replicate; NaN where a replicate holds one class only."""
     order_N = np.lexsort((labels_N == 0, -scores_N))
     sorted_patient_N = patient_N[order_N].astype(np.int64)
-    weight_N1 = (
-        None if weights_N is None or not is_weighted(weights_N) else weights_N[order_N, None]
-    )
+    weight_N1 = None
+    if weights_N is not None and is_weighted(weights_N):
+        weight_N1 = weights_N[order_N, None]
     group_K3 = _tied_groups(scores_N[order_N], labels_N[order_N] == 1)
     value_2R = np.empty((2, len(multiplicity_RP)))
     for start in range(0, len(multiplicity_RP), BLOCK):

@@ -28,7 +28,7 @@ from hpc_ecg.jobs.local_jobs import job_log
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
 from hpc_ecg.log import printable
 from hpc_ecg.reporting.numbers import format_number
-from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
+from hpc_ecg.sweep.folder import ONE_RUN, expected_cells, is_fixed_arm, parse_error, read_events
 from hpc_ecg.sweep.submissions import Submission, last_submissions, queued_jobs
 from hpc_ecg.training.run_folder import RunFolder
 
@@ -132,7 +132,8 @@ def _status(
         return CellStatus(name=name, kind="failed", text=f"{reason} (see {file})")
     is_soup, is_trial = name.endswith("/soup"), name.startswith("tuning/")
     if (run.finished.exists() or is_soup) and (run.evaluation.exists() or is_trial):
-        return CellStatus(name=name, kind="done", text=_score(run))
+        stands = f"; {ONE_RUN}" if is_fixed_arm(run.path.parent) else ""
+        return CellStatus(name=name, kind="done", text=_score(run) + stands)
     holder = run.path / "lock.holder"
     if job is not None or (submission is None and _is_held(holder)):
         place = f"job {job.id}" if job else "on this machine"

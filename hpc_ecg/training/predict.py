@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.loader import collate, empty_rows, prefetch_in_order
 from hpc_ecg.data.sampler import slice_of_rank
-from hpc_ecg.evaluation.metrics import auprc, auroc
 from hpc_ecg.evaluation.predictions import Predictions, as_group
 from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.model.settings import LossConfig
@@ -89,16 +89,16 @@ def score_validation(
     scores = {"loss": total / normalizer(targets, loss, weights)}
     if task == "regression":
         return scores
-    by_label: list[tuple[Any, Any]] = []
+    by_label: list[tuple[Any, ...]] = []
     for k in range(logits.shape[1]):
         known = ~torch.isnan(targets[:, k])
         truth = targets[known, k].long()
         if not 0 < int(truth.sum()) < len(truth):
             continue
         if (dataset.weights_NK != 1).any():  # torchmetrics takes no weights
-            data = truth.numpy(), logits[known, k].numpy(), weights[known, k].numpy()
-            constant = np.ptp(data[1]) == 0  # as at the first step of some heads
-            by_label.append((0.5 if constant else auroc(*data), 0.0 if constant else auprc(*data)))
+            data, w = (truth.numpy(), logits[known, k].numpy()), weights[known, k].numpy()
+            metrics = roc_auc_score, average_precision_score
+            by_label.append(tuple(metric(*data, sample_weight=w) for metric in metrics))
         else:
             probability = torch.sigmoid(logits[known, k].double())
             by_label.append(
