@@ -2,6 +2,7 @@
 the cohort's table to loss, metrics, report and card."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 from conftest import plan_for, words_for
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
+from test_compare import make_sweep, make_test_set
 
 from hpc_ecg.cli import main
 from hpc_ecg.cohort.censoring import (
@@ -20,7 +22,9 @@ from hpc_ecg.cohort.censoring import (
     weigh,
 )
 from hpc_ecg.cohort.table import Columns, read_cohort
+from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.flow import read_flow
+from hpc_ecg.data.views import replace_labels
 from hpc_ecg.evaluation.label_sample import LabelSample
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
 from hpc_ecg.evaluation.resampling import draw_multiplicities, draw_resamples, ranking_replicates
@@ -256,6 +260,37 @@ def test_a_mistake_is_one_line(tables, tmp_path, capsys, more, expected):
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_table_of_labels_brings_its_own_weights_or_none(tmp_path):
+    keys = [f"{n:08d}" for n in range(3)]
+    index = pd.DataFrame({"key": keys, "record": list("abc"), "ipcw.af": 2.0, "label.af": 1.0})
+    path = tmp_path / "t.csv"
+    path.write_text("record,af\na,1\nb,0\n")
+    found, names = replace_labels(index, path, [])
+    assert names == ["af"] and "ipcw.af" not in found
+    path.write_text("record,af,ipcw.af\na,1,1.5\nb,,\n")
+    found, names = replace_labels(index, path, [])
+    assert names == ["af"] and found["ipcw.af"].fillna(0).tolist() == [1.5, 0, 0]
+
+
+def test_one_run_of_weighted_labels_is_compared_by_the_bootstrap_alone(tmp_path):
+    test_set = make_test_set()
+    make_sweep(tmp_path, {"a": 1.5, "b": 0.5}, seeds=(0, 1))
+    weights = np.random.default_rng(0).uniform(0.1, 3, len(test_set[0]))
+    for path in tmp_path.glob("*/seed-*/predictions/*.parquet"):
+        made = read_predictions(path)
+        weight_N = weights[: len(made)]
+        groups = {f"ipcw.{made.labels[0]}": weight_N}
+        write_predictions(path, replace(made, groups=made.groups | groups))
+    comparison = compare(tmp_path, 50)
+    assert comparison.delong == []
+    assert any("DeLong's test takes no weights" in text for text in comparison.warnings)
+    test = read_predictions(tmp_path / "a/seed-1/predictions/test.parquet").sorted()
+    expected = roc_auc_score(
+        test.label_NK[:, 0], test.logit_NK[:, 0], sample_weight=test.weights(0)
+    )
+    assert comparison.strategies[0].per_seed["auroc"][1] == pytest.approx(expected)
 
 
 def test_a_label_without_a_weight_is_refused(tmp_path):

@@ -137,8 +137,7 @@ def _weight_plan(options: argparse.Namespace) -> "WeightPlan | None":
     from hpc_ecg.cohort.censoring import WeightPlan
     from hpc_ecg.cohort.splits import parse_fractions
 
-    given = {name: getattr(options, name) for name in WEIGHT_OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {n: v for n in WEIGHT_OPTIONS if (v := getattr(options, n)) is not None}
     if options.censored == "ipcw":
         if "fractions" in given:
             given["fractions"] = parse_fractions(given["fractions"])

@@ -2,12 +2,13 @@
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.evaluation.intervals import FEW_PATIENTS
+from hpc_ecg.evaluation.metrics import is_weighted
 from hpc_ecg.reporting.numbers import count, join_names
 from hpc_ecg.sweep.folder import ONE_RUN
 
 
 def collect_warnings(comparison: Comparison) -> list[str]:
-    checks = (_worse_than_the_mean, _few_patients, _few_seeds, _left_out)
+    checks = (_worse_than_the_mean, _few_patients, _few_seeds, _left_out, _weighted)
     return [text for check in checks for text in check(comparison)]
 
 
@@ -76,6 +77,16 @@ def _left_out(comparison: Comparison) -> list[str]:
             "the heartbeat alone, is not known."
         )
     return texts
+
+
+def _weighted(comparison: Comparison) -> list[str]:
+    test = comparison.runs[0].test
+    weighted = [name for k, name in enumerate(test.labels) if is_weighted(test.weights(k))]
+    return [
+        f"{name}: all values are weighted against censoring (ipcw.{name}); DeLong's test takes no "
+        "weights and is left out, the bootstrap of patients stands for it."
+        for name in weighted
+    ]
 
 
 def _join(names: list[str], comparison: Comparison) -> str:

@@ -45,7 +45,7 @@ class Dataset:
         self.labels_NK = index[columns].to_numpy(np.float32, copy=True)
         ones_N = pd.Series(1.0, index.index)
         weights = [index.get(WEIGHT_PREFIX + name, ones_N) for name in label_names]
-        self.weights_NK = np.stack(weights, axis=1).astype(np.float32)
+        self.weights_NK = np.nan_to_num(np.stack(weights, axis=1)).astype(np.float32)
         self.records: list[str] = index["record"].tolist()
         self.patients: list[str] = index["patient"].tolist()
         self.keys: list[str] = index["key"].tolist()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hpc_ecg.cohort.identifiers import check_spellings
-from hpc_ecg.cohort.table import Columns, read_cohort
+from hpc_ecg.cohort.table import WEIGHT_PREFIX, Columns, read_cohort
 from hpc_ecg.cohort.table_files import read_table
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
 
@@ -52,7 +52,7 @@ def replace_labels(
     """
     columns = [str(name) for name in read_table(path)]
     by = "row" if "row" in columns and "record" not in columns else "record"
-    names = names or [name for name in columns if name != by]
+    names = names or [n for n in columns if n != by and not n.startswith(WEIGHT_PREFIX)]
     if not names:
         raise ValueError(f"data.label_table={path} has no column but {by}; add the labels")
     chosen = Columns(labels=names, patient=None, file=by, record=by, ids_as_written=True)
@@ -70,7 +70,10 @@ def replace_labels(
     if unlisted:
         logger.warning(f"{path} does not list {unlisted} of {len(index)} records: no label")
     labels_NK = np.where(rows[:, None] < 0, np.nan, table.labels_NK[rows])
-    index = index.drop(columns=[name for name in index if str(name).startswith(LABEL_PREFIX)])
+    replaced = (LABEL_PREFIX, WEIGHT_PREFIX)
+    index = index.drop(columns=[name for name in index if str(name).startswith(replaced)])
+    for name in filter(lambda name: str(name).startswith(WEIGHT_PREFIX), table.extra):
+        index[name] = pd.to_numeric(table.extra[name]).to_numpy()[rows] * (rows >= 0)
     return index.assign(**{LABEL_PREFIX + n: labels_NK[:, k] for k, n in enumerate(names)}), names
 
 

@@ -69,7 +69,9 @@ class Predictions:
     def weights(self, k: int) -> FloatArray:
         """What each record counts for label k: its weight against censoring, or 1."""
         weight_N = self.groups.get(WEIGHT_PREFIX + self.labels[k])
-        return np.ones(len(self)) if weight_N is None else np.asarray(weight_N, np.float64)
+        return (
+            np.ones(len(self)) if weight_N is None else np.nan_to_num(weight_N.astype(np.float64))
+        )
 
     def sorted(self) -> "Predictions":
         """The same rows in the order of their record names."""

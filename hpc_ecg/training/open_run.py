@@ -28,7 +28,8 @@ def with_start(config: FinetuneConfig, beside: bool = False) -> FinetuneConfig:
     folders = [*map(RunFolder, folder.path.parent.glob("*"))] if beside else [folder]
     data = config.data
     if data.label_fraction < 1 and data.label_seed is None:
-        if not any(f.config.exists() and _draws_for_all_seeds(f) for f in folders):
+        known = [f.read_settings() for f in folders if f.config.exists()]
+        if all("data.label_seed" in settings for settings in known):
             config = replace(config, data=replace(data, label_seed=config.seed))
         elif not beside:
             logger.info(f"{folder.path} keeps its training patients, the same for all seeds")
@@ -36,13 +37,6 @@ def with_start(config: FinetuneConfig, beside: bool = False) -> FinetuneConfig:
         f.config.exists() and f.read_settings().get("init.checkpoint") is None for f in folders
     )
     return replace(config, init=replace(config.init, checkpoint=RANDOM)) if is_random else config
-
-
-def _draws_for_all_seeds(folder: RunFolder) -> bool:
-    """Whether a run has a share of the patients, and no seed for their draw."""
-    settings = folder.read_settings()
-    share, seed = (settings.get(f"data.label_{name}") for name in ("fraction", "seed"))
-    return (1 if share is None else share) < 1 and seed is None
 
 
 def load_run(run_dir: str, overrides: list[str]) -> FinetuneConfig:
