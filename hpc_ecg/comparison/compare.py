@@ -17,6 +17,7 @@ import numpy as np
 from hpc_ecg.comparison.by_label import compare_by_label
 from hpc_ecg.comparison.comparison import Comparison, StrategyResult
 from hpc_ecg.comparison.cost import total_costs
+from hpc_ecg.comparison.label_efficiency import label_efficiency
 from hpc_ecg.comparison.reference_models import (
     average_seeds,
     compare_with_baselines,
@@ -122,6 +123,7 @@ def compare(
             if pair.estimate.includes_seeds
         },
         delong=_compare_by_delong(scorer, ensembles),
+        efficiency=label_efficiency(strategies, ranked[metric], scorer.num_patients),
         selected=select_models(in_order),
         cost=total_costs(runs),
         problems=problems,
