@@ -49,7 +49,7 @@ def flow_svg(flow: Flow, warning: str = "") -> str:
     bottoms_N = -np.cumsum(heights_N + GAP)
     middles_N, labelled = bottoms_N + heights_N / 2, len(left_out) + 1
     lines = wrap(warning, 100)
-    end = bottoms_N[-1] - TEXT_HEIGHT * len(lines) - PAD * bool(lines)
+    end = bottoms_N[-1] - TEXT_HEIGHT * len(lines) - GAP * bool(lines)
     with new_figure(7, -end) as (figure, axes):
         axes.set_position((0, 0, 1, 1))
         axes.set(xlim=(0, 7), ylim=(end, 0))
@@ -66,7 +66,9 @@ def flow_svg(flow: Flow, warning: str = "") -> str:
             y = bottoms_N[n] - GAP / 2
             axes.text(TRUNK_X - 0.1, y, text, ha="right", va="center", fontsize=8)
         if lines:
-            axes.text(0.1, bottoms_N[-1], "\n".join(lines), va="top", fontsize=8, linespacing=1.35)
+            axes.text(
+                0.1, bottoms_N[-1] - GAP, "\n".join(lines), va="top", fontsize=8, linespacing=1.35
+            )
         return to_svg(figure, "flow")
 
 
