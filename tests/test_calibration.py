@@ -132,6 +132,7 @@ def label_sample(labels, logits, patients=None, replicates=200):
         patient_N=drawn.patient_N,
         multiplicity_RP=drawn.multiplicity_RP,
         groups={},
+        weights_N=np.ones(len(labels)),
     )
 
 

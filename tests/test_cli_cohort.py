@@ -120,8 +120,9 @@ def test_two_tables_become_one_with_labels_and_its_flow(folder, tmp_path, capsys
     assert about["sources"]["events"]["file"] == "events.csv"
     assert about["sources"]["event_prefix"] == ["I48"]
     assert about["rules"]["within"] == "5y" and about["flow"]["labelled"]["ecgs"] == 3
-    assert "3 of 4" in text.splitlines()[-2]
-    assert "events of the outcome: 4, of 3 patients; 1 name no patient" in text.splitlines()[-1]
+    assert "3 of 4" in text.splitlines()[-3]
+    assert "events of the outcome: 4, of 3 patients; 1 name no patient" in text.splitlines()[-2]
+    assert text.splitlines()[-1].startswith("! label: 2 ECGs without a label because follow-up")
 
 
 def test_no_patient_identifier_is_printed_or_drawn(folder, tmp_path, capsys):
@@ -284,7 +285,7 @@ MISTAKES = [
     ({"--followed-until": "none"}, "no column 'none'"),
     ({"--followed-until": ""}, "no column ''"),
     ({"--followed-until": "note"}, "column note: no cell is a date"),
-    ({"--censored": None}, "--censored exclude or missing: needed"),
+    ({"--censored": None}, "--censored exclude, missing or ipcw: needed"),
     ({"--censored": "zero"}, "--censored: invalid choice: 'zero'"),
     ({"--death": "negative"}, "--died COLUMN and --death"),
     ({"--died": "dead"}, "--died COLUMN and --death"),

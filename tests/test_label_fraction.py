@@ -8,6 +8,8 @@ from test_sweep import words_of_sweep
 from hpc_ecg.data.dataset import DataConfig, open_shards, open_split
 from hpc_ecg.data.views import keep_label_fraction
 from hpc_ecg.sweep.grid import load_sweep
+from hpc_ecg.training.open_run import with_start
+from hpc_ecg.training.settings import FinetuneConfig
 
 SHARES = (0.01, 0.1, 0.5, 1.0)
 
@@ -64,14 +66,56 @@ def test_a_share_is_above_0_and_up_to_1(share):
         DataConfig(shards="s", label_fraction=share)
 
 
-def test_runs_of_all_seeds_and_strategies_train_on_the_same_patients(shards, tmp_path):
-    names = "strategies=[ssl_new_head,afib_keep_head]"
-    words = words_of_sweep(shards, tmp_path, names, "grid.data.label_fraction=[0.5,1]")
-    cells = load_sweep([], [*words, "seeds=[0,1]"]).cells
-    assert len(cells) == 8
-    seen = {}
+def trained_on(cells):
+    """The training records of each share, seed and strategy."""
+    found = {}
     for cell in cells:
         opened, labels = open_shards(cell.run.data)
-        trained = open_split(opened, "train", labels).records
-        assert seen.setdefault(cell.arm.varied["data.label_fraction"], trained) == trained
-    assert set(seen[0.5]) < set(seen[1])
+        own = open_split(opened, "train", labels).records
+        found[cell.arm.varied["data.label_fraction"], cell.seed, cell.arm.base] = own
+    return found
+
+
+def words_of_shares(shards, folder):
+    names = "strategies=[ssl_new_head,afib_keep_head]"
+    return words_of_sweep(shards, folder, names, "grid.data.label_fraction=[0.3,0.6,1]")
+
+
+def test_each_seed_draws_nested_shares_that_strategies_have_in_common(shards, tmp_path):
+    cells = load_sweep([], [*words_of_shares(shards, tmp_path), "seeds=[0,1,2]"]).cells
+    seen = trained_on(cells)
+    for seed in (0, 1, 2):
+        small, large, whole = (set(seen[f, seed, "ssl_new_head"]) for f in (0.3, 0.6, 1))
+        assert small < large < whole
+        for share in (0.3, 0.6, 1):
+            assert seen[share, seed, "ssl_new_head"] == seen[share, seed, "afib_keep_head"]
+    assert len({tuple(seen[0.3, seed, "ssl_new_head"]) for seed in (0, 1, 2)}) > 1
+    assert {cell.run.data.label_seed for cell in cells if cell.seed == 2} == {2, None}
+
+
+def test_a_folder_of_an_older_version_keeps_its_draw(shards, tmp_path):
+    """Its config.yaml knows no label_seed: all seeds train on one draw, also those that follow."""
+    (tmp_path / "ssl_new_head,label_fraction=0.3/seed-0").mkdir(parents=True)
+    old = tmp_path / "ssl_new_head,label_fraction=0.3/seed-0/config.yaml"
+    old.write_text("data: {label_fraction: 0.3}\ninit: {checkpoint: random}\n")
+    cells = load_sweep([], [*words_of_shares(shards, tmp_path), "seeds=[0,1]"]).cells
+    seen = {k: v for k, v in trained_on(cells).items() if k[0] == 0.3 and k[2] == "ssl_new_head"}
+    assert len({tuple(own) for own in seen.values()}) == 1
+
+
+def test_a_run_resumes_with_its_draw_and_says_so(shards, tmp_path, caplog):
+    config = FinetuneConfig(
+        run_dir=str(tmp_path), seed=3, data=DataConfig(shards=str(shards), label_fraction=0.5)
+    )
+    assert with_start(config).data.label_seed == 3
+    (tmp_path / "config.yaml").write_text("data: {label_fraction: 0.5, label_seed: 3}\n")
+    assert with_start(config).data.label_seed == 3
+    (tmp_path / "config.yaml").write_text("data: {label_fraction: 0.5}\n")
+    with caplog.at_level("INFO", "hpc_ecg"):
+        assert with_start(config).data.label_seed is None
+    assert "keeps its training patients, the same for all seeds" in caplog.text
+
+
+def test_a_seed_without_a_share_is_refused():
+    with pytest.raises(ValueError, match=r"data.label_seed=1 has no effect without data.label_fra"):
+        DataConfig(shards="s", label_seed=1)

@@ -124,6 +124,7 @@ def test_a_finished_run_is_evaluated_to_the_same_numbers(old, run):
 
 
 SINCE = {"low", "high", "method", "warning", "recalibrated", "interaction_p", "interaction_p_holm"}
+SINCE |= {"o_e"}
 
 
 def without_limits(value):

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from hpc_ecg.cli.parser import Verbs, check_table
 
 if TYPE_CHECKING:
+    from hpc_ecg.cohort.censoring import WeightPlan
     from hpc_ecg.cohort.source_tables import SourceTables
 
 FORMAT_HELP = "like %%d/%%m/%%Y (default: ISO 8601)"
 DEFAULT = "(default: %(default)s)"
+WEIGHT_OPTIONS = ("censoring_model", "split", "fractions", "split_seed")
 
 
 def add_cohort(verbs: Verbs) -> None:
@@ -74,19 +76,27 @@ def _add_follow_up(cohort: argparse.ArgumentParser) -> None:
         action="store_true",
         help="without an event: label 0; is noted",
     )
-    group.add_argument("--censored", choices=("exclude", "missing"), help="not followed to the end")
+    choices = ("exclude", "missing", "ipcw")
+    group.add_argument("--censored", choices=choices, help="not followed to the end; ipcw: weights")
     group.add_argument("--died", metavar="COLUMN", help="date of death, beside --followed-until")
     group.add_argument("--death", choices=("negative", "censored"), help="died before an event")
     group.add_argument("--follow-up", type=Path, metavar="FOLLOW", help="table, a row per patient")
     group.add_argument("--follow-up-patient", metavar="COLUMN", help="default: as --patient")
     group.add_argument("--follow-up-date-format", metavar="FORMAT", help=FORMAT_HELP)
+    group = cohort.add_argument_group("--censored ipcw: weights fitted on training patients")
+    fits = "logistic model on these columns (default: Kaplan–Meier)"
+    group.add_argument("--censoring-model", metavar="A,B", help=fits)
+    group.add_argument("--split", metavar="COLUMN", help="these three as for hpc-ecg data shard")
+    group.add_argument("--fractions", metavar="A,B,C")
+    group.add_argument("--split-seed", type=int, metavar="SEED")
 
 
 def _cohort(options: argparse.Namespace) -> int:
     _check_out(options)
     check_table(options.ecgs)
     check_table(options.events)
-    from hpc_ecg.cohort.flow_diagram import flow_text, write_flow
+    from hpc_ecg.cohort.censoring import weigh
+    from hpc_ecg.cohort.flow_diagram import write_flow
     from hpc_ecg.cohort.rules import Rules, apply_rules
     from hpc_ecg.cohort.source_tables import check_options, read_tables, write_labelled
     from hpc_ecg.log import say
@@ -97,11 +107,16 @@ def _cohort(options: argparse.Namespace) -> int:
     rules = Rules(**{field.name: getattr(options, field.name) for field in fields(Rules)})
     sources = _sources(options)
     check_options(rules, sources)
+    plan = _weight_plan(options)
     tables = read_tables(sources, rules.age_limits != (-math.inf, math.inf))
     labelled, flow = apply_rules(tables.ecgs, tables.events, rules)
+    weights = None
+    if plan is not None and len(labelled):
+        facts = labelled, tables.given, tables.ecgs["patient"], plan, options.ecgs
+        labelled["ipcw"], weights = weigh(*facts)
     write_labelled(options.out, tables.given, labelled, flow, options.label)
-    written = [options.out, *write_flow(options.out, flow, tables.notes, rules, sources)]
-    say(flow_text(flow, tables.notes), f"written: {', '.join(map(str, written))}")
+    written = [options.out, *write_flow(options.out, flow, tables.notes, rules, sources, weights)]
+    say(written[1].read_text(), f"written: {', '.join(map(str, written))}")
     return 0
 
 
@@ -116,6 +131,21 @@ def _check_out(options: argparse.Namespace) -> None:
         if path.exists() and any(p and p.exists() and p.samefile(path) for p in inputs):
             raise ValueError(f"--out {out} would replace {path}, an input; give another name")
         check_may_write(path, options.force, "--out")
+
+
+def _weight_plan(options: argparse.Namespace) -> "WeightPlan | None":
+    from hpc_ecg.cohort.censoring import WeightPlan
+    from hpc_ecg.cohort.splits import parse_fractions
+
+    given = {n: v for n in WEIGHT_OPTIONS if (v := getattr(options, n)) is not None}
+    if options.censored == "ipcw":
+        if "fractions" in given:
+            given["fractions"] = parse_fractions(given["fractions"])
+        return WeightPlan(**given)
+    if given:
+        flag = "--" + next(iter(given)).replace("_", "-")
+        raise ValueError(f"{flag} is for --censored ipcw; here it would do nothing")
+    return None
 
 
 def _sources(options: argparse.Namespace) -> "SourceTables":

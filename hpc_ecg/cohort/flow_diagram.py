@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 
 import hpc_ecg
 from hpc_ecg.atomic_io import write_json, write_text
+from hpc_ecg.cohort.censoring import censoring_of, describe_censoring
 from hpc_ecg.cohort.rules import Count, Flow, Rules
 from hpc_ecg.cohort.source_tables import SourceTables
 from hpc_ecg.log import printable
@@ -39,17 +40,19 @@ def flow_text(flow: Flow, notes: Sequence[str]) -> str:
     return "".join(printable(line).replace("\n", " ") + "\n" for line in [*lines, "", *notes])
 
 
-def flow_svg(flow: Flow) -> str:
-    """The flow as a picture; each box is as wide as its text."""
+def flow_svg(flow: Flow, warning: str = "") -> str:
+    """The flow as a picture, with the warning under it; each box is as wide as its text."""
     left_out = [_branch_text(c, " left out", " lost") for c in flow.left_out]
     labels = [_branch_text(c) for c in flow.labels]
     texts = [_trunk_text(flow.start), *left_out, _trunk_text(flow.labelled), *labels]
     heights_N = TEXT_HEIGHT * np.array([text.count("\n") + 1 for text in texts]) + 2 * PAD
     bottoms_N = -np.cumsum(heights_N + GAP)
     middles_N, labelled = bottoms_N + heights_N / 2, len(left_out) + 1
-    with new_figure(7, -bottoms_N[-1]) as (figure, axes):
+    lines = wrap(warning, 100)
+    end = bottoms_N[-1] - TEXT_HEIGHT * len(lines) - GAP * bool(lines)
+    with new_figure(7, -end) as (figure, axes):
         axes.set_position((0, 0, 1, 1))
-        axes.set(xlim=(0, 7), ylim=(bottoms_N[-1], 0))
+        axes.set(xlim=(0, 7), ylim=(end, 0))
         axes.axis("off")
         tops = [bottoms_N[0], bottoms_N[labelled]]
         ends = [middles_N[labelled] + heights_N[labelled] / 2, middles_N[-1]]
@@ -62,16 +65,28 @@ def flow_svg(flow: Flow) -> str:
         for n, text in enumerate(_remaining(flow)[:-1], start=1):
             y = bottoms_N[n] - GAP / 2
             axes.text(TRUNK_X - 0.1, y, text, ha="right", va="center", fontsize=8)
+        if lines:
+            axes.text(
+                0.1, bottoms_N[-1] - GAP, "\n".join(lines), va="top", fontsize=8, linespacing=1.35
+            )
         return to_svg(figure, "flow")
 
 
 def write_flow(
-    out: Path, flow: Flow, notes: Sequence[str], rules: Rules, sources: SourceTables
+    out: Path,
+    flow: Flow,
+    notes: Sequence[str],
+    rules: Rules,
+    sources: SourceTables,
+    weights: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Write .flow.txt, .flow.svg and .flow.json (with rules and digests) beside the table `out`."""
     text, picture, data = (out.with_suffix(f".flow.{end}") for end in ("txt", "svg", "json"))
+    censoring = {"rules": asdict(rules), "flow": asdict(flow), "weights": weights}
+    warning = describe_censoring(censoring_of(censoring, sources.label))
+    notes = [*notes, *[f"! {warning}"] * bool(warning)]
     write_text(text, flow_text(flow, notes))
-    write_text(picture, flow_svg(flow))
+    write_text(picture, flow_svg(flow, warning))
     about = {
         "format": FORMAT,
         "tool": f"hpc_ecg {hpc_ecg.__version__}",
@@ -84,7 +99,7 @@ def write_flow(
         },
         "flow": asdict(flow),
         "notes": list(notes),
-    }
+    } | ({"weights": weights} if weights else {})
     write_json(data, about)
     return [text, picture, data]
 

@@ -30,7 +30,8 @@ class Rules:
     """Events up to this long after the ECG count as prevalent."""
     keep_prevalent: bool = False
     """Keep ECGs with a prevalent event, which then does not count (for recurrent outcomes)."""
-    censored: Literal["exclude", "missing"] | None = None
+    censored: Literal["exclude", "missing", "ipcw"] | None = None
+    """ipcw: without a label, and what is labelled gets weights (censoring.py)."""
     death: Literal["negative", "censored"] | None = None
     """negative: followed until death without the event is 0; censored: death ends follow-up."""
     ecgs_per_patient: Literal["all", "first", "last", "random"] = "all"
@@ -76,7 +77,8 @@ class Flow:
 def apply_rules(
     ecgs: pd.DataFrame, events: pd.DataFrame, rules: Rules
 ) -> tuple[pd.DataFrame, Flow]:
-    """Label the ECGs that stay: columns `label` (1, 0 or NaN), `days_to_event`, `days_followed`.
+    """Label the ECGs that stay: columns `label` (1, 0 or NaN), `days_to_event`, `days_followed`,
+    and `exit_days`: until the label was settled, or the ECG censored (0 if nobody knows when).
 
     `ecgs` has a row per ECG: patient and record (text), time; age (number) if it is limited;
     followed_until unless follow-up is complete for all; died if `death` is set. `events` has a row
@@ -105,7 +107,7 @@ def apply_rules(
     ]
     labelled = _count("in the cohort", ecgs)
     flow = Flow(start=start, left_out=left_out, labelled=labelled, labels=labels + missing)
-    return ecgs[["label", "days_to_event", "days_followed"]], flow
+    return ecgs[["label", "days_to_event", "days_followed", "exit_days"]], flow
 
 
 def parse_span(text: str, option: str) -> np.timedelta64:
@@ -183,8 +185,12 @@ def _with_labels(ecgs: pd.DataFrame, rules: Rules) -> pd.DataFrame:
     if rules.death == "negative":  # unless follow-up ended before the death
         is_complete |= last_instant(end) >= died
     label = pd.Series(np.where(is_complete, 0.0, np.nan), ecgs.index)
+    label = label.mask(ecgs["event"] <= closes, 1.0)
+    ends = [ecgs["event"], closes, died if rules.death == "negative" else never]
+    settled = pd.concat(ends, axis=1).min(axis=1)
     return ecgs.assign(
-        label=label.mask(ecgs["event"] <= closes, 1.0),
+        label=label,
+        exit_days=_days(settled.where(label.notna(), end) - ecgs["time"]).clip(lower=0).fillna(0),
         days_to_event=_days(ecgs["event"] - ecgs["time"]),
         days_followed=_days(end - ecgs["time"]),
         followed_until=end,

@@ -13,7 +13,7 @@ from hpc_ecg.atomic_io import write_text
 from hpc_ecg.cohort.dates import Dates, check_zones, read_dates
 from hpc_ecg.cohort.identifiers import check_spellings
 from hpc_ecg.cohort.rules import Flow, Rules
-from hpc_ecg.cohort.table import check_columns, check_unique, patient_ids
+from hpc_ecg.cohort.table import WEIGHT_PREFIX, check_columns, check_unique, patient_ids
 from hpc_ecg.cohort.table_files import read_table
 from hpc_ecg.ecg.age_sex import read_ages
 from hpc_ecg.reporting.escape import csv_text
@@ -108,8 +108,8 @@ def check_options(rules: Rules, sources: SourceTables) -> None:
         raise ValueError("--follow-up FOLLOW needs --followed-until or --died, a column of it")
     if (has_end or rules.death == "censored") != (rules.censored is not None):
         raise ValueError(
-            "--censored exclude or missing: needed with --followed-until and --death censored, "
-            "without effect otherwise"
+            "--censored exclude, missing or ipcw: needed with --followed-until and --death "
+            "censored, without effect otherwise"
         )
 
 
@@ -120,7 +120,8 @@ def write_labelled(
     if len(labelled) == 0:
         reasons = [f"{count.ecgs:,} {count.text}" for count in flow.left_out if count.ecgs]
         raise ValueError(f"no ECG is left: {'; '.join(reasons) or 'the table has no rows'}")
-    labels = labelled.astype({"label": "Int64"}).rename(columns={"label": label})
+    labels = labelled.drop(columns="exit_days", errors="ignore").astype({"label": "Int64"})
+    labels = labels.rename(columns={"label": label, "ipcw": WEIGHT_PREFIX + label})
     write_text(out, csv_text(given.loc[labels.index].join(labels)), about_people=True)
 
 
@@ -200,7 +201,7 @@ def _read_follow_up(
 
 
 def _check_new_columns(given: pd.DataFrame, sources: SourceTables) -> None:
-    new = (sources.label, *NEW_COLUMNS)
+    new = (sources.label, *NEW_COLUMNS, WEIGHT_PREFIX + sources.label)
     if "" in new or len(set(new)) < len(new):
         raise ValueError(f"--label must name a column, and none of {', '.join(NEW_COLUMNS)}")
     taken = [name for name in new if name in given]

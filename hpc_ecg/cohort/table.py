@@ -18,6 +18,8 @@ from hpc_ecg.ecg.age_sex import describe_cells, read_ages, read_sexes
 from hpc_ecg.ecg.files import name_of_row
 
 NO_PATIENT = ""
+WEIGHT_PREFIX = "ipcw."
+"""Before the name of a label: the column of its weights against censoring (censoring.py)."""
 EMPTY_CELLS = ("nan", "na", "n/a", "null", "none", "<na>")
 """What programs write into an empty cell; no patient either."""
 DATE = r"\d{4}-?\d{2}-?\d{2}(?:[T ].*)?"
@@ -101,8 +103,13 @@ def read_cohort(
     records = files if columns.record is None else table[columns.record]
     check_unique(records, path)
     extra = {"age": "age", "sex": "sex", "time": columns.time, "site": columns.site}
-    extra |= {name: name for name in columns.keep}
+    weights = [WEIGHT_PREFIX + name for name in columns.labels if WEIGHT_PREFIX + name in table]
+    extra |= {name: name for name in [*columns.keep, *weights]}
     facts = {name: table[source].str.strip() for name, source in extra.items() if source in table}
+    for name in weights:
+        is_known_N = ~np.isnan(_numbers(table[name.removeprefix(WEIGHT_PREFIX)], path))
+        if not (_numbers(table[name], path)[is_known_N] > 0).all():
+            raise ValueError(f"{path}: column {name}: each ECG with a label needs a weight above 0")
     remarks, capped_ages = _understand(facts, shown) if needs_people else ([], [])
     return Cohort(
         files=files,

@@ -27,7 +27,7 @@ from hpc_ecg.comparison.label_models import Model, check_can_fit, fit_best, fit_
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
-from hpc_ecg.evaluation.metrics import FloatArray, brier, log_loss
+from hpc_ecg.evaluation.metrics import FloatArray, has_label
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.hashing import read_record, write_record
@@ -130,15 +130,15 @@ def _prevalence(splits: Mapping[str, Split]) -> Fitted:
     train, test = splits["train"][1], splits["test"][1]
     for k in range(len(train.labels)):
         check_can_fit(train, k)
-    prevalence_K = np.nanmean(train.label_NK, axis=0)
+    weight_KN = np.stack([train.weights(k) for k in range(len(train.labels))])
+    weight_KN = weight_KN * has_label(train.label_NK.T)
+    prevalence_K = np.nansum(weight_KN * train.label_NK.T, axis=1) / weight_KN.sum(axis=1)
     logits = _constant(splits, logit(prevalence_K))
     details: dict[str, Any] = {"auroc": "0.5 by definition: a constant ranks nobody"}
     resamples = draw_resamples(test.patient_N, REPLICATES, seed=0)
     for k, name in enumerate(train.labels):
         sample = LabelSample.from_predictions(_with_logits(test, logits["test"]), k, resamples)
-        y_N, p_N = sample.labels_N, sample.probabilities_N
-        values = {"brier": brier(y_N, p_N), "log_loss": log_loss(y_N, p_N)}
-        losses = metric_intervals(values, sample.loss_replicates(), sample)
+        losses = metric_intervals(sample.losses(), sample.loss_replicates(), sample)
         details[name] = {"prevalence_in_training": float(prevalence_K[k])} | losses
     return logits, details
 

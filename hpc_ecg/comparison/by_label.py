@@ -52,7 +52,7 @@ def _compare_on_label(
     scorer: Scorer, label: str, scored: Mapping[RunKey, Scores], order: Sequence[str]
 ) -> LabelResult:
     num_patients = scorer.num_patients_for([label])
-    scores = group_by_strategy(scorer.metrics, scored)
+    scores = group_by_strategy(scorer.metrics, scored, scorer.fixed)
     deciding = scores[scorer.metrics[0]]
     return LabelResult(
         label=label,

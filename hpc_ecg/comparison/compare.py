@@ -18,6 +18,7 @@ from hpc_ecg.comparison.by_label import compare_by_label
 from hpc_ecg.comparison.comparison import Comparison, StrategyResult
 from hpc_ecg.comparison.cost import total_costs
 from hpc_ecg.comparison.grid_arms import choose_arms, validation_events
+from hpc_ecg.comparison.label_efficiency import label_efficiency
 from hpc_ecg.comparison.reference_models import (
     average_seeds,
     compare_with_baselines,
@@ -44,7 +45,7 @@ from hpc_ecg.evaluation.comparisons import (
 )
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.families import compare_strategies, correct_best, probability_best
-from hpc_ecg.evaluation.metrics import RANKING_METRICS
+from hpc_ecg.evaluation.metrics import RANKING_METRICS, is_weighted
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.log import logger
 from hpc_ecg.sweep.folder import read_note
@@ -74,10 +75,11 @@ def compare(
 
     # 2. score every run on the same draws of patients
     scorer = Scorer.for_test_set(runs[0].test, replicates, seed)
+    scorer = replace(scorer, fixed={run.strategy for run in runs if run.is_fixed})
     keys = [(run.strategy, run.seed) for run in runs]
     scored = dict(zip(keys, scorer.score_labels([run.test for run in runs]), strict=True))
     means = {key: scorer.mean(by_label) for key, by_label in scored.items()}
-    scores = group_by_strategy(scorer.metrics, means)
+    scores = group_by_strategy(scorer.metrics, means, scorer.fixed)
 
     # 3. rank the strategies, and compare all pairs
     metric = scorer.metrics[0]
@@ -136,6 +138,7 @@ def compare(
             if pair.estimate.includes_seeds
         },
         delong=_compare_by_delong(scorer, {n: e for n, e in ensembles.items() if n in competing}),
+        efficiency=label_efficiency(strategies, scores[metric], scorer.num_patients),
         selected=select_models(in_order),
         cost=total_costs(runs),
         problems=problems,
@@ -197,6 +200,8 @@ def _compare_by_delong(
     if scorer.task == "regression" or len(scorer.label_names) != 1 or scorer.num_patients < 2:
         return []
     k = scorer.test.labels.index(scorer.label_names[0])
+    if is_weighted(scorer.test.weights(k)):  # it takes no weights: the bootstrap stands for it
+        return []
     label_N = scorer.test.label_NK[:, k]
     is_known_N = ~np.isnan(label_N)
     logits = {name: model.logit_NK[is_known_N, k] for name, model in ensembles.items()}

@@ -75,6 +75,8 @@ class Comparison:
     """By pair, "a - b": the difference that 80 % of such sweeps would find."""
     delong: list[dict[str, Any]]
     """Pairs of ensembles, by DeLong's test for clustered data."""
+    efficiency: list[dict[str, Any]]
+    """What more labelled patients are worth, by strategy with several shares of them."""
     selected: list[SelectedModel] = field(repr=False)
     cost: dict[str, Cost]
     problems: list[Problem]

@@ -40,7 +40,8 @@ def compute_curves(comparison: Comparison, label: str) -> Curves:
     roc, precision_recall = [], []
     for strategy in comparison.strategies:
         scores = [run.test.logit_NK[:, k] for run in runs[strategy.name]]
-        data = test.label_NK[:, k], scores, draws.patient_N, draws.multiplicity_RP
+        drawn = draws.patient_N, draws.multiplicity_RP, test.weights(k)
+        data = test.label_NK[:, k], scores, *drawn
         roc.append(_group(strategy.name, roc_band(*data)))
         precision_recall.append(_group(strategy.name, precision_recall_band(*data)))
     evaluations = {model.strategy: model.label(label) for model in comparison.selected}

@@ -11,13 +11,13 @@ import numpy as np
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.curve_figures import Curves, draw_curves
+from hpc_ecg.comparison.label_efficiency import FRACTION
 from hpc_ecg.comparison.results import RunResult
 from hpc_ecg.evaluation.comparisons import Estimate
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.reporting.plots import ForestRow, Group, Line, forest_plot, line_plot
 from hpc_ecg.sweep.folder import read_events
 
-FRACTION = "data.label_fraction"
 MAX_POINTS = 300
 MAX_PAIRS = 28  # all pairs of eight strategies
 MAX_LABELS = 8

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from hpc_ecg.cohort.censoring import describe_censoring
 from hpc_ecg.cohort.rules import Count, Flow
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.ecg.signal import SignalSpec
@@ -37,6 +38,7 @@ class CohortFlow:
     """From all ECGs to the labelled table, as `hpc-ecg cohort` counted them; None if not known."""
     dates: str = "keep"
     """`shift` where each patient's dates were moved by up to a year."""
+    on_censoring: str = ""
 
 
 def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFlow | str:
@@ -58,6 +60,7 @@ def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFl
         index_sha256=shards.index_sha256,
         selection=_read_selection(shards.description),
         dates=str(shards.description.get("dates", "keep")),
+        on_censoring=describe_censoring(shards.description.get("censoring")),
     )
 
 

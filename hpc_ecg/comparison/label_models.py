@@ -11,7 +11,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.metrics import log_loss, mean_squared_error
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hpc_ecg.evaluation.metrics import FloatArray, has_label, why_not_scorable
@@ -30,7 +30,8 @@ def fit_plain(known: Predictions, k: int, x_NF: FloatArray) -> Model:
     is_regression = known.probability_NK is None
     model = LinearRegression() if is_regression else LogisticRegression()
     keep_N = has_label(known.label_NK[:, k])
-    model = make_pipeline(StandardScaler(), model).fit(x_NF[keep_N], known.label_NK[keep_N, k])
+    y_N, weight_N = known.label_NK[keep_N, k], known.weights(k)[keep_N]
+    model = _fit(make_pipeline(StandardScaler(), model), x_NF[keep_N], y_N, weight_N)
     return model.predict if is_regression else model.decision_function
 
 
@@ -56,8 +57,14 @@ def fit_best(known: Predictions, k: int, x_NF: FloatArray) -> tuple[Model, str]:
         method = "predict" if is_regression else "predict_proba"
         how = {"groups": patient_N, "cv": folds, "method": method}
         name = min(models, key=lambda n: loss(y_N, cross_val_predict(models[n], x_NF, y_N, **how)))
-    model = models[name].fit(x_NF, y_N)
+    model = _fit(models[name], x_NF, y_N, known.weights(k)[keep_N])
     return (model.predict if is_regression else model.decision_function), name
+
+
+def _fit(model: Any, x_NF: FloatArray, y_N: FloatArray, weight_N: FloatArray) -> Any:
+    """Fit with weights against censoring; the choice in cross-validation goes without."""
+    last = f"{model.steps[-1][0]}__" if isinstance(model, Pipeline) else ""
+    return model.fit(x_NF, y_N, **{f"{last}sample_weight": weight_N})
 
 
 def check_can_fit(known: Predictions, k: int) -> None:

@@ -148,7 +148,8 @@ def gains_over_age_sex(
         return [], str(error)
     keys = [(f"{run.strategy} + age and sex", run.seed) for run in runs]
     scored_runs = dict(zip(keys, scorer.score(combined), strict=True))
-    networks = group_by_strategy(scorer.metrics, scored_runs)[scorer.metrics[0]]
+    fixed = {f"{run.strategy} + age and sex" for run in runs if run.is_fixed}
+    networks = group_by_strategy(scorer.metrics, scored_runs, fixed)[scorer.metrics[0]]
     age_sex = _fixed(scored["baseline", "age_sex"], scorer.metrics[0])
     pairs = [(name, "age and sex") for name in networks]
     return compare_family(networks | {"age and sex": age_sex}, pairs, scorer.num_patients), ""

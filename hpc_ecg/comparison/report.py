@@ -12,7 +12,7 @@ in cost.csv alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -96,6 +96,8 @@ def write_comparison(
     flow = read_flow(settings, allow_pipe)
     if not isinstance(flow, str) and flow.selection:
         figures["flow"] = flow_svg(flow.selection)
+    if not isinstance(flow, str) and flow.on_censoring:
+        comparison = replace(comparison, warnings=[*comparison.warnings, flow.on_censoring + "."])
     tuning = read_tuning(sweep_dir)
     more = describe_risks(comparison, curves)
     for label, end in labels_with_curves(comparison).items():

@@ -3,11 +3,13 @@
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.evaluation.events import rate_in_new_patients, scarce
 from hpc_ecg.evaluation.intervals import FEW_PATIENTS
+from hpc_ecg.evaluation.metrics import is_weighted
 from hpc_ecg.reporting.numbers import count, format_percent, join_names
+from hpc_ecg.sweep.folder import ONE_RUN
 
 
 def collect_warnings(comparison: Comparison) -> list[str]:
-    checks = (_worse_than_the_mean, _few_patients, _few_events, _few_seeds, _left_out)
+    checks = (_worse_than_the_mean, _few_patients, _few_events, _few_seeds, _left_out, _weighted)
     return [text for check in checks for text in check(comparison)]
 
 
@@ -46,8 +48,14 @@ def _few_events(comparison: Comparison) -> list[str]:
 
 
 def _few_seeds(comparison: Comparison) -> list[str]:
-    texts = []
-    if single := [s.name for s in comparison.strategies if len(s.seeds) == 1]:
+    texts, fixed = [], {run.strategy for run in comparison.runs if run.is_fixed}
+    texts += [f"{name}: {ONE_RUN}." for name in sorted(fixed)]
+    for s in comparison.strategies:
+        values = list(s.per_seed[comparison.metric].values())
+        if len(values) > 1 and len(set(values)) == 1:
+            texts.append(f"All seeds of {s.name} gave the same result: they count as one run.")
+    varied = [s for s in comparison.strategies if s.name not in fixed]
+    if single := [s.name for s in varied if len(s.seeds) == 1]:
         texts.append(
             f"Only one seed for {_join(single, comparison)}: these intervals cover the chance of "
             "the test patients, not that of training. Run more seeds."
@@ -60,7 +68,7 @@ def _few_seeds(comparison: Comparison) -> list[str]:
             f"Only two seeds for {_join(double, comparison)}: too few to judge a difference; "
             f"{risk}."
         )
-    if len({tuple(s.seeds) for s in comparison.strategies}) > 1:
+    if len({tuple(s.seeds) for s in varied}) > 1:
         texts.append(
             "Strategies have different seeds: their means are compared, not paired by seed."
         )
@@ -79,6 +87,16 @@ def _left_out(comparison: Comparison) -> list[str]:
             "heartbeat, or classical measurements of the ECG, is not known."
         )
     return texts
+
+
+def _weighted(comparison: Comparison) -> list[str]:
+    test = comparison.runs[0].test
+    weighted = [name for k, name in enumerate(test.labels) if is_weighted(test.weights(k))]
+    return [
+        f"{name}: all values are weighted against censoring (ipcw.{name}); DeLong's test takes no "
+        "weights and is left out, the bootstrap of patients stands for it."
+        for name in weighted
+    ]
 
 
 def _join(names: list[str], comparison: Comparison) -> str:

@@ -48,6 +48,8 @@ class RunResult:
     """The strategy that the arm varies."""
     varied: dict[str, Any]
     """What a grid sets in it, by dotted key."""
+    is_fixed: bool = False
+    """Whether it stands for all seeds, because nothing is trained."""
     is_verified: bool = True
     """False for a run of version 0.1, which wrote no digests."""
 
@@ -155,6 +157,7 @@ def _read_finished(folder: RunFolder, strategy: str, seed: int) -> RunResult:
         test=test,
         base=arm["base"],
         varied=arm["varied"],
+        is_fixed=bool(arm.get("is_fixed")),
         is_verified=is_verified,
     )
 

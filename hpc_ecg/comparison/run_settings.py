@@ -11,7 +11,7 @@ from hpc_ecg.training.run_folder import differing_keys
 
 Settings = Mapping[str, Any]
 """By dotted key."""
-PER_RUN = ("seed",)
+PER_RUN = ("seed", "data.label_seed")
 DATA = ("data_index_sha256", "data.task", "data.labels")
 SHOWN = ("data.", "loss.", "model.", "optim.", "train.", "init.", "engine.precision")
 

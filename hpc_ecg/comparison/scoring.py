@@ -6,7 +6,7 @@ All models of a sweep are scored on the same draws of patients, so that every di
 # R replicates, S seeds
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +40,8 @@ class Scorer:
     """Test set by scored label: records, patients, positive ones, prevalence."""
     resamples: Resamples
     test: Predictions
+    fixed: Collection[str] = ()
+    """Strategies whose one run stands for all seeds."""
 
     @classmethod
     def for_test_set(cls, test: Predictions, replicates: int, seed: int) -> "Scorer":
@@ -104,13 +106,15 @@ class Scorer:
 
 
 def group_by_strategy(
-    metrics: Sequence[str], scored: Mapping[RunKey, Scores]
+    metrics: Sequence[str], scored: Mapping[RunKey, Scores], fixed: Collection[str] = ()
 ) -> dict[str, dict[str, SeedScores]]:
-    """Rearrange the scores of runs: by metric, strategy and seed."""
+    """Rearrange the scores of runs: by metric, strategy and seed. `fixed`: strategies whose one run
+    stands for all seeds."""
     scores: dict[str, dict[str, SeedScores]] = {metric: {} for metric in metrics}
     for (strategy, seed), (values, replicates) in scored.items():
         for metric in metrics:
-            seeds = scores[metric].setdefault(strategy, SeedScores(value={}, replicate_R={}))
+            empty = SeedScores(value={}, replicate_R={}, is_fixed=strategy in fixed)
+            seeds = scores[metric].setdefault(strategy, empty)
             seeds.value[seed], seeds.replicate_R[seed] = values[metric], replicates[metric]
     return scores
 
@@ -150,7 +154,7 @@ def is_better(pair: Difference) -> bool:
 
 
 def _count(test: Predictions, k: int, task: str) -> dict[str, Any]:
-    counts = count_label(test.label_NK[:, k], test.patient_N)
+    counts = count_label(test.label_NK[:, k], test.patient_N, test.weights(k))
     if task == "regression":
         return {name: counts[name] for name in ("n", "n_missing", "n_patients")}
     return counts

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from hpc_ecg.cohort import splits
+from hpc_ecg.cohort.table import WEIGHT_PREFIX
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.data.views import choose_fold, keep_label_fraction, replace_labels
@@ -42,6 +43,9 @@ class Dataset:
         self.label_names = label_names
         columns = [LABEL_PREFIX + name for name in label_names]
         self.labels_NK = index[columns].to_numpy(np.float32, copy=True)
+        ones_N = pd.Series(1.0, index.index)
+        weights = [index.get(WEIGHT_PREFIX + name, ones_N) for name in label_names]
+        self.weights_NK = np.nan_to_num(np.stack(weights, axis=1)).astype(np.float32)
         self.records: list[str] = index["record"].tolist()
         self.patients: list[str] = index["patient"].tolist()
         self.keys: list[str] = index["key"].tolist()
@@ -142,7 +146,8 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
     _check_patients_apart(shards)
     if config.label_fraction < 1:
         is_class = config.task != "regression"
-        index = keep_label_fraction(shards.index, names, config.label_fraction, is_class)
+        share, seed = config.label_fraction, config.label_seed or 0
+        index = keep_label_fraction(shards.index, names, share, is_class, seed)
         shards = replace(shards, index=index)
     return shards, names
 

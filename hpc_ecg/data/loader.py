@@ -36,6 +36,8 @@ class MicroBatch:
     """Samples of each record before its padding, int64 [n]; None if no record is padded."""
     positions: np.ndarray
     labels_nK: np.ndarray
+    weights_nK: np.ndarray | None = None
+    """Of the labels, against censoring; always there for training."""
     weight: float = 1.0
 
 
@@ -157,6 +159,7 @@ def collate(
         samples_n=None if is_dummy else dataset.samples(positions),
         positions=positions,
         labels_nK=dataset.labels_NK[positions],
+        weights_nK=dataset.weights_NK[positions],
         weight=0.0 if is_dummy else 1.0,
     )
 

@@ -27,8 +27,11 @@ class DataConfig:
     repeat: int = setting(0, at_least=0)
     """Which repetition of the division into folds to use."""
     label_fraction: float = setting(1.0, above=0, at_most=1)
-    """Share of the labelled training patients to train on, to measure the value of more labels. All
-    seeds use the same patients, and a larger share includes those of a smaller one."""
+    """Share of the labelled training patients to train on, to measure the value of more labels. A
+    larger share includes the patients of a smaller one."""
+    label_seed: int | None = setting(None, at_least=0)
+    """Seed of the draw of label_fraction's patients; null = the run's seed (but in the folder of a
+    run or sweep of an older version its draw, one for all seeds)."""
     batch_size: int = setting(128, at_least=1)
     """Records per optimizer step, over all processes together."""
     order: str = setting("shuffled", choices=("shuffled", "fixed_batches"))
@@ -69,6 +72,7 @@ class DataConfig:
             "stream_buffer": ("data.read=stream", self.read == "stream"),
             "stage_quota_gb": ("data.stage_dir", self.stage_dir is not None),
             "repeat": ("data.fold", self.fold is not None),
+            "label_seed": ("data.label_fraction below 1", self.label_fraction < 1),
         }
         for item in fields(self):
             needed, is_given = needs.get(item.name, ("", True))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hpc_ecg.cohort.identifiers import check_spellings
-from hpc_ecg.cohort.table import Columns, read_cohort
+from hpc_ecg.cohort.table import WEIGHT_PREFIX, Columns, read_cohort
 from hpc_ecg.cohort.table_files import read_table
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
 
@@ -52,7 +52,7 @@ def replace_labels(
     """
     columns = [str(name) for name in read_table(path)]
     by = "row" if "row" in columns and "record" not in columns else "record"
-    names = names or [name for name in columns if name != by]
+    names = names or [n for n in columns if n != by and not n.startswith(WEIGHT_PREFIX)]
     if not names:
         raise ValueError(f"data.label_table={path} has no column but {by}; add the labels")
     chosen = Columns(labels=names, patient=None, file=by, record=by, ids_as_written=True)
@@ -70,14 +70,17 @@ def replace_labels(
     if unlisted:
         logger.warning(f"{path} does not list {unlisted} of {len(index)} records: no label")
     labels_NK = np.where(rows[:, None] < 0, np.nan, table.labels_NK[rows])
-    index = index.drop(columns=[name for name in index if str(name).startswith(LABEL_PREFIX)])
+    replaced = (LABEL_PREFIX, WEIGHT_PREFIX)
+    index = index.drop(columns=[name for name in index if str(name).startswith(replaced)])
+    for name in filter(lambda name: str(name).startswith(WEIGHT_PREFIX), table.extra):
+        index[name] = pd.to_numeric(table.extra[name]).to_numpy()[rows] * (rows >= 0)
     return index.assign(**{LABEL_PREFIX + n: labels_NK[:, k] for k, n in enumerate(names)}), names
 
 
 def keep_label_fraction(
-    index: pd.DataFrame, names: list[str], fraction: float, needs_positives: bool
+    index: pd.DataFrame, names: list[str], fraction: float, needs_positives: bool, seed: int = 0
 ) -> pd.DataFrame:
-    """Keep this share of the labelled training patients, ordered by a hash of the patient.
+    """Keep this share of the labelled training patients, ordered by a hash of patient and seed.
 
     The other training records get the split `left_out`. ValueError if `needs_positives` and a label
     loses all its positive records.
@@ -85,9 +88,8 @@ def keep_label_fraction(
     labels = index[[LABEL_PREFIX + name for name in names]]
     is_train = index["split"] == "train"
     patients = index["patient"][is_train & labels.notna().any(axis=1)].unique()
-    ranked = sorted(
-        patients, key=lambda patient: hashlib.sha256(f"label {patient}".encode()).digest()
-    )
+    prefix = f"label {seed} " if seed else "label "  # 0: the draw of versions without seeds
+    ranked = sorted(patients, key=lambda name: hashlib.sha256((prefix + name).encode()).digest())
     kept = ranked[: math.ceil(fraction * len(ranked))]
     is_kept = is_train & index["patient"].isin(kept)
     had, has = ((labels[rows] > 0).any() for rows in (is_train, is_kept))

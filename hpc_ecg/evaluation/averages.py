@@ -12,7 +12,7 @@ import numpy as np
 
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals, pooled
-from hpc_ecg.evaluation.metrics import FloatArray, auprc, auroc, brier, log_loss
+from hpc_ecg.evaluation.metrics import FloatArray
 from hpc_ecg.evaluation.thresholds import confusion_counts, rate_intervals, rates
 from hpc_ecg.reporting.numbers import count
 
@@ -59,9 +59,7 @@ def joint_patients(num_L: FloatArray) -> float:
 def micro(samples: Mapping[str, LabelSample]) -> dict:
     """AUROC, AUPRC, Brier score and log loss of all labels pooled."""
     sample = pooled(list(samples.values()))
-    labels_N, p_N = sample.labels_N, sample.probabilities_N
-    values = {"auroc": auroc(labels_N, sample.logits_N), "auprc": auprc(labels_N, sample.logits_N)}
-    values |= {"brier": brier(labels_N, p_N), "log_loss": log_loss(labels_N, p_N)}
+    values = sample.rankings() | sample.losses()
     return {"n": len(sample)} | metric_intervals(values, sample.replicates(), sample)
 
 

@@ -9,12 +9,13 @@ they can be averaged and a figure stays small however many records there are.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_ecg.evaluation.intervals import TAILS
-from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, has_label
+from hpc_ecg.evaluation.metrics import FloatArray, Weights, check_scorable, has_label
 
 GRID_POINTS = 201
 Curve = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
@@ -30,23 +31,6 @@ class Band:
     high_G: FloatArray
 
 
-def roc_band(
-    labels_N: FloatArray, scores_SN: Sequence[FloatArray], patient_N: NDArray, draws_RP: NDArray
-) -> Band:
-    """Sensitivity by 1 - specificity; straight lines between thresholds, as the AUROC counts."""
-    grid_G = np.linspace(0, 1, GRID_POINTS)
-    return _band(labels_N, scores_SN, patient_N, draws_RP, _roc_curve, grid_G)
-
-
-def precision_recall_band(
-    labels_N: FloatArray, scores_SN: Sequence[FloatArray], patient_N: NDArray, draws_RP: NDArray
-) -> Band:
-    """Precision by recall; steps between thresholds, as average precision counts (Davis & Goadrich
-    2006: straight lines would be too good)."""
-    grid_G = np.linspace(0, 1, GRID_POINTS)[1:]
-    return _band(labels_N, scores_SN, patient_N, draws_RP, _precision_recall_curve, grid_G)
-
-
 def _roc_curve(true_D: FloatArray, false_D: FloatArray, grid_G: FloatArray) -> FloatArray:
     curve_G = np.interp(grid_G, np.r_[0, false_D / false_D[-1]], np.r_[0, true_D / true_D[-1]])
     curve_G[0] = 0.0
@@ -57,16 +41,17 @@ def _precision_recall_curve(
     true_D: FloatArray, false_D: FloatArray, grid_G: FloatArray
 ) -> FloatArray:
     first_G = np.searchsorted(true_D / true_D[-1], grid_G - 1e-12, side="left")
-    return np.asarray(true_D[first_G] / np.maximum((true_D + false_D)[first_G], 1))
+    return np.asarray(true_D[first_G] / np.maximum((true_D + false_D)[first_G], 1e-300))
 
 
 def _band(
+    curve: Curve,
+    grid_G: FloatArray,
     labels_N: FloatArray,
     scores_SN: Sequence[FloatArray],
     patient_N: NDArray,
     draws_RP: NDArray,
-    curve: Curve,
-    grid_G: FloatArray,
+    weights_N: Weights = None,
 ) -> Band:
     keep_N = has_label(labels_N)
     labels, patient = labels_N[keep_N], patient_N[keep_N]
@@ -78,10 +63,10 @@ def _band(
         # A threshold cannot part equal scores: count at the last of them.
         end_D = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
         is_positive, sorted_patient = labels[order] == 1, patient[order]
-        once = np.ones(len(labels), dtype=np.int64)
+        once = np.ones(len(labels)) if weights_N is None else weights_N[keep_N][order]
         seed_SG.append(_weighted_curve(once, is_positive, end_D, curve, grid_G))
         for row, draw_P in enumerate(draws_RP):
-            weight = draw_P[sorted_patient].astype(np.int64)
+            weight = draw_P[sorted_patient] * once
             sum_RG[row] += _weighted_curve(weight, is_positive, end_D, curve, grid_G)
     mean_RG = sum_RG[np.isfinite(sum_RG).all(axis=1)] / len(scores_SN)
     low_G, high_G = np.quantile(mean_RG, TAILS, axis=0)
@@ -97,3 +82,10 @@ def _weighted_curve(
     if true_D[-1] == 0 or false_D[-1] == 0:
         return np.full(len(grid_G), np.nan)
     return curve(true_D, false_D, grid_G)
+
+
+roc_band = partial(_band, _roc_curve, np.linspace(0, 1, GRID_POINTS))
+"""Sensitivity by 1 - specificity; straight lines between thresholds, as the AUROC counts."""
+precision_recall_band = partial(_band, _precision_recall_curve, np.linspace(0, 1, GRID_POINTS)[1:])
+"""Precision by recall; steps between thresholds, as average precision counts (Davis & Goadrich
+2006: straight lines would be too good)."""

@@ -13,6 +13,8 @@ likelihood 9.6, 6.2, 3.0.
 
 # N records
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
@@ -20,7 +22,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from hpc_ecg.evaluation.events import check_enough_events, count_events, warn_of_few_events
-from hpc_ecg.evaluation.metrics import FloatArray, check_scorable, has_label
+from hpc_ecg.evaluation.metrics import FloatArray, Weights, check_scorable, has_label
 
 KINDS = ("isotonic", "temperature", "platt")
 
@@ -31,6 +33,7 @@ def fit_calibration(
     kind: str,
     name: str = "label",
     patient_N: NDArray | None = None,
+    w_N: Weights = None,
 ) -> dict:
     """Fit one of `KINDS`, with the numbers behind it; without `patient_N`, a record is a patient.
     Missing labels (NaN) are left out.
@@ -44,15 +47,22 @@ def fit_calibration(
     check_scorable(labels, logits, name)
     counts = count_events(labels, None if patient_N is None else patient_N[keep_N])
     check_enough_events(counts, name, f"{kind} calibration")
-    fit = _isotonic(labels, logits) if kind == "isotonic" else _line(labels, logits, kind, name)
+    weight = None if w_N is None else w_N[keep_N] / w_N[keep_N].mean()
+    fit: Mapping[str, object]
+    if kind == "isotonic":
+        fit = _isotonic(labels, logits, weight)
+    else:
+        fit = _line(labels, logits, kind, name, weight)
     few = warn_of_few_events(counts, f"{kind} calibration")
-    return {"kind": kind} | fit | counts | {"fitted_on": "valid"} | few
+    return {"kind": kind, **fit} | counts | {"fitted_on": "valid"} | few
 
 
-def _line(labels: FloatArray, logits: FloatArray, kind: str, name: str) -> dict[str, float]:
+def _line(
+    labels: FloatArray, logits: FloatArray, kind: str, name: str, weight: Weights
+) -> dict[str, float]:
     spread = float(logits.std())
     model = LogisticRegression(fit_intercept=kind == "platt", solver="newton-cholesky", tol=1e-10)
-    model.fit(logits[:, None] / spread, labels)
+    model.fit(logits[:, None] / spread, labels, weight)
     slope, offset = float(model.coef_[0, 0]) / spread, float(np.ravel(model.intercept_)[0])
     if slope <= 0:
         reason = "these logits rank patients the wrong way round, which no calibration mends"
@@ -64,11 +74,11 @@ def _line(labels: FloatArray, logits: FloatArray, kind: str, name: str) -> dict[
     return {"slope": slope, "offset": offset}
 
 
-def _isotonic(labels: FloatArray, logits: FloatArray) -> dict[str, list[float]]:
+def _isotonic(labels: FloatArray, logits: FloatArray, weight: Weights) -> dict[str, list[float]]:
     """Probabilities stay 1 / (n + 2) away from 0 and 1, from which n records cannot tell them."""
     least = 1 / (len(labels) + 2)
     fit = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
-    fit.fit(logits, labels)
+    fit.fit(logits, labels, weight)
     return {"logit": fit.X_thresholds_.tolist(), "probability": fit.y_thresholds_.tolist()}
 
 

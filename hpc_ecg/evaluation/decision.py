@@ -11,17 +11,21 @@ import numpy as np
 
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample
-from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.metrics import FloatArray, Weights
 
 THRESHOLDS = np.arange(1, 100) / 100
 
 
 def net_benefit(
-    labels_N: FloatArray, probabilities_N: FloatArray, threshold_T: FloatArray = THRESHOLDS
+    labels_N: FloatArray,
+    probabilities_N: FloatArray,
+    threshold_T: FloatArray = THRESHOLDS,
+    w_N: Weights = None,
 ) -> FloatArray:
     """Net benefit by threshold [T]; a record is treated at `probability >= threshold`."""
     worth_NT = np.where(labels_N[:, None] == 1, 1.0, -threshold_T / (1 - threshold_T))
-    return np.asarray((worth_NT * (probabilities_N[:, None] >= threshold_T)).mean(axis=0))
+    is_treated_NT = probabilities_N[:, None] >= threshold_T
+    return np.asarray(np.average(worth_NT * is_treated_NT, axis=0, weights=w_N))
 
 
 def decision_curve(sample: LabelSample, threshold_T: FloatArray = THRESHOLDS) -> dict:
@@ -37,7 +41,8 @@ def decision_curve(sample: LabelSample, threshold_T: FloatArray = THRESHOLDS) ->
     (true_down, true_up), (false_down, false_up) = (
         np.abs(share_3T[1:] - share_3T[0]) for share_3T in (true_3T, false_3T)
     )
-    everybody_T = net_benefit(sample.labels_N, np.ones(len(sample)), threshold_T)
+    everybody_N = np.ones(len(sample))
+    everybody_T = net_benefit(sample.labels_N, everybody_N, threshold_T, sample.weights_N)
     return {
         "threshold": threshold_T.tolist(),
         "net_benefit": value_T.tolist(),
@@ -53,7 +58,8 @@ def _shares(sample: LabelSample, case: int, threshold_T: FloatArray) -> FloatArr
     flagged_NT = sample.probabilities_N[:, None] >= threshold_T
     flagged_NT = (flagged_NT & (sample.labels_N[:, None] == case)).astype(np.float64)
     sums_RT = sample.sum_replicates(np.column_stack([flagged_NT, np.ones(len(sample))]))
-    columns = zip(flagged_NT.mean(axis=0), (sums_RT[:, :-1] / sums_RT[:, -1:]).T, strict=True)
+    share_T = np.average(flagged_NT, axis=0, weights=sample.weights_N)
+    columns = zip(share_T, (sums_RT[:, :-1] / sums_RT[:, -1:]).T, strict=True)
     num = sample.effective_patients()
     shares = [bootstrap_interval(value, value_R, "observed", num) for value, value_R in columns]
     return np.array([[share[end] for share in shares] for end in ("value", "low", "high")])

@@ -15,14 +15,18 @@ from hpc_ecg.evaluation.intervals import FEW_PATIENTS, bootstrap_interval
 from hpc_ecg.evaluation.metrics import (
     RANKING_METRICS,
     FloatArray,
+    auprc,
+    auroc,
+    brier,
     check_finite,
     check_probabilities,
     has_label,
+    log_loss,
 )
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, ranking_replicates, sum_replicates
 
-PER_RECORD = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N")
+PER_RECORD = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N", "weights_N")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class LabelSample:
     """Columns of multiplicity_RP."""
     multiplicity_RP: NDArray
     groups: dict[str, NDArray]
+    weights_N: FloatArray
+    """Against censoring, or 1."""
 
     @classmethod
     def from_predictions(cls, predictions: Predictions, k: int, resamples: Resamples) -> Self:
@@ -54,6 +60,7 @@ class LabelSample:
             probabilities_N=probabilities_N[keep_N].astype(np.float64),
             patient_N=resamples.patient_N[keep_N],
             multiplicity_RP=resamples.multiplicity_RP,
+            weights_N=predictions.weights(k)[keep_N],
             groups={g: values_N[keep_N] for g, values_N in predictions.groups.items()},
         )
 
@@ -72,14 +79,24 @@ class LabelSample:
 
     def effective_patients(self, is_in_N: NDArray | None = None) -> float:
         """Patients behind the records of a mask (or all), as many as have the variance of a mean
-        where all ECGs of a patient are alike: (Σ ECGs)² / Σ ECGs² (Kish 1965)."""
-        patient_N = self.patient_N if is_in_N is None else self.patient_N[is_in_N]
-        ecgs_P = np.bincount(patient_N).astype(np.float64)
-        return float(ecgs_P.sum() ** 2 / max((ecgs_P**2).sum(), 1.0))
+        where all ECGs of a patient are alike: (Σ ECGs)² / Σ ECGs², weighted (Kish 1965)."""
+        rows = slice(None) if is_in_N is None else is_in_N
+        ecgs_P = np.bincount(self.patient_N[rows], self.weights_N[rows])
+        return float(ecgs_P.sum() ** 2 / ((ecgs_P**2).sum() or 1.0))
 
     def patients_in_smaller_class(self) -> int:
         """The patients whose chance dominates that of a ranking metric."""
         return min(self.num_patients(self.labels_N == 1), self.num_patients(self.labels_N == 0))
+
+    def rankings(self) -> dict[str, float]:
+        """AUROC and AUPRC."""
+        data = self.labels_N, self.logits_N, self.weights_N
+        return {"auroc": auroc(*data), "auprc": auprc(*data)}
+
+    def losses(self) -> dict[str, float]:
+        """Brier score and log loss."""
+        data = self.labels_N, self.probabilities_N, self.weights_N
+        return {"brier": brier(*data), "log_loss": log_loss(*data)}
 
     def replicates(self) -> dict[str, FloatArray]:
         """AUROC, AUPRC, Brier score and log loss in every replicate."""
@@ -87,7 +104,7 @@ class LabelSample:
 
     def ranking_replicates(self) -> dict[str, FloatArray]:
         return ranking_replicates(
-            self.labels_N, self.logits_N, self.patient_N, self.multiplicity_RP
+            self.labels_N, self.logits_N, self.patient_N, self.multiplicity_RP, self.weights_N
         )
 
     def loss_replicates(self) -> dict[str, FloatArray]:
@@ -99,7 +116,8 @@ class LabelSample:
         return {"brier": brier_R / count_R, "log_loss": loss_R / count_R}
 
     def sum_replicates(self, values_NV: FloatArray) -> FloatArray:
-        """[R, V]: the sum of each column in every replicate."""
+        """[R, V]: the weighted sum of each column in every replicate."""
+        values_NV = values_NV * self.weights_N[:, None]
         return sum_replicates(values_NV, self.patient_N, self.multiplicity_RP)
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from hpc_ecg.reporting.numbers import count
 
 FloatArray = NDArray[np.float64]
+Weights = FloatArray | None
+"""What each record counts; None: 1."""
 
 RANKING_METRICS = ("auroc", "auprc")
 
@@ -23,33 +25,37 @@ def has_label(labels_N: FloatArray) -> NDArray[np.bool_]:
     return ~np.isnan(np.asarray(labels_N, dtype=np.float64))
 
 
-def auroc(labels_N: FloatArray, scores_N: FloatArray) -> float:
+def is_weighted(weights_N: Weights) -> bool:
+    return weights_N is not None and bool((weights_N != 1).any())
+
+
+def auroc(labels_N: FloatArray, scores_N: FloatArray, weights_N: Weights = None) -> float:
     """Area under the ROC curve; tied scores count one half."""
     from sklearn.metrics import roc_auc_score
 
     check_scorable(labels_N, scores_N, "auroc")
-    return float(roc_auc_score(labels_N, scores_N))
+    return float(roc_auc_score(labels_N, scores_N, sample_weight=weights_N))
 
 
-def auprc(labels_N: FloatArray, scores_N: FloatArray) -> float:
+def auprc(labels_N: FloatArray, scores_N: FloatArray, weights_N: Weights = None) -> float:
     """Average precision: the step-wise area under the precision-recall curve."""
     from sklearn.metrics import average_precision_score
 
     check_scorable(labels_N, scores_N, "auprc")
-    value = float(average_precision_score(labels_N, scores_N))
+    value = float(average_precision_score(labels_N, scores_N, sample_weight=weights_N))
     return 1.0 if value > 1 - 1e-12 else value  # its sum of steps ends near 1 where it is 1
 
 
-def brier(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
+def brier(labels_N: FloatArray, probabilities_N: FloatArray, weights_N: Weights = None) -> float:
     """Mean squared distance of the probability from the outcome."""
-    return float(np.mean((probabilities_N - labels_N) ** 2))
+    return float(np.average((probabilities_N - labels_N) ** 2, weights=weights_N))
 
 
-def log_loss(labels_N: FloatArray, probabilities_N: FloatArray) -> float:
+def log_loss(labels_N: FloatArray, p_N: FloatArray, weights_N: Weights = None) -> float:
     """Mean negative log likelihood in nats; probabilities are kept 2e-16 away from 0 and 1."""
     from sklearn.metrics import log_loss as mean_log_loss
 
-    return float(mean_log_loss(labels_N, probabilities_N, labels=[0, 1]))
+    return float(mean_log_loss(labels_N, p_N, labels=[0, 1], sample_weight=weights_N))
 
 
 def regression_metrics(labels_N: FloatArray, values_N: FloatArray) -> dict[str, float]:
@@ -64,12 +70,13 @@ def regression_metrics(labels_N: FloatArray, values_N: FloatArray) -> dict[str, 
     }
 
 
-def count_label(labels_N: FloatArray, patients_N: NDArray) -> dict:
+def count_label(labels_N: FloatArray, patients_N: NDArray, weights_N: Weights = None) -> dict:
     """Numbers of records and patients: labelled, positive and negative. A patient with ECGs of both
-    kinds counts as positive and as negative."""
+    kinds counts as positive and as negative. Weights matter for the prevalence alone."""
     keep_N = has_label(labels_N)
     labels, patients = labels_N[keep_N], patients_N[keep_N]
     num_positive = int(np.sum(labels == 1))
+    weight_N = None if weights_N is None else weights_N[keep_N]
     return {
         "n": int(keep_N.sum()),
         "n_missing": int((~keep_N).sum()),
@@ -77,7 +84,7 @@ def count_label(labels_N: FloatArray, patients_N: NDArray) -> dict:
         "n_patients": len(np.unique(patients)),
         "n_positive_patients": len(np.unique(patients[labels == 1])),
         "n_negative_patients": len(np.unique(patients[labels == 0])),
-        "prevalence": num_positive / len(labels) if len(labels) else None,
+        "prevalence": float(np.average(labels == 1, weights=weight_N)) if len(labels) else None,
     }
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_ecg.atomic_io import check_may_write, write_atomically
+from hpc_ecg.cohort.table import WEIGHT_PREFIX
 from hpc_ecg.evaluation.metrics import FloatArray
 from hpc_ecg.reporting.numbers import count
 
@@ -64,6 +65,13 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.record_N)
+
+    def weights(self, k: int) -> FloatArray:
+        """What each record counts for label k: its weight against censoring, or 1."""
+        weight_N = self.groups.get(WEIGHT_PREFIX + self.labels[k])
+        return (
+            np.ones(len(self)) if weight_N is None else np.nan_to_num(weight_N.astype(np.float64))
+        )
 
     def sorted(self) -> "Predictions":
         """The same rows in the order of their record names."""

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hpc_ecg.evaluation.intervals import LEVEL, bootstrap_interval, quantile_and_growth
 from hpc_ecg.evaluation.label_sample import LabelSample
-from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.metrics import FloatArray, Weights
 
 NUM_BINS = 10
 
@@ -31,7 +31,7 @@ def assess_calibration(sample: LabelSample) -> dict:
     member_NB = (bin_N[:, None] == np.arange(bin_N.max() + 1)).astype(np.float64)
     columns = (np.ones(len(sample)), sample.labels_N, sample.probabilities_N)
     values_NV = np.concatenate([member_NB * column[:, None] for column in columns], axis=1)
-    count_B, positive_B, predicted_B = np.split(values_NV.sum(axis=0), 3)
+    count_B, positive_B, predicted_B = np.split(sample.weights_N @ values_NV, 3)
     count_RB, positive_RB, predicted_RB = np.split(sample.sum_replicates(values_NV), 3, axis=1)
     with np.errstate(invalid="ignore"):
         observed_RB = positive_RB / count_RB
@@ -42,11 +42,14 @@ def assess_calibration(sample: LabelSample) -> dict:
             positive_B[b] / count, observed_RB[:, b], "observed", patients
         )
         point = {"predicted": float(predicted_B[b] / count), "observed": observed["value"]}
-        curve.append(point | {"low": observed["low"], "high": observed["high"], "n": int(count)})
-    gap_B = (positive_B - predicted_B) / len(sample)
+        num = int((bin_N == b).sum())
+        curve.append(point | {"low": observed["low"], "high": observed["high"], "n": num})
+    gap_B = (positive_B - predicted_B) / count_B.sum()
     gap_RB = (positive_RB - predicted_RB) / count_RB.sum(axis=1, keepdims=True)
+    ratio_R = positive_RB.sum(axis=1) / predicted_RB.sum(axis=1)
+    ratio = bootstrap_interval(positive_B.sum() / predicted_B.sum(), ratio_R, "o_e")
     ece = _ece(gap_B, gap_RB, sample.patients_in_smaller_class())
-    return _slope_and_intercept(sample) | {"ece": ece, "curve": curve}
+    return _slope_and_intercept(sample) | {"o_e": ratio, "ece": ece, "curve": curve}
 
 
 def quantile_bins(probabilities_N: FloatArray) -> NDArray[np.intp]:
@@ -56,29 +59,31 @@ def quantile_bins(probabilities_N: FloatArray) -> NDArray[np.intp]:
     return np.unique(bin_N, return_inverse=True)[1]
 
 
-def fit_slope(labels_N: FloatArray, logits_N: FloatArray) -> tuple[float, float]:
+def fit_slope(y_N: FloatArray, logits_N: FloatArray, w_N: Weights = None) -> tuple[float, float]:
     """Offset and slope of logistic recalibration."""
     scale = float(logits_N.std())
     fit = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=200)
-    fit.fit(logits_N[:, None] / scale, labels_N)
+    fit.fit(logits_N[:, None] / scale, y_N, w_N)
     return float(fit.intercept_[0]), float(fit.coef_[0, 0] / scale)
 
 
-def fit_intercept(labels_N: FloatArray, logits_N: FloatArray) -> float:
+def fit_intercept(labels_N: FloatArray, logits_N: FloatArray, w_N: Weights = None) -> float:
     """The shift of all logits that predicts as many cases as there are."""
     wide = float(np.abs(logits_N).max() + np.log(len(labels_N)) + 1)
-    return float(brentq(lambda a: expit(logits_N + a).sum() - labels_N.sum(), -wide, wide))
+    weight = 1.0 if w_N is None else w_N
+    excess = lambda a: (weight * (expit(logits_N + a) - labels_N)).sum()  # noqa: E731
+    return float(brentq(excess, -wide, wide))
 
 
 def _slope_and_intercept(sample: LabelSample) -> dict[str, dict]:
     labels_N, x_N, few = sample.labels_N, sample.logits_N, sample.patients_in_smaller_class()
-    intercept = fit_intercept(labels_N, x_N)
+    intercept = fit_intercept(labels_N, x_N, sample.weights_N)
     shifted_N = expit(x_N + intercept)
     columns = [labels_N - shifted_N, shifted_N * (1 - shifted_N)]
     positive, negative = x_N[labels_N == 1], x_N[labels_N == 0]
     has_slope = positive.min() < negative.max() and positive.max() > negative.min()
     if has_slope:
-        offset, slope_value = fit_slope(labels_N, x_N)
+        offset, slope_value = fit_slope(labels_N, x_N, sample.weights_N)
         fitted_N = expit(offset + slope_value * x_N)
         residual_N, weight_N = labels_N - fitted_N, fitted_N * (1 - fitted_N)
         columns += [residual_N, residual_N * x_N, weight_N, weight_N * x_N, weight_N * x_N**2]

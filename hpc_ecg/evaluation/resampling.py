@@ -17,7 +17,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.metrics import FloatArray, Weights, is_weighted
 
 BLOCK = 32  # replicates that are ranked together: one record's counts fill a vector register
 CHUNK_ELEMENTS = 4_000_000  # replicates × patients held at once as float64: 32 MB
@@ -55,17 +55,29 @@ def draw_resamples(patients_N: NDArray, replicates: int, seed: int) -> Resamples
 
 
 def ranking_replicates(
-    labels_N: FloatArray, scores_N: FloatArray, patient_N: NDArray, multiplicity_RP: NDArray
+    labels_N: FloatArray,
+    scores_N: FloatArray,
+    patient_N: NDArray,
+    multiplicity_RP: NDArray,
+    weights_N: Weights = None,
 ) -> dict[str, FloatArray]:
     """AUROC and AUPRC of every replicate; NaN where a replicate holds one class only."""
     order_N = np.lexsort((labels_N == 0, -scores_N))
     sorted_patient_N = patient_N[order_N].astype(np.int64)
+    weight_N1 = None
+    if weights_N is not None and is_weighted(weights_N):
+        weight_N1 = weights_N[order_N, None]
     group_K3 = _tied_groups(scores_N[order_N], labels_N[order_N] == 1)
     value_2R = np.empty((2, len(multiplicity_RP)))
     for start in range(0, len(multiplicity_RP), BLOCK):
         block = slice(start, start + BLOCK)
         draws_PB = np.ascontiguousarray(multiplicity_RP[block].T)
-        value_2R[:, block] = _compiled()(sorted_patient_N, group_K3, draws_PB)
+        columns, zeros_B = (sorted_patient_N, group_K3, draws_PB), np.zeros(draws_PB.shape[1])
+        if weight_N1 is not None:  # each record is drawn on its own
+            draws_NB = draws_PB[sorted_patient_N] * weight_N1
+            columns = np.arange(len(order_N)), group_K3, draws_NB
+        kind = np.int64 if weight_N1 is None else np.float64
+        value_2R[:, block] = _compiled(str(columns[2].dtype))(*columns, zeros_B.astype(kind))
     return {"auroc": value_2R[0], "auprc": value_2R[1]}
 
 
@@ -111,11 +123,12 @@ def _tied_groups(scores_N: FloatArray, positive_N: NDArray[np.bool_]) -> NDArray
 
 
 @cache
-def _compiled() -> Callable[[NDArray, NDArray, NDArray], tuple[FloatArray, FloatArray]]:
+def _compiled(draws: str) -> Callable[..., tuple[FloatArray, FloatArray]]:
     """`_rank_block` compiled; without numba's cache where the disk is read-only or full."""
     import numba
 
-    types = (numba.int64[::1], numba.int64[:, ::1], numba.uint8[:, ::1])
+    draw, total = getattr(numba, draws), numba.int64 if draws == "uint8" else numba.float64
+    types = (numba.int64[::1], numba.int64[:, ::1], draw[:, ::1], total[::1])
     try:
         return numba.njit(types, nogil=True, cache=True)(_rank_block)
     except (RuntimeError, OSError):
@@ -123,14 +136,14 @@ def _compiled() -> Callable[[NDArray, NDArray, NDArray], tuple[FloatArray, Float
 
 
 def _rank_block(
-    patient_N: NDArray, group_K3: NDArray, draws_PB: NDArray
+    patient_N: NDArray, group_K3: NDArray, draws_PB: NDArray, zeros_B: NDArray
 ) -> tuple[FloatArray, FloatArray]:
     """AUROC and AUPRC of B replicates in one walk down the scores. B runs innermost, so that one
     record's counts lie side by side and the additions become vector instructions."""
     num = draws_PB.shape[1]
-    hits_B, false_B = np.zeros(num, np.int64), np.zeros(num, np.int64)
-    positives_B, negatives_B = np.zeros(num, np.int64), np.zeros(num, np.int64)
-    lost_B, precision_B = np.zeros(num, np.int64), np.zeros(num)
+    hits_B, false_B = zeros_B.copy(), zeros_B.copy()
+    positives_B, negatives_B = zeros_B.copy(), zeros_B.copy()
+    lost_B, precision_B = zeros_B.copy(), np.zeros(num)
     start = 0
     for k in range(len(group_K3)):
         first, middle, end = group_K3[k]
@@ -153,7 +166,7 @@ def _rank_block(
             lost_B[b] += positives_B[b] * (2 * false_B[b] + negatives_B[b])
             hits_B[b] += positives_B[b]
             false_B[b] += negatives_B[b]
-            precision_B[b] += positives_B[b] * (hits_B[b] / max(hits_B[b] + false_B[b], 1))
+            precision_B[b] += positives_B[b] * (hits_B[b] / max(hits_B[b] + false_B[b], 1e-300))
         start = end
     pairs_B = 2.0 * hits_B * false_B
     pairs_B[pairs_B == 0] = np.nan

@@ -98,7 +98,14 @@ def fit_operating_points(
         raise ValueError("operating points need probabilities; a regression has none")
     label_KN, probability_KN = predictions.label_NK.T, predictions.probability_NK.T
     return {
-        name: fit_thresholds(label_KN[k], probability_KN[k], name, targets, predictions.patient_N)
+        name: fit_thresholds(
+            label_KN[k],
+            probability_KN[k],
+            name,
+            targets,
+            predictions.patient_N,
+            predictions.weights(k),
+        )
         for k, name in enumerate(predictions.labels)
         if name not in skip
     }
@@ -113,10 +120,11 @@ def fit_calibrators(predictions: Predictions) -> dict[str, dict[str, dict]]:
         if name in skip:
             continue
         label_N, logit_N = predictions.label_NK[:, k], predictions.logit_NK[:, k]
+        data, about = (label_N, logit_N), (predictions.patient_N, predictions.weights(k))
         fits[name] = {}
         for kind in KINDS:
             try:
-                fit = fit_calibration(label_N, logit_N, kind, name, predictions.patient_N)
+                fit = fit_calibration(*data, kind, name, *about)
             except ValueError as error:
                 fit = {"reason": str(error)}
             fits[name][kind] = fit
@@ -142,9 +150,11 @@ def metric_replicates(
 ) -> dict[str, FloatArray]:
     """Replicates of label k by metric; the patients are those of the whole table."""
     keep_N = has_label(predictions.label_NK[:, k])
-    compute = regression_replicates if task == "regression" else ranking_replicates
     label_N, logit_N = predictions.label_NK[keep_N, k], predictions.logit_NK[keep_N, k]
-    return compute(label_N, logit_N, resamples.patient_N[keep_N], resamples.multiplicity_RP)
+    data = label_N, logit_N, resamples.patient_N[keep_N], resamples.multiplicity_RP
+    if task == "regression":
+        return regression_replicates(*data)
+    return ranking_replicates(*data, predictions.weights(k)[keep_N])
 
 
 def point_values(predictions: Predictions, k: int, task: str) -> dict:
@@ -152,7 +162,8 @@ def point_values(predictions: Predictions, k: int, task: str) -> dict:
     float32 probabilities tie near 1. ValueError: labels or predictions that cannot be scored."""
     name = predictions.labels[k]
     check_finite(predictions.logit_NK[:, k], name)
-    counts = count_label(predictions.label_NK[:, k], predictions.patient_N)
+    weight_N = predictions.weights(k)
+    counts = count_label(predictions.label_NK[:, k], predictions.patient_N, weight_N)
     keep_N = has_label(predictions.label_NK[:, k])
     label_N, logit_N = predictions.label_NK[keep_N, k], predictions.logit_NK[keep_N, k]
     if task == "regression":
@@ -160,12 +171,13 @@ def point_values(predictions: Predictions, k: int, task: str) -> dict:
         counts = {key: counts[key] for key in ("n", "n_missing", "n_patients")}
         return counts | regression_metrics(label_N, logit_N)
     check_scorable(label_N, logit_N, name)
-    values = counts | {"auroc": auroc(label_N, logit_N), "auprc": auprc(label_N, logit_N)}
+    data = label_N, logit_N, weight_N[keep_N]
+    values = counts | {"auroc": auroc(*data), "auprc": auprc(*data)}
     if predictions.probability_NK is not None:
         probability_N = predictions.probability_NK[keep_N, k].astype(np.float64)
         check_probabilities(probability_N, name)
-        values["brier"] = brier(label_N, probability_N)
-        values["log_loss"] = log_loss(label_N, probability_N)
+        values["brier"] = brier(label_N, probability_N, weight_N[keep_N])
+        values["log_loss"] = log_loss(label_N, probability_N, weight_N[keep_N])
     return values
 
 
@@ -239,8 +251,6 @@ def _recalibrated(sample: LabelSample, fit: dict) -> dict:
     if "reason" in fit:
         return fit
     new = replace(sample, probabilities_N=apply_calibration(sample.logits_N, fit))
-    y_N, p_N = new.labels_N, new.probabilities_N
-    values = {"brier": brier(y_N, p_N), "log_loss": log_loss(y_N, p_N)}
     calibration = assess_calibration(new)
     curve = {part: calibration[part] for part in ("ece", "curve")}
-    return metric_intervals(values, new.loss_replicates(), new) | curve | {"fit": fit}
+    return metric_intervals(new.losses(), new.loss_replicates(), new) | curve | {"fit": fit}

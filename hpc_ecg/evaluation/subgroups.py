@@ -21,7 +21,7 @@ from scipy import stats
 from hpc_ecg.evaluation.comparisons import holm
 from hpc_ecg.evaluation.intervals import EDGE, effective_cases
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
-from hpc_ecg.evaluation.metrics import FloatArray, auprc, auroc, count_label
+from hpc_ecg.evaluation.metrics import FloatArray, count_label
 
 MIN_PATIENTS = 10
 MAX_LEVELS = 8
@@ -115,9 +115,7 @@ def one_ecg_per_patient(sample: LabelSample) -> dict:
     result["n_positive"] = int(part.labels_N.sum())
     if result["n_positive"] in (0, len(part)) or np.ptp(part.logits_N) == 0:
         return result | {"reason": "one class, or one prediction, only"}
-    labels_N, logits_N = part.labels_N, part.logits_N
-    values = {"auroc": auroc(labels_N, logits_N), "auprc": auprc(labels_N, logits_N)}
-    return result | metric_intervals(values, part.ranking_replicates(), part)
+    return result | metric_intervals(part.rankings(), part.ranking_replicates(), part)
 
 
 def _in_order(group: str, levels: set[str]) -> list[str]:
@@ -128,13 +126,13 @@ def _in_order(group: str, levels: set[str]) -> list[str]:
 
 
 def score_level(part: LabelSample) -> tuple[dict, FloatArray | None]:
-    counts = count_label(part.labels_N, part.patient_N)
+    counts = count_label(part.labels_N, part.patient_N, part.weights_N)
     row = {name: counts[name] for name in ("n", "n_positive", "n_patients", "prevalence")}
-    row["mean_prediction"] = float(part.probabilities_N.mean())
+    row["mean_prediction"] = float(np.average(part.probabilities_N, weights=part.weights_N))
     for kind in ("positive", "negative"):
         if counts[f"n_{kind}_patients"] < MIN_PATIENTS:
             return row | {"reason": f"fewer than {MIN_PATIENTS} {kind} patients"}, None
     if np.ptp(part.logits_N) == 0:
         return row | {"reason": "all predictions are the same"}, None
-    value, value_R = auroc(part.labels_N, part.logits_N), part.ranking_replicates()["auroc"]
+    value, value_R = part.rankings()["auroc"], part.ranking_replicates()["auroc"]
     return row | metric_intervals({"auroc": value}, {"auroc": value_R}, part), value_R

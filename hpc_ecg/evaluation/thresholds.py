@@ -27,6 +27,7 @@ def fit_thresholds(
     name: str = "label",
     targets: tuple[tuple[str, float], ...] = TARGETS,
     patient_N: NDArray | None = None,
+    w_N: FloatArray | None = None,
 ) -> dict[str, dict]:
     """Operating points by method, on validation data; a record is positive at `probability >=
     threshold`.
@@ -43,7 +44,8 @@ def fit_thresholds(
     labels, probabilities = labels_N[keep_N], probabilities_N[keep_N].astype(np.float64)
     check_scorable(labels, probabilities, name)
     check_probabilities(probabilities, name)
-    curve = roc_curve(labels, probabilities, drop_intermediate=False)
+    weight = None if w_N is None else w_N[keep_N]
+    curve = roc_curve(labels, probabilities, sample_weight=weight, drop_intermediate=False)
     # the first point flags no record, at an infinite threshold
     false_rate, sensitivity, thresholds = (values[1:] for values in curve)
     specificity = 1 - false_rate
@@ -91,12 +93,12 @@ def points_by_method(points: dict | None, name: str, labels: list[str]) -> dict[
 
 
 def confusion_counts(sample: LabelSample, threshold: float) -> tuple[FloatArray, FloatArray]:
-    """The four counts at a threshold, and those in every replicate [R, 4]."""
+    """The four (weighted) counts at a threshold, and those in every replicate [R, 4]."""
     positive_N, flagged_N = sample.labels_N == 1, sample.probabilities_N >= threshold
     flagged = positive_N & flagged_N, ~positive_N & flagged_N
     passed = positive_N & ~flagged_N, ~positive_N & ~flagged_N
     cell_N4 = np.stack([*flagged, *passed], axis=1).astype(np.float64)
-    return cell_N4.sum(axis=0), sample.sum_replicates(cell_N4)
+    return sample.weights_N @ cell_N4, sample.sum_replicates(cell_N4)
 
 
 def rates(counts_X4: FloatArray) -> dict[str, FloatArray]:
@@ -142,7 +144,7 @@ def apply_operating_point(sample: LabelSample, point: dict) -> dict:
         {key: point.get(key) for key in ("threshold", "fitted_on", "method")}
         | {f"validation_{key}": point[key] for key in more if key in point}
         | rate_intervals(rates(counts_4), rates(counts_R4), num_patients)
-        | {"counts": dict(zip(COUNTS, map(int, counts_4), strict=True))}
+        | {"counts": dict(zip(COUNTS, map(round, counts_4.tolist()), strict=True))}
     )
 
 

@@ -25,26 +25,33 @@ def check_loss(config: LossConfig, num_labels: int) -> None:
         )
 
 
-def loss_sum(logits_BK: Tensor, targets_BK: Tensor, config: LossConfig) -> Tensor:
-    """Sum of the loss over the labels that are present, a float32 scalar."""
+def loss_sum(
+    logits_BK: Tensor, targets_BK: Tensor, config: LossConfig, weights_BK: Tensor | None = None
+) -> Tensor:
+    """Sum of the loss over the labels that are present, a float32 scalar; with loss.ipcw weighted
+    by `weights_BK`."""
     present_BK = ~torch.isnan(targets_BK)
     # Missing places are replaced on both sides before the loss, so that no NaN reaches a gradient.
     logits_BK = torch.where(present_BK, logits_BK.float(), 0.0)
     targets_BK = torch.where(present_BK, targets_BK.float(), 0.0)
     loss_BK = FUNCTIONS[config.name](logits_BK, targets_BK, config)
+    if config.ipcw and weights_BK is not None:
+        loss_BK = loss_BK * weights_BK
     return torch.where(present_BK, loss_BK, 0.0).sum()
 
 
-def normalizer(targets_BK: Tensor, config: LossConfig) -> float:
+def normalizer(targets_BK: Tensor, config: LossConfig, weights_BK: Tensor | None = None) -> float:
     """What the sum over the *global* batch is divided by: the number of labels present (for mlsml:
     over K) or, with `positives`, of positive labels; at least 1. Give it the targets of all ranks
-    together: as each value is at least 1, those of single ranks do not add up."""
-    present = int((~torch.isnan(targets_BK)).sum().item())
-    if config.reduction == "positives" and config.name != "mse":
-        return float(max(torch.nansum(targets_BK.double().trunc()).item(), 1))
-    if config.name == "mlsml":
-        return max(present, 1) / targets_BK.shape[1]
-    return float(max(present, 1))
+    together: as each value is at least 1, those of single ranks do not add up. With
+    loss.ipcw a label counts as its weight, and the sum has no least value."""
+    by_positives = config.reduction == "positives" and config.name != "mse"
+    part_BK = targets_BK.double().trunc() if by_positives else (~torch.isnan(targets_BK)).double()
+    if config.ipcw and weights_BK is not None:
+        part_BK = part_BK * weights_BK
+    total = torch.nansum(part_BK).item()
+    total = total if config.ipcw and total > 0 else max(total, 1.0)
+    return total / targets_BK.shape[1] if config.name == "mlsml" and not by_positives else total
 
 
 def _bce(logits_BK: Tensor, targets_BK: Tensor, config: LossConfig) -> Tensor:

@@ -87,6 +87,9 @@ class LossConfig:
     """bf: weight of positives; negatives have 1 - alpha."""
     gamma: float = setting(2.0, at_least=0, below=math.inf)
     """bf: focusing exponent."""
+    ipcw: bool = False
+    """Weight each label by its column ipcw.<label> (hpc-ecg cohort --censored ipcw), and divide by
+    the sum of the weights in the global batch."""
 
     def __post_init__(self) -> None:
         check_settings(self, "loss")

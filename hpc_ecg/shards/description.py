@@ -13,6 +13,7 @@ import pandas as pd
 from pandas.api import types
 
 from hpc_ecg.cohort.splits import SPLITS
+from hpc_ecg.cohort.table import WEIGHT_PREFIX
 
 FORMAT = "hpc_ecg-shards/2"
 HEAD = 512 + 128
@@ -61,7 +62,7 @@ def check_description(about: dict[str, Any]) -> None:
         counts = about.get(name, {})
         is_right = isinstance(counts, dict) and all(map(_is_count, counts.values()))
         _check_field(name, counts, is_right, "counts by name")
-    for name in ("split", "label_counts"):
+    for name in ("split", "label_counts", "censoring"):
         _check_field(name, about.get(name), isinstance(about.get(name, {}), dict), "an object")
     is_list = isinstance(shards, list) and {type(shard) for shard in shards} == {dict}
     _check_field("shards", shards, is_list, "a list with an entry for each shard")
@@ -82,8 +83,9 @@ def check_index(index: pd.DataFrame, about: dict[str, Any], record_bytes: int, l
         if name not in index:
             raise ValueError(f"column {name} is missing; {HOW_TO_RESTORE}")
         _check_kind(index.loc[:, name], kind, has_gaps=name in labels)
-    for name in OPTIONAL.keys() & set(index):
-        _check_kind(index[name], OPTIONAL[name], has_gaps=True)
+    optional = OPTIONAL | {WEIGHT_PREFIX + name: NUMBER for name in about["labels"]}
+    for name in optional.keys() & set(index):
+        _check_kind(index.loc[:, name], optional[name], has_gaps=True)
     shards = about["shards"]
     shard_N, offset_N = index["shard"], index["offset"]
     _check(shard_N, shard_N.between(0, len(shards) - 1), f"a shard below {len(shards)}")

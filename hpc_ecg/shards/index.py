@@ -18,7 +18,7 @@ import pandas as pd
 import hpc_ecg
 from hpc_ecg.atomic_io import check_may_write, write_atomically, write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS, Assignment, check_no_leakage
-from hpc_ecg.cohort.table import Cohort
+from hpc_ecg.cohort.table import WEIGHT_PREFIX, Cohort
 from hpc_ecg.ecg.amplitude import AmplitudeFacts, compare_amplitudes
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, amplitude_factor
 from hpc_ecg.ecg.signal import SignalSpec
@@ -89,7 +89,8 @@ def build_index(
         index[LABEL_PREFIX + name] = cohort.labels_NK[rows, k]
     for extra in cohort.extra:
         values = cohort.extra[extra].iloc[rows].reset_index(drop=True)
-        index[extra] = pd.to_numeric(values, errors="coerce") if extra == "age" else values
+        is_number = extra == "age" or str(extra).startswith(WEIGHT_PREFIX)
+        index[extra] = pd.to_numeric(values, errors="coerce") if is_number else values
     index[["samples", "amplitude_mv", "sha256"]] = records[["samples", "amplitude_mv", "sha256"]]
     index["flags"] = _add_cohort_flags(records, np.isin(rows, cohort.capped_ages))
     _check_no_signal_in_two_splits(index, rows, duplicates_csv)

@@ -22,6 +22,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from hpc_ecg.atomic_io import sync_all
+from hpc_ecg.cohort.censoring import read_censoring
 from hpc_ecg.cohort.privacy import deidentify
 from hpc_ecg.cohort.splits import SPLITS, Assignment, assign_splits
 from hpc_ecg.cohort.table import Cohort, read_cohort
@@ -76,6 +77,7 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
     check_cohort(cohort, plan)
     assignment = assign_splits(cohort, plan.split, plan.columns.split)
     _check_no_empty_split(Counter(assignment.splits), assignment.policy)
+    censoring = read_censoring(plan.table, cohort.label_names, assignment.policy)
     public_cohort = deidentify(cohort, plan.privacy)
 
     # 2. Write the shards that an earlier try has not finished.
@@ -97,7 +99,7 @@ def shard_ecgs(plan: ShardingPlan) -> dict[str, Any]:
             "split": assignment.policy,
             "dates": plan.privacy.dates,
             "made_from": describe_plan(plan),
-        }
+        } | ({"censoring": censoring} if censoring else {})
         description = build_description(
             index, written, plan.recordings.signal, cohort.label_names, provenance
         )

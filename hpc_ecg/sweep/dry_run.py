@@ -9,7 +9,7 @@ from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.jobs.slurm_jobs import sbatch_script
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.sweep.arms import axes_of, choices_of
-from hpc_ecg.sweep.folder import read_optional
+from hpc_ecg.sweep.folder import ONE_RUN, read_optional
 from hpc_ecg.sweep.grid import Cell, Sweep
 from hpc_ecg.sweep.launch import prepare_sweep
 from hpc_ecg.sweep.tuning import read_tuned
@@ -44,8 +44,10 @@ def _table(sweep: Sweep, todo: set[str]) -> list[str]:
     lines = [f"{'':<{width}}  {seeds}".rstrip()]
     for arm in dict.fromkeys(cell.arm.name for cell in sweep.cells):
         names = [f"{arm}/seed-{seed}" for seed in sweep.config.seeds]
-        states = [TO_DO if name in todo else DONE for name in names]
-        lines.append(f"{arm:<{width}}  " + "  ".join(f"{state:<9}" for state in states).rstrip())
+        states = {cell.name: TO_DO if cell.name in todo else DONE for cell in sweep.cells}
+        row = "  ".join(f"{states.get(name, '–'):<9}" for name in names).rstrip()
+        stands = "" if names[-1] in states else f"  ({ONE_RUN})"
+        lines.append(f"{arm:<{width}}  {row}{stands}")
     return lines
 
 

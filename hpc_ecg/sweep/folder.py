@@ -8,6 +8,7 @@ from hpc_ecg.hashing import check_kinds, read_record
 from hpc_ecg.safe_reading import parse_json, read_settings_file
 from hpc_ecg.sweep.arms import arm_name, arms_of
 
+ONE_RUN = "one run stands for all seeds, because nothing is trained"
 LOG, ENDED_LOG = "log: ", "ended from outside, log: "
 """First words of error.txt, before the log's path."""
 SWEEP = {"strategies": list | None, "seeds": list | None, "grid": dict | None, "note": str | None}
@@ -20,13 +21,19 @@ def expected_cells(sweep_dir: Path) -> list[tuple[str, int]]:
     if not all(type(seed) is int for seed in seeds):
         raise ValueError(f"{file} is damaged: seeds cannot be {seeds}")
     arms = arms_of([check_name(file, name) for name in strategies], config.get("grid") or {})
-    planned = [(arm.name, seed) for arm in arms for seed in seeds]
+    fixed = {arm.name for arm in arms if is_fixed_arm(sweep_dir / arm.name)}
+    planned = [(arm.name, s) for arm in arms for s in (seeds[:1] if arm.name in fixed else seeds)]
     on_disk = [
         (folder.parent.name, int(folder.name.removeprefix("seed-")))
         for folder in sweep_dir.glob("*/seed-*")
         if folder.name.removeprefix("seed-").isdecimal()
     ]
     return planned + sorted(set(on_disk) - set(planned))
+
+
+def is_fixed_arm(folder: Path) -> bool:
+    """Whether one run stands for all seeds of an arm, because nothing is trained."""
+    return bool(read_optional(folder / "arm.json").get("is_fixed"))
 
 
 def check_name(file: Path, name: Any) -> str:

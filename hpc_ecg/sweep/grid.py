@@ -79,7 +79,12 @@ class Sweep:
             for arm in arms_of(config.strategies, config.grid)
             for seed in config.seeds
         ]
-        return replace(self, cells=cells)
+        return replace(self, cells=[cell for cell in cells if self._is_needed(cell)])
+
+    def _is_needed(self, cell: Cell) -> bool:
+        """Not if the first seed's run stands for all, unless an older version has started it."""
+        stands = cell.run.is_fixed and cell.seed != self.config.seeds[0]
+        return not stands or Path(cell.run.run_dir).exists()
 
 
 def load_sweep(files: Sequence[str], overrides: Sequence[str], of_folder: bool = False) -> Sweep:

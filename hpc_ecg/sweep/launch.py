@@ -224,8 +224,9 @@ def _write_sweep(folder: Path, sweep: Sweep) -> None:
     environment = folder / "environment.json"
     if not environment.exists():  # where its relative paths start stays what it was
         write_json(environment, {"working_directory": describe_working_directory(folder)})
-    for arm in {cell.arm.name: cell.arm for cell in sweep.cells}.values():
-        write_json(folder / arm.name / "arm.json", {"base": arm.base, "varied": arm.varied})
+    for arm, run in {cell.arm.name: (cell.arm, cell.run) for cell in sweep.cells}.values():
+        fixed = {"is_fixed": True} if run.is_fixed else {}
+        write_json(folder / arm.name / "arm.json", {"base": arm.base, "varied": arm.varied} | fixed)
 
 
 def _log_result(task: Task) -> None:

@@ -28,7 +28,7 @@ from hpc_ecg.jobs.local_jobs import job_log
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
 from hpc_ecg.log import printable
 from hpc_ecg.reporting.numbers import format_number
-from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
+from hpc_ecg.sweep.folder import ONE_RUN, expected_cells, is_fixed_arm, parse_error, read_events
 from hpc_ecg.sweep.protocol import TO_OPEN, read_protocol
 from hpc_ecg.sweep.submissions import Submission, last_submissions, queued_jobs
 from hpc_ecg.training.run_folder import RunFolder
@@ -138,7 +138,8 @@ def _status(
     is_tested = run.evaluation.exists() or is_trial
     if (run.finished.exists() or (is_soup and is_tested)) and (is_tested or job is None):
         try:
-            text = _score(run)
+            stands = f"; {ONE_RUN}" if is_fixed_arm(run.path.parent) else ""
+            text = _score(run) + stands
         except (ValueError, OSError, TypeError, KeyError, AttributeError):
             text = f"{run.evaluation} is damaged"
         return CellStatus(name=name, kind="done", text=text)

@@ -34,6 +34,11 @@ class BestTracker:
             raise ValueError(
                 f"data.task={task} needs loss.name={' or '.join(suitable)}, got {loss.name}"
             )
+        if loss.ipcw and (task == "regression" or (valid.weights_NK == 1).all()):
+            raise ValueError(
+                f"loss.ipcw=true needs a yes/no label with a column ipcw.{valid.label_names[0]} in "
+                "the shards; make it with hpc-ecg cohort --censored ipcw"
+            )
         if best_metric == "auto":
             best_metric = "loss" if task == "regression" else "auroc"
         elif task == "regression" and best_metric != "loss":

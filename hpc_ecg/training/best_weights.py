@@ -69,8 +69,8 @@ class BestWeights:
         fits: dict[str, dict[str, Any]] = {}
         for k, name in enumerate(self.valid.label_names):
             try:
-                label_N, logit_N = labels_NK[:, k], logits_NK[:, k]
-                fits[name] = fit_calibration(label_N, logit_N, kind, name, patient_N)
+                data, weight_N = (labels_NK[:, k], logits_NK[:, k]), self.valid.weights_NK[:, k]
+                fits[name] = fit_calibration(*data, kind, name, patient_N, weight_N.astype(float))
             except ValueError as error:
                 logger.warning("not calibrated: %s", error)
                 fits[name] = {"kind": "none", "slope": 1.0, "offset": 0.0, "reason": str(error)}

@@ -121,7 +121,7 @@ class Engine:
     def take_step(
         self,
         batch: StepBatch,
-        loss_sum: Callable[[Tensor, Tensor], Tensor],
+        loss_sum: Callable[[Tensor, Tensor, MicroBatch], Tensor],
         divide_by: float,
         millivolts_per_count: float,
         transform: TrainingTransform | None = None,
@@ -130,7 +130,7 @@ class Engine:
     ) -> StepResult:
         """Forward, backward, clip and update, at the learning rates of the optimizer's groups.
 
-        `loss_sum(logits [n, K], targets [n, K])` is a sum over records; `divide_by` is the
+        `loss_sum(logits [n, K], targets [n, K], micro-batch)` is a sum; `divide_by` is the
         normalizer of the *global* batch; `requests` are those of this rank. With `may_skip` there
         is no update if loss or gradient is not finite, and each step waits for the device.
         """
@@ -146,7 +146,7 @@ class Engine:
                 with self._autocast():
                     logits_nK = self._model(*inputs)
                 targets_nK = torch.from_numpy(micro.labels_nK).to(self.device)
-                local = loss_sum(logits_nK.float(), targets_nK) * (micro.weight / divide_by)
+                local = loss_sum(logits_nK.float(), targets_nK, micro) * (micro.weight / divide_by)
                 backend.backward(local * self.world_size, is_last)
             loss += local.detach()
         grad_norm = backend.clip_gradients()

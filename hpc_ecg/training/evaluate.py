@@ -113,6 +113,8 @@ def evaluate_weights(
     data = replace(data, labels=data.labels or names)
     opened, columns = open_shards(data)
     _check_fits_weights(opened, columns, checkpoint, names, weights)
+    renamed = {f"ipcw.{a}": f"ipcw.{b}" for a, b in zip(columns, names, strict=False)}
+    opened = replace(opened, index=opened.index.rename(columns=renamed))
     about = {"split": split, "shards": opened.name, "data_index_sha256": opened.index_sha256}
     about["note"] = _check_unseen(RunFolder(config.run_dir), opened, split)
     if split == "all":

@@ -106,10 +106,13 @@ def train_step(
     """
     config = prepared.config
     engine.seed_dropout(seed_of_step(config.seed, batch.step, engine.rank))
+    weights_BK = torch.from_numpy(dataset.weights_NK[batch.positions])
     return engine.take_step(
         batch,
-        partial(loss_sum, config=config.loss),
-        divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), config.loss),
+        lambda logits, targets, micro: loss_sum(
+            logits, targets, config.loss, torch.as_tensor(micro.weights_nK, device=logits.device)
+        ),
+        divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), config.loss, weights_BK),
         millivolts_per_count=dataset.millivolts_per_count,
         transform=TrainingTransform(
             dataset=prepared.data.train, augment=config.augment, seed=config.seed, step=batch.step

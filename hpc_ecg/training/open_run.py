@@ -9,21 +9,30 @@ from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.load import SettingsSource, merge_sources, parse_override, read_yaml, to_yaml
 from hpc_ecg.config.paths import resolve_paths
 from hpc_ecg.hashing import read_record
+from hpc_ecg.log import logger
 from hpc_ecg.training.environment import base_folders
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights.settings import RANDOM
 
 UNVERIFIED = "%s: not verified, since version 0.1 wrote no digests of its files"
-OTHER_COHORT = ("fold=null", "repeat=0", "label_table=null", "label_fraction=1")
+OTHER_COHORT = ("fold=null", "repeat=0", "label_table=null", "label_fraction=1", "label_seed=null")
 """Settings of `data` that are reset for another cohort, unless they are given again."""
 
 
 def with_start(config: FinetuneConfig, beside: bool = False) -> FinetuneConfig:
-    """The configuration with init.checkpoint=random if its run folder (with `beside`, one beside
-    it) is a run of version 0.1 from random weights, which stated no init.checkpoint."""
+    """The configuration with what it leaves to the run folder (with `beside`, to those beside it):
+    init.checkpoint=random if that is a run of version 0.1 from random weights, which stated no
+    init.checkpoint; data.label_seed=seed unless it is a run of a version without that setting."""
     folder = RunFolder(config.run_dir)
     folders = [*map(RunFolder, folder.path.parent.glob("*"))] if beside else [folder]
+    data = config.data
+    if data.label_fraction < 1 and data.label_seed is None:
+        known = [f.read_settings() for f in folders if f.config.exists()]
+        if all("data.label_seed" in settings for settings in known):
+            config = replace(config, data=replace(data, label_seed=config.seed))
+        elif not beside:
+            logger.info(f"{folder.path} keeps its training patients, the same for all seeds")
     is_random = config.init.checkpoint is None and any(
         f.config.exists() and f.read_settings().get("init.checkpoint") is None for f in folders
     )

@@ -2,9 +2,12 @@
 
 # N records, K labels
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.special import expit
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
@@ -86,17 +89,25 @@ def score_validation(
     in float32.
     """
     logits, targets = torch.from_numpy(logits_NK), torch.from_numpy(dataset.labels_NK)
-    scores = {"loss": float(loss_sum(logits, targets, loss)) / normalizer(targets, loss)}
+    weights = torch.from_numpy(dataset.weights_NK)
+    total = float(loss_sum(logits, targets, loss, weights))
+    scores = {"loss": total / normalizer(targets, loss, weights)}
     if task == "regression":
         return scores
-    by_label = []
+    by_label: list[tuple[Any, ...]] = []
     for k in range(logits.shape[1]):
         known = ~torch.isnan(targets[:, k])
         truth = targets[known, k].long()
-        if 0 < int(truth.sum()) < len(truth):
+        if not 0 < int(truth.sum()) < len(truth):
+            continue
+        if (dataset.weights_NK != 1).any():  # torchmetrics takes no weights
+            data, w = (truth.numpy(), logits[known, k].numpy()), weights[known, k].numpy()
+            metrics = roc_auc_score, average_precision_score
+            by_label.append(tuple(metric(*data, sample_weight=w) for metric in metrics))
+        else:
             probability = torch.sigmoid(logits[known, k].double())
             by_label.append(
                 (binary_auroc(probability, truth), binary_average_precision(probability, truth))
             )
-    auroc, auprc = torch.tensor(by_label, dtype=torch.float64).mean(0).tolist()
-    return scores | {"auroc": auroc, "auprc": auprc}
+    means = torch.tensor(by_label, dtype=torch.float64).mean(0).tolist()
+    return scores | dict(zip(("auroc", "auprc"), means, strict=True))

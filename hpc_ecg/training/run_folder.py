@@ -189,9 +189,11 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def fixed_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a run cannot resume with another value of."""
+    """The settings that a run cannot resume with another value of; those that are off are left out,
+    as an older version may not have known them."""
     may_change = tuple(f"{key}." for key, rule in rules_by_key(FinetuneConfig) if rule.may_change)
-    return {key: v for key, v in settings.items() if not f"{key}.".startswith(may_change)}
+    known = {key: value for key, value in settings.items() if value is not False}
+    return {key: value for key, value in known.items() if not f"{key}.".startswith(may_change)}
 
 
 def _checkpoint_sha256(init_report: dict[str, Any]) -> str | None:

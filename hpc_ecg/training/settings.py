@@ -8,7 +8,7 @@ from hpc_ecg.config.schema import check_settings, setting
 from hpc_ecg.data.settings import AugmentConfig, DataConfig
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.model.settings import LossConfig, ModelConfig
-from hpc_ecg.weights.settings import InitConfig
+from hpc_ecg.weights.settings import RANDOM, InitConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,14 @@ class FinetuneConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether no seed changes the result: nothing trains, and the weights are those of a file
+        that is known to have a head."""
+        init = self.init
+        keeps = init.head == "keep" or (init.head == "auto" and init.expects == "classifier")
+        return keeps and init.checkpoint not in (None, RANDOM) and not self.train.trains
 
     def __post_init__(self) -> None:
         check_settings(self, "")

@@ -1,0 +1,52 @@
+"""What more labelled patients are worth: the deciding metric's gain per doubling of them.
+
+The slope of a straight line over log2 of the share, fitted for each seed (which draws shares of its
+own); the mean over seeds has the interval of evaluation/comparisons.py, for the chance of test
+patients and of seeds.
+"""
+
+# F shares, S seeds, R replicates
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hpc_ecg.comparison.comparison import StrategyResult
+from hpc_ecg.evaluation.comparisons import SeedScores, estimate_mean
+from hpc_ecg.reporting.numbers import format_with_interval
+
+FRACTION = "data.label_fraction"
+GAIN, LEAST_SHARES = 0.01, 3
+
+
+def label_efficiency(
+    strategies: Sequence[StrategyResult], scores: Mapping[str, SeedScores], num_patients: int
+) -> list[dict[str, Any]]:
+    """By strategy with three shares and two common seeds: the slope; by what factor more patients
+    than in the largest share gain 0.01 (None unless the slope's interval is above 0); a text."""
+    found = []
+    for base in dict.fromkeys(s.base for s in strategies):
+        arms = [s for s in strategies if s.base == base and list(s.varied) == [FRACTION]]
+        seeds = sorted(set.intersection(*(set(s.seeds) for s in arms))) if arms else []
+        if len(arms) < LEAST_SHARES or len(seeds) < 2:
+            continue
+        x_F = np.log2([float(s.varied[FRACTION]) for s in arms])
+        x_F -= x_F.mean()
+        scores_F = [scores[s.name].arrays(seeds) for s in arms]
+        slope_S, slope_SR = (
+            np.tensordot(x_F / (x_F @ x_F), np.stack(part), 1)
+            for part in zip(*scores_F, strict=True)
+        )
+        e = estimate_mean(slope_S, slope_SR, num_patients)
+        slope, factor = {"value": e.value, "low": e.low, "high": e.high}, None
+        needs = f"how many more patients +{GAIN} needs cannot be said"
+        if e.low > 0:
+            gains = {"value": e.value, "low": e.high, "high": e.low}
+            factor = {end: float(2 ** min(GAIN / gain, 1000)) for end, gain in gains.items()}
+            needs = f"+{GAIN} needs {format_with_interval(factor)} times those of the largest share"
+        text = f"{base}: {format_with_interval(slope)} for each doubling of the training patients"
+        found.append(
+            {"strategy": base, "slope": slope, "factor": factor, "text": f"{text}; {needs}"}
+        )
+    return found
