@@ -99,13 +99,15 @@ def read_beside(location: RecordLocation, layout: ArrayLayout) -> tuple[int, dic
                 with contextlib.suppress(ValueError, OSError):
                     arrays[path.name] = stack.enter_context(OPENERS[ending](path, ""))[""]
         for name, stored in arrays.items():
-            is_small = stored.dtype.itemsize * count <= MAX_BYTES
-            if (
-                is_small
-                and stored.shape in ((count,), (count, 1))
-                and stored.dtype.kind in "iufSUO"
-            ):
-                beside[name] = [_as_text(value) for value in stored.read(()).ravel().tolist()]
+            if stored.shape not in ((count,), (count, 1), (1, count)):
+                continue
+            if stored.dtype.kind in "iufSUOV" and stored.dtype.itemsize * count <= MAX_BYTES:
+                values = stored.read(()).ravel()
+                for field in values.dtype.names or [""]:  # a table in HDF5 has a field per column
+                    column = values[field] if field else values
+                    if column.size == count:
+                        key = "/".join(filter(None, (name, field)))
+                        beside[key] = [_as_text(value) for value in column.ravel().tolist()]
     return count, beside
 
 
