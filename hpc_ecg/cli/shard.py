@@ -3,11 +3,12 @@
 import argparse
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_ecg.cli.arrays import add_array_options, fill_in
-from hpc_ecg.cli.parser import Verbs, check_table
+from hpc_ecg.cli.parser import Verbs, check_effects
 
 if TYPE_CHECKING:
     from hpc_ecg.cohort.splits import SplitPlan
@@ -96,7 +97,6 @@ def _add_signal(shard: argparse.ArgumentParser) -> None:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    check_table(options.table)
     # pandas keeps text in Arrow, whose default allocator does not free memory: 0.2 kB a record
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from hpc_ecg.log import say, start_logging
@@ -113,7 +113,8 @@ def _shard(options: argparse.Namespace) -> int:
 def _check_together(options: argparse.Namespace) -> None:
     """ValueError for an option that has no effect without another."""
     by_hash = not (options.split or options.split_by_time or options.split_by_site)
-    needs = (
+    check_effects(
+        options,
         ("valid_from", "--split-by-time", options.split_by_time),
         ("test_from", "--split-by-time", options.split_by_time),
         ("valid_sites", "--split-by-site", options.split_by_site),
@@ -121,13 +122,11 @@ def _check_together(options: argparse.Namespace) -> None:
         ("repeats", "--folds", options.folds or options.repeats == 1),
         ("array_row", "--array", options.array),
         ("array_id", "--array without --array-row", options.array and not options.array_row),
-        ("stratify", "--fractions or --folds", by_hash),
-        ("split_seed", "splits by hash or --folds", by_hash),
+        ("stratify", "--fractions or --folds", by_hash or not options.stratify),
+        ("stratify", "yes/no labels", not (options.stratify and options.regression)),
+        ("split_seed", "splits by hash or --folds", by_hash or not options.split_seed),
         ("fractions", "splits by hash or --stratify", by_hash and not options.folds),
     )
-    for name, other, is_given in needs:
-        if getattr(options, name) and not is_given:
-            raise ValueError(f"--{name.replace('_', '-')} is for {other}; here it would do nothing")
 
 
 def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
@@ -144,6 +143,8 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     fill_in(options)
     _check_together(options)
     rate_hz = _as_number(options.rate)
+    if rate_hz is None and re.match(r"[\d.]+[\s,]*[\d.]*\s*k?(hz)?$", options.rate or "", re.I):
+        raise ValueError(f"--rate {options.rate}: give Hz as a plain number, such as 500 or 499.98")
     named = ["patient", "file", "record", "split", "keep", "array", "array_row", "array_id"]
     named += ["ids_as_written"]
     return ShardingPlan(

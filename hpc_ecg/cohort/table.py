@@ -19,6 +19,7 @@ from hpc_ecg.ecg.age_sex import describe_cells, read_ages, read_sexes
 from hpc_ecg.ecg.files import name_of_row
 
 NO_PATIENT = ""
+LABEL_CURE = "write 1 or 0, a number for regression, nothing if unknown"
 EMPTY_CELL = r"#?n/a|nan|na|<na>|nat|none|\(?null\)?|\\n|#(null|value|ref)!|#name\?|unknown|[?.]|-+"
 """What programs and people write for an empty cell; no patient either."""
 DATE = r"\d{4}-?\d{2}-?\d{2}(?:[T ].*)?"
@@ -109,10 +110,10 @@ def read_cohort(
         files=files,
         records=records,
         patients=patient_ids(records if columns.patient is None else table[columns.patient]),
-        labels_NK=np.stack([_numbers(table[name], path) for name in columns.labels], axis=1),
+        labels_NK=np.stack([_numbers(table[n], path, LABEL_CURE) for n in columns.labels], axis=1),
         label_names=columns.labels,
         splits=None if columns.split is None else table[columns.split],
-        rates_hz=None if columns.rate is None else _numbers(table[columns.rate], path, RATE_CURE),
+        rates_hz=None if columns.rate is None else _numbers(table[columns.rate], path),
         extra=pd.DataFrame(facts, index=table.index),
         remarks=remarks,
         capped_ages=capped_ages,
@@ -152,7 +153,7 @@ def _array_rows(table: pd.DataFrame, columns: Columns, path: Path) -> pd.Series:
     """The name of each row's recording in `columns.array`."""
     rows = np.arange(len(table))
     if columns.array_row is not None:
-        rows = _numbers(table[columns.array_row], path, "it holds rows of the array: 0, 1, 2, …")
+        rows = _numbers(table[columns.array_row], path)
         if not (rows >= 0).all() or (rows % 1).any():
             raise ValueError(f"{path}: column {columns.array_row} must hold rows: 0, 1, 2, …")
     names = [name_of_row(str(columns.array), int(row)) for row in rows]
@@ -164,10 +165,10 @@ def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path) -> Non
     missing = [name for name in wanted if name not in table]
     if missing:
         columns = [str(name) for name in table]
-        near = [word for name in missing for word in [did_you_mean(name, columns)] if word]
+        near = did_you_mean(missing[0], columns)
         raise ValueError(
             f"{path}: no column {', '.join(map(repr, missing))}; the table has "
-            f"{', '.join(columns[:50])}{', …' * (len(columns) > 50)}{''.join(near[:1])}"
+            f"{', '.join(columns[:50])}{', …' * (len(columns) > 50)}{near}"
         )
 
 
@@ -180,11 +181,7 @@ def check_unique(column: pd.Series, path: Path) -> None:
         )
 
 
-RATE_CURE = "write Hz as a plain number, such as 500, or nothing"
-LABEL_CURE = "write 1 or 0, a number for regression, nothing if unknown"
-
-
-def _numbers(column: pd.Series, path: Path, cure: str = LABEL_CURE) -> np.ndarray:
+def _numbers(column: pd.Series, path: Path, cure: str = "write a plain number") -> np.ndarray:
     """Float64 [N]; an empty cell is NaN. 0,5 is 0.5 in a column where no comma can mean 1,000."""
     text = column.str.strip()
     has_comma = text.str.fullmatch(r"[+-]?\d+,\d+")

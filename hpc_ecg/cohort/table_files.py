@@ -85,9 +85,6 @@ def _read_text(path: Path, start: bytes) -> pd.DataFrame:
         "compression": "gzip" if start[:2] == GZIP else "infer",
     }
     names = _header(path, options)
-    if names[0].lower().startswith("sep=") and not any(names[1:]):  # Excel's first line
-        options |= {"sep": names[0][4:5] or ",", "skiprows": 1}
-        names = _header(path, options)
     if len(names) == 1 and (found := [mark for mark in SEPARATORS if mark in names[0]]):
         options["sep"] = found[0]
         names = _header(path, options)

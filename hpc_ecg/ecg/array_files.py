@@ -41,7 +41,7 @@ class ArrayLayout:
     def __post_init__(self) -> None:
         if self.axes not in AXES:
             raise ValueError(f"axes must be one of {' or '.join(AXES)}, got {self.axes!r}")
-        if not self.millivolts:
+        if not 0 < self.millivolts < math.inf:
             hint = "for counts, give the size of one, like 4.88uV"
             raise ValueError(f"unit must be one of mV, uV or V, got {self.unit!r}; {hint}")
 
@@ -103,10 +103,9 @@ def read_beside(location: RecordLocation, layout: ArrayLayout) -> tuple[int, dic
                 continue
             if stored.dtype.kind in "iufSUOV" and stored.dtype.itemsize * count <= MAX_BYTES:
                 values = stored.read(()).ravel()
-                for field in values.dtype.names or [""]:  # a table in HDF5 has a field per column
-                    column = values[field] if field else values
+                fields = {f"{name}/{f}": values[f] for f in values.dtype.names or ()}  # of a table
+                for key, column in (fields or {name: values}).items():
                     if column.size == count:
-                        key = "/".join(filter(None, (name, field)))
                         beside[key] = [_as_text(value) for value in column.ravel().tolist()]
     return count, beside
 

@@ -91,22 +91,17 @@ def _held_by(ids: Sequence[str], table: pd.DataFrame, name: str) -> list[str]:
     is_counter = any(keys == [str(n + first) for n in range(len(keys))] for first in (0, 1))
     if len(known) < 0.9 * len(keys):
         return []
+    namesake = name.rpartition("/")[2].removesuffix(".npy")
     enough = max(2, min(len(known), len(table)) / 2)
-    columns = [
-        str(c) for c in table if table[c].is_unique and not (is_counter and c != _bare(name))
-    ]
+    columns = [str(c) for c in table if table[c].is_unique and not (is_counter and c != namesake)]
     return [name for name in columns if table[name].map(comparable).isin(known).sum() >= enough]
-
-
-def _bare(name: str) -> str:
-    """`exam_id` of `meta/exam_id` and of `exam_id.npy`."""
-    return name.rpartition("/")[2].removesuffix(".npy")
 
 
 def _find_rows(ids: Sequence[str], table: pd.DataFrame, plan: ShardingPlan) -> list[int]:
     """The row of each table row's identifier in the array of `--array-id`."""
     name = str(plan.columns.array_id)
-    columns = [_bare(name)] if _bare(name) in table else _held_by(ids, table, name)
+    namesake = name.rpartition("/")[2].removesuffix(".npy")
+    columns = [namesake] if namesake in table else _held_by(ids, table, name)
     if not columns:
         raise ValueError(f"--array-id {name}: no column of {plan.table} holds these identifiers")
     values, stored = table[columns[0]].str.strip(), pd.Series(ids)
