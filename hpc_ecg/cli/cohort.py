@@ -45,7 +45,7 @@ def _add_columns(cohort: argparse.ArgumentParser) -> None:
     group.add_argument("--event-code", default="code", metavar="COLUMN", help=DEFAULT)
     group.add_argument("--event-date-format", metavar="FORMAT", help=FORMAT_HELP)
     group.add_argument("--label", default="label", metavar="COLUMN", help=f"in FILE {DEFAULT}")
-    group.add_argument("--ids-as-written", action="store_true", help="012 is not 12, nor A a")
+    group.add_argument("--ids-as-written", action="store_true", help="012 and 12 are two patients")
 
 
 def _add_outcome(cohort: argparse.ArgumentParser) -> None:

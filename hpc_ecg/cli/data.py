@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hpc_ecg.cli.parser import Verbs, check_effects
+from hpc_ecg.cli.parser import Verbs
 from hpc_ecg.cli.shard import add_shard
 
 PLOTS = 12
@@ -26,9 +26,7 @@ def add_data(verbs: Verbs) -> None:
     inspect.add_argument("--no-verify", action="store_true", help="do not read every byte")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.add_argument("--out", type=Path, metavar="FILE.html", help="write a page with plots")
-    inspect.add_argument(
-        "--force", action="store_true", default=None, help="replace FILE.html, whatever it is"
-    )
+    inspect.add_argument("--force", action="store_true", help="replace FILE.html, whatever it is")
     inspect.add_argument("--plots", type=int, metavar="N", help=f"ECGs in --out; default {PLOTS}")
     inspect.add_argument("--seed", type=int, help="seed for choosing them")
     inspect.set_defaults(verb=_inspect)
@@ -43,9 +41,8 @@ def _inspect(options: argparse.Namespace) -> int:
     plots = PLOTS if options.plots is None else options.plots
     if plots < 0:
         raise ValueError(f"--plots must be at least 0, got {plots}")
-    check_effects(
-        options, *((n, "--out FILE.html", options.out) for n in ("plots", "seed", "force"))
-    )
+    if options.out is None and (options.plots, options.seed) != (None, None):
+        raise ValueError("--plots and --seed are for the page: also give --out FILE.html")
     if options.out is not None:
         _check_page(options.out, options.force)
     if "://" not in options.shards:

@@ -21,7 +21,7 @@ FRACTIONS = "0.7,0.1,0.2"
 def add_shard(verbs: Verbs) -> None:
     shard = verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")
     shard.add_argument(
-        "table", type=Path, metavar="TABLE", help=".csv, .xlsx, .parquet, manifest …"
+        "table", type=Path, metavar="TABLE", help=".csv, .tsv, .xlsx, .parquet (also .gz) …"
     )
     shard.add_argument("--signals", type=Path, metavar="DIR", help="default: a manifest's root")
     shard.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
@@ -51,7 +51,7 @@ def _add_columns(shard: argparse.ArgumentParser) -> None:
     patient.add_argument(
         "--one-patient-per-record", action="store_true", help="noted in the shards"
     )
-    group.add_argument("--ids-as-written", action="store_true", help="012 is not 12, nor A a")
+    group.add_argument("--ids-as-written", action="store_true", help="012 and 12 are two patients")
     group.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
     group.add_argument("--record", metavar="COLUMN", help="name of the record (default: record)")
     group.add_argument("--time", metavar="COLUMN", help="date of the ECG (default: time)")
