@@ -20,9 +20,9 @@ _DASH = re.compile(r"[\u2010-\u2015\u2212]")
 _WHOLE = re.compile(r"(\d{1,99})(?:\.0*|,0{1,2})?")
 _THOUSANDS = re.compile(r"\d{1,3}(?:[.,'’]\d{3}){1,9}")
 _FLOAT = re.compile(r"(\d{1,40})(?:[.,](\d{1,40}))?e\+?(\d{1,2})")
+_SHEET = r"^\d[.,](\d+)[eE]\+(\d\d)$"
 _DAY = re.compile(r"(\d{4})[-/.](\d\d)[-/.](\d\d)(?:t?00:00(?::00(?:\.0+)?)?)?")
 _LETTERS = str.maketrans("авекмнорстухіѕıαβεζηικμνορτυχ", "abekmhopctyxisiabezhikmnoptyx")
-"""Cyrillic and Greek letters that look like Latin ones."""
 
 
 def comparable(identifier: str) -> str:
@@ -47,12 +47,14 @@ def comparable(identifier: str) -> str:
     return str(int(re.sub(r"\D", "", text))) if _THOUSANDS.fullmatch(text) else text
 
 
-def _has_lost_digits(ids: pd.Series) -> pd.Series:
-    """Which were rounded: 1.23457E+11, or all of 16 digits and more end in 0 after the 15th."""
-    parts = ids.str.extract(r"^\d[.,](\d+)[eE]\+(\d\d)$")
-    is_float = parts[0].str.len() < pd.to_numeric(parts[1])
-    is_cut = ids.str.fullmatch(r"\d{15}0+")
-    return is_float | (is_cut & (ids.str.fullmatch(r"\d{16,}").sum() == is_cut.sum() > 1))
+def _rounded(ids: pd.Series) -> pd.Series:
+    """Those that lost digits: 1.23457E+11, or all of 16 digits and more end in 0 after the 15th."""
+    floats, long = ids[ids.str.contains("+", regex=False)], ids[ids.str.len() > 15]
+    parts, cut = floats.str.extract(_SHEET), long[long.str.fullmatch(r"\d{15}0+")]
+    all_cut = long.str.isdigit().sum() == len(cut) > 1
+    return pd.concat(
+        [floats[parts[0].str.len() < parts[1].astype(float)], cut[: len(cut) * all_cut]]
+    )
 
 
 def check_spellings(
@@ -79,7 +81,7 @@ def check_spellings(
             f"({second}); write each in one way everywhere, or say with {cure} that they are not "
             "the same"
         )
-    lost = ids[pd.concat([_has_lost_digits(part) for part in parts], keys=columns)[ids.index]]
+    lost = pd.concat([_rounded(part) for part in parts], keys=columns)
     for what, row in lost.index[:1]:
         raise ValueError(
             f"identifiers that lost digits in a spreadsheet: {len(lost):,}, such as ({what}, "
