@@ -5,7 +5,6 @@ import gzip
 import lzma
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +125,6 @@ def _read_sheet(path: Path) -> pd.DataFrame:
 
 def _check_names(names: Sequence[str]) -> None:
     """Refuse a repeated name, which pandas would change."""
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
+    twice = pd.Index(names)[pd.Index(names).duplicated()]
+    if len(twice):
         raise ValueError(f"its header names column {twice[0]!r} twice")
