@@ -1,3 +1,21 @@
-"""hpc_ecg: fine-tune the DeepECG-SSL transformer on clusters; learn which start is best."""
+"""hpc_ecg: fine-tune the DeepECG-SSL transformer on clusters; learn which start is best.
+
+From Python: `load_predictor`, `read_recording`, `open_shards` and `evaluate`; each is imported on
+first use, since torch takes seconds.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load_predictor", "open_shards", "read_recording"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("hpc_ecg.prediction.api"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -30,9 +30,10 @@ FLOORS = {
     "preflight": 690,
     "sweep": 1930,
     "comparison": 2740,
-    "cli": 1290,
+    "prediction": 860,
+    "cli": 1450,
 }
-MOST_LINES = 26_700
+MOST_LINES = 27_700
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
 BANNED |= {"meeting", "alone", "places", "heard", "rivals", "caveats"}
 """Names that hid standard ideas in version 0.1; tied scores are called so in prose."""

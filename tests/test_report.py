@@ -70,10 +70,10 @@ def paths(sweep_dir):
 def test_the_page_is_one_well_formed_file_with_its_figures(paths):
     text = paths.page.read_text()
     page = Page(text)
-    assert page.figures == len(paths.figures) == 9
+    assert page.figures == len(paths.figures) == 11
     assert len(page.ids) == len(set(page.ids))
-    assert {"verdict", "strategies", "pairs", "pairs-auprc", "cohort", "cards"} <= set(page.ids)
-    assert {"baselines", "chosen", "thresholds", "checklist", "problems"} <= set(page.ids)
+    assert {"verdict", "strategies", "matrix", "matrix-auprc", "cohort", "cards"} <= set(page.ids)
+    assert {"baselines", "chosen", "thresholds", "checklist1", "problems"} <= set(page.ids)
 
 
 def test_the_page_needs_no_network_and_no_script(paths):
@@ -91,7 +91,8 @@ def test_the_page_holds_verdict_start_cost_and_failures(paths):
 
 def test_figures_are_svg_files(paths):
     names = {path.stem for path in paths.figures}
-    assert names == {"strategies", "differences", "subgroups", "validation", "loss"} | CURVES
+    every = {"strategies", "references", "differences", "subgroups", "validation", "loss", "risk"}
+    assert names == every | CURVES
     for path in paths.figures:
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
@@ -120,7 +121,7 @@ def test_comparison_json_keeps_its_keys(paths):
         "task metric metrics labels not_scored counts strategies pairs_of best_corrected by_label "
         "rivals baselines adds adds_left_out baselines_left_out probability_best margin "
         "non_inferior detectable delong chosen problems warnings replicates seed cells "
-        "chosen_models flow runs tuning varies"
+        "chosen_models flow runs tuning risk periods errors checklist varies"
     )
     assert list(json.loads(paths.comparison.read_text())) == keys.split()
 
@@ -179,9 +180,21 @@ def test_a_model_that_separates_the_classes_perfectly_has_a_card(tmp_path):
 def test_subgroups_of_the_best_model_are_shown_with_a_test_of_interaction(paths):
     text = paths.page.read_text()
     rows = re.search(r'<table id="subgroups">(.*?)</table>', text, re.DOTALL).group(1)
-    assert "female" in rows and "male" in rows and "p of interaction" in rows
+    assert "female" in rows and "male" in rows and ">p of interaction<" in rows
     subgroups = pd.read_csv(paths.tables["subgroups"])
     assert f"{subgroups['auroc_value'][0]:.3f}" in rows
+
+
+def test_the_p_of_interaction_is_the_corrected_one(tmp_path):
+    make_sweep(tmp_path, {"only": 1.0}, (0,), make_test_set(num_patients=80))
+    path = tmp_path / "only/seed-0/evaluation.json"
+    evaluation = json.loads(path.read_text())
+    for level in evaluation["labels"]["afib_5y"]["subgroups"]:
+        level |= {"interaction_p": 0.031, "interaction_p_holm": 0.093}
+    path.write_text(json.dumps(evaluation))
+    text = write_report(tmp_path, replicates=50).page.read_text()
+    rows = re.search(r'<table id="subgroups">(.*?)</table>', text, re.DOTALL).group(1)
+    assert "0.093" in rows and "0.031" not in rows
 
 
 def test_label_fractions_of_a_grid_make_a_curve(tmp_path):
@@ -321,9 +334,13 @@ def test_the_points_of_the_learning_curves_are_in_a_table(paths, sweep_dir):
 
 
 def test_checklist_items_that_a_sweep_cannot_know_are_left_to_the_authors(paths):
+    table = pd.read_csv(paths.tables["checklist"], dtype=str)
+    tripod = table[table["checklist"] == "TRIPOD+AI"].set_index("number")
+    known = tripod["is_known"] == "True"
+    assert not known["17"] and not known["8b"] and known["12a"]
     text = paths.page.read_text()
-    rows = re.findall(r'<tr class="open"><td>(\d+\w?)</td>.*?yours to write', text)
-    assert "17" in rows and "8" in rows and "12a" not in rows
+    rows = re.findall(r'<tr class="open"><th scope="row">(\d+\w?)</th>.*?for the authors', text)
+    assert rows == known.index[~known].tolist()
 
 
 def test_the_report_is_the_same_every_time(paths, sweep_dir):
@@ -338,7 +355,8 @@ def test_a_regression_has_no_curves(tmp_path, labels):
     test_set = make_test_set(num_patients=80, labels=labels)
     make_sweep(tmp_path, {"x": 0.1, "y": 0.5}, (0, 1), test_set, task="regression")
     paths = write_report(tmp_path, replicates=50)
-    assert {p.stem for p in paths.figures} == {"strategies", "differences", "validation", "loss"}
+    names = {"strategies", "references", "differences", "validation", "loss"}
+    assert {p.stem for p in paths.figures} == names
     Page(paths.page.read_text())
 
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 
 import hpc_ecg
+from hpc_ecg.cli.audit import add_audit
+from hpc_ecg.cli.bundle import add_bundle
 from hpc_ecg.cli.cohort import add_cohort
 from hpc_ecg.cli.config import add_config
 from hpc_ecg.cli.data import add_data
@@ -18,6 +20,7 @@ from hpc_ecg.cli.doctor import add_doctor
 from hpc_ecg.cli.evaluate import add_evaluate
 from hpc_ecg.cli.finetune import add_finetune
 from hpc_ecg.cli.parser import Parser
+from hpc_ecg.cli.predict import add_embed, add_predict
 from hpc_ecg.cli.report import add_report
 from hpc_ecg.cli.strategies import add_strategies
 from hpc_ecg.cli.sweep import add_sweep
@@ -61,6 +64,10 @@ def build_parser() -> Parser:
         add_finetune,
         add_doctor,
         add_evaluate,
+        add_predict,
+        add_bundle,
+        add_embed,
+        add_audit,
         add_sweep,
         add_strategies,
         add_report,

@@ -1,4 +1,4 @@
-"""`hpc-ecg report SWEEP_DIR`: compare the runs of a sweep and write the report."""
+"""`hpc-ecg report FOLDER`: compare the runs of a sweep, or look at one run, and write a page."""
 
 import argparse
 from pathlib import Path
@@ -9,8 +9,8 @@ MIN_REPLICATES, MAX_REPLICATES = 200, 100_000
 
 
 def add_report(verbs: Verbs) -> None:
-    report = verbs.add_parser("report", help="compare the runs of a sweep")
-    report.add_argument("sweep_dir", metavar="SWEEP_DIR")
+    report = verbs.add_parser("report", help="compare the runs of a sweep, or describe one run")
+    report.add_argument("sweep_dir", metavar="SWEEP_DIR|RUN_DIR")
     report.add_argument(
         "--margin",
         type=float,
@@ -56,15 +56,16 @@ def _report(options: argparse.Namespace) -> int:
 
     from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.compare import compare
+    from hpc_ecg.comparison.headline import run_sentences
     from hpc_ecg.comparison.report import write_comparison
-    from hpc_ecg.comparison.results import read_results
+    from hpc_ecg.comparison.results import is_run, read_results
     from hpc_ecg.comparison.terminal import format_table
     from hpc_ecg.log import describe_error, logger, say, start_logging
     from hpc_ecg.training.open_run import load_run
 
     start_logging()
     runs, _ = read_results(folder)
-    if runs and not options.no_baselines:
+    if runs and not options.no_baselines and not is_run(folder):
         try:
             permission = ["data.allow_pipe=true"] if options.allow_pipe else []
             run = load_run(str(runs[0].folder.path), permission)
@@ -73,5 +74,6 @@ def _report(options: argparse.Namespace) -> int:
             logger.warning(f"no baselines: {describe_error(error)}")
     comparison = compare(folder, options.replicates, margin=options.margin)
     paths = write_comparison(comparison, folder, options.allow_pipe)
-    say(format_table(comparison), "", f"report: {paths.page}")
+    single = "\n".join(run_sentences(comparison)) if is_run(folder) else ""
+    say(single or format_table(comparison), "", f"report: {paths.page}")
     return 0

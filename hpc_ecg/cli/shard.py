@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_ecg.cli.arrays import add_array_options, fill_in
+from hpc_ecg.cli.arrays import add_array_options, fill_in, layout_of
 from hpc_ecg.cli.parser import Verbs, check_effects
 
 if TYPE_CHECKING:
@@ -133,9 +133,6 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     """The plan that the options describe; ValueError for options that do not fit together."""
     from hpc_ecg.cohort.privacy import Privacy
     from hpc_ecg.cohort.table import Columns
-    from hpc_ecg.ecg.array_files import AXES
-    from hpc_ecg.ecg.files import ArrayLayout
-    from hpc_ecg.ecg.signal import LEADS
     from hpc_ecg.shards.shard_task import Recordings
     from hpc_ecg.shards.sharding_plan import ShardingPlan, parse_slurm
 
@@ -159,12 +156,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
         ),
         recordings=Recordings(
             signals=options.signals,
-            layout=ArrayLayout(
-                axes=AXES[0] if options.axes is None else options.axes,
-                leads=LEADS if options.leads is None else tuple(options.leads.split(",")),
-                unit="mV" if options.unit is None else options.unit,
-                sample_rate_hz=rate_hz,
-            ),
+            layout=layout_of(options, rate_hz),
             signal=_signal(options),
             missing_leads=options.missing_leads,
             clip=options.clip,

@@ -1,89 +1,67 @@
-"""The TRIPOD+AI checklist, filled in as far as a sweep knows. The rest is the authors' to write.
-
-Items and numbers: Collins et al., TRIPOD+AI statement, BMJ 2024;385:e078378; the wording is ours.
+"""Reporting checklists, filled in as far as the runs know, from one store of facts. The rest is for
+the authors. TRIPOD+AI has its item numbers; PROBAST+AI goes by domain, the EHRA list by topic.
 """
 
-from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import yaml
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.reporting.numbers import count, format_percent, format_span, join_names
 
-YOURS = "yours to write"
-TOPICS = (
-    ("1", "Title"),
-    ("2", "Abstract"),
-    ("3", "Background: context, target population, known inequalities"),
-    ("4", "Objectives"),
-    ("5", "Data: sources and dates"),
-    ("6", "Participants: setting, eligibility, treatments"),
-    ("7", "Data preparation"),
-    ("8", "Outcome: definition and assessment"),
-    ("9", "Predictors"),
-    ("10", "Sample size"),
-    ("11", "Missing data"),
-    ("12a", "Use of the data: development and evaluation"),
-    ("12c", "Type of model and how it was built"),
-    ("12d", "Clusters and heterogeneity"),
-    ("12e", "Measures of performance"),
-    ("12f", "Model updating"),
-    ("13", "Class imbalance"),
-    ("14", "Fairness"),
-    ("15", "Model output and thresholds"),
-    ("16", "Differences between training and evaluation"),
-    ("17", "Ethical approval"),
-    ("18", "Funding, interests, protocol, registration, sharing of data and code"),
-    ("19", "Patient and public involvement"),
-    ("20", "Flow and characteristics of participants"),
-    ("21", "Participants and events in each analysis"),
-    ("22", "Specification of the model"),
-    ("23", "Performance, with subgroups"),
-    ("25", "Interpretation"),
-    ("26", "Limitations"),
-    ("27", "Use in current care"),
-)
+YOURS = "for the authors"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChecklistItem:
-    number: str
-    topic: str
-    text: str
-    is_known: bool
+def read_checklists() -> dict[str, dict[str, Any]]:
+    """`facts` that hold for every report, and `lists` by name: the `source`, and `items` as
+    [number, topic, name of a fact or ""]."""
+    text = (files("hpc_ecg.reporting") / "templates" / "checklists.yaml").read_text("utf-8")
+    return yaml.safe_load(text)
 
 
-def fill_checklist(comparison: Comparison, flow: CohortFlow | str) -> list[ChecklistItem]:
-    known = _known(comparison, flow)
+def fill_checklists(comparison: Comparison, flow: CohortFlow | str) -> list[dict[str, Any]]:
+    """A row for each item of each list, with its `text`, and whether that `is_known`."""
+    facts = _facts(comparison, flow)
     return [
-        ChecklistItem(number=n, topic=topic, text=known.get(n, YOURS), is_known=n in known)
-        for n, topic in TOPICS
+        {"checklist": name, "number": number, "topic": topic}
+        | {"text": facts.get(fact, YOURS), "is_known": fact in facts}
+        for name, checklist in read_checklists()["lists"].items()
+        for number, topic, fact in checklist["items"]
     ]
 
 
-def _known(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
+def _facts(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
     models, labels = comparison.selected, comparison.labels
-    known = {
-        "9": "12-lead ECGs; each model card specifies the signal",
-        "10": _sample_size(comparison),
-        "11": "records without a label are left out of loss and metrics, and counted",
-        "12a": "patients, not ECGs, are assigned to training, validation and test; thresholds, "
-        "calibration and the best step come from validation",
-        "12c": "see Strategies and Settings",
-        "12d": "intervals and tests resample patients, with all ECGs of a patient together",
-        "12e": "discrimination, calibration, decision curves; see the figures",
-        "12f": "see What was run: the weights that each strategy starts from",
-        "13": _imbalance(comparison),
-        "15": "probabilities; see Thresholds",
-        "21": _counts(comparison),
-        "22": "best/model.safetensors of each run; cards in report/cards/ for "
+    evaluations = [model.label(name) for model in models for name in labels]
+    groups = {level["group"] for e in evaluations for level in e.get("subgroups", [])}
+    facts = read_checklists()["facts"] | {
+        "sample_size": _sample_size(comparison),
+        "imbalance": _imbalance(comparison),
+        "counts": _counts(comparison),
+        "specification": "best/model.safetensors of each run; cards in report/cards/ for "
         f"{join_names([model.run.name for model in models])}",
-        "23": "see Strategies, Differences, Curves, Subgroups",
     }
+    if comparison.warnings:
+        facts["warnings"] = "see the warnings at the top; the rest is for the authors"
+    if comparison.baselines:
+        facts["baselines"] = "see Is a network needed?"
     if isinstance(flow, CohortFlow):
-        known |= {"7": f"{flow.signal}; see Cohort", "20": "see Cohort"}
-    if any(model.label(name).get("subgroups") for model in models for name in labels):
-        known["14"] = "see Subgroups, or subgroups.csv for all, with tests of interaction"
-    return known
+        facts |= {"preparation": f"{flow.signal}; see Cohort", "flow": "see Cohort"}
+        facts |= {"splits": "see Cohort: age, sex and outcome by split"}
+        facts |= {"poor_input": "the checks that left out or flagged recordings; see Cohort"}
+        if flow.selection:
+            facts |= {"eligibility": "see Cohort", "horizon": "see the flow of the cohort"}
+    if "time" in models[0].run.test.groups:
+        facts["dates"] = "see Calendar periods for the test set"
+    if "site" in groups:
+        facts |= {"sites": "see Subgroups by site", "heterogeneity": "see Subgroups by site"}
+    if groups:
+        facts["fairness"] = "see Subgroups, or subgroups.csv for all, with tests of interaction"
+    if any(e.get("recalibrated") for e in evaluations):
+        facts["updated"] = "evaluation.json of each run: scores after three kinds of recalibration"
+    return facts
 
 
 def _sample_size(comparison: Comparison) -> str:

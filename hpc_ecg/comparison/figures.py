@@ -36,6 +36,7 @@ def draw_figures(
     A strategy keeps its colour and line style through all figures.
     """
     figures: dict[str, str | None] = {"strategies": _draw_strategies(comparison)}
+    figures["references"] = _draw_references(comparison)
     figures["differences"] = _draw_differences(comparison)
     for label, suffix in labels_with_curves(comparison).items():
         figures |= draw_curves(curves[label], suffix)
@@ -75,12 +76,22 @@ def _draw_strategies(comparison: Comparison) -> str:
         _row(s.name, s.estimates[metric], style, tuple(s.per_seed[metric].values()))
         for style, s in enumerate(comparison.strategies)
     ]
-    rows += [
-        _row(model.title, model.estimates[metric], BLACK)
-        for model in comparison.reference_models
-        if model.estimates
-    ]
+    rows += _reference_rows(comparison, ("baseline",))
     return forest_plot(rows, f"{comparison.metric_name}, 95 % interval", name="strategies")
+
+
+def _draw_references(comparison: Comparison) -> str | None:
+    rows = _reference_rows(comparison, ("ensemble", "soup"))
+    label = f"{comparison.metric_name}, 95 % interval"
+    return forest_plot(rows, label, name="references") if rows else None
+
+
+def _reference_rows(comparison: Comparison, kinds: tuple[str, ...]) -> list[ForestRow]:
+    return [
+        _row(model.title, model.estimates[comparison.metric], BLACK)
+        for model in comparison.reference_models
+        if model.estimates and model.kind in kinds
+    ]
 
 
 def _draw_differences(comparison: Comparison) -> str | None:

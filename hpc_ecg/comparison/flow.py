@@ -5,14 +5,18 @@ There is no flow if the shards cannot be read on the machine that makes the repo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from hpc_ecg.cohort.rules import Count, Flow
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.hashing import check_kinds, read_record
 from hpc_ecg.log import describe_error
 from hpc_ecg.reporting.numbers import count
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.remote import open_shard_set
 
@@ -29,6 +33,10 @@ class CohortFlow:
     """Records that were kept, by what is remarkable about them."""
     signal: str
     index_sha256: str
+    selection: Flow | None = None
+    """From all ECGs to the labelled table, as `hpc-ecg cohort` counted them; None if not known."""
+    dates: str = "keep"
+    """`shift` where each patient's dates were moved by up to a year."""
 
 
 def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFlow | str:
@@ -48,7 +56,36 @@ def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFl
         flags={str(k): int(n) for k, n in shards.description.get("flags", {}).items()},
         signal=describe_signal(shards.signal),
         index_sha256=shards.index_sha256,
+        selection=_read_selection(shards.description),
+        dates=str(shards.description.get("dates", "keep")),
     )
+
+
+def _read_selection(description: Mapping[str, Any]) -> Flow | None:
+    """The flow that lies beside the table that the shards were made from, if it is of that table.
+
+    ValueError for a flow that is damaged."""
+    table = Path(str(description.get("made_from", {}).get("table", "")))
+    path = table.with_suffix(".flow.json") if table.name else table
+    if not (path.is_file() and table.is_file()):
+        return None
+    about = read_record(path, {"table": dict, "flow": dict})
+    if about["table"].get("sha256") != sha256_of(table):
+        return None
+    flow = about["flow"]
+    check_kinds(path, flow, {"start": dict, "left_out": list, "labelled": dict, "labels": list})
+    return Flow(
+        start=_count(path, flow["start"]),
+        left_out=[_count(path, part) for part in flow["left_out"]],
+        labelled=_count(path, flow["labelled"]),
+        labels=[_count(path, part) for part in flow["labels"]],
+    )
+
+
+def _count(path: Path, value: Any) -> Count:
+    kinds = {"text": str, "ecgs": int, "patients": int}
+    check_kinds(path, {"count": value}, {"count": kinds})
+    return Count(**{name: value[name] for name in kinds})
 
 
 def describe_signal(signal: SignalSpec) -> str:

@@ -12,8 +12,16 @@ Rows = list[dict[str, Any]]
 
 
 def flow_rows(flow: CohortFlow) -> Rows:
-    """From the table to the splits."""
-    rows: Rows = [{"part": "in the table", "records": flow.in_table}]
+    """From all ECGs to the table, where its flow is known, and from the table to the splits."""
+    rows: Rows = []
+    if s := flow.selection:
+        counts = [(s.start, 1), *((c, -1) for c in s.left_out)]
+        counts += [(c, 1) for c in (s.labelled, *s.labels)]
+        rows += [
+            {"part": f"cohort: {c.text}", "records": sign * c.ecgs, "patients": sign * c.patients}
+            for c, sign in counts
+        ]
+    rows += [{"part": "in the table", "records": flow.in_table}]
     rows += [{"part": f"left out: {why}", "records": n} for why, n in flow.left_out.items()]
     for split in flow.splits:
         row: dict[str, Any] = {"part": split["split"]}
@@ -32,12 +40,23 @@ def selected_rows(comparison: Comparison) -> Rows:
     for model, label in _selected_labels(comparison):
         evaluation = model.label(label)
         row = {"strategy": model.strategy, "seed": model.run.seed, "label": label}
-        row |= _flatten(evaluation)
+        row |= _flatten(evaluation) | scaled_brier(evaluation)
         for part in ("calibration", "one_ecg_per_patient"):
             values = _flatten(evaluation.get(part) or {})
             row |= {f"{part}_{name}": value for name, value in values.items()}
         rows.append(row)
     return rows
+
+
+def scaled_brier(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The Brier score of a model that gives everybody the test set's prevalence, and how much of
+    it this model saves (Steyerberg 2010); {} without a Brier score."""
+    brier, prevalence = evaluation.get("brier"), evaluation.get("prevalence") or 0.0
+    value = brier.get("value") if isinstance(brier, Mapping) else brier
+    reference = prevalence * (1 - prevalence)
+    if value is None or not reference:
+        return {}
+    return {"brier_reference": reference, "brier_scaled": 1 - value / reference}
 
 
 def threshold_rows(comparison: Comparison) -> Rows:
@@ -48,6 +67,15 @@ def threshold_rows(comparison: Comparison) -> Rows:
         | point.get("counts", {})
         for model, label in _selected_labels(comparison)
         for method, point in model.at_thresholds(label).items()
+    ]
+
+
+def calibration_rows(comparison: Comparison) -> Rows:
+    """The bins of each selected model's calibration curve, with the number of records in each."""
+    return [
+        {"strategy": model.strategy, "label": label} | point
+        for model, label in _selected_labels(comparison)
+        for point in model.label(label).get("calibration", {}).get("curve", [])
     ]
 
 

@@ -66,13 +66,15 @@ class Problem:
 
 
 def read_results(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
-    """Read all runs, in the order of sweep.yaml.
+    """Read all runs, in the order of sweep.yaml; of a run's folder, that run.
 
     Raises `ValueError` if runs were tested on different records or differ in settings that must
     agree.
     """
     if not sweep_dir.is_dir():
         raise ValueError(f"{sweep_dir} is not a folder; give the folder that a sweep made")
+    if is_run(sweep_dir):
+        return [_read_single(RunFolder(sweep_dir))], []
     runs: list[RunResult] = []
     problems: list[Problem] = []
     for strategy, seed in expected_cells(sweep_dir):
@@ -84,6 +86,25 @@ def read_results(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
     if runs:
         check_comparable([(run.name, run.strategy, run.settings) for run in runs])
     return runs, problems
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of one run, not of a sweep."""
+    return RunFolder(folder).config.exists()
+
+
+def _read_single(folder: RunFolder) -> RunResult:
+    """ValueError for a run that is not finished, or has not been tested yet."""
+    if reason := _why_not_finished(folder):
+        raise ValueError(f"{folder.path} cannot be reported: {reason}")
+    if not (folder.predictions / "test.parquet").exists():
+        raise ValueError(
+            f"{folder.path} has no predictions of the test set; make them with: "
+            f"hpc-ecg evaluate {folder.path}"
+        )
+    path, seed = folder.path.resolve(), folder.read_settings()["seed"]
+    strategy = path.parent.name if path.name == f"seed-{seed}" else path.name
+    return _read_finished(folder, strategy, seed)
 
 
 def by_strategy(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:

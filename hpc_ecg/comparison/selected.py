@@ -4,6 +4,7 @@ Seeds serve to judge a strategy; only one model is used afterwards. It is the se
 score on validation, never the one that did best on the test set.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,10 @@ class SelectedModel:
 
 def select_models(runs: list[RunResult]) -> list[SelectedModel]:
     """Select one model per strategy, in the order of the runs; the first of equal scores."""
-    best = [max(group, key=_validation_score) for group in by_strategy(runs).values()]
+    best = [
+        max(group, key=lambda run: validation_score(run.finished))
+        for group in by_strategy(runs).values()
+    ]
     return [
         SelectedModel(
             run=run,
@@ -46,9 +50,10 @@ def select_models(runs: list[RunResult]) -> list[SelectedModel]:
     ]
 
 
-def _validation_score(run: RunResult) -> float:
-    """Higher is better; minus infinity if nothing was trained and so nothing was scored."""
-    score = run.finished.get("best_score")
+def validation_score(finished: Mapping[str, Any]) -> float:
+    """The score in finished.json, as a number of which higher is better; minus infinity if nothing
+    was trained and so nothing was scored."""
+    score = finished.get("best_score")
     if score is None:
         return float("-inf")
-    return -score if run.finished.get("metric") == "loss" else score
+    return -score if finished.get("metric") == "loss" else score

@@ -7,6 +7,7 @@ however often a sweep was interrupted.
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from math import nan
+from types import MappingProxyType
 from typing import Any
 
 from hpc_ecg.comparison.comparison import Comparison
@@ -16,8 +17,10 @@ from hpc_ecg.comparison.figures import Learning
 from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.comparison.model_tables import (
     Rows,
+    calibration_rows,
     flow_rows,
     run_rows,
+    scaled_brier,
     selected_rows,
     subgroup_rows,
     threshold_rows,
@@ -32,8 +35,10 @@ def build_tables(
     learning: Mapping[str, Learning],
     flow: CohortFlow | str,
     tuning: Mapping[str, Any],
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Rows]:
-    """Build all tables that have a row; `curves` by label, `tuning` as in tuning.json."""
+    """Build all tables that have a row; `curves` by label, `tuning` as in tuning.json, `more` as
+    `as_json` has it."""
     tables = {
         "table": _strategies(comparison),
         "seeds": _seeds(comparison),
@@ -60,6 +65,8 @@ def build_tables(
         "chosen": selected_rows(comparison),
         "thresholds": threshold_rows(comparison),
         "subgroups": subgroup_rows(comparison),
+        "calibration_bins": calibration_rows(comparison),
+        **{name: rows for name, rows in more.items() if isinstance(rows, list)},
         "curves": [row for label in curves for row in _curves(label, curves[label])],
         "learning": _learning(comparison, learning),
         "runs": run_rows(comparison),
@@ -70,9 +77,13 @@ def build_tables(
 
 
 def as_json(
-    comparison: Comparison, flow: CohortFlow | str, tuning: Mapping[str, Any]
+    comparison: Comparison,
+    flow: CohortFlow | str,
+    tuning: Mapping[str, Any],
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """All numbers of the page; `flow` is a text where the cohort's flow is not known."""
+    """All numbers of the page; `flow` is a text where the cohort's flow is not known, and so is
+    what is not known in `more` (rows by name)."""
     values = comparison.to_dict()
     varies = values.pop("varies")
     values["chosen_models"] = {
@@ -80,13 +91,14 @@ def as_json(
             "seed": model.run.seed,
             "evaluation": model.evaluation,
             "points": model.points,
+            "scaled_brier": {name: scaled_brier(model.label(name)) for name in comparison.labels},
         }
         for model in comparison.selected
     }
     values["flow"] = flow if isinstance(flow, str) else asdict(flow)
     values["runs"] = run_rows(comparison)
     values["tuning"] = tuning_rows(tuning)
-    return values | {"varies": varies}
+    return values | dict(more) | {"varies": varies}
 
 
 def _strategies(comparison: Comparison) -> Rows:

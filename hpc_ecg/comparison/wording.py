@@ -47,6 +47,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         format_number,
+        format_estimate,
         format_p,
         format_percent,
         format_range,

@@ -10,7 +10,7 @@ batch are valid only until the next batch is requested.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TypeVar
 
@@ -159,6 +159,19 @@ def collate(
         labels_nK=dataset.labels_NK[positions],
         weight=0.0 if is_dummy else 1.0,
     )
+
+
+def fill_up(micro: MicroBatch, num_rows: int) -> MicroBatch:
+    """Add rows of zeros, for inference: batches of one shape run the same kernels, so that the
+    output of a record does not depend on how many others there are."""
+    counts_nCS, missing = micro.counts_nCS, num_rows - len(micro.counts_nCS)
+    if missing <= 0:
+        return micro
+    samples_n = micro.samples_n
+    if samples_n is not None:
+        samples_n = np.pad(samples_n, (0, missing), constant_values=counts_nCS.shape[-1])
+    blank = np.zeros((missing, *counts_nCS.shape[1:]), counts_nCS.dtype)
+    return replace(micro, counts_nCS=np.concatenate([counts_nCS, blank]), samples_n=samples_n)
 
 
 def empty_rows(dataset: Dataset, num_rows: int) -> np.ndarray:

@@ -56,7 +56,7 @@ def score_subgroups(sample: LabelSample) -> list[dict]:
     for group, level_N in subgroup_levels(sample.groups).items():
         value_L, replicate_LR = [], []
         for level in _in_order(group, set(level_N.tolist())):
-            row, replicate_R = _score_level(sample.take(level_N == level))
+            row, replicate_R = score_level(sample.take(level_N == level))
             rows.append({"group": group, "level": level} | row)
             if replicate_R is not None and level != UNKNOWN:
                 value_L.append(row["auroc"]["value"])
@@ -108,7 +108,7 @@ def _in_order(group: str, levels: set[str]) -> list[str]:
     return [*bands, *sorted(levels - {*bands, UNKNOWN}), *unknown]
 
 
-def _score_level(part: LabelSample) -> tuple[dict, FloatArray | None]:
+def score_level(part: LabelSample) -> tuple[dict, FloatArray | None]:
     counts = count_label(part.labels_N, part.patient_N)
     row = {name: counts[name] for name in ("n", "n_positive", "n_patients", "prevalence")}
     row["mean_prediction"] = float(part.probabilities_N.mean())

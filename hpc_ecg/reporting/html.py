@@ -15,7 +15,16 @@ from hpc_ecg.reporting.plots import INK
 
 def render_page(template: str, **values: object) -> str:
     """The text of the page; a value that the template names and `values` lacks is an error."""
-    return xml_text(_environment(autoescape=True).get_template(template).render(**values))
+    page = _environment(autoescape=True).get_template(template).render(**values)
+    return xml_text(_with_contents(page))
+
+
+def _with_contents(page: str) -> str:
+    """Replace `<!-- contents -->` by links to all h2 headings that have an id."""
+    headings = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', page)
+    links = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in headings)
+    nav = f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
+    return page.replace("<!-- contents -->", nav, 1)
 
 
 def render_text(template: str, **values: object) -> str:

@@ -201,13 +201,14 @@ def _draw(shards: ShardSet, record: pd.Series) -> Picture:
     labels = [f"{name} {record[LABEL_PREFIX + name]:g}" for name in shards.label_names]
     flags = record["flags"].split(";") if record["flags"] else []
     caption = ", ".join([f"Key {record['key']}", record["split"], *labels, *flags])
-    ecg_LS = _read_mv(shards, record)
+    ecg_LS = read_mv(shards, record)
     svg = draw_ecg(ecg_LS, shards.signal.leads, shards.signal.sample_rate_hz, caption)
     return Picture(caption=caption, svg=inline_svg(svg, caption))
 
 
-def _read_mv(shards: ShardSet, record: pd.Series) -> np.ndarray:
-    """[L, S] in mV; NaN after the end of a padded record."""
+def read_mv(shards: ShardSet, record: pd.Series) -> np.ndarray:
+    """One record of the index as [L, S] in mV; NaN after the end of a padded one. ValueError if
+    it is damaged."""
     shard, shape = int(record["shard"]), (len(shards.signal.leads), shards.signal.num_samples)
     data = read_part(shards, shard, int(record["offset"]), 2 * shape[0] * shape[1])
     if hashlib.sha256(data).hexdigest() != record["sha256"]:

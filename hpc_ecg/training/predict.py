@@ -4,11 +4,12 @@
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.data.loader import collate, empty_rows, prefetch_in_order
+from hpc_ecg.data.loader import collate, empty_rows, fill_up, prefetch_in_order
 from hpc_ecg.data.sampler import slice_of_rank
 from hpc_ecg.evaluation.predictions import Predictions, as_group
 from hpc_ecg.model.losses import loss_sum, normalizer
@@ -30,7 +31,10 @@ def predict(
     mine = slice_of_rank(len(dataset), engine.rank, engine.world_size)
     per_count = dataset.millivolts_per_count
     batches = prefetch_in_order(dataset, mine, batch_size)
-    outputs = [engine.infer(micro, per_count) for micro in batches]
+    outputs = [
+        engine.infer(fill_up(micro, batch_size), per_count)[: len(micro.positions)]
+        for micro in batches
+    ]
     rows = -(-len(dataset) // engine.world_size)
     if engine.collective_forward:  # a rank with fewer batches must join the others' last ones
         blank, no_positions = empty_rows(dataset, 1), np.zeros(0, np.int64)
@@ -50,14 +54,15 @@ def predict(
 
 def as_predictions(dataset: Dataset, logits_NK: np.ndarray, task: str) -> Predictions:
     """Logits [N, K] with labels, patients and groups, as predictions/*.parquet stores them."""
-    logits = torch.from_numpy(logits_NK.astype(np.float64))
+    logits_NK = logits_NK.astype(np.float64)
     return Predictions(
         record_N=np.array(dataset.records, dtype=object),
         patient_N=np.array(dataset.patients, dtype=object),
         labels=dataset.label_names,
         label_NK=dataset.labels_NK.astype(np.float64),
-        logit_NK=logits.numpy(),
-        probability_NK=None if task == "regression" else torch.sigmoid(logits).numpy(),
+        logit_NK=logits_NK,
+        # torch's sigmoid differs in the last bit between the middle and the end of an array
+        probability_NK=None if task == "regression" else expit(logits_NK),
         groups=_groups_of(dataset),
     )
 

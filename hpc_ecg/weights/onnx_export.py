@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpc_ecg.atomic_io import write_atomically
-from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
 from hpc_ecg.model.transformer import ECGClassifier, build_on_meta
-from hpc_ecg.weights.metadata import Metadata
+from hpc_ecg.safe_reading import check_regular
+from hpc_ecg.weights.metadata import Metadata, parse_text
+from hpc_ecg.weights.stored_tensor import one_line_errors
 
+ONNX_FORMAT = "hpc_ecg/onnx/1"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit if that is above 1."""
@@ -58,8 +61,29 @@ def write_onnx(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) ->
     return lines[0]
 
 
+def read_onnx_metadata(path: Path) -> tuple[list[str] | None, int, SignalSpec | None]:
+    """Labels, their number and signal of a file of `write_onnx`; None: not stated. ValueError: not
+    one of these."""
+    check_installed()
+    import onnx
+
+    with one_line_errors(path):
+        check_regular(path)
+        try:
+            model = onnx.load(path, load_external_data=False)
+        except Exception as error:  # protobuf's own kinds
+            raise ValueError(f"damaged, or no ONNX file ({type(error).__name__})") from None
+        texts = {entry.key: entry.value for entry in model.metadata_props}
+        if texts.get("format") != ONNX_FORMAT:
+            raise ValueError("not an ONNX file that hpc-ecg wrote (its metadata does not say so)")
+        num_labels = model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+        signal = parse_text(texts, "signal")
+        spec = None if signal is None else spec_from_dict(signal, str(path))
+        return parse_text(texts, "labels"), num_labels, spec
+
+
 def _export(model: ECGClassifier, path: Path, metadata: Metadata) -> None:
-    (ecg_BCS,) = _simulate(metadata, ((2, 10.0),))
+    (ecg_BCS,) = simulate_ecgs(metadata, ((2, 10.0),))
     free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("samples")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it lists each missing library
     with warnings.catch_warnings(), torch.no_grad():
@@ -78,7 +102,7 @@ def _export(model: ECGClassifier, path: Path, metadata: Metadata) -> None:
         node.metadata_props.clear()  # paths of the code on this machine
     unit = metadata.signal.unit if metadata.signal else "mV"
     texts = {"architecture": metadata.sizes_text(), "unit": unit, **metadata.texts()}
-    program.model.metadata_props.update({"format": "hpc_ecg/onnx/1", **texts})
+    program.model.metadata_props.update({"format": ONNX_FORMAT, **texts})
     program.save(path, external_data=False)
 
 
@@ -87,7 +111,7 @@ def _compare(model: ECGClassifier, path: Path, metadata: Metadata) -> str:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
-    for ecg_BCS in _simulate(metadata, CHECKED):
+    for ecg_BCS in simulate_ecgs(metadata, CHECKED):
         with torch.no_grad():
             expected_BK = model(torch.from_numpy(ecg_BCS)).numpy()
         (logits_BK,) = session.run(["logits"], {"ecg": ecg_BCS})
@@ -105,11 +129,11 @@ def _compare(model: ECGClassifier, path: Path, metadata: Metadata) -> str:
     )
 
 
-def _simulate(
+def simulate_ecgs(
     metadata: Metadata, batches: Sequence[tuple[int, float]]
 ) -> Iterator[NDArray[np.float32]]:
-    """ECG-like signals [B, C, S] in mV per (ECGs, seconds): beats at uneven intervals, scaled
-    differently in each lead, on a wandering baseline with noise."""
+    """ECG-like signals, float32 [B, C, S] in mV, per (ECGs, seconds): beats at uneven intervals,
+    scaled differently in each lead, on a wandering baseline with noise."""
     rng, rate_hz = np.random.default_rng(0), (metadata.signal or SignalSpec()).sample_rate_hz
     for number, seconds in batches:
         time_S = np.arange(round(seconds * rate_hz)) / rate_hz

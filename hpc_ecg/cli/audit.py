@@ -1,0 +1,32 @@
+"""`hpc-ecg audit RUN`: membership inference before weights are given away."""
+
+import argparse
+
+from hpc_ecg.cli.parser import Verbs
+
+
+def add_audit(verbs: Verbs) -> None:
+    audit = verbs.add_parser(
+        "audit",
+        help="can one tell whom a run was trained on?",
+        description="Attack a finished run's weights by membership inference, with its own "
+        "training and test patients, and write RUN/audit.json; a bundle's card quotes it.",
+    )
+    audit.add_argument("run_dir", metavar="RUN")
+    audit.set_defaults(verb=_audit)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from hpc_ecg.log import say, start_logging
+
+    start_logging()
+
+    from hpc_ecg.training.open_run import finished_run
+
+    finished_run(options.run_dir)
+
+    from hpc_ecg.prediction.audit import AUDIT, audit, describe_audit, warnings_of
+
+    found = audit(options.run_dir)
+    say(*describe_audit(found), *warnings_of(found), f"written: {options.run_dir}/{AUDIT}")
+    return 0

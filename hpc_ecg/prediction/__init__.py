@@ -1,0 +1,1 @@
+"""Take a model home: the risks of recordings without labels."""

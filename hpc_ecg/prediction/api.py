@@ -1,0 +1,190 @@
+"""For Python and notebooks: predict, look at a recording, read shards, evaluate.
+
+import hpc_ecg
+model = hpc_ecg.load_predictor("bundle")
+table = model.predict(["a.xml", "folder"])
+"""
+# L leads, S samples, K labels
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hpc_ecg.data.dataset import Dataset, open_split
+from hpc_ecg.ecg.array_files import ArrayLayout
+from hpc_ecg.ecg.files import find_recording
+from hpc_ecg.ecg.files import read_recording as read_file
+from hpc_ecg.ecg.leads import normalize_lead
+from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.prediction.bundle import is_bundle, open_bundle
+from hpc_ecg.prediction.model_source import ModelSource, open_model
+from hpc_ecg.prediction.prediction_job import PredictionJob, load_forward, predict_files
+from hpc_ecg.prediction.sources import find_sources
+from hpc_ecg.reporting.ecg_paper import draw_ecg
+from hpc_ecg.shards.remote import open_shard_set
+from hpc_ecg.shards.shard_task import Recordings
+from hpc_ecg.training.evaluate import evaluate as evaluate_run
+from hpc_ecg.training.evaluate import evaluate_weights
+from hpc_ecg.training.open_run import load_run, load_run_for
+
+
+class Predictor:
+    """A model in memory. Close it, or use it in a `with` statement, to free its memory."""
+
+    def __init__(self, model: ModelSource) -> None:
+        self._model, self._stack = model, ExitStack()
+        folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="hpc_ecg-")))
+        self._forward = self._stack.enter_context(load_forward(model, folder))
+        self._folder = folder
+
+    @property
+    def labels(self) -> list[str]:
+        return self._model.labels
+
+    @property
+    def thresholds(self) -> dict[str, dict[str, float]]:
+        """By label and the method that fitted them on validation; {} for a file of weights."""
+        points = self._model.points
+        return {label: {m: p["threshold"] for m, p in by.items()} for label, by in points.items()}
+
+    def predict(
+        self,
+        files: str | Path | Iterable[str | Path],
+        rate_hz: float | None = None,
+        axes: str = "leads,samples",
+        leads: Iterable[str] = LEADS,
+        unit: str = "mV",
+        workers: int = 1,
+    ) -> pd.DataFrame:
+        """The table that `hpc-ecg predict` writes: a row per recording, refused ones with their
+        reason. `files` as there; the other arguments describe bare arrays (.npy, .mat, .h5).
+
+        With `workers` above 1 in a script, call it under `if __name__ == "__main__":`.
+        ValueError: a name that leads to no recording.
+        """
+        words = [files] if isinstance(files, str | Path) else list(files)
+        layout = ArrayLayout(axes=axes, leads=tuple(leads), unit=unit, sample_rate_hz=rate_hz)
+        job = PredictionJob(
+            model=self._model,
+            sources=find_sources([str(word) for word in words], layout),
+            recordings=Recordings(signals=Path(), layout=layout, signal=self._model.signal),
+            out=self._folder / "risks.parquet",
+            rate_hz=rate_hz,
+            batch_size=self._model.config.data.batch_size,
+            workers=workers,
+        )
+        table = predict_files(job, self._forward)
+        job.out.unlink()
+        assert table is not None
+        return table
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> "Predictor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_predictor(
+    path: str | Path, strategy: str | None = None, ensemble: bool = False
+) -> Predictor:
+    """Load a run, a bundle, a strategy of a sweep (the seed that is best on validation, or all as
+    an `ensemble`), or a file of weights. ValueError: nothing to predict with, or changed."""
+    path = Path(path)
+    if is_bundle(path) and not (strategy or ensemble):
+        return Predictor(open_bundle(path))
+    return Predictor(open_model(path, strategy, ensemble))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ECG:
+    """A recording as its file states it; notebooks show it on ECG paper."""
+
+    signal_LS: np.ndarray
+    """float64 [leads, samples], mV; NaN where the file marks a sample as invalid."""
+    leads: tuple[str, ...]
+    sample_rate_hz: float
+    flags: tuple[str, ...]
+    name: str
+
+    def plot(self) -> str:
+        """The first 10 s at 25 mm/s and 10 mm/mV, as the text of an SVG file."""
+        return draw_ecg(self.signal_LS, self.leads, self.sample_rate_hz, self.name)
+
+    def _repr_svg_(self) -> str:
+        return self.plot()
+
+
+def read_recording(
+    path: str | Path,
+    rate_hz: float | None = None,
+    axes: str = "leads,samples",
+    leads: Iterable[str] = LEADS,
+    unit: str = "mV",
+) -> ECG:
+    """Read one recording in any format that `hpc-ecg data shard` reads; the other arguments
+    describe a bare array. ValueError: it cannot be used, and why."""
+    path = Path(path)
+    layout = ArrayLayout(axes=axes, leads=tuple(leads), unit=unit, sample_rate_hz=rate_hz)
+    recording = read_file(find_recording(path.parent, path.name), layout)
+    return ECG(
+        signal_LS=recording.signal_LS,
+        leads=tuple(normalize_lead(name) or name for name in recording.leads),
+        sample_rate_hz=recording.sample_rate_hz,
+        flags=recording.flags,
+        name=path.name,
+    )
+
+
+class ShardDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """A split of shards: the ECG in mV, float32 [L, S], and its labels, float32 [K] (NaN: none)."""
+
+    def __init__(self, records: Dataset) -> None:
+        self.labels = records.label_names
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"{position} is not below {len(self)}")
+        position %= len(self)
+        counts_LS = self._records.read(np.array([position]))[0]
+        ecg_LS = torch.from_numpy(counts_LS.astype(np.float32)) * self._records.millivolts_per_count
+        return ecg_LS, torch.from_numpy(self._records.labels_NK[position])
+
+
+def open_shards(
+    path: str | Path, split: str = "train", labels: list[str] | None = None
+) -> ShardDataset:
+    """One split of the shards in a folder or at a URL. ValueError: damaged, no such split."""
+    shards = open_shard_set(path)
+    unknown = set(labels or []) - set(shards.label_names)
+    if unknown:
+        raise ValueError(f"{path} has the labels {shards.label_names}, not {sorted(unknown)}")
+    return ShardDataset(open_split(shards, split, labels or shards.label_names))
+
+
+def evaluate(
+    run_dir: str | Path, shards: str | Path | None = None, out: str | Path | None = None
+) -> dict[str, Any]:
+    """Score a finished run on its test split, or on that of other `shards` (then `out` is the
+    folder for the results), and return the content of evaluation.json."""
+    run = str(run_dir)
+    if shards is None:
+        return evaluate_run(load_run(run, []))
+    folder = Path(out) if out else Path(run) / "evaluations" / f"{Path(shards).name}-test"
+    config = load_run_for(run, str(shards), [])
+    return evaluate_weights(config, Path(run) / "best", folder)

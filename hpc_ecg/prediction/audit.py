@@ -1,0 +1,88 @@
+"""`hpc-ecg audit RUN`: would the weights of a run betray whom it was trained on?"""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_ecg.data.dataset import open_shards, open_split
+from hpc_ecg.data.source import ShardSource
+from hpc_ecg.evaluation.membership import ATTACKS, FALSE_POSITIVE_RATES, membership
+from hpc_ecg.hashing import read_record, write_record
+from hpc_ecg.reporting.numbers import format_percent, format_with_interval
+from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.open_run import finished_run, load_run
+from hpc_ecg.training.predict import predict
+from hpc_ecg.weights import load_model
+from hpc_ecg.weights.reading import resolve_file
+
+AUDIT = "audit.json"
+WARN_AUROC, WARN_FOUND = 0.6, 0.05
+"""A lower limit above these is said before release: members are told from others in 6 of 10 pairs,
+or one in twenty is found at a false-positive rate of 1 % (chance: one in a hundred)."""
+
+
+def audit(run_dir: str) -> dict[str, Any]:
+    """Attack the run's best weights with its own training and test patients, and write audit.json
+    into its folder. ValueError: unfinished, a regression, too few patients, other shards."""
+    folder, config = finished_run(run_dir), load_run(run_dir, [])
+    if config.data.task == "regression":
+        raise ValueError("the audit is for yes/no labels; this run predicts numbers")
+    shards, labels = open_shards(config.data)
+    environment = read_record(folder.environment, {"data_index_sha256": str})
+    if shards.index_sha256 != environment["data_index_sha256"]:
+        raise ValueError(f"data.shards={config.data.shards} is not what {run_dir} was trained on")
+    source = ShardSource(shards, config.data)
+    datasets = [open_split(shards, split, labels, source) for split in ("train", "test")]
+    settings = replace(config.engine, parallel="ddp", trackers=[])
+    with closing(Engine(settings, folder.path)) as engine:
+        engine.prepare_inference(load_model(folder.best, model_config=config.model))
+        logits = [predict(engine, dataset, config.data.batch_size) for dataset in datasets]
+    label_NK = np.concatenate([dataset.labels_NK for dataset in datasets]).astype(np.float64)
+    logit_NK = np.concatenate(logits)
+    patient_N = np.concatenate([np.array(dataset.patients, dtype=str) for dataset in datasets])
+    is_member_N = np.arange(len(label_NK)) < len(datasets[0])
+    found = {
+        name: membership(label_NK[:, k], logit_NK[:, k], patient_N, is_member_N)
+        for k, name in enumerate(labels)
+    }
+    write_record(folder.path / AUDIT, {"labels": found}, [resolve_file(folder.best)])
+    return found
+
+
+def describe_audit(labels: dict[str, Any]) -> list[str]:
+    """Lines for a terminal or a card."""
+    lines = []
+    for name, found in labels.items():
+        who = f"{found['members']} members, {found['non_members']} non-members"
+        for attack in ATTACKS:
+            parts = [f"AUROC {format_with_interval(found[attack]['auroc'])}"]
+            for rate in FALSE_POSITIVE_RATES:
+                entry = found[attack]["found_at"][f"{rate:g}"]
+                text = entry.get("not_measured") or format_with_interval(entry)
+                parts.append(f"found at {format_percent(rate)} false positives: {text}")
+            lines.append(f"{name}, {attack} attack ({who}): {'; '.join(parts)}")
+    return lines
+
+
+def warnings_of(labels: dict[str, Any]) -> list[str]:
+    """One line for each label whose training patients can be told from others."""
+    lines = []
+    for name, found in labels.items():
+        for attack in ATTACKS:
+            auroc, at = found[attack]["auroc"], found[attack]["found_at"]["0.01"]
+            if auroc["low"] > WARN_AUROC or at.get("low", 0.0) > WARN_FOUND:
+                lines.append(
+                    f"{name}: the {attack} attack tells training patients from others (AUROC "
+                    f"{format_with_interval(auroc)}); think of whom you give these weights"
+                )
+                break
+    return lines
+
+
+def read_audit(run: Path) -> dict[str, Any]:
+    """The labels of a run's audit.json; {} if it was not audited."""
+    path = run / AUDIT
+    return read_record(path, {"labels": dict})["labels"] if path.exists() else {}

@@ -1,0 +1,91 @@
+"""The output of `predict`: a row per recording, with its risk or the reason why it has none."""
+
+# N rows, M members of an ensemble, K labels
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from hpc_ecg.atomic_io import write_atomically
+from hpc_ecg.prediction.model_source import ModelSource
+from hpc_ecg.reporting.escape import csv_text
+
+FEATURES = "features"
+
+
+def columns_of(model: ModelSource) -> list[str]:
+    """The columns of the risks, in their order; of features, the one column."""
+    if model.layer is not None:
+        return [FEATURES]
+    names = []
+    for label in model.labels:
+        if model.is_regression:
+            names.append(f"{label}_value")
+        else:
+            names += [f"{label}_probability", f"{label}_logit"]
+        names += [f"{label}_sd"] * (len(model.files) > 1)
+        names += [f"{label}_at_{method}" for method in model.points.get(label, {})]
+    return names
+
+
+def risks(model: ModelSource, logits_NMK: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """The columns for these logits.
+
+    Of an ensemble: the mean probability, its logit, and the standard deviation of the members'
+    probabilities (n - 1). `L_at_METHOD` is 1 where the probability reaches the threshold. Of
+    features [N, 1, D], the column `features` of lists.
+    """
+    if model.layer is not None:
+        return {FEATURES: logits_NMK[:, 0]}
+    columns: dict[str, NDArray[Any]] = {}
+    logits = logits_NMK.astype(np.float64)
+    values_NMK = logits if model.is_regression else expit(logits)
+    for k, label in enumerate(model.labels):
+        values_NM = values_NMK[:, :, k]
+        mean_N = values_NM.mean(axis=1)
+        if model.is_regression:
+            columns[f"{label}_value"] = mean_N
+        else:
+            is_one = len(model.files) == 1
+            with np.errstate(divide="ignore"):
+                logit_N = logits[:, 0, k] if is_one else np.log(mean_N) - np.log1p(-mean_N)
+            columns |= {f"{label}_probability": mean_N, f"{label}_logit": logit_N}
+        if len(model.files) > 1:
+            columns[f"{label}_sd"] = values_NM.std(axis=1, ddof=1)
+        for method, point in model.points.get(label, {}).items():
+            columns[f"{label}_at_{method}"] = (mean_N >= point["threshold"]).astype(np.int64)
+    return columns
+
+
+def write_table(path: Path, parts: Sequence[pd.DataFrame], model: ModelSource) -> pd.DataFrame:
+    """Join the parts in the order of the sources, and write them as CSV or Parquet."""
+    table = pd.concat(parts, ignore_index=True).sort_values(["source", "window"], kind="stable")
+    table = table.drop(columns=["source", "window"]).reset_index(drop=True)
+    for label in model.labels:
+        for method in model.points.get(label, {}):
+            table[f"{label}_at_{method}"] = table[f"{label}_at_{method}"].astype("Int64")
+
+    def write(partial: Path) -> object:
+        if path.suffix == ".parquet":
+            return table.to_parquet(partial, index=False)
+        return partial.write_text(csv_text(table), encoding="utf-8")
+
+    write_atomically(path, write, about_people=True)
+    return table
+
+
+def describe_outcome(table: pd.DataFrame, out: Path) -> list[str]:
+    """The last lines: how many were predicted, and why the others were not."""
+    refused = Counter(reason for reason in table["reason"] if reason)
+    num_predicted = len(table) - sum(refused.values())
+    lines = [f"{num_predicted} of {len(table)} recordings predicted: {out}"]
+    if refused:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in refused.most_common())
+        lines.append(f"not predicted: {reasons} (columns reason and message)")
+    return lines

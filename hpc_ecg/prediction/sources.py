@@ -1,0 +1,124 @@
+"""What `predict` is given, as one list of recordings: files, folders, patterns, tables, arrays.
+
+Every recording is a name and a place that `read_recording` can open, as in sharding.
+"""
+
+import glob
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_ecg.cohort.table import check_columns
+from hpc_ecg.cohort.table_files import read_table
+from hpc_ecg.ecg.array_files import ArrayLayout, read_array, read_beside
+from hpc_ecg.ecg.files import READERS, WITHIN, find_recording, name_of_row
+from hpc_ecg.ecg.recording import RecordError
+from hpc_ecg.ecg.vendor_parts import is_dicom
+from hpc_ecg.safe_reading import check_regular
+
+TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".parquet", ".gz")
+DESCRIPTION = "dataset.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One recording: `name` is what the output calls it, `file` lies in `folder`."""
+
+    name: str
+    folder: Path
+    file: str
+
+
+def is_shards(word: str) -> bool:
+    """Whether this argument is a folder of shards."""
+    return (Path(word) / DESCRIPTION).is_file()
+
+
+def find_sources(
+    words: list[str],
+    layout: ArrayLayout,
+    signals: Path | None = None,
+    file_column: str | None = None,
+    record_column: str | None = None,
+) -> list[Source]:
+    """The recordings that the arguments name, in their order, each once.
+
+    ValueError: an argument that leads to no recording, or a table without a column of files.
+    """
+    found: dict[Path, Source] = {}
+    for word in words:
+        before = len(found)
+        for source in _sources_of(word, layout, signals, file_column, record_column):
+            found.setdefault(source.folder.absolute() / source.file, source)
+        if len(found) == before and not Path(word).exists():
+            raise ValueError(f"{word}: no such file or folder, and no file fits it as a pattern")
+    if not found:
+        endings = ", ".join(sorted(READERS))
+        raise ValueError(f"{words[0]} holds no recording; files that are read end in {endings}")
+    return [source for path, source in found.items() if not _is_of_header(path, found)]
+
+
+def _is_of_header(path: Path, among: Container[Path]) -> bool:
+    """Whether this is the signal file of a WFDB header that is listed too."""
+    return path.suffix.lower() in (".dat", ".mat") and path.with_suffix(".hea") in among
+
+
+def _sources_of(
+    word: str,
+    layout: ArrayLayout,
+    signals: Path | None,
+    file_column: str | None,
+    record_column: str | None,
+) -> Iterator[Source]:
+    path = Path(word)
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if _is_recording(p)):
+            yield Source(name=str(file), folder=path, file=str(file.relative_to(path)))
+    elif path.suffix.lower() in TABLES and path.exists():
+        yield from _rows_of_table(path, signals or path.parent, file_column, record_column)
+    elif path.exists() or WITHIN in word:
+        yield from _within(word, layout)
+    else:
+        for name in sorted(glob.glob(word, recursive=True)):  # noqa: PTH207  # also absolute ones
+            yield from _sources_of(name, layout, signals, file_column, record_column)
+
+
+def _rows_of_table(
+    path: Path, folder: Path, file_column: str | None, record_column: str | None
+) -> Iterator[Source]:
+    table = read_table(path)
+    names = [str(name) for name in table]
+    wanted = file_column or next((name for name in ("file", "record") if name in names), "file")
+    check_columns(table, [wanted, *filter(None, [record_column])], path)
+    shown = record_column or ("record" if "record" in names else wanted)
+    for name, file in zip(table[shown], table[wanted], strict=True):
+        yield Source(name=name, folder=folder, file=file)
+
+
+def _within(word: str, layout: ArrayLayout) -> Iterator[Source]:
+    """A file's only recording, or each of an array of many."""
+    path = Path(word.partition(WITHIN)[0])
+    folder, file = path.parent, word[len(word) - len(Path(word).name) :]
+    count: int | None = None
+    if READERS.get(path.suffix.lower()) is read_array:
+        try:
+            location = find_recording(folder, file)
+            count = None if location.row is not None else read_beside(location, layout)[0]
+        except (RecordError, OSError):
+            count = None  # one recording, or what reading it will say
+    if count is None:
+        yield Source(name=word, folder=folder, file=file)
+    else:
+        for row in range(count):
+            yield Source(name=name_of_row(word, row), folder=folder, file=name_of_row(file, row))
+
+
+def _is_recording(path: Path) -> bool:
+    """Whether a file of a folder is taken: by its ending, once for each WFDB record."""
+    ending = path.suffix.lower()
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    check_regular(path)
+    if ending in (".dat", ".mat") and path.with_suffix(".hea").exists():
+        return False
+    return ending in READERS or (not ending and is_dicom(path))
