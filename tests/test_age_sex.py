@@ -22,6 +22,13 @@ from hpc_ecg.ecg.age_sex import read_age, read_ages, read_sexes
         ("63 years", 63),
         ("63 y", 63),
         ("63yo", 63),
+        ("P63Y", 63),
+        ("P18M", 1.5),
+        ("63-year-old", 63),
+        ("63 yrs old", 63),
+        ("63 a", 63),
+        ("63 ans", 63),
+        ("'63", 63),
         ("6 months", 0.5),
         ("5 weeks", 5 * 7 / 365.25),
         ("10 days", 10 / 365.25),
@@ -31,9 +38,11 @@ def test_an_age_is_in_years_whatever_its_unit(text, years):
     assert read_age(text) == (pytest.approx(years), False)
 
 
-@pytest.mark.parametrize(
-    "text", ["> 89", ">89", ">89y", "90+", "89+", ">=90", ">= 90", "≥90", "over 89", "90 and over"]
-)
+CAPPED = ["> 89", ">89", ">89y", "90+", "89+", ">=90", ">= 90", "≥90", "over 89", "90 and over"]
+CAPPED += ["=>90", "> 89.0", "90plus", "90+ years"]
+
+
+@pytest.mark.parametrize("text", CAPPED)
 def test_ages_that_are_capped_are_90_and_marked(text):
     assert read_age(text) == (90, True)
     assert read_age("300") == (90, True)  # PTB-XL's code for an age over 89
@@ -41,7 +50,23 @@ def test_ages_that_are_capped_are_90_and_marked(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["Unknown", "-1", "999", "121", "1950-05-03", "nan", "65+", "> 50", "", "1e2", "Y"]
+    "text",
+    [
+        "Unknown",
+        "-1",
+        "999",
+        "121",
+        "1950-05-03",
+        "nan",
+        "65+",
+        "> 50",
+        "",
+        "1e2",
+        "Y",
+        "P63",
+        "63-",
+        "60-69",
+    ],
 )
 def test_what_is_no_age_is_missing(text):
     assert read_age(text) == (None, False)
@@ -67,6 +92,8 @@ def test_a_column_says_what_was_understood_and_what_was_not_with_the_first():
         (["M", "Male", "f", "FEMALE", " m "], ["M", "M", "F", "F", "M"]),
         (["männlich", "weiblich", "M"], ["M", "F", "M"]),
         (["M", "W", "m"], ["M", "F", "M"]),
+        (["M", "K", "m"], ["M", "F", "M"]),
+        (["♂", "♀", "M."], ["M", "F", "M"]),
         (["F", "O", "diverse"], ["F", "O", "O"]),
         (["F", "Unknown", "U"], ["F", "", ""]),
         (["0", "1", ""], ["0", "1", ""]),

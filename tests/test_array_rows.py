@@ -107,6 +107,41 @@ def test_an_array_of_identifiers_joins_each_row_to_its_own_recording(tmp_path, s
     assert tar.read_bytes() == before
 
 
+def column_of_a_table(ids):
+    rows = [(str(i).encode(), 40) for i in ids]
+    return {"meta": np.array(rows, [("exam_id", "S8"), ("age", "i4")])}
+
+
+@pytest.mark.parametrize(
+    ("beside", "name"),
+    [
+        (lambda ids: {"one_row": np.array([ids])}, "one_row"),
+        (column_of_a_table, "meta/exam_id"),
+        (lambda ids: {"g/ids": [f"{i}" for i in ids]}, "g/ids"),
+    ],
+)
+def test_identifiers_in_any_form_beside_the_array_are_found(
+    tmp_path, signals, capsys, beside, name
+):
+    array = write(tmp_path, signals, np.zeros(6), **beside(IDS[::-1]))
+    table_of(tmp_path, IDS)
+    assert shard(tmp_path, array) == 2
+    assert f"6 of 6 rows would get another's signal; its array {name} holds" in said(capsys)
+    assert shard(tmp_path, array, "--array-id", f"{name}x") == 2
+    assert f"did you mean {name}?" in said(capsys)
+    assert shard(tmp_path, array, "--array-id", name) == 0
+    assert rows_taken(tmp_path) == {f"r{i}": 5 - row for row, i in enumerate(IDS)}
+
+
+def test_a_counter_is_compared_with_its_namesake_alone(tmp_path, signals, capsys):
+    table_of(tmp_path, range(6)[::-1], number=range(6))
+    assert shard(tmp_path, write(tmp_path, signals, range(6))) == 2
+    assert "6 of 6 rows would get another's signal; its array exam_id" in said(capsys)
+    other = write(tmp_path, signals, np.zeros(6), index=range(6))
+    assert shard(tmp_path, other) == 0
+    assert rows_taken(tmp_path) == {f"r{5 - row}": row for row in range(6)}
+
+
 def test_positions_that_the_identifiers_confirm_or_do_not_know_are_taken(tmp_path, signals):
     array = write(tmp_path, signals, IDS, counter=range(1, 7), noise=[9, 9, 9, 9, 9, 8])
     table_of(tmp_path, IDS, turn=[5, 4, 3, 2, 1, 0])

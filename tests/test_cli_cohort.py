@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
     tables["labelled"] = ECGS.replace("note", "label")
     tables["none"] = "patient,time,code\n"
     tables["page"] = "<html><body>Log in</body></html>\n"
+    (folder / "binary").write_bytes(b"\xd0\0I48")
     for name, text in tables.items():
         (folder / f"{name}.csv").write_text(text)
     (folder / "codes.txt").write_text("I48.0\n\nI48.1\n")
@@ -303,6 +304,10 @@ MISTAKES = [
     ({"--ecgs-per-patient": "two"}, "--ecgs-per-patient: invalid choice: 'two'"),
     ({"--seed": "x"}, "--seed: invalid int value: 'x'"),
     ({"--seed": "0"}, "--seed is for --ecgs-per-patient random; here it would do nothing"),
+    ({"--age": "age_years"}, "--age is for --min-age and --max-age; here it would do nothing"),
+    ({"--follow-up-patient": "x"}, "--follow-up-patient is for --follow-up; here it would do"),
+    ({"--follow-up-date-format": "%d/%m/%Y"}, "--follow-up-date-format is for --follow-up"),
+    ({"--event-file": "FOLDER/binary"}, "binary is not text in UTF-8"),
     ({"--seed": "1", "--ecgs-per-patient": "first"}, "--seed is for --ecgs-per-patient random"),
     ({"--min-age": "70"}, "no ECG is left: 1 no patient; 1 no readable date"),
     ({"--unknown": "1"}, "--unknown"),

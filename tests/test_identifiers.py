@@ -30,6 +30,13 @@ SPELLINGS = {
     "full width": ("１２３", "123"),
     "dash": ("a-7", "a–7"),
     "apostrophe of a spreadsheet": ("'0077", "77"),
+    "formula of a spreadsheet": ('="0077"', "77"),
+    "thousands": ("12345", "12,345"),
+    "thousands of other countries": ("1234567", "1.234.567"),
+    "date with midnight": ("2021-03-04", "2021-03-04 00:00:00"),
+    "date with slashes": ("2021/03/04", "2021-03-04"),
+    "Cyrillic letter": ("АB7", "AB7"),
+    "variation selector": ("a\ufe0f7", "a7"),
 }
 
 
@@ -160,6 +167,24 @@ def test_the_user_can_say_that_two_spellings_are_not_the_same(tmp_path, place):
 )
 def test_other_identifiers_stay_apart(first, second):
     assert comparable(first) != comparable(second)
+
+
+@pytest.mark.parametrize("place", [ecgs_and_events, patients_of_shards, labels_of_a_run])
+@pytest.mark.parametrize("rounded", ["1.23457E+11", "1,2E+05", "1.2345678901234568e+18"])
+def test_identifiers_that_a_spreadsheet_rounded_stop(tmp_path, place, rounded):
+    with pytest.raises(ValueError, match="lost digits in a spreadsheet: 1, such as") as caught:
+        place(tmp_path, "123456789012", rounded, as_written=False)
+    assert repr(rounded) in str(caught.value)
+
+
+def test_long_identifiers_that_all_end_in_zeros_were_cut_after_15_digits():
+    whole = ["20210304123456701", "20210304123457702", "20210304123458713"]
+    check_spellings({"ecgs": pd.Series(whole)}, as_written=False)
+    cut = pd.Series([f"{i[:15]}00" for i in (whole[0], whole[2])])
+    with pytest.raises(
+        ValueError, match=r"lost digits in a spreadsheet: 2, such as \(events, row 1"
+    ):
+        check_spellings({"ecgs": pd.Series(whole), "events": cut}, as_written=False)
 
 
 def test_the_count_is_of_identifiers_and_names_stay_hidden_on_request():

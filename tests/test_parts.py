@@ -331,6 +331,44 @@ def test_philips_data_beyond_what_is_stated_are_refused(tmp_path):
     assert "2 blocks of waveforms" in refusal(tmp_path / "x.xml", twice)[1]
 
 
+def test_philips_leads_beyond_the_number_stated_are_not_missing(tmp_path):
+    fewer = sierra(COUNTS_LS).replace(b"leadlabels=", b'numberofleads="8" leadlabels=')
+    reason, message = refusal(tmp_path / "x.xml", fewer)
+    assert reason == "leads" and "it states 8 leads and names more" in message
+
+
+def test_dicom_samples_beyond_the_number_stated_are_refused(tmp_path):
+    part = group((0, 12))
+    part.NumberOfWaveformSamples = 2500
+    reason, message = refusal(dicom_of(tmp_path / "x.dcm", part))
+    assert (reason, "states 30000 samples and holds 60000" in message) == ("unreadable", True)
+
+
+@pytest.mark.parametrize(
+    ("made", "old", "new"),
+    [
+        (aecg, f'scale value="{UV}"', 'scale value="4,88"'),
+        (aecg, f'scale value="{UV}"', "scale"),
+        (aecg, 'origin value="0"', 'origin value="1,5"'),
+        (aecg, 'increment value="0.002"', 'increment value="2 ms"'),
+        (sierra, 'samplespersecond="500"', 'samplespersecond="499,98"'),
+        (sierra, f"<resolution>{UV}", "<resolution>4,88"),
+    ],
+)
+def test_a_number_that_the_library_would_replace_is_refused(tmp_path, made, old, new):
+    check_exact(read(tmp_path / "whole.xml", made(COUNTS_LS)))
+    content = made(COUNTS_LS)
+    assert old.encode() in content
+    reason, message = refusal(tmp_path / "x.xml", content.replace(old.encode(), new.encode()))
+    assert reason == "unreadable" and "no plain number, or none at all" in message
+
+
+def test_a_muse_rate_with_a_comma_is_not_rounded(tmp_path):
+    content = muse(COUNTS_LS).replace(b"<SampleBase>500", b"<SampleBase>499,98")
+    reason, message = refusal(tmp_path / "x.xml", content)
+    assert reason == "rate" and "499,98" in message
+
+
 def test_more_parts_than_any_ecg_has_are_not_parsed(tmp_path):
     content = muse_of(*[(*rows(STRIP, 10), "")] * 33)
     assert "33 blocks of waveforms; at most 32" in refusal(tmp_path / "x.xml", content)[1]

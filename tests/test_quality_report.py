@@ -27,7 +27,7 @@ REASONS += ["amplitude", "no patient", "other period"]
 FLAGS = ["large_amplitude", "derived:III,aVF", "zero_filled:V3", "padded", "saturated"]
 FLAGS += ["lead_swap_suspected", "limb_leads_inconsistent", "duplicate_signal"]
 FLAGS += ["clipped:V1", "amplitude_unlike_cohort", "windows_left_out:2"]
-FLAGS += ["partly_read:2", "not_applied:FirstSampleBaseline"]
+FLAGS += ["partly_read:2", "not_applied:FirstSampleBaseline", "age_capped"]
 
 
 class Page(HTMLParser):

@@ -120,8 +120,9 @@ def test_comparison_json_keeps_its_keys(paths):
     keys = (
         "task metric metrics labels not_scored counts strategies standing validation pairs_of "
         "best_corrected by_label rivals baselines adds adds_left_out baselines_left_out "
-        "probability_best margin non_inferior detectable delong efficiency chosen problems protocol "
-        "warnings replicates seed cells chosen_models flow runs tuning risk periods errors checklist varies"
+        "probability_best margin non_inferior detectable delong efficiency chosen problems "
+        "protocol warnings replicates seed cells chosen_models flow runs tuning risk periods "
+        "errors checklist varies"
     )
     assert list(json.loads(paths.comparison.read_text())) == keys.split()
 

@@ -2,6 +2,8 @@
 
 import bz2
 import gzip
+import io
+import lzma
 import sys
 import zipfile
 from dataclasses import replace
@@ -85,9 +87,11 @@ def test_names_that_look_like_missing_values_stay_names(tmp_path):
 
 
 def test_texts_that_programs_write_into_empty_cells_are_not_patients(tmp_path):
-    rows = ROWS | {"patient_id": [" NULL", "n/a", "-"]}
-    cohort = read_cohort(write_table(tmp_path, "csv", rows), COLUMNS)
-    assert cohort.patients.tolist() == ["", "", "-"]
+    for cells in ([" NULL", "n/a", "-"], ["#N/A", "\\N", "unknown"], ["?", "NaT", "#VALUE!"]):
+        cohort = read_cohort(write_table(tmp_path, "csv", ROWS | {"patient_id": cells}), COLUMNS)
+        assert cohort.patients.tolist() == ["", "", ""]
+    cohort = read_cohort(write_table(tmp_path, "csv", ROWS | {"patient_id": list("0x1")}), COLUMNS)
+    assert cohort.patients.tolist() == ["0", "x", "1"]
 
 
 @pytest.mark.parametrize(
@@ -320,3 +324,60 @@ def test_a_long_table_is_read_in_chunks_as_if_in_one(tmp_path, monkeypatch):
     assert isinstance(read_table(path).index, pd.RangeIndex)
     with pytest.raises(ValueError, match=r"column af, row 7: 'oops'"):
         read_cohort(path, columns)
+
+
+def packed(kind, content):
+    """The bytes of a table, packed."""
+    if kind == "xlsx":
+        with zipfile.ZipFile(stream := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("xl/worksheets/sheet1.xml", content)
+        return stream.getvalue()
+    return {"csv.gz": gzip.compress, "csv.bz2": bz2.compress, "csv.xz": lzma.compress}[kind](
+        content
+    )
+
+
+@pytest.mark.parametrize("kind", ["xlsx", "csv.gz", "csv.bz2", "csv.xz"])
+def test_a_small_table_that_would_fill_memory_is_refused(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(table_files, "MAX_UNPACKED", 1 << 20)
+    path = tmp_path / f"t.{kind}"
+    path.write_bytes(packed(kind, b"record,af\n" + b"1,0\n" * 500_000))
+    with pytest.raises(ValueError, match=r"t\..*unpacks to more than 1 MB"):
+        read_table(path)
+    if kind != "xlsx":
+        path.write_bytes(packed(kind, b"record,af\na,0\n"))
+        assert read_table(path).to_dict("list") == {"record": ["a"], "af": ["0"]}
+
+
+def test_a_parquet_that_states_more_cells_than_it_can_hold_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_files, "MAX_UNPACKED", 1 << 10)
+    pd.DataFrame({"record": np.zeros(1_000_000, np.int8)}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="unpacks to more than"):
+        read_table(tmp_path / "t.parquet")
+
+
+def test_a_header_of_a_million_columns_is_refused_at_once(tmp_path):
+    header = ",".join(f"c{k}" for k in range(200_000))
+    (tmp_path / "t.csv").write_text(f"{header}\n{',' * 199_999}\n")
+    with pytest.raises(ValueError, match="its first line has 256 kB or more"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("content", [b"\0" * 100, "record,af\na,0\n".encode("utf-32")])
+def test_what_is_not_text_is_said_to_be_so(tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="not text in UTF-8"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_identifiers_that_are_bytes_in_parquet_are_text(tmp_path):
+    pd.DataFrame({"record": [b"012", None]}).to_parquet(tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet")["record"].tolist() == ["012", ""]
+
+
+@pytest.mark.parametrize(("cells", "said"), [(["500 Hz", "500"], "write a plain number")])
+def test_a_rate_that_is_no_number_is_not_advised_as_a_label(tmp_path, cells, said):
+    path = tmp_path / "t.csv"
+    pd.DataFrame({"record": ["a", "b"], "af": [0, 1], "hz": cells}).to_csv(path, index=False)
+    with pytest.raises(ValueError, match=f"column hz, row 1: '500 Hz' is not a number.*{said}"):
+        read_cohort(path, Columns(labels=["af"], patient=None, rate="hz"))

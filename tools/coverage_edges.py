@@ -45,7 +45,9 @@ def draw(
     names = ("record_N", "labels_N", "logits_N", "probabilities_N", "patient_N")
     arrays = patient_N, label_N, logit_N, special.expit(logit_N), patient_N
     named = dict(zip(names, arrays, strict=True))
-    return LabelSample(**named, multiplicity_RP=draws_RP, groups={})
+    return LabelSample(
+        **named, multiplicity_RP=draws_RP, groups={}, weights_N=np.ones(len(label_N))
+    )
 
 
 def edges_table(options: argparse.Namespace) -> Iterator[str]:

@@ -12,7 +12,7 @@ def add_array_options(shard: argparse.ArgumentParser) -> None:
     group = add_layout_options(shard, "HZ|COLUMN")
     group.add_argument("--array", metavar="FILE", help="one array (below DIR) of all recordings")
     group.add_argument("--array-row", metavar="COLUMN", help="row there (default: of the table)")
-    group.add_argument("--array-id", metavar="NAME", help="array of identifiers beside that one")
+    group.add_argument("--array-id", metavar="NAME", help="identifiers beside it: join by these")
 
 
 def add_layout_options(parser: argparse.ArgumentParser, rate: str = "HZ") -> Any:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_ecg.cli.parser import Verbs, check_table
+from hpc_ecg.cli.parser import Verbs, check_effects, check_table
 
 if TYPE_CHECKING:
     from hpc_ecg.cohort.censoring import WeightPlan
@@ -47,7 +47,7 @@ def _add_columns(cohort: argparse.ArgumentParser) -> None:
     group.add_argument("--event-code", default="code", metavar="COLUMN", help=DEFAULT)
     group.add_argument("--event-date-format", metavar="FORMAT", help=FORMAT_HELP)
     group.add_argument("--label", default="label", metavar="COLUMN", help=f"in FILE {DEFAULT}")
-    group.add_argument("--ids-as-written", action="store_true", help="012 is not 12, nor A a")
+    group.add_argument("--ids-as-written", action="store_true", help="012 and 12 are two patients")
 
 
 def _add_outcome(cohort: argparse.ArgumentParser) -> None:
@@ -101,8 +101,16 @@ def _cohort(options: argparse.Namespace) -> int:
     from hpc_ecg.cohort.source_tables import check_options, read_tables, write_labelled
     from hpc_ecg.log import say
 
-    if options.seed is not None and options.ecgs_per_patient != "random":
-        raise ValueError("--seed is for --ecgs-per-patient random; here it would do nothing")
+    by_age = (options.min_age, options.max_age) != (None, None) or options.age == "age"
+    by_code = not options.any_event or options.event_code == "code"
+    check_effects(
+        options,
+        ("seed", "--ecgs-per-patient random", options.ecgs_per_patient == "random"),
+        ("age", "--min-age and --max-age", by_age),
+        ("event_code", "--event, --event-prefix and --event-file", by_code),
+        ("follow_up_patient", "--follow-up", options.follow_up),
+        ("follow_up_date_format", "--follow-up", options.follow_up),
+    )
     options.seed = options.seed or 0
     rules = Rules(**{field.name: getattr(options, field.name) for field in fields(Rules)})
     sources = _sources(options)
@@ -164,7 +172,11 @@ def _codes(path: Path | None) -> list[str]:
     if path is None:
         return []
     check_regular(path)
-    codes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"--event-file {path} is not text in UTF-8") from None
+    codes = [line.strip() for line in text.splitlines() if line.strip()]
     if not codes:
         raise ValueError(f"--event-file {path} holds no codes; expected one per line")
     return codes

@@ -51,6 +51,14 @@ Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg config` lists them"
 
 
+def check_effects(options: argparse.Namespace, *needs: tuple[str, str, object]) -> None:
+    """ValueError for an option that is given and has no effect: its name, what it is for, and
+    whether that is given."""
+    for name, other, is_given in needs:
+        if getattr(options, name) not in (None, "", []) and not is_given:
+            raise ValueError(f"--{name.replace('_', '-')} is for {other}; here it would do nothing")
+
+
 def check_table(path: Path) -> None:
     """Report a table that is missing before pandas is imported."""
     if not path.is_file():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hpc_ecg.cli.parser import Verbs
 
-MIN_REPLICATES = 200
+MIN_REPLICATES, MAX_REPLICATES = 200, 100_000
 
 
 def add_report(verbs: Verbs) -> None:
@@ -48,6 +48,8 @@ def _check_replicates(report: Path, replicates: int) -> None:
     earlier = flatten(read_optional(report / "comparison.json")).get("replicates")
     if isinstance(earlier, int) and earlier > least:
         least, why = earlier, f"{report} was made with so many; move it away to replace it by fewer"
+    if replicates > MAX_REPLICATES:
+        raise ValueError(f"--replicates must be at most {MAX_REPLICATES}, got {replicates}")
     if replicates < least:
         raise ValueError(f"--replicates must be at least {least}, got {replicates}: {why}")
 

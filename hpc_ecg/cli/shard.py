@@ -3,11 +3,12 @@
 import argparse
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_ecg.cli.arrays import add_array_options, fill_in, layout_of
-from hpc_ecg.cli.parser import Verbs, check_table
+from hpc_ecg.cli.parser import Verbs, check_effects, check_table
 
 if TYPE_CHECKING:
     from hpc_ecg.cohort.splits import SplitPlan
@@ -20,7 +21,7 @@ FRACTIONS = "0.7,0.1,0.2"
 def add_shard(verbs: Verbs) -> None:
     shard = verbs.add_parser("shard", help="write WebDataset shards (tools/shard_ecgs.py)")
     shard.add_argument(
-        "table", type=Path, metavar="TABLE", help=".csv, .xlsx, .parquet, manifest …"
+        "table", type=Path, metavar="TABLE", help=".csv, .tsv, .xlsx, .parquet (also .gz) …"
     )
     shard.add_argument("--signals", type=Path, metavar="DIR", help="default: a manifest's root")
     shard.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
@@ -50,7 +51,7 @@ def _add_columns(shard: argparse.ArgumentParser) -> None:
     patient.add_argument(
         "--one-patient-per-record", action="store_true", help="noted in the shards"
     )
-    group.add_argument("--ids-as-written", action="store_true", help="012 is not 12, nor A a")
+    group.add_argument("--ids-as-written", action="store_true", help="012 and 12 are two patients")
     group.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
     group.add_argument("--record", metavar="COLUMN", help="name of the record (default: record)")
     group.add_argument("--time", metavar="COLUMN", help="date of the ECG (default: time)")
@@ -113,7 +114,8 @@ def _shard(options: argparse.Namespace) -> int:
 def _check_together(options: argparse.Namespace) -> None:
     """ValueError for an option that has no effect without another."""
     by_hash = not (options.split or options.split_by_time or options.split_by_site)
-    needs = (
+    check_effects(
+        options,
         ("valid_from", "--split-by-time", options.split_by_time),
         ("test_from", "--split-by-time", options.split_by_time),
         ("valid_sites", "--split-by-site", options.split_by_site),
@@ -121,13 +123,11 @@ def _check_together(options: argparse.Namespace) -> None:
         ("repeats", "--folds", options.folds or options.repeats == 1),
         ("array_row", "--array", options.array),
         ("array_id", "--array without --array-row", options.array and not options.array_row),
-        ("stratify", "--fractions or --folds", by_hash),
-        ("split_seed", "splits by hash or --folds", by_hash),
+        ("stratify", "--fractions or --folds", by_hash or not options.stratify),
+        ("stratify", "yes/no labels", not (options.stratify and options.regression)),
+        ("split_seed", "splits by hash or --folds", by_hash or not options.split_seed),
         ("fractions", "splits by hash or --stratify", by_hash and not options.folds),
     )
-    for name, other, is_given in needs:
-        if getattr(options, name) and not is_given:
-            raise ValueError(f"--{name.replace('_', '-')} is for {other}; here it would do nothing")
 
 
 def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
@@ -141,6 +141,8 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     fill_in(options)
     _check_together(options)
     rate_hz = _as_number(options.rate)
+    if rate_hz is None and re.match(r"[\d.]+[\s,]*[\d.]*\s*k?(hz)?$", options.rate or "", re.I):
+        raise ValueError(f"--rate {options.rate}: give Hz as a plain number, such as 500 or 499.98")
     named = ["patient", "file", "record", "split", "keep", "array", "array_row", "array_id"]
     named += ["ids_as_written"]
     return ShardingPlan(

@@ -22,6 +22,7 @@ from hpc_ecg.cohort.table import NO_PATIENT, Cohort
 SPLITS = ("train", "valid", "test")
 NO_SPLIT = ""
 MIN_FOLDS = 3  # one each to test, validate and train
+MAX_REPEATS = 100
 Fractions = tuple[float, float, float]
 
 
@@ -48,8 +49,8 @@ class SplitPlan:
     def __post_init__(self) -> None:
         if self.folds != 0 and self.folds < MIN_FOLDS:
             raise ValueError(f"--folds must be at least {MIN_FOLDS}, got {self.folds}")
-        if self.repeats < 1:
-            raise ValueError(f"--repeats must be at least 1, got {self.repeats}")
+        if not 1 <= self.repeats <= MAX_REPEATS:
+            raise ValueError(f"--repeats must be 1 to {MAX_REPEATS}, got {self.repeats}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,16 @@ import pandas as pd
 
 from hpc_ecg.cohort.identifiers import check_spellings
 from hpc_ecg.cohort.table_files import read_table
+from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.ecg.age_sex import describe_cells, read_ages, read_sexes
 from hpc_ecg.ecg.files import name_of_row
 
 NO_PATIENT = ""
 WEIGHT_PREFIX = "ipcw."
 """Before the name of a label: the column of its weights against censoring (censoring.py)."""
-EMPTY_CELLS = ("nan", "na", "n/a", "null", "none", "<na>")
-"""What programs write into an empty cell; no patient either."""
+LABEL_CURE = "write 1 or 0, a number for regression, nothing if unknown"
+EMPTY_CELL = r"#?n/a|nan|na|<na>|nat|none|\(?null\)?|\\n|#(null|value|ref)!|#name\?|unknown|[?.]|-+"
+"""What programs and people write for an empty cell; no patient either."""
 DATE = r"\d{4}-?\d{2}-?\d{2}(?:[T ].*)?"
 
 
@@ -115,7 +117,7 @@ def read_cohort(
         files=files,
         records=records,
         patients=patient_ids(records if columns.patient is None else table[columns.patient]),
-        labels_NK=np.stack([_numbers(table[name], path) for name in columns.labels], axis=1),
+        labels_NK=np.stack([_numbers(table[n], path, LABEL_CURE) for n in columns.labels], axis=1),
         label_names=columns.labels,
         splits=None if columns.split is None else table[columns.split],
         rates_hz=None if columns.rate is None else _numbers(table[columns.rate], path),
@@ -143,7 +145,7 @@ def _understand(facts: dict[str, pd.Series], shown: bool) -> tuple[list[str], li
 def patient_ids(column: pd.Series) -> pd.Series:
     """The identifiers without whitespace at their ends; NO_PATIENT for an empty cell."""
     patients = column.str.strip()
-    return patients.mask(patients.str.lower().isin(EMPTY_CELLS), NO_PATIENT)
+    return patients.mask(patients.str.fullmatch(EMPTY_CELL, case=False), NO_PATIENT)
 
 
 def _with_defaults(columns: Columns, table: pd.DataFrame) -> Columns:
@@ -169,9 +171,11 @@ def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path) -> Non
     wanted = list(dict.fromkeys(wanted))
     missing = [name for name in wanted if name not in table]
     if missing:
+        columns = [str(name) for name in table]
+        near = did_you_mean(missing[0], columns)
         raise ValueError(
-            f"{path}: no column {', '.join(map(repr, missing))}; "
-            f"the table has {', '.join(map(str, table.columns))}"
+            f"{path}: no column {', '.join(map(repr, missing))}; the table has "
+            f"{', '.join(columns[:50])}{', …' * (len(columns) > 50)}{near}"
         )
 
 
@@ -184,7 +188,7 @@ def check_unique(column: pd.Series, path: Path) -> None:
         )
 
 
-def _numbers(column: pd.Series, path: Path) -> np.ndarray:
+def _numbers(column: pd.Series, path: Path, cure: str = "write a plain number") -> np.ndarray:
     """Float64 [N]; an empty cell is NaN. 0,5 is 0.5 in a column where no comma can mean 1,000."""
     text = column.str.strip()
     has_comma = text.str.fullmatch(r"[+-]?\d+,\d+")
@@ -195,7 +199,6 @@ def _numbers(column: pd.Series, path: Path) -> np.ndarray:
     if len(wrong):
         raise ValueError(
             f"{path}: column {column.name}, row {wrong[0] + 1}: {text.iloc[wrong[0]]!r} is not a "
-            f"number ({len(wrong)} such rows); write 1 or 0, a number for regression, nothing if "
-            "unknown"
+            f"number ({len(wrong)} such rows); {cure}"
         )
     return numbers

@@ -13,19 +13,20 @@ import pandas as pd
 CAPPED_AGE = 90
 """Data sets write all ages over 89 as one value, as these identify people: `> 89`, `90+`, 300."""
 MAX_AGE = 120
-_PER_YEAR = {"y": 1, "j": 1, "m": 12, "w": 365.25 / 7, "d": 365.25}
+_PER_YEAR = {"y": 1, "j": 1, "a": 1, "m": 12, "w": 365.25 / 7, "d": 365.25}
 _AGE = re.compile(
-    r"(\d+(?:[.,]\d+)?)\s*"
-    r"(y|yo|y\.o\.|yrs?\.?|years?(?: old)?|jahre?|m|mo|months?|w|wks?|weeks?|d|days?)?"
+    r"'?(?:p(?=\d+[ymwd]$))?(\d+(?:[.,]\d*)?)(?:[\s-]*(y|yo|y\.o\.|(?:yrs?\.?|years?)(?:[ -]old)?"
+    r"|jahre?|a|ans?|años|anni|m|mo|months?|w|wks?|weeks?|d|days?))?"
 )
 _CAPPED = re.compile(
-    r"(?:>|>=|≥|over|above)\s*(8\d|9\d|1[01]\d)(?:\s*y| years)?"
-    r"|(8\d|9\d|1[01]\d)\s*(?:y|years)?\s*(?:\+|(?:and|or) (?:over|older|above|more))"
+    r"(?:=?>=?|≥|over|above)\s*(8\d|9\d|1[01]\d)(?:\.0)?\s*(?:y|yrs|years)?"
+    r"|(8\d|9\d|1[01]\d)(?:\.0)?\s*(?:y|yrs|years)?\s*"
+    r"(?:(?:\+|plus)\s*(?:y|yrs|years)?|(?:and|or) (?:over|older|above|more))"
     r"|(300)(?:\.0)?"
 )
 _WORDS = {
-    "M": "m male man boy mann männlich maennlich masculin masculino homme hombre",
-    "F": "f female woman girl frau weiblich feminin féminin femenino femme mujer",
+    "M": "m m. ♂ male man boy mann männlich maennlich masc masculin masculino homme hombre uomo",
+    "F": "f f. ♀ k female woman girl frau weiblich fem feminin féminin femenino femme mujer donna",
     "O": "o other x divers diverse intersex",
     "": "u unk unknown unbekannt n/a na nan none null ? -",
 }

@@ -45,7 +45,7 @@ class ArrayLayout:
     def __post_init__(self) -> None:
         if self.axes not in AXES:
             raise ValueError(f"axes must be one of {' or '.join(AXES)}, got {self.axes!r}")
-        if not self.millivolts:
+        if not 0 < self.millivolts < math.inf:
             hint = "for counts, give the size of one, like 4.88uV"
             raise ValueError(f"unit must be one of mV, uV or V, got {self.unit!r}; {hint}")
 
@@ -104,12 +104,17 @@ def read_beside(location: RecordLocation, layout: ArrayLayout) -> tuple[int, dic
                     arrays[path.name] = stack.enter_context(OPENERS[ending](path, ""))[""]
         stack.enter_context(memory_limit(2 * MAX_BYTES))  # nothing states the size of HDF5's text
         for name, stored in arrays.items():
-            if stored.shape not in ((count,), (count, 1)) or stored.dtype.kind not in "iufSUO":
+            fitting = stored.shape in ((count,), (count, 1), (1, count))
+            if not fitting or stored.dtype.kind not in "iufSUOV":
                 continue
             try:
                 if stored.dtype.itemsize * count > MAX_BYTES:
                     raise MemoryError
-                beside[name] = [_as_text(value) for value in stored.read(()).ravel().tolist()]
+                values = stored.read(()).ravel()
+                fields = {f"{name}/{f}": values[f] for f in values.dtype.names or ()}  # of a table
+                for key, column in (fields or {name: values}).items():
+                    if column.size == count:
+                        beside[key] = [_as_text(value) for value in column.ravel().tolist()]
             except (MemoryError, OSError):
                 text = f"takes over {MAX_BYTES >> 20} MB: it is not compared with the table"
                 logger.warning(f"{location.path.name}: {name or 'one'} {text}")

@@ -15,7 +15,7 @@ from hpc_ecg.ecg.signal import LEADS
 
 _STANDARD = {lead.lower(): lead for lead in LEADS} | {"di": "I", "dii": "II", "diii": "III"}
 _FROM_I_AND_II = {"III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
-_PREFIX = re.compile(r"(?:mdc_ecg_lead|ecg|lead|einthoven|goldberger|wilson)(?:[\s_.:]+|-)?")
+_PREFIX = re.compile(r"(?:mdc_ecg_lead|e[ck]g|lead|einthoven|goldberger|wilson)(?:[\s_.:]+|-)?")
 _REMARK = re.compile(r"[,(\[].*")  # DICOM: "Lead I (Einthoven)"
 _SEPARATORS = re.compile(r"[\s_.:]+")
 

@@ -21,7 +21,14 @@ from hpc_ecg.ecg.leads import covered_leads, normalize_lead
 from hpc_ecg.ecg.parts import PARTLY_READ, Part, choose_part
 from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, check_num_samples
 from hpc_ecg.ecg.signal import LEADS
-from hpc_ecg.ecg.vendor_parts import MAX_FILE_BYTES, PartFile, is_dicom, split_dicom, split_xml
+from hpc_ecg.ecg.vendor_parts import (
+    MAX_FILE_BYTES,
+    PartFile,
+    check_sierra,
+    is_dicom,
+    split_dicom,
+    split_xml,
+)
 
 if TYPE_CHECKING:
     from ecgdatakit.models import ECGRecord, Lead
@@ -59,9 +66,8 @@ _HARMLESS = re.compile(
 )
 _FRACTIONAL_RATE = re.compile(
     rb"""(?:samplespersecond\s*=\s*["']|SAMPLE_FREQ\s*=\s*["']|<samplingrate>|<SampleBase>"""
-    rb"""|"frequency"\s*:)\s*(\d*\.\d*[1-9]\d*)|<SampleExponent>\s*(-\s*\d+)"""
+    rb"""|"frequency"\s*:)\s*(\d*[.,]\d*[1-9]\d*)|<SampleExponent>\s*(-\s*\d+)"""
 )
-_SIERRA_DATA = re.compile(rb"<parsedwaveforms([^>]*)>([^<]*)<")
 _ROOT = re.compile(r"<([A-Za-z_][^\s/>]*)")
 
 
@@ -124,7 +130,7 @@ def _read_part(part: PartFile, path: Path) -> Part | None:
     rate_hz = _exact_rate(record, leads[0], path)
     signal_LS = np.stack([np.asarray(lead.samples, np.float64) for lead in leads])
     if record.file_format.name == SIERRA:
-        _check_sierra(path, sum(len(lead.samples) for lead in record.leads))
+        check_sierra(path, len(record.leads[0].samples), len(record.leads))
         signal_LS = signal_LS[:, : _end_of_ecg(signal_LS)]
     recording = Recording(
         signal_LS=signal_LS,
@@ -218,18 +224,6 @@ def _exact_rate(record: "ECGRecord", lead: "Lead", path: Path) -> float:
         text = (stated[1] or b"a power of 10").decode()
         raise RecordError("rate", f"its sampling rate is not a whole number ({text})")
     return float(rounded)
-
-
-def _check_sierra(path: Path, num_samples: int) -> None:
-    """RecordError for more samples than the file states (whose would they be?), or a 2nd block."""
-    found = _SIERRA_DATA.findall(path.read_bytes().replace(b"\0", b""))
-    if len(found) > 1:
-        raise RecordError("leads", f"{len(found)} blocks of waveforms; save each as its own file")
-    for attributes, text in found:
-        data = b"".join(text.split()).rstrip(b"=")
-        held = len(data) * 3 // 8 if b"Base64" in attributes else len(text.split())
-        if b"XLI" not in attributes and held != num_samples:
-            raise RecordError("unreadable", f"it states {num_samples} samples and holds {held}")
 
 
 def _end_of_ecg(signal_LS: np.ndarray) -> int:

@@ -2,7 +2,9 @@
 first: DICOM's multiplex groups, MUSE's waveforms, the sequence sets of HL7 aECG.
 """
 
+import base64
 import io
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,16 @@ Found = list[tuple[ElementTree.Element, ElementTree.Element, object]]
 MAX_FILE_BYTES = 16 << 20
 """A resting ECG takes 0.1 MB to a few MB."""
 MAX_PARTS = 32
+_PLAIN = rb"""\s*[-+]?[\d.]+(?:[eE][-+]?\d+)?\s*["'<]"""
+_ODD_NUMBER = re.compile(
+    rb"""<(?:\w+:)?(?:scale|origin|increment)\b(?![^>]*\bvalue\s*=\s*["']%b)[^>]*"""
+    rb"""|\b(?:samplespersecond|resolution|signaloffset|durationperchannel)="(?!%b)[^"]+"""
+    rb"""|<(?:samplingrate|resolution|signalresolution|signaloffset)>(?!%b)[^<]+"""
+    % ((_PLAIN,) * 3)
+)
+"""Numbers such as 2,5, for which ecgdatakit puts 0, 1 or another field's value."""
+_SIERRA_DATA = re.compile(rb"<parsedwaveforms([^>]*)>([^<]*)<")
+_SIERRA_LABELS = re.compile(rb'leadlabels="([^"]*)"')
 _DICOM_GROUPS, _WAVEFORMS = (b"\x02\x00", b"\x08\x00"), b"\x00\x54\x00\x01"
 
 
@@ -69,8 +81,12 @@ def _one_group(group: "Dataset", is_implicit: bool, is_little_endian: bool) -> P
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     channels = group.get("ChannelDefinitionSequence") or []
-    if len(channels) != (stated := group.get("NumberOfWaveformChannels")):
-        raise RecordError("leads", f"it states {stated} channels and describes {len(channels)}")
+    if len(channels) != (count := group.get("NumberOfWaveformChannels")):
+        raise RecordError("leads", f"it states {count} channels and describes {len(channels)}")
+    stated = (group.get("NumberOfWaveformSamples") or 0) * len(channels)
+    held = len(group.get("WaveformData") or b"") * 8 // (group.get("WaveformBitsAllocated") or 8)
+    if held > stated + 1:  # a byte may fill up
+        raise RecordError("unreadable", f"it states {stated} samples and holds {held}")
     dataset, content = Dataset(), io.BytesIO()
     dataset.file_meta = FileMetaDataset()
     little_endian = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
@@ -93,12 +109,34 @@ def _one_group(group: "Dataset", is_implicit: bool, is_little_endian: bool) -> P
     return PartFile(content.getvalue(), f"{start_ms:g} ms" if start_ms else 0.0, tuple(delays_s))
 
 
+def check_sierra(path: Path, samples: int, num_leads: int) -> None:
+    """RecordError for more samples than the file states (whose would they be?), or a 2nd block."""
+    from ecgdatakit.parsing.codecs.xli import xli_decode
+
+    found = _SIERRA_DATA.findall(path.read_bytes().replace(b"\0", b""))
+    if len(found) > 1:
+        raise RecordError("leads", f"{len(found)} blocks of waveforms; save each as its own file")
+    for attributes, text in found:
+        if len((_SIERRA_LABELS.findall(attributes) or [b""])[0].split()) > num_leads:
+            raise RecordError("leads", f"it states {num_leads} leads and names more")
+        data = b"".join(text.split()).rstrip(b"=")
+        held = len(data) * 3 // 8 if b"Base64" in attributes else len(text.split())
+        if b"XLI" in attributes:
+            held = len(xli_decode(base64.b64decode(text))[0]) * num_leads
+        if held != samples * num_leads:
+            message = f"it states {samples * num_leads} samples and holds {held}"
+            raise RecordError("unreadable", message)
+
+
 def split_xml(path: Path, kind: str) -> list[PartFile]:
     """A file per part if there are several; `kind` is ecgdatakit's name of the format."""
     from ecgdatakit.parsing.helpers.xml import parse_xml_root
 
     find = {"GE MUSE XML": _muse, "HL7 aECG": _aecg}.get(kind)
     content = path.read_bytes()
+    if odd := _ODD_NUMBER.search(content.replace(b"\0", b"")):
+        text = odd[0].decode("utf-8", "replace")[:80]
+        raise RecordError("unreadable", f"no plain number, or none at all: {text}")
     root = parse_xml_root(content) if find else None
     if find is None or root is None or len(found := find(root)) < 2:
         return [PartFile()]

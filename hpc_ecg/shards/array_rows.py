@@ -13,6 +13,7 @@ import pandas as pd
 from hpc_ecg.cohort.identifiers import check_spellings, comparable
 from hpc_ecg.cohort.table import Cohort
 from hpc_ecg.cohort.table_files import read_table
+from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.ecg.array_files import read_beside
 from hpc_ecg.ecg.files import WITHIN, find_recording, name_of_row
 from hpc_ecg.shards.sharding_plan import ShardingPlan
@@ -40,7 +41,8 @@ def match_rows(cohort: Cohort, plan: ShardingPlan, is_new: bool = True) -> Cohor
         return cohort
     if name not in beside:
         listed = ", ".join(beside) or "none"
-        raise ValueError(f"--array-id {name}: arrays of {count} values in {array}: {listed}")
+        near = did_you_mean(name, beside)
+        raise ValueError(f"--array-id {name}: arrays of {count} values in {array}: {listed}{near}")
     rows = _find_rows(beside[name], table, plan)
     files = pd.Series([name_of_row(array, row) for row in rows], name=array, dtype=str)
     records = files if cohort.records is cohort.files else cohort.records
@@ -55,7 +57,7 @@ def _check_positions(
     plan: ShardingPlan,
 ) -> None:
     what, hint = f"--array {plan.columns.array}", ""
-    held = {name: found[0] for name, ids in beside.items() if (found := _held_by(ids, table))}
+    held = {n: found[0] for n, ids in beside.items() if (found := _held_by(ids, table, n))}
     for name, column in list(held.items())[:1]:
         hint = f"; its array {name} holds what column {column} does: join by --array-id {name}"
     if plan.columns.array_row is None and count != len(table):
@@ -81,23 +83,25 @@ def _check_positions(
         )
 
 
-def _held_by(ids: Sequence[str], table: pd.DataFrame) -> list[str]:
-    """The columns with a value for each row alone, of which `ids` holds at least half."""
+def _held_by(ids: Sequence[str], table: pd.DataFrame, name: str) -> list[str]:
+    """The columns with a value for each row alone, of which `ids` holds at least half. A counter is
+    held by its namesake alone."""
     keys = [comparable(value) for value in ids]
     known = set(keys)
     is_counter = any(keys == [str(n + first) for n in range(len(keys))] for first in (0, 1))
-    if is_counter or len(known) < 0.9 * len(keys):
+    if len(known) < 0.9 * len(keys):
         return []
+    namesake = name.rpartition("/")[2].removesuffix(".npy")
     enough = max(2, min(len(known), len(table)) / 2)
-    columns = [str(name) for name in table if table[name].is_unique]
+    columns = [str(c) for c in table if table[c].is_unique and not (is_counter and c != namesake)]
     return [name for name in columns if table[name].map(comparable).isin(known).sum() >= enough]
 
 
 def _find_rows(ids: Sequence[str], table: pd.DataFrame, plan: ShardingPlan) -> list[int]:
     """The row of each table row's identifier in the array of `--array-id`."""
     name = str(plan.columns.array_id)
-    namesake = name.rpartition("/")[2]
-    columns = [namesake] if namesake in table else _held_by(ids, table)
+    namesake = name.rpartition("/")[2].removesuffix(".npy")
+    columns = [namesake] if namesake in table else _held_by(ids, table, name)
     if not columns:
         raise ValueError(f"--array-id {name}: no column of {plan.table} holds these identifiers")
     values, stored = table[columns[0]].str.strip(), pd.Series(ids)
