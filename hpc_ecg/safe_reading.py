@@ -23,6 +23,7 @@ MAX_DIGITS = 20
 
 _maps: WeakValueDictionary[str, mmap] = WeakValueDictionary()
 """The files that this process has mapped, by name."""
+_set_handler = ctypes.CDLL(None).signal
 
 
 def check_regular(path: str | Path) -> None:
@@ -136,7 +137,7 @@ def watch_map(name: str, data: object) -> None:
     off; without this, the process would die without a line."""
     if isinstance(data, mmap):  # an empty array has none
         _maps[name] = data
-        ctypes.CDLL(None).signal(signal.SIGBUS, _on_bus_error)
+        _set_handler(signal.SIGBUS, _on_bus_error)
 
 
 def check_map(name: str) -> None:

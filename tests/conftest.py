@@ -206,7 +206,7 @@ def _jobs_start_quickly(request, monkeypatch) -> None:
 def project(tmp_path_factory) -> Path:
     """A folder to submit from: the scripts, without a site file of the developer."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("job.sh", "finetune.sh", "sweep.sh"):
+    for name in ("job.sh", "finetune.sh", "sweep.sh", "predict.sh"):
         (folder / "slurm").mkdir(exist_ok=True)
         shutil.copy(FIXTURES.parents[1] / "slurm" / name, folder / "slurm" / name)
     return folder

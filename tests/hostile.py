@@ -37,7 +37,7 @@ def nothing_runs():
         yield
     finally:
         events, _events = _events, None
-    assert not events
+    assert not events, events
 
 
 _hook_is_set: list[bool] = []

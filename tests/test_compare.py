@@ -9,6 +9,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from hpc_ecg.atomic_io import write_json
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.results import read_results
 from hpc_ecg.comparison.scoring import is_better
@@ -16,6 +17,7 @@ from hpc_ecg.comparison.terminal import format_table
 from hpc_ecg.comparison.verdict import verdict
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
 from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
+from hpc_ecg.hashing import write_record
 from hpc_ecg.sweep.folder import read_events
 
 pytestmark = pytest.mark.slow
@@ -54,11 +56,13 @@ def make_run(folder, test_set, quality, seed, task="binary", noise=0.4):
     points = None if task == "regression" else fit_operating_points(predictions)
     evaluation = evaluate_predictions(predictions, task, points, 20) | {"split": "test"}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
-    write_training(folder, quality, seed)
+    write_training(folder, quality, seed, task)
+    if points:
+        write_json(folder / "best" / "operating_point.json", points)
     return predictions
 
 
-def write_training(folder, quality, seed):
+def write_training(folder, quality, seed, task):
     rng = np.random.default_rng(seed)
     events = []
     for step in range(1, 121):
@@ -89,7 +93,8 @@ def write_training(folder, quality, seed):
         "counts": {"tensors_loaded": 207, "tensors_fresh": 2, "tensors_frozen": 14},
     }
     (folder / "init_report.json").write_text(json.dumps(report))
-    settings = {"seed": seed, "optim": {"lr": 5e-5}, "data": {"batch_size": 128, "shards": "s"}}
+    data = {"batch_size": 128, "shards": "s", "task": task}
+    settings = {"seed": seed, "optim": {"lr": 5e-5}, "data": data}
     (folder / "config.yaml").write_text(json.dumps(settings))
     environment = {
         "data_index_sha256": "ab" * 32,
@@ -98,6 +103,15 @@ def write_training(folder, quality, seed):
         "packages": {"torch": "2.8"},
     }
     (folder / "environment.json").write_text(json.dumps(environment))
+
+
+def edit_evaluation(folder, edit):
+    """Edit the evaluation of a run, which then has digests that vouch for it."""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    edit(evaluation)
+    write_record(folder / "evaluation.json", evaluation, [folder / "predictions/test.parquet"])
+    finished = json.loads((folder / "finished.json").read_text())
+    write_record(folder / "finished.json", finished, [folder / "predictions/valid.parquet"])
 
 
 def make_sweep(sweep_dir, qualities, seeds=(0, 1, 2), test_set=None, **options):

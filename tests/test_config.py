@@ -70,7 +70,14 @@ def test_an_option_that_is_not_there_is_named_with_those_that_are():
 def test_every_sweep_builds_all_its_cells(name):
     words = ["sweep_dir=s", "run.data.shards=d", *[f"run.{word}" for word in FILES]]
     sweep = load_sweep([str(CONFIGS / f"{name}.yaml")], words)
-    assert len(sweep.cells) == len(sweep.config.strategies) * len(sweep.config.seeds)
+    seeds = sweep.config.seeds
+    expected = {  # a strategy that no seed changes runs once
+        (cell.arm.name, seed)
+        for cell in sweep.cells
+        for seed in (seeds[:1] if cell.run.is_fixed else seeds)
+    }
+    assert {(cell.arm.name, cell.seed) for cell in sweep.cells} == expected
+    assert len({cell.arm.name for cell in sweep.cells}) == len(sweep.config.strategies)
     assert len({cell.run.run_dir for cell in sweep.cells}) == len(sweep.cells)
 
 
@@ -112,10 +119,12 @@ OTHER = {
     "model.attention": "math",
     "model.pooling": "nonzero",
     "train.doctor": "true",
+    "loss.ipcw": "true",
 }
 # Without these a setting would do nothing, and is refused.
 WITH = {
     "data.repeat": ("data.fold=0",),
+    "data.label_seed": ("data.label_fraction=0.5",),
     "data.stream_lanes": ("data.read=stream",),
     "data.stream_buffer": ("data.read=stream",),
     "data.stage_quota_gb": ("data.stage_dir=/tmp",),

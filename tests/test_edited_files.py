@@ -199,7 +199,8 @@ INDEX = [json.loads((V0_1 / "shards/dataset.json").read_text())["index_sha256"]]
 
 
 def status(folder):
-    return {cell.name: cell for cell in read_status(folder)}
+    cells = {cell.name: cell for cell in read_status(folder)}
+    return {n: cell for n, cell in cells.items() if not cell.text.endswith("is damaged")}
 
 
 def export(folder):

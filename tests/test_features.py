@@ -224,14 +224,14 @@ def test_a_folder_of_ones_own_can_be_named_and_one_that_cannot_be_made_is_refuse
 def test_shards_that_cannot_be_written_to_leave_the_features_in_the_run(
     own_shards, tmp_path, monkeypatch
 ):
-    real = features._make_writable
+    real = features.make_writable
 
     def make_writable(folder, what):
         if folder.parent == own_shards:  # root may write everywhere, so say it for them
             raise ValueError(f"{what}={folder} cannot be made: Read-only file system")
         return real(folder, what)
 
-    monkeypatch.setattr(features, "_make_writable", make_writable)
+    monkeypatch.setattr(features, "make_writable", make_writable)
     folder = run(words_for(own_shards, tmp_path / "a", PROBE))
     assert cached(folder.path) == ["train.npy", "valid.npy"]
     assert not (own_shards / "features").exists()

@@ -15,25 +15,25 @@ PACKAGE = ROOT / "hpc_ecg"
 GROUND = {"__init__", "__main__", "atomic_io", "hashing", "log", "safe_reading"}
 # From the ground up, with the most lines that a folder may have.
 FLOORS = {
-    "config": 600,
-    "reporting": 580,
-    "ecg": 1990,
-    "model": 1250,
-    "distributed": 1060,
-    "jobs": 960,
-    "cohort": 1580,
-    "shards": 2060,
-    "weights": 2590,
-    "evaluation": 2370,
-    "data": 1500,
-    "training": 2970,
-    "preflight": 690,
-    "sweep": 1930,
-    "comparison": 2740,
-    "prediction": 860,
-    "cli": 1450,
+    "config": 610,
+    "reporting": 590,
+    "ecg": 2210,
+    "model": 1320,
+    "distributed": 1070,
+    "jobs": 990,
+    "cohort": 1880,
+    "shards": 2120,
+    "weights": 2650,
+    "evaluation": 2840,
+    "data": 1520,
+    "training": 3050,
+    "preflight": 710,
+    "sweep": 2290,
+    "comparison": 3640,
+    "prediction": 1410,
+    "cli": 1670,
 }
-MOST_LINES = 27_700
+MOST_LINES = 31_100
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
 BANNED |= {"meeting", "alone", "places", "heard", "rivals", "caveats"}
 """Names that hid standard ideas in version 0.1; tied scores are called so in prose."""

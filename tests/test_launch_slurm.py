@@ -4,8 +4,10 @@ what Slurm does to a job costs at most what was not saved."""
 import os
 import re
 from signal import SIGKILL, SIGSTOP, SIGUSR2
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import FIXTURES, long_words, words_for
 from slurm_jobs import (
@@ -149,3 +151,19 @@ def test_runs_packed_into_one_job_go_on_after_a_signal_and_when_one_is_killed(
     for cell in cells:
         assert events(cell, "resumed") and (cell / "evaluation.json").exists()
         assert not (cell / "error.txt").exists()
+
+
+def test_an_array_of_two_jobs_of_two_tasks_shares_a_prediction(
+    slurm, project, shards, cohort, undisturbed, tmp_path
+):
+    words = [str(undisturbed), str(cohort), "--workers=1", f"--out={tmp_path / 'risks.csv'}"]
+    answer = sbatch(project, tmp_path / "log", "--array=0-1 -n2", "predict.sh", *words)
+    assert answer.returncode == 0, answer.stderr
+    queue = ["squeue", "--noheader", f"--jobs={answer.stdout.strip()}"]
+    wait_until(lambda: not command(*queue), SimpleNamespace(log=answer.stderr))
+    log = (tmp_path / "log").read_text()
+    table = pd.read_csv(tmp_path / "risks.csv", index_col="record")
+    assert f"recordings predicted: {tmp_path}/risks.csv" in log
+    expected = pd.read_parquet(undisturbed / "predictions" / "valid.parquet").set_index("record")
+    assert (table.loc[expected.index, "af_logit"] - expected["af.logit"]).abs().max() < 1e-6
+    assert not (tmp_path / "risks.csv.parts").exists()

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 from statsmodels.stats.multitest import multipletests
-from test_compare import make_baselines, make_sweep, make_test_set
+from test_compare import edit_evaluation, make_baselines, make_sweep, make_test_set
 
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.flow import CohortFlow, _split
@@ -169,11 +169,12 @@ def test_cards_say_where_thresholds_come_from_and_how_the_run_was_made(paths):
 def test_a_model_that_separates_the_classes_perfectly_has_a_card(tmp_path):
     """Such a model has no calibration slope."""
     make_sweep(tmp_path, {"only": 1.0}, (0,), make_test_set(num_patients=80))
-    path = tmp_path / "only/seed-0/evaluation.json"
-    evaluation = json.loads(path.read_text())
     none = {"value": None, "low": None, "high": None, "reason": "the classes are apart"}
-    evaluation["labels"]["afib_5y"]["calibration"]["slope"] = none
-    path.write_text(json.dumps(evaluation))
+    calibration = {"slope": none}
+    edit_evaluation(
+        tmp_path / "only/seed-0",
+        lambda content: content["labels"]["afib_5y"]["calibration"].update(calibration),
+    )
     model, _ = write_report(tmp_path, replicates=50).cards
     assert "Calibration on the test set: slope –, intercept" in model.read_text()
 
@@ -188,11 +189,12 @@ def test_subgroups_of_the_best_model_are_shown_with_a_test_of_interaction(paths)
 
 def test_the_p_of_interaction_is_the_corrected_one(tmp_path):
     make_sweep(tmp_path, {"only": 1.0}, (0,), make_test_set(num_patients=80))
-    path = tmp_path / "only/seed-0/evaluation.json"
-    evaluation = json.loads(path.read_text())
-    for level in evaluation["labels"]["afib_5y"]["subgroups"]:
-        level |= {"interaction_p": 0.031, "interaction_p_holm": 0.093}
-    path.write_text(json.dumps(evaluation))
+
+    def edit(evaluation):
+        for level in evaluation["labels"]["afib_5y"]["subgroups"]:
+            level |= {"interaction_p": 0.031, "interaction_p_holm": 0.093}
+
+    edit_evaluation(tmp_path / "only/seed-0", edit)
     text = write_report(tmp_path, replicates=50).page.read_text()
     rows = re.search(r'<table id="subgroups">(.*?)</table>', text, re.DOTALL).group(1)
     assert "0.093" in rows and "0.031" not in rows

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
-from test_compare import make_baselines, make_run, make_sweep, make_test_set
+from test_compare import edit_evaluation, make_baselines, make_run, make_sweep, make_test_set
 
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.cli import main
@@ -36,19 +36,21 @@ pytestmark = pytest.mark.slow
 CSS = Path(render_page.__code__.co_filename).parent / "templates" / "page.css"
 
 
+def flag_everybody(evaluation):
+    """Have the first threshold flag everybody."""
+    counts = evaluation["labels"]["afib_5y"]["at_threshold"]["youden"]["counts"]
+    counts |= {"tp": counts["tp"] + counts["fn"], "fp": counts["fp"] + counts["tn"]}
+    counts |= {"fn": 0, "tn": 0}
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "afib"
     test_set = make_test_set(150)
     make_sweep(folder, {"keep": 1.6, "new": 1.0, "random": 0.2}, (0, 1, 2), test_set)
     make_baselines(folder, test_set, 0.5)
-    for path in folder.glob("*/seed-*/evaluation.json"):
-        evaluation = json.loads(path.read_text())
-        point = evaluation["labels"]["afib_5y"]["at_threshold"]["youden"]
-        counts = point["counts"]  # the first threshold flags everybody
-        counts |= {"tp": counts["tp"] + counts["fn"], "fp": counts["fp"] + counts["tn"]}
-        counts |= {"fn": 0, "tn": 0}
-        path.write_text(json.dumps(evaluation))
+    for path in folder.glob("*/seed-*"):
+        edit_evaluation(path, flag_everybody)
     write_report(folder, replicates=60)
     return folder
 

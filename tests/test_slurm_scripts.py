@@ -21,7 +21,7 @@ def test_a_script_parses(script):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("name", ["finetune.sh", "sweep.sh"])
+@pytest.mark.parametrize("name", ["finetune.sh", "sweep.sh", "predict.sh"])
 def test_the_sbatch_lines_come_before_the_first_command(name):
     lines = (ROOT / "slurm" / name).read_text().splitlines()
     directives = [k for k, line in enumerate(lines) if line.startswith("#SBATCH ")]
@@ -251,7 +251,7 @@ def test_the_example_site_file_can_be_sourced_in_the_submitting_shell():
 
 
 @pytest.mark.parametrize("given", ["absolute", "../the project/slurm"])
-@pytest.mark.parametrize("name", ["finetune.sh", "sweep.sh"])
+@pytest.mark.parametrize("name", ["finetune.sh", "sweep.sh", "predict.sh"])
 def test_a_script_that_is_submitted_from_elsewhere_finds_its_project(
     environment, tmp_path, name, given
 ):

@@ -24,7 +24,7 @@ from hpc_ecg.sweep.search_space import distribution_of
 from hpc_ecg.sweep.tuning import read_tuned
 from hpc_ecg.training.run_folder import RunFolder
 
-TUNED = ["strategies=[ssl_linear_probe,afib_recalibrate_only]", "seeds=[0,1]", "runs_at_once=2"]
+TUNED = ["strategies=[ssl_linear_probe,afib_reset_head]", "seeds=[0,1]", "runs_at_once=2"]
 TUNED += ["tune.optim.lr=[1e-6,0.01]", "soup=true"]
 
 
@@ -57,7 +57,7 @@ def sweep(shards, tmp_path_factory):
 def test_each_strategy_takes_the_value_that_is_best_on_validation(sweep):
     folder, _ = sweep
     tuning = read_json(folder / "tuning.json")
-    assert set(tuning) == {"ssl_linear_probe", "afib_recalibrate_only"}
+    assert set(tuning) == {"ssl_linear_probe", "afib_reset_head"}
     for strategy, found in tuning.items():
         scores = [trial["score"] for trial in found["trials"]]
         assert len(scores) == 2, "not the same budget for all"
@@ -134,7 +134,7 @@ def test_a_dry_run_before_the_first_run_counts_the_ecgs_at_most(sweep, capsys, t
     fresh = [f"sweep_dir={tmp_path / 'fresh'}", "tune={}", "soup=false"]
     capsys.readouterr()
     assert main(["sweep", *words, *fresh, "--dry-run"]) == 0
-    most = 2 * finished["steps"] * batch_size  # of two seeds; to recalibrate only takes none
+    most = 4 * finished["steps"] * batch_size  # two strategies, two seeds each
     assert f"cost: at most {most:,} ECGs to train on" in capsys.readouterr().out
     assert not (tmp_path / "fresh").exists()
 

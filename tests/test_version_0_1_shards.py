@@ -68,13 +68,14 @@ def test_a_cohort_is_made_again_and_its_table_sharded(old, capsys):
     words = [*WORDS["cohort"], "--out", "again.csv"]
     assert hpc_ecg(old, *words) == 0
     said = capsys.readouterr().out.partition("\nwritten")[0]
-    assert said == (old / "cohort.flow.txt").read_text()
-    for end in (".csv", ".flow.txt", ".flow.svg"):
-        assert (old / f"again{end}").read_bytes() == (V0_1 / f"cohort{end}").read_bytes()
+    assert said.startswith((old / "cohort.flow.txt").read_text())
+    assert "22 ECGs left out because follow-up ended too early" in said  # not said by 0.1
+    assert (old / "again.csv").read_bytes() == (V0_1 / "cohort.csv").read_bytes()
     flows = [json.loads((old / f"{name}.flow.json").read_text()) for name in ("again", "cohort")]
     for flow in flows:
         del flow["tool"], flow["table"]["file"]
-    assert flows[0] == flows[1]
+    flows[0]["notes"] = flows[0]["notes"][: len(flows[1]["notes"])]
+    assert {key: flows[0][key] for key in flows[1]} == flows[1]
     words = ["cohort.csv", "--signals", "cohort", "--patient", "patient_id", "--label", "label"]
     more = ["--to-rate", "100", "--seconds", "5", "--workers", "1", "--out", "labelled"]
     assert hpc_ecg(old, "data", "shard", *words, *more) == 0

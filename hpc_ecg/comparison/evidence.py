@@ -1,6 +1,7 @@
 """The evaluation of a run, compared with its predictions where no digest vouches for it."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +11,11 @@ from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.evaluate import fitted_on_validation
 
 REPLICATES = 200
-ENDS = ("low", "high")
+ENDS = ("low", "high", "interaction_p", "interaction_p_holm")
 FREE = ("split", "warning", "method", "interval", "replicates")
 """What depends on the version that wrote it and, as the ends do, on the number of replicates."""
+NEW = re.compile("o_e|recalibrated|validation_.*")
+"""What 0.1 did not write, or fitted in another way."""
 
 
 def read_evaluation(run: RunResult) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def _values(value: Any, name: str = "", place: str = "") -> Iterator[tuple[str, 
     if isinstance(value, dict):
         yield place, "an object"
         for key, inner in value.items():
-            if key not in FREE or not isinstance(inner, str | int):
+            if not (NEW.fullmatch(key) or (key in FREE and isinstance(inner, str | int))):
                 yield from _values(inner, key, f"{place}.{key}")
     elif isinstance(value, list):
         yield place, f"a list of {len(value)}"
@@ -49,4 +52,4 @@ def _values(value: Any, name: str = "", place: str = "") -> Iterator[tuple[str, 
     elif name in ENDS and (is_number or value is None):
         yield place, "an end"
     else:
-        yield place, f"{value + 0.0:.6g}" if is_number else repr(value)
+        yield place, f"{round(value, 12) + 0.0:.6g}" if is_number else repr(value)

@@ -44,8 +44,9 @@ class Dataset:
         columns = [LABEL_PREFIX + name for name in label_names]
         self.labels_NK = index[columns].to_numpy(np.float32, copy=True)
         ones_N = pd.Series(1.0, index.index)
-        weights = [index.get(WEIGHT_PREFIX + name, ones_N) for name in label_names]
-        self.weights_NK = np.nan_to_num(np.stack(weights, axis=1)).astype(np.float32)
+        weights = {name: index.get(WEIGHT_PREFIX + name, ones_N) for name in label_names}
+        weights_NK = pd.DataFrame(weights, index=index.index).to_numpy(np.float32)
+        self.weights_NK = np.nan_to_num(weights_NK)
         self.records: list[str] = index["record"].tolist()
         self.patients: list[str] = index["patient"].tolist()
         self.keys: list[str] = index["key"].tolist()

@@ -96,15 +96,10 @@ def fit_operating_points(
     skip = labels_not_scored(predictions, "classification")
     if predictions.probability_NK is None:
         raise ValueError("operating points need probabilities; a regression has none")
-    label_KN, probability_KN = predictions.label_NK.T, predictions.probability_NK.T
+    p, label_KN, probability_KN = predictions, predictions.label_NK.T, predictions.probability_NK.T
     return {
         name: fit_thresholds(
-            label_KN[k],
-            probability_KN[k],
-            name,
-            targets,
-            predictions.patient_N,
-            predictions.weights(k),
+            label_KN[k], probability_KN[k], name, targets, p.patient_N, p.weights(k)
         )
         for k, name in enumerate(predictions.labels)
         if name not in skip
@@ -112,15 +107,14 @@ def fit_operating_points(
 
 
 def fit_calibrators(predictions: Predictions) -> dict[str, dict[str, dict]]:
-    """Calibrations by label and kind, from *validation* predictions; the `reason`
-    of one that cannot be fitted."""
+    """Calibrations by label and kind, from *validation* predictions; a `reason` if not fitted."""
     skip = labels_not_scored(predictions, "classification")
     fits: dict[str, dict[str, dict]] = {}
     for k, name in enumerate(predictions.labels):
         if name in skip:
             continue
-        label_N, logit_N = predictions.label_NK[:, k], predictions.logit_NK[:, k]
-        data, about = (label_N, logit_N), (predictions.patient_N, predictions.weights(k))
+        data = predictions.label_NK[:, k], predictions.logit_NK[:, k]
+        about = predictions.patient_N, predictions.weights(k)
         fits[name] = {}
         for kind in KINDS:
             try:
