@@ -7,7 +7,8 @@ first use, since torch takes seconds.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+from hpc_ecg.version import __version__
+
 __all__ = ["__version__", "evaluate", "load_predictor", "open_shards", "read_recording"]
 
 

@@ -143,7 +143,7 @@ import sys, time
 from hpc_ecg.preflight import cluster_checks, disk_checks
 disk_checks.VISIBLE_WITHIN_S, cluster_checks.SLOW_GB_S = 1.0, 1e9
 if sys.argv.pop(1) == "1":
-    cluster_checks.hpc_ecg.__version__ = "0.0"
+    cluster_checks.__version__ = "0.0"
     ours = time.time
     time.time = lambda: ours() + 400
 from hpc_ecg.cli import main

@@ -10,7 +10,6 @@ import socket
 import sys
 from collections.abc import Sequence
 
-import hpc_ecg
 from hpc_ecg.cli.audit import add_audit
 from hpc_ecg.cli.bundle import add_bundle
 from hpc_ecg.cli.cohort import add_cohort
@@ -25,6 +24,7 @@ from hpc_ecg.cli.report import add_protocol, add_report
 from hpc_ecg.cli.strategies import add_strategies
 from hpc_ecg.cli.sweep import add_sweep
 from hpc_ecg.cli.weights import add_weights
+from hpc_ecg.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def build_parser() -> Parser:
         description="Fine-tune the DeepECG-SSL transformer and find out which start is best.",
         epilog="hpc-ecg help VERB describes a verb and its options.",
     )
-    parser.add_argument("--version", action="version", version=hpc_ecg.__version__)
+    parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for add_verb in (
         add_cohort,

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-import hpc_ecg
 from hpc_ecg.atomic_io import write_json, write_text
 from hpc_ecg.cohort.censoring import censoring_of, describe_censoring
 from hpc_ecg.cohort.rules import Count, Flow, Rules
@@ -21,6 +20,7 @@ from hpc_ecg.cohort.source_tables import SourceTables
 from hpc_ecg.log import printable
 from hpc_ecg.reporting.plots import INK, new_figure, to_svg
 from hpc_ecg.safe_reading import sha256_of
+from hpc_ecg.version import __version__
 
 FORMAT = "hpc_ecg cohort flow 1"
 
@@ -89,7 +89,7 @@ def write_flow(
     write_text(picture, flow_svg(flow, warning))
     about = {
         "format": FORMAT,
-        "tool": f"hpc_ecg {hpc_ecg.__version__}",
+        "tool": f"hpc_ecg {__version__}",
         "table": _without_folder(out),
         "rules": asdict(rules),
         "sources": {

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-import hpc_ecg
 from hpc_ecg.atomic_io import write_atomically, write_text
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.config.load import load_config
@@ -32,6 +31,7 @@ from hpc_ecg.reporting.html import render_text
 from hpc_ecg.shards.shard_task import Recordings, ShardRow, prepare_row
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
+from hpc_ecg.version import __version__
 from hpc_ecg.weights.convert import convert
 from hpc_ecg.weights.onnx_export import simulate_ecgs
 from hpc_ecg.weights.reading import read_checkpoint
@@ -149,7 +149,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
     environment, finished = (read_record(path) for path in (runs[0].environment, runs[0].finished))
     return {
         "format": FORMAT,
-        "version": hpc_ecg.__version__,
+        "version": __version__,
         "labels": model.labels,
         "signal": asdict(model.signal),
         "weights": _names(model),

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
-import hpc_ecg
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.jobs.sbatch_environment import check_log_folder
 from hpc_ecg.log import describe_error, printable
 from hpc_ecg.reporting.numbers import count
+from hpc_ecg.version import __version__
 
 logger = logging.getLogger("hpc_ecg")
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
@@ -112,7 +112,7 @@ def raise_on_errors(findings: Iterable[Finding], is_rank_zero: bool) -> None:
 def check_versions(config: EngineConfig) -> list[Finding]:
     """Each node: versions of Python, torch, Accelerate, CUDA and the driver."""
     names = ["torch", "accelerate", *(["deepspeed"] if config.zero_stage else [])]
-    versions = [f"hpc_ecg {hpc_ecg.__version__}", f"Python {platform.python_version()}"]
+    versions = [f"hpc_ecg {__version__}", f"Python {platform.python_version()}"]
     versions += [f"{name} {metadata.version(name)}" for name in names]
     versions += [f"CUDA {torch.version.cuda}"] if torch.version.cuda else []
     versions += [f"NVIDIA driver {DRIVER.read_text().strip()}"] if DRIVER.exists() else []

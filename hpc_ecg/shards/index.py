@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import hpc_ecg
 from hpc_ecg.atomic_io import check_may_write, write_atomically, write_json, write_text
 from hpc_ecg.cohort.splits import SPLITS, Assignment, check_no_leakage
 from hpc_ecg.cohort.table import WEIGHT_PREFIX, Cohort
@@ -31,6 +30,7 @@ from hpc_ecg.shards.description import (
     digest_of_description,
 )
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
+from hpc_ecg.version import __version__
 
 OUTLIER_FACTOR = 10.0
 """Flag an amplitude that is this many times larger or smaller than the cohort's median."""
@@ -141,7 +141,7 @@ def build_description(
     patients = index.groupby("split")["patient"].nunique()
     return {
         "format": FORMAT,
-        "tool": f"hpc_ecg {hpc_ecg.__version__}",
+        "tool": f"hpc_ecg {__version__}",
         "signal": asdict(signal),
         "microvolts_per_count": MICROVOLTS_PER_COUNT,
         "labels": list(label_names),

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-import hpc_ecg
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.load import to_yaml
@@ -25,6 +24,7 @@ from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.sweep.submissions import submission_lock
 from hpc_ecg.training.environment import utc_now
 from hpc_ecg.training.run_folder import fixed_settings
+from hpc_ecg.version import __version__
 
 if TYPE_CHECKING:
     from hpc_ecg.sweep.grid import Sweep
@@ -69,7 +69,7 @@ def lock_protocol(sweep: "Sweep") -> None:
         if not versions or versions[-1]["content"] != content:
             before = versions[-1][SHA256] if versions else ""
             entry = {"version": len(versions) + 1, "time": utc_now(), "before": before}
-            entry |= {"package": hpc_ecg.__version__, "content": content}
+            entry |= {"package": __version__, "content": content}
             versions.append(entry | {SHA256: sha256_of_value(entry)})
             text = "protocol version %d: SHA-256 %s (deposit it elsewhere to prove its time)"
             logger.info(text, len(versions), versions[-1][SHA256])
@@ -87,7 +87,7 @@ def open_test(sweep: "Sweep", tasks: Sequence["Task"], open_now: bool) -> list[s
         if protocol["opened"] is None:
             opened = {"time": utc_now(), "version": len(protocol["versions"]), "runs": finished}
             early = [*test_predictions(Path(sweep.config.sweep_dir))]
-            protocol["opened"] = opened | {"package": hpc_ecg.__version__, "early": early}
+            protocol["opened"] = opened | {"package": __version__, "early": early}
             logger.info("the test is opened for %s", count(len(finished), "run"))
     return finished
 

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import hpc_ecg
 from hpc_ecg.atomic_io import write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.evaluation.calibration import fit_calibration
@@ -23,6 +22,7 @@ from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.scores import fit_operating_points
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.version import __version__
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.reading import read_checkpoint
 
@@ -109,7 +109,7 @@ def provenance_of(init_report: dict[str, Any]) -> list[dict[str, Any]]:
     before = checkpoint["provenance"]
     source = {"source": Path(checkpoint["path"]).name, "sha256": checkpoint["sha256"]}
     step = {"action": "finetune", **source, "head": init_report["head"]["taken"]}
-    return [*before, step | {"seed": init_report["seed"], "version": hpc_ecg.__version__}]
+    return [*before, step | {"seed": init_report["seed"], "version": __version__}]
 
 
 def write_validation(folder: RunFolder, predictions: Predictions) -> None:

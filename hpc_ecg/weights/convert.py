@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import hpc_ecg
 from hpc_ecg.atomic_io import check_may_write, write_atomically
 from hpc_ecg.model.randomize import randomize_head
 from hpc_ecg.safe_reading import sha256_of
+from hpc_ecg.version import __version__
 from hpc_ecg.weights import original
 from hpc_ecg.weights.export import write_weights
 from hpc_ecg.weights.mapping import LAYOUTS, PRETRAINING
@@ -110,7 +110,7 @@ def soup(sources: Sequence[str | Path], target: Path, *, force: bool = False) ->
     ]
     if len({part["sha256"] for part in parts}) < len(parts):
         raise ValueError("the same file is given twice; a soup needs different files")
-    step = {"action": "soup", "sources": parts, "version": hpc_ecg.__version__}
+    step = {"action": "soup", "sources": parts, "version": __version__}
     metadata = Metadata(
         architecture=first.architecture, labels=first.labels, signal=first.signal, provenance=[step]
     )
@@ -182,7 +182,7 @@ def _metadata(
     checkpoint: Checkpoint, labels: list[str] | None, source: str | Path, **step: Any
 ) -> Metadata:
     """The metadata of a file, with one more step of provenance."""
-    step = {**_identify(source, checkpoint), **step, "version": hpc_ecg.__version__}
+    step = {**_identify(source, checkpoint), **step, "version": __version__}
     return Metadata(
         architecture=checkpoint.architecture,
         labels=labels,
