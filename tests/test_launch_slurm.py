@@ -157,7 +157,9 @@ def test_an_array_of_two_jobs_of_two_tasks_shares_a_prediction(
     slurm, project, shards, cohort, undisturbed, tmp_path
 ):
     words = [str(undisturbed), str(cohort), "--workers=1", f"--out={tmp_path / 'risks.csv'}"]
-    answer = sbatch(project, tmp_path / "log", "--array=0-1 --ntasks-per-node=2", "predict.sh", *words)
+    answer = sbatch(
+        project, tmp_path / "log", "--array=0-1 --ntasks-per-node=2", "predict.sh", *words
+    )
     assert answer.returncode == 0, answer.stderr
     queue = ["squeue", "--noheader", f"--jobs={answer.stdout.strip()}"]
     wait_until(lambda: not command(*queue), SimpleNamespace(log=answer.stderr))

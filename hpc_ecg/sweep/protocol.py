@@ -97,7 +97,7 @@ def note_predictions(sweep: "Sweep") -> None:
     with _edited(sweep) as protocol:
         if protocol["opened"]:
             found, noted = test_predictions(Path(sweep.config.sweep_dir)), protocol["predictions"]
-            noted |= {name: sha256_of(found[name]) for name in found.keys() - noted.keys()}
+            noted |= {name: sha256_of(found[name]) for name in sorted(found.keys() - noted.keys())}
 
 
 @contextmanager
