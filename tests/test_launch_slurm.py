@@ -164,6 +164,8 @@ def test_an_array_of_two_jobs_of_two_tasks_shares_a_prediction(
     queue = ["squeue", "--noheader", f"--jobs={answer.stdout.strip()}"]
     wait_until(lambda: not command(*queue), SimpleNamespace(log=answer.stderr))
     log = (tmp_path / "log").read_text()
+    shown = command("scontrol", "--oneliner", "show", "job", answer.stdout.strip())
+    assert set(re.findall(r"ExitCode=(\S+)", shown)) == {"0:0"}, log
     table = pd.read_csv(tmp_path / "risks.csv", index_col="record")
     assert f"recordings predicted: {tmp_path}/risks.csv" in log
     expected = pd.read_parquet(undisturbed / "predictions" / "valid.parquet").set_index("record")

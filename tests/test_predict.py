@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import hpc_ecg
 from hpc_ecg.cli.command import main
+from hpc_ecg.cli.predict import share_of
 from hpc_ecg.config.load import load_config
 from hpc_ecg.ecg.array_files import ArrayLayout
 from hpc_ecg.ecg.files import find_recording, read_recording
@@ -219,6 +220,65 @@ def test_processes_share_the_parts_and_the_last_joins_them(run, cohort, tmp_path
     assert out.read_text() == whole.read_text()
 
 
+def test_a_process_without_a_part_leaves_what_the_others_wrote(run, cohort, tmp_path):
+    """It may start after they have ended."""
+    out = tmp_path / "risks.csv"
+    with load_forward(open_model(run), tmp_path) as forward:
+        assert predict_files(job_of(run, cohort, out), forward) is not None
+        before = out.read_bytes()
+        assert predict_files(job_of(run, cohort, out, share=(1, 2)), forward) is None
+    assert out.read_bytes() == before and [*tmp_path.glob("*.parts")] == []
+
+
+def test_two_processes_that_end_at_once_join_the_parts_once(run, cohort, tmp_path, monkeypatch):
+    out, job = tmp_path / "risks.csv", job_of(run, cohort, tmp_path / "risks.csv")
+    real = pd.read_parquet
+
+    def joined_by_another(path):
+        shutil.rmtree(job.folder)
+        return real(path)
+
+    with load_forward(open_model(run), tmp_path) as forward:
+        monkeypatch.setattr(pd, "read_parquet", joined_by_another)
+        assert predict_files(job, forward) is None
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "last", "step", "count", "expected"),
+    [(0, 0, 7, 1, 8, (1, 16)), (4, 2, 8, 2, 4, (3, 8)), (2, 0, 5, 1, 3, None)],
+)
+def test_tasks_of_an_array_share_the_work_or_are_refused(
+    monkeypatch, task, first, last, step, count, expected
+):
+    names = {"ID": task, "MIN": first, "MAX": last, "STEP": step, "COUNT": count}
+    for name, value in names.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    if expected is None:
+        with pytest.raises(ValueError, match=r"3 tasks, numbered from 0 to 5.*--array=0-2"):
+            share_of(1, 2)
+    else:
+        assert share_of(1, 2) == expected
+
+
+def test_windows_of_one_recording_have_names_of_their_own(run, cohort, tmp_path):
+    model = open_model(run)
+    signal = replace(model.signal, window="all")
+    recordings = Recordings(signals=Path(), signal=signal)
+    long = tmp_path / "long.npy"
+    np.save(long, np.random.default_rng(0).normal(0, 0.3, (12, 5000)))
+    layout = ArrayLayout(sample_rate_hz=250.0)
+    job = replace(
+        job_of(run, cohort, tmp_path / "risks.csv"),
+        model=replace(model, signal=signal),
+        sources=find_sources([str(long)], layout),
+        recordings=replace(recordings, layout=layout),
+    )
+    with load_forward(model, tmp_path) as forward:
+        table = predict_files(job, forward)
+    assert table["record"].tolist() == [f"{long}-000", f"{long}-001"]
+
+
 def test_arrays_of_many_are_predicted_row_by_row(run, cohort, tmp_path):
     files = sorted((cohort.parent / "records").glob("*.hea"))[:4]
     table = tmp_path / "files.csv"
@@ -307,6 +367,8 @@ def test_names_are_no_formulas_and_broken_files_stop_nothing(run, cohort, tmp_pa
         (("RUN", "SHARDS", "FILE"), "a folder of shards is predicted without other files"),
         (("BASE", "FILE"), "a pre-trained file without a head predicts nothing"),
         (("RUN", "FILE", "--unit", "x"), "unit must be one of mV, uV or V, got 'x'"),
+        (("RUN", "FILE", "--record", "x"), "--record is for a table; here it would do nothing"),
+        (("RUN", "SHARDS", "--rate", "500"), "--rate is for recordings, not shards"),
     ],
 )
 def test_a_mistake_is_one_line(sweep, run, shards, cohort, tmp_path, capsys, words, message):

@@ -10,10 +10,7 @@ is between patients. The true values are those of the population. Tables:
   difference  coverage of the difference between two models that truly differ, on the same patients
   error       how often p < 0.05 for strategies that do not differ, by number of seeds and by the
               spread of true values over seeds, in multiples of the difference's sampling error
-  family, sweeps, best
-              several strategies: see tools/coverage_families.py
-  edges, interaction
-              rates near 0 and 1, losses, calibration, subgroups: see tools/coverage_edges.py
+  family, sweeps, best: see tools/coverage_families.py; edges, interaction: coverage_edges.py
 
 Columns: `ours` is bootstrap_interval (hpc_ecg/evaluation/intervals.py) or compare_strategies;
 `percentile` is the plain patient bootstrap; `DeLong` is DeLong's clustered variance on the logit

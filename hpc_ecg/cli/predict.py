@@ -4,15 +4,12 @@ import argparse
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hpc_ecg.cli.arrays import add_layout_options, layout_of
-from hpc_ecg.cli.parser import Parser, Verbs
-
-if TYPE_CHECKING:
-    from hpc_ecg.prediction.model_source import ModelSource
+from hpc_ecg.cli.parser import Parser, Verbs, check_effects
 
 SOME_REFUSED = 3
+LAYOUT = ("rate", "axes", "leads", "unit")
 
 
 def add_predict(verbs: Verbs) -> None:
@@ -89,17 +86,29 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     endings = (".parquet",) if is_embedding else (".csv", ".parquet")
     if out.suffix not in endings:
         raise ValueError(f"--out {out}: the ending must be {' or '.join(endings)}")
-    check_may_write(out, replace=options.force, option="--out")
+    share = share_of(ranks.rank, ranks.world_size)
+    # a task that starts late may find what the others have written; the first one decides
+    check_may_write(out, replace=options.force or share[0] > 0, option="--out")
     for name in ("workers", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     rate_hz = _rate_of(options.rate)
     layout = layout_of(options, rate_hz)
 
-    from hpc_ecg.prediction.sources import find_sources, is_shards
+    from hpc_ecg.prediction.api import open_source
+    from hpc_ecg.prediction.model_source import with_features
+    from hpc_ecg.prediction.sources import find_sources, is_shards, is_table
 
-    model, shards = _open(options, is_embedding), None
-    if any(map(is_shards, options.files)):
+    has_shards, has_table = (any(map(kind, options.files)) for kind in (is_shards, is_table))
+    check_effects(
+        options,
+        *((name, "a table", has_table) for name in ("signals", "file", "record")),
+        *((name, "recordings, not shards", not has_shards) for name in LAYOUT),
+    )
+    strategy, ensemble = options.strategy, options.ensemble
+    model, shards = open_source(options.model, strategy, ensemble, not is_embedding), None
+    model = with_features(model, options.layer) if is_embedding else model
+    if has_shards:
         from hpc_ecg.prediction.from_shards import open_all
 
         if len(options.files) > 1:
@@ -129,7 +138,7 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
         rate_hz=rate_hz,
         batch_size=options.batch_size or model.config.data.batch_size,
         workers=options.workers,
-        share=share_of(ranks.rank, ranks.world_size),
+        share=share,
     )
     with load_forward(model, out.parent) as forward:
         table = predict_files(job, forward)
@@ -140,18 +149,6 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
         return 0  # torchrun and srun take any other code for a failure
     num_refused = int((table["reason"] != "").sum())
     return 0 if not num_refused else 2 if num_refused == len(table) else SOME_REFUSED
-
-
-def _open(options: argparse.Namespace, is_embedding: bool) -> "ModelSource":
-    from hpc_ecg.prediction.bundle import is_bundle, open_bundle
-    from hpc_ecg.prediction.model_source import open_model, with_features
-
-    if is_bundle(options.model) and not (options.strategy or options.ensemble):
-        model = open_bundle(options.model)
-    else:
-        strategy, ensemble = options.strategy, options.ensemble
-        model = open_model(options.model, strategy, ensemble, needs_head=not is_embedding)
-    return with_features(model, options.layer) if is_embedding else model
 
 
 def _self_test(options: argparse.Namespace) -> int:
@@ -181,11 +178,19 @@ def _rate_of(text: str | None) -> float | None:
 
 
 def share_of(rank: int, world_size: int) -> tuple[int, int]:
-    """This process and how many there are, over the ranks of all tasks of a Slurm array."""
+    """This process and how many there are, over the ranks of all tasks of a Slurm array.
+
+    ValueError: the numbers of the tasks have gaps, so that nobody would do some parts.
+    """
     first, last, step = (
         int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
         for name, default in (("MIN", 0), ("MAX", 0), ("STEP", 1))
     )
     tasks = (last - first) // step + 1
+    if (count := int(os.environ.get("SLURM_ARRAY_TASK_COUNT", tasks))) != tasks:
+        raise ValueError(
+            f"this array has {count} tasks, numbered from {first} to {last}; they share the work "
+            f"if they are numbered without gaps: --array=0-{count - 1}"
+        )
     task = (int(os.environ.get("SLURM_ARRAY_TASK_ID", first)) - first) // step
     return task * world_size + rank, tasks * world_size

@@ -27,6 +27,7 @@ NORMAL_RATIO = (0.6, 2.0)
 """Ratios to EXPECTED_MV that raise no question: the four cohorts have 0.77 to 1.53."""
 MEDIAN_LOG_ERROR = 0.9
 """In 99 of 100 samples, the median of n records is within exp(±0.9 / √n) of its cohort's median."""
+AS_EXPECTED = "The amplitude is as expected"
 MISTAKES = {
     1000.0: "µV taken for mV",
     1 / 0.00488: "MUSE counts (4.88 µV, or 5 µV: 200 a mV) taken for mV",
@@ -54,6 +55,10 @@ class AmplitudeFacts:
     """Multiply the signals by it; None if nothing is wrong or no known mistake fits."""
     sentence: str
 
+    @property
+    def is_normal(self) -> bool:
+        return self.sentence.startswith(AS_EXPECTED)
+
 
 def amplitude_of(signal_LS: np.ndarray) -> float:
     """Median over leads and thirds of the peak-to-peak, in mV. Baseline wander and a single
@@ -70,7 +75,7 @@ def compare_amplitudes(values_N: np.ndarray) -> AmplitudeFacts:
     spread = f"median {median:.3g} mV, 90 % of records {low:.3g} to {high:.3g} mV"
     factor = None
     if _is_normal(ratio, slack):
-        sentence = f"The amplitude is as expected: {spread}."
+        sentence = f"{AS_EXPECTED}: {spread}."
     else:
         sentence = (
             f"The amplitude is {ratio:.3g} times the expected {EXPECTED_MV:g} mV ({spread}): "

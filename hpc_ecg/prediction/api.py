@@ -101,10 +101,16 @@ def load_predictor(
 ) -> Predictor:
     """Load a run, a bundle, a strategy of a sweep (the seed that is best on validation, or all as
     an `ensemble`), or a file of weights. ValueError: nothing to predict with, or changed."""
-    path = Path(path)
+    return Predictor(open_source(Path(path), strategy, ensemble))
+
+
+def open_source(
+    path: Path, strategy: str | None, ensemble: bool, needs_head: bool = True
+) -> ModelSource:
+    """A bundle, or what `open_model` opens."""
     if is_bundle(path) and not (strategy or ensemble):
-        return Predictor(open_bundle(path))
-    return Predictor(open_model(path, strategy, ensemble))
+        return open_bundle(path)
+    return open_model(path, strategy, ensemble, needs_head)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from hpc_ecg.data.source import ShardSource
 from hpc_ecg.evaluation.membership import ATTACKS, FALSE_POSITIVE_RATES, membership
 from hpc_ecg.hashing import read_record, write_record
 from hpc_ecg.reporting.numbers import format_percent, format_with_interval
+from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.open_run import finished_run, load_run
 from hpc_ecg.training.predict import predict
@@ -20,7 +21,8 @@ from hpc_ecg.weights.reading import resolve_file
 
 AUDIT = "audit.json"
 WARN_AUROC, WARN_FOUND = 0.6, 0.05
-"""A lower limit above these is said before release: members are told from others in 6 of 10 pairs,
+"""A lower limit above these is said before release: an attack ranks a member above
+another patient in 6 of 10 pairs,
 or one in twenty is found at a false-positive rate of 1 % (chance: one in a hundred)."""
 
 
@@ -68,15 +70,15 @@ def describe_audit(labels: dict[str, Any]) -> list[str]:
 
 
 def warnings_of(labels: dict[str, Any]) -> list[str]:
-    """One line for each label whose training patients can be told from others."""
+    """One line for each label whose training patients an attack distinguishes from others."""
     lines = []
     for name, found in labels.items():
         for attack in ATTACKS:
             auroc, at = found[attack]["auroc"], found[attack]["found_at"]["0.01"]
             if auroc["low"] > WARN_AUROC or at.get("low", 0.0) > WARN_FOUND:
                 lines.append(
-                    f"{name}: the {attack} attack tells training patients from others (AUROC "
-                    f"{format_with_interval(auroc)}); think of whom you give these weights"
+                    f"{name}: the {attack} attack distinguishes training patients from others "
+                    f"(AUROC {format_with_interval(auroc)}); consider who gets these weights"
                 )
                 break
     return lines
@@ -84,5 +86,4 @@ def warnings_of(labels: dict[str, Any]) -> list[str]:
 
 def read_audit(run: Path) -> dict[str, Any]:
     """The labels of a run's audit.json; {} if it was not audited."""
-    path = run / AUDIT
-    return read_record(path, {"labels": dict})["labels"] if path.exists() else {}
+    return read_optional(run / AUDIT).get("labels", {})

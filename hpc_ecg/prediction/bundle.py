@@ -29,6 +29,7 @@ from hpc_ecg.prediction.forward import Forward
 from hpc_ecg.prediction.model_source import ModelSource
 from hpc_ecg.reporting.html import render_text
 from hpc_ecg.shards.shard_task import Recordings, ShardRow, prepare_row
+from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.version import __version__
@@ -155,7 +156,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "weights": _names(model),
         "settings": stated,
         "thresholds": model.points,
-        "calibration": _optional(runs[0].best / "calibration.json") if len(runs) == 1 else {},
+        "calibration": read_optional(runs[0].best / "calibration.json") if len(runs) == 1 else {},
         "risks_by_outcome": _risks_by_outcome(model, runs),
         "audit": [read_audit(run.path) for run in runs],
         "test": _test_of(runs[0]) if len(runs) == 1 else {},
@@ -227,16 +228,12 @@ def _risks_by_outcome(model: ModelSource, runs: Sequence[RunFolder]) -> dict[str
 
 def _test_of(run: RunFolder) -> dict[str, Any]:
     """Discrimination and calibration on the run's test split, by label."""
-    evaluation = _optional(run.evaluation)
+    evaluation = read_optional(run.evaluation)
     kept = ("n", "n_patients", "n_positive", "prevalence", "auroc", "auprc", "brier", "rmse", "r2")
     return {
         label: {name: values[name] for name in (*kept, "at_threshold") if name in values}
         for label, values in evaluation.get("labels", {}).items()
     }
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_record(path) if path.exists() else {}
 
 
 def _render(template: str, model: ModelSource, content: dict[str, Any]) -> str:

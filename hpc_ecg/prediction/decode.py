@@ -52,15 +52,10 @@ def decode(
             recordings=recordings,
             rate_hz=rate_hz,
         )
-        for some in _cut(numbers)
+        for some in (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
     )
     for decoded in map_in_processes(_decode_chunk, chunks, workers):
         yield from decoded
-
-
-def _cut(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(numbers), CHUNK):
-        yield numbers[start : start + CHUNK]
 
 
 def _decode_chunk(chunk: _Chunk) -> list[Decoded]:

@@ -68,7 +68,8 @@ def open_model(
     is_sweep = is_sweep and not (path / "model.safetensors").exists()
     if is_sweep:
         runs = _runs_of(path, strategy)
-        chosen = runs if is_ensemble else [max(runs, key=_validation_score)]
+        scores = [validation_score(read_record(run.finished)) for run in runs]
+        chosen = runs if is_ensemble else [runs[scores.index(max(scores))]]
         name = f"the ensemble of {len(runs)} seeds of" if is_ensemble else "the selected seed of"
         return _from_runs(chosen, f"{name} {path}, {chosen[0].path.parent.name}")
     for option, value in (("--strategy", strategy), ("--ensemble", is_ensemble)):
@@ -108,10 +109,6 @@ def _runs_of(sweep: Path, strategy: str | None) -> list[RunFolder]:
     if missing := len(folders) - len(runs):
         logger.warning(f"{missing} of {len(folders)} runs of {strategy} are not finished: left out")
     return runs
-
-
-def _validation_score(run: RunFolder) -> float:
-    return validation_score(read_record(run.finished))
 
 
 def _from_runs(runs: Sequence[RunFolder], name: str) -> ModelSource:

@@ -20,13 +20,12 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.ecg.amplitude import compare_amplitudes
 from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.prediction.decode import Decoded, decode
 from hpc_ecg.prediction.forward import Forward, OnnxForward, TorchForward
 from hpc_ecg.prediction.from_shards import decode_shards
 from hpc_ecg.prediction.model_source import ModelSource
-from hpc_ecg.prediction.risk_table import columns_of, risks, write_table
+from hpc_ecg.prediction.risk_table import columns_of, risks, warn_of_amplitude, write_table
 from hpc_ecg.prediction.sources import Source
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.shard_task import Recordings
@@ -91,15 +90,24 @@ def predict_files(job: PredictionJob, forward: Forward) -> pd.DataFrame | None:
 
     ValueError if `OUT.parts` holds the work of another command.
     """
+    index, count = job.share
+    if index >= job.num_parts:
+        logger.info(f"{job.num_parts} parts leave nothing for process {index + 1} of {count}")
+        return None
     check_may_write(job.out, option="--out")
     _claim_folder(job)
-    index, count = job.share
     mine = [n for n in range(index, job.num_parts, count) if not job.part(n).exists()]
     _predict_parts(job, forward, [n for part in mine for n in _sources_of_part(job, part)])
     paths = [job.part(number) for number in range(job.num_parts)]
-    if not all(path.exists() for path in paths):
+    done = sum(path.exists() for path in paths)
+    if done < len(paths):
+        logger.info(f"{done} of {len(paths)} parts are done; the process that ends last joins them")
         return None
-    table = write_table(job.out, [pd.read_parquet(path) for path in paths], job.model)
+    try:
+        parts = [pd.read_parquet(path) for path in paths]
+    except FileNotFoundError:  # another process has joined them
+        return None
+    table = write_table(job.out, parts, job.model)
     remove_made(job.folder, "part-*.parquet", PLAN, ".*.partial")
     return table
 
@@ -220,6 +228,7 @@ def _rows_of(job: PredictionJob, item: Decoded, takes_padded: bool) -> Iterator[
             continue
         yield about | {
             "window": ecg.window,
+            "record": f"{name}-{ecg.window:03d}" if spec.window.startswith("all") else name,
             "flags": ";".join(ecg.flags),
             "amplitude_mv": ecg.amplitude_mv,
             "reason": "",
@@ -235,10 +244,3 @@ def _write_part(job: PredictionJob, part: int, rows: list[dict]) -> None:
     for name in columns_of(job.model) if job.model.layer is None else []:
         table[name] = table[name].astype(np.float64)
     write_atomically(job.part(part), table.to_parquet, about_people=True)
-
-
-def warn_of_amplitude(values: Sequence[float]) -> None:
-    """Say that the unit seems wrong, if it does."""
-    facts = compare_amplitudes(np.array(values))
-    if not facts.sentence.startswith("The amplitude is as expected"):
-        logger.warning(f"{facts.sentence} The risks are not to be believed until this is settled.")

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from hpc_ecg.atomic_io import write_atomically
+from hpc_ecg.ecg.amplitude import compare_amplitudes
+from hpc_ecg.log import logger
 from hpc_ecg.prediction.model_source import ModelSource
 from hpc_ecg.reporting.escape import csv_text
 
@@ -89,3 +91,10 @@ def describe_outcome(table: pd.DataFrame, out: Path) -> list[str]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in refused.most_common())
         lines.append(f"not predicted: {reasons} (columns reason and message)")
     return lines
+
+
+def warn_of_amplitude(values: Sequence[float]) -> None:
+    """Say that the unit seems wrong, if it does."""
+    facts = compare_amplitudes(np.array(values))
+    if not facts.is_normal:
+        logger.warning(f"{facts.sentence} The risks are not to be believed until this is settled.")

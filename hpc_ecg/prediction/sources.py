@@ -14,7 +14,6 @@ from hpc_ecg.ecg.array_files import ArrayLayout, read_array, read_beside
 from hpc_ecg.ecg.files import READERS, WITHIN, find_recording, name_of_row
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.ecg.vendor_parts import is_dicom
-from hpc_ecg.safe_reading import check_regular
 
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".parquet", ".gz")
 DESCRIPTION = "dataset.json"
@@ -32,6 +31,12 @@ class Source:
 def is_shards(word: str) -> bool:
     """Whether this argument is a folder of shards."""
     return (Path(word) / DESCRIPTION).is_file()
+
+
+def is_table(word: str) -> bool:
+    """Whether this argument is a table of file names."""
+    path = Path(word)
+    return path.suffix.lower() in TABLES and path.is_file()
 
 
 def find_sources(
@@ -74,7 +79,7 @@ def _sources_of(
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if _is_recording(p)):
             yield Source(name=str(file), folder=path, file=str(file.relative_to(path)))
-    elif path.suffix.lower() in TABLES and path.exists():
+    elif is_table(word):
         yield from _rows_of_table(path, signals or path.parent, file_column, record_column)
     elif path.exists() or WITHIN in word:
         yield from _within(word, layout)
@@ -118,7 +123,6 @@ def _is_recording(path: Path) -> bool:
     ending = path.suffix.lower()
     if path.name.startswith(".") or not path.is_file():
         return False
-    check_regular(path)
     if ending in (".dat", ".mat") and path.with_suffix(".hea").exists():
         return False
     return ending in READERS or (not ending and is_dicom(path))

@@ -82,7 +82,7 @@ def check_amplitude(shards: ShardSet) -> list[Finding]:
     """The signals are in mV, as the weights expect."""
     train = shards.index[shards.index["split"] == "train"]
     facts = amplitude_of_cohort(train, shards.signal)
-    if "as expected" in facts.sentence:
+    if facts.is_normal:
         return [Finding("ok", "amplitude", facts.sentence)]
     level = "warning" if 1 / ABSURD_FACTOR < facts.ratio < ABSURD_FACTOR else "error"
     remedy = "Write the shards again with the right unit (--unit, --amplitude-factor)."

@@ -106,11 +106,15 @@ def train_step(
     """
     config = prepared.config
     engine.seed_dropout(seed_of_step(config.seed, batch.step, engine.rank))
-    weights_BK = torch.from_numpy(dataset.weights_NK[batch.positions])
+    is_weighted = config.loss.ipcw
+    weights_BK = torch.from_numpy(dataset.weights_NK[batch.positions]) if is_weighted else None
     return engine.take_step(
         batch,
         lambda logits, targets, micro: loss_sum(
-            logits, targets, config.loss, torch.as_tensor(micro.weights_nK, device=logits.device)
+            logits,
+            targets,
+            config.loss,
+            torch.as_tensor(micro.weights_nK, device=logits.device) if is_weighted else None,
         ),
         divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), config.loss, weights_BK),
         millivolts_per_count=dataset.millivolts_per_count,

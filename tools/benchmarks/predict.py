@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from original_files import export_original
+from probe import SMALL
 from synthetic import Population, write_cohort
 
 from hpc_ecg.ecg.array_files import ArrayLayout
@@ -34,12 +35,6 @@ from hpc_ecg.weights.convert import convert
 
 AT_LEAST = {"ratio_to_parts": 0.9}
 TARGETS: dict[str, float] = {}
-SMALL = Architecture(
-    encoder_layers=4,
-    encoder_embed_dim=256,
-    encoder_ffn_embed_dim=1024,
-    encoder_attention_heads=4,
-)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
