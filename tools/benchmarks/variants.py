@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from probe import SMALL
 from scipy.fft import next_fast_len
 from torch import Tensor
 
@@ -26,6 +25,12 @@ from hpc_ecg.model.layers import PositionalConv
 from hpc_ecg.model.transformer import Architecture, ECGClassifier, ModelConfig, build_model
 
 TARGETS: dict[str, float] = {}
+SMALL = Architecture(
+    encoder_layers=4,
+    encoder_embed_dim=256,
+    encoder_ffn_embed_dim=1024,
+    encoder_attention_heads=4,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
