@@ -13,7 +13,7 @@ from ranks import Ended, Fork, become, end_on_ranks
 
 from hpc_ecg.cli import main
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.distributed import stop_signals, watchdog
+from hpc_ecg.distributed import failures, stop_signals, watchdog
 from hpc_ecg.sweep import slurm_runs
 from hpc_ecg.training import engine
 from hpc_ecg.training.engine import Engine
@@ -52,6 +52,22 @@ def at_step(step: int, rank: int, action: Callable[[], object]) -> None:
         return real(self, batch, *arguments, **named)
 
     Engine.take_step = take_step
+
+
+def refuse() -> None:
+    raise ValueError("a planted mistake")
+
+
+def read_failures_late(rank: int, seconds: float) -> None:
+    """This rank takes its time between losing a peer and asking why."""
+    real = failures._Exchange.read
+
+    def read(self):
+        if self._ranks.rank == rank:
+            time.sleep(seconds)
+        return real(self)
+
+    failures._Exchange.read = read
 
 
 def get(number: int) -> None:

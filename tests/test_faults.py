@@ -118,13 +118,26 @@ def test_a_full_disk_ends_the_run_with_a_line_and_the_checkpoint_before_holds(
     whole, shards, tmp_path, disk
 ):
     words = words_for(shards, disk / "run")
-    ended = on_two(tmp_path, words, partial(at_step, 7, 0, partial(faults.fill_disk, disk / "big")))
+    fill = partial(at_step, 7, 0, partial(faults.fill_disk, disk / "big"))
+    ended = on_two(tmp_path, words, fill, partial(faults.read_failures_late, 1, 3.0))
     assert ended.codes == [2, 2]
     assert f"{disk}/run/" in ended.logs[0] and "Traceback" not in "".join(ended.logs)
     assert "No space left on device; free some space" in ended.logs[0]
     (disk / "big").unlink()
     assert on_two(tmp_path, words).codes == [0, 0]
     assert_as(whole, disk / "run", [4])
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_what_one_process_refuses_ends_all_with_its_reason(shards, tmp_path, rank):
+    words = words_for(shards, tmp_path / "run")
+    late = [partial(faults.read_failures_late, other, 3.0) for other in {0, 1, 2} - {rank}]
+    ended = finetune_on_ranks(
+        tmp_path, [words] * 3, partial(at_step, 3, rank, faults.refuse), *late
+    )
+    assert ended.codes == [2, 2, 2]
+    for log in ended.logs:
+        assert "a planted mistake" in log and "Traceback" not in log
 
 
 def test_a_folder_that_cannot_be_written_is_named(shards, tmp_path, disk):

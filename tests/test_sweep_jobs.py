@@ -15,7 +15,7 @@ from test_finetune import run
 
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.cli.sweep import _run
-from hpc_ecg.distributed.process_group import PeerLost
+from hpc_ecg.distributed.failures import PeerLost
 from hpc_ecg.jobs.local_jobs import job_log
 from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable, describe_queue, read_queue
 from hpc_ecg.jobs.settings import SlurmConfig

@@ -55,7 +55,7 @@ def _check_paths(config: "FinetuneConfig") -> None:
 
 def _run(config: "FinetuneConfig") -> int:
     """Run and return the exit code: 0, EXIT_REQUEUE or EXIT_PEER_LOST."""
-    from hpc_ecg.distributed.process_group import PeerLost
+    from hpc_ecg.distributed.failures import PeerLost
     from hpc_ecg.distributed.stop_signals import Preempted
     from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
     from hpc_ecg.log import logger

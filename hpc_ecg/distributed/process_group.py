@@ -6,10 +6,7 @@ with the size of the launch.
 """
 
 import os
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,18 +21,9 @@ from hpc_ecg.distributed.deepspeed_compat import destroy_process_group
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks
 from hpc_ecg.distributed.rendezvous import join_rendezvous
 from hpc_ecg.distributed.settings import EngineConfig
-from hpc_ecg.log import describe_error
 
-FAILURE = "failed"
-"""Key in the store: the error of the process that failed."""
-GRACE_S = 2.0
-"""Rank 0 holds the store, so it must not exit before the others have read the failure."""
 LONGER_THAN_WATCHDOG = timedelta(minutes=2)
 """How much later torch times out than the watchdog, whose stacks say more than torch's error."""
-
-
-class PeerLost(RuntimeError):  # noqa: N818
-    """Other processes or the network are gone; the run can resume from its checkpoint."""
 
 
 def choose_hardware(config: EngineConfig) -> tuple[bool, str]:
@@ -103,46 +91,6 @@ def join_process_group(
             f"{accelerator.num_processes} ({accelerator.distributed_type})"
         )
     return accelerator, ranks, store
-
-
-@contextmanager
-def share_failures(ranks: Ranks, store: Store | None) -> Iterator[None]:
-    """Report a ValueError or OSError of one process to the others, which would only see it exit.
-
-    Raises that error on the failing process, ValueError with its text on the others, and PeerLost
-    if a peer is gone without a report.
-    """
-    if store is None and torch.distributed.is_initialized():  # under torchrun torch makes the store
-        store = torch.distributed.distributed_c10d._get_default_store()
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if store is not None and ranks.world_size > 1:
-            store.set(FAILURE, f"process {ranks.rank}: {describe_error(error)}")
-            if ranks.rank == 0:
-                torch.distributed.destroy_process_group()
-                time.sleep(GRACE_S)
-        raise
-    except RuntimeError as error:
-        if ranks.world_size == 1 or not is_network_error(error):
-            raise
-        failure = _failure_of_peer(store)
-        if failure:
-            raise ValueError(failure) from None
-        first_line = str(error).partition("\n")[0]
-        raise PeerLost(f"process {ranks.rank} has lost the others ({first_line})") from error
-
-
-def is_network_error(error: RuntimeError) -> bool:
-    text = str(error)
-    return isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text
-
-
-def _failure_of_peer(store: Store | None) -> str:
-    try:
-        return store.get(FAILURE).decode() if store and store.check([FAILURE]) else ""
-    except RuntimeError:  # the process that held the store is gone
-        return ""
 
 
 def leave_process_group(store: Store | None, uses_deepspeed: bool) -> None:

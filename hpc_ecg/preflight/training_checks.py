@@ -18,7 +18,7 @@ import torch
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.loader import StepBatch, prefetch
 from hpc_ecg.data.node_cache import BLOCK
-from hpc_ecg.distributed.process_group import is_network_error
+from hpc_ecg.distributed.failures import is_network_error
 from hpc_ecg.distributed.ranks import Ranks, read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.preflight import cluster_checks as cluster

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ecg.atomic_io import write_text
-from hpc_ecg.distributed.process_group import PeerLost
+from hpc_ecg.distributed.failures import PeerLost
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, Preempted
 from hpc_ecg.log import printable, start_logging

@@ -24,12 +24,12 @@ from hpc_ecg.data.sampler import RankSlice
 from hpc_ecg.distributed.backend import OptimizerBuilder, ParallelBackend
 from hpc_ecg.distributed.ddp_backend import DDPBackend
 from hpc_ecg.distributed.deepspeed_backend import DeepSpeedBackend
+from hpc_ecg.distributed.failures import share_failures
 from hpc_ecg.distributed.fsdp2_backend import FSDP2Backend
 from hpc_ecg.distributed.process_group import (
     choose_hardware,
     join_process_group,
     leave_process_group,
-    share_failures,
 )
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
