@@ -30,7 +30,7 @@ FLOORS = {
     "preflight": 710,
     "sweep": 2290,
     "comparison": 3640,
-    "prediction": 1410,
+    "inference": 1410,
     "cli": 1670,
 }
 MOST_LINES = 31_100
