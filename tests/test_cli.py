@@ -1,5 +1,6 @@
 """The command as a user meets it: quick help, one line for a mistake, exit code 2."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,21 @@ def test_config_prints_every_setting_of_runs_and_sweeps(capsys):
         assert f"\n{key}: " in printed
     assert main(["config", "sweep"]) == 0
     assert "\noptim.lr: " not in capsys.readouterr().out
+
+
+def test_config_prints_the_settings_of_a_name_or_with_a_word(capsys):
+    def keys(*words: str) -> list[str]:
+        assert main(["config", *words]) == 0
+        return re.findall(r"^([\w.]+): ", capsys.readouterr().out, re.MULTILINE)
+
+    assert keys("optim.lr") == ["optim.lr"]
+    assert set(keys("slurm")) >= {"slurm.partition", "slurm.time"}
+    assert all(key.startswith("slurm.") for key in keys("slurm"))
+    assert "optim.warmup_fraction" in keys("--search", "Warm-up")
+    assert keys("optim", "--search", "head") == ["optim.head_lr"]
+    for words in (["optim.l"], ["Sweep"], ["--search", "xyzzy"], ["sweep", "--search", "xyzzy"]):
+        assert main(["config", *words]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def failure(capsys, *words) -> str:
@@ -176,7 +192,6 @@ def test_a_verb_of_weights_that_lacks_something_says_it_in_one_line(capsys, word
         (["data", "shrad"], "hpc-ecg data: … did you mean shard?"),
         (["weights", "conver"], "hpc-ecg weights: … did you mean convert?"),
         (["help", "reprot"], "hpc-ecg: … did you mean report?"),
-        (["config", "Sweep"], "hpc-ecg config: … did you mean sweep?"),
         (["--verison"], "hpc-ecg: unknown option --verison; did you mean --version?"),
         (["cohort", "a", "b", "--oout", "c"], "hpc-ecg cohort: … --oout; did you mean --out?"),
         (["data", "shard", "t", "--lable=af"], "hpc-ecg data shard: … did you mean --label?"),
