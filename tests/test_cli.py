@@ -81,8 +81,8 @@ def test_config_prints_the_settings_of_a_name_or_with_a_word(capsys):
     assert keys("optim.lr") == ["optim.lr"]
     assert set(keys("slurm")) >= {"slurm.partition", "slurm.time"}
     assert all(key.startswith("slurm.") for key in keys("slurm"))
-    assert "optim.warmup_fraction" in keys("--search", "Warm-up")
-    assert keys("optim", "--search", "head") == ["optim.head_lr"]
+    assert "optim.warmup_fraction" in keys("--search", "Warmup")
+    assert keys("optim", "--search", "head") == ["optim.head_lr", "optim.layer_decay"]
     for words in (["optim.l"], ["Sweep"], ["--search", "xyzzy"], ["sweep", "--search", "xyzzy"]):
         assert main(["config", *words]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1

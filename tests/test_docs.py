@@ -34,7 +34,7 @@ def run(command: list[str], folder: Path) -> str:
 def words_of(line: str) -> str:
     """The line without times and numbers, which differ between machines."""
     line = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line)
-    return re.sub(r"\s+", " ", re.sub(r"−?\d[\d.,]*", "#", line)).strip()
+    return re.sub(r"\s+", " ", re.sub(r"\d[\d.,]*(e[-+]\d+)?", "#", line)).strip()
 
 
 @pytest.fixture(scope="module")
