@@ -1,6 +1,8 @@
 """The command as a user meets it: quick help, one line for a mistake, exit code 2."""
 
+import argparse
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -8,7 +10,8 @@ import sys
 import pytest
 from conftest import FIXTURES, TINY_MODEL, words_for
 
-from hpc_ecg.cli import main
+from hpc_ecg.cli import build_parser, main
+from hpc_ecg.cli.parser import Parser, examples_of
 
 
 def test_help_imports_neither_torch_nor_numpy():
@@ -62,6 +65,37 @@ def test_the_module_is_the_command():
         [sys.executable, "-m", "hpc_ecg", "--help"], capture_output=True, text=True
     )
     assert result.returncode == 0 and "finetune" in result.stdout
+
+
+def leaves(parser, name="hpc-ecg"):
+    subparsers = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    for verb, child in ((v, c) for action in subparsers for v, c in action.choices.items()):
+        yield from leaves(child, f"{name} {verb}")
+    if not subparsers:
+        yield name
+
+
+def test_the_help_of_every_verb_has_examples_that_it_understands(monkeypatch):
+    class UnderstoodError(Exception):
+        pass
+
+    def stop(self, words, namespace=None):
+        parse(self, words, namespace)
+        raise UnderstoodError
+
+    for verb in [*leaves(build_parser()), "hpc-ecg sweep status", "hpc-ecg sweep retry"]:
+        examples = examples_of(verb).replace(" \\\n", " ").splitlines()[2:]
+        assert examples, verb
+        for example in examples:
+            words = shlex.split(example.partition(" -m ")[2].replace("_", "-") or example)
+            assert " ".join(words).startswith(verb), example
+            with monkeypatch.context() as patch, pytest.raises(UnderstoodError):
+                parse = Parser.parse_intermixed_args
+                patch.setattr(Parser, "parse_intermixed_args", stop)
+                if verb.split()[1] not in ("predict", "embed", "evaluate", "sweep"):
+                    build_parser().parse_args(words[1:])
+                    raise UnderstoodError
+                main(words[1:])
 
 
 def test_config_prints_every_setting_of_runs_and_sweeps(capsys):
