@@ -15,7 +15,7 @@ __all__ = ["__version__", "evaluate", "load_predictor", "open_shards", "read_rec
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("hpc_ecg.prediction.api"), name)
+    return getattr(import_module("hpc_ecg.inference.api"), name)
 
 
 def __dir__() -> list[str]:

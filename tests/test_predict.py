@@ -25,10 +25,10 @@ from hpc_ecg.ecg.array_files import ArrayLayout
 from hpc_ecg.ecg.files import find_recording, read_recording
 from hpc_ecg.ecg.recording import RecordLocation
 from hpc_ecg.hashing import SHA256, sha256_of_value
-from hpc_ecg.prediction import prediction_job as predicting
-from hpc_ecg.prediction.model_source import open_model
-from hpc_ecg.prediction.prediction_job import PredictionJob, load_forward, predict_files
-from hpc_ecg.prediction.sources import find_sources
+from hpc_ecg.inference import prediction_job as predicting
+from hpc_ecg.inference.model_source import open_model
+from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
+from hpc_ecg.inference.sources import find_sources
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.training.evaluate import evaluate, evaluate_weights
 from hpc_ecg.training.finetune import finetune

@@ -25,7 +25,7 @@ def _audit(options: argparse.Namespace) -> int:
 
     finished_run(options.run_dir)
 
-    from hpc_ecg.prediction.audit import AUDIT, audit, describe_audit, warnings_of
+    from hpc_ecg.inference.audit import AUDIT, audit, describe_audit, warnings_of
 
     found = audit(options.run_dir)
     say(*describe_audit(found), *warnings_of(found), f"written: {options.run_dir}/{AUDIT}")

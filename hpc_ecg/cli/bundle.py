@@ -28,9 +28,9 @@ def _bundle(options: argparse.Namespace) -> int:
     if options.out.exists():
         raise ValueError(f"{options.out} exists; give the name of a new folder")
 
-    from hpc_ecg.prediction.bundle import write_bundle
-    from hpc_ecg.prediction.model_source import open_model
-    from hpc_ecg.prediction.prediction_job import load_forward
+    from hpc_ecg.inference.bundle import write_bundle
+    from hpc_ecg.inference.model_source import open_model
+    from hpc_ecg.inference.prediction_job import load_forward
 
     model = open_model(options.model, options.strategy, options.ensemble)
     with load_forward(model, options.out.parent) as forward:

@@ -95,9 +95,9 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     rate_hz = _rate_of(options.rate)
     layout = layout_of(options, rate_hz)
 
-    from hpc_ecg.prediction.api import open_source
-    from hpc_ecg.prediction.model_source import with_features
-    from hpc_ecg.prediction.sources import find_sources, is_shards, is_table
+    from hpc_ecg.inference.api import open_source
+    from hpc_ecg.inference.model_source import with_features
+    from hpc_ecg.inference.sources import find_sources, is_shards, is_table
 
     has_shards, has_table = (any(map(kind, options.files)) for kind in (is_shards, is_table))
     check_effects(
@@ -109,7 +109,7 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     model, shards = open_source(options.model, strategy, ensemble, not is_embedding), None
     model = with_features(model, options.layer) if is_embedding else model
     if has_shards:
-        from hpc_ecg.prediction.from_shards import open_all
+        from hpc_ecg.inference.from_shards import open_all
 
         if len(options.files) > 1:
             raise ValueError("a folder of shards is predicted without other files; give it alone")
@@ -119,8 +119,8 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
         sources = find_sources(options.files, layout, *names)
     logger.info(f"{len(sources)} recordings; {model.name}")
 
-    from hpc_ecg.prediction.prediction_job import PredictionJob, load_forward, predict_files
-    from hpc_ecg.prediction.risk_table import describe_outcome
+    from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
+    from hpc_ecg.inference.risk_table import describe_outcome
     from hpc_ecg.shards.shard_task import Recordings
 
     job = PredictionJob(
@@ -152,9 +152,9 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
 
 
 def _self_test(options: argparse.Namespace) -> int:
+    from hpc_ecg.inference.bundle import is_bundle, open_bundle, self_test
+    from hpc_ecg.inference.prediction_job import load_forward
     from hpc_ecg.log import say
-    from hpc_ecg.prediction.bundle import is_bundle, open_bundle, self_test
-    from hpc_ecg.prediction.prediction_job import load_forward
 
     if not is_bundle(options.model):
         raise ValueError(f"--self-test is for a bundle, and {options.model} has no model.json")

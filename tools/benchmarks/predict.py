@@ -22,14 +22,14 @@ from synthetic import Population, write_cohort
 
 from hpc_ecg.ecg.array_files import ArrayLayout
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.inference.decode import decode
+from hpc_ecg.inference.forward import Forward
+from hpc_ecg.inference.model_source import open_model
+from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
+from hpc_ecg.inference.sources import find_sources
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
-from hpc_ecg.prediction.decode import decode
-from hpc_ecg.prediction.forward import Forward
-from hpc_ecg.prediction.model_source import open_model
-from hpc_ecg.prediction.prediction_job import PredictionJob, load_forward, predict_files
-from hpc_ecg.prediction.sources import find_sources
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.weights.convert import convert
 

@@ -8,8 +8,8 @@ import numpy as np
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, PreparedECG
 from hpc_ecg.ecg.signal import SignalSpec, check_same_signal
-from hpc_ecg.prediction.decode import CHUNK, Decoded
-from hpc_ecg.prediction.sources import Source
+from hpc_ecg.inference.decode import CHUNK, Decoded
+from hpc_ecg.inference.sources import Source
 from hpc_ecg.shards.remote import open_shard_set
 
 ALL = "all"

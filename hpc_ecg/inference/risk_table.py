@@ -14,8 +14,8 @@ from scipy.special import expit
 
 from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.ecg.amplitude import compare_amplitudes
+from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.log import logger
-from hpc_ecg.prediction.model_source import ModelSource
 from hpc_ecg.reporting.escape import csv_text
 
 FEATURES = "features"

@@ -24,9 +24,9 @@ from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import check_file, check_kinds, read_record, write_record
-from hpc_ecg.prediction.audit import describe_audit, read_audit, warnings_of
-from hpc_ecg.prediction.forward import Forward
-from hpc_ecg.prediction.model_source import ModelSource
+from hpc_ecg.inference.audit import describe_audit, read_audit, warnings_of
+from hpc_ecg.inference.forward import Forward
+from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.reporting.html import render_text
 from hpc_ecg.shards.shard_task import Recordings, ShardRow, prepare_row
 from hpc_ecg.sweep.folder import read_optional

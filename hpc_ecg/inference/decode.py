@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hpc_ecg.ecg.preprocess import PreparedECG
 from hpc_ecg.ecg.recording import RecordError
+from hpc_ecg.inference.sources import Source
 from hpc_ecg.jobs.processes import map_in_processes
-from hpc_ecg.prediction.sources import Source
 from hpc_ecg.shards.shard_task import Recordings, ShardRow, prepare_row
 
 CHUNK = 16

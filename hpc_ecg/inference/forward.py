@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from hpc_ecg.data.loader import MicroBatch
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT
+from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.model.kernels import check_kernels
 from hpc_ecg.model.transformer import ECGClassifier
-from hpc_ecg.prediction.model_source import ModelSource
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.try_kernels import DTYPES
 from hpc_ecg.weights import load_model

@@ -20,13 +20,13 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.inference.decode import Decoded, decode
+from hpc_ecg.inference.forward import Forward, OnnxForward, TorchForward
+from hpc_ecg.inference.from_shards import decode_shards
+from hpc_ecg.inference.model_source import ModelSource
+from hpc_ecg.inference.risk_table import columns_of, risks, warn_of_amplitude, write_table
+from hpc_ecg.inference.sources import Source
 from hpc_ecg.log import logger, progress_bar
-from hpc_ecg.prediction.decode import Decoded, decode
-from hpc_ecg.prediction.forward import Forward, OnnxForward, TorchForward
-from hpc_ecg.prediction.from_shards import decode_shards
-from hpc_ecg.prediction.model_source import ModelSource
-from hpc_ecg.prediction.risk_table import columns_of, risks, warn_of_amplitude, write_table
-from hpc_ecg.prediction.sources import Source
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.training.engine import Engine

@@ -24,10 +24,10 @@ from hpc_ecg.ecg.files import find_recording
 from hpc_ecg.ecg.files import read_recording as read_file
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.signal import LEADS
-from hpc_ecg.prediction.bundle import is_bundle, open_bundle
-from hpc_ecg.prediction.model_source import ModelSource, open_model
-from hpc_ecg.prediction.prediction_job import PredictionJob, load_forward, predict_files
-from hpc_ecg.prediction.sources import find_sources
+from hpc_ecg.inference.bundle import is_bundle, open_bundle
+from hpc_ecg.inference.model_source import ModelSource, open_model
+from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
+from hpc_ecg.inference.sources import find_sources
 from hpc_ecg.reporting.ecg_paper import draw_ecg
 from hpc_ecg.shards.remote import open_shard_set
 from hpc_ecg.shards.shard_task import Recordings
