@@ -74,7 +74,9 @@ class Predictor:
         layout = ArrayLayout(axes=axes, leads=tuple(leads), unit=unit, sample_rate_hz=rate_hz)
         job = PredictionJob(
             model=self._model,
-            sources=find_sources([str(word) for word in words], layout),
+            sources=find_sources(
+                [str(word) for word in words], layout, covariates=self._model.covariates
+            ),
             recordings=Recordings(signals=Path(), layout=layout, signal=self._model.signal),
             out=self._folder / "risks.parquet",
             rate_hz=rate_hz,
