@@ -38,7 +38,8 @@ def simulate(rng: np.random.Generator, effect: float, patients: int = PATIENTS) 
 
 
 def main(effect: float, cohorts: int) -> None:
-    rng, covered, gains = np.random.default_rng(1), [], {}
+    rng, covered = np.random.default_rng(1), []
+    gains: dict[str, list] = {}
     for _ in range(cohorts):
         valid, test = simulate(rng, effect), simulate(rng, effect)
         covariates = [learn_covariate(n, valid.groups[n]) for n in ("age", "smoker")]
@@ -46,13 +47,14 @@ def main(effect: float, cohorts: int) -> None:
         truth = (0.5, effect / 12, 2 * effect)
         ends = [(t["per_sd"]["low"] / t["sd"], t["per_sd"]["high"] / t["sd"]) for t in fit["terms"]]
         covered.append([low <= b <= high for b, (low, high) in zip(truth, ends, strict=True)])
-        for metric, gain in fit["test"]["network"]["gain"].items():
-            row = gain["value"], gain["low"] <= 0 <= gain["high"]
-            gains.setdefault(metric, []).append(row)
+        for row in fit["scores"]:
+            gain, metric = row["over_network"], f"{row['split']}, {row['metric']}"
+            gains.setdefault(metric, []).append((gain["value"], gain["low"] > 0, gain["high"] < 0))
     print(f"{cohorts} cohorts, coefficients of logit, age, smoker held:", np.mean(covered, axis=0))
     for metric, rows in gains.items():
-        mean, holds = np.mean(rows, axis=0)
-        print(f"{metric}: mean gain {mean:+.4f}, interval holds 0 in {holds:.1%}")
+        mean, above, below = np.mean(rows, axis=0)
+        text = f"interval above 0 in {above:.1%}, holds 0 in {1 - above - below:.1%}"
+        print(f"{metric}: mean gain {mean:+.4f}, {text}")
 
 
 if __name__ == "__main__":

@@ -113,9 +113,8 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
 
         if len(options.files) > 1:
             raise ValueError("a folder of shards is predicted without other files; give it alone")
-        shards, sources = open_all(
-            options.files[0], model.signal, str(options.model), model.covariates
-        )
+        about = str(options.model), model.covariates
+        shards, sources = open_all(options.files[0], model.signal, *about)
     else:
         names = options.signals, options.file, options.record
         sources = find_sources(options.files, layout, *names, model.covariates)

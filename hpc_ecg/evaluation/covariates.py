@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from hpc_ecg.cohort.table import EMPTY_CELL
-from hpc_ecg.ecg.age_sex import CAPPED_AGE
 from hpc_ecg.evaluation.comparisons import estimate_mean
 from hpc_ecg.evaluation.events import check_enough_events, count_events, scarce, warn_of_few_events
 from hpc_ecg.evaluation.intervals import bootstrap_interval
@@ -33,17 +33,21 @@ from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.evaluation.subgroups import MAX_LEVELS
 from hpc_ecg.hashing import check_kinds, check_record, read_record
 
+LOGIT = "logit of the network"
 MODELS = {"network": slice(0, 1), "covariates": slice(1, None), "combined": slice(None)}
-COMBINE, FOLDS, REPLICATES, REFITS, NEWTON_STEPS = "combine.json", 5, 2000, 500, 50
+COMBINE, FOLDS, REPLICATES, REFITS = "combine.json", 5, 2000, 500
 MOST_MISSING = 0.2  # of validation
 FAR = 10  # SDs from validation's mean: a mistake, or another unit
 PER_COEFFICIENT = 10  # patients of the rarer outcome (Peduzzi et al. 1996)
 NUMBER = int | float
 INTERVAL = dict.fromkeys(("value", "low", "high"), NUMBER)
-TERM = {"name": str, "mean": NUMBER, "sd": NUMBER, "per_sd": INTERVAL}
-SCORES = {"n": int} | {name: {"scores": dict, "gain": dict} for name in MODELS}
+LEVELS: dict[str, Any] = {"name": str, "levels": list}
+NUMERIC: dict[str, Any] = {"name": str, "mean": NUMBER, "sd": NUMBER}
+TERM = NUMERIC | {"per_sd": INTERVAL}
+SCORE: dict[str, Any] = {"split": str, "metric": str, "n": int, "risk": NUMBER | None}
+SCORE |= dict.fromkeys((*MODELS, "over_network", "over_covariates"), INTERVAL)
 COUNTS = dict.fromkeys(("n", "n_positive_patients", "n_negative_patients", "num_lacking"), int)
-FIT = {"intercept": NUMBER, "terms": list, "warnings": list, "counts": COUNTS, "risk_at": dict}
+FIT = {"intercept": NUMBER, "terms": list, "scores": list, "warnings": list, "counts": COUNTS}
 KINDS = {"covariates": list, "labels": dict, "left_out": dict, "status": str, "fixed": str | None}
 
 
@@ -52,7 +56,7 @@ def learn_covariate(name: str, values: Any) -> dict[str, Any]:
     reference) or `mean` and `sd`. ValueError: one value, too many levels, or too many missing."""
     cells = _cells(values)
     known = cells[cells != ""]
-    numbers = _numbers(name, known)
+    numbers = pd.to_numeric(known, errors="coerce")
     levels = sorted(known.unique(), key=lambda level: (-(known == level).sum(), level))
     if (share := 1 - len(known) / len(cells)) > MOST_MISSING:
         why = f"is missing in {share:.0%} of validation, allowed are {MOST_MISSING:.0%}"
@@ -63,8 +67,7 @@ def learn_covariate(name: str, values: Any) -> dict[str, Any]:
     elif len(levels) <= MAX_LEVELS:
         return {"name": name, "levels": levels}
     else:
-        wrong = known[numbers.isna()].iloc[0]
-        why = f"has {len(levels)} values, allowed are {MAX_LEVELS}, and {wrong!r} is no number"
+        why = f"has {len(levels)} values that are not all numbers, allowed are {MAX_LEVELS}"
     raise ValueError(f"--covariates: {name} {why}; leave it out, or change the shards' table")
 
 
@@ -78,7 +81,7 @@ def encode(covariates: Sequence[dict], values: Mapping[str, Any]) -> tuple[pd.Da
             is_known_N, known = cells_N.isin(levels), f"known are {', '.join(levels)}"
             columns |= {f"{name} {level}": cells_N == level for level in levels[1:]}
         else:
-            columns[name] = _numbers(name, cells_N)
+            columns[name] = pd.to_numeric(cells_N, errors="coerce")
             is_known_N = (columns[name] - c["mean"]).abs() <= FAR * c["sd"]
             known = f"expected is a number near {c['mean']:.3g} (SD {c['sd']:.3g})"
         wrong_N = np.where(cells_N == "", f"{name} is missing", f"{name}: {known}")
@@ -99,7 +102,7 @@ def combine_label(
     """Fit label k on the first split, validation, whose scores are cross-fitted; a second one, the
     test, has those of the fit. `thresholds`: the network's, by method. ValueError: too few events,
     or a split without scores."""
-    sample, x_NF, num_lacking = _known(splits[0], k, covariates)
+    sample, x_NF = _known(splits[0], k, covariates)
     counts, few = (
         count_events(sample.labels_N, sample.patient_N),
         sample.patients_in_smaller_class(),
@@ -117,26 +120,23 @@ def combine_label(
     for (some, rest), (name, part) in product(folds, MODELS.items()):
         b_F = _fit(z_NF[some, part], y_N[some], w_N[some])
         logits[name][rest] = b_F[0] + z_NF[rest, part] @ b_F[1:]
-    scores = {"validation": _compare(sample, logits, risk_at), "test": None}
+    scores = _compare("validation", sample, logits, risk_at)
     draws = (draw_P[sample.patient_N] * w_N for draw_P in sample.multiplicity_RP[:REFITS])
-    b_FR = np.array([_fit(z_NF, y_N, w) for w in draws if len({*y_N[w > 0]}) == 2]).T
-    terms = [
-        {"name": name, "mean": mean, "sd": sd, "per_sd": bootstrap_interval(b, b_R, "slope", few)}
-        for name, mean, sd, b, b_R in zip(
-            x_NF, mean_F.tolist(), sd_F.tolist(), fits["combined"][1:], b_FR[1:], strict=True
-        )
-    ]
+    b_RF = np.array([_fit(z_NF, y_N, w)[1:] for w in draws if len({*y_N[w > 0]}) == 2])
+    each = zip(fits["combined"][1:], b_RF.T, strict=True)
+    per_sd = [bootstrap_interval(b, b_R, "slope", few) for b, b_R in each]
+    terms = pd.DataFrame({"name": x_NF.columns, "mean": mean_F, "sd": sd_F, "per_sd": per_sd})
     warnings = [*warn_of_few_events(counts, "the model with covariates").values()]
     if rare := scarce(counts, PER_COEFFICIENT * len(terms)):
         warnings.append(f"{rare} for {len(terms)} coefficients: fewer than {PER_COEFFICIENT} each")
+    counts["num_lacking"] = int(has_label(splits[0].label_NK[:, k]).sum()) - len(sample)
     for test in splits[1:]:
-        sample, x_NF, _ = _known(test, k, covariates)
+        sample, x_NF = _known(test, k, covariates)
         z_NF = (x_NF.to_numpy() - mean_F) / sd_F
         logits = {m: b[0] + z_NF[:, MODELS[m]] @ b[1:] for m, b in fits.items()}
-        scores["test"] = _compare(sample, logits, risk_at)
-    counts["num_lacking"] = num_lacking
-    fit = {"intercept": float(fits["combined"][0]), "terms": terms, "warnings": warnings}
-    return fit | {"counts": counts, "risk_at": risk_at} | scores
+        scores += _compare("test", sample, logits, risk_at)
+    fit = {"intercept": float(fits["combined"][0]), "terms": terms.to_dict("records")}
+    return fit | {"warnings": warnings, "counts": counts, "scores": scores}
 
 
 def read_combined(run: Path) -> dict[str, Any]:
@@ -148,83 +148,69 @@ def read_combined(run: Path) -> dict[str, Any]:
 def check_combined(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a record of `combine`. ValueError: another type or length than it writes."""
     check_kinds(path, content, KINDS)
-    num_terms = 1
-    for c in content["covariates"]:
-        levels = c.get("levels") if isinstance(c, dict) else None
-        kinds = {"name": str} | ({"levels": list} if levels else {"mean": NUMBER, "sd": NUMBER})
-        check_kinds(path, {"covariate": c}, {"covariate": kinds})
-        num_terms += max(len(levels or []) - 1, 1)
-    for name, fit in content["labels"].items():
-        check_kinds(path, content["labels"], {name: FIT})
-        terms = {str(f): term for f, term in enumerate(fit["terms"])}
-        check_kinds(path, terms, {str(f): TERM for f in range(max(num_terms, len(terms)))})
-        check_kinds(path, fit["risk_at"], dict.fromkeys(fit["risk_at"], NUMBER))
-        for split in [fit["validation"], *filter(None, [fit["test"]])]:
-            check_kinds(path, {"scores": split}, {"scores": SCORES})
-            for values in (part for model in MODELS for part in split[model].values()):
-                check_kinds(path, values, dict.fromkeys(values, INTERVAL))
+    covariates = content["covariates"]
+    for c in covariates:
+        has_levels = isinstance(c, dict) and bool(c.get("levels"))
+        check_kinds(path, {"covariate": c}, {"covariate": LEVELS if has_levels else NUMERIC})
+        for level in c.get("levels", []):
+            check_kinds(path, {"level": level}, {"level": str})
+    names = [LOGIT, *encode(covariates, {c["name"]: [""] for c in covariates})[0]]
+    for label, fit in content["labels"].items():
+        check_kinds(path, content["labels"], {label: FIT})
+        for kinds, parts in ((TERM, fit["terms"]), (SCORE, fit["scores"])):
+            for part in parts:
+                check_kinds(path, {"part": part}, {"part": kinds})
+        if [t["name"] for t in fit["terms"] if t["sd"] > 0] != names or not fit["scores"]:
+            raise ValueError(f"{path} is damaged: {label} has other terms than its covariates")
     return {name: content[name] for name in KINDS}
 
 
 def _fit(z_NF: FloatArray, y_N: FloatArray, weight_N: FloatArray) -> FloatArray:
-    """Intercept, which has no penalty, and coefficients [1 + F], by Newton's method."""
-    x_NF, weight_N = np.c_[np.ones(len(y_N)), z_NF], weight_N / weight_N.mean()
-    ridge_FF, b_F = np.diag(np.r_[0.0, np.ones(z_NF.shape[1])]), np.zeros(x_NF.shape[1])
-    for _ in range(NEWTON_STEPS):
-        p_N = expit(x_NF @ b_F)
-        hessian_FF = (x_NF * (weight_N * p_N * (1 - p_N))[:, None]).T @ x_NF + ridge_FF
-        step_F = np.linalg.solve(hessian_FF, x_NF.T @ (weight_N * (y_N - p_N)) - ridge_FF @ b_F)
-        b_F = b_F + step_F
-        if np.abs(step_F).max() < 1e-8:
-            break
-    return b_F
+    """Intercept, which has no penalty, and coefficients [1 + F]."""
+    fit = LogisticRegression(solver="newton-cholesky", tol=1e-8)
+    fit.fit(z_NF, y_N, weight_N / weight_N.mean())
+    return np.r_[fit.intercept_, fit.coef_[0]]
 
 
-def _compare(sample: LabelSample, logits: Mapping, risk_at: Mapping[str, float]) -> dict[str, Any]:
-    """By model: `scores`, and the `gain` of the combined one, paired by the draws of patients. The
-    gain in a Brier score or a log loss is negative."""
-    t_T, scored = np.array([*risk_at.values()]), {}
-    result: dict[str, Any] = {"n": len(sample)}
+def _compare(split: str, sample: LabelSample, logits: Mapping, risk_at: Mapping) -> list[dict]:
+    """A row for each metric that all models have: values by model, and gains `over_network` and
+    `over_covariates`, paired by the draws of patients: differences, negative where less is better.
+    """
+    t_T, few, scored = np.array([*risk_at.values()]), sample.patients_in_smaller_class(), {}
     for name, logit_N in logits.items():
         new = replace(sample, logits_N=logit_N, probabilities_N=expit(logit_N))
         value, value_R = recalibration(new)
-        value, value_R = value | new.rankings() | new.losses(), value_R | new.replicates()
+        value, value_R = new.rankings() | new.losses() | value, new.replicates() | value_R
         worth_NT = np.where(new.labels_N[:, None] == 1, 1.0, -t_T / (1 - t_T))
         worth_NT = np.c_[worth_NT * (new.probabilities_N[:, None] >= t_T), np.ones(len(new))]
         sums_TR, sum_T = new.sum_replicates(worth_NT).T, new.weights_N @ worth_NT
-        names = [f"net_benefit_{method}" for method in risk_at]
-        value |= zip(names, (sum_T / sum_T[-1]).tolist(), strict=False)
-        value_R |= zip(names, sums_TR / sums_TR[-1], strict=False)
-        scored[name] = value, value_R
-    best, best_R = scored["combined"]
-    few = sample.patients_in_smaller_class()
-    for name, (value, value_R) in scored.items():
-        gain = {
-            m: asdict(
-                estimate_mean(np.array([best[m] - value[m]]), (best_R[m] - value_R[m])[None], few)
-            )
-            for m in best.keys() & value.keys()
-        }
-        result[name] = {"scores": metric_intervals(value, value_R, sample), "gain": gain}
-    return result
+        value |= zip(risk_at, (sum_T / sum_T[-1]).tolist(), strict=False)
+        value_R |= zip(risk_at, sums_TR / sums_TR[-1], strict=False)
+        scored[name] = value, value_R, metric_intervals(value, value_R, new)
+    rows, (best, best_R, _) = [], scored["combined"]
+    for m in [m for m in best if all(m in value for value, _, _ in scored.values())]:
+        row = {"split": split, "metric": m, "n": len(sample), "risk": risk_at.get(m)}
+        for name, (value, value_R, intervals) in scored.items():
+            gain = np.array([best[m] - value[m]]), (best_R[m] - value_R[m])[None]
+            row |= {name: intervals[m], f"over_{name}": asdict(estimate_mean(*gain, few))}
+        rows.append(row)
+    return rows
 
 
 def _known(
     predictions: Predictions, k: int, covariates: Sequence[dict]
-) -> tuple[LabelSample, pd.DataFrame, int]:
-    """The records with label k and all covariates, their columns (the logit first), and how many
-    with the label lack a covariate."""
+) -> tuple[LabelSample, pd.DataFrame]:
+    """The records with label k and all covariates, and their columns, the logit first."""
     x_NF, why_N = encode(covariates, predictions.groups)
-    has_N = has_label(predictions.label_NK[:, k])
-    rows = np.flatnonzero(has_N & (why_N == ""))
+    rows = np.flatnonzero(has_label(predictions.label_NK[:, k]) & (why_N == ""))
     if not len(rows):
         raise ValueError(f"{predictions.labels[k]}: no record has the label and all covariates")
     known = predictions.rows(rows)
-    resamples = draw_resamples(known.patient_N, REPLICATES, seed=0)
-    sample = LabelSample.from_predictions(known, k, resamples)
+    draws = draw_resamples(known.patient_N, REPLICATES, seed=0)
+    sample = LabelSample.from_predictions(known, k, draws)
     x_NF = x_NF.iloc[rows].set_axis(range(len(rows)))
-    x_NF.insert(0, "logit of the network", sample.logits_N)
-    return sample, x_NF, int(has_N.sum()) - len(rows)
+    x_NF.insert(0, LOGIT, sample.logits_N)
+    return sample, x_NF
 
 
 def _cells(values: Any) -> pd.Series:
@@ -233,9 +219,3 @@ def _cells(values: Any) -> pd.Series:
     cells = cells.mask(cells.str.fullmatch(EMPTY_CELL, case=False), "")
     numbers = pd.to_numeric(cells, errors="coerce")
     return cells.mask(np.isfinite(numbers), numbers.map("{:.15g}".format))
-
-
-def _numbers(name: str, cells: pd.Series) -> pd.Series:
-    """NaN where a cell is no number; an age above 90 is 90, as some tables write no higher one."""
-    numbers = pd.to_numeric(cells, errors="coerce")
-    return numbers.clip(upper=CAPPED_AGE) if name == "age" else numbers

@@ -76,32 +76,32 @@ def fit_intercept(labels_N: FloatArray, logits_N: FloatArray, w_N: Weights = Non
 
 
 def recalibration(sample: LabelSample) -> tuple[dict[str, float], dict[str, FloatArray]]:
-    """Slope and intercept, and their replicates [R]; no slope where the classes are apart."""
+    """Slope (not where the classes are apart) and intercept, and their replicates [R]."""
     labels_N, x_N = sample.labels_N, sample.logits_N
-    value = {"intercept": fit_intercept(labels_N, x_N, sample.weights_N)}
-    shifted_N = expit(x_N + value["intercept"])
+    intercept = fit_intercept(labels_N, x_N, sample.weights_N)
+    shifted_N = expit(x_N + intercept)
     columns = [labels_N - shifted_N, shifted_N * (1 - shifted_N)]
     positive, negative = x_N[labels_N == 1], x_N[labels_N == 0]
     has_slope = positive.min() < negative.max() and positive.max() > negative.min()
     if has_slope:
-        offset, value["slope"] = fit_slope(labels_N, x_N, sample.weights_N)
-        fitted_N = expit(offset + value["slope"] * x_N)
+        offset, slope_value = fit_slope(labels_N, x_N, sample.weights_N)
+        fitted_N = expit(offset + slope_value * x_N)
         residual_N, weight_N = labels_N - fitted_N, fitted_N * (1 - fitted_N)
         columns += [residual_N, residual_N * x_N, weight_N, weight_N * x_N, weight_N * x_N**2]
     sums_RV = sample.sum_replicates(np.stack(columns, axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        value_R = {"intercept": value["intercept"] + sums_RV[:, 0] / sums_RV[:, 1]}
-        if has_slope:
-            g0, g1, h00, h01, h11 = sums_RV[:, 2:].T
-            value_R["slope"] = value["slope"] + (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
-    return value, value_R
+        replicates = {"intercept": intercept + sums_RV[:, 0] / sums_RV[:, 1]}
+        if not has_slope:
+            return {"intercept": intercept}, replicates
+        g0, g1, h00, h01, h11 = sums_RV[:, 2:].T
+        slope_R = slope_value + (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
+    return {"slope": slope_value, "intercept": intercept}, {"slope": slope_R, **replicates}
 
 
 def _slope_and_intercept(sample: LabelSample) -> dict[str, dict]:
     few, (value, value_R) = sample.patients_in_smaller_class(), recalibration(sample)
     slope: dict = {"value": None, "low": None, "high": None, "reason": "the classes are apart"}
-    found = {name: bootstrap_interval(value[name], value_R[name], name, few) for name in value}
-    return {"slope": slope} | found
+    return {"slope": slope} | {n: bootstrap_interval(value[n], value_R[n], n, few) for n in value}
 
 
 def _ece(gap_B: FloatArray, gap_RB: FloatArray, num_patients: int) -> dict:

@@ -241,10 +241,5 @@ def _test_of(run: RunFolder) -> dict[str, Any]:
 
 def _render(template: str, model: ModelSource, content: dict[str, Any]) -> str:
     return render_text(
-        template,
-        model=content,
-        names=METRIC_NAMES,
-        describe_audit=describe_audit,
-        combined=model.combined,
-        **FORMATS,
+        template, model=content, names=METRIC_NAMES, describe_audit=describe_audit, **FORMATS
     )

@@ -5,12 +5,22 @@ the gain to report is that on the test split, which the record has once the test
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
 
 from hpc_ecg.cohort.table import WEIGHT_PREFIX
 from hpc_ecg.config.suggestions import did_you_mean
-from hpc_ecg.evaluation.covariates import COMBINE, combine_label, learn_covariate, read_combined
+from hpc_ecg.evaluation.covariates import (
+    COMBINE,
+    combine_label,
+    combined_logits,
+    encode,
+    learn_covariate,
+    read_combined,
+)
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import write_record
@@ -28,16 +38,15 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
     path, protocol = folder.path / COMBINE, read_protocol(folder.path.resolve().parents[1])
     files = [folder.predictions / f"{split}.parquet" for split in ("valid", "test")]
     is_open = files[1].exists() and (protocol is None or protocol["opened"] is not None)
-    splits = [read_predictions(file).sorted() for file in files[: 1 + is_open]]
+    files = files if is_open else files[:1]
+    splits = [read_predictions(file).sorted() for file in files]
     if splits[0].probability_NK is None:
         raise ValueError("combine is for yes/no labels; this run predicts numbers")
     groups = {n: v for n, v in splits[0].groups.items() if not n.startswith(WEIGHT_PREFIX)}
     for name in names:
         if name not in groups or names.count(name) > 1:
-            why = f"; the shards keep {', '.join(groups)}{did_you_mean(name, groups)}"
-            raise ValueError(
-                f"--covariates {','.join(names)}: each a column, once, not {name!r}{why}"
-            )
+            has = f"the shards keep {', '.join(groups) or 'none'}{did_you_mean(name, groups)}"
+            raise ValueError(f"--covariates: {name!r} is no column, or named twice; {has}")
     covariates = [learn_covariate(name, groups[name]) for name in names]
     points = read_optional(folder.best / "operating_point.json") or None
     fits, left_out = {}, {}
@@ -50,13 +59,23 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
             left_out[label] = str(error)
     if not fits:
         raise ValueError("; ".join(left_out.values()))
-    earlier: dict[str, Any] = {}
-    with suppress(ValueError):  # of other predictions: it is replaced
-        earlier = read_combined(folder.path)
-    is_same = earlier.get("covariates") == covariates
-    fixed = (earlier["fixed"] if is_same else None) or (None if is_open else utc_now())
+    earlier = read_optional(path)
+    fixed = earlier.get("fixed") if earlier.get("covariates") == covariates else None
+    fixed = fixed or (None if is_open else utc_now())
     status = "test closed" if not is_open else "fixed before the test" if fixed else "exploratory"
     content = {"covariates": covariates, "labels": fits, "left_out": left_out}
-    files = [*files[: 1 + is_open], resolve_file(folder.best)]
+    files = [*files, resolve_file(folder.best)]
     write_record(path, content | {"status": status, "fixed": fixed}, files)
     return read_combined(folder.path)
+
+
+def add_combined(table: pd.DataFrame, facts: Sequence[tuple], combined: dict[str, Any]) -> None:
+    """Add `L_combined_probability`, from the column `L_logit` and each row's cells of covariates,
+    and `combined_reason`: why a row that was predicted has none."""
+    names = [covariate["name"] for covariate in combined["covariates"]]
+    cells = zip(*[row or [""] * len(names) for row in facts], strict=True)
+    x_NF, why_N = encode(combined["covariates"], dict(zip(names, cells, strict=True)))
+    for label, fit in combined["labels"].items():
+        risk_N = expit(combined_logits(fit, table[f"{label}_logit"], x_NF))
+        table[f"{label}_combined_probability"] = np.where(why_N == "", risk_N, np.nan)
+    table["combined_reason"] = np.where(table["reason"] == "", why_N, "")

@@ -133,16 +133,10 @@ def _from_runs(runs: Sequence[RunFolder], name: str) -> ModelSource:
         stored = read_record(path) if path.exists() else None
         points = {label: points_by_method(stored, label, labels) for label in labels}
     files = [resolve_file(run.best) for run in runs]
-    combined = read_combined(first.path) if len(runs) == 1 else {}
-    return ModelSource(
-        name=name,
-        files=files,
-        labels=labels,
-        signal=signal,
-        config=config,
-        points=points,
-        combined=combined,
+    model = ModelSource(
+        name=name, files=files, labels=labels, signal=signal, config=config, points=points
     )
+    return replace(model, combined=read_combined(first.path)) if len(runs) == 1 else model
 
 
 def _points_of_ensemble(runs: Sequence[RunFolder]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -21,17 +21,12 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.inference.combine import add_combined
 from hpc_ecg.inference.decode import Decoded, decode
 from hpc_ecg.inference.forward import Forward, OnnxForward, TorchForward
 from hpc_ecg.inference.from_shards import decode_shards
 from hpc_ecg.inference.model_source import ModelSource
-from hpc_ecg.inference.risk_table import (
-    add_combined,
-    columns_of,
-    risks,
-    warn_of_amplitude,
-    write_table,
-)
+from hpc_ecg.inference.risk_table import columns_of, risks, warn_of_amplitude, write_table
 from hpc_ecg.inference.sources import Source
 from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.reporting.numbers import join_names
@@ -261,5 +256,5 @@ def _write_part(job: PredictionJob, part: int, rows: list[dict]) -> None:
     for name in columns_of(job.model) if job.model.layer is None else []:
         table[name] = table[name].astype(np.float64)
     if job.combines:
-        add_combined(table, [job.sources[n].facts for n in table["source"]], job.model)
+        add_combined(table, [job.sources[n].facts for n in table["source"]], job.model.combined)
     write_atomically(job.part(part), table.to_parquet, about_people=True)

@@ -14,7 +14,6 @@ from scipy.special import expit
 
 from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.ecg.amplitude import compare_amplitudes
-from hpc_ecg.evaluation.covariates import combined_logits, encode
 from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.log import logger
 from hpc_ecg.reporting.escape import csv_text
@@ -64,18 +63,6 @@ def risks(model: ModelSource, logits_NMK: NDArray[np.float32]) -> dict[str, NDAr
         for method, point in model.points.get(label, {}).items():
             columns[f"{label}_at_{method}"] = (mean_N >= point["threshold"]).astype(np.int64)
     return columns
-
-
-def add_combined(table: pd.DataFrame, facts: Sequence[tuple], model: ModelSource) -> None:
-    """Add `L_combined_probability`, from the logit and each row's covariates, and
-    `combined_reason`: why a row that was predicted has none."""
-    names = model.covariates
-    cells = zip(*[row or [""] * len(names) for row in facts], strict=True)
-    x_NF, why_N = encode(model.combined["covariates"], dict(zip(names, cells, strict=True)))
-    for label, fit in model.combined["labels"].items():
-        logit_N = combined_logits(fit, table[f"{label}_logit"], x_NF)
-        table[f"{label}_combined_probability"] = np.where(why_N == "", expit(logit_N), np.nan)
-    table["combined_reason"] = np.where(table["reason"] == "", why_N, "")
 
 
 def write_table(path: Path, parts: Sequence[pd.DataFrame], model: ModelSource) -> pd.DataFrame:
