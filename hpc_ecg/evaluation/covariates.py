@@ -23,7 +23,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from hpc_ecg.cohort.table import EMPTY_CELL
 from hpc_ecg.evaluation.comparisons import estimate_mean
-from hpc_ecg.evaluation.events import check_enough_events, count_events, scarce, warn_of_few_events
+from hpc_ecg.evaluation.events import FEW_EVENTS, check_enough_events, count_events, scarce
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
 from hpc_ecg.evaluation.metrics import FloatArray, has_label
@@ -103,10 +103,8 @@ def combine_label(
     test, has those of the fit. `thresholds`: the network's, by method. ValueError: too few events,
     or a split without scores."""
     sample, x_NF = _known(splits[0], k, covariates)
-    counts, few = (
-        count_events(sample.labels_N, sample.patient_N),
-        sample.patients_in_smaller_class(),
-    )
+    counts = count_events(sample.labels_N, sample.patient_N)
+    few = sample.patients_in_smaller_class()
     check_enough_events(counts, splits[0].labels[k], "combining with covariates")
     mean_F, sd_F = x_NF.mean().to_numpy(), x_NF.std(ddof=0).replace(0, 1).to_numpy()
     z_NF, y_N, w_N = (x_NF.to_numpy() - mean_F) / sd_F, sample.labels_N, sample.weights_N
@@ -126,9 +124,8 @@ def combine_label(
     each = zip(fits["combined"][1:], b_RF.T, strict=True)
     per_sd = [bootstrap_interval(b, b_R, "slope", few) for b, b_R in each]
     terms = pd.DataFrame({"name": x_NF.columns, "mean": mean_F, "sd": sd_F, "per_sd": per_sd})
-    warnings = [*warn_of_few_events(counts, "the model with covariates").values()]
-    if rare := scarce(counts, PER_COEFFICIENT * len(terms)):
-        warnings.append(f"{rare} for {len(terms)} coefficients: fewer than {PER_COEFFICIENT} each")
+    rare = scarce(counts, max(FEW_EVENTS, PER_COEFFICIENT * len(terms)))
+    warnings = [f"{rare} in validation are few for {len(terms)} coefficients"] if rare else []
     counts["num_lacking"] = int(has_label(splits[0].label_NK[:, k]).sum()) - len(sample)
     for test in splits[1:]:
         sample, x_NF = _known(test, k, covariates)

@@ -5,6 +5,7 @@ the gain to report is that on the test split, which the record has once the test
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ from hpc_ecg.evaluation.covariates import (
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import write_record
+from hpc_ecg.inference.model_source import ModelSource
+from hpc_ecg.inference.sources import Source
+from hpc_ecg.log import logger
+from hpc_ecg.reporting.numbers import join_names
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.protocol import read_protocol
 from hpc_ecg.training.environment import utc_now
@@ -67,6 +72,16 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
     files = [*files, resolve_file(folder.best)]
     write_record(path, content | {"status": status, "fixed": fixed}, files)
     return read_combined(folder.path)
+
+
+def with_covariates(model: ModelSource, sources: Sequence[Source]) -> ModelSource:
+    """The model; without what `combine` fitted, and a line says so, where no source is given all
+    covariates."""
+    if not model.combined or any(source.facts for source in sources):
+        return model
+    needed = join_names(model.covariates)
+    logger.warning(f"no combined probability: it needs a table or shards with {needed}")
+    return replace(model, combined={})
 
 
 def add_combined(table: pd.DataFrame, facts: Sequence[tuple], combined: dict[str, Any]) -> None:

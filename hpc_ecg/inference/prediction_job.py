@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.inference.risk_table import columns_of, risks, warn_of_amplitude, write_table
 from hpc_ecg.inference.sources import Source
 from hpc_ecg.log import logger, progress_bar
-from hpc_ecg.reporting.numbers import join_names
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.training.engine import Engine
@@ -69,11 +67,6 @@ class PredictionJob:
     def num_parts(self) -> int:
         return -(-len(self.sources) // PART)
 
-    @cached_property
-    def combines(self) -> bool:
-        """Whether a recording has all columns of the model's covariates."""
-        return any(source.facts for source in self.sources)
-
     def decode(self, numbers: Sequence[int]) -> Iterator[Decoded]:
         if self.shards is not None:
             return decode_shards(self.shards, numbers)
@@ -104,9 +97,6 @@ def predict_files(job: PredictionJob, forward: Forward) -> pd.DataFrame | None:
         logger.info(f"{job.num_parts} parts leave nothing for process {index + 1} of {count}")
         return None
     check_may_write(job.out, option="--out")
-    if job.model.covariates and not job.combines:
-        needed = join_names(job.model.covariates)
-        logger.warning(f"no combined probability: it needs a table or shards with {needed}")
     _claim_folder(job)
     mine = [n for n in range(index, job.num_parts, count) if not job.part(n).exists()]
     _predict_parts(job, forward, [n for part in mine for n in _sources_of_part(job, part)])
@@ -255,6 +245,6 @@ def _write_part(job: PredictionJob, part: int, rows: list[dict]) -> None:
     table = pd.DataFrame(rows, columns=[*names, "reason", "message"])
     for name in columns_of(job.model) if job.model.layer is None else []:
         table[name] = table[name].astype(np.float64)
-    if job.combines:
+    if job.model.combined:
         add_combined(table, [job.sources[n].facts for n in table["source"]], job.model.combined)
     write_atomically(job.part(part), table.to_parquet, about_people=True)
