@@ -9,8 +9,8 @@ def add_combine(verbs: Verbs) -> None:
     combine = verbs.add_parser(
         "combine",
         help="a run's network and clinical data in one model",
-        description="Fit a logistic model of a run's logit and columns of its shards, on "
-        "validation, and write RUN/combine.json for report, cards, bundle and predict.",
+        description="Fit, on validation, a logistic model of a run's logit and columns of its "
+        "shards: RUN/combine.json, for report, cards, bundle and predict.",
     )
     combine.add_argument("run_dir", metavar="RUN")
     combine.add_argument("--covariates", metavar="A,B,…", required=True, help="such as age,sex")
@@ -21,7 +21,6 @@ def _combine(options: argparse.Namespace) -> int:
     from hpc_ecg.log import say, start_logging
 
     start_logging()
-
     from hpc_ecg.comparison.wording import FORMATS
     from hpc_ecg.inference.combine import combine
     from hpc_ecg.reporting.html import render_text

@@ -120,13 +120,12 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
         sources = find_sources(options.files, layout, *names, model.covariates)
     logger.info(f"{len(sources)} recordings; {model.name}")
 
-    from hpc_ecg.inference.combine import with_covariates
     from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
     from hpc_ecg.inference.risk_table import describe_outcome
     from hpc_ecg.shards.shard_task import Recordings
 
     job = PredictionJob(
-        model=with_covariates(model, sources),
+        model=model,
         sources=sources,
         recordings=Recordings(
             signals=Path(),

@@ -25,7 +25,6 @@ from hpc_ecg.ecg.files import read_recording as read_file
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.signal import LEADS
 from hpc_ecg.inference.bundle import is_bundle, open_bundle
-from hpc_ecg.inference.combine import with_covariates
 from hpc_ecg.inference.model_source import ModelSource, open_model
 from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
 from hpc_ecg.inference.sources import find_sources
@@ -73,10 +72,9 @@ class Predictor:
         """
         words = [str(w) for w in ([files] if isinstance(files, str | Path) else files)]
         layout = ArrayLayout(axes=axes, leads=tuple(leads), unit=unit, sample_rate_hz=rate_hz)
-        sources = find_sources(words, layout, covariates=self._model.covariates)
         job = PredictionJob(
-            model=with_covariates(self._model, sources),
-            sources=sources,
+            model=self._model,
+            sources=find_sources(words, layout, covariates=self._model.covariates),
             recordings=Recordings(signals=Path(), layout=layout, signal=self._model.signal),
             out=self._folder / "risks.parquet",
             rate_hz=rate_hz,

@@ -5,7 +5,6 @@ the gain to report is that on the test split, which the record has once the test
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,6 @@ from hpc_ecg.evaluation.covariates import (
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import write_record
-from hpc_ecg.inference.model_source import ModelSource
-from hpc_ecg.inference.sources import Source
-from hpc_ecg.log import logger
-from hpc_ecg.reporting.numbers import join_names
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.protocol import read_protocol
 from hpc_ecg.training.environment import utc_now
@@ -42,8 +37,9 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
     folder = finished_run(run_dir)
     path, protocol = folder.path / COMBINE, read_protocol(folder.path.resolve().parents[1])
     files = [folder.predictions / f"{split}.parquet" for split in ("valid", "test")]
-    is_open = files[1].exists() and (protocol is None or protocol["opened"] is not None)
-    files = files if is_open else files[:1]
+    is_predicted = files[1].exists()
+    is_open = is_predicted if protocol is None else protocol["opened"] is not None
+    files = files if is_open and is_predicted else files[:1]
     splits = [read_predictions(file).sorted() for file in files]
     if splits[0].probability_NK is None:
         raise ValueError("combine is for yes/no labels; this run predicts numbers")
@@ -66,31 +62,24 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
         raise ValueError("; ".join(left_out.values()))
     earlier = read_optional(path)
     fixed = earlier.get("fixed") if earlier.get("covariates") == covariates else None
-    fixed = fixed or (None if is_open else utc_now())
-    status = "test closed" if not is_open else "fixed before the test" if fixed else "exploratory"
+    fixed = fixed or (None if is_open or is_predicted else utc_now())
+    status = "fixed before the test" if fixed else "exploratory"
+    status = status if is_open else "test closed"
     content = {"covariates": covariates, "labels": fits, "left_out": left_out}
     files = [*files, resolve_file(folder.best)]
     write_record(path, content | {"status": status, "fixed": fixed}, files)
     return read_combined(folder.path)
 
 
-def with_covariates(model: ModelSource, sources: Sequence[Source]) -> ModelSource:
-    """The model; without what `combine` fitted, and a line says so, where no source is given all
-    covariates."""
-    if not model.combined or any(source.facts for source in sources):
-        return model
-    needed = join_names(model.covariates)
-    logger.warning(f"no combined probability: it needs a table or shards with {needed}")
-    return replace(model, combined={})
-
-
 def add_combined(table: pd.DataFrame, facts: Sequence[tuple], combined: dict[str, Any]) -> None:
     """Add `L_combined_probability`, from the column `L_logit` and each row's cells of covariates,
     and `combined_reason`: why a row that was predicted has none."""
     names = [covariate["name"] for covariate in combined["covariates"]]
-    cells = zip(*[row or [""] * len(names) for row in facts], strict=True)
+    blank = ("",) * len(names)
+    cells = zip(*[row or blank for row in facts], strict=True)
     x_NF, why_N = encode(combined["covariates"], dict(zip(names, cells, strict=True)))
     for label, fit in combined["labels"].items():
         risk_N = expit(combined_logits(fit, table[f"{label}_logit"], x_NF))
         table[f"{label}_combined_probability"] = np.where(why_N == "", risk_N, np.nan)
+    why_N = np.where([bool(row) for row in facts], why_N, f"no columns {', '.join(names)}")
     table["combined_reason"] = np.where(table["reason"] == "", why_N, "")
