@@ -89,11 +89,21 @@ def encode(covariates: Sequence[dict], values: Mapping[str, Any]) -> tuple[pd.Da
     return pd.DataFrame(columns, dtype=np.float64), why_N
 
 
-def combined_logits(fit: Mapping[str, Any], logit_N: Any, x_NF: pd.DataFrame) -> FloatArray:
-    """Log-odds of a fit of `combine_label`, from the network's logits and `encode`'s columns."""
-    mean_F, sd_F = (np.array([term[key] for term in fit["terms"]]) for key in ("mean", "sd"))
-    z_NF = (np.column_stack([logit_N, x_NF]) - mean_F) / sd_F
-    return np.asarray(fit["intercept"] + z_NF @ [term["per_sd"]["value"] for term in fit["terms"]])
+def add_combined(table: pd.DataFrame, facts: Sequence[tuple], combined: dict[str, Any]) -> None:
+    """Add to a table of risks `L_combined_probability`, from `L_logit` and each row's cells of
+    covariates (() if there are none), and `combined_reason`: why a predicted row has none."""
+    names = [covariate["name"] for covariate in combined["covariates"]]
+    cells = zip(*[row or ("",) * len(names) for row in facts], strict=True)
+    x_NF, why_N = encode(combined["covariates"], dict(zip(names, cells, strict=True)))
+    why_N = np.where([bool(row) for row in facts], why_N, f"no columns {', '.join(names)}")
+    for label, fit in combined["labels"].items():
+        terms = pd.json_normalize(fit["terms"])
+        z_NF = (np.c_[table[f"{label}_logit"], x_NF] - terms["mean"].to_numpy()) / terms[
+            "sd"
+        ].to_numpy()
+        risk_N = expit(fit["intercept"] + z_NF @ terms["per_sd.value"])
+        table[f"{label}_combined_probability"] = np.where(why_N == "", risk_N, np.nan)
+    table["combined_reason"] = np.where(table["reason"] == "", why_N, "")
 
 
 def combine_label(

@@ -7,20 +7,9 @@ the gain to report is that on the test split, which the record has once the test
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from scipy.special import expit
-
 from hpc_ecg.cohort.table import WEIGHT_PREFIX
 from hpc_ecg.config.suggestions import did_you_mean
-from hpc_ecg.evaluation.covariates import (
-    COMBINE,
-    combine_label,
-    combined_logits,
-    encode,
-    learn_covariate,
-    read_combined,
-)
+from hpc_ecg.evaluation.covariates import COMBINE, combine_label, learn_covariate, read_combined
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import write_record
@@ -69,17 +58,3 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
     files = [*files, resolve_file(folder.best)]
     write_record(path, content | {"status": status, "fixed": fixed}, files)
     return read_combined(folder.path)
-
-
-def add_combined(table: pd.DataFrame, facts: Sequence[tuple], combined: dict[str, Any]) -> None:
-    """Add `L_combined_probability`, from the column `L_logit` and each row's cells of covariates,
-    and `combined_reason`: why a row that was predicted has none."""
-    names = [covariate["name"] for covariate in combined["covariates"]]
-    blank = ("",) * len(names)
-    cells = zip(*[row or blank for row in facts], strict=True)
-    x_NF, why_N = encode(combined["covariates"], dict(zip(names, cells, strict=True)))
-    for label, fit in combined["labels"].items():
-        risk_N = expit(combined_logits(fit, table[f"{label}_logit"], x_NF))
-        table[f"{label}_combined_probability"] = np.where(why_N == "", risk_N, np.nan)
-    why_N = np.where([bool(row) for row in facts], why_N, f"no columns {', '.join(names)}")
-    table["combined_reason"] = np.where(table["reason"] == "", why_N, "")

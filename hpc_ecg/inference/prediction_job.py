@@ -20,7 +20,7 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.inference.combine import add_combined
+from hpc_ecg.evaluation.covariates import add_combined
 from hpc_ecg.inference.decode import Decoded, decode
 from hpc_ecg.inference.forward import Forward, OnnxForward, TorchForward
 from hpc_ecg.inference.from_shards import decode_shards
