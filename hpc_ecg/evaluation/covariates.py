@@ -5,6 +5,10 @@ record that lacks one, or has what validation did not know, has no combined risk
 fit and scores; nothing is filled in. Ridge with the prior of Platt calibration: coefficients per SD
 have variance 1, the logit's too. Intervals of coefficients: patients drawn, fitted again. A gain is
 over the logit alone and over the covariates alone, each fitted likewise, so it is no calibration.
+
+tools/simulate_covariates.py (120 cohorts, 750 patients a split, 13–15 % positive; standard error 2
+points): intervals of three coefficients held 95–97 % with an effect, 93–97 % without; gain in test
+AUROC 0.048 with one, found in 84 %, and without one -0.003 (noise costs), claimed in 2 %.
 """
 
 # N records, F columns, R replicates, T thresholds
@@ -96,12 +100,11 @@ def add_combined(table: pd.DataFrame, facts: Sequence[tuple], combined: dict[str
     cells = zip(*[row or ("",) * len(names) for row in facts], strict=True)
     x_NF, why_N = encode(combined["covariates"], dict(zip(names, cells, strict=True)))
     why_N = np.where([bool(row) for row in facts], why_N, f"no columns {', '.join(names)}")
-    for label, fit in combined["labels"].items():
-        terms = pd.json_normalize(fit["terms"])
-        z_NF = (np.c_[table[f"{label}_logit"], x_NF] - terms["mean"].to_numpy()) / terms[
-            "sd"
-        ].to_numpy()
-        risk_N = expit(fit["intercept"] + z_NF @ terms["per_sd.value"])
+    for label in [name for name in combined["labels"] if f"{name}_logit" in table]:
+        fit, x_NC = combined["labels"][label], np.c_[table[f"{label}_logit"], x_NF]
+        terms = pd.json_normalize(fit["terms"])[["mean", "sd", "per_sd.value"]]
+        mean_C, sd_C, b_C = terms.to_numpy().T
+        risk_N = expit(fit["intercept"] + (x_NC - mean_C) / sd_C @ b_C)
         table[f"{label}_combined_probability"] = np.where(why_N == "", risk_N, np.nan)
     table["combined_reason"] = np.where(table["reason"] == "", why_N, "")
 
@@ -186,8 +189,9 @@ def _compare(split: str, sample: LabelSample, logits: Mapping, risk_at: Mapping)
     t_T, few, scored = np.array([*risk_at.values()]), sample.patients_in_smaller_class(), {}
     for name, logit_N in logits.items():
         new = replace(sample, logits_N=logit_N, probabilities_N=expit(logit_N))
-        value, value_R = recalibration(new)
-        value, value_R = new.rankings() | new.losses() | value, new.replicates() | value_R
+        value, value_R = new.rankings() | new.losses(), new.replicates()
+        line, line_R = recalibration(new)
+        value, value_R = value | line, value_R | line_R
         worth_NT = np.where(new.labels_N[:, None] == 1, 1.0, -t_T / (1 - t_T))
         worth_NT = np.c_[worth_NT * (new.probabilities_N[:, None] >= t_T), np.ones(len(new))]
         sums_TR, sum_T = new.sum_replicates(worth_NT).T, new.weights_N @ worth_NT
