@@ -106,8 +106,8 @@ def write_comparison(
         figures[f"risk{end}"] = draw_risks(rows, f"risk{end}")
     more["errors"], error_page = describe_errors(comparison, settings, allow_pipe)
     found = {m.run.name: read_combined(m.run.folder.path) for m in comparison.selected}
-    if any(found.values()):
-        more["combined"] = {name: record for name, record in found.items() if record}
+    if combined := {name: record for name, record in found.items() if record}:
+        more["combined"] = combined
     more["checklist"] = fill_checklists(comparison, flow)
     tables = build_tables(comparison, curves, learning, flow, tuning, more)
     paths = ReportPaths(

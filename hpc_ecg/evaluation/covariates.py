@@ -152,7 +152,10 @@ def combine_label(
 def read_combined(run: Path) -> dict[str, Any]:
     """The record in a run's folder, {} without one. ValueError: it, or its source, has changed."""
     path = run / COMBINE
-    return check_combined(path, read_record(path)) if path.exists() and check_record(path) else {}
+    if not path.exists():
+        return {}
+    check_record(path)
+    return check_combined(path, read_record(path))
 
 
 def check_combined(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,17 +211,14 @@ def _compare(split: str, sample: LabelSample, logits: Mapping, risk_at: Mapping)
     return rows
 
 
-def _known(
-    predictions: Predictions, k: int, covariates: Sequence[dict]
-) -> tuple[LabelSample, pd.DataFrame]:
+def _known(split: Predictions, k: int, covariates: Sequence) -> tuple[LabelSample, pd.DataFrame]:
     """The records with label k and all covariates, and their columns, the logit first."""
-    x_NF, why_N = encode(covariates, predictions.groups)
-    rows = np.flatnonzero(has_label(predictions.label_NK[:, k]) & (why_N == ""))
+    x_NF, why_N = encode(covariates, split.groups)
+    rows = np.flatnonzero(has_label(split.label_NK[:, k]) & (why_N == ""))
     if not len(rows):
-        raise ValueError(f"{predictions.labels[k]}: no record has the label and all covariates")
-    known = predictions.rows(rows)
-    draws = draw_resamples(known.patient_N, REPLICATES, seed=0)
-    sample = LabelSample.from_predictions(known, k, draws)
+        raise ValueError(f"{split.labels[k]}: no record has the label and all covariates")
+    known = split.rows(rows)
+    sample = LabelSample.from_predictions(known, k, draw_resamples(known.patient_N, REPLICATES, 0))
     x_NF = x_NF.iloc[rows].set_axis(range(len(rows)))
     x_NF.insert(0, LOGIT, sample.logits_N)
     return sample, x_NF
