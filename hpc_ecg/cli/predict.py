@@ -113,10 +113,11 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
 
         if len(options.files) > 1:
             raise ValueError("a folder of shards is predicted without other files; give it alone")
-        shards, sources = open_all(options.files[0], model.signal, str(options.model))
+        about = str(options.model), model.covariates
+        shards, sources = open_all(options.files[0], model.signal, *about)
     else:
         names = options.signals, options.file, options.record
-        sources = find_sources(options.files, layout, *names)
+        sources = find_sources(options.files, layout, *names, model.covariates)
     logger.info(f"{len(sources)} recordings; {model.name}")
 
     from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files

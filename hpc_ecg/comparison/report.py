@@ -43,6 +43,7 @@ from hpc_ecg.comparison.verdict import (
     verdict_sentences,
 )
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.evaluation.covariates import read_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.hashing import read_record
 from hpc_ecg.reporting.escape import csv_text
@@ -104,6 +105,9 @@ def write_comparison(
         rows = [row for row in more["risk"] if row["label"] == label]
         figures[f"risk{end}"] = draw_risks(rows, f"risk{end}")
     more["errors"], error_page = describe_errors(comparison, settings, allow_pipe)
+    found = {m.run.name: read_combined(m.run.folder.path) for m in comparison.selected}
+    if combined := {name: record for name, record in found.items() if record}:
+        more["combined"] = combined
     more["checklist"] = fill_checklists(comparison, flow)
     tables = build_tables(comparison, curves, learning, flow, tuning, more)
     paths = ReportPaths(

@@ -70,11 +70,11 @@ class Predictor:
         With `workers` above 1 in a script, call it under `if __name__ == "__main__":`.
         ValueError: a name that leads to no recording.
         """
-        words = [files] if isinstance(files, str | Path) else list(files)
+        words = [str(w) for w in ([files] if isinstance(files, str | Path) else files)]
         layout = ArrayLayout(axes=axes, leads=tuple(leads), unit=unit, sample_rate_hz=rate_hz)
         job = PredictionJob(
             model=self._model,
-            sources=find_sources([str(word) for word in words], layout),
+            sources=find_sources(words, layout, covariates=self._model.covariates),
             recordings=Recordings(signals=Path(), layout=layout, signal=self._model.signal),
             out=self._folder / "risks.parquet",
             rate_hz=rate_hz,

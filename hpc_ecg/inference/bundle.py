@@ -20,6 +20,7 @@ from hpc_ecg.atomic_io import write_atomically, write_text
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.config.load import load_config
 from hpc_ecg.ecg.array_files import ArrayLayout
+from hpc_ecg.evaluation.covariates import check_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
@@ -87,6 +88,7 @@ def open_bundle(path: Path) -> ModelSource:
         config=load_config(
             FinetuneConfig, [], [f"run_dir={path}", f"data.shards={path}", *settings]
         ),
+        combined=check_combined(record, content["combined"]) if content.get("combined") else {},
         points={label: _points(record, content["thresholds"], label, labels) for label in labels},
     )
 
@@ -158,6 +160,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "thresholds": model.points,
         "calibration": read_optional(runs[0].best / "calibration.json") if len(runs) == 1 else {},
         "risks_by_outcome": _risks_by_outcome(model, runs),
+        "combined": model.combined,
         "audit": [read_audit(run.path) for run in runs],
         "test": _test_of(runs[0]) if len(runs) == 1 else {},
         "provenance": {

@@ -13,6 +13,7 @@ import numpy as np
 from hpc_ecg.comparison.selected import validation_score
 from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.evaluation.covariates import read_combined
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.evaluation.scores import fit_operating_points
 from hpc_ecg.evaluation.thresholds import points_by_method
@@ -42,12 +43,18 @@ class ModelSource:
     """Of the run; the defaults for a file."""
     points: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Thresholds by label and method, fitted on validation."""
+    combined: dict[str, Any] = field(default_factory=dict)
+    """What `combine` fitted; {} if it was not called."""
     layer: int | None = None
     """If set, the features of this encoder layer are asked for (0: before the first), not risks."""
 
     @property
     def is_regression(self) -> bool:
         return self.config.data.task == "regression"
+
+    @property
+    def covariates(self) -> list[str]:
+        return [covariate["name"] for covariate in self.combined.get("covariates", [])]
 
     def digests(self) -> list[str]:
         return [sha256_of(file) for file in self.files]
@@ -87,7 +94,7 @@ def with_features(model: ModelSource, layer: int | None) -> ModelSource:
     layers = read_checkpoint(model.files[0]).architecture.encoder_layers
     if layer is not None and not 0 <= layer <= layers:
         raise ValueError(f"--layer must be from 0 to {layers} for this model, got {layer}")
-    return replace(model, layer=layers if layer is None else layer, points={})
+    return replace(model, layer=layers if layer is None else layer, points={}, combined={})
 
 
 def _runs_of(sweep: Path, strategy: str | None) -> list[RunFolder]:
@@ -126,9 +133,10 @@ def _from_runs(runs: Sequence[RunFolder], name: str) -> ModelSource:
         stored = read_record(path) if path.exists() else None
         points = {label: points_by_method(stored, label, labels) for label in labels}
     files = [resolve_file(run.best) for run in runs]
-    return ModelSource(
+    model = ModelSource(
         name=name, files=files, labels=labels, signal=signal, config=config, points=points
     )
+    return replace(model, combined=read_combined(first.path)) if len(runs) == 1 else model
 
 
 def _points_of_ensemble(runs: Sequence[RunFolder]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.evaluation.covariates import add_combined
 from hpc_ecg.inference.decode import Decoded, decode
 from hpc_ecg.inference.forward import Forward, OnnxForward, TorchForward
 from hpc_ecg.inference.from_shards import decode_shards
@@ -78,7 +79,8 @@ class PredictionJob:
             self.model.points,
             [self.model.labels, self.model.layer],
             asdict(self.recordings),
-            [(str(source.folder.absolute()), source.file) for source in self.sources],
+            [(str(s.folder.absolute()), s.file, s.facts) for s in self.sources],
+            self.model.combined,
             self.shards and self.shards.shards.index_sha256,
             [self.rate_hz, self.batch_size, self.model.config.engine.precision],
         ]
@@ -243,4 +245,6 @@ def _write_part(job: PredictionJob, part: int, rows: list[dict]) -> None:
     table = pd.DataFrame(rows, columns=[*names, "reason", "message"])
     for name in columns_of(job.model) if job.model.layer is None else []:
         table[name] = table[name].astype(np.float64)
+    if job.model.combined:
+        add_combined(table, [job.sources[n].facts for n in table["source"]], job.model.combined)
     write_atomically(job.part(part), table.to_parquet, about_people=True)
