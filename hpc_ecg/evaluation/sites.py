@@ -14,7 +14,7 @@ usual t 83-100 %. One or two sites cannot tell how much sites differ: AUROCs the
 Stat Med 44:e70011), as a log-normal prior.
 """
 
-# N records, k sites, T and J variances between sites, P patients, V columns
+# N records, S seeds, k sites, T and J variances between sites, P patients, V columns
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,6 +61,22 @@ def site_values(
     share_N1 = (label_N / observed - probability_N / expected)[:, None]
     ratio = float(observed / expected), float(_clustered(share_N1, patient_N)[0, 0])
     return values | {"observed_expected": ratio}
+
+
+def mean_over_seeds(
+    found: Sequence[dict[str, tuple[float, float]]],
+) -> dict[str, tuple[float, float]]:
+    """The mean over models of several seeds, by measure that all have, from their `site_values`.
+    The variance is the mean of theirs, as if one patient moved all alike, and that between seeds.
+    """
+    means = {}
+    for measure in [m for m in found[0] if all(m in values for values in found)]:
+        forward, back = SCALES[measure]
+        value_S, variance_S = np.array([values[measure] for values in found]).T
+        value_S = np.array([forward(value) for value in value_S])
+        between = value_S.var(ddof=1) / len(value_S) if len(value_S) > 1 else 0.0
+        means[measure] = float(back(value_S.mean())), float(variance_S.mean() + between)
+    return means
 
 
 def site_interval(measure: str, value: float, variance: float) -> tuple[float, float]:
