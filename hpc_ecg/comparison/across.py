@@ -54,7 +54,10 @@ def write_left_out_sites(
 ) -> Path:
     """Summarize each strategy over the sites that were left out, as the mean over its seeds, and
     write the page into the sweep's report/; returns its path. ValueError as `write_across`."""
-    _check_folder(sweep_dir / "report")
+    out = sweep_dir / "report"
+    if out.is_symlink():
+        raise ValueError(f"{out} is a link: nothing is replaced in the folder that it leads to")
+    _check_folder(out)
     sites: dict[str, dict[str, list[Predictions]]] = {run.base: {} for run in runs}
     for run in runs:
         sites[run.base].setdefault(run.varied[LEFT_OUT_SITE], []).append(run.test)
@@ -67,13 +70,11 @@ def write_left_out_sites(
     about = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])
     notes = [read_note(sweep_dir), about["text"], *(f"{p.name}: {p.reason}" for p in problems)]
     names = dict.fromkeys(name for tests in sites.values() for name in tests)
-    return _write(sweep_dir / "report", [*names], labels, [note for note in notes if note])
+    return _write(out, [*names], labels, [note for note in notes if note])
 
 
 def _check_folder(out: Path) -> None:
-    """ValueError if it is a link or holds files of others."""
-    if out.is_symlink():
-        raise ValueError(f"{out} is a link: nothing is replaced in the folder that it leads to")
+    """ValueError if it holds files of others."""
     is_ours = "sites" in read_optional(out / "across.json")
     for name in ("index.html", "across.csv", "across.json"):
         check_may_write(out / name, is_ours)

@@ -127,7 +127,7 @@ def with_each_site(sweep: Sweep) -> Sweep:
     ValueError without such a column, or with fewer than two sites.
     """
     config = sweep.config
-    if config.sites is None or LEFT_OUT_SITE in flatten(dict(config.grid)):
+    if config.sites == "together" or LEFT_OUT_SITE in flatten(dict(config.grid)):
         return sweep
     any_site = {LEFT_OUT_SITE: "any"}
     run = sweep.run_of(config.strategies[0], any_site, config.seeds[0], config.sweep_dir)

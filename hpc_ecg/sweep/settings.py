@@ -27,7 +27,7 @@ class SweepConfig:
     grid: dict[str, Any] = field(default_factory=dict)
     """Settings of a run and their values: {data.label_fraction: [0.01, 0.1, 1]}; each strategy runs
     with each combination of values, as a separate arm."""
-    sites: str | None = setting(None, choices=("leave_one_out",))
+    sites: str = setting("together", choices=("together", "leave_one_out"))
     """leave_one_out = each strategy runs once for each site of the cohort, which is left out of
     training and validation and tested on; `report` then says what to expect at a new site. Sites
     are those of run.data.site_column, or those given as grid.data.left_out_site=[…]."""
@@ -76,7 +76,7 @@ class SweepConfig:
 
     def _check_sites(self) -> None:
         axes = axes_of("grid", self.grid)
-        if not (self.sites or LEFT_OUT_SITE in axes):
+        if self.sites == "together" and LEFT_OUT_SITE not in axes:
             return
         if self.tune or self.soup or axes.keys() - {LEFT_OUT_SITE}:
             text = (

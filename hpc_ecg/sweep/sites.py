@@ -33,21 +33,19 @@ def check_left_out_site(shards: ShardSet, labels: list[str], data: DataConfig) -
         return
     if data.task == "regression":
         raise ValueError("data.left_out_site needs yes/no labels, not data.task=regression")
-    site = f"data.left_out_site={data.left_out_site}"
-    for split, place in (("test", "at this site"), ("valid", "in validation without this site")):
+    keep = f"keep it in training, with the others as grid.{LEFT_OUT_SITE}=[…]"
+    places = {"test": ("at this site", keep)}
+    places["valid"] = "in validation without this site", "make shards with more for validation"
+    for split, (place, remedy) in places.items():
         rows = shards.index[shards.index["split"] == split]
-        columns = {label: rows[LABEL_PREFIX + label].to_numpy(float) for label in labels}
-        patient_N = rows["patient"].to_numpy()
-        few = {
-            label: events.scarce(events.count_events(label_N, patient_N), events.MIN_EVENTS)
-            for label, label_N in columns.items()
-        }
+        patient_N, few = rows["patient"].to_numpy(), {}
+        for label in labels:
+            counts = events.count_events(rows[LABEL_PREFIX + label].to_numpy(float), patient_N)
+            few[label] = events.scarce(counts, events.MIN_EVENTS)
         if all(few.values()):
             found = "; ".join(f"{label}: {text}" for label, text in [*few.items()][:3])
-            raise ValueError(
-                f"{site}: {found} {place}; {events.MIN_EVENTS} with each outcome are needed: keep "
-                f"it in training, with the other sites as grid.{LEFT_OUT_SITE}=[…]"
-            )
+            needs = f"{events.MIN_EVENTS} with each outcome are needed: {remedy}"
+            raise ValueError(f"data.left_out_site={data.left_out_site}: {found} {place}; {needs}")
 
 
 def describe_design(config: SweepConfig) -> dict[str, Any]:
