@@ -24,7 +24,7 @@ from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.sweep.folder import expected_cells
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import _write_sweep, prepare_sweep
-from hpc_ecg.sweep.sites import describe_design
+from hpc_ecg.sweep.left_out_sites import describe_design
 
 KEYS = ("patient", "site", "split")
 

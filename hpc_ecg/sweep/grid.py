@@ -20,8 +20,8 @@ from hpc_ecg.config.paths import resolve_paths
 from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.sweep.arms import LEFT_OUT_SITE, SET_BY_SWEEP, Arm, arms_of
 from hpc_ecg.sweep.folder import read_optional
+from hpc_ecg.sweep.left_out_sites import sites_of
 from hpc_ecg.sweep.settings import SweepConfig
-from hpc_ecg.sweep.sites import sites_of
 from hpc_ecg.training.environment import base_folders
 from hpc_ecg.training.open_run import with_start
 from hpc_ecg.training.settings import FinetuneConfig

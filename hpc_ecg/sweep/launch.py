@@ -24,9 +24,9 @@ from hpc_ecg.safe_reading import read_settings_file
 from hpc_ecg.sweep.arms import axes_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Cell, Sweep
+from hpc_ecg.sweep.left_out_sites import check_left_out_site
 from hpc_ecg.sweep.local_runs import run_tasks_locally, share_cores, visible_gpus
 from hpc_ecg.sweep.protocol import lock_protocol, note_predictions, open_test
-from hpc_ecg.sweep.sites import check_left_out_site
 from hpc_ecg.sweep.slurm_runs import run_tasks_on_slurm
 from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.submissions import submission_lock

@@ -34,9 +34,9 @@ def check_left_out_site(shards: ShardSet, labels: list[str], data: DataConfig) -
     if data.task == "regression":
         raise ValueError("data.left_out_site needs yes/no labels, not data.task=regression")
     keep = f"keep it in training, with the others as grid.{LEFT_OUT_SITE}=[…]"
-    places = {"test": ("at this site", keep)}
-    places["valid"] = "in validation without this site", "make shards with more for validation"
-    for split, (place, remedy) in places.items():
+    advice = {"test": ("at this site", keep)}
+    advice["valid"] = "in validation without this site", "make shards with more for validation"
+    for split, (place, remedy) in advice.items():
         rows = shards.index[shards.index["split"] == split]
         patient_N, few = rows["patient"].to_numpy(), {}
         for label in labels:
