@@ -14,6 +14,7 @@ from test_sweep import words_of_sweep
 
 from hpc_ecg.cli import main
 from hpc_ecg.comparison.compare import compare
+from hpc_ecg.comparison.flow import read_flow
 from hpc_ecg.data.dataset import open_shards
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.views import leave_out_site
@@ -111,6 +112,11 @@ def test_each_strategy_runs_without_each_site_in_turn(sited, tmp_path, few_event
     index = open_shards(sweep.cells[2].run.data)[0].index
     assert set(index[column][index["split"] == "test"]) == {"Süd/2"}
     assert set(index[column][index["split"].isin(["train", "valid"])]) == {"North"}
+    data = {"shards": str(folder), "left_out_site": "Süd/2", "site_column": column}
+    flow = read_flow({f"data.{key}": value for key, value in data.items()})
+    assert [s["records"] for s in flow.splits] == [
+        int((index["split"] == s["split"]).sum()) for s in flow.splits
+    ]
     assert describe_design(sweep.config)["left_out_sites"]["sites"] == ["North", "Süd/2"]
     _write_sweep(tmp_path / "sweep", sweep)
     assert expected_cells(tmp_path / "sweep") == [(n, k) for n in names for k in (0, 1)]

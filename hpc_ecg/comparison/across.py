@@ -1,8 +1,7 @@
 """What to expect at the next site: one model at several sites (`hpc-ecg report --across`), or the
 strategies of a sweep that leaves out one site at a time (`hpc-ecg report SWEEP`).
 
-In: folders of evaluations (`hpc-ecg evaluate --out`), or runs. Out: index.html, across.json and
-across.csv.
+In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json and across.csv.
 """
 
 from collections.abc import Sequence
@@ -69,8 +68,8 @@ def write_left_out_sites(
     margin = locked_content(protocol)["margin"] if (protocol := read_protocol(sweep_dir)) else 0.0
     about = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])
     notes = [read_note(sweep_dir), about["text"], *(f"{p.name}: {p.reason}" for p in problems)]
-    names = dict.fromkeys(name for tests in sites.values() for name in tests)
-    return _write(out, [*names], labels, [note for note in notes if note])
+    names = [*dict.fromkeys(name for tests in sites.values() for name in tests)]
+    return _write(out, names, labels, [note for note in notes if note])
 
 
 def _check_folder(out: Path) -> None:
@@ -124,12 +123,8 @@ def _summarize(sites: dict[str, list[Predictions]], k: int, least: int = 0) -> d
         table.append({"site": name} | count_label(label_N, patient_N))
         if least and scarce(count_events(label_N, patient_N), least):
             continue
-        both = [
-            (m.logit_NK[known_N, k], m.probability_NK[known_N, k])
-            for m in models
-            if m.probability_NK is not None
-        ]
         try:
+            both = [(m.logit_NK[known_N, k], m.probability_NK[known_N, k]) for m in models]  # type: ignore[index]
             found = mean_over_seeds([site_values(label_N, *pair, patient_N) for pair in both])
         except ValueError as error:
             raise ValueError(f"{name}, {models[0].labels[k]}: {error}") from None

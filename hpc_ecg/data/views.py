@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,18 @@ from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
 
 logger = logging.getLogger("hpc_ecg")
+
+
+SPLIT_SETTINGS = ("fold", "repeat", "left_out_site", "site_column")
+
+
+def choose_splits(
+    index: pd.DataFrame, fold: Any, repeat: Any, left_out_site: Any, site_column: Any
+) -> pd.DataFrame:
+    """The splits that a run's SPLIT_SETTINGS choose; by default those of the index."""
+    if fold is not None:
+        return choose_fold(index, fold, repeat or 0)
+    return index if left_out_site is None else leave_out_site(index, left_out_site, site_column)
 
 
 def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:

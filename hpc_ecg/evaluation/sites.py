@@ -34,6 +34,7 @@ SCALES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "observed_expected": (np.log, np.exp),
 }
 """To the scale on which a measure is summarized, and back."""
+Values = dict[str, tuple[float, float]]
 OF_PRIOR, NUM_QUANTILES = 2, 200
 """The most sites whose spread is the prior's; quantiles that stand for a distribution."""
 MIDDLES_J = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
@@ -43,7 +44,7 @@ PRIOR_J = stats.lognorm.ppf(MIDDLES_J, SHAPE, scale=0.055 * np.exp(-(SHAPE**2) /
 
 def site_values(
     label_N: FloatArray, logit_N: FloatArray, probability_N: FloatArray, patient_N: NDArray
-) -> dict[str, tuple[float, float]]:
+) -> Values:
     """By measure: its value, and its variance on the measure's scale. A measure that has none is
     left out: AUROC 1, or a slope where the classes are apart. ValueError: see `delong`."""
     auroc_M, covariance_MM = delong(label_N, logit_N[None], patient_N)
@@ -63,9 +64,7 @@ def site_values(
     return values | {"observed_expected": ratio}
 
 
-def mean_over_seeds(
-    found: Sequence[dict[str, tuple[float, float]]],
-) -> dict[str, tuple[float, float]]:
+def mean_over_seeds(found: Sequence[Values]) -> Values:
     """The mean over models of several seeds, by measure that all have, from their `site_values`.
     The variance is the mean of theirs, as if one patient moved all alike, and that between seeds.
     """

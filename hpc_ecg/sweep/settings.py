@@ -76,10 +76,7 @@ class SweepConfig:
 
     def _check_sites(self) -> None:
         axes = axes_of("grid", self.grid)
-        if self.sites == "together" and LEFT_OUT_SITE not in axes:
-            return
-        if self.tune or self.soup or axes.keys() - {LEFT_OUT_SITE}:
-            text = (
-                "sites are left out of runs with given settings, without tune, soup or other grid"
-            )
+        is_by_site = self.sites != "together" or LEFT_OUT_SITE in axes
+        if is_by_site and (self.tune or self.soup or axes.keys() - {LEFT_OUT_SITE}):
+            text = "sites are left out without tune, soup or other grid"
             raise ValueError(f"{text}; write each setting to compare as a strategy's file")
