@@ -21,6 +21,7 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_json, write_text
 from hpc_ecg.cohort.flow_diagram import flow_svg
+from hpc_ecg.comparison.abstention import describe_abstention
 from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import fill_checklists, read_checklists
 from hpc_ecg.comparison.compare import compare
@@ -52,11 +53,18 @@ from hpc_ecg.training.open_run import read_resolved_settings
 
 TABLES: tuple[str, ...] = ("table", "seeds", "pairs", "labels", "pairs_by_label", "baselines")
 TABLES += ("non_inferiority", "delong", "flow", "cohort", "chosen", "thresholds", "subgroups")
-TABLES += ("calibration_bins", "risk", "periods", "errors", "checklist")
+TABLES += ("calibration_bins", "risk", "periods", "errors", "checklist", "abstention")
 TABLES += ("curves", "learning", "runs", "tuning", "cost")
 FIGURES: tuple[str, ...] = ("strategies.svg", "differences.svg", "efficiency.svg", "loss.svg")
 FIGURES += ("validation.svg", "roc*.svg", "precision_recall*.svg", "calibration*.svg")
-FIGURES += ("decision*.svg", "subgroups*.svg", "references.svg", "flow.svg", "risk*.svg")
+FIGURES += (
+    "decision*.svg",
+    "subgroups*.svg",
+    "references.svg",
+    "flow.svg",
+    "risk*.svg",
+    "abstention*.svg",
+)
 """What reports of any sweep are made of, to know an earlier one's files from the user's."""
 
 
@@ -99,10 +107,12 @@ def write_comparison(
     if not isinstance(flow, str) and flow.on_censoring:
         comparison = replace(comparison, warnings=[*comparison.warnings, flow.on_censoring + "."])
     tuning = read_tuning(sweep_dir)
-    more = describe_risks(comparison, curves)
-    for label, end in labels_with_curves(comparison).items():
+    more, drawn = describe_risks(comparison, curves), labels_with_curves(comparison)
+    for label, end in drawn.items():
         rows = [row for row in more["risk"] if row["label"] == label]
         figures[f"risk{end}"] = draw_risks(rows, f"risk{end}")
+    more["abstention"], abstention_figures = describe_abstention(comparison, drawn)
+    figures |= abstention_figures
     more["errors"], error_page = describe_errors(comparison, settings, allow_pipe)
     more["checklist"] = fill_checklists(comparison, flow)
     tables = build_tables(comparison, curves, learning, flow, tuning, more)
