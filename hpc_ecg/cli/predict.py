@@ -13,20 +13,18 @@ LAYOUT = ("rate", "axes", "leads", "unit")
 
 
 def add_predict(verbs: Verbs) -> None:
-    # As for evaluate: options may stand between MODEL and FILES.
-    predict = verbs.add_parser(
-        "predict", help="risks of recordings without labels", add_help=False, prefix_chars="\0"
-    )
-    predict.add_argument("arguments", nargs="*")
-    predict.set_defaults(verb=_predict)
+    _add(verbs, "predict", "risks of recordings without labels")
 
 
 def add_embed(verbs: Verbs) -> None:
-    embed = verbs.add_parser(
-        "embed", help="features of recordings", add_help=False, prefix_chars="\0"
-    )
-    embed.add_argument("arguments", nargs="*")
-    embed.set_defaults(verb=_embed)
+    _add(verbs, "embed", "features of recordings")
+
+
+def _add(verbs: Verbs, verb: str, text: str) -> None:
+    # As for evaluate: options may stand between MODEL and FILES.
+    parser = verbs.add_parser(verb, help=text, add_help=False, prefix_chars="\0")
+    parser.add_argument("arguments", nargs="*")
+    parser.set_defaults(verb=lambda command: run(verb, command.arguments))
 
 
 def _parser(verb: str) -> Parser:
@@ -42,12 +40,20 @@ def _parser(verb: str) -> Parser:
     )
     predict.add_argument("--out", type=Path, metavar="FILE", help=".csv or .parquet")
     predict.add_argument("--force", action="store_true", help="replace FILE")
-    predict.set_defaults(self_test=False, ensemble=False, layer=None)
+    predict.set_defaults(self_test=False, ensemble=False, layer=None, slurm=None)
+    predict.set_defaults(abstain=None, fit_abstention=False)
     which = predict.add_argument_group("of a sweep")
     which.add_argument("--strategy", metavar="NAME")
     if verb == "predict":
         which.add_argument("--ensemble", action="store_true", help="all seeds, not the best one")
         predict.add_argument("--self-test", action="store_true", help="of a bundle: is all well?")
+        doubt = predict.add_argument_group("when not to rely on a risk (column abstained)")
+        doubt.add_argument(
+            "--abstain", nargs="?", const="0.9", metavar="SHARE", help="kept of validation: 0.9"
+        )
+        doubt.add_argument(
+            "--fit-abstention", action="store_true", help="learn it from a run's own shards first"
+        )
     else:
         predict.add_argument("--layer", type=int, metavar="N", help="0 to the last, the default")
     table = predict.add_argument_group("tables")
@@ -63,15 +69,9 @@ def _parser(verb: str) -> Parser:
     return predict
 
 
-def _predict(command: argparse.Namespace) -> int:
-    return _run(_parser("predict").parse_intermixed_args(command.arguments), is_embedding=False)
-
-
-def _embed(command: argparse.Namespace) -> int:
-    return _run(_parser("embed").parse_intermixed_args(command.arguments), is_embedding=True)
-
-
-def _run(options: argparse.Namespace, is_embedding: bool) -> int:
+def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> int:
+    """Predict or embed; `share`: which process of how many this is, unless the ranks say it."""
+    options, is_embedding = _parser(verb).parse_intermixed_args(words), verb == "embed"
     from hpc_ecg.atomic_io import check_may_write
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import logger, say, start_logging
@@ -80,13 +80,15 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     start_logging(ranks.rank)
     if options.self_test:
         return _self_test(options)
+    if options.fit_abstention:
+        return _fit_abstention(options, ranks.rank)
     if not options.files or options.out is None:
         raise ValueError("give FILES and --out FILE (or, for a bundle, --self-test)")
     out = options.out
     endings = (".parquet",) if is_embedding else (".csv", ".parquet")
     if out.suffix not in endings:
         raise ValueError(f"--out {out}: the ending must be {' or '.join(endings)}")
-    share = share_of(ranks.rank, ranks.world_size)
+    share = share or share_of(ranks.rank, ranks.world_size)
     # a task that starts late may find what the others have written; the first one decides
     check_may_write(out, replace=options.force or share[0] > 0, option="--out")
     for name in ("workers", "batch_size"):
@@ -95,6 +97,7 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     rate_hz = _rate_of(options.rate)
     layout = layout_of(options, rate_hz)
 
+    from hpc_ecg.inference.abstain import with_abstention
     from hpc_ecg.inference.api import open_source
     from hpc_ecg.inference.model_source import with_features
     from hpc_ecg.inference.sources import find_sources, is_shards, is_table
@@ -108,6 +111,7 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     strategy, ensemble = options.strategy, options.ensemble
     model, shards = open_source(options.model, strategy, ensemble, not is_embedding), None
     model = with_features(model, options.layer) if is_embedding else model
+    model = with_abstention(model, options.abstain) if options.abstain else model
     if has_shards:
         from hpc_ecg.inference.from_shards import open_all
 
@@ -161,6 +165,16 @@ def _self_test(options: argparse.Namespace) -> int:
     model = open_bundle(options.model)
     with load_forward(model, options.model) as forward:
         say(self_test(model, options.model, forward))
+    return 0
+
+
+def _fit_abstention(options: argparse.Namespace, rank: int) -> int:
+    from hpc_ecg.inference.abstain import fit_abstention
+    from hpc_ecg.log import say
+
+    fit_abstention(str(options.model))
+    if rank == 0:
+        say(f"written: {options.model}/abstention.json; the report shows what it gains")
     return 0
 
 

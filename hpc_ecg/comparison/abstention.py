@@ -4,7 +4,7 @@ Several seeds are an ensemble, and disagree on some records. A single run is far
 on some, which `predict RUN --fit-abstention` has measured.
 """
 
-# N records, M members of the ensemble
+# M members of the ensemble
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +13,7 @@ import numpy as np
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.model_tables import Rows, flatten
-from hpc_ecg.comparison.reference_models import average_seeds, mean_prediction
-from hpc_ecg.comparison.results import RunResult
+from hpc_ecg.comparison.reference_models import mean_prediction
 from hpc_ecg.evaluation.abstention import curve_rows, fit_rule, spreads
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.evaluation.scores import fit_operating_points
@@ -32,41 +31,37 @@ def describe_abstention(
     best = comparison.selected[0].strategy
     runs = [run for run in comparison.runs if run.strategy == best]
     record = runs[0].folder.path / ABSTENTION
-    try:
-        if len(runs) > 1:
-            rows = _rows_of_ensemble(comparison, runs, labels)
-        elif record.exists():
-            check_record(record)
-            rows = read_record(record, {"curve": list, "score": str})["curve"]
-        else:
-            return f"measure it: hpc-ecg predict {record.parent} --fit-abstention", {}
-    except ValueError as error:
-        return str(error), {}
+    rows: Rows = []
+    if len(runs) > 1 and labels:
+        valid = [read_predictions(r.folder.predictions / "valid.parquet").sorted() for r in runs]
+        if rule := rule_of_ensemble(valid):
+            doubt_N = disagreement([run.test for run in runs])[rule["score"]]
+            test, points = (mean_prediction([r.test for r in runs]), mean_prediction(valid))
+            draws = comparison.replicates, comparison.seed
+            rows = curve_rows(test, labels, doubt_N, rule, fit_operating_points(points), *draws)
+    elif record.exists():
+        check_record(record)
+        rows = read_record(record, {"curve": list})["curve"]
+    else:
+        return f"measure it: hpc-ecg predict {record.parent} --fit-abstention", {}
     figures = {}
     for label, end in labels.items():
         known = [row for row in rows if row["label"] == label and "auroc" in row]
         if len(known) > 1:
             figures[f"abstention{end}"] = _draw(known, f"abstention{end}")
-    about = ("label", "score", "reason")
-    return [{n: row[n] for n in about if n in row} | flatten(row) for row in rows], figures
+    texts = ("label", "score", "reason")
+    table = [{n: row[n] for n in texts if n in row} | flatten(row) for row in rows]
+    return table or "no score of doubt tells the records apart", figures
+
+
+def disagreement(members: Sequence[Predictions]) -> dict[str, Any]:
+    """Scores of doubt [N] of members that predicted the same records."""
+    return spreads(np.stack([member.logit_NK for member in members], axis=1))
 
 
 def rule_of_ensemble(valid: Sequence[Predictions]) -> dict[str, Any]:
-    """From the seeds' predictions of validation. ValueError: they never disagree."""
-    doubts = spreads(np.stack([seed.logit_NK for seed in valid], axis=1))
-    return fit_rule(mean_prediction(list(valid)), doubts)
-
-
-def _rows_of_ensemble(
-    comparison: Comparison, runs: Sequence[RunResult], labels: Mapping[str, str]
-) -> Rows:
-    valid = [read_predictions(run.folder.predictions / "valid.parquet").sorted() for run in runs]
-    rule, test = rule_of_ensemble(valid), average_seeds(runs)[runs[0].strategy]
-    doubt_N = spreads(np.stack([run.test.logit_NK for run in runs], axis=1))[rule["score"]]
-    points = fit_operating_points(mean_prediction(valid))
-    draws = comparison.replicates, comparison.seed
-    rows = curve_rows(test, labels, doubt_N, rule, points, *draws)
-    return [{"score": rule["score"]} | row for row in rows]
+    """As `fit_rule`, from the members' predictions of validation."""
+    return fit_rule(mean_prediction(list(valid)), disagreement(valid))
 
 
 def _draw(rows: Rows, name: str) -> str:

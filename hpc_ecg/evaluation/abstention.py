@@ -15,14 +15,13 @@ from scipy.special import expit
 
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
-from hpc_ecg.evaluation.metrics import FloatArray, auroc, has_label, why_not_scorable
+from hpc_ecg.evaluation.metrics import FloatArray, has_label
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.evaluation.subgroups import score_level
 from hpc_ecg.evaluation.thresholds import YOUDEN, apply_operating_point
 
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Shares of the records that are kept, as the curve has them."""
 PERCENTS = np.arange(50, 100)
 """Of validation, that may be kept: the largest doubts would be single people's."""
 MAX_REPLICATES = 500
@@ -36,15 +35,16 @@ def spreads(logits_NMK: NDArray[Any]) -> dict[str, FloatArray]:
 
 
 def fit_rule(valid: Predictions, doubts: Mapping[str, FloatArray]) -> dict[str, Any]:
-    """The score, of those in `doubts` [N], whose kept records have the highest AUROC on validation
-    (mean over labels and `COVERAGES`), and its percentiles, from which `cut_of` takes a cut.
-    ValueError: no score tells records apart."""
-    kept = {name: _mean_auroc(valid, doubt_N) for name, doubt_N in doubts.items()}
-    score = max(kept, key=lambda name: kept[name])
-    if not np.ptp(doubts[score]) > 0:
-        raise ValueError("the doubt is the same for all of validation, and says nothing")
-    cuts = np.percentile(doubts[score], PERCENTS).tolist()
-    return {"score": score, "n": len(valid), "auroc_of_kept": kept, "percentiles": cuts}
+    """The score of `doubts` [N] whose kept records have the highest AUROC on validation (mean over
+    labels and `COVERAGES`), and its percentiles. {}: no score tells records apart."""
+    rules: dict[float, dict[str, Any]] = {}
+    for score, doubt_N in doubts.items():
+        rule = {"score": score, "percentiles": np.percentile(doubt_N, PERCENTS).tolist()}
+        rows = curve_rows(valid, valid.labels, doubt_N, rule, {}, 2)
+        known = [row["auroc"]["value"] for row in rows if "auroc" in row]
+        if np.ptp(doubt_N) > 0:
+            rules.setdefault(float(np.mean(known or [0.5])), rule)
+    return rules[max(rules)] if rules else {}
 
 
 def cut_of(rule: Mapping[str, Any], coverage: float) -> float:
@@ -61,11 +61,8 @@ def curve_rows(
     replicates: int = MAX_REPLICATES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """By label and coverage: performance on the records that the rule keeps, with intervals.
-
-    `points` are operating points by label and method. `auroc_gain` is the AUROC minus that of all
-    records, on the same draws of patients. Few patients: a `reason` instead.
-    """
+    """Performance on the records kept, by label and coverage, with intervals; `points` by label and
+    method. `auroc_gain`: minus that of all records, on the same draws of patients."""
     rows = []
     draws = draw_resamples(test.patient_N, min(replicates, MAX_REPLICATES), seed)
     for label in labels:
@@ -79,7 +76,8 @@ def curve_rows(
                 continue
             part = sample.take(kept_N)
             row, auroc_R = score_level(part)
-            row = {"label": label, "coverage": coverage, "kept": float(kept_N.mean())} | row
+            row |= {"label": label, "score": rule["score"], "coverage": coverage}
+            row["kept"] = float(kept_N.mean())
             if auroc_R is not None and whole_R is not None:
                 row |= metric_intervals(part.losses(), part.loss_replicates(), part)
                 at = apply_operating_point(part, points[label][YOUDEN]) if points.get(label) else {}
@@ -88,14 +86,3 @@ def curve_rows(
                 row["auroc_gain"] = bootstrap_interval(gain, auroc_R - whole_R, "difference")
             rows.append(row)
     return rows
-
-
-def _mean_auroc(valid: Predictions, doubt_N: FloatArray) -> float:
-    values = []
-    for coverage in COVERAGES[1:]:
-        kept = valid.rows(np.flatnonzero(doubt_N <= np.quantile(doubt_N, coverage)))
-        for label_N, logit_N in zip(kept.label_NK.T, kept.logit_NK.T, strict=True):
-            known_N = has_label(label_N)
-            if not why_not_scorable(label_N[known_N]):
-                values.append(auroc(label_N[known_N], logit_N[known_N]))
-    return float(np.mean(values)) if values else 0.5

@@ -76,7 +76,7 @@ class PredictionJob:
         inputs = [
             self.model.digests(),
             self.model.points,
-            [self.model.labels, self.model.layer],
+            [self.model.labels, self.model.layer, *[self.model.abstention] * self.model.abstains],
             asdict(self.recordings),
             [(str(source.folder.absolute()), source.file) for source in self.sources],
             self.shards and self.shards.shards.index_sha256,
