@@ -4,9 +4,13 @@ import argparse
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_ecg.cli.arrays import add_layout_options, layout_of
 from hpc_ecg.cli.parser import Parser, Verbs, check_effects
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SOME_REFUSED = 3
 LAYOUT = ("rate", "axes", "leads", "unit")
@@ -40,7 +44,7 @@ def _parser(verb: str) -> Parser:
     )
     predict.add_argument("--out", type=Path, metavar="FILE", help=".csv or .parquet")
     predict.add_argument("--force", action="store_true", help="replace FILE")
-    predict.set_defaults(self_test=False, ensemble=False, layer=None, slurm=None)
+    predict.set_defaults(self_test=False, ensemble=False, layer=None)
     predict.set_defaults(abstain=None, fit_abstention=False)
     which = predict.add_argument_group("of a sweep")
     which.add_argument("--strategy", metavar="NAME")
@@ -66,6 +70,9 @@ def _parser(verb: str) -> Parser:
     work = predict.add_argument_group("work")
     work.add_argument("--batch-size", type=int, metavar="N", help="default: the run's")
     work.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
+    work.add_argument(
+        "--slurm", metavar="KEY=VALUE,…", help="a Slurm array: jobs=8,gpus_per_node=1,time=60"
+    )
     return predict
 
 
@@ -88,6 +95,11 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
     endings = (".parquet",) if is_embedding else (".csv", ".parquet")
     if out.suffix not in endings:
         raise ValueError(f"--out {out}: the ending must be {' or '.join(endings)}")
+    slurm = None
+    if options.slurm and not share:
+        from hpc_ecg.shards.sharding_plan import parse_slurm
+
+        slurm = parse_slurm(options.slurm)
     share = share or share_of(ranks.rank, ranks.world_size)
     # a task that starts late may find what the others have written; the first one decides
     check_may_write(out, replace=options.force or share[0] > 0, option="--out")
@@ -144,8 +156,14 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
         workers=options.workers,
         share=share,
     )
-    with load_forward(model, out.parent) as forward:
-        table = predict_files(job, forward)
+    table: pd.DataFrame | None
+    if slurm:
+        from hpc_ecg.inference.on_slurm import predict_on_slurm
+
+        table = predict_on_slurm(job, slurm, run_share, verb, words)
+    else:
+        with load_forward(model, out.parent) as forward:
+            table = predict_files(job, forward)
     if table is None:
         return 0  # the process that ends last joins the parts
     say(*describe_outcome(table, out))
@@ -153,6 +171,13 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
         return 0  # torchrun and srun take any other code for a failure
     num_refused = int((table["reason"] != "").sum())
     return 0 if not num_refused else 2 if num_refused == len(table) else SOME_REFUSED
+
+
+def run_share(verb: str, words: list[str], task: int, count: int) -> None:
+    """The share of one task of an array, with a worker for each of its CPUs unless `words` differ.
+    What may be replaced was decided when the array was submitted."""
+    workers = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+    run(verb, ["--workers", workers, "--force", *words], (task, count))
 
 
 def _self_test(options: argparse.Namespace) -> int:
