@@ -79,7 +79,6 @@ def _parser(verb: str) -> Parser:
 def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> int:
     """Predict or embed; `share`: which process of how many this is, unless the ranks say it."""
     options, is_embedding = _parser(verb).parse_intermixed_args(words), verb == "embed"
-    from hpc_ecg.atomic_io import check_may_write
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import logger, say, start_logging
 
@@ -89,23 +88,13 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
         return _self_test(options)
     if options.fit_abstention:
         return _fit_abstention(options, ranks.rank)
-    if not options.files or options.out is None:
-        raise ValueError("give FILES and --out FILE (or, for a bundle, --self-test)")
-    out = options.out
-    endings = (".parquet",) if is_embedding else (".csv", ".parquet")
-    if out.suffix not in endings:
-        raise ValueError(f"--out {out}: the ending must be {' or '.join(endings)}")
-    slurm = None
+    out, slurm = options.out, None
     if options.slurm and not share:
         from hpc_ecg.shards.sharding_plan import parse_slurm
 
         slurm = parse_slurm(options.slurm)
     share = share or share_of(ranks.rank, ranks.world_size)
-    # a task that starts late may find what the others have written; the first one decides
-    check_may_write(out, replace=options.force or share[0] > 0, option="--out")
-    for name in ("workers", "batch_size"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    _check(options, is_embedding, is_first=share[0] == 0)
     rate_hz = _rate_of(options.rate)
     layout = layout_of(options, rate_hz)
 
@@ -171,6 +160,30 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
         return 0  # torchrun and srun take any other code for a failure
     num_refused = int((table["reason"] != "").sum())
     return 0 if not num_refused else 2 if num_refused == len(table) else SOME_REFUSED
+
+
+def _check(options: argparse.Namespace, is_embedding: bool, is_first: bool) -> None:
+    """ValueError for what can be known before torch is imported, which takes seconds."""
+    from hpc_ecg.atomic_io import check_may_write
+    from hpc_ecg.training.open_run import finished_run
+    from hpc_ecg.training.run_folder import RunFolder
+    from hpc_ecg.weights.reading import resolve_file
+
+    if not options.files or options.out is None:
+        raise ValueError("give FILES and --out FILE (or, for a bundle, --self-test)")
+    endings = (".parquet",) if is_embedding else (".csv", ".parquet")
+    if options.out.suffix not in endings:
+        raise ValueError(f"--out {options.out}: the ending must be {' or '.join(endings)}")
+    # a task that starts late may find what the others have written; the first one decides
+    check_may_write(options.out, replace=options.force or not is_first, option="--out")
+    for name in ("workers", "batch_size"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    run = RunFolder(options.model)
+    if not options.model.exists():
+        resolve_file(options.model)
+    elif run.config.exists() and not run.is_finished():
+        finished_run(str(options.model))
 
 
 def run_share(verb: str, words: list[str], task: int, count: int) -> None:

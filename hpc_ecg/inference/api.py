@@ -27,6 +27,7 @@ from hpc_ecg.ecg.signal import LEADS
 from hpc_ecg.inference.bundle import is_bundle, open_bundle
 from hpc_ecg.inference.model_source import ModelSource, open_model
 from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
+from hpc_ecg.inference.published import is_published, open_published
 from hpc_ecg.inference.sources import find_sources
 from hpc_ecg.reporting.ecg_paper import draw_ecg
 from hpc_ecg.shards.remote import open_shard_set
@@ -107,9 +108,11 @@ def load_predictor(
 def open_source(
     path: Path, strategy: str | None, ensemble: bool, needs_head: bool = True
 ) -> ModelSource:
-    """A bundle, or what `open_model` opens."""
+    """A bundle, a folder as model hubs hold them, or what `open_model` opens."""
     if is_bundle(path) and not (strategy or ensemble):
         return open_bundle(path)
+    if is_published(path) and not (strategy or ensemble):
+        return open_published(path)
     return open_model(path, strategy, ensemble, needs_head)
 
 

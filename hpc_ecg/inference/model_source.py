@@ -43,6 +43,8 @@ class ModelSource:
     """Of the run; the defaults for a file."""
     points: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Thresholds by label and method, fitted on validation."""
+    platt: list[tuple[float, float]] = field(default_factory=list)
+    """Slope and offset of each file's logits, where they are not in its head."""
     abstention: dict[str, Any] = field(default_factory=dict)
     """The rule of an ensemble or a bundle; with a `cut`, risks are marked by it."""
     layer: int | None = None

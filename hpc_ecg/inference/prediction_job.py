@@ -77,6 +77,7 @@ class PredictionJob:
             self.model.digests(),
             self.model.points,
             [self.model.labels, self.model.layer, *[self.model.abstention] * self.model.abstains],
+            *[self.model.platt] * bool(self.model.platt),
             asdict(self.recordings),
             [(str(source.folder.absolute()), source.file) for source in self.sources],
             self.shards and self.shards.shards.index_sha256,

@@ -49,6 +49,9 @@ def risks(model: ModelSource, logits_NMK: NDArray[np.float32]) -> dict[str, NDAr
         return {FEATURES: logits_NMK[:, 0]}
     columns: dict[str, NDArray[Any]] = {}
     logits = logits_NMK.astype(np.float64)
+    if model.platt:
+        slope_M, offset_M = np.array(model.platt).T
+        logits = logits * slope_M[:, None] + offset_M[:, None]
     values_NMK = logits if model.is_regression else expit(logits)
     for k, label in enumerate(model.labels):
         values_NM = values_NMK[:, :, k]
