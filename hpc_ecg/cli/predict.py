@@ -87,7 +87,10 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
     if options.self_test:
         return _self_test(options)
     if options.fit_abstention:
-        return _fit_abstention(options, ranks.rank)
+        from hpc_ecg.inference.abstain import fit_abstention
+
+        fit_abstention(str(options.model))
+        return 0
     out, slurm = options.out, None
     if options.slurm and not share:
         from hpc_ecg.shards.sharding_plan import parse_slurm
@@ -203,16 +206,6 @@ def _self_test(options: argparse.Namespace) -> int:
     model = open_bundle(options.model)
     with load_forward(model, options.model) as forward:
         say(self_test(model, options.model, forward))
-    return 0
-
-
-def _fit_abstention(options: argparse.Namespace, rank: int) -> int:
-    from hpc_ecg.inference.abstain import fit_abstention
-    from hpc_ecg.log import say
-
-    fit_abstention(str(options.model))
-    if rank == 0:
-        say(f"written: {options.model}/abstention.json; the report shows what it gains")
     return 0
 
 

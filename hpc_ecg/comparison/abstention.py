@@ -35,10 +35,10 @@ def describe_abstention(
     if len(runs) > 1 and labels:
         valid = [read_predictions(r.folder.predictions / "valid.parquet").sorted() for r in runs]
         if rule := rule_of_ensemble(valid):
-            doubt_N = disagreement([run.test for run in runs])[rule["score"]]
-            test, points = (mean_prediction([r.test for r in runs]), mean_prediction(valid))
-            draws = comparison.replicates, comparison.seed
-            rows = curve_rows(test, labels, doubt_N, rule, fit_operating_points(points), *draws)
+            doubts = spreads(np.stack([run.test.logit_NK for run in runs], axis=1))
+            data = mean_prediction([r.test for r in runs]), labels, doubts[rule["score"]], rule
+            points = fit_operating_points(mean_prediction(valid))
+            rows = curve_rows(*data, points, comparison.replicates, comparison.seed)
     elif record.exists():
         check_record(record)
         rows = read_record(record, {"curve": list})["curve"]
@@ -54,14 +54,10 @@ def describe_abstention(
     return table or "no score of doubt tells the records apart", figures
 
 
-def disagreement(members: Sequence[Predictions]) -> dict[str, Any]:
-    """Scores of doubt [N] of members that predicted the same records."""
-    return spreads(np.stack([member.logit_NK for member in members], axis=1))
-
-
 def rule_of_ensemble(valid: Sequence[Predictions]) -> dict[str, Any]:
     """As `fit_rule`, from the members' predictions of validation."""
-    return fit_rule(mean_prediction(list(valid)), disagreement(valid))
+    doubts = spreads(np.stack([member.logit_NK for member in valid], axis=1))
+    return fit_rule(mean_prediction(list(valid)), doubts)
 
 
 def _draw(rows: Rows, name: str) -> str:

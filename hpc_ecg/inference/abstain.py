@@ -14,12 +14,14 @@ from sklearn.covariance import ledoit_wolf
 from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.comparison.abstention import ABSTENTION
 from hpc_ecg.data.dataset import Dataset, open_split
+from hpc_ecg.data.source import ShardSource
 from hpc_ecg.evaluation.abstention import PERCENTS, curve_rows, cut_of, fit_rule
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import check_file, check_record, read_record, write_record
 from hpc_ecg.inference.audit import open_trained
 from hpc_ecg.inference.forward import GAUSSIAN, WithFeatures, far_from_training
 from hpc_ecg.inference.model_source import ModelSource
+from hpc_ecg.log import logger
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.predict import as_predictions, predict
@@ -56,7 +58,7 @@ def rule_of(model: ModelSource) -> dict[str, Any]:
     return {name: rule[name] for name in ("score", "percentiles")}
 
 
-def fit_abstention(run_dir: str) -> dict[str, Any]:
+def fit_abstention(run_dir: str) -> None:
     """Learn from a run's own shards how far records are from its training, and write the rule to
     RUN/abstention.json. The test split is read only if the run was tested. ValueError: no such run
     or shards, or too few patients."""
@@ -66,8 +68,9 @@ def fit_abstention(run_dir: str) -> dict[str, Any]:
         raise ValueError(f"abstention needs {MIN_PATIENTS} training patients, found {len(some)}")
     some = some.sample(min(len(some), MAX_PATIENTS), random_state=0).sort_index()
     is_tested = (folder.predictions / "test.parquet").exists()
-    datasets = {s: open_split(shards, s, labels) for s in ("valid", "test")[: 1 + is_tested]}
-    datasets["train"] = Dataset(replace(shards, index=some), "train", labels)
+    source, splits = ShardSource(shards, config.data), ("valid", "test")[: 1 + is_tested]
+    datasets = {split: open_split(shards, split, labels, source) for split in splits}
+    datasets["train"] = Dataset(replace(shards, index=some), "train", labels, source)
     settings = replace(config.engine, parallel="ddp", trackers=[])
     with closing(Engine(settings, folder.path)) as engine:
         model = load_model(folder.best, model_config=config.model)
@@ -79,21 +82,17 @@ def fit_abstention(run_dir: str) -> dict[str, Any]:
     arrays = {"mean": features_ND.mean(axis=0), "whiten": whiten_DD}
     gaussian = {name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()}
     far = {s: far_from_training(output, gaussian) for s, output in outputs.items()}
-    found = {
-        s: as_predictions(datasets[s], out[:, :-1], config.data.task) for s, out in far.items()
-    }
+    found = {s: as_predictions(datasets[s], out[:, :-1], "yes/no") for s, out in far.items()}
     doubt = {split: output[:, -1].astype(np.float64) for split, output in far.items()}
     rule = fit_rule(found["valid"], {"distance": doubt["valid"]})
     if not rule:
         raise ValueError(f"{run_dir}: all of validation is equally far from training")
     points = read_optional(folder.best / "operating_point.json")
     by_label = {name: points_by_method(points, name, labels) for name in labels}
-    rows: list[dict[str, Any]] = []
-    if is_tested:
-        rows = curve_rows(found["test"], labels, doubt["test"], rule, by_label)
-    content = rule | {"curve": rows}
+    data = [(found[s], labels, doubt[s], rule, by_label) for s in splits if s == "test"]
+    content = rule | {"curve": [row for arguments in data for row in curve_rows(*arguments)]}
     if engine.is_rank_zero:
         file = folder.best / GAUSSIAN
         write_atomically(file, lambda partial: save_file(gaussian, partial))
         write_record(folder.path / ABSTENTION, content, [resolve_file(folder.best), file])
-    return content
+        logger.info(f"written: {folder.path / ABSTENTION}; the report shows what it gains")

@@ -48,24 +48,15 @@ class _Ensemble(nn.Module):
         return torch.stack([member(*inputs) for member in self.members], dim=1)
 
 
-class _Features(nn.Module):
-    """The mean over tokens of what an encoder layer gives: [B, 1, D]."""
-
-    def __init__(self, model: ECGClassifier, layer: int) -> None:
-        super().__init__()
-        self.model = model
-        del model.backbone.encoder.layers[layer:]
-
-    def forward(self, ecg_BCS: Tensor, *others: Tensor | None) -> Tensor:
-        return self.model.features(ecg_BCS, *others)[:, None]
-
-
 class WithFeatures(nn.Module):
-    """Logits, and behind them the features that the head gets: [B, K + D]."""
+    """Logits, and behind them the mean over tokens of what an encoder layer, by default the last,
+    gives: [B, K + D]."""
 
-    def __init__(self, model: ECGClassifier) -> None:
+    def __init__(self, model: ECGClassifier, layer: int | None = None) -> None:
         super().__init__()
         self.model = model
+        if layer is not None:
+            del model.backbone.encoder.layers[layer:]
 
     def forward(self, ecg_BCS: Tensor, *others: Tensor | None) -> Tensor:
         pooled_BD = self.model.features(ecg_BCS, *others)
@@ -93,12 +84,12 @@ class TorchForward:
         self._samples, self._engine = model.signal.num_samples, engine
         dtype = DTYPES[engine.precision]
         check_kernels(members[0], self._samples, engine.device, dtype, has_mask=False)
+        self._skip = 0 if model.layer is None else len(members[0].head.bias)
         self._gaussian: dict[str, NDArray[np.float32]] = {}
         if model.abstains and model.abstention["score"] == "distance":
             self._gaussian = load_file(model.files[0].with_name(GAUSSIAN))
-            engine.prepare_inference(WithFeatures(members[0]))
-        elif model.layer is not None:
-            engine.prepare_inference(_Features(members[0], model.layer))
+        if self._skip or self._gaussian:
+            engine.prepare_inference(WithFeatures(members[0], model.layer))
         else:
             engine.prepare_inference(members[0] if len(members) == 1 else _Ensemble(members))
 
@@ -114,7 +105,7 @@ class TorchForward:
         )
         logits = self._engine.infer(micro, MV_PER_COUNT).numpy()
         logits = far_from_training(logits, self._gaussian) if self._gaussian else logits
-        return logits if logits.ndim == 3 else logits[:, None]
+        return logits if logits.ndim == 3 else logits[:, None, self._skip :]
 
 
 class OnnxForward:

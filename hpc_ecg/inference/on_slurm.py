@@ -18,20 +18,17 @@ def predict_on_slurm(
     """Submit `task(*arguments, k, count)` for each share k, wait, and return the column `reason` of
     the table that the tasks have written. ValueError: a task failed, or was killed too often."""
     count = min(slurm.jobs, job.num_parts)
-    tasks = [
-        Job(name=f"predict-{k}", function=task, arguments=(*arguments, k, count))
-        for k in range(count)
-    ]
+    shares = {f"predict-{k}": (*arguments, k, count) for k in range(count)}
+    tasks = [Job(name=name, function=task, arguments=words) for name, words in shares.items()]
     logs = job.out.with_name(f"{job.out.name}.slurm")
     claim_folder(job)
     with progress_bar("parts", job.num_parts) as advance:
-        seen = 0
+        done: set[int] = set()
 
         def show() -> None:
-            nonlocal seen
-            found = sum(job.part(number).exists() for number in range(job.num_parts))
-            advance(max(found - seen, 0))
-            seen = max(found, seen)
+            new = {n for n in range(job.num_parts) if n not in done and job.part(n).exists()}
+            done.update(new)
+            advance(len(new))
 
         for tries_left in range(slurm.config().max_retries, -1, -1):
             outcomes = list(run_on_slurm(tasks, logs, slurm, "predict", show))
