@@ -32,8 +32,11 @@ def describe_abstention(
     runs = [run for run in comparison.runs if run.strategy == best]
     record = runs[0].folder.path / ABSTENTION
     rows: Rows = []
-    if len(runs) > 1 and labels:
-        valid = [read_predictions(r.folder.predictions / "valid.parquet").sorted() for r in runs]
+    if len(runs) > 1:
+        files = [run.folder.predictions / "valid.parquet" for run in runs]
+        if not labels or not all(file.exists() for file in files):
+            return "it needs yes/no labels and each seed’s predictions of validation", {}
+        valid = [read_predictions(file).sorted() for file in files]
         if rule := rule_of_ensemble(valid):
             doubts = spreads(np.stack([run.test.logit_NK for run in runs], axis=1))
             data = mean_prediction([r.test for r in runs]), labels, doubts[rule["score"]], rule
