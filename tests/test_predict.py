@@ -545,6 +545,7 @@ def test_a_recording_shows_itself(cohort):
     assert ecg.leads[:3] == ("I", "II", "III")
     svg = ecg._repr_svg_()
     assert svg.startswith("<svg") and path.name in svg and "25 mm/s, 10 mm/mV" in svg
+    assert ecg.plot()._repr_svg_() == svg == ecg.plot()
 
 
 def test_evaluate_from_python(run, shards, tmp_path):
@@ -584,6 +585,10 @@ def test_seeds_that_disagree_are_marked_in_predict_and_in_the_bundle(sweep, shar
     pd.testing.assert_frame_equal(pd.read_parquet(outs[1]).set_index("record"), table)
     assert command(tmp_path / "bundle", shards, "--out", outs[2]) == 0
     assert "abstained" not in pd.read_parquet(outs[2])
+    source = hpc_ecg.load_predictor(tmp_path / "bundle", abstain=0.8)
+    with source as model, pytest.raises(ValueError, match="no such file or folder"):
+        model.predict("nowhere.hea")
+    assert source._model.abstention["cut"] > 0
 
 
 def test_a_run_is_far_from_its_training_where_the_features_are(

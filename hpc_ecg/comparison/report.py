@@ -21,7 +21,6 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_json, write_text
 from hpc_ecg.cohort.flow_diagram import flow_svg
-from hpc_ecg.comparison.abstention import describe_abstention
 from hpc_ecg.comparison.cards import write_cards
 from hpc_ecg.comparison.checklist import fill_checklists, read_checklists
 from hpc_ecg.comparison.compare import compare
@@ -36,6 +35,7 @@ from hpc_ecg.comparison.model_tables import scaled_brier
 from hpc_ecg.comparison.reference_models import BASELINES
 from hpc_ecg.comparison.results import RunResult, by_strategy, is_run
 from hpc_ecg.comparison.risk import describe_risks, draw_risks
+from hpc_ecg.comparison.risk_coverage import describe_abstention
 from hpc_ecg.comparison.run_settings import compare_settings
 from hpc_ecg.comparison.tables import as_json, build_tables
 from hpc_ecg.comparison.verdict import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_ecg.comparison.abstention import rule_of_ensemble
+from hpc_ecg.comparison.risk_coverage import rule_of_ensemble
 from hpc_ecg.comparison.selected import validation_score
 from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.ecg.signal import SignalSpec

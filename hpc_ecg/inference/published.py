@@ -1,11 +1,8 @@
-"""A folder as published on model hubs: weights per fold, and Platt coefficients in a JSON file.
+"""A folder as on model hubs: a network per fold, and Platt coefficients in one JSON file.
 
-    fold_1.safetensors (or .pt, .pth) …   networks of the kind that this package trains
-    calibration.json                      {"platt_coefficients": [{"slope": 1.1, "intercept": -2}]}
-
-The risk is the mean over folds of sigmoid(slope * logit + intercept). The coefficients stand in the
-order of the numbers in the files' names, or are an object by these names. `a` and `b` mean slope
-and intercept if a > 0 and, if a < 0, Platt's own formula (1999): 1 / (1 + exp(a * logit + b)).
+{"platt_coefficients": [{"slope": 1.1, "intercept": -2}, …]}, in the order of the numbers in the
+files' names, or an object by these names. The risk is the mean of sigmoid(slope * logit +
+intercept). `a` and `b` mean the same if a > 0, else 1 / (1 + exp(a * logit + b)) (Platt 1999).
 """
 
 import re
@@ -27,7 +24,7 @@ HOW, EQUATION = ("combination", "equation"), "mean(sigmoid(slope*logit+intercept
 def is_published(path: Path) -> bool:
     """Whether a folder holds files of weights, and is none that this package wrote."""
     ours = ("config.yaml", "sweep.yaml", "model.json", "model.safetensors")
-    files = path.iterdir() if path.is_dir() and not any((path / n).exists() for n in ours) else []
+    files = path.iterdir() if path.is_dir() and not any((path / n).exists() for n in ours) else ()
     return any(file.suffix in (*ENDINGS, *OTHERS) for file in files)
 
 
@@ -39,17 +36,15 @@ def open_published(folder: Path) -> ModelSource:
         raise ValueError(f"{folder} holds no network of this package (.safetensors or .pt)")
     files.sort(key=lambda f: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", f.stem)])
     platt, models = _read_platt(folder, files), [open_model(file) for file in files]
-    first = models[0]
-    for model in models:
-        is_same = (model.labels, model.signal) == (first.labels, first.signal)
-        if not is_same or len(model.labels) > 1:
-            raise ValueError(f"{model.name}: folds have one label, and the same signal in all")
-    name, paths = f"{len(files)} folds in {folder}", [model.files[0] for model in models]
-    return replace(first, name=name, files=paths, platt=platt)
+    if len(models[0].labels) > 1 or any(m.labels != models[0].labels for m in models):
+        raise ValueError(f"{folder}: expected folds with one label, the same in all")
+    if any(model.signal != models[0].signal for model in models):
+        raise ValueError(f"{folder}: its folds state different signals")
+    paths = [model.files[0] for model in models]
+    return replace(models[0], name=f"{len(files)} folds in {folder}", files=paths, platt=platt)
 
 
 def _read_platt(folder: Path, files: Sequence[Path]) -> list[tuple[float, float]]:
-    """Slope and offset for each file."""
     stored = [(j, s) for j in sorted(folder.glob("*.json")) if isinstance(s := read_json(j), dict)]
     stated = [(j, s, s[key]) for j, s in stored for key in PLATT if key in s]
     if len(stated) != 1:
