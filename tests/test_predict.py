@@ -389,6 +389,20 @@ def test_a_mistake_is_one_line(sweep, run, shards, cohort, tmp_path, capsys, wor
     assert exists.read_text() == "mine" and not (tmp_path / "risks.csv.parts").exists()
 
 
+def test_a_wrong_model_is_said_before_torch_is_imported(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    code = """
+import sys
+from hpc_ecg.cli.command import main
+for model in ("nowhere", sys.argv[1]):
+    assert main(["predict", model, "x.hea", "--out", sys.argv[1] + "/risks.csv"]) == 2
+assert "torch" not in sys.modules
+"""
+    done = [sys.executable, "-c", code, str(tmp_path)]
+    lines = subprocess.run(done, check=True, capture_output=True, text=True).stderr.splitlines()
+    assert "nowhere: no such file" in lines[0] and "is not finished: start it again" in lines[1]
+
+
 def test_all_real_formats_have_the_risks_of_their_shards(run, real_data, tmp_path):
     """Counts and so risks are those of `data shard` and `evaluate`, refusals with their reasons."""
     folder = real_data / "ecg" / "formats"
