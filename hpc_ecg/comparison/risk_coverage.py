@@ -32,10 +32,12 @@ def describe_abstention(
     runs = [run for run in comparison.runs if run.strategy == best]
     record = runs[0].folder.path / ABSTENTION
     rows: Rows = []
+    if not labels:
+        return "it is for yes/no labels", {}
     if len(runs) > 1:
         files = [run.folder.predictions / "valid.parquet" for run in runs]
-        if not labels or not all(file.exists() for file in files):
-            return "it needs yes/no labels and each seed’s predictions of validation", {}
+        if not all(file.exists() for file in files):
+            return "it needs each seed’s predictions of validation", {}
         valid = [read_predictions(file).sorted() for file in files]
         if rule := rule_of_ensemble(valid):
             doubts = spreads(np.stack([run.test.logit_NK for run in runs], axis=1))
