@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from demo import SMALL
-from original_files import export_original
+from original_files import SMALL, export_original
 from synthetic import Population, write_cohort
 
 from hpc_ecg.model.settings import ModelConfig

@@ -77,7 +77,8 @@ class PredictionJob:
         inputs = [
             self.model.digests(),
             self.model.points,
-            [self.model.labels, self.model.layer],
+            [self.model.labels, self.model.layer, *[self.model.abstention] * self.model.abstains],
+            *[self.model.platt] * bool(self.model.platt),
             asdict(self.recordings),
             [(str(s.folder.absolute()), s.file, s.facts) for s in self.sources],
             self.model.combined,
@@ -97,7 +98,7 @@ def predict_files(job: PredictionJob, forward: Forward) -> pd.DataFrame | None:
         logger.info(f"{job.num_parts} parts leave nothing for process {index + 1} of {count}")
         return None
     check_may_write(job.out, option="--out")
-    _claim_folder(job)
+    claim_folder(job)
     mine = [n for n in range(index, job.num_parts, count) if not job.part(n).exists()]
     _predict_parts(job, forward, [n for part in mine for n in _sources_of_part(job, part)])
     paths = [job.part(number) for number in range(job.num_parts)]
@@ -126,7 +127,7 @@ def load_forward(model: ModelSource, folder: Path) -> Iterator[Forward]:
         yield TorchForward(model, engine)
 
 
-def _claim_folder(job: PredictionJob) -> None:
+def claim_folder(job: PredictionJob) -> None:
     plan, digest = job.folder / PLAN, job.digest()
     if plan.exists():
         if read_json(plan) != {"inputs": digest}:

@@ -53,14 +53,20 @@ class SubmissionLimit(ValueError):  # noqa: N818
     """Slurm has as many jobs as it takes of this user, or takes no array of this size."""
 
 
-def run_on_slurm(jobs: Sequence[Job], folder: Path, slurm: SlurmJobs) -> Iterator[JobOutcome]:
+def run_on_slurm(
+    jobs: Sequence[Job],
+    folder: Path,
+    slurm: SlurmJobs,
+    what: str = "shards",
+    each_poll: Callable[[], object] = lambda: None,
+) -> Iterator[JobOutcome]:
     """Submit the jobs as Slurm arrays and yield each as it ends; `folder` must be on a disk that
-    all nodes share. When the caller stops early, the jobs are cancelled.
+    all nodes share. When the caller stops early, the jobs are cancelled. `what` is in their name.
 
     A job has ended when its result is there or it has left the queue: on a cluster without
     accounting, `sacct` and so submitit would never notice that a job was killed.
     """
-    config, name = slurm.config(), f"hpc_ecg-shards-{uuid.uuid4().hex[:8]}"
+    config, name = slurm.config(), f"hpc_ecg-{what}-{uuid.uuid4().hex[:8]}"
     running: list[tuple[Job, submitit.Job[Any]]] = []
 
     def submit(piece: Sequence[Job]) -> None:
@@ -78,6 +84,7 @@ def run_on_slurm(jobs: Sequence[Job], folder: Path, slurm: SlurmJobs) -> Iterato
                 logger.warning("%s; trying again in %.0f s", error, MAX_POLL_S)
                 time.sleep(MAX_POLL_S)
             time.sleep(pause)
+            each_poll()
             try:
                 queued = {job.id for job in read_queue(f"--name={name}")}
             except SlurmUnavailable as error:  # which says nothing of the jobs
