@@ -6,7 +6,6 @@ Each function returns a changed copy of the index; signals are not needed.
 # N records of the index, K folds
 
 import hashlib
-import logging
 import math
 from pathlib import Path
 
@@ -16,9 +15,8 @@ import pandas as pd
 from hpc_ecg.cohort.identifiers import check_spellings
 from hpc_ecg.cohort.table import WEIGHT_PREFIX, Columns, read_cohort
 from hpc_ecg.cohort.table_files import read_table
+from hpc_ecg.log import logger
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
-
-logger = logging.getLogger("hpc_ecg")
 
 
 def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:

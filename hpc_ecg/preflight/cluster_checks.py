@@ -20,11 +20,10 @@ from torch import distributed
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.jobs.sbatch_environment import check_log_folder
-from hpc_ecg.log import describe_error, printable
+from hpc_ecg.log import describe_error, logger, printable
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.version import __version__
 
-logger = logging.getLogger("hpc_ecg")
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
 
 MEASURED = ("space", "digests")

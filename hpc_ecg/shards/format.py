@@ -14,7 +14,6 @@ the byte offset of each array, so that records can be read by mapping the tar.
 
 import io
 import json
-import logging
 import math
 import tarfile
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
+from hpc_ecg.log import logger
 from hpc_ecg.safe_reading import check_regular, sha256_of
 from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
     DESCRIPTION_SHA256,
@@ -42,8 +42,6 @@ from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
     digest_of_description,
     shard_name,
 )
-
-logger = logging.getLogger("hpc_ecg")
 
 ARRAY_SUFFIX = ".ecg.npy"
 HOW_TO_REPAIR = "copy it again, or make it again with: hpc-ecg data repair"

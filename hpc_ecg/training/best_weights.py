@@ -5,7 +5,6 @@ written once at the end of the stage. At the end of the run the calibration is m
 so that it stays with the weights. Thresholds are fitted after that, on validation alone.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.evaluation.calibration import fit_calibration
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.scores import fit_operating_points
+from hpc_ecg.log import logger
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.version import __version__
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.reading import read_checkpoint
-
-logger = logging.getLogger("hpc_ecg")
 
 BEST_HEAD, CALIBRATE = "best-head.safetensors", "calibrate"
 

@@ -5,7 +5,6 @@ name), progress.json and, written last, COMPLETE with the digests of the others.
 COMPLETE is ignored; a damaged one is skipped with a warning.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 
 from hpc_ecg.atomic_io import remove_made, wait_until_seen, write_atomically, write_json
 from hpc_ecg.hashing import sha256_of_value
+from hpc_ecg.log import logger
 from hpc_ecg.safe_reading import read_json, sha256_of
-
-logger = logging.getLogger("hpc_ecg")
 
 COMPLETE, AVERAGE, MODEL = "COMPLETE", "average.safetensors", "model.safetensors"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"

@@ -1,6 +1,5 @@
 """The parts of a run, and those of one stage: how each is set up, resumed and ended."""
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from hpc_ecg.config.load import to_yaml
 from hpc_ecg.distributed.backend import ParallelBackend
 from hpc_ecg.distributed.ranks import slurm_job_facts
 from hpc_ecg.distributed.stop_signals import StopSignals
+from hpc_ecg.log import logger
 from hpc_ecg.model.flops import peak_flops, training_flops
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.averaging import WeightAverager
@@ -25,8 +25,6 @@ from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.stage_schedule import StageSchedule
 from hpc_ecg.training.stages import Stage, trains_head_only
-
-logger = logging.getLogger("hpc_ecg")
 
 
 @dataclass(frozen=True, kw_only=True)
