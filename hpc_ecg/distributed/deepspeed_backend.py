@@ -15,8 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from torch import Tensor, nn
 
-from hpc_ecg.distributed.backend import OptimizerBuilder
-from hpc_ecg.distributed.ddp_backend import DDPBackend
+from hpc_ecg.distributed.ddp_backend import DDPBackend, OptimizerBuilder
 from hpc_ecg.distributed.deepspeed_compat import MOMENTS, create_adam_states, import_deepspeed
 
 if TYPE_CHECKING:

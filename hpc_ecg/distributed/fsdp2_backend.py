@@ -16,8 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hpc_ecg.distributed.backend import OptimizerBuilder
-from hpc_ecg.distributed.ddp_backend import DDPBackend
+from hpc_ecg.distributed.ddp_backend import DDPBackend, OptimizerBuilder
 
 
 class FSDP2Backend(DDPBackend):
