@@ -18,6 +18,7 @@ from hpc_ecg.cohort.censoring import censoring_of, describe_censoring
 from hpc_ecg.cohort.rules import Count, Flow, Rules
 from hpc_ecg.cohort.source_tables import SourceTables
 from hpc_ecg.log import printable
+from hpc_ecg.reporting.numbers import count
 from hpc_ecg.reporting.plots import INK, new_figure, to_svg
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.version import __version__
@@ -31,8 +32,8 @@ WRAP = 44
 
 def flow_text(flow: Flow, notes: Sequence[str]) -> str:
     """The flow as an aligned table, followed by the notes."""
-    steps = [(flow.start, 1, ""), *((count, -1, "") for count in flow.left_out)]
-    steps += [(flow.labelled, 1, ""), *((count, 1, "  ") for count in flow.labels)]
+    steps = [(flow.start, 1, ""), *((step, -1, "") for step in flow.left_out)]
+    steps += [(flow.labelled, 1, ""), *((step, 1, "  ") for step in flow.labels)]
     rows = [("ECGs", "patients", "")]
     rows += [(f"{s * c.ecgs:,}", f"{s * c.patients:,}", indent + c.text) for c, s, indent in steps]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -111,23 +112,19 @@ def _without_folder(value: Any) -> Any:
 
 def _remaining(flow: Flow) -> list[str]:
     """ECGs and patients left after each step; after the last one, the cohort."""
-    ecgs_N = flow.start.ecgs - np.cumsum([count.ecgs for count in flow.left_out])
-    patients_N = flow.start.patients - np.cumsum([count.patients for count in flow.left_out])
+    ecgs_N = flow.start.ecgs - np.cumsum([step.ecgs for step in flow.left_out])
+    patients_N = flow.start.patients - np.cumsum([step.patients for step in flow.left_out])
     pairs = zip(ecgs_N, patients_N, strict=True)
-    return [f"{_plural(e, 'ECG')}\n{_plural(p, 'patient')}" for e, p in pairs]
+    return [f"{count(e, 'ECG')}\n{count(p, 'patient')}" for e, p in pairs]
 
 
-def _trunk_text(count: Count) -> str:
-    return f"{_plural(count.ecgs, 'ECG')} of {_plural(count.patients, 'patient')}\n{count.text}"
+def _trunk_text(step: Count) -> str:
+    return f"{count(step.ecgs, 'ECG')} of {count(step.patients, 'patient')}\n{step.text}"
 
 
-def _branch_text(count: Count, ecgs_suffix: str = "", patients_suffix: str = "") -> str:
-    ecgs, patients = _plural(count.ecgs, "ECG"), _plural(count.patients, "patient")
-    return "\n".join([f"{ecgs}{ecgs_suffix}, {patients}{patients_suffix}", *wrap(count.text, WRAP)])
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def _branch_text(step: Count, ecgs_suffix: str = "", patients_suffix: str = "") -> str:
+    ecgs, patients = count(step.ecgs, "ECG"), count(step.patients, "patient")
+    return "\n".join([f"{ecgs}{ecgs_suffix}, {patients}{patients_suffix}", *wrap(step.text, WRAP)])
 
 
 def _draw_branch(axes: Axes, y: float, text: str) -> None:

@@ -106,11 +106,6 @@ def show_job(job_id: str) -> str:
         return ""
 
 
-def read_job_state(job_id: str) -> str:
-    """State and reason of a job; "" if scontrol does not answer or know it."""
-    return parse_job_state(show_job(job_id))
-
-
 def parse_job_state(shown: str) -> str:
     """Reduce scontrol's line about a job to its state and reason: RUNNING, COMPLETING TimeLimit."""
     match = re.search(r"\bJobState=(\w+)(?: Reason=(\w+))?", shown)

@@ -129,9 +129,7 @@ def begin_stage(run: Run, stage: Stage, progress: Progress, checkpoint: Path | N
     engine, prepared = run.engine, run.prepared
     model, data = prepared.start.model, prepared.data
     schedule = StageSchedule(
-        config=stage.train,
-        epoch_steps=data.sampler.steps_per_epoch,
-        began=progress.stage_began,
+        config=stage.train, epoch_steps=data.sampler.steps_per_epoch, began=progress.stage_began
     )
     model.freeze(stage.freeze, stage.train.freeze_layers)
     inputs = run.choose_inputs(model, stage, trains=schedule.steps > 0)
@@ -143,10 +141,7 @@ def begin_stage(run: Run, stage: Stage, progress: Progress, checkpoint: Path | N
         moments,
     )
     flops = training_flops(
-        model.architecture,
-        data.shards.signal.num_samples,
-        stage.freeze,
-        stage.train.freeze_layers,
+        model.architecture, data.shards.signal.num_samples, stage.freeze, stage.train.freeze_layers
     )
     run.meter.set_workload(flops, peak_flops(engine.device_name, engine.precision))
     parameters = backend.trainable_parameters()
