@@ -28,6 +28,7 @@ FORMAT = "hpc_ecg cohort flow 1"
 # inches: x of trunk and branches, height of a line of text, padding in a box, gap between boxes
 TRUNK_X, BRANCH_X, TEXT_HEIGHT, PAD, GAP = 1.7, 2.4, 0.19, 0.07, 0.16
 WRAP = 44
+ARROW = {"arrowstyle": "-|>", "color": INK, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
 
 
 def flow_text(flow: Flow, notes: Sequence[str]) -> str:
@@ -59,10 +60,12 @@ def flow_svg(flow: Flow, warning: str = "") -> str:
         ends = [middles_N[labelled] + heights_N[labelled] / 2, middles_N[-1]]
         axes.vlines([TRUNK_X] * 2, tops, ends, INK, lw=1)
         for n, text in enumerate(texts):
+            y = middles_N[n]
             if n in (0, labelled):
-                _draw_box(axes, TRUNK_X, middles_N[n], text, "center")
+                _draw_box(axes, TRUNK_X, y, text, "center")
             else:
-                _draw_branch(axes, middles_N[n], text)
+                axes.annotate("", (BRANCH_X - 0.08, y), (TRUNK_X, y), arrowprops=ARROW)
+                _draw_box(axes, BRANCH_X, y, text, "left")
         for n, text in enumerate(_remaining(flow)[:-1], start=1):
             y = bottoms_N[n] - GAP / 2
             axes.text(TRUNK_X - 0.1, y, text, ha="right", va="center", fontsize=8)
@@ -125,12 +128,6 @@ def _trunk_text(step: Count) -> str:
 def _branch_text(step: Count, ecgs_suffix: str = "", patients_suffix: str = "") -> str:
     ecgs, patients = count(step.ecgs, "ECG"), count(step.patients, "patient")
     return "\n".join([f"{ecgs}{ecgs_suffix}, {patients}{patients_suffix}", *wrap(step.text, WRAP)])
-
-
-def _draw_branch(axes: Axes, y: float, text: str) -> None:
-    arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (BRANCH_X - 0.08, y), (TRUNK_X, y), arrowprops=arrow)
-    _draw_box(axes, BRANCH_X, y, text, "left")
 
 
 def _draw_box(axes: Axes, x: float, y: float, text: str, align: str) -> None:

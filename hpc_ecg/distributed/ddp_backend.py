@@ -29,10 +29,16 @@ class DDPBackend:
         build_optimizer: OptimizerBuilder,
         clip_norm: float | None,
     ) -> None:
-        self._accelerator, self._clip_norm = accelerator, clip_norm or float("inf")
-        self.module = module.to(accelerator.device)
-        self.wrapped, self.optimizer = accelerator.prepare(self.module, build_optimizer(module))
-        is_single = accelerator.num_processes == 1
+        self._accelerator, self._original = accelerator, module
+        self._clip_norm = clip_norm or float("inf")
+        self._wrap(module, build_optimizer)
+
+    def _wrap(self, module: nn.Module, build_optimizer: OptimizerBuilder) -> None:
+        """Set `module`, `wrapped` and `optimizer`."""
+        self.module = module.to(self._accelerator.device)
+        optimizer = build_optimizer(module)
+        self.wrapped, self.optimizer = self._accelerator.prepare(self.module, optimizer)
+        is_single = self._accelerator.num_processes == 1
         assert is_single or isinstance(self.wrapped, DistributedDataParallel)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:

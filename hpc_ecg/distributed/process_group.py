@@ -17,8 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from torch.distributed import HashStore, Store
 
-from hpc_ecg.distributed.deepspeed_backend import make_plugin
-from hpc_ecg.distributed.deepspeed_compat import destroy_process_group
+from hpc_ecg.distributed.deepspeed_backend import destroy_process_group, make_plugin
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks
 from hpc_ecg.distributed.rendezvous import join_rendezvous
 from hpc_ecg.distributed.settings import EngineConfig

@@ -99,8 +99,13 @@ def describe_queue(jobs: Collection[QueuedJob], unsubmitted: int = 0, refusal: s
 
 def show_job(job_id: str) -> str:
     """scontrol's line about a job, which it knows until minutes after the job's end, or ""."""
-    command = ["scontrol", "--oneliner", "show", "job", job_id]
+    return ask_scontrol("--oneliner", "show", "job", job_id)
+
+
+def ask_scontrol(*words: str) -> str:
+    """What scontrol prints; "" without an answer."""
     try:
+        command = ["scontrol", *words]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:
         return ""

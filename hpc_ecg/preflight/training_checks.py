@@ -32,8 +32,7 @@ from hpc_ecg.training.loop import train_step
 from hpc_ecg.training.meter import memory_gb
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedData, PreparedRun
-from hpc_ecg.training.stage_schedule import StageSchedule
-from hpc_ecg.training.stages import trains_head_only
+from hpc_ecg.training.stages import StageSchedule, trains_head_only
 from hpc_ecg.training.try_kernels import try_kernels_of_run
 
 HARDWARE = "hardware"

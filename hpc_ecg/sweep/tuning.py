@@ -120,7 +120,8 @@ def tune(sweep: Sweep, runner: TaskRunner) -> tuple[bool, list[str]]:
         return False, failures
     for name in untuned:
         outcomes = [trial.outcome() for trial in trials if trial.strategy == name]
-        chosen = _best_values(outcomes)
+        scored = [trial for trial in outcomes if trial["score"] is not None]
+        chosen = dict(min(scored, key=_cost)["values"]) if scored else {}  # the first of equal ones
         entries[name] = {"chosen": chosen, "trials": outcomes, "asked": _request(sweep)}
         logger.info("%s: %s, of %s", name, chosen, count(len(outcomes), "trial"))
     write_json(_path(sweep), entries)
@@ -157,12 +158,6 @@ def _drop_stale_entries(sweep: Sweep, untuned: list[str]) -> dict[str, Any]:
     if stale:
         write_json(_path(sweep), entries)
     return entries
-
-
-def _best_values(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-    """The values of the best score, the first of equal ones; {} if all trials failed."""
-    scored = [trial for trial in outcomes if trial["score"] is not None]
-    return dict(min(scored, key=_cost)["values"]) if scored else {}
 
 
 def _cost(outcome: dict[str, Any]) -> float:

@@ -60,7 +60,10 @@ class BestWeights:
         Returns whether best/ changed: a model that was calibrated before the run died stays as it
         is. So does a label that cannot be fitted, with a warning and a line in calibration.json.
         """
-        if kind == "none" or any(step["action"] == CALIBRATE for step in self._steps_of_this_run()):
+        if kind == "none":
+            return False
+        steps_of_this_run = read_checkpoint(self.folder.best).provenance[len(self.provenance) :]
+        if any(step["action"] == CALIBRATE for step in steps_of_this_run):
             return False
         labels_NK = self.valid.labels_NK.astype(np.float64)
         patient_N = np.array(self.valid.patients)
@@ -83,10 +86,6 @@ class BestWeights:
         write_json(self.folder.best / "calibration.json", fits)
         self._write(model, state, [*self.provenance, {"action": CALIBRATE, "labels": fits}])
         return True
-
-    def _steps_of_this_run(self) -> list[dict[str, Any]]:
-        """The provenance of best/, without the steps before this run."""
-        return read_checkpoint(self.folder.best).provenance[len(self.provenance) :]
 
     @property
     def _head_path(self) -> Path:

@@ -24,8 +24,7 @@ from hpc_ecg.training.optimizer import set_rates
 from hpc_ecg.training.predict import predict
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.run_state import Run, StageState, begin_stage, finish_stage
-from hpc_ecg.training.stage_schedule import StageSchedule
-from hpc_ecg.training.stages import Stage
+from hpc_ecg.training.stages import Stage, StageSchedule
 
 
 def train_stage(

@@ -26,8 +26,7 @@ from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.run_folder import RunFolder
-from hpc_ecg.training.stage_schedule import StageSchedule
-from hpc_ecg.training.stages import Stage, trains_head_only
+from hpc_ecg.training.stages import Stage, StageSchedule, trains_head_only
 from hpc_ecg.weights import load_model
 
 

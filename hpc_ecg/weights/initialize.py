@@ -14,7 +14,7 @@ from typing import Any
 
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings, resolve_architecture
-from hpc_ecg.model.randomize import randomize_backbone, randomize_head
+from hpc_ecg.model.layers import randomize_backbone, randomize_head
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import ECGClassifier, build_empty
 from hpc_ecg.safe_reading import sha256_of
