@@ -38,11 +38,7 @@ from hpc_ecg.comparison.scoring import (
     put_first,
 )
 from hpc_ecg.comparison.selected import select_models
-from hpc_ecg.evaluation.comparisons import (
-    Difference,
-    SeedScores,
-    non_inferior,
-)
+from hpc_ecg.evaluation.comparisons import Difference, SeedScores, non_inferior
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.families import compare_strategies, correct_best, probability_best
 from hpc_ecg.evaluation.metrics import RANKING_METRICS, is_weighted

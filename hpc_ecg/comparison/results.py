@@ -27,9 +27,6 @@ FINISHED |= {"stopped": str, "device": str, "processes": int}
 FINISHED |= {"train_seconds": NUMBER, "process_seconds": NUMBER}
 TENSORS = {f"tensors_{kind}": int for kind in ("loaded", "fresh", "frozen")}
 INIT_REPORT = {"checkpoint": dict | None, "head": {"taken": str}, "counts": TENSORS}
-NOT_TESTED = (
-    "done, but its test split is not predicted: start the sweep again (or with --open-test)"
-)
 CHECKPOINT = {"path": str, "sha256": str}
 
 

@@ -6,7 +6,6 @@ Each function returns a changed copy of the index; signals are not needed.
 # N records of the index, K folds
 
 import hashlib
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from hpc_ecg.cohort.identifiers import check_spellings
 from hpc_ecg.cohort.table import WEIGHT_PREFIX, Columns, read_cohort
 from hpc_ecg.cohort.table_files import read_table
 from hpc_ecg.config.suggestions import did_you_mean
+from hpc_ecg.log import logger
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
-
-logger = logging.getLogger("hpc_ecg")
-
 
 SPLIT_SETTINGS = ("fold", "repeat", "left_out_site", "site_column")
 

@@ -8,7 +8,6 @@ import contextlib
 import io
 import re
 import shlex
-import subprocess
 import sys
 import time
 import uuid
@@ -24,7 +23,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from hpc_ecg.atomic_io import wait_until_seen
 from hpc_ecg.jobs.job import Job, JobOutcome
 from hpc_ecg.jobs.job_log import last_words
-from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
+from hpc_ecg.jobs.queue import SlurmUnavailable, ask_scontrol, read_queue
 from hpc_ecg.jobs.sbatch_environment import check_log_folder, job_settings, sbatch_environment
 from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs, time_limit_min
 from hpc_ecg.log import logger
@@ -133,11 +132,7 @@ def submit_in_pieces(
 
 def _max_array_size() -> int:
     """Jobs in one array by Slurm's configuration; without an answer, no limit is known."""
-    command = ["scontrol", "show", "config"]
-    try:
-        shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except OSError:
-        shown = ""
+    shown = ask_scontrol("show", "config")
     limits = re.findall(r"\b(?:MaxArraySize\s*=\s*|max_array_tasks=)(\d+)", shown)
     return max(min(map(int, limits), default=sys.maxsize), 1)
 

@@ -50,11 +50,7 @@ COMPACT = Paper(mm_per_s=12.5, row_mm=15, rhythm=None, squares=((2.5, 0.55, 0.15
 
 
 def draw_ecg(
-    ecg_LS: np.ndarray,
-    leads: Sequence[str],
-    sample_rate_hz: float,
-    title: str,
-    paper: Paper = FULL,
+    ecg_LS: np.ndarray, leads: Sequence[str], sample_rate_hz: float, title: str, paper: Paper = FULL
 ) -> str:
     """Draw the first 10 s of an ECG in mV.
 
