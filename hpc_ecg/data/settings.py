@@ -26,6 +26,11 @@ class DataConfig:
     training. null = the splits of the shards."""
     repeat: int = setting(0, at_least=0)
     """Which repetition of the division into folds to use."""
+    held_out: float | None = setting(None, above=0, below=1)
+    """Share of patients to test on, drawn by a hash of the patient; of the others, four in five
+    train and one validates. null = the splits of the shards."""
+    fit_on: str = setting("valid", choices=("valid", "all_but_test"))
+    """Records to calibrate and fit thresholds on: valid or, where nothing trains, all_but_test."""
     label_fraction: float = setting(1.0, above=0, at_most=1)
     """Share of the labelled training patients to train on, to measure the value of more labels. A
     larger share includes the patients of a smaller one."""
@@ -72,6 +77,7 @@ class DataConfig:
             "stream_buffer": ("data.read=stream", self.read == "stream"),
             "stage_quota_gb": ("data.stage_dir", self.stage_dir is not None),
             "repeat": ("data.fold", self.fold is not None),
+            "held_out": ("data.fold=null", self.fold is None),
             "label_seed": ("data.label_fraction below 1", self.label_fraction < 1),
         }
         for item in fields(self):

@@ -8,12 +8,15 @@ Each function returns a changed copy of the index; signals are not needed.
 import hashlib
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hpc_ecg.cohort.identifiers import check_spellings
+from hpc_ecg.cohort.splits import split_by_hash
 from hpc_ecg.cohort.table import WEIGHT_PREFIX, Columns, read_cohort
 from hpc_ecg.cohort.table_files import read_table
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
@@ -38,6 +41,18 @@ def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
     is_test_N, is_valid_N = fold_N == fold, fold_N == (fold + 1) % folds
     split_N = np.select([is_test_N, is_valid_N], ["test", "valid"], "train")
     return index.assign(split=split_N.astype(object))
+
+
+def as_split(index: pd.DataFrame, by: Mapping[str, Any]) -> pd.DataFrame:
+    """The index with the splits that these settings of section `data` ask for."""
+    if by.get("fold") is not None:
+        index = choose_fold(index, by["fold"], by.get("repeat", 0))
+    if share := by.get("held_out"):
+        fractions = (0.8 * (1 - share), 0.2 * (1 - share), share)
+        index = index.assign(split=split_by_hash(index["patient"], fractions, seed=0))
+    if by.get("fit_on") == "all_but_test":
+        index = index.assign(split=index["split"].replace({"train": "valid"}))
+    return index
 
 
 def replace_labels(

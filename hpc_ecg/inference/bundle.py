@@ -159,6 +159,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "calibration": read_optional(runs[0].best / "calibration.json") if len(runs) == 1 else {},
         "risks_by_outcome": _risks_by_outcome(model, runs),
         "audit": [read_audit(run.path) for run in runs],
+        "update": read_optional(runs[0].path / "update.json"),
         "test": _test_of(runs[0]) if len(runs) == 1 else {},
         "provenance": {
             "data_index_sha256": environment.get("data_index_sha256"),

@@ -1,0 +1,141 @@
+"""Which update of a model the patients of a new hospital support (Vergouwe et al. 2017).
+
+`METHODS`, each with more freedom than the one before: none; a new intercept; recalibration
+(intercept and slope); new weights of the head; fine-tuning. Closed testing asks of each in turn
+whether it suffices, at 5 %, against those with more freedom, and takes the first that is not
+rejected. The hypotheses are nested, so an update that is not needed is made in at most 5 %.
+
+Intercept and slope: likelihood-ratio tests with 2 and 1 degrees of freedom, on one ECG of each
+patient, drawn at random. A head with hundreds of weights has no such test: it must predict better
+in patients that it was not fitted on (five folds; one-sided t test of the gain in log likelihood by
+patient, p times the number of penalties tried). Fine-tuning must beat recalibration and such a head
+in its validation patients. Where several updates are tested against, p is the smallest times their
+number (Bonferroni). Thresholds of a new head rest on the patients that it was fitted on.
+"""
+
+# N records, P patients, D features
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+from hpc_ecg.evaluation.calibration import fit_calibration
+from hpc_ecg.evaluation.comparisons import ALPHA
+from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.reliability import fit_intercept, fit_slope
+
+METHODS = ("none", "intercept", "recalibration", "head", "finetune")
+PENALTIES = (1e-4, 1e-3, 1e-2)
+"""Of changes of the head's weights: scikit-learn's C, for features of unit variance."""
+FREE = 100.0
+"""So much larger than a feature, the old logit is hardly penalized."""
+
+
+@dataclass(frozen=True)
+class UpdateSample:
+    """The new hospital's records with a label, the old model's logits and its head's input."""
+
+    labels_N: FloatArray
+    logits_N: FloatArray
+    patient_N: NDArray
+    weights_N: FloatArray
+    features_ND: FloatArray
+    finetuned_N: FloatArray
+    """Logits after fine-tuning, for patients that it did not train on; NaN for the others."""
+
+
+def choose_update(sample: UpdateSample, up_to: str, name: str) -> tuple[dict, FloatArray | None]:
+    """The `method` that suffices, the `p_values`, and the update `made` (the next simpler one for
+    fine-tuning, which is a run of its own): logit = offset + slope * old logit + features @ the
+    second value [D]. ValueError: the old logits rank these patients the wrong way round."""
+    methods, y_N, x_N = METHODS[: METHODS.index(up_to) + 1], sample.labels_N, sample.logits_N
+    z_ND, w_N = sample.features_ND, sample.weights_N / sample.weights_N.mean()
+    tests = _likelihood_ratios(sample, methods[:3])
+    scale_D = 1 / np.append(x_N.std() / FREE, np.where(np.ptp(z_ND, axis=0), z_ND.std(axis=0), 1))
+    data_ND, penalty = np.column_stack([x_N, z_ND - z_ND.mean(axis=0)]) * scale_D, PENALTIES[0]
+    if "head" in methods:
+        before_N = _cross_fit(sample, data_ND[:, :1], np.inf)
+        heads = {c: _cross_fit(sample, data_ND, c) for c in PENALTIES}
+        gains = {c: _gain(sample, head_N, before_N) for c, head_N in heads.items()}
+        penalty = max(gains, key=lambda c: float(gains[c].sum()))
+        p = _p_of(gains[penalty]) * len(PENALTIES)
+        tests |= {(method, "head"): p for method in methods[:3]}
+    if "finetune" in methods:
+        old = before_N, heads[penalty]
+        p = max(_p_of(_gain(sample, sample.finetuned_N, old_N)) for old_N in old)
+        tests |= {(method, "finetune"): p for method in methods[:4]}
+    method, p_values = _first_that_suffices(tests, methods)
+    made, _ = _first_that_suffices(tests, methods[:4])
+    slope, offset, change_D = 1.0, 0.0, None
+    if made == "intercept":
+        offset = fit_intercept(y_N, x_N, w_N)
+    elif made == "recalibration":
+        fit = fit_calibration(y_N, x_N, "platt", name, sample.patient_N, w_N)
+        slope, offset = fit["slope"], fit["offset"]
+    elif made == "head":
+        model = _logistic(penalty).fit(data_ND, y_N, w_N)
+        slope, change_D = float(model.coef_[0, 0] * scale_D[0]), model.coef_[0, 1:] * scale_D[1:]
+        offset = float(model.intercept_[0] - change_D @ z_ND.mean(axis=0))
+    about = {"method": method, "made": made, "p_values": p_values}
+    return about | {"slope": slope, "offset": offset}, change_D
+
+
+def _first_that_suffices(
+    tests: dict[tuple[str, str], float], methods: tuple[str, ...]
+) -> tuple[str, dict[str, float]]:
+    p = {m: [tests[m, other] for other in methods if (m, other) in tests] for m in methods}
+    p_values = {
+        m: min([1.0, *(len(values) * value for value in values)]) for m, values in p.items()
+    }
+    return next(m for m in methods if p_values[m] >= ALPHA), p_values
+
+
+def _likelihood_ratios(
+    sample: UpdateSample, methods: tuple[str, ...]
+) -> dict[tuple[str, str], float]:
+    """p of each method against the last. Weights against censoring are scaled to the effective
+    number of patients (Kish 1965)."""
+    order_N = np.random.default_rng(0).permutation(len(sample.labels_N))
+    rows_P = order_N[np.unique(sample.patient_N[order_N], return_index=True)[1]]
+    y_P, x_P, w_P = (v[rows_P] for v in (sample.labels_N, sample.logits_N, sample.weights_N))
+    w_P = w_P * w_P.sum() / (w_P**2).sum()
+    offset, slope = fit_slope(y_P, x_P, w_P)
+    fits = (x_P, x_P + fit_intercept(y_P, x_P, w_P), offset + slope * x_P)
+    value = [float(w_P @ _log_likelihood(y_P, fit_P)) for fit_P in fits[: len(methods)]]
+    p = stats.chi2.sf(2 * (value[-1] - np.array(value[:-1])), np.arange(len(value) - 1, 0, -1))
+    return {(method, methods[-1]): float(p[k]) for k, method in enumerate(methods[:-1])}
+
+
+def _logistic(penalty: float) -> LogisticRegression:
+    return LogisticRegression(C=penalty, solver="newton-cholesky")
+
+
+def _cross_fit(sample: UpdateSample, data_ND: FloatArray, penalty: float) -> FloatArray:
+    """Each patient's logits by a fit to the patients of other folds."""
+    _, patient_N = np.unique(sample.patient_N, return_inverse=True)
+    fold_N = (np.random.default_rng(0).permutation(patient_N.max() + 1) % 5)[patient_N]
+    about = {"cv": PredefinedSplit(fold_N), "method": "decision_function"}
+    weights = {"sample_weight": sample.weights_N / sample.weights_N.mean()}
+    model, y_N = _logistic(penalty), sample.labels_N
+    return np.asarray(cross_val_predict(model, data_ND, y_N, params=weights, **about))
+
+
+def _log_likelihood(labels_N: FloatArray, logits_N: FloatArray) -> FloatArray:
+    with np.errstate(invalid="ignore"):  # NaN: no logit
+        return np.asarray(labels_N * logits_N - np.logaddexp(0, logits_N))
+
+
+def _gain(sample: UpdateSample, new_N: FloatArray, old_N: FloatArray) -> pd.Series:
+    """By patient; those without a new logit are left out."""
+    known_N, y_N = np.isfinite(new_N), sample.labels_N
+    gain_n = _log_likelihood(y_N, new_N)[known_N] - _log_likelihood(y_N, old_N)[known_N]
+    return pd.Series(gain_n * sample.weights_N[known_N]).groupby(sample.patient_N[known_N]).sum()
+
+
+def _p_of(gain_P: pd.Series) -> float:
+    return float(stats.ttest_1samp(gain_P, 0.0, alternative="greater").pvalue)
