@@ -8,7 +8,6 @@ the comparison sees the patients that are held out.
 
 # N records, K labels, D features
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,49 +49,43 @@ ONLY_LAST = 1 << 30
 
 def update(
     run_dir: str, shards: str, out: Path, up_to: str, share: float | None, epochs: int
-) -> dict[str, Any]:
-    """Make the run `out`, compare it with `run_dir`, and return what its update.json says. `share`
-    of the patients is held out: by default half, or the split test where the shards have others.
-    ValueError: a regression, too few events, records that the run was trained on."""
+) -> list[dict[str, Any]]:
+    """Make the run `out`, compare it with `run_dir`, and return its update.json (before it that of
+    a fine-tuned run). `share` of the patients is held out; None: half, or the split test where the
+    shards have others. ValueError: a regression, too few events, records of the run's training."""
     old, config = finished_run(run_dir), load_run_for(run_dir, shards, [])
     if config.data.task == "regression":
         raise ValueError("update is for yes/no labels; this run predicts numbers")
-    labels = read_checkpoint(old.best).labels or config.data.labels
-    data = replace(config.data, labels=labels, sampling="all")
-    splits = open_shards(data)[0].index["split"]
-    if share is None and (splits.nunique() == 1 or not (splits == "test").any()):
-        share = 0.5
+    data = replace(config.data, labels=read_checkpoint(old.best).labels or [], sampling="all")
+    splits = set(open_shards(data)[0].index["split"])
+    share = 0.5 if share is None and not {"test"} < splits else share
     data = replace(data, held_out=share)
     strangers = check_unseen(old, open_shards(data)[0], "all")
     init = InitConfig(checkpoint=str(old.path.resolve()), head="keep")
-    config = replace(config, run_dir=str(out), data=data, init=init)
-    tuned = None
+    config, tuned = replace(config, run_dir=str(out), data=data, init=init), None
     if up_to == "finetune":
         train = replace(config.train, stages={}, freeze="auto", freeze_layers=0, max_steps=None)
         train = replace(train, max_epochs=epochs, eval_every=ONLY_LAST, patience=None)
         tuned = finetune(replace(config, run_dir=f"{out}-finetune", train=train))
-    cache = config.train.feature_cache
-    config = replace(
-        config,
-        data=replace(data, fit_on="all_but_test"),
-        train=TrainConfig(freeze="backbone", max_epochs=0, feature_cache=cache),
-        model=replace(config.model, final_dropout=0.0),
-        augment=AugmentConfig(),
-        loss=LossConfig(),
-    )
+    cache, plain = config.train.feature_cache, replace(config.model, final_dropout=0.0)
+    train = TrainConfig(freeze="backbone", max_epochs=0, feature_cache=cache)
+    config = replace(config, data=replace(data, fit_on="all_but_test"), train=train, model=plain)
+    config = replace(config, augment=AugmentConfig(), loss=LossConfig())
     new = finetune(config, partial(_change_head, up_to=up_to, tuned=tuned))
     about: dict[str, Any] = {"from": old.path.name, "shards": Path(shards).name, "held_out": share}
-    about["tests"] = read_record(new.init_report, {"update": dict})["update"]
     about |= {"strangers": strangers, "measures": MEASURES}
+    about |= {"tests": read_record(new.init_report, {"update": dict})["update"]}
     folder = out / "evaluations" / "before"
     about["before"] = _values(evaluate_weights(config, old.best, folder))
+    written = []
     for run in filter(None, (tuned, new)):
         about |= {"run": run.path.name, "after": _values(evaluate(load_run(str(run.path), [])))}
         files = folder / "predictions.parquet", run.predictions / "test.parquet"
-        pair = [read_predictions(path).sorted() for path in files]
-        about["gained"] = _gained(pair[0], pair[1], about["after"])
+        before, after = (read_predictions(path).sorted() for path in files)
+        about["gained"] = {name: _gained(before, after, name) for name in about["after"]}
         write_record(run.path / UPDATE, about, [resolve_file(run.best), files[1]])
-    return about
+        written.append(about.copy())
+    return written
 
 
 def _change_head(
@@ -136,11 +129,7 @@ def _values(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
     result = {}
     for name, of in evaluation["labels"].items():
         curve, at = of["decision_curve"], round(100 * _act_at(of["prevalence"])) - 1
-        net = {
-            "value": curve["net_benefit"][at],
-            "low": curve["low"][at],
-            "high": curve["high"][at],
-        }
+        net = {end: curve[end][at] for end in ("low", "high")} | {"value": curve["net_benefit"][at]}
         flat = of | of["calibration"] | {"net_benefit": net}
         result[name] = {measure: flat[measure] for measure in MEASURES}
     return result
@@ -150,26 +139,18 @@ def _act_at(prevalence: float) -> float:
     return min(max(round(prevalence, 2), 0.01), 0.99)
 
 
-def _gained(before: Predictions, after: Predictions, names: Iterable[str]) -> dict[str, Any]:
-    """By label and measure, after minus before: by the same draws of patients, with t intervals."""
-    resamples, gained = draw_resamples(after.patient_N, REPLICATES, 0), {}
-    for name in names:
-        k, found = after.labels.index(name), []
-        for predictions in (before, after):
-            sample = LabelSample.from_predictions(predictions, k, resamples)
-            y_N, p_N, w_N = sample.labels_N, sample.probabilities_N, sample.weights_N
-            at = _act_at(float(np.average(y_N, weights=w_N)))
-            worth_N = np.where(y_N == 1, 1.0, -at / (1 - at)) * (p_N >= at)
-            sums_R2 = sample.sum_replicates(np.stack([worth_N, np.ones(len(worth_N))], axis=1))
-            values = sample.rankings() | sample.losses()
-            values["net_benefit"] = float(np.average(worth_N, weights=w_N))
-            net_R = {"net_benefit": sums_R2[:, 0] / sums_R2[:, 1]}
-            found.append((values, sample.replicates() | net_R))
-        (old, old_R), (new, new_R) = found
-        few = sample.patients_in_smaller_class()
-        gained[name] = {
-            m: bootstrap_interval(new[m] - old[m], new_R[m] - old_R[m], "slope", few)
-            for m in new
-            if m in MEASURES
-        }
-    return gained
+def _gained(before: Predictions, after: Predictions, name: str) -> dict[str, dict[str, Any]]:
+    """After minus before by measure, from the same draws of patients, with t intervals."""
+    draws, k, found = draw_resamples(after.patient_N, REPLICATES, 0), after.labels.index(name), []
+    for predictions in (before, after):
+        sample = LabelSample.from_predictions(predictions, k, draws)
+        y_N, w_N = sample.labels_N, sample.weights_N
+        at = _act_at(float(np.average(y_N, weights=w_N)))
+        worth_N = np.where(y_N == 1, 1.0, at / (at - 1)) * (sample.probabilities_N >= at)
+        sum_R, num_R = sample.sum_replicates(np.column_stack([worth_N, np.ones_like(y_N)])).T
+        net = {"net_benefit": (float(np.average(worth_N, weights=w_N)), sum_R / num_R)}
+        values, values_R = sample.rankings() | sample.losses(), sample.replicates()
+        found.append(net | {m: (values[m], values_R[m]) for m in values})
+    few, shown = sample.patients_in_smaller_class(), [m for m in MEASURES if m in found[0]]
+    both = {m: (found[1][m][0] - found[0][m][0], found[1][m][1] - found[0][m][1]) for m in shown}
+    return {m: bootstrap_interval(*difference, "slope", few) for m, difference in both.items()}

@@ -180,8 +180,8 @@ def check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
     if trained_on in ("", shards.index_sha256):
         if split == "all":
             raise ValueError(
-                f"--split all of {shards.name} holds what {run.path} was trained on; "
-                "take test, or give another cohort with --shards"
+                f"{shards.name} is what {run.path} was trained on; evaluate its split test, or "
+                "give another cohort with --shards"
             )
         return "the run's own cohort" + (", where thresholds were fitted" if split != SPLIT else "")
     apart = "patients cannot be compared unless one key made both cohorts' pseudonyms"
