@@ -80,7 +80,7 @@ def test_no_larger_update_is_made_than_is_allowed(rng, up_to):
 
 def test_where_fine_tuning_is_best_the_run_of_the_head_has_the_next_update(rng):
     about, _ = choose_update(hospital(rng, tuned=1.5, shift=1.0), "finetune", "af")
-    assert (about["method"], about["made"]) == ("finetune", "recalibration")
+    assert (about["method"], about["made"]) == ("finetune", "intercept")
 
 
 def test_a_right_model_is_left_alone_although_patients_have_several_ecgs():
@@ -132,9 +132,9 @@ def test_splits_are_drawn_by_patient_and_all_but_test_is_for_validation():
     split = as_split(index, {"held_out": 0.5})["split"]
     assert split.groupby(patients).nunique().max() == 1
     assert split.value_counts(normalize=True)["test"] == pytest.approx(0.5, abs=0.1)
-    merged = as_split(index, {"held_out": 0.5, "fit_on": "all_but_test"})["split"]
+    merged = as_split(index, {"held_out": 0.5, "all_validate": True})["split"]
     assert ((merged == "test") == (split == "test")).all() and set(merged) == {"valid", "test"}
-    assert (as_split(index, {"held_out": None, "fit_on": "valid"})["split"] == "test").all()
+    assert (as_split(index, {"held_out": None, "all_validate": False})["split"] == "test").all()
 
 
 # A run

@@ -29,8 +29,9 @@ class DataConfig:
     held_out: float | None = setting(None, above=0, below=1)
     """Share of patients to test on, drawn by a hash of the patient; of the others, four in five
     train and one validates. null = the splits of the shards."""
-    fit_on: str = setting("valid", choices=("valid", "all_but_test"))
-    """Records to calibrate and fit thresholds on: valid or, where nothing trains, all_but_test."""
+    all_validate: bool = False
+    """All records but those of test are for validation: for a run that trains nothing, as update
+    makes it."""
     label_fraction: float = setting(1.0, above=0, at_most=1)
     """Share of the labelled training patients to train on, to measure the value of more labels. A
     larger share includes the patients of a smaller one."""

@@ -50,7 +50,7 @@ def as_split(index: pd.DataFrame, by: Mapping[str, Any]) -> pd.DataFrame:
     if share := by.get("held_out"):
         fractions = (0.8 * (1 - share), 0.2 * (1 - share), share)
         index = index.assign(split=split_by_hash(index["patient"], fractions, seed=0))
-    if by.get("fit_on") == "all_but_test":
+    if by.get("all_validate"):
         index = index.assign(split=index["split"].replace({"train": "valid"}))
     return index
 

@@ -69,7 +69,7 @@ def update(
         tuned = finetune(replace(config, run_dir=f"{out}-finetune", train=train))
     cache, plain = config.train.feature_cache, replace(config.model, final_dropout=0.0)
     train = TrainConfig(freeze="backbone", max_epochs=0, feature_cache=cache)
-    config = replace(config, data=replace(data, fit_on="all_but_test"), train=train, model=plain)
+    config = replace(config, data=replace(data, all_validate=True), train=train, model=plain)
     config = replace(config, augment=AugmentConfig(), loss=LossConfig())
     new = finetune(config, partial(_change_head, up_to=up_to, tuned=tuned))
     about: dict[str, Any] = {"from": old.path.name, "shards": Path(shards).name, "held_out": share}

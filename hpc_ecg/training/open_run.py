@@ -16,7 +16,7 @@ from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights.settings import RANDOM
 
 UNVERIFIED = "%s: not verified, since version 0.1 wrote no digests of its files"
-OTHER_COHORT: tuple[str, ...] = ("fold=null", "repeat=0", "held_out=null", "fit_on=valid")
+OTHER_COHORT: tuple[str, ...] = ("fold=null", "repeat=0", "held_out=null", "all_validate=false")
 OTHER_COHORT += ("label_table=null", "label_fraction=1", "label_seed=null")
 """Settings of `data` that are reset for another cohort, unless they are given again."""
 

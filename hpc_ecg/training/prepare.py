@@ -54,7 +54,7 @@ def prepare_data(config: FinetuneConfig) -> PreparedData:
     shards, labels = open_shards(config.data)
     left_out = check_classes(shards, labels, config.data, config.train.trains)
     source = ShardSource(shards, config.data)
-    first = "train" if config.train.trains or config.data.fit_on == "valid" else "valid"
+    first = "valid" if config.data.all_validate and not config.train.trains else "train"
     train, valid = (open_split(shards, split, labels, source) for split in (first, "valid"))
     return PreparedData(
         shards=shards,
