@@ -4,12 +4,13 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import plan_for, reseal, words_for
+from conftest import TINY, plan_for, reseal, words_for
 from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from synthetic import Population, write_cohort
@@ -21,6 +22,9 @@ from hpc_ecg.data.views import as_split
 from hpc_ecg.evaluation.closed_testing import METHODS, UpdateSample, choose_update
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.hashing import check_record
+from hpc_ecg.inference.update import _change_head
+from hpc_ecg.model.settings import ModelConfig
+from hpc_ecg.model.transformer import build_model
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.weights import load_model
@@ -135,6 +139,51 @@ def test_splits_are_drawn_by_patient_and_all_but_test_is_for_validation():
     merged = as_split(index, {"held_out": 0.5, "all_validate": True})["split"]
     assert ((merged == "test") == (split == "test")).all() and set(merged) == {"valid", "test"}
     assert (as_split(index, {"held_out": None, "all_validate": False})["split"] == "test").all()
+
+
+def test_the_head_of_each_label_changes_as_its_tests_say(rng, monkeypatch):
+    """Three labels: one with another slope, one with new weights, one with too few events."""
+    model = build_model(TINY, 3, ModelConfig())
+    sample, width = hospital(rng), TINY.encoder_embed_dim
+    num = len(sample.labels_N)
+    features_ND = rng.normal(size=(num, width)).astype(np.float32)
+    label_NK = np.column_stack([sample.labels_N, sample.labels_N, np.zeros(num)])
+    label_NK[:50, 0] = np.nan
+    change_D = rng.normal(size=width)
+    made = [({"made": "recalibration", "slope": 0.5, "offset": -1.0}, None)]
+    made += [({"made": "head", "slope": 0.8, "offset": 2.0}, change_D)]
+    seen = []
+
+    def choose(sample, up_to, name):
+        seen.append((name, len(sample.labels_N), sample.logits_N))
+        return made[len(seen) - 1]
+
+    monkeypatch.setattr("hpc_ecg.inference.update.choose_update", choose)
+    monkeypatch.setattr("hpc_ecg.inference.update.predict", lambda *_: features_ND)
+    valid = SimpleNamespace(
+        labels_NK=label_NK.astype(np.float32),
+        weights_NK=np.ones_like(label_NK),
+        patients=sample.patient_N.astype(str).tolist(),
+        records=[str(n) for n in range(num)],
+        label_names=["a", "b", "c"],
+    )
+    prepared = SimpleNamespace(
+        start=SimpleNamespace(model=model, report={}),
+        data=SimpleNamespace(valid=valid),
+        config=SimpleNamespace(data=SimpleNamespace(batch_size=8)),
+    )
+    old_NK = model.classify(torch.from_numpy(features_ND)).detach().numpy()
+    engine = SimpleNamespace(prepare_inference=lambda module: None)
+    _change_head(engine, prepared, up_to="head", tuned=None)
+    new_NK = model.classify(torch.from_numpy(features_ND)).detach().numpy()
+    assert [(name, n) for name, n, _ in seen] == [("a", num - 50), ("b", num)]
+    assert seen[1][2] == pytest.approx(old_NK[:, 1], abs=1e-5)
+    assert new_NK[:, 0] == pytest.approx(0.5 * old_NK[:, 0] - 1, abs=1e-5)
+    expected_N = 0.8 * old_NK[:, 1] + 2 + features_ND @ change_D
+    assert new_NK[:, 1] == pytest.approx(expected_N, abs=1e-4)
+    assert (new_NK[:, 2] == old_NK[:, 2]).all()
+    found = prepared.start.report["update"]
+    assert found["a"]["n"] == num - 50 and "c: only 0 positive patients" in found["c"]["reason"]
 
 
 # A run
