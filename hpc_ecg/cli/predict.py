@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     for name in ("workers", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-    rate_hz = _rate_of(options.rate)
+    rate_hz = rate_of(options.rate)
     layout = layout_of(options, rate_hz)
 
     from hpc_ecg.inference.api import open_source
@@ -164,7 +164,7 @@ def _self_test(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rate_of(text: str | None) -> float | None:
+def rate_of(text: str | None) -> float | None:
     from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ
 
     try:

@@ -49,6 +49,12 @@ class ModelSource:
     def is_regression(self) -> bool:
         return self.config.data.task == "regression"
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the weights lie in runs."""
+        run = RunFolder(self.files[0].parent.parent)
+        return run.best == self.files[0].parent and run.finished.exists()
+
     def digests(self) -> list[str]:
         return [sha256_of(file) for file in self.files]
 
