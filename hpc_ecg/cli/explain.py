@@ -9,8 +9,7 @@ from hpc_ecg.cli.parser import Verbs, check_effects
 from hpc_ecg.cli.predict import LAYOUT, rate_of
 
 if TYPE_CHECKING:
-    from hpc_ecg.ecg.preprocess import PreparedECG
-    from hpc_ecg.inference.model_source import ModelSource
+    from hpc_ecg.inference.sources import Source
 
 NO_MAP, MEMBERS = 3, 200
 
@@ -31,11 +30,10 @@ def add_explain(verbs: Verbs) -> None:
     explain.add_argument("--strategy", metavar="NAME", help="of a sweep")
     explain.add_argument("--seed", type=int, default=0, metavar="N", help="of checks and samples")
     text = f"training patients among whom the nearest are searched ({MEMBERS}; 0: none)"
-    explain.add_argument("--members", type=int, metavar="N", help=text)
-    explain.add_argument("--key", help="shards: the record with this key")
+    explain.add_argument("--members", type=int, default=MEMBERS, metavar="N", help=text)
     explain.add_argument("--sample", type=int, metavar="N", help="shards: mean maps of N ECGs")
     add_layout_options(explain)
-    explain.add_argument("--missing-leads", help="leave_out (default) or zero: filled, flagged")
+    explain.add_argument("--missing-leads", default="leave_out", help="or zero: filled, flagged")
     explain.set_defaults(verb=_explain)
 
 
@@ -44,21 +42,29 @@ def _explain(options: argparse.Namespace) -> int:
     from hpc_ecg.log import say, start_logging
 
     start_logging()
-    _check(options)
+    sources = _check(options)
 
     from hpc_ecg.inference.explain import explain_cohort, explain_recording, open_explainer
-    from hpc_ecg.inference.mean_map import draw_sample
 
     explainer = open_explainer(options.model, options.strategy, options.label, options.seed)
-    model, name = explainer.model, Path(options.file).name
-    if options.sample is not None:
-        asked = explainer.label, options.sample, options.seed
-        page, has_map = explain_cohort(explainer, draw_sample(options.file, model, *asked), name)
+    name = Path(options.file).name
+    if not sources:
+        page, has_map = explain_cohort(explainer, options.file, options.sample, name)
     else:
-        name = f"{name}, key {options.key}" if options.key else name
-        members = MEMBERS if options.members is None else options.members
+        from hpc_ecg.inference.decode import decode
+        from hpc_ecg.shards.shard_task import Recordings
+
+        recordings = Recordings(
+            signals=Path(),
+            layout=layout_of(options, rate_of(options.rate)),
+            signal=explainer.model.signal,
+            missing_leads=options.missing_leads,
+        )
+        (found,) = decode(sources, [0], recordings, rate_of(options.rate), 1)
+        if found.reason:
+            raise ValueError(f"{options.file}: {found.message}")
         try:
-            page, has_map = explain_recording(explainer, _read(options, model), name, members)
+            page, has_map = explain_recording(explainer, found.windows[0], name, options.members)
         except ValueError as error:
             raise ValueError(f"{options.file}: {error}") from None
     write_text(options.out, page, about_people=True)
@@ -66,8 +72,9 @@ def _explain(options: argparse.Namespace) -> int:
     return 0 if has_map else NO_MAP
 
 
-def _check(options: argparse.Namespace) -> None:
-    """ValueError for what is wrong, as far as that can be said without torch."""
+def _check(options: argparse.Namespace) -> "list[Source]":
+    """The recording, or none for a sample of shards. ValueError for what is wrong, as far as that
+    can be said without torch."""
     from hpc_ecg.atomic_io import check_may_write
     from hpc_ecg.inference.sources import find_sources, is_shards
 
@@ -78,44 +85,20 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{options.model}: gradients need the weights, which ONNX merges; give the run or .pt"
         )
+    if not options.model.exists():
+        raise ValueError(f"{options.model}: no such run, sweep, bundle or file of weights")
     for name, least in (("sample", 2), ("members", 0), ("seed", 0)):
         if (value := getattr(options, name)) is not None and value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     has_shards = is_shards(options.file)
-    check_effects(
-        options,
-        *((name, "shards", has_shards) for name in ("key", "sample")),
-        *((name, "recordings, not shards", not has_shards) for name in (*LAYOUT, "missing_leads")),
-        ("members", "one ECG, not a sample", options.sample is None),
-    )
-    if has_shards and (options.key is None) == (options.sample is None):
-        raise ValueError(f"{options.file} holds shards: give --key KEY or --sample N")
-    if not has_shards:
-        sources = find_sources([options.file], layout_of(options, rate_of(options.rate)))
-        if len(sources) > 1:
-            text = f"{options.file} holds {len(sources)} recordings; give one, as"
-            raise ValueError(f"{text} {sources[0].name}")
-
-
-def _read(options: argparse.Namespace, model: "ModelSource") -> "PreparedECG":
-    """The ECG of FILE as the model takes it. ValueError: it cannot be used, and why."""
-    from hpc_ecg.inference.decode import decode
-    from hpc_ecg.inference.from_shards import decode_shards, open_all
-    from hpc_ecg.inference.sources import find_sources
-    from hpc_ecg.shards.shard_task import Recordings
-
-    if options.key is not None:
-        dataset, _ = open_all(options.file, model.signal, str(options.model))
-        if options.key not in dataset.keys:
-            raise ValueError(f"no record has the key {options.key}; the first is {dataset.keys[0]}")
-        (found,) = decode_shards(dataset, [dataset.keys.index(options.key)])
-        return found.windows[0]
-    rate_hz = rate_of(options.rate)
-    layout, missing = layout_of(options, rate_hz), options.missing_leads or "leave_out"
-    recordings = Recordings(
-        signals=Path(), layout=layout, signal=model.signal, missing_leads=missing
-    )
-    (found,) = decode(find_sources([options.file], layout), [0], recordings, rate_hz, 1)
-    if found.reason:
-        raise ValueError(found.message)
-    return found.windows[0]
+    others = ((name, "one recording", not has_shards) for name in LAYOUT)
+    check_effects(options, ("sample", "shards", has_shards), *others)
+    if has_shards:
+        if options.sample is None:
+            raise ValueError(f"{options.file} holds shards; give --sample N for their mean maps")
+        return []
+    sources = find_sources([options.file], layout_of(options, rate_of(options.rate)))
+    if len(sources) > 1:
+        text = f"{options.file} holds {len(sources)} recordings; give one, such as"
+        raise ValueError(f"{text} {sources[0].name}")
+    return sources

@@ -1,5 +1,5 @@
-"""Where an ECG stands among others: risks of validation by outcome, nearest members of a cohort."""
-# N members, D width
+"""An ECG among others: risks of validation by outcome, nearest members of a cohort, mean maps."""
+# N members, D width, L leads, W samples of a beat
 
 import hashlib
 from typing import Any
@@ -10,17 +10,21 @@ import torch
 
 from hpc_ecg.data.dataset import Dataset, open_shards, open_split
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT, PreparedECG
+from hpc_ecg.ecg.signal import check_same_signal
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.hashing import read_record
-from hpc_ecg.inference.attribution import BATCH, LabelOutput
+from hpc_ecg.inference.attribution import BATCH, DividedECG, LabelOutput, attribute
 from hpc_ecg.inference.model_source import ModelSource
-from hpc_ecg.log import describe_error
+from hpc_ecg.log import Advance, describe_error, progress_bar
+from hpc_ecg.shards.remote import open_shard_set
 from hpc_ecg.training.run_folder import RunFolder
 
 OUTCOMES = {"with the outcome": 1, "without the outcome": 0}
 STEPS, BEHIND = (100, 20, 10, 5, 4, 2), 20
 """Steps between percentiles; patients behind each one, in a bundle."""
-SHOWN = 5
+SHOWN, CHECKED, SPLIT = 5, 2, "test"
+"""Nearest members; ECGs of each outcome whose maps are checked; where a sample is drawn from."""
+BEFORE_S, AFTER_S = 0.35, 0.65
 Percentiles = dict[str, dict[str, Any]]
 """By outcome: number of `patients`, and their `risks`: pairs of percentile and risk."""
 
@@ -48,12 +52,11 @@ def one_a_patient(dataset: Dataset, seed: int, is_kept_N: np.ndarray) -> np.ndar
     """Positions in random order, the first one of each patient."""
     order = np.random.default_rng(seed).permutation(len(dataset))
     order = order[is_kept_N[order]]
-    first = np.unique(np.array(dataset.patients)[order], return_index=True)[1]
-    return order[np.sort(first)]
+    return order[np.sort(np.unique(np.array(dataset.patients)[order], return_index=True)[1])]
 
 
 def nearest_members(
-    model: ModelSource, network: LabelOutput, ecg: PreparedECG, label: str, num: int, seed: int
+    model: ModelSource, network: LabelOutput, ecg: PreparedECG, num: int, seed: int
 ) -> pd.DataFrame | str:
     """Age, sex, label and distance (relative to the median) of the nearest of `num` training
     patients, drawn by `seed`, one ECG each, without any identifier; or why there are none."""
@@ -67,18 +70,15 @@ def nearest_members(
         dataset = open_split(shards, "train", labels)
         digest = hashlib.sha256(ecg.counts_LS.tobytes()).hexdigest()  # it is no other member
         rows = one_a_patient(dataset, seed, np.array(dataset.sha256_N) != digest)[:num]
-        counts_NLS, samples_N = dataset.read(rows), dataset.samples(rows)
+        features_ND = _features(network, dataset.read(rows), _samples(dataset, rows))
     except (ValueError, OSError) as error:
         return f"the run's shards cannot be read here: {describe_error(error)}"
-    if samples_N is None:
-        samples_N = np.full(len(rows), model.signal.num_samples)
-    features_ND = _features(network, counts_NLS, samples_N)
     own_1D = _features(network, ecg.counts_LS[None], np.array([ecg.samples]))
     distance_N = np.linalg.norm(features_ND - own_1D, axis=1)
     nearest = np.argsort(distance_N, kind="stable")[:SHOWN]
     table = shards.index[shards.index["split"] == "train"].iloc[rows[nearest]]
     table = table.reindex(columns=["age", "sex"])
-    table["label"] = dataset.labels_NK[rows[nearest], labels.index(label)]
+    table["label"] = dataset.labels_NK[rows[nearest], network.label]
     table["distance"] = distance_N[nearest] / max(float(np.median(distance_N)), 1e-12)
     return table
 
@@ -86,10 +86,60 @@ def nearest_members(
 @torch.no_grad()
 def _features(network: LabelOutput, counts_NLS: np.ndarray, samples_N: np.ndarray) -> np.ndarray:
     """What `hpc-ecg embed` gives for its last layer [N, D]."""
-    found: list[np.ndarray] = []
-    for start in range(0, len(counts_NLS), BATCH):
-        some = slice(start, start + BATCH)
-        ecg_NLS = counts_NLS[some] * (MICROVOLTS_PER_COUNT / 1000)
-        features: Any = network.members[0].features
-        found.append(features(*network.inputs(ecg_NLS, samples_N[some])).double().cpu().numpy())
-    return np.concatenate(found)
+    member: Any = network.members[0]
+    ecg_NLS, starts = counts_NLS * (MICROVOLTS_PER_COUNT / 1000), range(0, len(samples_N), BATCH)
+    inputs = [network.inputs(ecg_NLS[n : n + BATCH], samples_N[n : n + BATCH]) for n in starts]
+    return np.concatenate([member.features(*some).double().cpu().numpy() for some in inputs])
+
+
+def _samples(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    samples_N = dataset.samples(rows)
+    return np.full(len(rows), dataset.record_shape[1]) if samples_N is None else samples_N
+
+
+def mean_maps(
+    network: LabelOutput, folder: str, model: ModelSource, label: str, num: int, seed: int
+) -> list[dict[str, Any]]:
+    """The mean maps over beats, aligned at their QRS complexes, of ECGs of the split SPLIT: half of
+    `num` of each outcome, one ECG a patient.
+
+    By outcome: `map` and mean `beat` in mV [L, W]; the numbers `drawn` and `used`, without those of
+    too few similar beats; some ECGs with their maps by piece, to be `checked`. ValueError: other
+    signals than the model's, no such label, or an outcome without an ECG."""
+    shards = open_shard_set(folder)
+    check_same_signal(shards.signal, model.signal, folder, model.name)
+    if label not in shards.label_names:
+        raise ValueError(f"{folder} has the labels {', '.join(shards.label_names)}, not {label}")
+    dataset = open_split(shards, SPLIT, [label])
+    order, results = one_a_patient(dataset, seed, np.isin(dataset.labels_NK[:, 0], (0, 1))), []
+    for outcome in (1, 0):
+        rows = order[dataset.labels_NK[order, 0] == outcome][: num // 2]
+        with progress_bar(f"maps of {label} = {outcome}", len(rows)) as advance:
+            found = [_aligned(network, dataset, row, advance) for row in rows]
+        used = [one for one in found if one is not None]
+        if not used:
+            who = f"split {SPLIT} of {folder} has no ECG of a patient with {label} = {outcome}"
+            raise ValueError(f"{who} and enough similar beats, of {len(rows)} drawn")
+        means = {name: np.mean([one[name] for one in used], axis=0) for name in ("map", "beat")}
+        checked = [one["checked"] for one in used[:CHECKED]]
+        numbers = {"outcome": outcome, "drawn": len(rows), "used": len(used)}
+        results.append(numbers | means | {"checked": checked})
+    return results
+
+
+def _aligned(
+    network: LabelOutput, dataset: Dataset, row: int, advance: Advance
+) -> dict[str, Any] | None:
+    """The mean map and beat of one ECG [L, W], and the ECG with its map; None: too few beats."""
+    advance()
+    samples, rate = int(_samples(dataset, np.array([row]))[0]), dataset.shards.signal.sample_rate_hz
+    ecg_LS = dataset.read(np.array([row]))[0] * dataset.millivolts_per_count
+    try:
+        ecg = DividedECG(ecg_LS, samples, dataset.shards.signal)
+    except ValueError:
+        return None
+    map_LS, _ = attribute(network, ecg)
+    at = ecg.beats[:, None] + np.arange(-round(BEFORE_S * rate), round(AFTER_S * rate))
+    at = at[(at[:, 0] >= 0) & (at[:, -1] < samples)]
+    beats = {"map": map_LS[:, at].mean(axis=1), "beat": ecg.ecg_LS[:, at].mean(axis=1)}
+    return beats | {"checked": (ecg, ecg.sums(map_LS))}

@@ -79,10 +79,8 @@ def draw_ecg(
             span = slice(*(round(part * seconds * sample_rate_hz) for part in (start, end)))
             mv_S = ecg_LS[leads.index(name), span]
             if shade_LS is not None:
-                mm_per_sample = paper.mm_per_s / sample_rate_hz
-                body.append(
-                    _shade(shade_LS[leads.index(name), span], mm_per_sample, x_mm, y_mm, paper)
-                )
+                shade_S = shade_LS[leads.index(name), span]
+                body.append(_shade(shade_S, sample_rate_hz, x_mm, y_mm, paper))
         tick = _path(f"M{x_mm:g} {y_mm - 2:g}v4", 0.2, INK)
         body.append(tick if start else _calibration_pulse(y_mm, paper))
         body.append(_draw_lead(name, mv_S, sample_rate_hz, x_mm, y_mm, height, paper))
@@ -135,13 +133,14 @@ def _draw_lead(
 
 
 def _shade(shade_S: np.ndarray, rate_hz: float, x_mm: float, y_mm: float, paper: Paper) -> str:
-    """A rectangle for each run of one shade."""
+    """A rectangle for each run of one shade, which is rounded to tenths."""
+    shade_S = np.clip(shade_S, -1, 1).round(1)
     starts = np.r_[0, np.flatnonzero(np.diff(shade_S)) + 1]
     edges_mm = x_mm + np.r_[starts, len(shade_S)] / rate_hz * paper.mm_per_s
     box = f'y="{y_mm - 0.45 * paper.row_mm:g}" height="{0.8 * paper.row_mm:g}"'
     return "".join(
         f'<rect x="{left:.5g}" width="{right - left:.4g}" {box} '
-        f'fill="{RAISES if shade > 0 else LOWERS}" fill-opacity="{0.8 * min(abs(shade), 1):.2f}"/>'
+        f'fill="{RAISES if shade > 0 else LOWERS}" fill-opacity="{0.8 * abs(shade):.2f}"/>'
         for left, right, shade in zip(edges_mm[:-1], edges_mm[1:], shade_S[starts], strict=True)
     )
 
