@@ -11,17 +11,13 @@ from hpc_ecg.cli.predict import LAYOUT, rate_of
 if TYPE_CHECKING:
     from hpc_ecg.inference.sources import Source
 
-NO_MAP, MEMBERS = 3, 200
+NO_MAP = 3
 
 
 def add_explain(verbs: Verbs) -> None:
-    explain = verbs.add_parser(
-        "explain",
-        help="a page on what moved a model's output for an ECG",
-        description="Write a page: the ECG with what moved the output, checks of that map, and the "
-        "risk's place among those of validation. Exit code 0: the map is drawn; "
-        f"{NO_MAP}: a check failed, so the page has no map; 2: a mistake.",
-    )
+    about = f"Exit code 0: the page has a map; {NO_MAP}: a check of the map failed; 2: a mistake."
+    text = "a page on what moved a model's output for an ECG"
+    explain = verbs.add_parser("explain", help=text, description=f"Write {text}. {about}")
     explain.add_argument("model", type=Path, metavar="MODEL", help="run, sweep, bundle, .pt …")
     explain.add_argument("file", metavar="FILE", help="a recording; or a folder of shards")
     explain.add_argument("--out", type=Path, required=True, metavar="FILE", help=".html")
@@ -29,8 +25,6 @@ def add_explain(verbs: Verbs) -> None:
     explain.add_argument("--label", metavar="NAME", help="needed if the model has several")
     explain.add_argument("--strategy", metavar="NAME", help="of a sweep")
     explain.add_argument("--seed", type=int, default=0, metavar="N", help="of checks and samples")
-    text = f"training patients among whom the nearest are searched ({MEMBERS}; 0: none)"
-    explain.add_argument("--members", type=int, default=MEMBERS, metavar="N", help=text)
     explain.add_argument("--sample", type=int, metavar="N", help="shards: mean maps of N ECGs")
     add_layout_options(explain)
     explain.add_argument("--missing-leads", default="leave_out", help="or zero: filled, flagged")
@@ -54,17 +48,14 @@ def _explain(options: argparse.Namespace) -> int:
         from hpc_ecg.inference.decode import decode
         from hpc_ecg.shards.shard_task import Recordings
 
-        recordings = Recordings(
-            signals=Path(),
-            layout=layout_of(options, rate_of(options.rate)),
-            signal=explainer.model.signal,
-            missing_leads=options.missing_leads,
-        )
-        (found,) = decode(sources, [0], recordings, rate_of(options.rate), 1)
+        rate_hz, signal = rate_of(options.rate), explainer.model.signal
+        about = {"layout": layout_of(options, rate_hz), "missing_leads": options.missing_leads}
+        recordings = Recordings(signals=Path(), signal=signal, **about)
+        (found,) = decode(sources, [0], recordings, rate_hz, 1)
         if found.reason:
             raise ValueError(f"{options.file}: {found.message}")
         try:
-            page, has_map = explain_recording(explainer, found.windows[0], name, options.members)
+            page, has_map = explain_recording(explainer, found.windows[0], name)
         except ValueError as error:
             raise ValueError(f"{options.file}: {error}") from None
     write_text(options.out, page, about_people=True)
@@ -83,11 +74,11 @@ def _check(options: argparse.Namespace) -> "list[Source]":
     check_may_write(options.out, replace=options.force, option="--out")
     if options.model.suffix == ".onnx":
         raise ValueError(
-            f"{options.model}: gradients need the weights, which ONNX merges; give the run or .pt"
+            f"{options.model}: gradients need the weights, which ONNX merges; give .pt"
         )
     if not options.model.exists():
         raise ValueError(f"{options.model}: no such run, sweep, bundle or file of weights")
-    for name, least in (("sample", 2), ("members", 0), ("seed", 0)):
+    for name, least in (("sample", 2), ("seed", 0)):
         if (value := getattr(options, name)) is not None and value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     has_shards = is_shards(options.file)

@@ -22,8 +22,8 @@ from hpc_ecg.ecg.signal import SignalSpec
 
 POINTS, TOLERANCE = (24, 96), 0.1
 """Points of the path (Gauss-Legendre): more if the map's sum is off by more than this."""
-DELETIONS, BATCH = 5, 8
-"""Steps of a deletion curve; ECGs in memory at a time."""
+BATCH = 8
+"""ECGs in memory at a time."""
 
 
 class DividedECG:
@@ -91,14 +91,15 @@ def attribute(network: LabelOutput, ecg: DividedECG) -> tuple[FloatArray, float]
     [L, S], and what its sum lacks of the whole change."""
     reference_LS, samples = ecg.without(np.ones(ecg.shape, bool)), np.array([ecg.samples])
     inputs, mask = network.inputs(ecg.ecg_LS[None], samples)
+    reference, _ = network.inputs(reference_LS[None], samples)
     for points in POINTS:
+        options = {
+            "n_steps": points,
+            "internal_batch_size": BATCH,
+            "return_convergence_delta": True,
+        }
         map_1LS, missing = IntegratedGradients(network).attribute(
-            inputs,
-            network.inputs(reference_LS[None], samples)[0],
-            additional_forward_args=(mask,),
-            n_steps=points,
-            internal_batch_size=BATCH,
-            return_convergence_delta=True,
+            inputs, reference, additional_forward_args=(mask,), **options
         )
         if abs(float(missing)) <= TOLERANCE:
             break
@@ -113,11 +114,3 @@ def occlude(network: LabelOutput, ecg: DividedECG) -> FloatArray:
     ecgs = [ecg.without(np.outer(lead, part)) for lead in leads for part in parts]
     whole, *rest = network.outputs([ecg.ecg_LS, *ecgs], ecg.samples)
     return (whole - np.array(rest)).reshape(len(leads), len(parts))
-
-
-def deletion_curves(network: LabelOutput, ecg: DividedECG, order_N: NDArray) -> FloatArray:
-    """The output [2, DELETIONS + 1] as the pieces are replaced in this order, and in reverse."""
-    places = np.argsort(order_N), np.argsort(order_N[::-1])
-    counts = np.linspace(0, len(order_N), DELETIONS + 1)
-    ecgs = [ecg.without((place_N < n).reshape(ecg.shape)) for place_N in places for n in counts]
-    return network.outputs(ecgs, ecg.samples).reshape(2, -1)

@@ -22,8 +22,10 @@ from hpc_ecg.training.run_folder import RunFolder
 OUTCOMES = {"with the outcome": 1, "without the outcome": 0}
 STEPS, BEHIND = (100, 20, 10, 5, 4, 2), 20
 """Steps between percentiles; patients behind each one, in a bundle."""
-SHOWN, CHECKED, SPLIT = 5, 2, "test"
-"""Nearest members; ECGs of each outcome whose maps are checked; where a sample is drawn from."""
+MEMBERS, SHOWN = 200, 5
+"""Among how many patients the nearest are searched, and how many are shown."""
+CHECKED, SPLIT = 2, "test"
+"""ECGs of each outcome whose maps are checked; where a sample is drawn from."""
 BEFORE_S, AFTER_S = 0.35, 0.65
 Percentiles = dict[str, dict[str, Any]]
 """By outcome: number of `patients`, and their `risks`: pairs of percentile and risk."""
@@ -56,12 +58,12 @@ def one_a_patient(dataset: Dataset, seed: int, is_kept_N: np.ndarray) -> np.ndar
 
 
 def nearest_members(
-    model: ModelSource, network: LabelOutput, ecg: PreparedECG, num: int, seed: int
+    model: ModelSource, network: LabelOutput, ecg: PreparedECG, seed: int
 ) -> pd.DataFrame | str:
-    """Age, sex, label and distance (relative to the median) of the nearest of `num` training
+    """Age, sex, label and distance (relative to the median) of the nearest of MEMBERS training
     patients, drawn by `seed`, one ECG each, without any identifier; or why there are none."""
-    if num == 0 or len(model.files) > 1 or not model.is_run:
-        return "they are searched for one run, with --members above 0"
+    if len(model.files) > 1 or not model.is_run:
+        return "a run and its shards are needed"
     try:
         shards, labels = open_shards(model.config.data)
         environment = read_record(RunFolder(model.files[0].parent.parent).environment)
@@ -69,15 +71,15 @@ def nearest_members(
             return "data.shards is not what the run was trained on"
         dataset = open_split(shards, "train", labels)
         digest = hashlib.sha256(ecg.counts_LS.tobytes()).hexdigest()  # it is no other member
-        rows = one_a_patient(dataset, seed, np.array(dataset.sha256_N) != digest)[:num]
+        rows = one_a_patient(dataset, seed, np.array(dataset.sha256_N) != digest)[:MEMBERS]
         features_ND = _features(network, dataset.read(rows), _samples(dataset, rows))
     except (ValueError, OSError) as error:
         return f"the run's shards cannot be read here: {describe_error(error)}"
     own_1D = _features(network, ecg.counts_LS[None], np.array([ecg.samples]))
     distance_N = np.linalg.norm(features_ND - own_1D, axis=1)
     nearest = np.argsort(distance_N, kind="stable")[:SHOWN]
-    table = shards.index[shards.index["split"] == "train"].iloc[rows[nearest]]
-    table = table.reindex(columns=["age", "sex"])
+    index = shards.index[shards.index["split"] == "train"]
+    table = index.iloc[rows[nearest]].reindex(columns=["age", "sex"])
     table["label"] = dataset.labels_NK[rows[nearest], network.label]
     table["distance"] = distance_N[nearest] / max(float(np.median(distance_N)), 1e-12)
     return table
@@ -115,22 +117,19 @@ def mean_maps(
     for outcome in (1, 0):
         rows = order[dataset.labels_NK[order, 0] == outcome][: num // 2]
         with progress_bar(f"maps of {label} = {outcome}", len(rows)) as advance:
-            found = [_aligned(network, dataset, row, advance) for row in rows]
-        used = [one for one in found if one is not None]
+            used = [one for row in rows if (one := _aligned(network, dataset, row, advance))]
         if not used:
-            who = f"split {SPLIT} of {folder} has no ECG of a patient with {label} = {outcome}"
-            raise ValueError(f"{who} and enough similar beats, of {len(rows)} drawn")
-        means = {name: np.mean([one[name] for one in used], axis=0) for name in ("map", "beat")}
-        checked = [one["checked"] for one in used[:CHECKED]]
+            who = f"no ECG with {label} = {outcome} and enough similar beats"
+            raise ValueError(f"split {SPLIT} of {folder} has {who}, of {len(rows)} drawn")
+        beat_LW, map_LW = np.mean([pair for pair, _ in used], axis=0)
         numbers = {"outcome": outcome, "drawn": len(rows), "used": len(used)}
-        results.append(numbers | means | {"checked": checked})
+        checked = [pair for _, pair in used[:CHECKED]]
+        results.append(numbers | {"beat": beat_LW, "map": map_LW, "checked": checked})
     return results
 
 
-def _aligned(
-    network: LabelOutput, dataset: Dataset, row: int, advance: Advance
-) -> dict[str, Any] | None:
-    """The mean map and beat of one ECG [L, W], and the ECG with its map; None: too few beats."""
+def _aligned(network: LabelOutput, dataset: Dataset, row: int, advance: Advance) -> Any:
+    """Mean beat and map of an ECG [L, W], and the ECG with its map; None: too few beats."""
     advance()
     samples, rate = int(_samples(dataset, np.array([row]))[0]), dataset.shards.signal.sample_rate_hz
     ecg_LS = dataset.read(np.array([row]))[0] * dataset.millivolts_per_count
@@ -141,5 +140,5 @@ def _aligned(
     map_LS, _ = attribute(network, ecg)
     at = ecg.beats[:, None] + np.arange(-round(BEFORE_S * rate), round(AFTER_S * rate))
     at = at[(at[:, 0] >= 0) & (at[:, -1] < samples)]
-    beats = {"map": map_LS[:, at].mean(axis=1), "beat": ecg.ecg_LS[:, at].mean(axis=1)}
-    return beats | {"checked": (ecg, ecg.sums(map_LS))}
+    pair = [values_LS[:, at].mean(axis=1) for values_LS in (ecg.ecg_LS, map_LS)]
+    return pair, (ecg, ecg.sums(map_LS))

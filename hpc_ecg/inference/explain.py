@@ -2,8 +2,9 @@
 average; with the checks of map_checks, without which no map is drawn."""
 # L leads, S samples, P pieces
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +30,7 @@ from hpc_ecg.weights import load_model
 
 STRONGEST, SMOOTH_S = 98, 0.04
 """Percentile of the sizes in a map that has the strongest colour; smoothing of a mean map."""
-SQUARES = ((2, 0.3, 0.1), (10, 0.55, 0.15))
-BEATS = Paper(mm_per_s=50, row_mm=40, rhythm=None, squares=SQUARES, text_mm=3.2)
+BEATS = replace(FULL, mm_per_s=50, row_mm=40, rhythm=None)
 
 
 class Explainer(NamedTuple):
@@ -70,11 +70,8 @@ def _load(model: ModelSource, label: str, files: list[Path]) -> LabelOutput:
     return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def explain_recording(
-    explainer: Explainer, prepared: PreparedECG, name: str, members: int
-) -> tuple[str, bool]:
-    """The page on one ECG, with the nearest of this many `members` of the cohort; and whether it
-    has a map. ValueError: too few heartbeats."""
+def explain_recording(explainer: Explainer, prepared: PreparedECG, name: str) -> tuple[str, bool]:
+    """The page on one ECG, and whether it has a map. ValueError: too few heartbeats."""
     model, network = explainer.model, explainer.network
     ecg_LS = prepared.counts_LS * (MICROVOLTS_PER_COUNT / 1000)
     ecg = DividedECG(ecg_LS, prepared.samples, model.signal)
@@ -91,7 +88,7 @@ def explain_recording(
         "unmeasured": ecg.unmeasured,
         "flags": prepared.flags,
         "table": list(zip([*model.signal.leads, "all leads"], table.tolist(), strict=True)),
-        "near": cohort_context.nearest_members(model, network, prepared, members, explainer.seed),
+        "near": cohort_context.nearest_members(model, network, prepared, explainer.seed),
     }
     checked = check_maps(network, [(ecg, map_LP)], explainer.seeds, explainer.seed)
     drawn = ecg.ecg_LS[:, : ecg.samples], shade_LS, name
@@ -108,20 +105,15 @@ def explain_cohort(explainer: Explainer, folder: str, num: int, name: str) -> tu
     scale = max(float(np.percentile(np.abs(smooth), STRONGEST)), 1e-12)
     # four times over: a lead's strip shows its own quarter of the time
     titles = [f"{label} = {g['outcome']}: mean beat, n = {g['used']}" for g in groups]
-    parts = zip((group["beat"] for group in groups), smooth, titles, strict=True)
-    drawn = [(np.tile(beat, 4), np.tile(map_LW / scale, 4), title) for beat, map_LW, title in parts]
+    beats, maps_LW = [np.tile(group["beat"], 4) for group in groups], np.tile(smooth, 4) / scale
+    drawn = list(zip(beats, maps_LW, titles, strict=True))
     about = {"groups": groups, "split": cohort_context.SPLIT, "checked": len(maps)}
     checked = check_maps(network, maps, seeds, seed)
     return _render(explainer, checked, name, drawn, BEATS, about)
 
 
 def _render(
-    explainer: Explainer,
-    checked: dict[str, Any],
-    name: str,
-    drawn: list[tuple[np.ndarray, np.ndarray, str]],
-    paper: Paper,
-    about: dict[str, Any],
+    explainer: Explainer, checked: dict, name: str, drawn: list, paper: Paper, about: dict
 ) -> tuple[str, bool]:
     """`drawn`: ECGs with their maps, which are left out if a check failed, and titles."""
     spec, pictures = explainer.model.signal, []
@@ -137,7 +129,7 @@ def _render(
         Group(name="random orders", thin=[(x, row) for pair in random for row in pair]),
     ]
     svg = line_plot(groups, name="deletion", xlabel="pieces deleted (%)", ylabel="output")
-    values = {"explainer": explainer, "checked": checked, "name": name, "about": about}
-    values |= {"pictures": pictures, "curves": inline_svg(svg, "Deletion curves")}
-    constants = {"bounds": BOUNDS, "segments": SEGMENTS, "format_number": format_number}
-    return render_page("explain.html.jinja", **values, **constants), checked["has_map"]
+    values = {"explainer": explainer, "checked": checked, "name": name, "pictures": pictures}
+    values |= {"curves": inline_svg(svg, "Deletion curves"), "bounds": BOUNDS, "segments": SEGMENTS}
+    page = render_page("explain.html.jinja", format_number=format_number, about=about, **values)
+    return page, checked["has_map"]

@@ -51,7 +51,6 @@ class ModelSource:
 
     @property
     def is_run(self) -> bool:
-        """Whether the weights lie in runs."""
         run = RunFolder(self.files[0].parent.parent)
         return run.best == self.files[0].parent and run.finished.exists()
 
