@@ -93,14 +93,8 @@ def attribute(network: LabelOutput, ecg: DividedECG) -> tuple[FloatArray, float]
     inputs, mask = network.inputs(ecg.ecg_LS[None], samples)
     reference, _ = network.inputs(reference_LS[None], samples)
     for points in POINTS:
-        options = {
-            "n_steps": points,
-            "internal_batch_size": BATCH,
-            "return_convergence_delta": True,
-        }
-        map_1LS, missing = IntegratedGradients(network).attribute(
-            inputs, reference, additional_forward_args=(mask,), **options
-        )
+        call = inputs, reference, None, (mask,), points, "gausslegendre", BATCH, True
+        map_1LS, missing = IntegratedGradients(network).attribute(*call)
         if abs(float(missing)) <= TOLERANCE:
             break
     return map_1LS[0].double().cpu().numpy(), abs(float(missing))

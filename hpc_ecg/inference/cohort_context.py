@@ -24,9 +24,8 @@ STEPS, BEHIND = (100, 20, 10, 5, 4, 2), 20
 """Steps between percentiles; patients behind each one, in a bundle."""
 MEMBERS, SHOWN = 200, 5
 """Among how many patients the nearest are searched, and how many are shown."""
-CHECKED, SPLIT = 2, "test"
-"""ECGs of each outcome whose maps are checked; where a sample is drawn from."""
-BEFORE_S, AFTER_S = 0.35, 0.65
+SPLIT, CHECKED, BEFORE_S, AFTER_S = "test", 2, 0.35, 0.65
+"""Of a sample: where it is drawn from, maps of each outcome that are checked, span of a beat."""
 Percentiles = dict[str, dict[str, Any]]
 """By outcome: number of `patients`, and their `risks`: pairs of percentile and risk."""
 

@@ -31,7 +31,7 @@ Maps = Sequence[tuple[DividedECG, NDArray]]
 """ECGs with their maps by piece [L, P]."""
 
 
-def explain(network: LabelOutput, ecgs: Sequence[DividedECG]) -> Maps:
+def _explain(network: LabelOutput, ecgs: Sequence[DividedECG]) -> Maps:
     return [(ecg, ecg.sums(attribute(network, ecg)[0])) for ecg in ecgs]
 
 
@@ -49,7 +49,7 @@ def check_maps(
         for _ in range(int(BOUNDS["orders"]))
     ]
     others = [_shuffle(network, seed + n) for n in range(int(BOUNDS["shuffles"]))]
-    shuffled = [explain(other, ecgs) for other in others]
+    shuffled = [_explain(other, ecgs) for other in others]
     strongest = max(_delete(*pair)[0] for pair in zip(others, shuffled, strict=True))
     similarity = max((_agreement(maps, other) for other in shuffled), key=abs)
     # the reverse of a random order has the area with the other sign
@@ -61,7 +61,7 @@ def check_maps(
         "seeds": None,
     }
     if len(seeds) > 1:
-        pairs = combinations([explain(other, ecgs) for other in seeds], 2)
+        pairs = combinations([_explain(other, ecgs) for other in seeds], 2)
         found["agreement"] = float(np.mean([_agreement(*pair) for pair in pairs]))
         passed["seeds"] = found["agreement"] >= BOUNDS["agreement"]
     shown = [curves, *(curves for _, curves in random)]
@@ -75,9 +75,9 @@ def _delete(network: LabelOutput, maps: Maps) -> tuple[float, FloatArray]:
     curves = []
     for ecg, map_LP in maps:
         order_N = np.argsort(-map_LP.ravel(), kind="stable")
-        places = np.argsort(order_N), np.argsort(order_N[::-1])
+        ranks = np.argsort(order_N), np.argsort(order_N[::-1])
         counts = np.linspace(0, len(order_N), DELETIONS + 1)
-        ecgs = [ecg.without((place_N < n).reshape(ecg.shape)) for place_N in places for n in counts]
+        ecgs = [ecg.without((rank_N < n).reshape(ecg.shape)) for rank_N in ranks for n in counts]
         curves.append(network.outputs(ecgs, ecg.samples).reshape(2, -1))
     areas = [np.trapezoid(reverse - first) / DELETIONS for first, reverse in curves]
     return float(np.mean(areas)), curves[0]
