@@ -71,10 +71,12 @@ def nearest_members(
         dataset = open_split(shards, "train", labels)
         digest = hashlib.sha256(ecg.counts_LS.tobytes()).hexdigest()  # it is no other member
         rows = one_a_patient(dataset, seed, np.array(dataset.sha256_N) != digest)[:MEMBERS]
-        features_ND = _features(network, dataset.read(rows), _samples(dataset, rows))
+        ecg_NLS = dataset.read(rows) * dataset.millivolts_per_count
+        features_ND = _features(network, ecg_NLS, _samples(dataset, rows))
     except (ValueError, OSError) as error:
         return f"the run's shards cannot be read here: {describe_error(error)}"
-    own_1D = _features(network, ecg.counts_LS[None], np.array([ecg.samples]))
+    ecg_1LS = ecg.counts_LS[None] * (MICROVOLTS_PER_COUNT / 1000)
+    own_1D = _features(network, ecg_1LS, np.array([ecg.samples]))
     distance_N = np.linalg.norm(features_ND - own_1D, axis=1)
     nearest = np.argsort(distance_N, kind="stable")[:SHOWN]
     index = shards.index[shards.index["split"] == "train"]
@@ -85,11 +87,11 @@ def nearest_members(
 
 
 @torch.no_grad()
-def _features(network: LabelOutput, counts_NLS: np.ndarray, samples_N: np.ndarray) -> np.ndarray:
+def _features(network: LabelOutput, ecg_NLS: np.ndarray, samples_N: np.ndarray) -> np.ndarray:
     """What `hpc-ecg embed` gives for its last layer [N, D]."""
     member: Any = network.members[0]
-    ecg_NLS, starts = counts_NLS * (MICROVOLTS_PER_COUNT / 1000), range(0, len(samples_N), BATCH)
-    inputs = [network.inputs(ecg_NLS[n : n + BATCH], samples_N[n : n + BATCH]) for n in starts]
+    parts = [slice(start, start + BATCH) for start in range(0, len(ecg_NLS), BATCH)]
+    inputs = [network.inputs(ecg_NLS[part], samples_N[part]) for part in parts]
     return np.concatenate([member.features(*some).double().cpu().numpy() for some in inputs])
 
 
@@ -107,6 +109,8 @@ def mean_maps(
     By outcome: `map` and mean `beat` in mV [L, W]; the numbers `drawn` and `used`, without those of
     too few similar beats; some ECGs with their maps by piece, to be `checked`. ValueError: other
     signals than the model's, no such label, or an outcome without an ECG."""
+    if model.is_regression:
+        raise ValueError(f"mean maps are by outcome, and {model.name} predicts a value")
     shards = open_shard_set(folder)
     check_same_signal(shards.signal, model.signal, folder, model.name)
     if label not in shards.label_names:

@@ -142,6 +142,7 @@ def _shade(shade_S: np.ndarray, rate_hz: float, x_mm: float, y_mm: float, paper:
         f'<rect x="{left:.5g}" width="{right - left:.4g}" {box} '
         f'fill="{RAISES if shade > 0 else LOWERS}" fill-opacity="{0.8 * abs(shade):.2f}"/>'
         for left, right, shade in zip(edges_mm[:-1], edges_mm[1:], shade_S[starts], strict=True)
+        if shade
     )
 
 
