@@ -81,7 +81,7 @@ def nearest_members(
     nearest = np.argsort(distance_N, kind="stable")[:SHOWN]
     index = shards.index[shards.index["split"] == "train"]
     table = index.iloc[rows[nearest]].reindex(columns=["age", "sex"])
-    table["label"] = dataset.labels_NK[rows[nearest], network.label]
+    table["label"] = dataset.labels_NK[rows[nearest], labels.index(model.labels[network.label])]
     table["distance"] = distance_N[nearest] / max(float(np.median(distance_N)), 1e-12)
     return table
 
