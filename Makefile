@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 SLURM_LOG := build/test-slurm.log
-.PHONY: install demo test test-slurm test-others test-fast lint format types clean
+.PHONY: install demo test test-slurm test-others test-fast lint format types docs clean
 
 install: $(VENV)/installed
 
@@ -45,6 +45,10 @@ format: install
 
 types: install
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache

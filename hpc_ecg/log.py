@@ -44,6 +44,11 @@ def describe_error(error: BaseException) -> str:
     return printable(text).replace("\n", " ").strip() or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error, without what libraries add below it; else its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0].strip()
+
+
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

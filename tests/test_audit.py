@@ -8,6 +8,7 @@ import pytest
 from hpc_ecg.cli.command import main
 from hpc_ecg.evaluation import membership as attacks
 from hpc_ecg.evaluation.membership import membership
+from hpc_ecg.inference import audit as auditing
 
 PATIENTS = 4000
 
@@ -76,6 +77,15 @@ def test_a_run_is_audited_and_its_bundle_says_so(undisturbed, tmp_path, capsys, 
     card = (tmp_path / "bundle" / "CARD.md").read_text()
     assert f"- af, loss attack ({found['members']} members, " in card
     (undisturbed / "audit.json").unlink()
+
+    class OfAnotherRank(auditing.Engine):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.is_rank_zero = False
+
+    monkeypatch.setattr(auditing, "Engine", OfAnotherRank)
+    assert auditing.audit(str(undisturbed))["af"] == found
+    assert not (undisturbed / "audit.json").exists(), "process 0 alone writes"
 
 
 def test_an_unfinished_run_is_refused(tmp_path, capsys):

@@ -36,10 +36,10 @@ def test_what_was_saved_comes_back(tmp_path):
     average = {"weight": torch.randn(2, 3)}
     save_checkpoint(tmp_path, Progress(step=3, best_score=0.7), model, moments, 2, average)
     path, progress = newest_checkpoint(tmp_path)
-    saved = load_checkpoint(path, again)
+    loaded = load_checkpoint(path, again)
     assert progress == Progress(step=3, best_score=0.7)
     assert torch.equal(model.weight, again.weight) and torch.equal(model.bias, again.bias)
-    for ours, theirs in ((saved.moments, moments), (saved.average, average)):
+    for ours, theirs in zip(loaded, (moments, average), strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -1,5 +1,8 @@
 """The command as a user meets it: quick help, one line for a mistake, exit code 2."""
 
+import argparse
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -7,7 +10,8 @@ import sys
 import pytest
 from conftest import FIXTURES, TINY_MODEL, words_for
 
-from hpc_ecg.cli import main
+from hpc_ecg.cli import build_parser, main
+from hpc_ecg.cli.parser import Parser, examples_of
 
 
 def test_help_imports_neither_torch_nor_numpy():
@@ -63,6 +67,37 @@ def test_the_module_is_the_command():
     assert result.returncode == 0 and "finetune" in result.stdout
 
 
+def leaves(parser, name="hpc-ecg"):
+    subparsers = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    for verb, child in ((v, c) for action in subparsers for v, c in action.choices.items()):
+        yield from leaves(child, f"{name} {verb}")
+    if not subparsers:
+        yield name
+
+
+def test_the_help_of_every_verb_has_examples_that_it_understands(monkeypatch):
+    class UnderstoodError(Exception):
+        pass
+
+    def stop(self, words, namespace=None):
+        parse(self, words, namespace)
+        raise UnderstoodError
+
+    for verb in [*leaves(build_parser()), "hpc-ecg sweep status", "hpc-ecg sweep retry"]:
+        examples = examples_of(verb).replace(" \\\n", " ").splitlines()[2:]
+        assert examples, verb
+        for example in examples:
+            words = shlex.split(example.partition(" -m ")[2].replace("_", "-") or example)
+            assert " ".join(words).startswith(verb), example
+            with monkeypatch.context() as patch, pytest.raises(UnderstoodError):
+                parse = Parser.parse_intermixed_args
+                patch.setattr(Parser, "parse_intermixed_args", stop)
+                if verb.split()[1] not in ("predict", "embed", "evaluate", "sweep"):
+                    build_parser().parse_args(words[1:])
+                    raise UnderstoodError
+                main(words[1:])
+
+
 def test_config_prints_every_setting_of_runs_and_sweeps(capsys):
     assert main(["config"]) == 0
     printed = capsys.readouterr().out
@@ -70,6 +105,21 @@ def test_config_prints_every_setting_of_runs_and_sweeps(capsys):
         assert f"\n{key}: " in printed
     assert main(["config", "sweep"]) == 0
     assert "\noptim.lr: " not in capsys.readouterr().out
+
+
+def test_config_prints_the_settings_of_a_name_or_with_a_word(capsys):
+    def keys(*words: str) -> list[str]:
+        assert main(["config", *words]) == 0
+        return re.findall(r"^([\w.]+): ", capsys.readouterr().out, re.MULTILINE)
+
+    assert keys("optim.lr") == ["optim.lr"]
+    assert set(keys("slurm")) >= {"slurm.partition", "slurm.time"}
+    assert all(key.startswith("slurm.") for key in keys("slurm"))
+    assert "optim.warmup_fraction" in keys("--search", "Warmup")
+    assert keys("optim", "--search", "head") == ["optim.head_lr", "optim.layer_decay"]
+    for words in (["optim.l"], ["Sweep"], ["--search", "xyzzy"], ["sweep", "--search", "xyzzy"]):
+        assert main(["config", *words]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def failure(capsys, *words) -> str:
@@ -176,7 +226,6 @@ def test_a_verb_of_weights_that_lacks_something_says_it_in_one_line(capsys, word
         (["data", "shrad"], "hpc-ecg data: … did you mean shard?"),
         (["weights", "conver"], "hpc-ecg weights: … did you mean convert?"),
         (["help", "reprot"], "hpc-ecg: … did you mean report?"),
-        (["config", "Sweep"], "hpc-ecg config: … did you mean sweep?"),
         (["--verison"], "hpc-ecg: unknown option --verison; did you mean --version?"),
         (["cohort", "a", "b", "--oout", "c"], "hpc-ecg cohort: … --oout; did you mean --out?"),
         (["data", "shard", "t", "--lable=af"], "hpc-ecg data shard: … did you mean --label?"),

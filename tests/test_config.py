@@ -125,6 +125,7 @@ OTHER = {
 WITH = {
     "data.repeat": ("data.fold=0",),
     "data.label_seed": ("data.label_fraction=0.5",),
+    "data.site_column": ("data.left_out_site=A",),
     "data.stream_lanes": ("data.read=stream",),
     "data.stream_buffer": ("data.read=stream",),
     "data.stage_quota_gb": ("data.stage_dir=/tmp",),

@@ -32,6 +32,7 @@ from hpc_ecg.preflight.training_checks import check_amplitude, check_time
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig, TrainConfig
+from hpc_ecg.version import __version__
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +55,14 @@ def test_a_run_that_would_work_is_found_well_and_nothing_of_it_is_made(shards, t
     assert [line.split(":")[0] for line in lines] == [f"ok      {name}" for name in GOOD]
     assert sums == f"{len(GOOD)} ok"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_as_json_it_says_the_same_and_the_version(shards, tmp_path, capsys):
+    assert main(["doctor", "--json", *words_for(shards, tmp_path / "run")]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["hpc_ecg"] == __version__
+    assert [finding["name"] for finding in written["findings"]] == GOOD
+    assert {finding["level"] for finding in written["findings"]} == {"ok"}
 
 
 def test_the_step_leaves_the_weights_as_they_were(shards, tmp_path):

@@ -95,7 +95,7 @@ def test_another_error_stays_what_it_is():
     [
         (["evaluate", "RUN", "--out", "FILE"], "--out FILE: FILE is a file; give a folder"),
         (["evaluate", "RUN", "--out", "FILE/x/y"], "--out FILE/x/y: FILE is a file; give a folder"),
-        (["config", "x" * 300], "invalid choice"),
+        (["config", "x" * 300], "no verb, section or setting has this name"),
         (["data", "inspect", "x" * 300], "File name too long; give another name"),
         (["data", "inspect", "FILE/x"], "FILE/x"),
         (["report", "x" * 300], "File name too long; give another name"),

@@ -24,7 +24,7 @@ from hpc_ecg.inference import attribution, cohort_context
 from hpc_ecg.inference.attribution import DividedECG, LabelOutput, attribute, occlude
 from hpc_ecg.inference.cohort_context import risks_by_outcome
 from hpc_ecg.inference.map_checks import BOUNDS, check_maps
-from hpc_ecg.model.randomize import randomize_head
+from hpc_ecg.model.layers import randomize_head
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.reporting.ecg_paper import LOWERS, RAISES, draw_ecg
@@ -159,11 +159,12 @@ def test_a_linear_model_has_the_map_that_can_be_computed(ecgs):
 
 def test_an_ensemble_has_the_logit_of_its_mean_probability(ecgs):
     members = [random_network(seed).members[0] for seed in (1, 2)]
-    ecg_BLS, samples_B = ecgs[:3], np.full(3, 2500)
-    logits = [LabelOutput([m], 0, False).outputs(list(ecg_BLS), 2500) for m in members]
-    mean = np.mean([1 / (1 + np.exp(-logit)) for logit in logits], axis=0)
-    found = LabelOutput(members, 0, False).outputs(list(ecg_BLS), int(samples_B[0]))
-    np.testing.assert_allclose(found, np.log(mean / (1 - mean)), rtol=1e-5)
+    logits = [LabelOutput([m], 0, False).outputs(list(ecgs[:3]), 2500) for m in members]
+    for platt in ((), [(2.0, -1.0), (0.5, 0.3)]):
+        fits = zip(platt or [(1, 0), (1, 0)], logits, strict=True)
+        mean = np.mean([1 / (1 + np.exp(-(a * logit + b))) for (a, b), logit in fits], axis=0)
+        found = LabelOutput(members, 0, False, platt).outputs(list(ecgs[:3]), 2500)
+        np.testing.assert_allclose(found, np.log(mean / (1 - mean)), rtol=1e-5)
 
 
 def test_a_trained_model_relies_on_the_lead_that_it_was_taught(trained, ecgs):

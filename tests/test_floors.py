@@ -180,7 +180,7 @@ def test_the_tour_names_files_that_exist_and_one_run_stays_short():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_tree_of_the_readme_is_that_of_the_package():
-    text = (ROOT / "README.md").read_text()
+def test_the_tree_of_the_texts_is_that_of_the_package():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
     tree = re.findall(r"^  (\w+)/ ", text.split("hpc_ecg/\n", 1)[1].split("```")[0], re.MULTILINE)
     assert tree == list(reversed(FLOORS))

@@ -110,12 +110,16 @@ def test_few_patients_give_slope_and_intercept_t_limits(metric):
     assert (found["low"], found["high"]) == pytest.approx((1 - half, 1 + half), rel=0.02)
 
 
-def test_few_patients_give_a_log_loss_t_limits_on_the_log_scale():
-    value_R = 0.2 * np.exp(replicates_like(0.0, 0.1))
+@pytest.mark.parametrize("skew", [-1.0, 0.0, 0.5, 1.5])
+def test_few_patients_give_a_log_loss_t_limits_on_the_log_scale_further_above_for_skewness(skew):
+    z = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    z = stats.pearson3.ppf(stats.norm.cdf(z), skew)
+    value_R = 0.2 * (1 + 0.02 * z)
     found = bootstrap_interval(0.2, value_R, "log_loss", num_patients=6)
-    half = stats.t.ppf(0.975, 5) * 0.1 * np.sqrt(6 / 5)
-    expected = 0.2 * np.exp([-half, half])
-    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), rel=0.02)
+    error, quantile = np.std(np.log(value_R)) * np.sqrt(6 / 5), stats.t.ppf(0.975, 5)
+    more = max(skew, 0) * (2 * 1.96**2 + 1) / 12
+    expected = 0.2 * np.exp([-quantile * error, (quantile + more) * error])
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), rel=1e-3)
 
 
 def test_a_proportion_of_independent_patients_has_wilsons_interval():

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import FIXTURES, words_for
 from safetensors.torch import load_file
+from scipy.special import expit
 
 import hpc_ecg
 from hpc_ecg.cli.command import main
@@ -25,6 +26,7 @@ from hpc_ecg.ecg.array_files import ArrayLayout
 from hpc_ecg.ecg.files import find_recording, read_recording
 from hpc_ecg.ecg.recording import RecordLocation
 from hpc_ecg.hashing import SHA256, sha256_of_value
+from hpc_ecg.inference import abstain
 from hpc_ecg.inference import prediction_job as predicting
 from hpc_ecg.inference.model_source import open_model
 from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
@@ -387,6 +389,20 @@ def test_a_mistake_is_one_line(sweep, run, shards, cohort, tmp_path, capsys, wor
     assert exists.read_text() == "mine" and not (tmp_path / "risks.csv.parts").exists()
 
 
+def test_a_wrong_model_is_said_before_torch_is_imported(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    code = """
+import sys
+from hpc_ecg.cli.command import main
+for model in ("nowhere", sys.argv[1]):
+    assert main(["predict", model, "x.hea", "--out", sys.argv[1] + "/risks.csv"]) == 2
+assert "torch" not in sys.modules
+"""
+    done = [sys.executable, "-c", code, str(tmp_path)]
+    lines = subprocess.run(done, check=True, capture_output=True, text=True).stderr.splitlines()
+    assert "nowhere: no such file" in lines[0] and "is not finished: start it again" in lines[1]
+
+
 def test_all_real_formats_have_the_risks_of_their_shards(run, real_data, tmp_path):
     """Counts and so risks are those of `data shard` and `evaluate`, refusals with their reasons."""
     folder = real_data / "ecg" / "formats"
@@ -543,6 +559,7 @@ def test_a_recording_shows_itself(cohort):
     assert ecg.leads[:3] == ("I", "II", "III")
     svg = ecg._repr_svg_()
     assert svg.startswith("<svg") and path.name in svg and "25 mm/s, 10 mm/mV" in svg
+    assert ecg.plot()._repr_svg_() == svg == ecg.plot()
 
 
 def test_evaluate_from_python(run, shards, tmp_path):
@@ -559,3 +576,76 @@ def test_the_public_names_are_these_and_cost_nothing_until_used():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'predict'"):
         _ = hpc_ecg.predict
+
+
+def test_seeds_that_disagree_are_marked_in_predict_and_in_the_bundle(sweep, shards, tmp_path):
+    outs = [tmp_path / f"{n}.parquet" for n in range(3)]
+    assert command(sweep, shards, "--ensemble", "--out", outs[0], "--abstain", "0.8") == 0
+    table = pd.read_parquet(outs[0]).set_index("record")
+    seeds = [
+        pd.read_parquet(sweep / "ssl_new_head" / f"seed-{n}" / "predictions" / "valid.parquet")
+        for n in (0, 1)
+    ]
+    logits = [seed.sort_values("record")["af.logit"] for seed in seeds]
+    names = seeds[0]["record"].sort_values()
+    spread = {"logit_spread": np.std(logits, axis=0, ddof=1)}
+    spread["probability_spread"] = np.std(expit(logits), axis=0, ddof=1)
+    marked = table.loc[names, "abstained"].to_numpy(np.int64)
+    wanted = {n: (s > np.percentile(s, 80)).astype(int) for n, s in spread.items()}
+    assert any(np.array_equal(marked, w) for w in wanted.values())
+    assert 0 < marked.mean() < 0.35 and table["af_probability"].notna().all()
+    assert main(["bundle", str(sweep), str(tmp_path / "bundle"), "--ensemble"]) == 0
+    assert command(tmp_path / "bundle", shards, "--out", outs[1], "--abstain", "0.8") == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(outs[1]).set_index("record"), table)
+    assert command(tmp_path / "bundle", shards, "--out", outs[2]) == 0
+    assert "abstained" not in pd.read_parquet(outs[2])
+    source = hpc_ecg.load_predictor(tmp_path / "bundle", abstain=0.8)
+    with source as model, pytest.raises(ValueError, match="no such file or folder"):
+        model.predict("nowhere.hea")
+    assert source._model.abstention["cut"] > 0
+
+
+def test_a_run_is_far_from_its_training_where_the_features_are(
+    sweep, shards, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(abstain, "MIN_PATIENTS", 10)
+    run, outs = sweep / "ssl_new_head" / "seed-0", [tmp_path / f"{n}.parquet" for n in range(4)]
+    assert command(run, shards, "--out", outs[0], "--abstain") == 2
+    assert "has no rule" in capsys.readouterr().err
+    assert command(run, "--fit-abstention") == 0
+    record = json.loads((run / "abstention.json").read_text())
+    assert record["score"] == "distance" and set(record["digests"]) == {
+        *("best/model.safetensors", "best/abstention.safetensors"),
+    }
+    assert command(run, shards, "--out", outs[0], "--abstain", "0.8") == 0
+    assert command(run, shards, "--out", outs[1]) == 0
+    table, plain = (pd.read_parquet(out).set_index("record") for out in outs[:2])
+    pd.testing.assert_frame_equal(table.drop(columns="abstained"), plain)
+    assert main(["embed", str(run), str(shards), "--out", str(outs[2])]) == 0
+    features = pd.read_parquet(outs[2]).set_index("record")["features"]
+    index = pd.read_parquet(shards / "index.parquet")
+    train = index[index["split"] == "train"].drop_duplicates("patient")["record"]
+    x_ND = np.stack(features[train])
+    precision = np.linalg.inv(abstain.ledoit_wolf(x_ND)[0])
+    off_ND = np.stack(features) - x_ND.mean(axis=0)
+    far = pd.Series(np.sqrt(np.einsum("nd,de,ne->n", off_ND, precision, off_ND)), features.index)
+    valid = far[index.loc[index["split"] == "valid", "record"]]
+    cut = np.percentile(valid, 80)
+    clear = (far / cut - 1).abs() > 1e-3
+    assert (table["abstained"][clear] == (far > cut)[clear]).all() and clear.sum() > 20
+    assert main(["bundle", str(run), str(tmp_path / "bundle")]) == 0
+    assert command(tmp_path / "bundle", shards, "--out", outs[3], "--abstain", "0.8") == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(outs[3]).set_index("record"), table)
+    gaussian = run / "best" / "abstention.safetensors"
+    gaussian.write_bytes(gaussian.read_bytes()[:-4] + b"\0\0\0\1")
+    capsys.readouterr()
+    assert command(run, shards, "--out", outs[3], "--abstain", "--force") == 2
+    assert "abstention.safetensors has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", ["0.3", "1", "90", "a.xml", "nan"])
+def test_a_wrong_share_is_one_line(sweep, shards, tmp_path, capsys, share):
+    words = [sweep, shards, "--ensemble", "--out", tmp_path / "risks.csv", "--abstain", share]
+    assert command(*words) == 2
+    err = capsys.readouterr().err
+    assert err.endswith(f"--abstain SHARE must be from 0.5 to 0.99 (say it last), got {share}\n")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from hpc_ecg.config.load import load_config
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.safe_reading import sha256_of
-from hpc_ecg.shards.format import FORMAT, ShardWriter, find_array_offsets, key_of_row, shard_name
+from hpc_ecg.shards.format import FORMAT, ShardWriter, key_of_row, shard_name
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
@@ -48,11 +48,10 @@ def counts(tmp_path_factory) -> Path:
     signal = SignalSpec()
     path = out / shard_name(0)
     with path.open("wb") as stream, ShardWriter(stream, signal, 4.88) as writer:
-        for row, counts_LS in enumerate(arrays):
-            writer.write(key_of_row(row), np.ascontiguousarray(counts_LS))
-    offsets = find_array_offsets(path, 12, 2500)
-    keys = [key_of_row(row) for row in range(len(arrays))]
-    index = pd.DataFrame({"key": keys, "shard": 0, "offset": [offsets[key] for key in keys]})
+        keys = [key_of_row(row) for row in range(len(arrays))]
+        pairs = zip(keys, arrays, strict=True)
+        offsets = [writer.write(key, np.ascontiguousarray(array)) for key, array in pairs]
+    index = pd.DataFrame({"key": keys, "shard": 0, "offset": offsets})
     index["record"], index["patient"], index["split"] = keys, keys, splits
     index["label.af"] = labels.astype(float)
     index["samples"], index["amplitude_mv"], index["flags"] = 2500, 1.0, ""

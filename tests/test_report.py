@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -70,7 +71,7 @@ def paths(sweep_dir):
 def test_the_page_is_one_well_formed_file_with_its_figures(paths):
     text = paths.page.read_text()
     page = Page(text)
-    assert page.figures == len(paths.figures) == 11
+    assert page.figures == len(paths.figures) == 12
     assert len(page.ids) == len(set(page.ids))
     assert {"verdict", "strategies", "matrix", "matrix-auprc", "cohort", "cards"} <= set(page.ids)
     assert {"baselines", "chosen", "thresholds", "checklist1", "problems"} <= set(page.ids)
@@ -92,6 +93,7 @@ def test_the_page_holds_verdict_start_cost_and_failures(paths):
 def test_figures_are_svg_files(paths):
     names = {path.stem for path in paths.figures}
     every = {"strategies", "references", "differences", "subgroups", "validation", "loss", "risk"}
+    every |= {"abstention"}
     assert names == every | CURVES
     for path in paths.figures:
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
@@ -122,7 +124,7 @@ def test_comparison_json_keeps_its_keys(paths):
         "best_corrected by_label rivals baselines adds adds_left_out baselines_left_out "
         "probability_best margin non_inferior detectable delong efficiency chosen problems "
         "protocol warnings replicates seed cells chosen_models flow runs tuning risk periods "
-        "errors checklist varies"
+        "abstention errors checklist varies"
     )
     assert list(json.loads(paths.comparison.read_text())) == keys.split()
 
@@ -413,3 +415,17 @@ def test_a_run_without_optional_files_is_reported(tmp_path):
 def test_a_value_that_the_template_lacks_is_an_error():
     with pytest.raises(Exception, match="undefined"):
         render_page("sweep_report.html.jinja", title="x")
+
+
+def test_the_page_says_what_leaving_doubtful_records_out_gains(paths, sweep_dir, tmp_path):
+    rows = pd.read_csv(paths.tables["abstention"])
+    assert rows["coverage"].tolist() == [1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5]
+    assert rows["kept"].is_monotonic_decreasing and rows["auroc_gain"][0] == 0
+    text = " ".join(paths.page.read_text().split())
+    row = rows.loc[2]
+    kept = f"keeps {100 * row['kept']:.1f} % of the test set. AUROC is {row['auroc']:.3f} there"
+    assert kept in text
+    assert "leaving out as many at random" in text
+    shutil.copytree(sweep_dir / "random" / "seed-0", tmp_path / "seed-0")
+    page = write_report(tmp_path / "seed-0", replicates=50).page.read_text()
+    assert f"hpc-ecg predict {tmp_path / 'seed-0'} --fit-abstention" in page

@@ -15,7 +15,7 @@ from hpc_ecg.ecg.files import ArrayLayout, find_recording, read_recording
 from hpc_ecg.ecg.preprocess import prepare
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.safe_reading import sha256_of
-from hpc_ecg.shards.format import find_array_offsets, key_of_row, read_shard_set, shard_name
+from hpc_ecg.shards.format import ARRAY_SUFFIX, key_of_row, read_shard_set, shard_name
 from hpc_ecg.shards.sharding import shard_ecgs
 
 
@@ -120,6 +120,22 @@ def test_no_identifier_and_no_label_is_in_a_tar(shards, cohort):
 
 
 # The index
+
+
+def find_array_offsets(path, num_leads, num_samples):
+    """Key -> byte offset of its first count in the tar, read from the headers of tar and arrays."""
+    offsets = {}
+    with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+        for member in tar:
+            if not member.name.endswith(ARRAY_SUFFIX):
+                continue
+            file.seek(member.offset_data)
+            version = np.lib.format.read_magic(file)
+            assert version == (1, 0)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            assert shape == (num_leads, num_samples) and dtype == np.int16 and not fortran
+            offsets[member.name.removesuffix(ARRAY_SUFFIX)] = file.tell()
+    return offsets
 
 
 def test_the_index_has_the_offset_of_the_first_count_of_each_record(shards):

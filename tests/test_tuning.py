@@ -20,8 +20,7 @@ from hpc_ecg.safe_reading import read_json, sha256_of
 from hpc_ecg.sweep import launch
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import prepare_sweep
-from hpc_ecg.sweep.search_space import distribution_of
-from hpc_ecg.sweep.tuning import read_tuned
+from hpc_ecg.sweep.tuning import distribution_of, read_tuned
 from hpc_ecg.training.run_folder import RunFolder
 
 TUNED = ["strategies=[ssl_linear_probe,afib_reset_head]", "seeds=[0,1]", "runs_at_once=2"]

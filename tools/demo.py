@@ -12,12 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-from original_files import export_original
+from original_files import SMALL, export_original
 from synthetic import Population, write_cohort
 
 from hpc_ecg.atomic_io import foreign_files
 from hpc_ecg.cli import main as hpc_ecg
-from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.weights import load_model
@@ -25,15 +24,6 @@ from hpc_ecg.weights import load_model
 OUT = Path("demo")
 MARKER = "made-by-hpc-ecg-demo"
 MADE = (MARKER, "source*", "target*", "base_ssl.pt", "wcr_afib_5y.pt", "sweep")
-# As deep as the published model, so that the files have its 215 and 209 keys, but narrower.
-SMALL = Architecture(
-    encoder_embed_dim=32,
-    encoder_ffn_embed_dim=64,
-    encoder_attention_heads=2,
-    conv_feature_layers=((16, 2, 2), (16, 2, 2), (16, 2, 2), (16, 4, 4)),
-    conv_pos=16,
-    conv_pos_groups=4,
-)
 SOURCE = Population(af_prevalence=0.45, age=58)
 TARGET = Population(
     af_prevalence=0.25, age=66, amplitude=0.8, fwave_mv=0.05, noise_mv=0.025, wander_mv=0.1

@@ -1,6 +1,7 @@
 """`hpc-ecg audit RUN`: membership inference before weights are given away."""
 
 import argparse
+import os
 
 from hpc_ecg.cli.parser import Verbs
 
@@ -17,9 +18,10 @@ def add_audit(verbs: Verbs) -> None:
 
 
 def _audit(options: argparse.Namespace) -> int:
+    from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import say, start_logging
 
-    start_logging()
+    start_logging(rank := read_ranks(os.environ).rank)
 
     from hpc_ecg.training.open_run import finished_run
 
@@ -28,5 +30,6 @@ def _audit(options: argparse.Namespace) -> int:
     from hpc_ecg.inference.audit import AUDIT, audit, describe_audit, warnings_of
 
     found = audit(options.run_dir)
-    say(*describe_audit(found), *warnings_of(found), f"written: {options.run_dir}/{AUDIT}")
+    if rank == 0:
+        say(*describe_audit(found), *warnings_of(found), f"written: {options.run_dir}/{AUDIT}")
     return 0

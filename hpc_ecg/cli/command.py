@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from hpc_ecg.cli.audit import add_audit
 from hpc_ecg.cli.bundle import add_bundle
 from hpc_ecg.cli.cohort import add_cohort
+from hpc_ecg.cli.combine import add_combine
 from hpc_ecg.cli.config import add_config
 from hpc_ecg.cli.data import add_data
 from hpc_ecg.cli.doctor import add_doctor
@@ -70,6 +71,7 @@ def build_parser() -> Parser:
         add_embed,
         add_explain,
         add_audit,
+        add_combine,
         add_sweep,
         add_strategies,
         add_report,

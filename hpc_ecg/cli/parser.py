@@ -1,7 +1,9 @@
 """The parser class of all verbs."""
 
 import argparse
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -9,9 +11,15 @@ from typing import Any, NoReturn, TypeAlias
 
 from hpc_ecg.config.suggestions import did_you_mean
 
+EXAMPLES, CONTINUED = Path(__file__).with_name("examples.txt"), " \\\n      "
+
 
 class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line, as the verbs do; argparse would print the usage before it."""
+
+    def format_help(self) -> str:
+        """The help of argparse, and examples."""
+        return f"{super().format_help()}{examples_of(self.prog)}"
 
     def error(self, message: str) -> NoReturn:
         line = "".join(c if c.isprintable() else "?" for c in message)
@@ -49,6 +57,18 @@ class Parser(argparse.ArgumentParser):
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 """What `add_subparsers` returns; each verb adds its parser to it."""
 SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg config` lists them"
+
+
+def examples_of(prog: str) -> str:
+    """The examples of `hpc-ecg VERB`, each wrapped as a shell takes it; '' if there are none."""
+    parts = EXAMPLES.read_text(encoding="utf-8").split("# ")
+    found = [part.splitlines()[1:] for part in parts if part.split("\n", 1)[0] == prog]
+    if not found:
+        return ""
+    joined = [re.sub(r"(--\S+) (?!-)", "\\1\0", line) for line in found[0]]  # option and value
+    wrapped = [textwrap.wrap(line, 84, break_on_hyphens=False) for line in joined]
+    lines = [f"  {CONTINUED.join(words)}\n".replace("\0", " ") for words in wrapped]
+    return "".join(["\nexamples:\n", *lines])
 
 
 def check_effects(options: argparse.Namespace, *needs: tuple[str, str, object]) -> None:

@@ -4,29 +4,31 @@ import argparse
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_ecg.cli.arrays import add_layout_options, layout_of
 from hpc_ecg.cli.parser import Parser, Verbs, check_effects
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SOME_REFUSED = 3
 LAYOUT = ("rate", "axes", "leads", "unit")
 
 
 def add_predict(verbs: Verbs) -> None:
-    # As for evaluate: options may stand between MODEL and FILES.
-    predict = verbs.add_parser(
-        "predict", help="risks of recordings without labels", add_help=False, prefix_chars="\0"
-    )
-    predict.add_argument("arguments", nargs="*")
-    predict.set_defaults(verb=_predict)
+    _add(verbs, "predict", "risks of recordings without labels")
 
 
 def add_embed(verbs: Verbs) -> None:
-    embed = verbs.add_parser(
-        "embed", help="features of recordings", add_help=False, prefix_chars="\0"
-    )
-    embed.add_argument("arguments", nargs="*")
-    embed.set_defaults(verb=_embed)
+    _add(verbs, "embed", "features of recordings")
+
+
+def _add(verbs: Verbs, verb: str, text: str) -> None:
+    # As for evaluate: options may stand between MODEL and FILES.
+    parser = verbs.add_parser(verb, help=text, add_help=False, prefix_chars="\0")
+    parser.add_argument("arguments", nargs="*")
+    parser.set_defaults(verb=lambda command: run(verb, command.arguments))
 
 
 def _parser(verb: str) -> Parser:
@@ -43,11 +45,19 @@ def _parser(verb: str) -> Parser:
     predict.add_argument("--out", type=Path, metavar="FILE", help=".csv or .parquet")
     predict.add_argument("--force", action="store_true", help="replace FILE")
     predict.set_defaults(self_test=False, ensemble=False, layer=None)
+    predict.set_defaults(abstain=None, fit_abstention=False)
     which = predict.add_argument_group("of a sweep")
     which.add_argument("--strategy", metavar="NAME")
     if verb == "predict":
         which.add_argument("--ensemble", action="store_true", help="all seeds, not the best one")
         predict.add_argument("--self-test", action="store_true", help="of a bundle: is all well?")
+        doubt = predict.add_argument_group("when not to rely on a risk (column abstained)")
+        doubt.add_argument(
+            "--abstain", nargs="?", const="0.9", metavar="SHARE", help="kept of validation: 0.9"
+        )
+        doubt.add_argument(
+            "--fit-abstention", action="store_true", help="learn it from a run's own shards first"
+        )
     else:
         predict.add_argument("--layer", type=int, metavar="N", help="0 to the last, the default")
     table = predict.add_argument_group("tables")
@@ -60,19 +70,15 @@ def _parser(verb: str) -> Parser:
     work = predict.add_argument_group("work")
     work.add_argument("--batch-size", type=int, metavar="N", help="default: the run's")
     work.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
+    work.add_argument(
+        "--slurm", metavar="KEY=VALUE,…", help="a Slurm array: jobs=8,gpus_per_node=1,time=60"
+    )
     return predict
 
 
-def _predict(command: argparse.Namespace) -> int:
-    return _run(_parser("predict").parse_intermixed_args(command.arguments), is_embedding=False)
-
-
-def _embed(command: argparse.Namespace) -> int:
-    return _run(_parser("embed").parse_intermixed_args(command.arguments), is_embedding=True)
-
-
-def _run(options: argparse.Namespace, is_embedding: bool) -> int:
-    from hpc_ecg.atomic_io import check_may_write
+def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> int:
+    """Predict or embed; `share`: which process of how many this is, unless the ranks say it."""
+    options, is_embedding = _parser(verb).parse_intermixed_args(words), verb == "embed"
     from hpc_ecg.distributed.ranks import read_ranks
     from hpc_ecg.log import logger, say, start_logging
 
@@ -80,21 +86,22 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     start_logging(ranks.rank)
     if options.self_test:
         return _self_test(options)
-    if not options.files or options.out is None:
-        raise ValueError("give FILES and --out FILE (or, for a bundle, --self-test)")
-    out = options.out
-    endings = (".parquet",) if is_embedding else (".csv", ".parquet")
-    if out.suffix not in endings:
-        raise ValueError(f"--out {out}: the ending must be {' or '.join(endings)}")
-    share = share_of(ranks.rank, ranks.world_size)
-    # a task that starts late may find what the others have written; the first one decides
-    check_may_write(out, replace=options.force or share[0] > 0, option="--out")
-    for name in ("workers", "batch_size"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if options.fit_abstention:
+        from hpc_ecg.inference.abstain import fit_abstention
+
+        fit_abstention(str(options.model))
+        return 0
+    out, slurm = options.out, None
+    if options.slurm and not share:
+        from hpc_ecg.shards.sharding_plan import parse_slurm
+
+        slurm = parse_slurm(options.slurm)
+    share = share or share_of(ranks.rank, ranks.world_size)
+    _check(options, is_embedding, is_first=share[0] == 0)
     rate_hz = rate_of(options.rate)
     layout = layout_of(options, rate_hz)
 
+    from hpc_ecg.inference.abstain import with_abstention
     from hpc_ecg.inference.api import open_source
     from hpc_ecg.inference.model_source import with_features
     from hpc_ecg.inference.sources import find_sources, is_shards, is_table
@@ -108,15 +115,17 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
     strategy, ensemble = options.strategy, options.ensemble
     model, shards = open_source(options.model, strategy, ensemble, not is_embedding), None
     model = with_features(model, options.layer) if is_embedding else model
+    model = with_abstention(model, options.abstain) if options.abstain else model
     if has_shards:
         from hpc_ecg.inference.from_shards import open_all
 
         if len(options.files) > 1:
             raise ValueError("a folder of shards is predicted without other files; give it alone")
-        shards, sources = open_all(options.files[0], model.signal, str(options.model))
+        about = str(options.model), model.covariates
+        shards, sources = open_all(options.files[0], model.signal, *about)
     else:
         names = options.signals, options.file, options.record
-        sources = find_sources(options.files, layout, *names)
+        sources = find_sources(options.files, layout, *names, model.covariates)
     logger.info(f"{len(sources)} recordings; {model.name}")
 
     from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
@@ -140,8 +149,14 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
         workers=options.workers,
         share=share,
     )
-    with load_forward(model, out.parent) as forward:
-        table = predict_files(job, forward)
+    table: pd.DataFrame | None
+    if slurm:
+        from hpc_ecg.inference.on_slurm import predict_on_slurm
+
+        table = predict_on_slurm(job, slurm, run_share, verb, words)
+    else:
+        with load_forward(model, out.parent) as forward:
+            table = predict_files(job, forward)
     if table is None:
         return 0  # the process that ends last joins the parts
     say(*describe_outcome(table, out))
@@ -149,6 +164,37 @@ def _run(options: argparse.Namespace, is_embedding: bool) -> int:
         return 0  # torchrun and srun take any other code for a failure
     num_refused = int((table["reason"] != "").sum())
     return 0 if not num_refused else 2 if num_refused == len(table) else SOME_REFUSED
+
+
+def _check(options: argparse.Namespace, is_embedding: bool, is_first: bool) -> None:
+    """ValueError for what can be known before torch is imported, which takes seconds."""
+    from hpc_ecg.atomic_io import check_may_write
+    from hpc_ecg.training.open_run import finished_run
+    from hpc_ecg.training.run_folder import RunFolder
+    from hpc_ecg.weights.reading import resolve_file
+
+    if not options.files or options.out is None:
+        raise ValueError("give FILES and --out FILE (or, for a bundle, --self-test)")
+    endings = (".parquet",) if is_embedding else (".csv", ".parquet")
+    if options.out.suffix not in endings:
+        raise ValueError(f"--out {options.out}: the ending must be {' or '.join(endings)}")
+    # a task that starts late may find what the others have written; the first one decides
+    check_may_write(options.out, replace=options.force or not is_first, option="--out")
+    for name in ("workers", "batch_size"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    run = RunFolder(options.model)
+    if not options.model.exists():
+        resolve_file(options.model)
+    elif run.config.exists() and not run.is_finished():
+        finished_run(str(options.model))
+
+
+def run_share(verb: str, words: list[str], task: int, count: int) -> None:
+    """The share of one task of an array, with a worker for each of its CPUs unless `words` differ.
+    What may be replaced was decided when the array was submitted."""
+    workers = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+    run(verb, ["--workers", workers, "--force", *words], (task, count))
 
 
 def _self_test(options: argparse.Namespace) -> int:

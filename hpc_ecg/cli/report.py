@@ -70,6 +70,7 @@ def _report(options: argparse.Namespace) -> int:
     if not options.baseline_minutes >= 0:
         raise ValueError(f"--baseline-minutes must be 0 or more, got {options.baseline_minutes:g}")
 
+    from hpc_ecg.comparison.across import write_left_out_sites
     from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.compare import compare
     from hpc_ecg.comparison.headline import run_sentences
@@ -77,10 +78,14 @@ def _report(options: argparse.Namespace) -> int:
     from hpc_ecg.comparison.results import is_run, read_results
     from hpc_ecg.comparison.terminal import format_table
     from hpc_ecg.log import describe_error, logger, say, start_logging
+    from hpc_ecg.sweep.arms import LEFT_OUT_SITE
     from hpc_ecg.training.open_run import load_run
 
     start_logging()
-    runs, _ = read_results(folder)
+    runs, problems = read_results(folder)
+    if any(LEFT_OUT_SITE in run.varied for run in runs):
+        say(f"report: {write_left_out_sites(folder, runs, problems)}")
+        return 0
     if runs and not options.no_baselines and not is_run(folder):
         try:
             permission = ["data.allow_pipe=true"] if options.allow_pipe else []

@@ -101,13 +101,15 @@ def _shard(options: argparse.Namespace) -> int:
     # pandas keeps text in Arrow, whose default allocator does not free memory: 0.2 kB a record
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from hpc_ecg.log import say, start_logging
-    from hpc_ecg.shards.classes import lacks_in
+    from hpc_ecg.shards.classes import describe_lacks
+    from hpc_ecg.shards.format import read_shard_set
     from hpc_ecg.shards.index import describe_outcome
     from hpc_ecg.shards.sharding import shard_ecgs
 
     start_logging()
     outcome = describe_outcome(shard_ecgs(sharding_plan(options)), options.out)
-    say(*outcome, *lacks_in(options.out))
+    shards = read_shard_set(options.out)
+    say(*outcome, *describe_lacks(shards.index, shards.label_names))
     return 0
 
 

@@ -18,6 +18,7 @@ from hpc_ecg.cohort.censoring import censoring_of, describe_censoring
 from hpc_ecg.cohort.rules import Count, Flow, Rules
 from hpc_ecg.cohort.source_tables import SourceTables
 from hpc_ecg.log import printable
+from hpc_ecg.reporting.numbers import count
 from hpc_ecg.reporting.plots import INK, new_figure, to_svg
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.version import __version__
@@ -27,12 +28,13 @@ FORMAT = "hpc_ecg cohort flow 1"
 # inches: x of trunk and branches, height of a line of text, padding in a box, gap between boxes
 TRUNK_X, BRANCH_X, TEXT_HEIGHT, PAD, GAP = 1.7, 2.4, 0.19, 0.07, 0.16
 WRAP = 44
+ARROW = {"arrowstyle": "-|>", "color": INK, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
 
 
 def flow_text(flow: Flow, notes: Sequence[str]) -> str:
     """The flow as an aligned table, followed by the notes."""
-    steps = [(flow.start, 1, ""), *((count, -1, "") for count in flow.left_out)]
-    steps += [(flow.labelled, 1, ""), *((count, 1, "  ") for count in flow.labels)]
+    steps = [(flow.start, 1, ""), *((step, -1, "") for step in flow.left_out)]
+    steps += [(flow.labelled, 1, ""), *((step, 1, "  ") for step in flow.labels)]
     rows = [("ECGs", "patients", "")]
     rows += [(f"{s * c.ecgs:,}", f"{s * c.patients:,}", indent + c.text) for c, s, indent in steps]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -58,10 +60,12 @@ def flow_svg(flow: Flow, warning: str = "") -> str:
         ends = [middles_N[labelled] + heights_N[labelled] / 2, middles_N[-1]]
         axes.vlines([TRUNK_X] * 2, tops, ends, INK, lw=1)
         for n, text in enumerate(texts):
+            y = middles_N[n]
             if n in (0, labelled):
-                _draw_box(axes, TRUNK_X, middles_N[n], text, "center")
+                _draw_box(axes, TRUNK_X, y, text, "center")
             else:
-                _draw_branch(axes, middles_N[n], text)
+                axes.annotate("", (BRANCH_X - 0.08, y), (TRUNK_X, y), arrowprops=ARROW)
+                _draw_box(axes, BRANCH_X, y, text, "left")
         for n, text in enumerate(_remaining(flow)[:-1], start=1):
             y = bottoms_N[n] - GAP / 2
             axes.text(TRUNK_X - 0.1, y, text, ha="right", va="center", fontsize=8)
@@ -111,29 +115,19 @@ def _without_folder(value: Any) -> Any:
 
 def _remaining(flow: Flow) -> list[str]:
     """ECGs and patients left after each step; after the last one, the cohort."""
-    ecgs_N = flow.start.ecgs - np.cumsum([count.ecgs for count in flow.left_out])
-    patients_N = flow.start.patients - np.cumsum([count.patients for count in flow.left_out])
+    ecgs_N = flow.start.ecgs - np.cumsum([step.ecgs for step in flow.left_out])
+    patients_N = flow.start.patients - np.cumsum([step.patients for step in flow.left_out])
     pairs = zip(ecgs_N, patients_N, strict=True)
-    return [f"{_plural(e, 'ECG')}\n{_plural(p, 'patient')}" for e, p in pairs]
+    return [f"{count(e, 'ECG')}\n{count(p, 'patient')}" for e, p in pairs]
 
 
-def _trunk_text(count: Count) -> str:
-    return f"{_plural(count.ecgs, 'ECG')} of {_plural(count.patients, 'patient')}\n{count.text}"
+def _trunk_text(step: Count) -> str:
+    return f"{count(step.ecgs, 'ECG')} of {count(step.patients, 'patient')}\n{step.text}"
 
 
-def _branch_text(count: Count, ecgs_suffix: str = "", patients_suffix: str = "") -> str:
-    ecgs, patients = _plural(count.ecgs, "ECG"), _plural(count.patients, "patient")
-    return "\n".join([f"{ecgs}{ecgs_suffix}, {patients}{patients_suffix}", *wrap(count.text, WRAP)])
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _draw_branch(axes: Axes, y: float, text: str) -> None:
-    arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (BRANCH_X - 0.08, y), (TRUNK_X, y), arrowprops=arrow)
-    _draw_box(axes, BRANCH_X, y, text, "left")
+def _branch_text(step: Count, ecgs_suffix: str = "", patients_suffix: str = "") -> str:
+    ecgs, patients = count(step.ecgs, "ECG"), count(step.patients, "patient")
+    return "\n".join([f"{ecgs}{ecgs_suffix}, {patients}{patients_suffix}", *wrap(step.text, WRAP)])
 
 
 def _draw_box(axes: Axes, x: float, y: float, text: str, align: str) -> None:

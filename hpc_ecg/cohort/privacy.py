@@ -52,7 +52,9 @@ def deidentify(cohort: Cohort, privacy: Privacy) -> Cohort:
             raise ValueError("--dates shift: there is no column of times; name it with --time")
         extra["time"] = _shifted(extra["time"], cohort.patients, key)
     if key is None:
-        return dataclasses.replace(cohort, patients=_numbered(cohort.patients), extra=extra)
+        first_N = pd.Series(np.arange(len(cohort))).groupby(cohort.patients).transform("first")
+        patients = "p" + first_N.astype(str).str.zfill(8)
+        return dataclasses.replace(cohort, patients=patients, extra=extra)
     return dataclasses.replace(
         cohort,
         patients=pd.Series(["p" + _hash(patient, key) for patient in cohort.patients]),
@@ -90,11 +92,6 @@ def _check_no_other_dates(extra: pd.DataFrame) -> None:
 
 def _hash(text: str, key: bytes) -> str:
     return hmac.digest(key, text.encode(), "sha256").hex()[:HASH_CHARACTERS]
-
-
-def _numbered(patients: pd.Series) -> pd.Series:
-    first_N = pd.Series(np.arange(len(patients))).groupby(patients).transform("first")
-    return "p" + first_N.astype(str).str.zfill(8)
 
 
 def _shifted(times: pd.Series, patients: pd.Series, key: bytes) -> pd.Series:

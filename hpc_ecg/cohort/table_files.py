@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from hpc_ecg.cohort.manifest import is_manifest, read_manifest
+from hpc_ecg.log import first_line
 from hpc_ecg.reporting.escape import from_csv
 
 ROWS_PER_CHUNK = 10_000
@@ -49,8 +50,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not text in UTF-8; save the table in UTF-8") from None
     except Exception as error:  # pandas and pyarrow raise many kinds for a broken file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: cannot be read as a table: {reason}") from None
+        raise ValueError(f"{path}: cannot be read as a table: {first_line(error)}") from None
     if table.empty:
         raise ValueError(f"{path}: the table has no rows")
     return table

@@ -1,7 +1,7 @@
-"""`hpc-ecg report --across`: one model at several sites, and what to expect at the next one.
+"""What to expect at the next site: one model at several sites (`hpc-ecg report --across`), or the
+strategies of a sweep that leaves out one site at a time (`hpc-ecg report SWEEP`).
 
-In: folders of evaluations (`hpc-ecg evaluate --out`, or runs that left out one site each). Out:
-index.html, across.json and across.csv.
+In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json and across.csv.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,26 @@ from typing import Any
 import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, write_json, write_text
+from hpc_ecg.comparison.results import Problem, RunResult
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.evaluation.events import MIN_EVENTS, count_events, scarce
 from hpc_ecg.evaluation.metrics import count_label, has_label
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
-from hpc_ecg.evaluation.sites import OF_PRIOR, site_interval, site_values, summarize_sites
+from hpc_ecg.evaluation.sites import (
+    OF_PRIOR,
+    mean_over_seeds,
+    site_interval,
+    site_values,
+    summarize_sites,
+)
 from hpc_ecg.hashing import check_record
 from hpc_ecg.reporting.escape import csv_text
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.reporting.plots import ForestRow, forest_plot
 from hpc_ecg.safe_reading import sha256_of
-from hpc_ecg.sweep.folder import read_optional
+from hpc_ecg.sweep.arms import LEFT_OUT_SITE
+from hpc_ecg.sweep.folder import read_note, read_optional
+from hpc_ecg.sweep.protocol import locked_content, protocol_note, read_protocol
 
 MEASURES = {"auroc": "AUROC", "slope": "calibration slope"}
 MEASURES |= {"observed_expected": "observed/expected"}
@@ -31,14 +41,48 @@ BLACK = 6
 def write_across(folders: Sequence[Path], out: Path) -> Path:
     """Summarize the evaluations and write the page into `out`; returns its path. ValueError: no
     evaluation, a site twice, other labels, no probabilities, or files of others in `out`."""
+    _check_folder(out)
+    sites = _read_sites(folders)
+    names = next(iter(sites.values())).labels
+    models = {name: [site] for name, site in sites.items()}
+    return _write(out, [*sites], {name: _summarize(models, k) for k, name in enumerate(names)})
+
+
+def write_left_out_sites(
+    sweep_dir: Path, runs: Sequence[RunResult], problems: Sequence[Problem]
+) -> Path:
+    """Summarize each strategy over the sites that were left out, as the mean over its seeds, and
+    write the page into the sweep's report/; returns its path. ValueError as `write_across`."""
+    out = sweep_dir / "report"
+    if out.is_symlink():
+        raise ValueError(f"{out} is a link: nothing is replaced in the folder that it leads to")
+    _check_folder(out)
+    sites: dict[str, dict[str, list[Predictions]]] = {run.base: {} for run in runs}
+    for run in runs:
+        sites[run.base].setdefault(run.varied[LEFT_OUT_SITE], []).append(run.test)
+    labels = {
+        f"{base}, {name}": _summarize(tests, k, MIN_EVENTS)
+        for base, tests in sites.items()
+        for k, name in enumerate(runs[0].test.labels)
+    }
+    margin = locked_content(protocol)["margin"] if (protocol := read_protocol(sweep_dir)) else 0.0
+    about = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])
+    notes = [read_note(sweep_dir), about["text"], *(f"{p.name}: {p.reason}" for p in problems)]
+    names = [*dict.fromkeys(name for tests in sites.values() for name in tests)]
+    return _write(out, names, labels, [note for note in notes if note])
+
+
+def _check_folder(out: Path) -> None:
+    """ValueError if it holds files of others."""
     is_ours = "sites" in read_optional(out / "across.json")
     for name in ("index.html", "across.csv", "across.json"):
         check_may_write(out / name, is_ours)
-    sites = _read_sites(folders)
-    names = next(iter(sites.values())).labels
-    labels = {name: _summarize(sites, k) for k, name in enumerate(names)}
+
+
+def _write(out: Path, sites: list[str], labels: dict, notes: Sequence[str] | None = None) -> Path:
+    """`notes` of a sweep stand at the top."""
     rows = [{"label": name} | row for name, label in labels.items() for row in label["table"]]
-    values = {"sites": [*sites], "labels": labels}
+    values = {"sites": sites, "labels": labels} | ({} if notes is None else {"notes": notes})
     about = values | {"measures": MEASURES, "of_prior": OF_PRIOR, "draw": _draw}
     write_text(out / "index.html", render_page("across.html.jinja", **about, **FORMATS))
     write_text(out / "across.csv", csv_text(pd.DataFrame(rows, dtype=object)))
@@ -68,20 +112,22 @@ def _read_sites(folders: Sequence[Path]) -> dict[str, Predictions]:
     return sites
 
 
-def _summarize(sites: dict[str, Predictions], k: int) -> dict[str, Any]:
-    """A row for each site, for their mean and for a new one; and the summary by measure."""
+def _summarize(sites: dict[str, list[Predictions]], k: int, least: int = 0) -> dict[str, Any]:
+    """From each site's models (seeds): a row for each site, for their mean and for a new one; and
+    the summary by measure. A site with fewer patients of an outcome than `least` has no values."""
     table: list[dict[str, Any]] = []
     values: dict[str, list[tuple[float, float]]] = {}
-    for name, site in sites.items():
-        known_N = has_label(site.label_NK[:, k])
-        label_N, patient_N = site.label_NK[known_N, k], site.patient_N[known_N]
-        assert site.probability_NK is not None
+    for name, models in sites.items():
+        known_N = has_label(models[0].label_NK[:, k])
+        label_N, patient_N = models[0].label_NK[known_N, k], models[0].patient_N[known_N]
         table.append({"site": name} | count_label(label_N, patient_N))
-        outputs = site.logit_NK[known_N, k], site.probability_NK[known_N, k]
+        if least and scarce(count_events(label_N, patient_N), least):
+            continue
         try:
-            found = site_values(label_N, *outputs, patient_N)
+            both = [(m.logit_NK[known_N, k], m.probability_NK[known_N, k]) for m in models]  # type: ignore[index]
+            found = mean_over_seeds([site_values(label_N, *pair, patient_N) for pair in both])
         except ValueError as error:
-            raise ValueError(f"{name}, {site.labels[k]}: {error}") from None
+            raise ValueError(f"{name}, {models[0].labels[k]}: {error}") from None
         for measure, (value, variance) in found.items():
             low, high = site_interval(measure, value, variance)
             table[-1] |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}

@@ -9,7 +9,6 @@ from which data.
 
 # N records, K labels, F features
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -31,10 +30,9 @@ from hpc_ecg.evaluation.metrics import FloatArray, has_label
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.hashing import read_record, write_record
+from hpc_ecg.log import logger
 from hpc_ecg.training.predict import as_predictions
 from hpc_ecg.training.settings import FinetuneConfig
-
-logger = logging.getLogger("hpc_ecg")
 
 CONSTANTS = ("prevalence", "training_mean")
 """They predict the same for everybody, so they have no AUROC and no R²."""

@@ -11,6 +11,7 @@ from hpc_ecg.comparison.flow import CohortFlow
 from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.comparison.verdict import verdict_sentences
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.evaluation.covariates import read_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.reporting.html import render_text
 from hpc_ecg.sweep.folder import read_optional
@@ -36,6 +37,7 @@ def _values(comparison: Comparison, model: SelectedModel, flow: CohortFlow | str
         "selected": model,
         "run": model.run,
         "init": init_report,
+        "combined": read_combined(folder.path),
         "calibration": read_optional(folder.best / "calibration.json"),
         "labels": {name: model.label(name) for name in comparison.labels},
         "signal": init_report.get("signal") or {},

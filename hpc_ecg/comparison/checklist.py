@@ -1,5 +1,5 @@
 """Reporting checklists, filled in as far as the runs know, from one store of facts. The rest is for
-the authors. TRIPOD+AI has its item numbers; PROBAST+AI goes by domain, the EHRA list by topic.
+the authors. TRIPOD+AI and PROBAST+AI have their item numbers; the EHRA list goes by topic.
 """
 
 from importlib.resources import files

@@ -38,16 +38,13 @@ from hpc_ecg.comparison.scoring import (
     put_first,
 )
 from hpc_ecg.comparison.selected import select_models
-from hpc_ecg.evaluation.comparisons import (
-    Difference,
-    SeedScores,
-    non_inferior,
-)
+from hpc_ecg.evaluation.comparisons import Difference, SeedScores, non_inferior
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.families import compare_strategies, correct_best, probability_best
 from hpc_ecg.evaluation.metrics import RANKING_METRICS, is_weighted
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.log import logger
+from hpc_ecg.sweep.arms import LEFT_OUT_SITE
 from hpc_ecg.sweep.folder import read_note
 from hpc_ecg.sweep.protocol import locked_content, protocol_note, read_protocol
 from hpc_ecg.training.open_run import UNVERIFIED
@@ -158,6 +155,9 @@ def _read_finished(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
         reasons = "; ".join({p.reason: f"{p.name} {p.reason}" for p in problems[:3]}.values())
         nothing = "there is neither a sweep.yaml nor a run; give the folder that a sweep made"
         raise ValueError(f"{sweep_dir}: no finished run to compare ({reasons or nothing})")
+    if any(LEFT_OUT_SITE in run.varied for run in runs):
+        text = "leaves out one site at a time, so its tests differ"
+        raise ValueError(f"{sweep_dir} {text}: hpc-ecg report summarizes each strategy over sites")
     if unverified := [run.name for run in runs if not run.is_verified]:
         logger.warning(UNVERIFIED, ", ".join(unverified))
     return runs, problems

@@ -10,7 +10,6 @@ with AUROC 0.992 (0.978 to 1), XQRS 0.977; the features were chosen on these rec
 # N records of a split, n records of a chunk, F features, C leads, S samples
 
 import json
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -26,9 +25,9 @@ from threadpoolctl import threadpool_limits
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.ecg.delineation import MEASUREMENTS, MIN_BEATS, FloatArray, find_beats, measure
 from hpc_ecg.jobs.processes import map_in_processes
+from hpc_ecg.log import logger
 from hpc_ecg.training.user_key import sign
 
-logger = logging.getLogger("hpc_ecg")
 RHYTHM = (
     *("log RMSSD / mean RR", "log CV of RR", "log median change / median RR"),
     *("share of changes above 10 %", "sample entropy of RR"),

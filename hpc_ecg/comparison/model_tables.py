@@ -40,9 +40,9 @@ def selected_rows(comparison: Comparison) -> Rows:
     for model, label in _selected_labels(comparison):
         evaluation = model.label(label)
         row = {"strategy": model.strategy, "seed": model.run.seed, "label": label}
-        row |= _flatten(evaluation) | scaled_brier(evaluation)
+        row |= flatten(evaluation) | scaled_brier(evaluation)
         for part in ("calibration", "one_ecg_per_patient"):
-            values = _flatten(evaluation.get(part) or {})
+            values = flatten(evaluation.get(part) or {})
             row |= {f"{part}_{name}": value for name, value in values.items()}
         rows.append(row)
     return rows
@@ -63,7 +63,7 @@ def threshold_rows(comparison: Comparison) -> Rows:
     """Each selected model at each threshold that was fitted on validation."""
     return [
         {"strategy": model.strategy, "seed": model.run.seed, "label": label, "method": method}
-        | _flatten(point)
+        | flatten(point)
         | point.get("counts", {})
         for model, label in _selected_labels(comparison)
         for method, point in model.at_thresholds(label).items()
@@ -121,7 +121,7 @@ def _selected_labels(comparison: Comparison) -> Iterator[tuple[SelectedModel, st
                 yield model, label
 
 
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keep numbers, and estimates as value, low and high."""
     row: dict[str, Any] = {}
     for name, value in values.items():

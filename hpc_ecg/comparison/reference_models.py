@@ -76,7 +76,11 @@ def read_baselines(folder: Path, test: Predictions) -> Baselines:
 def average_seeds(runs: Sequence[RunResult]) -> dict[str, Predictions]:
     """The ensemble of each strategy that has more than one seed."""
     groups = by_strategy(runs).items()
-    return {name: _mean([run.test for run in group]) for name, group in groups if len(group) > 1}
+    return {
+        name: mean_prediction([run.test for run in group])
+        for name, group in groups
+        if len(group) > 1
+    }
 
 
 def read_soups(runs: Sequence[RunResult], sweep_dir: Path) -> dict[str, Predictions]:
@@ -175,7 +179,7 @@ def _fixed(model: Scores, metric: str) -> SeedScores:
     return SeedScores(value={0: values[metric]}, replicate_R={0: replicates[metric]}, is_fixed=True)
 
 
-def _mean(predictions: list[Predictions]) -> Predictions:
+def mean_prediction(predictions: list[Predictions]) -> Predictions:
     """The mean probability; for a regression, the mean value."""
     first = predictions[0]
     if first.probability_NK is None:

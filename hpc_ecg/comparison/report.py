@@ -35,6 +35,7 @@ from hpc_ecg.comparison.model_tables import scaled_brier
 from hpc_ecg.comparison.reference_models import BASELINES
 from hpc_ecg.comparison.results import RunResult, by_strategy, is_run
 from hpc_ecg.comparison.risk import describe_risks, draw_risks
+from hpc_ecg.comparison.risk_coverage import describe_abstention
 from hpc_ecg.comparison.run_settings import compare_settings
 from hpc_ecg.comparison.tables import as_json, build_tables
 from hpc_ecg.comparison.verdict import (
@@ -43,6 +44,7 @@ from hpc_ecg.comparison.verdict import (
     verdict_sentences,
 )
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.evaluation.covariates import read_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.hashing import read_record
 from hpc_ecg.reporting.escape import csv_text
@@ -52,11 +54,18 @@ from hpc_ecg.training.open_run import read_resolved_settings
 
 TABLES: tuple[str, ...] = ("table", "seeds", "pairs", "labels", "pairs_by_label", "baselines")
 TABLES += ("non_inferiority", "delong", "flow", "cohort", "chosen", "thresholds", "subgroups")
-TABLES += ("calibration_bins", "risk", "periods", "errors", "checklist")
+TABLES += ("calibration_bins", "risk", "periods", "errors", "checklist", "abstention")
 TABLES += ("curves", "learning", "runs", "tuning", "cost")
 FIGURES: tuple[str, ...] = ("strategies.svg", "differences.svg", "efficiency.svg", "loss.svg")
 FIGURES += ("validation.svg", "roc*.svg", "precision_recall*.svg", "calibration*.svg")
-FIGURES += ("decision*.svg", "subgroups*.svg", "references.svg", "flow.svg", "risk*.svg")
+FIGURES += (
+    "decision*.svg",
+    "subgroups*.svg",
+    "references.svg",
+    "flow.svg",
+    "risk*.svg",
+    "abstention*.svg",
+)
 """What reports of any sweep are made of, to know an earlier one's files from the user's."""
 
 
@@ -99,11 +108,16 @@ def write_comparison(
     if not isinstance(flow, str) and flow.on_censoring:
         comparison = replace(comparison, warnings=[*comparison.warnings, flow.on_censoring + "."])
     tuning = read_tuning(sweep_dir)
-    more = describe_risks(comparison, curves)
-    for label, end in labels_with_curves(comparison).items():
+    more, drawn = describe_risks(comparison, curves), labels_with_curves(comparison)
+    for label, end in drawn.items():
         rows = [row for row in more["risk"] if row["label"] == label]
         figures[f"risk{end}"] = draw_risks(rows, f"risk{end}")
+    more["abstention"], abstention_figures = describe_abstention(comparison, drawn)
+    figures |= abstention_figures
     more["errors"], error_page = describe_errors(comparison, settings, allow_pipe)
+    found = {m.run.name: read_combined(m.run.folder.path) for m in comparison.selected}
+    if combined := {name: record for name, record in found.items() if record}:
+        more["combined"] = combined
     more["checklist"] = fill_checklists(comparison, flow)
     tables = build_tables(comparison, curves, learning, flow, tuning, more)
     paths = ReportPaths(

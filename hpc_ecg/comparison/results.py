@@ -16,6 +16,7 @@ from hpc_ecg.evaluation.metrics import check_finite, check_not_constant
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.hashing import check_kinds, read_record
 from hpc_ecg.log import describe_error
+from hpc_ecg.sweep.arms import LEFT_OUT_SITE
 from hpc_ecg.sweep.folder import expected_cells, parse_error, read_events
 from hpc_ecg.sweep.protocol import TO_OPEN
 from hpc_ecg.training.run_folder import RunFolder
@@ -26,9 +27,6 @@ FINISHED |= {"stopped": str, "device": str, "processes": int}
 FINISHED |= {"train_seconds": NUMBER, "process_seconds": NUMBER}
 TENSORS = {f"tensors_{kind}": int for kind in ("loaded", "fresh", "frozen")}
 INIT_REPORT = {"checkpoint": dict | None, "head": {"taken": str}, "counts": TENSORS}
-NOT_TESTED = (
-    "done, but its test split is not predicted: start the sweep again (or with --open-test)"
-)
 CHECKPOINT = {"path": str, "sha256": str}
 
 
@@ -74,8 +72,8 @@ class Problem:
 def read_results(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
     """Read all runs, in the order of sweep.yaml; of a run's folder, that run.
 
-    Raises `ValueError` if runs were tested on different records or differ in settings that must
-    agree.
+    Raises `ValueError` if runs were tested on different records (unless they left out different
+    sites) or differ in settings that must agree.
     """
     if not sweep_dir.is_dir():
         raise ValueError(f"{sweep_dir} is not a folder; give the folder that a sweep made")
@@ -83,12 +81,14 @@ def read_results(sweep_dir: Path) -> tuple[list[RunResult], list[Problem]]:
         return [_read_single(RunFolder(sweep_dir))], []
     runs: list[RunResult] = []
     problems: list[Problem] = []
+    first: dict[Any, RunResult] = {}
     for strategy, seed in expected_cells(sweep_dir):
         result = _read_result(sweep_dir, strategy, seed)
         if isinstance(result, Problem):
             problems.append(result)
         else:
-            runs.append(_share_test_set(result, runs[0]) if runs else result)
+            site = result.varied.get(LEFT_OUT_SITE)
+            runs.append(_share_test_set(result, first.setdefault(site, result)))
     if runs:
         check_comparable([(run.name, run.strategy, run.settings) for run in runs])
     return runs, problems

@@ -121,9 +121,7 @@ def group_by_strategy(
 
 def estimate_from(scores: SeedScores, num_patients: int, metric: str | None = None) -> Estimate:
     """The mean over seeds with its interval; `metric` is None for a difference."""
-    value_S = np.array(list(scores.value.values()))
-    replicate_SR = np.stack(list(scores.replicate_R.values()))
-    return estimate_mean(value_S, replicate_SR, num_patients, metric)
+    return estimate_mean(*scores.arrays(), num_patients, metric)
 
 
 def pairs_with(pairs: Sequence[Difference], name: str) -> list[Difference]:

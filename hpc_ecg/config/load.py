@@ -27,6 +27,7 @@ from hpc_ecg.config.describe import KINDS, describe_kind, describe_settings, sho
 from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.schema import rules_by_key, section_of, without_none
 from hpc_ecg.config.suggestions import RENAMED, did_you_mean
+from hpc_ecg.log import first_line
 from hpc_ecg.safe_reading import quote_times, read_yaml_text
 
 Schema = TypeVar("Schema")
@@ -93,7 +94,7 @@ def read_yaml(file: str) -> SettingsSource:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"{file}, line {line}: not YAML: {error.problem}") from None
     except Exception as error:  # OmegaConf and the file system raise many kinds
-        raise ValueError(f"{file}: cannot be read: {_first_line(error)}") from None
+        raise ValueError(f"{file}: cannot be read: {first_line(error)}") from None
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"{file}: expected `key: value` lines, got something else")
     return SettingsSource(loaded, file)
@@ -136,7 +137,7 @@ def _to_dataclass(merged: DictConfig, schema: type) -> Any:
         allowed = _must_be(key, schema)
         raise ValueError(f"{allowed}, but {stated} is something else") from None
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key or 'settings'}: {_first_line(error)}") from None
+        raise ValueError(f"{error.full_key or 'settings'}: {first_line(error)}") from None
 
 
 def to_yaml(config: Any) -> str:
@@ -172,7 +173,7 @@ def _wrong_value(base: DictConfig, values: Any, schema: type, error: Exception) 
             OmegaConf.merge(base, OmegaConf.create(nest({key: value})))
         except OmegaConfBaseException:
             return f"{_must_be(key, schema)}, got {show_value(value)}"
-    return f"{', '.join(map(str, values))}: {_first_line(error)}"
+    return f"{', '.join(map(str, values))}: {first_line(error)}"
 
 
 def _must_be(key: str, schema: type) -> str:
@@ -242,8 +243,3 @@ def _unknown_key(key: str, schema: type, root_prefix: str, source: str) -> str:
     sections = {name.rpartition(".")[0] for name in known}
     hint = did_you_mean(key, [*known, *sections]) or "; `hpc-ecg config` lists all settings"
     return f"unknown setting {key} ({source}){hint}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].strip()

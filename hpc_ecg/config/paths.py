@@ -18,15 +18,10 @@ def resolve_paths(values: dict[str, Any], schema: type, bases: Sequence[Path]) -
     if not bases or Path.cwd() in bases:
         return values
     keys = {key for key, rule in rules_by_key(schema) if rule.is_path}
-    return {
-        key: _resolve(value, bases) if _is_path(key, keys) else value
+    return {  # also an entry of a dict of paths, such as files.base_ssl
+        key: _resolve(value, bases) if {key, key.rpartition(".")[0]} & keys else value
         for key, value in values.items()
     }
-
-
-def _is_path(key: str, keys: set[str]) -> bool:
-    """True also for an entry of a dict of paths, such as files.base_ssl."""
-    return key in keys or key.rpartition(".")[0] in keys
 
 
 def _resolve(value: Any, bases: Sequence[Path]) -> Any:

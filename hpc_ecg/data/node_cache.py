@@ -77,15 +77,13 @@ class NodeCache:
 
     def arrivals(self) -> list[int]:
         """Shards copied since the last call; lists the folder at most once a second."""
-        if time.monotonic() - self._listed_at < LIST_EVERY_S or len(self._ready) == len(
-            self._descriptions
-        ):
+        has_all = len(self._ready) == len(self._descriptions)
+        if has_all or time.monotonic() - self._listed_at < LIST_EVERY_S:
             return []
         self._listed_at = time.monotonic()
         names = {entry.name for entry in os.scandir(self._folder)}
-        new = {
-            n for n, about in enumerate(self._descriptions) if about["name"] in names
-        } - self._ready
+        seen = {n for n, about in enumerate(self._descriptions) if about["name"] in names}
+        new = seen - self._ready
         self._ready |= new
         return sorted(new)
 

@@ -26,6 +26,11 @@ class DataConfig:
     training. null = the splits of the shards."""
     repeat: int = setting(0, at_least=0)
     """Which repetition of the division into folds to use."""
+    left_out_site: str | None = None
+    """Test on all ECGs of this site, and train and validate on the other sites' train and valid
+    splits, without patients who were also there. null = the splits of the shards."""
+    site_column: str = "site"
+    """Column of the shards' index that holds the site (`data shard --site`, `--keep`)."""
     label_fraction: float = setting(1.0, above=0, at_most=1)
     """Share of the labelled training patients to train on, to measure the value of more labels. A
     larger share includes the patients of a smaller one."""
@@ -67,11 +72,14 @@ class DataConfig:
                 "data.order=fixed_batches is an order of all records, read by position; it needs "
                 "data.sampling=all and data.read=map"
             )
+        if self.fold is not None and self.left_out_site is not None:
+            raise ValueError("data.fold and data.left_out_site both choose the test; give one")
         needs = {
             "stream_lanes": ("data.read=stream", self.read == "stream"),
             "stream_buffer": ("data.read=stream", self.read == "stream"),
             "stage_quota_gb": ("data.stage_dir", self.stage_dir is not None),
             "repeat": ("data.fold", self.fold is not None),
+            "site_column": ("data.left_out_site", self.left_out_site is not None),
             "label_seed": ("data.label_fraction below 1", self.label_fraction < 1),
         }
         for item in fields(self):

@@ -6,9 +6,9 @@ Each function returns a changed copy of the index; signals are not needed.
 # N records of the index, K folds
 
 import hashlib
-import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,20 @@ import pandas as pd
 from hpc_ecg.cohort.identifiers import check_spellings
 from hpc_ecg.cohort.table import WEIGHT_PREFIX, Columns, read_cohort
 from hpc_ecg.cohort.table_files import read_table
+from hpc_ecg.config.suggestions import did_you_mean
+from hpc_ecg.log import logger
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
 
-logger = logging.getLogger("hpc_ecg")
+SPLIT_SETTINGS = ("fold", "repeat", "left_out_site", "site_column")
+
+
+def choose_splits(
+    index: pd.DataFrame, fold: Any, repeat: Any, left_out_site: Any, site_column: Any
+) -> pd.DataFrame:
+    """The splits that a run's SPLIT_SETTINGS choose; by default those of the index."""
+    if fold is not None:
+        return choose_fold(index, fold, repeat or 0)
+    return index if left_out_site is None else leave_out_site(index, left_out_site, site_column)
 
 
 def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
@@ -38,6 +49,33 @@ def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
     is_test_N, is_valid_N = fold_N == fold, fold_N == (fold + 1) % folds
     split_N = np.select([is_test_N, is_valid_N], ["test", "valid"], "train")
     return index.assign(split=split_N.astype(object))
+
+
+def site_names(index: pd.DataFrame, column: str) -> pd.Series:
+    """The site of each record, "" where it is not known. ValueError without such a column."""
+    if column not in index or column.startswith((LABEL_PREFIX, FOLD_PREFIX)):
+        text = f"data.site_column={column}: the index has no such column"
+        near = did_you_mean(column, [str(name) for name in index])
+        raise ValueError(f"{text}; keep it with data shard --site or --keep{near}")
+    return index[column].astype(object).where(index[column].notna(), "").map(str)
+
+
+def leave_out_site(index: pd.DataFrame, site: str, column: str) -> pd.DataFrame:
+    """Assign splits: `site` for test; the others keep train and valid. The split `left_out` gets
+    their test, and all other ECGs of patients who were at `site` or in an unknown place.
+
+    ValueError without such a column or site.
+    """
+    site_N = site_names(index, column)
+    is_test_N, is_unknown_N = site_N == site, site_N == ""
+    if not site or not is_test_N.any():
+        known = sorted(set(site_N) - {""})
+        has = f"{', '.join(known[:20])}{', …' * (len(known) > 20)}"
+        raise ValueError(f"data.left_out_site={site}: column {column} has {has or 'no site'}")
+    apart = set(index["patient"][is_test_N | is_unknown_N])
+    is_out_N = (index["patient"].isin(apart) | (index["split"] == "test")) & ~is_test_N
+    split_N = index["split"].astype(object).mask(is_out_N, "left_out").mask(is_test_N, "test")
+    return index.assign(split=split_N)
 
 
 def replace_labels(

@@ -7,25 +7,28 @@ the update are part of the last backward.
 
 import contextlib
 import copy
+import logging
+import os
+import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from torch import Tensor, nn
 
-from hpc_ecg.distributed.backend import OptimizerBuilder
-from hpc_ecg.distributed.ddp_backend import DDPBackend
-from hpc_ecg.distributed.deepspeed_compat import MOMENTS, create_adam_states, import_deepspeed
+from hpc_ecg.distributed.ddp_backend import DDPBackend, OptimizerBuilder
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 def make_plugin(stage: int, precision: str, on_cpu: bool) -> DeepSpeedPlugin:
     """Accelerate's plugin for a ZeRO stage. ValueError if DeepSpeed is not installed."""
-    import_deepspeed(stage, on_cpu)
+    _import_deepspeed(stage, on_cpu)
     return DeepSpeedPlugin(
         hf_ds_config={
             # Accelerate needs batch sizes, which it would read from a data loader
@@ -47,24 +50,18 @@ def make_plugin(stage: int, precision: str, on_cpu: bool) -> DeepSpeedPlugin:
 class DeepSpeedBackend(DDPBackend):
     wrapped: "DeepSpeedEngine"
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        module: nn.Module,
-        build_optimizer: OptimizerBuilder,
-        clip_norm: float | None,
-    ) -> None:
-        self._accelerator, self._original = accelerator, module
+    def _wrap(self, module: nn.Module, build_optimizer: OptimizerBuilder) -> None:
         self.module = copy.deepcopy(module)
-        settings = accelerator.deepspeed_plugin.deepspeed_config
-        settings["gradient_clipping"] = clip_norm or 0.0  # left unset, Accelerate would clip at 1
+        settings = self._accelerator.deepspeed_plugin.deepspeed_config
+        clip_norm = 0.0 if self._clip_norm == float("inf") else self._clip_norm
+        settings["gradient_clipping"] = clip_norm  # left unset, Accelerate would clip at 1
         self._adam = build_optimizer(self.module)
-        self.wrapped, self.optimizer = accelerator.prepare(self.module, self._adam)
-        assert accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.wrapped, self.optimizer = self._accelerator.prepare(self.module, self._adam)
+        assert self._accelerator.distributed_type == DistributedType.DEEPSPEED
         self._stage = self.wrapped.zero_optimization_stage()
         assert self._stage == settings["zero_optimization"]["stage"]
         self.collective_forward = self._stage == 3
-        self._create_states(torch.tensor(0.0))
+        _create_adam_states(self.optimizer.optimizer, self._stage, torch.tensor(0.0))
 
     def no_sync(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Does nothing: `backward` itself controls the synchronization."""
@@ -106,7 +103,8 @@ class DeepSpeedBackend(DDPBackend):
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        self._create_states(next(v for key, v in moments.items() if key.startswith("step/")))
+        step = next(v for key, v in moments.items() if key.startswith("step/"))
+        _create_adam_states(self.optimizer.optimizer, self._stage, step)
         for name, parameter in self.trainable_parameters().items():
             for moment in MOMENTS:
                 value = moments[f"{moment}/{name}"].to(self.wrapped.device)
@@ -116,12 +114,60 @@ class DeepSpeedBackend(DDPBackend):
                 else:
                     safe_set_full_optimizer_state(parameter, value, moment)
 
-    def _create_states(self, step: Tensor) -> None:
-        create_adam_states(self.optimizer.optimizer, self._stage, step)
-
 
 def _shard_of_rank(value: Tensor, size: int) -> Tensor:
     """This rank's shard of a tensor as stage 3 cuts it: flattened, zero-padded, equal parts."""
     flat = value.new_zeros(size * torch.distributed.get_world_size())
     flat[: value.numel()] = value.flatten()
     return flat[torch.distributed.get_rank() * size :][:size]
+
+
+# Workarounds for DeepSpeed and Accelerate's plugin for it
+
+
+def _import_deepspeed(stage: int, on_cpu: bool) -> ModuleType:
+    """DeepSpeed, patched for our use. ValueError if it is not installed."""
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ValueError(
+            f"engine.parallel=zero{stage} needs DeepSpeed ({error}); pip install deepspeed, or use "
+            "engine.parallel=fsdp2"
+        ) from None
+    message = ".*torch.distributed.* is deprecated.*"
+    warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # This op would compile for minutes on a CPU; gloo does its work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It imports transformers, for models that are sharded while they are built, which ours is not.
+    DeepSpeedPlugin.set_deepspeed_weakref = lambda self: None
+    return deepspeed
+
+
+def destroy_process_group() -> None:
+    """Destroy the process group and make DeepSpeed forget it, so that another can follow."""
+    import deepspeed
+
+    deepspeed.comm.destroy_process_group()
+    deepspeed.comm.comm.cdb = None
+
+
+def _create_adam_states(zero_optimizer: Any, stage: int, step: Tensor) -> None:
+    """Give AdamW zero moments at `step`, as its first step would.
+
+    DeepSpeed (stages 1 and 2) links optimizer states to parameters after the first step of the
+    first parameter group, when the other groups have no state yet; theirs would stay unlinked.
+    """
+    adam = zero_optimizer.optimizer
+    is_fused = adam.param_groups[0].get("fused")
+    groups = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
+    for partition in getattr(zero_optimizer, groups):
+        adam.state[partition] = {
+            "step": step.clone().to(partition.device if is_fused else "cpu"),
+            **{moment: torch.zeros_like(partition) for moment in MOMENTS},
+        }
+    if stage < 3:
+        zero_optimizer._hp_optimizer_states_linked = False
+        zero_optimizer._lazy_init_hp_params_optimizer_state()

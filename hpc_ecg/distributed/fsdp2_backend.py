@@ -10,33 +10,23 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hpc_ecg.distributed.backend import OptimizerBuilder
-from hpc_ecg.distributed.ddp_backend import DDPBackend
+from hpc_ecg.distributed.ddp_backend import DDPBackend, OptimizerBuilder
 
 
 class FSDP2Backend(DDPBackend):
     collective_forward: bool = True
     wrapped: FSDPModule
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        module: nn.Module,
-        build_optimizer: OptimizerBuilder,
-        clip_norm: float | None,
-    ) -> None:
-        self._accelerator, self._clip_norm = accelerator, clip_norm or float("inf")
-        self._original = module
-        self.module = _fully_shard(copy.deepcopy(module).to(accelerator.device))
+    def _wrap(self, module: nn.Module, build_optimizer: OptimizerBuilder) -> None:
+        self.module = _fully_shard(copy.deepcopy(module).to(self._accelerator.device))
         assert isinstance(self.module, FSDPModule)
         self.wrapped = self.module
-        self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.module))
+        self.optimizer = self._accelerator.prepare_optimizer(build_optimizer(self.module))
 
     def no_sync(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Does nothing: `backward` itself controls the synchronization."""

@@ -9,6 +9,7 @@ import os
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -16,8 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from torch.distributed import HashStore, Store
 
-from hpc_ecg.distributed.deepspeed_backend import make_plugin
-from hpc_ecg.distributed.deepspeed_compat import destroy_process_group
+from hpc_ecg.distributed.deepspeed_backend import destroy_process_group, make_plugin
 from hpc_ecg.distributed.ranks import MASTER_VARIABLES, RANK_VARIABLES, Ranks
 from hpc_ecg.distributed.rendezvous import join_rendezvous
 from hpc_ecg.distributed.settings import EngineConfig
@@ -59,32 +59,27 @@ def join_process_group(
     do not all join in time, or for a library or tracker that is not installed.
     """
     _reset_accelerate()
-    trackers = _check_trackers(config.trackers)
+    _check_trackers(config.trackers)
     stage = config.zero_stage
     plugin = make_plugin(stage, precision, on_cpu) if stage else None
     timeout = timedelta(minutes=config.timeout_min) + LONGER_THAN_WATCHDOG
     ranks, store = _init_process_group(
         rendezvous_dir, timeout, on_cpu, needs_group=config.parallel != "ddp"
     )
+    # Mixed precision is only for the loss scale: the engine does the autocast.
+    kind: dict[str, Any] = {
+        "cpu": on_cpu,
+        "mixed_precision": "fp16" if precision == "fp16" else "no",
+    }
+    if plugin is not None:
+        # With cpu=True Accelerate drops DeepSpeed, and without a backend it sees one process.
+        group = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl")
+        kind = {"deepspeed_plugin": plugin, "kwargs_handlers": [group]}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
-        if plugin is None:
-            accelerator = Accelerator(
-                cpu=on_cpu,
-                # only for the loss scale: the engine does the autocast
-                mixed_precision="fp16" if precision == "fp16" else "no",
-                log_with=trackers or None,
-                project_dir=rendezvous_dir,
-            )
-        else:
-            # With cpu=True Accelerate drops DeepSpeed, and without a backend it sees one process.
-            group = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl")
-            accelerator = Accelerator(
-                deepspeed_plugin=plugin,
-                kwargs_handlers=[group],
-                log_with=trackers or None,
-                project_dir=rendezvous_dir,
-            )
+        accelerator = Accelerator(
+            log_with=config.trackers or None, project_dir=rendezvous_dir, **kind
+        )
     if accelerator.num_processes != ranks.world_size:
         raise RuntimeError(
             f"the launch promises {ranks.world_size} processes, but Accelerate runs with "
@@ -106,7 +101,7 @@ def leave_process_group(store: Store | None, uses_deepspeed: bool) -> None:
     _reset_accelerate()
 
 
-def _check_trackers(names: list[str]) -> list[str]:
+def _check_trackers(names: list[str]) -> None:
     """ValueError for a tracker that is not installed, which Accelerate would silently skip."""
     available = [str(kind.value) for kind in get_available_trackers()]
     for name in names:
@@ -115,7 +110,6 @@ def _check_trackers(names: list[str]) -> list[str]:
                 f"engine.trackers: {name!r} is not installed or not known; available are: "
                 f"{', '.join(available) or 'none'}"
             )
-    return names
 
 
 def _init_process_group(

@@ -47,7 +47,9 @@ def join_rendezvous(
             "start several processes with torchrun or srun"
         )
     assert rendezvous_dir is not None, "processes under Slurm find each other in a folder"
-    file = rendezvous_dir / _name_of_start(env)
+    # named like a partial file, so that `tidy` removes it after a killed start
+    start = f"{env.get('SLURM_STEP_ID', '0')}.{env.get('SLURM_RESTART_COUNT', '0')}"
+    file = rendezvous_dir / f".meeting.{env['SLURM_JOB_ID']}.{start}.partial"
     if ranks.rank == 0:
         host, store = publish_address(env, file, ranks.world_size, timeout)
     else:
@@ -55,12 +57,6 @@ def join_rendezvous(
     # Accelerate and DeepSpeed need these, but do not bind the port again.
     env.update(MASTER_ADDR=host, MASTER_PORT=str(store.port))
     return ranks, store
-
-
-def _name_of_start(env: Mapping[str, str]) -> str:
-    """A name like that of a partial file, so that `tidy` removes it after a killed start."""
-    restart = env.get("SLURM_RESTART_COUNT", "0")
-    return f".meeting.{env['SLURM_JOB_ID']}.{env.get('SLURM_STEP_ID', '0')}.{restart}.partial"
 
 
 def publish_address(

@@ -6,13 +6,12 @@ log holds the stacks of all ranks, and the job ends instead of idling until its 
 
 import contextlib
 import faulthandler
-import logging
 import os
 import sys
 import threading
 import time
 
-logger = logging.getLogger("hpc_ecg")
+from hpc_ecg.log import logger
 
 EXIT_PEER_LOST = 76
 """Exit code of a process that hangs or lost its peers; slurm/finetune.sh starts it again."""

@@ -7,7 +7,6 @@ own .mat (`feats`, `curr_sample_rate`) states its rate.
 """
 
 import contextlib
-import logging
 import math
 import re
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from hpc_ecg.ecg.array_stores import MAX_BYTES, OPENERS, RATE, StoredArray
 from hpc_ecg.ecg.guards import memory_limit
 from hpc_ecg.ecg.recording import RecordError, Recording, RecordLocation, check_num_samples
 from hpc_ecg.ecg.signal import LEADS, millivolts_per
-
-logger = logging.getLogger("hpc_ecg")
+from hpc_ecg.log import logger
 
 # L leads, S samples
 

@@ -54,7 +54,9 @@ def prepare(
     usable, "flat lead" or "amplitude".
     """
     steps, rate_hz = parse_preprocessing(spec.preprocessing), recording.sample_rate_hz
-    _check_rate(rate_hz)
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
+        raise RecordError("rate", f"the sampling rate must be {allowed}, got {rate_hz:g}")
     signal_LS, lead_flags = complete_leads(recording, spec.leads, missing_leads)
     lead_flags += recording.flags
     check_finite(signal_LS, spec.leads)
@@ -117,12 +119,6 @@ def amplitude_factor(amplitude: str) -> float:
     if name != CALIBRATED or not 0 < value < np.inf:
         raise ValueError(f"the amplitude factor must be a positive number, got {amplitude!r}")
     return value
-
-
-def _check_rate(rate_hz: float) -> None:
-    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
-        raise RecordError("rate", f"the sampling rate must be {allowed}, got {rate_hz:g}")
 
 
 def _resample_and_filter(

@@ -10,19 +10,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_ecg.evaluation import metrics
 from hpc_ecg.evaluation.events import count_events, scarce
 from hpc_ecg.evaluation.intervals import FEW_PATIENTS, bootstrap_interval
-from hpc_ecg.evaluation.metrics import (
-    RANKING_METRICS,
-    FloatArray,
-    auprc,
-    auroc,
-    brier,
-    check_finite,
-    check_probabilities,
-    has_label,
-    log_loss,
-)
+from hpc_ecg.evaluation.metrics import RANKING_METRICS, FloatArray, has_label
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, ranking_replicates, sum_replicates
 
@@ -51,8 +42,8 @@ class LabelSample:
             raise ValueError(f"{name}: a yes/no label needs probabilities, and there are none")
         keep_N = has_label(predictions.label_NK[:, k])
         logits_N, probabilities_N = predictions.logit_NK[:, k], predictions.probability_NK[:, k]
-        check_finite(logits_N, name)
-        check_probabilities(probabilities_N, name)
+        metrics.check_finite(logits_N, name)
+        metrics.check_probabilities(probabilities_N, name)
         return cls(
             record_N=predictions.record_N[keep_N],
             labels_N=predictions.label_NK[keep_N, k],
@@ -91,12 +82,12 @@ class LabelSample:
     def rankings(self) -> dict[str, float]:
         """AUROC and AUPRC."""
         data = self.labels_N, self.logits_N, self.weights_N
-        return {"auroc": auroc(*data), "auprc": auprc(*data)}
+        return {"auroc": metrics.auroc(*data), "auprc": metrics.auprc(*data)}
 
     def losses(self) -> dict[str, float]:
         """Brier score and log loss."""
         data = self.labels_N, self.probabilities_N, self.weights_N
-        return {"brier": brier(*data), "log_loss": log_loss(*data)}
+        return {"brier": metrics.brier(*data), "log_loss": metrics.log_loss(*data)}
 
     def replicates(self) -> dict[str, FloatArray]:
         """AUROC, AUPRC, Brier score and log loss in every replicate."""

@@ -43,7 +43,8 @@ def membership(
     patient_N, is_member_N = patient_N[keep_N], is_member_N[keep_N]
     names_P, patient_N = np.unique(patient_N, return_inverse=True)
     is_member_P = _mean_by(patient_N, is_member_N.astype(np.float64)) > 0.5
-    is_reference_P = ~is_member_P & np.array([_is_reference(str(name)) for name in names_P])
+    digests = [hashlib.sha256(f"audit {name}".encode()).digest() for name in names_P]
+    is_reference_P = ~is_member_P & np.array([digest[0] % 2 == 0 for digest in digests])
     is_tested_P = ~is_member_P & ~is_reference_P
     groups = {"members": is_member_P, "non-members": is_tested_P, "references": is_reference_P}
     for name, is_in_P in groups.items():
@@ -68,10 +69,6 @@ def membership(
         score_P = _mean_by(patient_N, score_N)
         result[attack] = _measure(score_P[is_member_P], score_P[is_tested_P], rng)
     return result
-
-
-def _is_reference(patient: str) -> bool:
-    return hashlib.sha256(f"audit {patient}".encode()).digest()[0] % 2 == 0
 
 
 def _mean_by(patient_N: NDArray, value_N: FloatArray) -> FloatArray:

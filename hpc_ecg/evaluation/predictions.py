@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hpc_ecg.atomic_io import check_may_write, write_atomically
 from hpc_ecg.cohort.table import WEIGHT_PREFIX
 from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.log import first_line
 from hpc_ecg.reporting.numbers import count
 
 GROUP_PREFIX = "group."
@@ -98,8 +99,7 @@ def read_predictions(path: Path) -> Predictions:
         if not table.columns.is_unique:
             raise ValueError("a column comes twice")
     except Exception as error:  # pyarrow raises many kinds
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged or no parquet file: {why}") from None
+        raise ValueError(f"{path} is damaged or no parquet file: {first_line(error)}") from None
     group_columns = [c for c in table.columns if c.startswith(GROUP_PREFIX)]
     groups = {c.removeprefix(GROUP_PREFIX): as_group(table.pop(c)) for c in group_columns}
     labels = [c.removesuffix(".label") for c in table.columns if c.endswith(".label")]

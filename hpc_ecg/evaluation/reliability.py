@@ -75,8 +75,9 @@ def fit_intercept(labels_N: FloatArray, logits_N: FloatArray, w_N: Weights = Non
     return float(brentq(excess, -wide, wide))
 
 
-def _slope_and_intercept(sample: LabelSample) -> dict[str, dict]:
-    labels_N, x_N, few = sample.labels_N, sample.logits_N, sample.patients_in_smaller_class()
+def recalibration(sample: LabelSample) -> tuple[dict[str, float], dict[str, FloatArray]]:
+    """Slope (not where the classes are apart) and intercept, and their replicates [R]."""
+    labels_N, x_N = sample.labels_N, sample.logits_N
     intercept = fit_intercept(labels_N, x_N, sample.weights_N)
     shifted_N = expit(x_N + intercept)
     columns = [labels_N - shifted_N, shifted_N * (1 - shifted_N)]
@@ -88,15 +89,19 @@ def _slope_and_intercept(sample: LabelSample) -> dict[str, dict]:
         residual_N, weight_N = labels_N - fitted_N, fitted_N * (1 - fitted_N)
         columns += [residual_N, residual_N * x_N, weight_N, weight_N * x_N, weight_N * x_N**2]
     sums_RV = sample.sum_replicates(np.stack(columns, axis=1))
-    slope: dict = {"value": None, "low": None, "high": None, "reason": "the classes are apart"}
     with np.errstate(invalid="ignore", divide="ignore"):
-        intercept_R = intercept + sums_RV[:, 0] / sums_RV[:, 1]
-        if has_slope:
-            g0, g1, h00, h01, h11 = sums_RV[:, 2:].T
-            slope_R = slope_value + (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
-            slope = bootstrap_interval(slope_value, slope_R, "slope", few)
-    result = bootstrap_interval(intercept, intercept_R, "intercept", few)
-    return {"slope": slope, "intercept": result}
+        replicates = {"intercept": intercept + sums_RV[:, 0] / sums_RV[:, 1]}
+        if not has_slope:
+            return {"intercept": intercept}, replicates
+        g0, g1, h00, h01, h11 = sums_RV[:, 2:].T
+        slope_R = slope_value + (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
+    return {"slope": slope_value, "intercept": intercept}, {"slope": slope_R, **replicates}
+
+
+def _slope_and_intercept(sample: LabelSample) -> dict[str, dict]:
+    few, (value, value_R) = sample.patients_in_smaller_class(), recalibration(sample)
+    slope: dict = {"value": None, "low": None, "high": None, "reason": "the classes are apart"}
+    return {"slope": slope} | {n: bootstrap_interval(value[n], value_R[n], n, few) for n in value}
 
 
 def _ece(gap_B: FloatArray, gap_RB: FloatArray, num_patients: int) -> dict:

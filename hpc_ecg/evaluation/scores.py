@@ -14,26 +14,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from hpc_ecg.evaluation import metrics
 from hpc_ecg.evaluation.averages import averages_at_thresholds, macro, micro
 from hpc_ecg.evaluation.calibration import KINDS, apply_calibration, fit_calibration
 from hpc_ecg.evaluation.decision import decision_curve
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
-from hpc_ecg.evaluation.metrics import (
-    FloatArray,
-    auprc,
-    auroc,
-    brier,
-    check_finite,
-    check_probabilities,
-    check_regression,
-    check_scorable,
-    count_label,
-    has_label,
-    log_loss,
-    regression_metrics,
-    why_not_scorable,
-)
+from hpc_ecg.evaluation.metrics import FloatArray, has_label
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.reliability import assess_calibration
 from hpc_ecg.evaluation.resampling import (
@@ -131,7 +118,7 @@ def labels_not_scored(predictions: Predictions, task: str) -> dict[str, str]:
         return {}
     reasons = {}
     for name, label_N in zip(predictions.labels, predictions.label_NK.T, strict=True):
-        if reason := why_not_scorable(label_N[has_label(label_N)]):
+        if reason := metrics.why_not_scorable(label_N[has_label(label_N)]):
             reasons[name] = reason
     if len(reasons) == len(predictions.labels):
         name, reason = next(iter(reasons.items()))
@@ -155,23 +142,23 @@ def point_values(predictions: Predictions, k: int, task: str) -> dict:
     """Counts and point values of label k, without intervals. Records are ranked by logit, as
     float32 probabilities tie near 1. ValueError: labels or predictions that cannot be scored."""
     name = predictions.labels[k]
-    check_finite(predictions.logit_NK[:, k], name)
+    metrics.check_finite(predictions.logit_NK[:, k], name)
     weight_N = predictions.weights(k)
-    counts = count_label(predictions.label_NK[:, k], predictions.patient_N, weight_N)
+    counts = metrics.count_label(predictions.label_NK[:, k], predictions.patient_N, weight_N)
     keep_N = has_label(predictions.label_NK[:, k])
     label_N, logit_N = predictions.label_NK[keep_N, k], predictions.logit_NK[keep_N, k]
     if task == "regression":
-        check_regression(label_N, logit_N, name)
+        metrics.check_regression(label_N, logit_N, name)
         counts = {key: counts[key] for key in ("n", "n_missing", "n_patients")}
-        return counts | regression_metrics(label_N, logit_N)
-    check_scorable(label_N, logit_N, name)
+        return counts | metrics.regression_metrics(label_N, logit_N)
+    metrics.check_scorable(label_N, logit_N, name)
     data = label_N, logit_N, weight_N[keep_N]
-    values = counts | {"auroc": auroc(*data), "auprc": auprc(*data)}
+    values = counts | {"auroc": metrics.auroc(*data), "auprc": metrics.auprc(*data)}
     if predictions.probability_NK is not None:
         probability_N = predictions.probability_NK[keep_N, k].astype(np.float64)
-        check_probabilities(probability_N, name)
-        values["brier"] = brier(label_N, probability_N, weight_N[keep_N])
-        values["log_loss"] = log_loss(label_N, probability_N, weight_N[keep_N])
+        metrics.check_probabilities(probability_N, name)
+        values["brier"] = metrics.brier(label_N, probability_N, weight_N[keep_N])
+        values["log_loss"] = metrics.log_loss(label_N, probability_N, weight_N[keep_N])
     return values
 
 

@@ -24,9 +24,11 @@ from hpc_ecg.ecg.files import find_recording
 from hpc_ecg.ecg.files import read_recording as read_file
 from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.inference.abstain import with_abstention
 from hpc_ecg.inference.bundle import is_bundle, open_bundle
 from hpc_ecg.inference.model_source import ModelSource, open_model
 from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
+from hpc_ecg.inference.published import is_published, open_published
 from hpc_ecg.inference.sources import find_sources
 from hpc_ecg.reporting.ecg_paper import draw_ecg
 from hpc_ecg.shards.remote import open_shard_set
@@ -70,11 +72,11 @@ class Predictor:
         With `workers` above 1 in a script, call it under `if __name__ == "__main__":`.
         ValueError: a name that leads to no recording.
         """
-        words = [files] if isinstance(files, str | Path) else list(files)
+        words = [str(w) for w in ([files] if isinstance(files, str | Path) else files)]
         layout = ArrayLayout(axes=axes, leads=tuple(leads), unit=unit, sample_rate_hz=rate_hz)
         job = PredictionJob(
             model=self._model,
-            sources=find_sources([str(word) for word in words], layout),
+            sources=find_sources(words, layout, covariates=self._model.covariates),
             recordings=Recordings(signals=Path(), layout=layout, signal=self._model.signal),
             out=self._folder / "risks.parquet",
             rate_hz=rate_hz,
@@ -97,19 +99,26 @@ class Predictor:
 
 
 def load_predictor(
-    path: str | Path, strategy: str | None = None, ensemble: bool = False
+    path: str | Path,
+    strategy: str | None = None,
+    ensemble: bool = False,
+    abstain: float | None = None,
 ) -> Predictor:
     """Load a run, a bundle, a strategy of a sweep (the seed that is best on validation, or all as
-    an `ensemble`), or a file of weights. ValueError: nothing to predict with, or changed."""
-    return Predictor(open_source(Path(path), strategy, ensemble))
+    an `ensemble`), or a file of weights. `abstain`: mark risks by the rule that keeps this share of
+    validation. ValueError: nothing to predict with, no rule, or changed."""
+    model = open_source(Path(path), strategy, ensemble)
+    return Predictor(with_abstention(model, str(abstain)) if abstain else model)
 
 
 def open_source(
     path: Path, strategy: str | None, ensemble: bool, needs_head: bool = True
 ) -> ModelSource:
-    """A bundle, or what `open_model` opens."""
+    """A bundle, a folder as model hubs hold them, or what `open_model` opens."""
     if is_bundle(path) and not (strategy or ensemble):
         return open_bundle(path)
+    if is_published(path) and not (strategy or ensemble):
+        return open_published(path)
     return open_model(path, strategy, ensemble, needs_head)
 
 
@@ -124,12 +133,19 @@ class ECG:
     flags: tuple[str, ...]
     name: str
 
-    def plot(self) -> str:
+    def plot(self) -> "SvgText":
         """The first 10 s at 25 mm/s and 10 mm/mV, as the text of an SVG file."""
-        return draw_ecg(self.signal_LS, self.leads, self.sample_rate_hz, self.name)
+        return SvgText(draw_ecg(self.signal_LS, self.leads, self.sample_rate_hz, self.name))
 
     def _repr_svg_(self) -> str:
         return self.plot()
+
+
+class SvgText(str):
+    """The text of an SVG file, which notebooks show as a picture."""
+
+    def _repr_svg_(self) -> str:
+        return str(self)
 
 
 def read_recording(

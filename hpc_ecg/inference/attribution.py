@@ -54,16 +54,25 @@ class DividedECG:
 
 class LabelOutput(nn.Module):
     """One label's output [B] of a model or an ensemble: its value in a regression, else the logit
-    (of an ensemble, that of the mean probability). In eval mode."""
+    (of an ensemble, that of the mean probability). In eval mode. `platt`: of each member."""
 
-    def __init__(self, members: Sequence[nn.Module], label: int, is_regression: bool) -> None:
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        label: int,
+        is_regression: bool,
+        platt: Sequence[tuple[float, float]] = (),
+    ) -> None:
         super().__init__()
         self.members, self.label = nn.ModuleList(members), label
+        self.platt = list(platt) or [(1.0, 0.0)] * len(members)
         self.is_mean = is_regression or len(members) == 1
         self.requires_grad_(False).eval()
 
     def forward(self, ecg_BLS: Tensor, mask_BS: Tensor | None) -> Tensor:
-        out_MB = torch.stack([member(ecg_BLS, mask_BS)[:, self.label] for member in self.members])
+        logits = (member(ecg_BLS, mask_BS)[:, self.label] for member in self.members)
+        pairs = zip(self.platt, logits, strict=True)
+        out_MB = torch.stack([slope * logit_B + offset for (slope, offset), logit_B in pairs])
         if self.is_mean:
             return out_MB.mean(dim=0)
         return logsigmoid(out_MB).logsumexp(dim=0) - logsigmoid(-out_MB).logsumexp(dim=0)

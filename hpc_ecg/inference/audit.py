@@ -12,10 +12,13 @@ from hpc_ecg.data.source import ShardSource
 from hpc_ecg.evaluation.membership import ATTACKS, FALSE_POSITIVE_RATES, membership
 from hpc_ecg.hashing import read_record, write_record
 from hpc_ecg.reporting.numbers import format_percent, format_with_interval
+from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.open_run import finished_run, load_run
 from hpc_ecg.training.predict import predict
+from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import resolve_file
 
@@ -29,13 +32,7 @@ or one in twenty is found at a false-positive rate of 1 % (chance: one in a hund
 def audit(run_dir: str) -> dict[str, Any]:
     """Attack the run's best weights with its own training and test patients, and write audit.json
     into its folder. ValueError: unfinished, a regression, too few patients, other shards."""
-    folder, config = finished_run(run_dir), load_run(run_dir, [])
-    if config.data.task == "regression":
-        raise ValueError("the audit is for yes/no labels; this run predicts numbers")
-    shards, labels = open_shards(config.data)
-    environment = read_record(folder.environment, {"data_index_sha256": str})
-    if shards.index_sha256 != environment["data_index_sha256"]:
-        raise ValueError(f"data.shards={config.data.shards} is not what {run_dir} was trained on")
+    folder, config, shards, labels = open_trained(run_dir, "the audit")
     source = ShardSource(shards, config.data)
     datasets = [open_split(shards, split, labels, source) for split in ("train", "test")]
     settings = replace(config.engine, parallel="ddp", trackers=[])
@@ -50,8 +47,22 @@ def audit(run_dir: str) -> dict[str, Any]:
         name: membership(label_NK[:, k], logit_NK[:, k], patient_N, is_member_N)
         for k, name in enumerate(labels)
     }
-    write_record(folder.path / AUDIT, {"labels": found}, [resolve_file(folder.best)])
+    if engine.is_rank_zero:
+        write_record(folder.path / AUDIT, {"labels": found}, [resolve_file(folder.best)])
     return found
+
+
+def open_trained(run_dir: str, verb: str) -> tuple[RunFolder, FinetuneConfig, ShardSet, list[str]]:
+    """A finished run with yes/no labels, its shards and labels. ValueError: it is none, or they are
+    not what it was trained on."""
+    folder, config = finished_run(run_dir), load_run(run_dir, [])
+    if config.data.task == "regression":
+        raise ValueError(f"{verb} is for yes/no labels; this run predicts numbers")
+    shards, labels = open_shards(config.data)
+    environment = read_record(folder.environment, {"data_index_sha256": str})
+    if shards.index_sha256 != environment["data_index_sha256"]:
+        raise ValueError(f"data.shards={config.data.shards} is not what {run_dir} was trained on")
+    return folder, config, shards, labels
 
 
 def describe_audit(labels: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ Opening it needs no trust: tensors and JSON, checked against their digests.
 """
 # M members of an ensemble, K labels, L leads, S samples
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +21,14 @@ from hpc_ecg.atomic_io import write_atomically, write_text
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.config.load import load_config
 from hpc_ecg.ecg.array_files import ArrayLayout
+from hpc_ecg.evaluation.covariates import check_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import check_file, check_kinds, read_record, write_record
+from hpc_ecg.inference.abstain import rule_of
 from hpc_ecg.inference.audit import describe_audit, read_audit, warnings_of
 from hpc_ecg.inference.cohort_context import risks_by_outcome
-from hpc_ecg.inference.forward import Forward
+from hpc_ecg.inference.forward import GAUSSIAN, Forward
 from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.reporting.html import render_text
 from hpc_ecg.shards.shard_task import Recordings, ShardRow, prepare_row
@@ -85,7 +88,9 @@ def open_bundle(path: Path) -> ModelSource:
         config=load_config(
             FinetuneConfig, [], [f"run_dir={path}", f"data.shards={path}", *settings]
         ),
+        combined=check_combined(record, content["combined"]) if content.get("combined") else {},
         points={label: _points(record, content["thresholds"], label, labels) for label in labels},
+        abstention=content.get("abstention", {}),
     )
 
 
@@ -112,18 +117,21 @@ def write_bundle(model: ModelSource, out: Path, forward: Forward, onnx: bool = F
         folder.mkdir()
         for file, name in zip(model.files, _names(model), strict=True):
             convert(file, folder / name, strip=True, labels=model.labels)
+        if rule.get("score") == "distance":
+            shutil.copyfile(model.files[0].with_name(GAUSSIAN), folder / GAUSSIAN)
         if onnx:
             lines.append(convert(model.files[0], folder / "model.onnx", strip=True)[0])
         metadata = read_checkpoint(model.files[0])
         seconds = model.signal.num_samples / model.signal.sample_rate_hz
         np.save(folder / SELF_TEST, next(simulate_ecgs(metadata, ((NUM_ECGS, seconds),))))
         logits = _logits(model, folder, forward).tolist()
-        content = describe(model) | {"self_test": {"logits": logits}}
+        content = describe(model) | {"self_test": {"logits": logits}, "abstention": rule}
         write_text(folder / "CARD.md", _render("bundle_card.md.jinja", model, content))
         write_text(folder / "README.md", _render("bundle_readme.md.jinja", model, content))
         write_record(folder / MODEL, content, sorted(folder.iterdir()))
 
     lines: list[str] = []
+    rule = rule_of(model)
     if out.exists():
         raise ValueError(f"{out} exists; give the name of a new folder")
     write_atomically(out, write)
@@ -156,6 +164,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "thresholds": model.points,
         "calibration": read_optional(runs[0].best / "calibration.json") if len(runs) == 1 else {},
         "risks_by_outcome": risks_by_outcome(model),
+        "combined": model.combined,
         "audit": [read_audit(run.path) for run in runs],
         "test": _test_of(runs[0]) if len(runs) == 1 else {},
         "provenance": {

@@ -66,7 +66,8 @@ def open_explainer(path: Path, strategy: str | None, label: str | None, seed: in
 def _load(model: ModelSource, label: str, files: list[Path]) -> LabelOutput:
     """In float32, on the GPU if there is one."""
     members = [load_model(file, None, model_config=model.config.model) for file in files]
-    network = LabelOutput(members, model.labels.index(label), model.is_regression)
+    platt = [fit for file, fit in zip(model.files, model.platt, strict=False) if file in files]
+    network = LabelOutput(members, model.labels.index(label), model.is_regression, platt)
     return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

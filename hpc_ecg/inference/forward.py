@@ -5,13 +5,14 @@ missing is filled with zeros, so every batch has the same shape and runs the sam
 """
 # B batch, C leads, S samples, M members of an ensemble, K labels
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from hpc_ecg.data.loader import MicroBatch
@@ -24,6 +25,8 @@ from hpc_ecg.training.try_kernels import DTYPES
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.onnx_export import check_installed
 
+GAUSSIAN = "abstention.safetensors"
+"""Beside the weights: mean and covariance of the features of training, of no single person."""
 MV_PER_COUNT = MICROVOLTS_PER_COUNT / 1000
 
 
@@ -45,16 +48,28 @@ class _Ensemble(nn.Module):
         return torch.stack([member(*inputs) for member in self.members], dim=1)
 
 
-class _Features(nn.Module):
-    """The mean over tokens of what an encoder layer gives: [B, 1, D]."""
+class WithFeatures(nn.Module):
+    """Logits, and behind them the mean over tokens of what an encoder layer, by default the last,
+    gives: [B, K + D]."""
 
-    def __init__(self, model: ECGClassifier, layer: int) -> None:
+    def __init__(self, model: ECGClassifier, layer: int | None = None) -> None:
         super().__init__()
         self.model = model
-        del model.backbone.encoder.layers[layer:]
+        if layer is not None:
+            del model.backbone.encoder.layers[layer:]
 
     def forward(self, ecg_BCS: Tensor, *others: Tensor | None) -> Tensor:
-        return self.model.features(ecg_BCS, *others)[:, None]
+        pooled_BD = self.model.features(ecg_BCS, *others)
+        return torch.cat([self.model.classify(pooled_BD), pooled_BD], dim=1)
+
+
+def far_from_training(
+    outputs_BX: NDArray[np.float32], gaussian: Mapping[str, NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Replace the features of [B, K + D] by their Mahalanobis distance: [B, K + 1]."""
+    logits_BK, pooled_BD = np.split(outputs_BX, [-len(gaussian["mean"])], axis=1)
+    far_B = np.linalg.norm((pooled_BD - gaussian["mean"]) @ gaussian["whiten"], axis=1)
+    return np.column_stack([logits_BK, far_B])
 
 
 class TorchForward:
@@ -69,8 +84,12 @@ class TorchForward:
         self._samples, self._engine = model.signal.num_samples, engine
         dtype = DTYPES[engine.precision]
         check_kernels(members[0], self._samples, engine.device, dtype, has_mask=False)
-        if model.layer is not None:
-            engine.prepare_inference(_Features(members[0], model.layer))
+        self._skip = 0 if model.layer is None else len(members[0].head.bias)
+        self._gaussian: dict[str, NDArray[np.float32]] = {}
+        if model.abstains and model.abstention["score"] == "distance":
+            self._gaussian = load_file(model.files[0].with_name(GAUSSIAN))
+        if self._skip or self._gaussian:
+            engine.prepare_inference(WithFeatures(members[0], model.layer))
         else:
             engine.prepare_inference(members[0] if len(members) == 1 else _Ensemble(members))
 
@@ -85,7 +104,8 @@ class TorchForward:
             labels_nK=np.empty((len(counts_BCS), 0), np.float32),
         )
         logits = self._engine.infer(micro, MV_PER_COUNT).numpy()
-        return logits if logits.ndim == 3 else logits[:, None]
+        logits = far_from_training(logits, self._gaussian) if self._gaussian else logits
+        return logits if logits.ndim == 3 else logits[:, None, self._skip :]
 
 
 class OnnxForward:

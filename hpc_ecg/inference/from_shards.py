@@ -15,7 +15,9 @@ from hpc_ecg.shards.remote import open_shard_set
 ALL = "all"
 
 
-def open_all(folder: str, signal: SignalSpec, name: str) -> tuple[Dataset, list[Source]]:
+def open_all(
+    folder: str, signal: SignalSpec, name: str, covariates: Sequence[str] = ()
+) -> tuple[Dataset, list[Source]]:
     """All records of a set of shards, whatever their split. ValueError: the model `name` needs
     other signals."""
     shards = open_shard_set(folder)
@@ -27,8 +29,11 @@ def open_all(folder: str, signal: SignalSpec, name: str) -> tuple[Dataset, list[
         )
     shards.index["split"] = ALL
     dataset = Dataset(shards, ALL, [])
-    path, pairs = Path(folder), zip(dataset.records, dataset.keys, strict=True)
-    return dataset, [Source(name=record, folder=path, file=key) for record, key in pairs]
+    has_all = set(covariates) <= set(shards.index)
+    cells = [shards.index[name] for name in covariates if has_all]
+    facts = [*zip(*cells, strict=True)] or [()] * len(dataset)
+    path, rows = Path(folder), zip(dataset.records, dataset.keys, facts, strict=True)
+    return dataset, [Source(name=n, folder=path, file=key, facts=row) for n, key, row in rows]
 
 
 def decode_shards(dataset: Dataset, numbers: Sequence[int]) -> Iterator[Decoded]:

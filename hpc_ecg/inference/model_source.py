@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from hpc_ecg.comparison.risk_coverage import rule_of_ensemble
 from hpc_ecg.comparison.selected import validation_score
 from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.evaluation.covariates import read_combined
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.evaluation.scores import fit_operating_points
 from hpc_ecg.evaluation.thresholds import points_by_method
@@ -42,6 +44,12 @@ class ModelSource:
     """Of the run; the defaults for a file."""
     points: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Thresholds by label and method, fitted on validation."""
+    combined: dict[str, Any] = field(default_factory=dict)
+    """What `combine` fitted; {} if it was not called."""
+    platt: list[tuple[float, float]] = field(default_factory=list)
+    """Slope and offset of each file's logits, where they are not in its head."""
+    abstention: dict[str, Any] = field(default_factory=dict)
+    """The rule of an ensemble or a bundle; with a `cut`, risks are marked by it."""
     layer: int | None = None
     """If set, the features of this encoder layer are asked for (0: before the first), not risks."""
 
@@ -53,6 +61,14 @@ class ModelSource:
     def is_run(self) -> bool:
         run = RunFolder(self.files[0].parent.parent)
         return run.best == self.files[0].parent and run.finished.exists()
+
+    @property
+    def covariates(self) -> list[str]:
+        return [covariate["name"] for covariate in self.combined.get("covariates", [])]
+
+    @property
+    def abstains(self) -> bool:
+        return "cut" in self.abstention
 
     def digests(self) -> list[str]:
         return [sha256_of(file) for file in self.files]
@@ -92,7 +108,7 @@ def with_features(model: ModelSource, layer: int | None) -> ModelSource:
     layers = read_checkpoint(model.files[0]).architecture.encoder_layers
     if layer is not None and not 0 <= layer <= layers:
         raise ValueError(f"--layer must be from 0 to {layers} for this model, got {layer}")
-    return replace(model, layer=layers if layer is None else layer, points={})
+    return replace(model, layer=layers if layer is None else layer, points={}, combined={})
 
 
 def _runs_of(sweep: Path, strategy: str | None) -> list[RunFolder]:
@@ -124,30 +140,31 @@ def _from_runs(runs: Sequence[RunFolder], name: str) -> ModelSource:
     config, checkpoint = load_run(str(first.path), []), read_checkpoint(first.best)
     labels = checkpoint.labels or config.data.labels
     signal = _signal_of(checkpoint.signal, first.path)
+    rule: dict[str, Any] = {}
     if len(runs) > 1:
-        points = _points_of_ensemble(runs)
+        points, rule = _rules_of_ensemble(runs)
     else:
         path = first.best / "operating_point.json"
         stored = read_record(path) if path.exists() else None
         points = {label: points_by_method(stored, label, labels) for label in labels}
     files = [resolve_file(run.best) for run in runs]
-    return ModelSource(
-        name=name, files=files, labels=labels, signal=signal, config=config, points=points
-    )
+    about: dict[str, Any] = {"points": points, "abstention": rule}
+    about["combined"] = read_combined(first.path) if len(runs) == 1 else {}
+    return ModelSource(name=name, files=files, labels=labels, signal=signal, config=config, **about)
 
 
-def _points_of_ensemble(runs: Sequence[RunFolder]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Thresholds of the mean probability, fitted on validation as for a single run."""
+def _rules_of_ensemble(runs: Sequence[RunFolder]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Thresholds of the mean probability and the rule of abstention, fitted on validation."""
     seeds = [read_predictions(run.predictions / "valid.parquet").sorted() for run in runs]
     first = seeds[0]
     if first.probability_NK is None:
-        return {}
+        return {}, {}
     for run, other in zip(runs, seeds, strict=True):
         if not np.array_equal(other.record_N, first.record_N):
             raise ValueError(f"{run.path} was validated on other records than {runs[0].path}")
     probabilities = [seed.probability_NK for seed in seeds if seed.probability_NK is not None]
     mean: Predictions = replace(first, probability_NK=np.mean(probabilities, axis=0))
-    return fit_operating_points(mean)
+    return fit_operating_points(mean), rule_of_ensemble(seeds)
 
 
 def _from_file(path: Path, needs_head: bool) -> ModelSource:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, remove_made, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.evaluation.covariates import add_combined
 from hpc_ecg.inference.decode import Decoded, decode
 from hpc_ecg.inference.forward import Forward, OnnxForward, TorchForward
 from hpc_ecg.inference.from_shards import decode_shards
@@ -76,9 +77,11 @@ class PredictionJob:
         inputs = [
             self.model.digests(),
             self.model.points,
-            [self.model.labels, self.model.layer],
+            [self.model.labels, self.model.layer, *[self.model.abstention] * self.model.abstains],
+            *[self.model.platt] * bool(self.model.platt),
             asdict(self.recordings),
-            [(str(source.folder.absolute()), source.file) for source in self.sources],
+            [(str(s.folder.absolute()), s.file, s.facts) for s in self.sources],
+            self.model.combined,
             self.shards and self.shards.shards.index_sha256,
             [self.rate_hz, self.batch_size, self.model.config.engine.precision],
         ]
@@ -95,7 +98,7 @@ def predict_files(job: PredictionJob, forward: Forward) -> pd.DataFrame | None:
         logger.info(f"{job.num_parts} parts leave nothing for process {index + 1} of {count}")
         return None
     check_may_write(job.out, option="--out")
-    _claim_folder(job)
+    claim_folder(job)
     mine = [n for n in range(index, job.num_parts, count) if not job.part(n).exists()]
     _predict_parts(job, forward, [n for part in mine for n in _sources_of_part(job, part)])
     paths = [job.part(number) for number in range(job.num_parts)]
@@ -124,7 +127,7 @@ def load_forward(model: ModelSource, folder: Path) -> Iterator[Forward]:
         yield TorchForward(model, engine)
 
 
-def _claim_folder(job: PredictionJob) -> None:
+def claim_folder(job: PredictionJob) -> None:
     plan, digest = job.folder / PLAN, job.digest()
     if plan.exists():
         if read_json(plan) != {"inputs": digest}:
@@ -243,4 +246,6 @@ def _write_part(job: PredictionJob, part: int, rows: list[dict]) -> None:
     table = pd.DataFrame(rows, columns=[*names, "reason", "message"])
     for name in columns_of(job.model) if job.model.layer is None else []:
         table[name] = table[name].astype(np.float64)
+    if job.model.combined:
+        add_combined(table, [job.sources[n].facts for n in table["source"]], job.model.combined)
     write_atomically(job.part(part), table.to_parquet, about_people=True)

@@ -14,6 +14,7 @@ from scipy.special import expit
 
 from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.ecg.amplitude import compare_amplitudes
+from hpc_ecg.evaluation.abstention import spreads
 from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.log import logger
 from hpc_ecg.reporting.escape import csv_text
@@ -33,20 +34,24 @@ def columns_of(model: ModelSource) -> list[str]:
             names += [f"{label}_probability", f"{label}_logit"]
         names += [f"{label}_sd"] * (len(model.files) > 1)
         names += [f"{label}_at_{method}" for method in model.points.get(label, {})]
-    return names
+    return names + ["abstained"] * model.abstains
 
 
 def risks(model: ModelSource, logits_NMK: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     """The columns for these logits.
 
     Of an ensemble: the mean probability, its logit, and the standard deviation of the members'
-    probabilities (n - 1). `L_at_METHOD` is 1 where the probability reaches the threshold. Of
-    features [N, 1, D], the column `features` of lists.
+    probabilities (n - 1). `L_at_METHOD` is 1 where the probability reaches the threshold,
+    `abstained` 1 where the risk, which stays, should not be relied on. Of features [N, 1, D], the
+    column `features` of lists.
     """
     if model.layer is not None:
         return {FEATURES: logits_NMK[:, 0]}
     columns: dict[str, NDArray[Any]] = {}
     logits = logits_NMK.astype(np.float64)
+    if model.platt:
+        slope_M, offset_M = np.array(model.platt).T
+        logits = logits * slope_M[:, None] + offset_M[:, None]
     values_NMK = logits if model.is_regression else expit(logits)
     for k, label in enumerate(model.labels):
         values_NM = values_NMK[:, :, k]
@@ -62,6 +67,10 @@ def risks(model: ModelSource, logits_NMK: NDArray[np.float32]) -> dict[str, NDAr
             columns[f"{label}_sd"] = values_NM.std(axis=1, ddof=1)
         for method, point in model.points.get(label, {}).items():
             columns[f"{label}_at_{method}"] = (mean_N >= point["threshold"]).astype(np.int64)
+    if model.abstains:
+        score = model.abstention["score"]
+        doubt_N = logits[:, 0, -1] if score == "distance" else spreads(logits)[score]
+        columns["abstained"] = (doubt_N > model.abstention["cut"]).astype(np.int64)
     return columns
 
 
@@ -69,9 +78,9 @@ def write_table(path: Path, parts: Sequence[pd.DataFrame], model: ModelSource) -
     """Join the parts in the order of the sources, and write them as CSV or Parquet."""
     table = pd.concat(parts, ignore_index=True).sort_values(["source", "window"], kind="stable")
     table = table.drop(columns=["source", "window"]).reset_index(drop=True)
-    for label in model.labels:
-        for method in model.points.get(label, {}):
-            table[f"{label}_at_{method}"] = table[f"{label}_at_{method}"].astype("Int64")
+    at = [f"{n}_at_{method}" for n in model.labels for method in model.points.get(n, {})]
+    for name in at + ["abstained"] * model.abstains:
+        table[name] = table[name].astype("Int64")
 
     def write(partial: Path) -> object:
         if path.suffix == ".parquet":
@@ -90,6 +99,9 @@ def describe_outcome(table: pd.DataFrame, out: Path) -> list[str]:
     if refused:
         reasons = ", ".join(f"{n} {reason}" for reason, n in refused.most_common())
         lines.append(f"not predicted: {reasons} (columns reason and message)")
+    if lacking := Counter(reason for reason in table.get("combined_reason", []) if reason):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in lacking.most_common(3))
+        lines.append(f"no combined probability: {reasons} (column combined_reason)")
     return lines
 
 

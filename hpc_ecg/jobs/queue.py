@@ -99,16 +99,16 @@ def describe_queue(jobs: Collection[QueuedJob], unsubmitted: int = 0, refusal: s
 
 def show_job(job_id: str) -> str:
     """scontrol's line about a job, which it knows until minutes after the job's end, or ""."""
-    command = ["scontrol", "--oneliner", "show", "job", job_id]
+    return ask_scontrol("--oneliner", "show", "job", job_id)
+
+
+def ask_scontrol(*words: str) -> str:
+    """What scontrol prints; "" without an answer."""
     try:
+        command = ["scontrol", *words]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:
         return ""
-
-
-def read_job_state(job_id: str) -> str:
-    """State and reason of a job; "" if scontrol does not answer or know it."""
-    return parse_job_state(show_job(job_id))
 
 
 def parse_job_state(shown: str) -> str:

@@ -8,7 +8,6 @@ import contextlib
 import io
 import re
 import shlex
-import subprocess
 import sys
 import time
 import uuid
@@ -24,7 +23,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from hpc_ecg.atomic_io import wait_until_seen
 from hpc_ecg.jobs.job import Job, JobOutcome
 from hpc_ecg.jobs.job_log import last_words
-from hpc_ecg.jobs.queue import SlurmUnavailable, read_queue
+from hpc_ecg.jobs.queue import SlurmUnavailable, ask_scontrol, read_queue
 from hpc_ecg.jobs.sbatch_environment import check_log_folder, job_settings, sbatch_environment
 from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs, time_limit_min
 from hpc_ecg.log import logger
@@ -53,14 +52,20 @@ class SubmissionLimit(ValueError):  # noqa: N818
     """Slurm has as many jobs as it takes of this user, or takes no array of this size."""
 
 
-def run_on_slurm(jobs: Sequence[Job], folder: Path, slurm: SlurmJobs) -> Iterator[JobOutcome]:
+def run_on_slurm(
+    jobs: Sequence[Job],
+    folder: Path,
+    slurm: SlurmJobs,
+    what: str = "shards",
+    each_poll: Callable[[], object] = lambda: None,
+) -> Iterator[JobOutcome]:
     """Submit the jobs as Slurm arrays and yield each as it ends; `folder` must be on a disk that
-    all nodes share. When the caller stops early, the jobs are cancelled.
+    all nodes share. When the caller stops early, the jobs are cancelled. `what` is in their name.
 
     A job has ended when its result is there or it has left the queue: on a cluster without
     accounting, `sacct` and so submitit would never notice that a job was killed.
     """
-    config, name = slurm.config(), f"hpc_ecg-shards-{uuid.uuid4().hex[:8]}"
+    config, name = slurm.config(), f"hpc_ecg-{what}-{uuid.uuid4().hex[:8]}"
     running: list[tuple[Job, submitit.Job[Any]]] = []
 
     def submit(piece: Sequence[Job]) -> None:
@@ -78,6 +83,7 @@ def run_on_slurm(jobs: Sequence[Job], folder: Path, slurm: SlurmJobs) -> Iterato
                 logger.warning("%s; trying again in %.0f s", error, MAX_POLL_S)
                 time.sleep(MAX_POLL_S)
             time.sleep(pause)
+            each_poll()
             try:
                 queued = {job.id for job in read_queue(f"--name={name}")}
             except SlurmUnavailable as error:  # which says nothing of the jobs
@@ -126,11 +132,7 @@ def submit_in_pieces(
 
 def _max_array_size() -> int:
     """Jobs in one array by Slurm's configuration; without an answer, no limit is known."""
-    command = ["scontrol", "show", "config"]
-    try:
-        shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except OSError:
-        shown = ""
+    shown = ask_scontrol("show", "config")
     limits = re.findall(r"\b(?:MaxArraySize\s*=\s*|max_array_tasks=)(\d+)", shown)
     return max(min(map(int, limits), default=sys.maxsize), 1)
 

@@ -6,8 +6,10 @@ original's `cfg.model`, so that a size is called the same everywhere.
 """
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from hpc_ecg.model.settings import ModelConfig
 
@@ -15,6 +17,7 @@ ConvLayers = tuple[tuple[int, int, int], ...]
 
 LARGEST_SIZE = 2**20
 LONGEST_STEM = 32
+TERM = re.compile(r"\s*(\[.*\])\s*(?:\*\s*(\d{1,3}))?\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,46 +101,23 @@ def format_conv_layers(layers: ConvLayers) -> str:
 
 
 def parse_conv_layers(text: object, name: str) -> ConvLayers:
-    """Read (channels, kernel, stride) per layer from a Python list expression, without evaluating
-    it: lists of three integers, `*` and `+` come from the syntax tree, and the length is bounded.
-    """
+    """Read (channels, kernel, stride) per layer from the original's text, lists joined by `+` that
+    `* n` may follow, without evaluating it; the number of layers is bounded."""
+    layers: list[Any] = []
     try:
-        if not isinstance(text, str) or len(text) > 40 * LONGEST_STEM:
-            raise ValueError
-        layers = _layers_of(ast.parse(text.strip(), mode="eval").body)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        terms = [TERM.fullmatch(term) for term in str(text)[: 40 * LONGEST_STEM + 1].split("+")]
+        for part, times in (term.groups() if term else ("", "") for term in terms):
+            layers += ast.literal_eval(part) * int(times or 1)
+        sizes = [size for layer in layers for size in (*layer, *[0] * (len(layer) != 3))]
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        sizes = [0]
+    is_whole = all(type(size) is int and 1 <= size <= LARGEST_SIZE for size in sizes)
+    if not is_whole or not 1 <= len(layers) <= LONGEST_STEM or not isinstance(text, str):
         raise ValueError(
             f"{name} must be a list of (channels, kernel, stride) such as '[(256, 2, 2)] * 4' "
             f"with 1 to {LONGEST_STEM} layers, got {show_value(text)}"
-        ) from None
-    if not layers:
-        raise ValueError(f"{name} must have at least one layer, got {show_value(text)}")
-    return layers
-
-
-def _layers_of(node: ast.expr) -> ConvLayers:
-    match node:
-        case ast.List(elts=items):
-            layers = tuple(_layer_of(item) for item in items)
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            layers = _layers_of(left) + _layers_of(right)
-        case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int(times))):
-            layers = _layers_of(left) * min(times, LONGEST_STEM + 1)
-        case _:
-            raise ValueError
-    if len(layers) > LONGEST_STEM:
-        raise ValueError
-    return layers
-
-
-def _layer_of(node: ast.expr) -> tuple[int, int, int]:
-    if not isinstance(node, ast.Tuple | ast.List):
-        raise ValueError
-    sizes = [item.value for item in node.elts if isinstance(item, ast.Constant)]
-    whole = [size for size in sizes if type(size) is int and 1 <= size <= LARGEST_SIZE]
-    if len(whole) != 3 or len(node.elts) != 3:
-        raise ValueError
-    return whole[0], whole[1], whole[2]
+        )
+    return tuple((channels, kernel, stride) for channels, kernel, stride in layers)
 
 
 def show_value(value: object) -> str:

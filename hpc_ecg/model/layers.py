@@ -1,4 +1,5 @@
-"""The parts of the backbone: conv stem, positional convolution, encoder.
+"""The parts of the backbone: conv stem, positional convolution, encoder. Random weights for them,
+from a seed and the shapes alone, never from torch's global state.
 
 Modules nest as in the original, so that parameter names agree with its checkpoints. GELU keeps the
 input's dtype: torch computes it in fp32 inside and rounds once, which is what the original's cast
@@ -6,6 +7,7 @@ to fp32 and back gives (tested), without keeping fp32 activations.
 """
 # B batch, C leads or channels, S samples, T tokens, D width
 
+import math
 from functools import partial
 
 import torch
@@ -172,3 +174,32 @@ class Encoder(nn.Module):
             else:
                 x_BTD = layer(x_BTD, mask_BT, seeds_BT)
         return x_BTD
+
+
+def randomize_head(head: nn.Linear, seed: int) -> None:
+    """Fill a head as the original does: xavier uniform weight, zero bias. The same for every
+    checkpoint that the backbone may come from."""
+    nn.init.xavier_uniform_(head.weight, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(head.bias)
+
+
+def randomize_backbone(backbone: nn.Module, seed: int) -> None:
+    """Fill a backbone by the convention of wav2vec 2.0 (fairseq: `init_bert_params`, after BERT's
+    normal(0, 0.02) for linears with zero bias; `ConvFeatureExtractionModel`: He normal;
+    `make_conv_pos`: normal with std sqrt(4 / (kernel * width)); norms 1 and 0)."""
+    generator = torch.Generator().manual_seed(seed + 2**32)  # not the stream of the head
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, PositionalConv):
+            std = math.sqrt(4 / (module.kernel * module.bias.numel()))
+            nn.init.normal_(module.weight_v, std=std, generator=generator)
+            nn.init.zeros_(module.bias)
+            norm = torch.linalg.vector_norm(module.weight_v.detach(), dim=(0, 1), keepdim=True)
+            module.weight_g.data.copy_(norm)

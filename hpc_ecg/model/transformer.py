@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
-from hpc_ecg.model.layers import ConvStem, Encoder, PositionalConv
-from hpc_ecg.model.randomize import randomize_backbone, randomize_head
+from hpc_ecg.model.layers import (
+    ConvStem,
+    Encoder,
+    PositionalConv,
+    randomize_backbone,
+    randomize_head,
+)
 from hpc_ecg.model.settings import ModelConfig
 
 FREEZABLE = ("none", "stem", "backbone")
@@ -58,18 +63,6 @@ class ECGTransformer(nn.Module):
         if self.stem_gradient != 1.0:  # forward unchanged to the bit: the difference is exactly 0
             x_BCT = x_BCT.detach() + (x_BCT - x_BCT.detach()) * self.stem_gradient
         return self.post_extract_proj(self.layer_norm(x_BCT.transpose(1, 2)))
-
-    def before_layers(self) -> list[nn.Module]:
-        """The modules that a record passes before the first encoder layer."""
-        return [
-            self.feature_extractor,
-            self.layer_norm,
-            self.post_extract_proj,
-            self.dropout_input,
-            self.conv_pos,
-            self.encoder.layer_norm,
-            self.encoder.dropout,
-        ]
 
     def token_mask(self, padding_mask: Tensor, num_tokens: int) -> Tensor:
         """[B, S] or [B, C, S] (the leads of a row must agree) -> [B, T], True = padded.
@@ -150,7 +143,8 @@ class ECGClassifier(nn.Module):
         and any distributed wrapper. ValueError: no such part, or more layers than there are."""
         if part not in FREEZABLE:
             raise ValueError(f"a frozen part must be one of {', '.join(FREEZABLE)}, got {part!r}")
-        layers = self.backbone.encoder.layers
+        encoder = self.backbone.encoder
+        layers = encoder.layers
         if not 0 <= num_layers <= len(layers):
             raise ValueError(
                 f"train.freeze_layers must be from 0 to {len(layers)}, got {num_layers}"
@@ -159,7 +153,8 @@ class ECGClassifier(nn.Module):
         if part != "none":
             self.frozen = [self.stem if part == "stem" else self.backbone]
         if num_layers:
-            self.frozen += [*self.backbone.before_layers(), *layers[:num_layers]]
+            before = [part for part in self.backbone.children() if part is not encoder]
+            self.frozen += [*before, encoder.layer_norm, encoder.dropout, *layers[:num_layers]]
         self.requires_grad_(True)
         for module in self.frozen:
             module.requires_grad_(False)

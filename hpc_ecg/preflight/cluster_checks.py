@@ -20,11 +20,10 @@ from torch import distributed
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.jobs.sbatch_environment import check_log_folder
-from hpc_ecg.log import describe_error, printable
+from hpc_ecg.log import describe_error, first_line, logger, printable
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.version import __version__
 
-logger = logging.getLogger("hpc_ecg")
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
 
 MEASURED = ("space", "digests")
@@ -57,11 +56,7 @@ def attempt(
 
 def reason(error: Exception) -> str:
     """The first line of an error, without the C++ frames that torch adds."""
-    return (
-        describe_error(error)
-        if isinstance(error, OSError)
-        else (str(error).splitlines() or [type(error).__name__])[0]
-    )
+    return describe_error(error) if isinstance(error, OSError) else first_line(error)
 
 
 def exchange(value: Any) -> list[Any]:

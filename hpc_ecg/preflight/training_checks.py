@@ -32,8 +32,7 @@ from hpc_ecg.training.loop import train_step
 from hpc_ecg.training.meter import memory_gb
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedData, PreparedRun
-from hpc_ecg.training.stage_schedule import StageSchedule
-from hpc_ecg.training.stages import trains_head_only
+from hpc_ecg.training.stages import StageSchedule, trains_head_only
 from hpc_ecg.training.try_kernels import try_kernels_of_run
 
 HARDWARE = "hardware"
@@ -217,7 +216,10 @@ def run_checks(
     if prepared is None or not is_open:
         yield Finding("skipped", "the rest", "data and weights must be opened first")
         return
-    kernels = attempt("kernels", _check_kernels, engine, prepared)
+    kernels = attempt(
+        "kernels",
+        lambda: [Finding("ok", "kernels", "; ".join(try_kernels_of_run(engine, prepared)))],
+    )
     yield from kernels
     if wrong & {"data", "digests"}:
         yield Finding("skipped", "step", "the data must be repaired first")
@@ -228,8 +230,3 @@ def run_checks(
         yield from step_findings
         if seconds is not None:
             yield from check_time(prepared, seconds)
-
-
-def _check_kernels(engine: Engine, prepared: PreparedRun) -> list[Finding]:
-    """Collective: the kernels run on every node, and are right there."""
-    return [Finding("ok", "kernels", "; ".join(try_kernels_of_run(engine, prepared)))]

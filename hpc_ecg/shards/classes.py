@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
-from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, read_shard_set
+from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX
 
 ADVICE = (
     "make the shards with --stratify, which gives each split its share of each class, or with "
@@ -57,9 +56,3 @@ def describe_lacks(index: pd.DataFrame, labels: Sequence[str]) -> list[str]:
         for lack in find_lacks(index, labels, column, noun)
     ]
     return [*lines, f"to mend this, {ADVICE}"] if lines else []
-
-
-def lacks_in(folder: Path) -> list[str]:
-    """The lines of `describe_lacks` for a folder of shards."""
-    shards = read_shard_set(folder)
-    return describe_lacks(shards.index, shards.label_names)

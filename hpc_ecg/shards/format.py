@@ -14,7 +14,6 @@ the byte offset of each array, so that records can be read by mapping the tar.
 
 import io
 import json
-import logging
 import math
 import tarfile
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
+from hpc_ecg.log import logger
 from hpc_ecg.safe_reading import check_regular, sha256_of
 from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
     DESCRIPTION_SHA256,
@@ -42,8 +42,6 @@ from hpc_ecg.shards.description import (  # noqa: F401 - the format's names
     digest_of_description,
     shard_name,
 )
-
-logger = logging.getLogger("hpc_ecg")
 
 ARRAY_SUFFIX = ".ecg.npy"
 HOW_TO_REPAIR = "copy it again, or make it again with: hpc-ecg data repair"
@@ -89,14 +87,17 @@ class ShardWriter:
         metadata = asdict(signal) | {"microvolts_per_count": microvolts_per_count}
         self._json = json.dumps(metadata, sort_keys=True).encode()
 
-    def write(self, key: str, counts_LS: np.ndarray) -> None:
+    def write(self, key: str, counts_LS: np.ndarray) -> int:
+        """Add a record; returns the byte offset of its first count in the tar."""
         assert counts_LS.dtype == np.int16 and counts_LS.flags.c_contiguous
-        array = io.BytesIO()
+        array, offset = io.BytesIO(), self._tar.offset + HEAD
         np.lib.format.write_array(array, counts_LS, version=(1, 0))
+        assert array.tell() == HEAD - 512 + counts_LS.nbytes
         for suffix, data in ((ARRAY_SUFFIX, array.getvalue()), (".json", self._json)):
             member = tarfile.TarInfo(key + suffix)  # its time and owner are 0
             member.size, member.mode = len(data), 0o444
             self._tar.addfile(member, io.BytesIO(data))
+        return offset
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -104,22 +105,6 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._tar.close()
-
-
-def find_array_offsets(path: Path, num_leads: int, num_samples: int) -> dict[str, int]:
-    """Key -> byte offset of its first count in the tar, read from the headers of tar and arrays."""
-    offsets = {}
-    with tarfile.open(path, "r:") as tar, path.open("rb") as file:
-        for member in tar:
-            if not member.name.endswith(ARRAY_SUFFIX):
-                continue
-            file.seek(member.offset_data)
-            version = np.lib.format.read_magic(file)
-            assert version == (1, 0)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            assert shape == (num_leads, num_samples) and dtype == np.int16 and not fortran
-            offsets[member.name.removesuffix(ARRAY_SUFFIX)] = file.tell()
-    return offsets
 
 
 def check_key(shard: str, key: str, head: bytes) -> None:

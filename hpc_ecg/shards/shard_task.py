@@ -20,7 +20,7 @@ from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.jobs.processes import map_in_processes
 from hpc_ecg.safe_reading import sha256_of
-from hpc_ecg.shards.format import FORMAT, ShardWriter, find_array_offsets, key_of_row, shard_name
+from hpc_ecg.shards.format import FORMAT, ShardWriter, key_of_row, shard_name
 
 RATE_TOLERANCE = 0.0005
 
@@ -109,11 +109,8 @@ def write_shard(task: ShardTask) -> int:
                 continue
             for ecg in windows:
                 record = _describe_record(row, ecg, spec)
-                writer.write(record["key"], ecg.counts_LS)
-                records.append(record)
-    offsets = find_array_offsets(task.tar, len(spec.leads), spec.num_samples)
-    for record in records:
-        record |= {"shard": task.shard, "offset": offsets[record["key"]]}
+                offset = writer.write(record["key"], ecg.counts_LS)
+                records.append(record | {"shard": task.shard, "offset": offset})
     note = {
         "name": task.tar.name,
         "records": len(records),

@@ -6,7 +6,6 @@ The output folder gets its name only when the set is complete. Until then the wo
 """
 
 import contextlib
-import logging
 import math
 import os
 import shutil
@@ -30,7 +29,7 @@ from hpc_ecg.ecg.leads import normalize_lead
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.jobs.job import Job
 from hpc_ecg.jobs.slurm_jobs import run_on_slurm
-from hpc_ecg.log import progress_bar
+from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.shards import shard_task
 from hpc_ecg.shards.array_rows import match_rows
 from hpc_ecg.shards.format import shard_name
@@ -54,8 +53,6 @@ from hpc_ecg.shards.sharding_plan import (
     shard_rows,
     shard_tasks,
 )
-
-logger = logging.getLogger("hpc_ecg")
 
 MakeTasks = Callable[[Iterable[int]], Iterator[ShardTask]]
 """Shard numbers to tasks, made one by one: the rows of all shards need not fit in memory."""

@@ -20,7 +20,8 @@ from hpc_ecg.ecg.leads import order_rows
 from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.jobs.settings import SlurmJobs
-from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, ShardSet
+from hpc_ecg.shards.description import COLUMNS, FOLD_PREFIX, LABEL_PREFIX, OPTIONAL
+from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.shards.shard_task import Recordings, ShardRow, ShardTask
 
 
@@ -51,8 +52,6 @@ NEW_COLUMNS = ("array_id", "ids_as_written")
 """Stored only if they are set: 0.1 has none."""
 MAX_CODES = 5
 """A label of more values is a number to predict."""
-INDEX_COLUMNS = {"key", "shard", "offset", "record", "patient", "split", "age", "sex", "time"}
-INDEX_COLUMNS |= {"site", "samples", "amplitude_mv", "sha256", "flags"}
 
 
 def check_plan(plan: ShardingPlan) -> None:
@@ -78,7 +77,7 @@ def check_plan(plan: ShardingPlan) -> None:
         raise ValueError(f"--leads: {error}") from None
     check_spec(recordings.signal)
     for name in plan.columns.keep:
-        if name in INDEX_COLUMNS or name.startswith((LABEL_PREFIX, FOLD_PREFIX)):
+        if name in COLUMNS | OPTIONAL or name.startswith((LABEL_PREFIX, FOLD_PREFIX)):
             raise ValueError(
                 f"--keep {name}: the index has a column {name} of its own; rename it in the table"
             )

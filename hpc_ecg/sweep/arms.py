@@ -16,6 +16,8 @@ from hpc_ecg.config.dotted_keys import flatten
 
 SET_BY_SWEEP = ("seed", "run_dir")
 """Settings of a run that the sweep gives each run."""
+LEFT_OUT_SITE = "data.left_out_site"
+"""The axis of a sweep that leaves out one site at a time."""
 RESERVED_FOLDERS = ("jobs", "submitit", "tuning", "baselines", "report")
 """Folders in the sweep's that are not arms."""
 

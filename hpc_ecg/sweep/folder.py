@@ -66,13 +66,10 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         if event["event"] in ("started", "resumed"):
             events = [e for e in events if e.get("step", 0) <= event.get("step", 0)]
         elif event["event"] == "eval":
-            events = [e for e in events if not _is_same(e, event)]
+            step = event.get("step")
+            events = [e for e in events if (e["event"], e.get("step")) != ("eval", step)]
         events.append(event)
     return events
-
-
-def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one["event"] == other["event"] and one.get("step") == other.get("step")
 
 
 def read_optional(path: Path) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.load import SettingsSource, merge_sources, parse_override, read_yaml
 from hpc_ecg.config.paths import resolve_paths
 from hpc_ecg.config.suggestions import did_you_mean
-from hpc_ecg.sweep.arms import SET_BY_SWEEP, Arm, arms_of
+from hpc_ecg.sweep.arms import LEFT_OUT_SITE, SET_BY_SWEEP, Arm, arms_of
 from hpc_ecg.sweep.folder import read_optional
+from hpc_ecg.sweep.left_out_sites import sites_of
 from hpc_ecg.sweep.settings import SweepConfig
 from hpc_ecg.training.environment import base_folders
 from hpc_ecg.training.open_run import with_start
@@ -116,7 +117,21 @@ def load_sweep(files: Sequence[str], overrides: Sequence[str], of_folder: bool =
     if folders[0] != STRATEGIES:
         config = replace(config, strategy_dir=str(folders[0]))
     strategies = {name: _read_strategy(folders, name) for name in config.strategies}
-    return Sweep(config=config, shared=shared, overrides=strategies, cells=[]).with_cells({})
+    sweep = Sweep(config=config, shared=shared, overrides=strategies, cells=[])
+    return with_each_site(sweep).with_cells({})
+
+
+def with_each_site(sweep: Sweep) -> Sweep:
+    """With `sites`, the sweep whose grid leaves out each site of the cohort, unless it names them.
+
+    ValueError without such a column, or with fewer than two sites.
+    """
+    config = sweep.config
+    if config.sites == "together" or LEFT_OUT_SITE in flatten(dict(config.grid)):
+        return sweep
+    any_site = {LEFT_OUT_SITE: "any"}
+    run = sweep.run_of(config.strategies[0], any_site, config.seeds[0], config.sweep_dir)
+    return replace(sweep, config=replace(config, grid=nest({LEFT_OUT_SITE: sites_of(run.data)})))
 
 
 def _read_sweep_file(file: str) -> SettingsSource:

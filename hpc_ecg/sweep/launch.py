@@ -24,6 +24,7 @@ from hpc_ecg.safe_reading import read_settings_file
 from hpc_ecg.sweep.arms import axes_of
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.grid import Cell, Sweep
+from hpc_ecg.sweep.left_out_sites import check_left_out_site
 from hpc_ecg.sweep.local_runs import run_tasks_locally, share_cores, visible_gpus
 from hpc_ecg.sweep.protocol import lock_protocol, note_predictions, open_test
 from hpc_ecg.sweep.slurm_runs import run_tasks_on_slurm
@@ -154,6 +155,7 @@ def _check_runs(runs: Sequence[tuple[str, FinetuneConfig]]) -> None:
         try:
             if data not in labels:
                 shards, labels[data] = open_shards(run.data)
+                check_left_out_site(shards, labels[data], run.data)
                 check_classes(shards, labels[data], run.data, run.train.trains)
                 opened = {split: open_split(shards, split, labels[data]) for split in SPLITS}
                 BestTracker(opened["valid"], run.data.task, run.train.best_metric, run.loss)

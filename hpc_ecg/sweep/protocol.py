@@ -21,6 +21,7 @@ from hpc_ecg.hashing import SHA256, check_kinds, read_record, sha256_of_value
 from hpc_ecg.log import logger
 from hpc_ecg.reporting.numbers import count, join_names
 from hpc_ecg.safe_reading import sha256_of
+from hpc_ecg.sweep.left_out_sites import describe_design
 from hpc_ecg.sweep.submissions import submission_lock
 from hpc_ecg.training.environment import utc_now
 from hpc_ecg.training.run_folder import fixed_settings
@@ -214,6 +215,7 @@ def _content(sweep: "Sweep") -> dict[str, Any]:
         "soup": config.soup,
         "metric": metric,
         "margin": config.margin,
+        **describe_design(config),
         "families": FAMILIES,
         "subgroups": f"{', '.join(FIRST_GROUPS)}; columns of text with 2 to {MAX_LEVELS} levels",
         "thresholds": f"on validation: Youden's J, {', '.join(f'{k} {v}' for k, v in TARGETS)}",

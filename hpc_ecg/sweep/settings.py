@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from hpc_ecg.config.schema import check_settings, setting
 from hpc_ecg.jobs.settings import SlurmConfig
-from hpc_ecg.sweep.arms import RESERVED_FOLDERS, arms_of, axes_of
+from hpc_ecg.sweep.arms import LEFT_OUT_SITE, RESERVED_FOLDERS, arms_of, axes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,10 @@ class SweepConfig:
     grid: dict[str, Any] = field(default_factory=dict)
     """Settings of a run and their values: {data.label_fraction: [0.01, 0.1, 1]}; each strategy runs
     with each combination of values, as a separate arm."""
+    sites: str = setting("together", choices=("together", "leave_one_out"))
+    """leave_one_out = each strategy runs once for each site of the cohort, which is left out of
+    training and validation and tested on; `report` then says what to expect at a new site. Sites
+    are those of run.data.site_column, or those given as grid.data.left_out_site=[…]."""
     tune: dict[str, Any] = field(default_factory=dict)
     """Settings that each strategy tunes for itself, by the validation score of one run with each
     value: {optim.lr: [1e-5, 3e-5, 1e-4]}; every strategy gets the same number of runs."""
@@ -68,3 +72,11 @@ class SweepConfig:
         if both:
             raise ValueError(f"grid and tune both set {', '.join(sorted(both))}; keep one")
         arms_of(self.strategies, self.grid)
+        self._check_sites()
+
+    def _check_sites(self) -> None:
+        axes = axes_of("grid", self.grid)
+        is_by_site = self.sites != "together" or LEFT_OUT_SITE in axes
+        if is_by_site and (self.tune or self.soup or axes.keys() - {LEFT_OUT_SITE}):
+            text = "sites are left out without tune, soup or other grid"
+            raise ValueError(f"{text}; write each setting to compare as a strategy's file")

@@ -13,7 +13,7 @@ from submitit.helpers import DelayedSubmission
 
 from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, Preempted
-from hpc_ecg.jobs.queue import read_job_state
+from hpc_ecg.jobs.queue import parse_job_state, show_job
 from hpc_ecg.jobs.requeue import decide_requeue
 from hpc_ecg.log import logger
 from hpc_ecg.sweep.task import Task, run_task
@@ -46,7 +46,7 @@ class SlurmTask:
             time.sleep(UNTIL_ENDED_S)
             return
         environment = submitit.JobEnvironment()
-        state = read_job_state(environment.job_id)
+        state = parse_job_state(show_job(environment.job_id))
         decision = decide_requeue(EXIT_REQUEUE, state)
         logger.info("%s (the job: %s; %s)", reason, state, decision.text)
         if not decision.requeue:

@@ -55,7 +55,7 @@ def print_status(sweep_dir: Path, watch: bool) -> None:
             cells = read_status(sweep_dir)
             if live is not None:
                 live.update(_table(cells))
-            if not (watch and _is_active(cells)):
+            if not (watch and any(cell.kind in ("queued", "running") for cell in cells)):
                 break
             time.sleep(WATCH_S)
     if live is None:
@@ -220,10 +220,6 @@ def _score(run: RunFolder) -> str:
             value = format_number(metrics[metric]["value"])
             return f"test {macro}{METRIC_NAMES[metric]} {value}"
     return ""
-
-
-def _is_active(cells: list[CellStatus]) -> bool:
-    return any(cell.kind in ("queued", "running") for cell in cells)
 
 
 def _counts(cells: list[CellStatus]) -> str:

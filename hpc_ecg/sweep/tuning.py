@@ -10,10 +10,10 @@ A strategy chooses once each of its trials is settled: it has a score, or failed
 not tried again. A trial that was killed or cancelled is not settled.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.config.load import to_yaml
@@ -22,12 +22,15 @@ from hpc_ecg.reporting.numbers import count
 from hpc_ecg.sweep.arms import arm_name, axes_of, choices_of
 from hpc_ecg.sweep.folder import read_optional, read_tuning
 from hpc_ecg.sweep.grid import Sweep
-from hpc_ecg.sweep.search_space import search_space
 from hpc_ecg.sweep.task import Task, TaskRunner, task_of_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
 TRIALS_FOLDER = "tuning"
+LOG_RATIO = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +111,17 @@ def tune(sweep: Sweep, runner: TaskRunner) -> tuple[bool, list[str]]:
     if not untuned:
         return True, []
     entries = _drop_stale_entries(sweep, untuned)
-    run_all_trials = _run_grid if sweep.config.tune_trials is None else _run_proposals
-    trials, failures = run_all_trials(sweep, untuned, runner)
+    if sweep.config.tune_trials is None:
+        grid = choices_of(axes_of("tune", sweep.config.tune))
+        trials, failures = _run_trials(sweep, runner, [(n, v) for n in untuned for v in grid])
+    else:
+        trials, failures = _run_proposals(sweep, untuned, runner)
     if not all(trial.is_settled() for trial in trials):
         return False, failures
     for name in untuned:
         outcomes = [trial.outcome() for trial in trials if trial.strategy == name]
-        chosen = _best_values(outcomes)
+        scored = [trial for trial in outcomes if trial["score"] is not None]
+        chosen = dict(min(scored, key=_cost)["values"]) if scored else {}  # the first of equal ones
         entries[name] = {"chosen": chosen, "trials": outcomes, "asked": _request(sweep)}
         logger.info("%s: %s, of %s", name, chosen, count(len(outcomes), "trial"))
     write_json(_path(sweep), entries)
@@ -153,12 +160,6 @@ def _drop_stale_entries(sweep: Sweep, untuned: list[str]) -> dict[str, Any]:
     return entries
 
 
-def _best_values(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-    """The values of the best score, the first of equal ones; {} if all trials failed."""
-    scored = [trial for trial in outcomes if trial["score"] is not None]
-    return dict(min(scored, key=_cost)["values"]) if scored else {}
-
-
 def _cost(outcome: dict[str, Any]) -> float:
     """The score, turned so that less is better."""
     score: float = outcome["score"]
@@ -190,13 +191,6 @@ def _run_trials(
     return trials, runner.run_all(tasks)
 
 
-def _run_grid(
-    sweep: Sweep, strategies: list[str], runner: TaskRunner
-) -> tuple[list[Trial], list[str]]:
-    values = choices_of(axes_of("tune", sweep.config.tune))
-    return _run_trials(sweep, runner, [(name, v) for name in strategies for v in values])
-
-
 def _run_proposals(
     sweep: Sweep, strategies: list[str], runner: TaskRunner
 ) -> tuple[list[Trial], list[str]]:
@@ -226,3 +220,28 @@ def _run_proposals(
             else:
                 study.tell(proposal, _cost(outcome))
     return all_trials, []
+
+
+def search_space(axes: Mapping[str, list[Any]]) -> dict[str, "BaseDistribution"]:
+    """What optuna proposes each setting from. ValueError for a wrong range, or without optuna."""
+    try:
+        import optuna  # noqa: F401  # distribution_of would fail with more than a line
+    except ImportError:
+        raise ValueError("tune_trials needs optuna: pip install -e '.[search]'") from None
+    return {key: distribution_of(key, values) for key, values in axes.items()}
+
+
+def distribution_of(key: str, values: list[Any]) -> "BaseDistribution":
+    """A range for two numbers, else a choice; on a log scale where both are positive and tenfold
+    apart."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if len(values) != 2 or not all(type(value) in (int, float) for value in values):
+        return CategoricalDistribution(values)
+    low, high = values
+    if low >= high:
+        raise ValueError(f"tune.{key}={values}: a range needs a lower and a higher number")
+    is_log = low > 0 and high >= LOG_RATIO * low
+    if type(low) is int and type(high) is int:
+        return IntDistribution(low, high, log=is_log)
+    return FloatDistribution(low, high, log=is_log)

@@ -1,18 +1,16 @@
 """Score validation and decide which weights are the best so far."""
 
-import logging
 import math
 from dataclasses import replace
 
 import numpy as np
 
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.log import logger
 from hpc_ecg.model.losses import check_loss
 from hpc_ecg.model.settings import LOSSES, REGRESSION_LOSSES, LossConfig
 from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.predict import score_validation
-
-logger = logging.getLogger("hpc_ecg")
 
 FAR_FROM_ZERO = 3
 """Mean of a regression label, in standard deviations, beyond which a new head starts too far."""

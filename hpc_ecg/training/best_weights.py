@@ -5,7 +5,6 @@ written once at the end of the stage. At the end of the run the calibration is m
 so that it stays with the weights. Thresholds are fitted after that, on validation alone.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.evaluation.calibration import fit_calibration
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.scores import fit_operating_points
+from hpc_ecg.log import logger
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.version import __version__
 from hpc_ecg.weights.export import save_model
 from hpc_ecg.weights.reading import read_checkpoint
-
-logger = logging.getLogger("hpc_ecg")
 
 BEST_HEAD, CALIBRATE = "best-head.safetensors", "calibrate"
 
@@ -62,7 +60,10 @@ class BestWeights:
         Returns whether best/ changed: a model that was calibrated before the run died stays as it
         is. So does a label that cannot be fitted, with a warning and a line in calibration.json.
         """
-        if kind == "none" or any(step["action"] == CALIBRATE for step in self._steps_of_this_run()):
+        if kind == "none":
+            return False
+        steps_of_this_run = read_checkpoint(self.folder.best).provenance[len(self.provenance) :]
+        if any(step["action"] == CALIBRATE for step in steps_of_this_run):
             return False
         labels_NK = self.valid.labels_NK.astype(np.float64)
         patient_N = np.array(self.valid.patients)
@@ -85,10 +86,6 @@ class BestWeights:
         write_json(self.folder.best / "calibration.json", fits)
         self._write(model, state, [*self.provenance, {"action": CALIBRATE, "labels": fits}])
         return True
-
-    def _steps_of_this_run(self) -> list[dict[str, Any]]:
-        """The provenance of best/, without the steps before this run."""
-        return read_checkpoint(self.folder.best).provenance[len(self.provenance) :]
 
     @property
     def _head_path(self) -> Path:

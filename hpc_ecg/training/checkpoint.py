@@ -5,7 +5,6 @@ name), progress.json and, written last, COMPLETE with the digests of the others.
 COMPLETE is ignored; a damaged one is skipped with a warning.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 
 from hpc_ecg.atomic_io import remove_made, wait_until_seen, write_atomically, write_json
 from hpc_ecg.hashing import sha256_of_value
+from hpc_ecg.log import logger
 from hpc_ecg.safe_reading import read_json, sha256_of
-
-logger = logging.getLogger("hpc_ecg")
 
 COMPLETE, AVERAGE, MODEL = "COMPLETE", "average.safetensors", "model.safetensors"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
@@ -48,17 +46,6 @@ class Progress:
     """Steps without an update because loss or gradient was not finite."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SavedTensors:
-    """The tensors of a checkpoint, apart from the weights.
-
-    Moments are keyed by `<moment>/<parameter name>`, as a ParallelBackend gives them.
-    """
-
-    moments: dict[str, Tensor]
-    average: dict[str, Tensor]
-
-
 def save_checkpoint(
     folder: Path,
     progress: Progress,
@@ -69,7 +56,7 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint of progress.step, then delete all but the newest `keep`.
 
-    `moments` come from a ParallelBackend, `average` from a WeightAverager.
+    `moments` come from a parallel backend, `average` from a WeightAverager.
     """
     final = folder / f"step-{progress.step:07d}"
     weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
@@ -114,8 +101,10 @@ def newest_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
     return None
 
 
-def load_checkpoint(path: Path, model: nn.Module, patience_s: float = 60) -> SavedTensors:
-    """Restore the weights of `model` and return the other tensors.
+def load_checkpoint(
+    path: Path, model: nn.Module, patience_s: float = 60
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Restore the weights of `model`; return the optimizer's moments, and the average ({}: none).
 
     Rank 0 chose the checkpoint; other nodes may see it late, since shared file systems cache, so
     they wait up to `patience_s` seconds. ValueError if it does not appear.
@@ -123,7 +112,7 @@ def load_checkpoint(path: Path, model: nn.Module, patience_s: float = 60) -> Sav
     wait_until_seen(path / COMPLETE, patience_s)
     model.load_state_dict(load_file(path / MODEL), strict=True)
     average = load_file(path / AVERAGE) if (path / AVERAGE).exists() else {}
-    return SavedTensors(moments=load_file(path / OPTIMIZER), average=average)
+    return load_file(path / OPTIMIZER), average
 
 
 def _write_progress(folder: Path, progress: Progress) -> None:

@@ -4,7 +4,7 @@ The engine takes this rank's micro-batches and the normalizer of the global batc
 loss and gradient norm of the global batch. Accelerate never sees a data loader, because it would
 distribute the records its own way. Each rank's gradient is its local sum times W over the global
 normalizer, so the mean over W ranks is the mean over the global batch, whatever the backend
-(`distributed/backend.py`).
+(`distributed/ddp_backend.py`).
 """
 
 # B batch, n records of a micro-batch, C leads, S samples, K labels, W ranks
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from hpc_ecg.data.loader import MicroBatch, StepBatch
 from hpc_ecg.data.sampler import RankSlice
-from hpc_ecg.distributed.backend import OptimizerBuilder, ParallelBackend
-from hpc_ecg.distributed.ddp_backend import DDPBackend
+from hpc_ecg.distributed.ddp_backend import DDPBackend, OptimizerBuilder
 from hpc_ecg.distributed.deepspeed_backend import DeepSpeedBackend
 from hpc_ecg.distributed.failures import share_failures
 from hpc_ecg.distributed.fsdp2_backend import FSDP2Backend
@@ -79,7 +78,7 @@ class Engine:
         )
         self._first_bad = torch.tensor(-1, device=self.device)
         self._model: nn.Module | None = None
-        self._backend: ParallelBackend | None = None
+        self._backend: DDPBackend | None = None
         self._watchdog = Watchdog(60 * config.timeout_min, self.rank)
 
     def prepare_training(
@@ -88,7 +87,7 @@ class Engine:
         build_optimizer: OptimizerBuilder,
         clip_norm: float | None,
         moments: Mapping[str, Tensor] | None = None,
-    ) -> ParallelBackend:
+    ) -> DDPBackend:
         """Wrap the module for training on all ranks, with the `moments` of a checkpoint if given.
 
         Releases the module that was prepared before. The set of trainable parameters must not
@@ -96,9 +95,7 @@ class Engine:
         """
         self._release()
         make_backend = BACKENDS.get(self.config.parallel, DeepSpeedBackend)
-        backend: ParallelBackend = make_backend(
-            self._accelerator, module, build_optimizer, clip_norm
-        )
+        backend = make_backend(self._accelerator, module, build_optimizer, clip_norm)
         if self.config.compile:
             backend.module.compile()
         if moments:

@@ -22,11 +22,7 @@ from hpc_ecg.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from hpc_ecg.evaluation.scores import (
-    evaluate_predictions,
-    fit_calibrators,
-    fit_operating_points,
-)
+from hpc_ecg.evaluation.scores import evaluate_predictions, fit_calibrators, fit_operating_points
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import read_record, write_record
 from hpc_ecg.reporting.numbers import count, format_with_interval
@@ -120,10 +116,7 @@ def evaluate_weights(
     if split == "all":
         opened = replace(opened, index=opened.index.assign(split=split))
     path = out / "predictions.parquet"
-    with (
-        _inference_engine(config, out) as engine,
-        closing(ShardSource(opened, data)) as source,
-    ):
+    with _inference_engine(config, out) as engine, closing(ShardSource(opened, data)) as source:
         dataset = open_split(opened, split, columns, source)
         model = load_model(weights, model_config=config.model)
         try_kernels(engine, model, dataset)

@@ -13,7 +13,6 @@ anybody. Training then reads a `FeatureDataset` and runs the head alone (`Probe`
 import contextlib
 import hashlib
 import json
-import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +25,12 @@ from torch import Tensor, nn
 
 from hpc_ecg.atomic_io import wait_until_seen, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.log import logger
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.safe_reading import check_map, read_json, sha256_of, watch_map
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.predict import predict
 from hpc_ecg.training.user_key import sign
-
-logger = logging.getLogger("hpc_ecg")
 
 VERSION = 1
 """Raise it when the model's numbers change, so that older files are no longer found."""

@@ -4,24 +4,21 @@ Calling this again with the same folder resumes the run; a finished run is left 
 process calls it; anything that must happen once happens on rank 0.
 """
 
-import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.distributed.stop_signals import StopSignals
+from hpc_ecg.log import logger
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.finish import finish_run
 from hpc_ecg.training.loop import train_stage
 from hpc_ecg.training.prepare import PreparedRun, log_weights, prepare_run
 from hpc_ecg.training.run_folder import RunFolder
-from hpc_ecg.training.run_state import restore_progress, start_run
+from hpc_ecg.training.run_state import finish_run, restore_progress, start_run
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import enter_stage, stages_left
 from hpc_ecg.training.try_kernels import try_kernels_of_run
-
-logger = logging.getLogger("hpc_ecg")
 
 BeforeTraining = Callable[[Engine, PreparedRun], None]
 

@@ -4,7 +4,6 @@ A checkpoint is saved before each evaluation, so a failing evaluation costs no t
 evaluation that was due when the run died is done on resume.
 """
 
-import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from hpc_ecg.atomic_io import write_json
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.loader import StepBatch, prefetch
 from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
-from hpc_ecg.log import progress_bar
+from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.training.checkpoint import Progress, save_checkpoint, update_progress
 from hpc_ecg.training.engine import Engine, StepResult
@@ -25,10 +24,7 @@ from hpc_ecg.training.optimizer import set_rates
 from hpc_ecg.training.predict import predict
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.run_state import Run, StageState, begin_stage, finish_stage
-from hpc_ecg.training.stage_schedule import StageSchedule
-from hpc_ecg.training.stages import Stage
-
-logger = logging.getLogger("hpc_ecg")
+from hpc_ecg.training.stages import Stage, StageSchedule
 
 
 def train_stage(

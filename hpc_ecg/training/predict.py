@@ -17,11 +17,8 @@ from hpc_ecg.data.sampler import slice_of_rank
 from hpc_ecg.evaluation.predictions import Predictions, as_group
 from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.model.settings import LossConfig
-from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX
+from hpc_ecg.shards.description import COLUMNS, FOLD_PREFIX, LABEL_PREFIX
 from hpc_ecg.training.engine import Engine
-
-SHARD_COLUMNS = {"key", "shard", "offset", "patient", "split", "samples"}
-SHARD_COLUMNS |= {"amplitude_mv", "sha256", "flags"}
 
 
 def predict(
@@ -75,7 +72,7 @@ def _groups_of(dataset: Dataset) -> dict[str, np.ndarray]:
     index = dataset.shards.index.set_index("record").loc[dataset.records]
     prefixes = (LABEL_PREFIX, FOLD_PREFIX)
     columns = map(str, index)
-    names = [n for n in columns if n not in SHARD_COLUMNS and not n.startswith(prefixes)]
+    names = [n for n in columns if n not in COLUMNS and not n.startswith(prefixes)]
     return {name: as_group(index[name]) for name in names}
 
 

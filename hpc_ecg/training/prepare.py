@@ -1,20 +1,18 @@
 """Open data and weights before anything is written; both the run and the doctor start with this."""
 
-import logging
 from dataclasses import dataclass
 
 from hpc_ecg.data.dataset import Dataset, check_classes, open_shards, open_split
 from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
+from hpc_ecg.log import logger
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.best_tracker import BestTracker
 from hpc_ecg.training.open_run import with_start
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import Stage, check_parallel, describe_stages, stages_of
 from hpc_ecg.weights.initialize import Initialized, initialize
-
-logger = logging.getLogger("hpc_ecg")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import math
 import os
 import socket
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -177,9 +177,11 @@ class RunFolder:
             for key, value in values.items()
         }
         with naming(self.metrics), self.metrics.open("a+b") as file:
-            is_torn = file.seek(0, os.SEEK_END) and _last_byte(file) != b"\n"
+            if is_torn := file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                is_torn = file.read(1) != b"\n"
             line = json.dumps({"event": event, **plain, "time": utc_now()}, allow_nan=False)
-            file.write(b"\n" * bool(is_torn) + line.encode() + b"\n")
+            file.write(b"\n" * is_torn + line.encode() + b"\n")
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -199,8 +201,3 @@ def fixed_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def _checkpoint_sha256(init_report: dict[str, Any]) -> str | None:
     checkpoint = init_report["checkpoint"]
     return checkpoint.get("sha256") if checkpoint else None
-
-
-def _last_byte(file: BinaryIO) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)

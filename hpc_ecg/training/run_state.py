@@ -1,32 +1,33 @@
 """The parts of a run, and those of one stage: how each is set up, resumed and ended."""
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.load import to_yaml
-from hpc_ecg.distributed.backend import ParallelBackend
+from hpc_ecg.distributed.ddp_backend import DDPBackend
 from hpc_ecg.distributed.ranks import slurm_job_facts
 from hpc_ecg.distributed.stop_signals import StopSignals
+from hpc_ecg.log import logger
 from hpc_ecg.model.flops import peak_flops, training_flops
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.averaging import WeightAverager
-from hpc_ecg.training.best_weights import BestWeights, provenance_of
+from hpc_ecg.training.best_weights import BestWeights, provenance_of, write_validation
 from hpc_ecg.training.checkpoint import Progress, load_checkpoint, newest_checkpoint
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, StageInputs, choose_stage_inputs
 from hpc_ecg.training.meter import Meter
 from hpc_ecg.training.optimizer import build_optimizer
+from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.run_folder import RunFolder
-from hpc_ecg.training.stage_schedule import StageSchedule
-from hpc_ecg.training.stages import Stage, trains_head_only
-
-logger = logging.getLogger("hpc_ecg")
+from hpc_ecg.training.stages import Stage, StageSchedule, trains_head_only
+from hpc_ecg.weights import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class StageState:
     stage: Stage
     schedule: StageSchedule
     inputs: StageInputs
-    backend: ParallelBackend
+    backend: DDPBackend
     average: WeightAverager
 
 
@@ -127,30 +128,24 @@ def begin_stage(run: Run, stage: Stage, progress: Progress, checkpoint: Path | N
     engine, prepared = run.engine, run.prepared
     model, data = prepared.start.model, prepared.data
     schedule = StageSchedule(
-        config=stage.train,
-        epoch_steps=data.sampler.steps_per_epoch,
-        began=progress.stage_began,
+        config=stage.train, epoch_steps=data.sampler.steps_per_epoch, began=progress.stage_began
     )
     model.freeze(stage.freeze, stage.train.freeze_layers)
     inputs = run.choose_inputs(model, stage, trains=schedule.steps > 0)
-    saved = load_checkpoint(checkpoint, inputs.saved_module) if checkpoint else None
+    moments, mean = load_checkpoint(checkpoint, inputs.saved_module) if checkpoint else ({}, {})
     backend = engine.prepare_training(
         inputs.module,
         partial(build_optimizer, config=stage.optim, device=engine.device),
         stage.optim.clip_norm,
-        saved.moments if saved else None,
+        moments,
     )
     flops = training_flops(
-        model.architecture,
-        data.shards.signal.num_samples,
-        stage.freeze,
-        stage.train.freeze_layers,
+        model.architecture, data.shards.signal.num_samples, stage.freeze, stage.train.freeze_layers
     )
     run.meter.set_workload(flops, peak_flops(engine.device_name, engine.precision))
     parameters = backend.trainable_parameters()
     average = WeightAverager(parameters, stage.train.average, stage.train.ema_decay)
-    if saved:
-        average.restore(backend.shard_like_params(saved.average))
+    average.restore(backend.shard_like_params(mean))
     backend.scaler = progress.scaler
     if progress.step == schedule.began:
         run.record("stage", step=progress.step, stage=stage.name, of=schedule.end)
@@ -170,3 +165,48 @@ def finish_stage(run: Run, state: StageState, progress: Progress, stop: str) -> 
     state.backend.gather_weights()
     if run.engine.is_rank_zero:
         run.best.finish(run.prepared.start.model)
+
+
+def finish_run(run: Run, progress: Progress, stop: str) -> None:
+    """Write predictions/valid.parquet, best/operating_point.json and, last, finished.json.
+
+    A calibrated model predicts validation again, rather than having its logits adjusted, so a run
+    that was killed in between ends with the same numbers.
+    """
+    engine, best, config = run.engine, run.best, run.prepared.config
+    model, logits_NK = _predict_with_best(run)
+    if engine.run_on_rank_zero(lambda: best.calibrate(model, logits_NK, config.train.calibration)):
+        logits_NK = _predict_with_best(run)[1]
+    predictions = as_predictions(run.prepared.data.valid, logits_NK, config.data.task)
+    engine.run_on_rank_zero(lambda: write_validation(run.folder, predictions))
+    engine.run_on_rank_zero(lambda: run.folder.finish(_summary(run, progress, stop)))
+
+
+def _predict_with_best(run: Run) -> tuple[ECGClassifier, np.ndarray]:
+    """The model in best/ and its logits on validation, float32 [N, K]."""
+    engine, config = run.engine, run.prepared.config
+    engine.barrier()  # rank 0 may still be writing the weights
+    model = load_model(run.folder.best, model_config=config.model).to(engine.device)
+    inputs = run.choose_inputs(model, run.prepared.stages[-1], trains=False)
+    engine.prepare_inference(inputs.module)
+    return model, predict(engine, inputs.valid, config.data.batch_size)
+
+
+def _summary(run: Run, progress: Progress, stop: str) -> dict[str, Any]:
+    """The content of finished.json: score and cost."""
+    progress = run.meter.at_step(progress.step, progress)
+    return {
+        "steps": progress.step,
+        "metric": run.prepared.data.best_tracker.metric,
+        "best_step": progress.best_step,
+        "best_score": progress.best_score,
+        "skipped": progress.skipped,
+        "train_seconds": progress.seconds,
+        "process_seconds": progress.process_seconds,
+        "energy_kwh": progress.energy_kwh,
+        "ecg_per_s": run.meter.mean_rate(),
+        "stopped": stop,
+        "epochs": progress.step / run.prepared.data.sampler.steps_per_epoch,
+        "processes": run.engine.world_size,
+        "device": run.engine.device_name,
+    }

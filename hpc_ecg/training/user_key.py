@@ -4,7 +4,6 @@ The key lies in $HPC_ECG_CACHE (default: hpc_ecg/ in $XDG_CACHE_HOME or ~/.cache
 """
 
 import hmac
-import logging
 import os
 import secrets
 from functools import cache
@@ -13,9 +12,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from hpc_ecg.atomic_io import write_atomically
+from hpc_ecg.log import logger
 from hpc_ecg.safe_reading import check_regular
-
-logger = logging.getLogger("hpc_ecg")
 
 
 def sign(text: str) -> str:

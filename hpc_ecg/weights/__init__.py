@@ -7,7 +7,6 @@ reading           a path -> WeightsFile, or Checkpoint if a run can start from i
   mapping         the file's keys <-> our names; the shapes that a model expects
 initialize        a Checkpoint or nothing -> a model ready to train
   heads           which rows of the file's head the run starts from
-  init_report     what became of every tensor
 export, onnx_export, original   write safetensors, ONNX, or the original's `.pt`
 convert           change the format, reset the head, average runs
 inspect_file, diff   what a file holds, and how two differ

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_ecg.atomic_io import check_may_write, write_atomically
-from hpc_ecg.model.randomize import randomize_head
+from hpc_ecg.model.layers import randomize_head
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.version import __version__
 from hpc_ecg.weights import original

@@ -14,11 +14,11 @@ from typing import Any
 
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.model.architecture import Architecture, architecture_to_settings, resolve_architecture
-from hpc_ecg.model.randomize import randomize_backbone, randomize_head
+from hpc_ecg.model.layers import randomize_backbone, randomize_head
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import ECGClassifier, build_empty
+from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights.heads import HeadPlan, plan_head
-from hpc_ecg.weights.init_report import build_init_report, describe_checkpoint
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 from hpc_ecg.weights.settings import ANY, RANDOM, InitConfig
 
@@ -60,13 +60,13 @@ def initialize(
     model.freeze(frozen_part, freeze_layers)
     # 3. Report what happened.
     report = {
-        "checkpoint": describe_checkpoint(checkpoint),
+        "checkpoint": _describe_checkpoint(checkpoint),
         "architecture": architecture_to_settings(architecture),
         "seed": seed,
         "head": {"asked": init.head, **asdict(head), "labels": labels},
         "freeze": {"asked": freeze, "taken": frozen_part, "layers": freeze_layers},
         "signal": {"assumed": signal_assumed, "spec": signal and asdict(signal)},
-        **build_init_report(model, checkpoint, loaded, head),
+        **_account_for(model, checkpoint, loaded, head),
     }
     return Initialized(model=model, architecture=architecture, signal=signal, report=report)
 
@@ -174,3 +174,55 @@ def _choose_signal(
             f"the weights of {checkpoint.path} take {architecture.in_d}"
         )
     return signal, checkpoint.signal is None
+
+
+def _describe_checkpoint(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    if checkpoint is None:
+        return None
+    return {
+        "path": checkpoint.path,
+        "sha256": sha256_of(checkpoint.path),
+        "kind": checkpoint.kind,
+        "num_labels": checkpoint.num_labels,
+        "labels": checkpoint.labels,
+        "num_tensors": len(checkpoint.tensors),
+        "provenance": checkpoint.provenance,
+    }
+
+
+def _account_for(
+    model: ECGClassifier, checkpoint: Checkpoint | None, loaded: dict[str, str], head: HeadPlan
+) -> dict[str, Any]:
+    """What became of every parameter of the model and tensor of the file, and the counts. `loaded`:
+    our parameter name -> the file's key."""
+    parameters = {
+        name: {
+            "origin": _origin_of(name, loaded, head),
+            "file_key": loaded.get(name),
+            "trained": parameter.requires_grad,
+            "shape": list(parameter.shape),
+        }
+        for name, parameter in model.named_parameters()
+    }
+    ignored: dict[str, str] = {}
+    if checkpoint:
+        ignored = checkpoint.ignored()
+        unused = [name for name in checkpoint.parameters() if name not in loaded]
+        ignored |= {checkpoint.names[name]: "the head is new" for name in unused}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    counts = {
+        "tensors_loaded": len(loaded),
+        "tensors_fresh": len(parameters) - len(loaded),
+        "tensors_ignored": len(ignored),
+        "tensors_frozen": len(parameters) - len(trained),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_trained": sum(p.numel() for p in trained),
+    }
+    return {"counts": counts, "parameters": parameters, "ignored": ignored}
+
+
+def _origin_of(name: str, loaded: dict[str, str], head: HeadPlan) -> str:
+    if name not in loaded:
+        return "fresh"
+    in_part = name.startswith("head.") and head.taken == "by_label"
+    return "loaded in part" if in_part else "loaded"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hpc_ecg.ecg.signal import SignalSpec, spec_from_dict
-from hpc_ecg.model.architecture import Architecture, architecture_to_settings, show_value
+from hpc_ecg.model.architecture import Architecture, architecture_to_settings
 from hpc_ecg.safe_reading import parse_json
 
 OUR_FORMAT = "hpc_ecg/1"
@@ -58,19 +58,9 @@ def parse_metadata(architecture: Architecture, texts: Mapping[str, Any]) -> Meta
     return Metadata(
         architecture=architecture,
         labels=parse_text(texts, "labels"),
-        signal=None if signal is None else _parse_signal(signal),
+        signal=None if signal is None else spec_from_dict(signal, "signal"),
         provenance=parse_text(texts, "provenance") or [],
     )
-
-
-def _parse_signal(values: dict[str, Any]) -> SignalSpec:
-    signal, default = spec_from_dict(values, "signal"), SignalSpec()
-    for name, value in values.items():
-        if type(value) is not type(getattr(default, name)):
-            raise ValueError(f"signal.{name} cannot be {show_value(value)}")
-    if not all(isinstance(lead, str) for lead in signal.leads):
-        raise ValueError("signal.leads must be names")
-    return signal
 
 
 def parse_text(texts: Mapping[str, Any], name: str) -> Any:

@@ -99,7 +99,11 @@ def open_weights(path: str | Path) -> WeightsFile:
     without tensors."""
     with one_line_errors(Path(path)):
         file = resolve_file(Path(path))
-    _check_unchanged(file.absolute())
+    # the run or soup that made this file may have recorded other bytes
+    absolute = file.absolute()
+    if absolute.parent.name == "best":
+        check_file(absolute, absolute.parent.parent / "finished.json")
+    check_file(absolute, absolute.with_name("soup.json"))
     with one_line_errors(file):
         content: Mapping[str, Any]
         if is_ours := file.suffix == ".safetensors":
@@ -138,13 +142,6 @@ def resolve_file(path: Path) -> Path:
             f"{MODEL_FILE} or a run's best/"
         )
     return file
-
-
-def _check_unchanged(file: Path) -> None:
-    """ValueError if the run or soup that made this file has recorded other bytes."""
-    if file.parent.name == "best":
-        check_file(file, file.parent.parent / "finished.json")
-    check_file(file, file.with_name("soup.json"))
 
 
 def to_checkpoint(file: WeightsFile) -> Checkpoint:

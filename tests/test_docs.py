@@ -1,0 +1,95 @@
+"""The documentation: pages are built without a warning, links lead somewhere, and the commands of
+README and tutorials run and give what the pages show."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+TUTORIALS = ["af-cohort", "labels-from-events", "another-hospital"]
+SHELLS = {"bash": ["bash", "-euc"], "python": [sys.executable, "-c"]}
+RAN: dict[str, str] = {}
+"""What the commands of an earlier page printed: the README has some of a tutorial's."""
+GENERATED = DOCS / "reference" / "generated"
+
+
+def run(command: list[str], folder: Path) -> str:
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": scripts, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def words_of(line: str) -> str:
+    """The line without times and numbers, which differ between machines."""
+    line = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line)
+    return re.sub(r"\s+", " ", re.sub(r"\d[\d.,]*(e[-+]\d+)?", "#", line)).strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder as a clone of the project is: the commands name files in it."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("configs", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(page.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TUTORIALS, "../../README"])
+def test_the_commands_of_a_page_run_and_give_what_it_shows(folder, name):
+    printed = ""
+    for kind, text in blocks(DOCS / "tutorials" / f"{name}.md"):
+        if kind in SHELLS and text not in RAN:
+            RAN[text] = run([*SHELLS[kind], text], folder)
+        if kind in SHELLS:
+            printed = RAN[text]
+        elif kind == "text":
+            lines = {words_of(line) for line in printed.splitlines()}
+            shown = [words_of(line) for line in text.splitlines()]
+            assert [line for line in shown if line not in lines] == [], printed
+
+
+def test_a_tutorial_shows_the_output_of_each_of_its_commands():
+    for page in (DOCS / "tutorials").glob("*.md"):
+        kinds = [kind for kind, _ in blocks(page) if kind != "python"]
+        assert kinds == ["bash", "text"] * (len(kinds) // 2), page.name
+
+
+@pytest.mark.slow
+def test_the_pages_are_built_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
+    run(command, ROOT)
+    assert "engine.micro_batch_size" in (GENERATED / "settings.md").read_text()
+    assert "hpc-ecg data shard" in (GENERATED / "verbs.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_short_and_links_lead_to_files(page):
+    in_table = [line for line in page.read_text().splitlines() if not line.startswith("|")]
+    if GENERATED not in page.parents:
+        assert [line for line in in_table if len(line) > 100] == []
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_in_the_contents():
+    contents = (DOCS / "index.md").read_text()
+    pages = [str(page.relative_to(DOCS).with_suffix("")) for page in DOCS.rglob("*.md")]
+    assert [page for page in pages if page != "index" and f"\n{page}\n" not in contents] == []
