@@ -83,6 +83,7 @@ def test_every_sweep_builds_all_its_cells(name):
 
 def test_every_yaml_in_configs_is_covered_by_a_test():
     known = {"finetune.yaml", "sweep.yaml", "demo.yaml", "reference.yaml"}
+    known |= {"practice.yaml"}  # run by the tutorials' test
     assert {path.name for path in CONFIGS.glob("*.yaml")} == known
 
 
@@ -98,6 +99,7 @@ OTHER = {
     "data.order": "fixed_batches",
     "data.sampling": "one_per_patient",
     "data.read": "stream",
+    "data.all_validate": "true",
     "data.allow_pipe": "true",
     "data.ids_as_written": "true",
     "loss.alpha": "0.75",
@@ -210,6 +212,7 @@ def test_a_path_can_be_named_once_and_used_by_name():
         ("data.sampling=some", "data.sampling must be one of all, balanced, one_per_patient"),
         ("data.read=tape", "data.read must be one of map, stream"),
         ("data.stream_lanes=0", "data.stream_lanes must be at least 1"),
+        ("data.held_out=1", "data.held_out must be"),
         ("data.fold=-1", "data.fold must be at least 0 or null, got -1"),
         ("data.stage_quota_gb=0", "data.stage_quota_gb must be positive"),
         ("data.stream_lanes=4", "data.stream_lanes=4 has no effect without data.read=stream"),

@@ -208,7 +208,7 @@ def test_what_does_not_fit_the_run_is_refused(finished, elsewhere, other_hospita
 
 def test_nobody_is_scored_whom_the_run_was_trained_on(finished, shards, cohort, tmp_path):
     config = load_run_for(str(finished.path), str(shards), [])
-    with pytest.raises(ValueError, match=r"--split all of .* holds what .* was trained on"):
+    with pytest.raises(ValueError, match=r"is what .* was trained on; evaluate its split"):
         evaluate_weights(config, finished.best, tmp_path, split="all")
     resplit = tmp_path / "resplit"
     shard_ecgs(plan_for(cohort, resplit, seed=9))

@@ -5,10 +5,14 @@ edges        coverage of 95 % intervals, before (rates: Wilson's with the bootst
              true risk, times 1 at AUROC 0.8 and 1.5 above
 interaction  p < 0.05 where the levels of a subgroup do not differ, before (on the logit scale, no
              bound near 1) and now
+update       updates that closed testing makes (evaluation/closed_testing.py) of a model that is
+             right, one whose prevalence is wrong, one that is too extreme, and one whose score
+             misses half of what 16 features say; `naive`: the same tests on all ECGs, for none
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -17,6 +21,7 @@ from simulated_cohorts import noise
 
 from hpc_ecg.evaluation import intervals
 from hpc_ecg.evaluation.averages import macro
+from hpc_ecg.evaluation.closed_testing import METHODS, UpdateSample, choose_update
 from hpc_ecg.evaluation.decision import decision_curve
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals
 from hpc_ecg.evaluation.metrics import auprc, auroc, brier, log_loss
@@ -157,3 +162,47 @@ def _on_logit_scale(value_L: np.ndarray, replicate_LR: np.ndarray) -> float:
     change_KR = change_KR[:, np.isfinite(change_KR).all(axis=0)]
     precision_KK = np.linalg.pinv(np.atleast_2d(np.cov(change_KR)))
     return float(stats.chi2.sf(difference_K @ precision_KK @ difference_K, len(difference_K)))
+
+
+def update_table(options: argparse.Namespace) -> Iterator[str]:
+    cells = (*product(((100, 0.1), (200, 0.1), (1000, 0.02), (500, 0.2)), (0.75, 0.9)),)
+    cases = {"right": (0.0, 1.0, 0.0), "prevalence": (0.7, 1.0, 0.0)}
+    cases |= {"extreme": (0.0, 2.0, 0.0), "head": (0.0, 1.0, 1.0)}
+    for case, wrong in cases.items():
+        for (patients, prevalence), area in cells if case == "right" else (cells[2], cells[6]):
+            rng = np.random.default_rng(options.seed)
+            made: list[tuple[str, bool]] = []
+            while len(made) < options.simulations:
+                sample = _new_hospital(rng, patients, prevalence, area, *wrong)
+                if len(np.unique(sample.patient_N[sample.labels_N == 1])) < 10:
+                    continue
+                each_N = np.arange(len(sample.labels_N))
+                naive = choose_update(replace(sample, patient_N=each_N), METHODS[2], "")[0]
+                update = choose_update(sample, METHODS[3], case)[0]
+                made.append((update["method"], naive["p_values"]["none"] < 0.05))
+            methods, naive_S = (np.array(column) for column in zip(*made, strict=True))
+            shares = "  ".join(f"{m} {100 * np.mean(methods == m):5.1f}" for m in METHODS[:4])
+            cell = f"{patients:5d} patients, {prevalence:4.0%}, AUROC {area:.2f}"
+            yield f"{case:10} {cell}  {shares}  naive {100 * naive_S.mean():5.1f}"
+
+
+def _new_hospital(
+    rng: np.random.Generator,
+    patients: int,
+    prevalence: float,
+    area: float,
+    shift: float,
+    slope: float,
+    missed: float,
+) -> UpdateSample:
+    """The old logits are right, or `shift` too low, or `slope` times too extreme; or a feature
+    that they leave out separates the classes by `missed` standard deviations."""
+    drawn = draw(rng, patients, prevalence, min(area, 0.8))
+    patient_N, label_N = drawn.patient_N, drawn.labels_N
+    distance = np.sqrt(2) * stats.norm.ppf(area)
+    score_N = distance * label_N + noise(rng, patient_N, 1.0)
+    right_N = distance * score_N - distance**2 / 2 + special.logit(prevalence)
+    others = [noise(rng, patient_N, 1.0) + missed * label_N * (n == 0) for n in range(15)]
+    ones_N, features_ND = np.ones(len(label_N)), np.column_stack([score_N, *others])
+    logit_N = slope * right_N - shift
+    return UpdateSample(label_N, logit_N, patient_N, ones_N, features_ND, np.nan * ones_N)

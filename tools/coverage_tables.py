@@ -10,7 +10,7 @@ is between patients. The true values are those of the population. Tables:
   difference  coverage of the difference between two models that truly differ, on the same patients
   error       how often p < 0.05 for strategies that do not differ, by number of seeds and by the
               spread of true values over seeds, in multiples of the difference's sampling error
-  family, sweeps, best: see tools/coverage_families.py; edges, interaction: coverage_edges.py
+  family, sweeps, best: coverage_families.py; edges, interaction, update: coverage_edges.py
 
 Columns: `ours` is bootstrap_interval (hpc_ecg/evaluation/intervals.py) or compare_strategies;
 `percentile` is the plain patient bootstrap; `DeLong` is DeLong's clustered variance on the logit
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 import numpy as np
-from coverage_edges import edges_table, interaction_table
+from coverage_edges import edges_table, interaction_table, update_table
 from coverage_families import best_table, family_table, sweeps_table
 from scipy import special, stats
 from simulated_cohorts import (
@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
         "best": best_table,
         "edges": edges_table,
         "interaction": interaction_table,
+        "update": update_table,
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

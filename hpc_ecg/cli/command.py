@@ -25,6 +25,7 @@ from hpc_ecg.cli.predict import add_embed, add_predict
 from hpc_ecg.cli.report import add_protocol, add_report
 from hpc_ecg.cli.strategies import add_strategies
 from hpc_ecg.cli.sweep import add_sweep
+from hpc_ecg.cli.update import add_update
 from hpc_ecg.cli.weights import add_weights
 from hpc_ecg.version import __version__
 
@@ -72,6 +73,7 @@ def build_parser() -> Parser:
         add_explain,
         add_audit,
         add_combine,
+        add_update,
         add_sweep,
         add_strategies,
         add_report,

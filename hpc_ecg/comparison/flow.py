@@ -13,7 +13,7 @@ import pandas as pd
 from hpc_ecg.cohort.censoring import describe_censoring
 from hpc_ecg.cohort.rules import Count, Flow
 from hpc_ecg.cohort.splits import SPLITS
-from hpc_ecg.data.views import SPLIT_SETTINGS, choose_splits
+from hpc_ecg.data.views import as_split
 from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.hashing import check_kinds, read_record
 from hpc_ecg.log import describe_error
@@ -46,8 +46,8 @@ def read_flow(settings: Mapping[str, Any], allow_pipe: bool = False) -> CohortFl
     """Read the flow of one run's data, or say why it cannot be read. `settings` by dotted key."""
     try:
         shards = open_shard_set(str(settings["data.shards"]), allow_pipe)
-        chosen = {name: settings.get(f"data.{name}") for name in SPLIT_SETTINGS}
-        shards = replace(shards, index=choose_splits(shards.index, **chosen))
+        by = {str(key).removeprefix("data."): value for key, value in settings.items()}
+        shards = replace(shards, index=as_split(shards.index, by))
     except (ValueError, OSError) as error:
         return f"the shards cannot be read here: {describe_error(error)}"
     left_out = {str(k): int(n) for k, n in shards.description["left_out"].items()}

@@ -19,7 +19,7 @@ from hpc_ecg.cohort import splits
 from hpc_ecg.cohort.table import WEIGHT_PREFIX
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.source import ShardSource
-from hpc_ecg.data.views import SPLIT_SETTINGS, choose_splits, keep_label_fraction, replace_labels
+from hpc_ecg.data.views import as_split, keep_label_fraction, replace_labels
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.classes import ADVICE, find_lacks
 from hpc_ecg.shards.format import HEAD, LABEL_PREFIX, ShardSet, check_key, rows_of_keys
@@ -134,8 +134,7 @@ def open_shards(config: DataConfig) -> tuple[ShardSet, list[str]]:
     ValueError if settings and shards do not fit together.
     """
     shards = open_shard_set(config.shards, config.allow_pipe)
-    index = choose_splits(shards.index, *(getattr(config, name) for name in SPLIT_SETTINGS))
-    shards = replace(shards, index=index)
+    shards = replace(shards, index=as_split(shards.index, vars(config)))
     if config.label_table is not None:
         path = Path(config.label_table)
         index, names = replace_labels(shards.index, path, config.labels, config.ids_as_written)

@@ -29,8 +29,14 @@ class DataConfig:
     left_out_site: str | None = None
     """Test on all ECGs of this site, and train and validate on the other sites' train and valid
     splits, without patients who were also there. null = the splits of the shards."""
-    site_column: str = "site"
-    """Column of the shards' index that holds the site (`data shard --site`, `--keep`)."""
+    site_column: str | None = None
+    """Column of the shards' index that holds the site (`data shard --keep`); null = site."""
+    held_out: float | None = setting(None, above=0, below=1)
+    """Share of patients to test on, drawn by a hash of the patient; of the others, four in five
+    train and one validates. null = the splits of the shards."""
+    all_validate: bool = False
+    """All records but those of test are for validation: for a run that trains nothing, as update
+    makes it."""
     label_fraction: float = setting(1.0, above=0, at_most=1)
     """Share of the labelled training patients to train on, to measure the value of more labels. A
     larger share includes the patients of a smaller one."""
@@ -80,6 +86,10 @@ class DataConfig:
             "stage_quota_gb": ("data.stage_dir", self.stage_dir is not None),
             "repeat": ("data.fold", self.fold is not None),
             "site_column": ("data.left_out_site", self.left_out_site is not None),
+            "held_out": (
+                "data.fold=null and data.left_out_site=null",
+                self.fold is None and self.left_out_site is None,
+            ),
             "label_seed": ("data.label_fraction below 1", self.label_fraction < 1),
         }
         for item in fields(self):

@@ -7,6 +7,7 @@ Each function returns a changed copy of the index; signals are not needed.
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,12 @@ import numpy as np
 import pandas as pd
 
 from hpc_ecg.cohort.identifiers import check_spellings
+from hpc_ecg.cohort.splits import split_by_hash
 from hpc_ecg.cohort.table import WEIGHT_PREFIX, Columns, read_cohort
 from hpc_ecg.cohort.table_files import read_table
 from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.log import logger
 from hpc_ecg.shards.format import FOLD_PREFIX, LABEL_PREFIX, rows_of_keys
-
-SPLIT_SETTINGS = ("fold", "repeat", "left_out_site", "site_column")
-
-
-def choose_splits(
-    index: pd.DataFrame, fold: Any, repeat: Any, left_out_site: Any, site_column: Any
-) -> pd.DataFrame:
-    """The splits that a run's SPLIT_SETTINGS choose; by default those of the index."""
-    if fold is not None:
-        return choose_fold(index, fold, repeat or 0)
-    return index if left_out_site is None else leave_out_site(index, left_out_site, site_column)
 
 
 def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
@@ -51,8 +42,10 @@ def choose_fold(index: pd.DataFrame, fold: int, repeat: int) -> pd.DataFrame:
     return index.assign(split=split_N.astype(object))
 
 
-def site_names(index: pd.DataFrame, column: str) -> pd.Series:
-    """The site of each record, "" where it is not known. ValueError without such a column."""
+def site_names(index: pd.DataFrame, column: str | None) -> pd.Series:
+    """The site of each record, "" where it is not known; the column is `site` unless it is given.
+    ValueError without such a column."""
+    column = column or "site"
     if column not in index or column.startswith((LABEL_PREFIX, FOLD_PREFIX)):
         text = f"data.site_column={column}: the index has no such column"
         near = did_you_mean(column, [str(name) for name in index])
@@ -60,7 +53,7 @@ def site_names(index: pd.DataFrame, column: str) -> pd.Series:
     return index[column].astype(object).where(index[column].notna(), "").map(str)
 
 
-def leave_out_site(index: pd.DataFrame, site: str, column: str) -> pd.DataFrame:
+def leave_out_site(index: pd.DataFrame, site: str, column: str | None) -> pd.DataFrame:
     """Assign splits: `site` for test; the others keep train and valid. The split `left_out` gets
     their test, and all other ECGs of patients who were at `site` or in an unknown place.
 
@@ -71,11 +64,27 @@ def leave_out_site(index: pd.DataFrame, site: str, column: str) -> pd.DataFrame:
     if not site or not is_test_N.any():
         known = sorted(set(site_N) - {""})
         has = f"{', '.join(known[:20])}{', …' * (len(known) > 20)}"
-        raise ValueError(f"data.left_out_site={site}: column {column} has {has or 'no site'}")
+        raise ValueError(
+            f"data.left_out_site={site}: column {column or 'site'} has {has or 'no site'}"
+        )
     apart = set(index["patient"][is_test_N | is_unknown_N])
     is_out_N = (index["patient"].isin(apart) | (index["split"] == "test")) & ~is_test_N
     split_N = index["split"].astype(object).mask(is_out_N, "left_out").mask(is_test_N, "test")
     return index.assign(split=split_N)
+
+
+def as_split(index: pd.DataFrame, by: Mapping[str, Any]) -> pd.DataFrame:
+    """The index with the splits that these settings of section `data` ask for."""
+    if by.get("fold") is not None:
+        index = choose_fold(index, by["fold"], by.get("repeat", 0))
+    if site := by.get("left_out_site"):
+        index = leave_out_site(index, site, by.get("site_column"))
+    if share := by.get("held_out"):
+        fractions = (0.8 * (1 - share), 0.2 * (1 - share), share)
+        index = index.assign(split=split_by_hash(index["patient"], fractions, seed=0))
+    if by.get("all_validate"):
+        index = index.assign(split=index["split"].replace({"train": "valid"}))
+    return index
 
 
 def replace_labels(

@@ -41,17 +41,17 @@ def scarce(counts: dict, below: int = FEW_EVENTS) -> str | None:
     return count(number, f"{kind} patient") if number < below else None
 
 
-def check_enough_events(counts: dict, name: str, what: str) -> None:
-    """ValueError if validation has fewer than `MIN_EVENTS` patients of an outcome."""
+def check_enough_events(counts: dict, name: str, what: str, where: str = "validation") -> None:
+    """ValueError if `where` has fewer than `MIN_EVENTS` patients of an outcome."""
     if few := scarce(counts, MIN_EVENTS):
         each = f"{what} needs {MIN_EVENTS} with each outcome"
-        raise ValueError(f"{name}: only {few} in validation; {each}")
+        raise ValueError(f"{name}: only {few} in {where}; {each}")
 
 
-def warn_of_few_events(counts: dict, what: str) -> dict[str, str]:
-    """`{"warning": …}` where validation has fewer than `FEW_EVENTS` of an outcome, else {}."""
+def warn_of_few_events(counts: dict, what: str, where: str = "validation") -> dict[str, str]:
+    """`{"warning": …}` where `where` has fewer than `FEW_EVENTS` of an outcome, else {}."""
     few = scarce(counts)
-    return {"warning": f"{what} rests on {few} in validation"} if few else {}
+    return {"warning": f"{what} rests on {few} in {where}"} if few else {}
 
 
 def rate_in_new_patients(share: float, num_patients: int) -> list[float]:

@@ -21,7 +21,8 @@ def sites_of(data: DataConfig) -> list[str]:
     site_N = site_names(open_shard_set(data.shards, data.allow_pipe).index, data.site_column)
     sites = sorted(set(site_N) - {""})
     if len(sites) < 2:
-        found = f"column {data.site_column} of {data.shards} has {', '.join(sites) or 'no site'}"
+        column, names = data.site_column or "site", ", ".join(sites) or "no site"
+        found = f"column {column} of {data.shards} has {names}"
         raise ValueError(f"sites=leave_one_out needs two sites or more; {found}")
     return sites
 

@@ -106,6 +106,8 @@ def provenance_of(init_report: dict[str, Any]) -> list[dict[str, Any]]:
     before = checkpoint["provenance"]
     source = {"source": Path(checkpoint["path"]).name, "sha256": checkpoint["sha256"]}
     step = {"action": "finetune", **source, "head": init_report["head"]["taken"]}
+    made = {name: of["made"] for name, of in init_report.get("update", {}).items()}
+    step |= {"update": made} if made else {}
     return [*before, step | {"seed": init_report["seed"], "version": __version__}]
 
 

@@ -39,8 +39,8 @@ from hpc_ecg.training.try_kernels import try_kernels
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 
-SPLIT = "test"
-SPLITS = ("test", "valid", "all")
+SPLIT, SPLITS = "test", ("test", "valid", "all")
+KEYED = "p[0-9a-f]{16}"  # a pseudonym that is the same in every table
 REPLICATES = 2000
 INDEX = {"data_index_sha256": str}
 
@@ -112,7 +112,7 @@ def evaluate_weights(
     renamed = {f"ipcw.{a}": f"ipcw.{b}" for a, b in zip(columns, names, strict=False)}
     opened = replace(opened, index=opened.index.rename(columns=renamed))
     about = {"split": split, "shards": opened.name, "data_index_sha256": opened.index_sha256}
-    about["note"] = _check_unseen(RunFolder(config.run_dir), opened, split)
+    about["note"] = check_unseen(RunFolder(config.run_dir), opened, split)
     if split == "all":
         opened = replace(opened, index=opened.index.assign(split=split))
     path = out / "predictions.parquet"
@@ -165,7 +165,7 @@ def _predict(
         write_predictions(path, replace(predictions, labels=labels))
 
 
-def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
+def check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
     """Say what was compared; ValueError if the split holds records that the run trained on."""
     trained_on = ""
     if run.environment.exists():
@@ -173,22 +173,22 @@ def _check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
     if trained_on in ("", shards.index_sha256):
         if split == "all":
             raise ValueError(
-                f"--split all of {shards.name} holds what {run.path} was trained on; "
-                "take test, or give another cohort with --shards"
+                f"{shards.name} is what {run.path} was trained on; evaluate its split test, or "
+                "give another cohort with --shards"
             )
         return "the run's own cohort" + (", where thresholds were fitted" if split != SPLIT else "")
-    apart = "patients have other pseudonyms in another cohort and cannot be compared"
+    apart = "patients cannot be compared unless one key made both cohorts' pseudonyms"
     try:
         index = open_shards(load_run(str(run.path), []).data)[0].index
     except (ValueError, OSError):
         return f"signals were not compared with the run's shards, which cannot be read; {apart}"
-    known = index.loc[index["split"] != SPLIT, "sha256"]
+    known = index[index["split"] != SPLIT]
     scored = shards.index if split == "all" else shards.index[shards.index["split"] == split]
-    twins = int(scored["sha256"].isin(known).sum())
-    if twins:
+    is_known = scored["patient"].isin(known["patient"]) & scored["patient"].str.fullmatch(KEYED)
+    if twins := int((is_known | scored["sha256"].isin(known["sha256"])).sum()):
         raise ValueError(
-            f"{twins} of {len(scored)} signals of {shards.name} are among those that "
-            f"{run.path} was trained on or validated with; make shards without them"
+            f"{twins} of {len(scored)} signals of {shards.name} (or their patients) are among "
+            f"those that {run.path} was trained on or validated with; make shards without them"
         )
     return f"no signal is one that the run was trained on or validated with; {apart}"
 

@@ -16,7 +16,8 @@ from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.weights.settings import RANDOM
 
 UNVERIFIED = "%s: not verified, since version 0.1 wrote no digests of its files"
-OTHER_COHORT: tuple[str, ...] = ("fold=null", "left_out_site=null", "site_column=site", "repeat=0")
+OTHER_COHORT: tuple[str, ...] = ("fold=null", "left_out_site=null", "site_column=null", "repeat=0")
+OTHER_COHORT += ("held_out=null", "all_validate=false")
 OTHER_COHORT += ("label_table=null", "label_fraction=1", "label_seed=null")
 """Settings of `data` that are reset for another cohort, unless they are given again."""
 

@@ -52,7 +52,8 @@ def prepare_data(config: FinetuneConfig) -> PreparedData:
     shards, labels = open_shards(config.data)
     left_out = check_classes(shards, labels, config.data, config.train.trains)
     source = ShardSource(shards, config.data)
-    train, valid = (open_split(shards, split, labels, source) for split in ("train", "valid"))
+    first = "valid" if config.data.all_validate and not config.train.trains else "train"
+    train, valid = (open_split(shards, split, labels, source) for split in (first, "valid"))
     return PreparedData(
         shards=shards,
         source=source,
