@@ -18,6 +18,7 @@ from hpc_ecg.cli.config import add_config
 from hpc_ecg.cli.data import add_data
 from hpc_ecg.cli.doctor import add_doctor
 from hpc_ecg.cli.evaluate import add_evaluate
+from hpc_ecg.cli.explain import add_explain
 from hpc_ecg.cli.finetune import add_finetune
 from hpc_ecg.cli.parser import Parser
 from hpc_ecg.cli.predict import add_embed, add_predict
@@ -69,6 +70,7 @@ def build_parser() -> Parser:
         add_predict,
         add_bundle,
         add_embed,
+        add_explain,
         add_audit,
         add_combine,
         add_update,

@@ -98,7 +98,7 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
         slurm = parse_slurm(options.slurm)
     share = share or share_of(ranks.rank, ranks.world_size)
     _check(options, is_embedding, is_first=share[0] == 0)
-    rate_hz = _rate_of(options.rate)
+    rate_hz = rate_of(options.rate)
     layout = layout_of(options, rate_hz)
 
     from hpc_ecg.inference.abstain import with_abstention
@@ -210,7 +210,7 @@ def _self_test(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rate_of(text: str | None) -> float | None:
+def rate_of(text: str | None) -> float | None:
     from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ
 
     try:

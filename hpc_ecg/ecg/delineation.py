@@ -33,6 +33,10 @@ BEFORE_S, AFTER_S = 0.4, 0.6
 MIN_CORRELATION, MIN_P_CORRELATION = 0.8, 0.7
 """Of the QRS of a beat and the median beat (ectopy, noise); of P in odd and even beats (AF)."""
 MIN_P_MV, MIN_T_MV = 0.015, 0.04
+SEGMENTS = ("TP", "P", "QRS", "ST–T")
+"""P with the PR segment; ST–T to the end of T; TP is the rest."""
+USUAL = {"P": ("PR", 180.0), "ST–T": ("QTc", 410.0)}
+"""ms, for what cannot be measured, as P in atrial fibrillation."""
 
 
 def find_beats(ecg_CS: NDArray, leads: Sequence[str], rate_hz: float) -> Beats:
@@ -75,6 +79,30 @@ def measure(ecg_CS: FloatArray, leads: Sequence[str], beats: Beats, rate_hz: flo
             waves = _waves(beats_BCW, rate_hz, float(np.median(rr)))
             found |= {k: v for k, v in waves.items() if names[:2] == ["I", "II"] or "axis" not in k}
     return np.array(list(found.values()))
+
+
+def segment(
+    ecg_CS: FloatArray, leads: Sequence[str], rate_hz: float
+) -> tuple[NDArray[np.int64], Beats, list[str]]:
+    """The number in SEGMENTS of each sample of an ECG in mV [S], its beats, and the segments that
+    could not be measured: they are at their USUAL place. ValueError: `find_beats`, or fewer than
+    MIN_BEATS similar beats."""
+    beats = find_beats(ecg_CS, leads, rate_hz)
+    rows = [leads.index(name) for name in INDEPENDENT if name in leads]
+    similar_BCW = _similar_beats(sosfiltfilt(_band(0.5, 40, rate_hz), ecg_CS[rows]), beats, rate_hz)
+    if len(similar_BCW) < MIN_BEATS:
+        raise ValueError(f"it has {len(similar_BCW)} similar heartbeats, {MIN_BEATS} are needed")
+    found = dict(zip(MEASUREMENTS, measure(ecg_CS, leads, beats, rate_hz), strict=True))
+    unmeasured = [name for name in USUAL if not np.isfinite(found[USUAL[name][0]])]
+    pr, qt = (ms if name in unmeasured else found[key] for name, (key, ms) in USUAL.items())
+    qt *= (np.median(np.diff(beats)) / rate_hz) ** (1 / 3)
+    start, end = np.array(_qrs(np.median(similar_BCW, axis=0), rate_hz)) - round(BEFORE_S * rate_hz)
+    segment_S, ms = np.zeros(ecg_CS.shape[1], np.int64), rate_hz / 1000
+    spans = ((3, end, start + qt * ms), (1, start - pr * ms, start), (2, start, end))
+    for number, first, last in spans:
+        for beat in beats:
+            segment_S[max(beat + round(first), 0) : max(beat + round(last), 0)] = number
+    return segment_S, beats, unmeasured
 
 
 def _similar_beats(ecg_CS: FloatArray, beats: Beats, rate_hz: float) -> FloatArray:

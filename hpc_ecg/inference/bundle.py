@@ -10,7 +10,7 @@ Opening it needs no trust: tensors and JSON, checked against their digests.
 # M members of an ensemble, K labels, L leads, S samples
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from hpc_ecg.config.load import load_config
 from hpc_ecg.ecg.array_files import ArrayLayout
 from hpc_ecg.evaluation.covariates import check_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
-from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import check_file, check_kinds, read_record, write_record
 from hpc_ecg.inference.abstain import rule_of
 from hpc_ecg.inference.audit import describe_audit, read_audit, warnings_of
+from hpc_ecg.inference.cohort_context import risks_by_outcome
 from hpc_ecg.inference.forward import GAUSSIAN, Forward
 from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.reporting.html import render_text
@@ -52,8 +52,6 @@ KINDS: Mapping[str, Any] = {
     "digests": dict,
 }
 NUM_ECGS = 3
-PERCENTS = tuple(range(5, 100, 5))
-"""Of the risks by outcome; the ends would be single people."""
 TOLERANCE = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.05}
 """Of a logit of the self-test, on another machine."""
 
@@ -165,7 +163,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "settings": stated,
         "thresholds": model.points,
         "calibration": read_optional(runs[0].best / "calibration.json") if len(runs) == 1 else {},
-        "risks_by_outcome": _risks_by_outcome(model, runs),
+        "risks_by_outcome": risks_by_outcome(model),
         "combined": model.combined,
         "audit": [read_audit(run.path) for run in runs],
         "update": read_optional(runs[0].path / "update.json"),
@@ -218,22 +216,6 @@ def _logits(model: ModelSource, folder: Path, forward: Forward) -> np.ndarray:
         counts_BLS[row.row] = prepare_row(row, recordings)[0].counts_LS
     samples_B = np.full(len(counts_BLS), signal.num_samples, np.int64)
     return forward(counts_BLS, samples_B)[:NUM_ECGS].astype(np.float64)
-
-
-def _risks_by_outcome(model: ModelSource, runs: Sequence[RunFolder]) -> dict[str, Any]:
-    """Percentiles of validation's risks, by label and outcome, of at least 20 records each."""
-    seeds = [read_predictions(run.predictions / "valid.parquet").sorted() for run in runs]
-    probabilities = [seed.probability_NK for seed in seeds if seed.probability_NK is not None]
-    if not probabilities:
-        return {}
-    mean_NK, result = np.mean(probabilities, axis=0), {}
-    for k, label in enumerate(model.labels):
-        result[label] = {
-            outcome: np.percentile(mean_NK[is_in, k], PERCENTS).tolist()
-            for outcome, value in (("positive", 1), ("negative", 0))
-            if (is_in := seeds[0].label_NK[:, k] == value).sum() >= 20
-        }
-    return {"percents": list(PERCENTS), "labels": result}
 
 
 def _test_of(run: RunFolder) -> dict[str, Any]:

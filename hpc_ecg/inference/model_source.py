@@ -58,6 +58,11 @@ class ModelSource:
         return self.config.data.task == "regression"
 
     @property
+    def is_run(self) -> bool:
+        run = RunFolder(self.files[0].parent.parent)
+        return run.best == self.files[0].parent and run.finished.exists()
+
+    @property
     def covariates(self) -> list[str]:
         return [covariate["name"] for covariate in self.combined.get("covariates", [])]
 

@@ -23,7 +23,7 @@ from hpc_ecg.reporting.plots import INK
 LAYOUT = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
 SECONDS, MIN_SECONDS = 10.0, 5.0
 PEN_MM, UNITS_PER_MM = 0.25, 20
-GRID, CUT = "#d9534f", "#d55e00"
+GRID, CUT, RAISES, LOWERS = "#d9534f", "#d55e00", "#e69f00", "#0072b2"
 OFFSET_MV = 0.5
 """A lead is drawn about its median; its label states a median that is further from zero."""
 
@@ -50,9 +50,14 @@ COMPACT = Paper(mm_per_s=12.5, row_mm=15, rhythm=None, squares=((2.5, 0.55, 0.15
 
 
 def draw_ecg(
-    ecg_LS: np.ndarray, leads: Sequence[str], sample_rate_hz: float, title: str, paper: Paper = FULL
+    ecg_LS: np.ndarray,
+    leads: Sequence[str],
+    sample_rate_hz: float,
+    title: str,
+    paper: Paper = FULL,
+    shade_LS: np.ndarray | None = None,
 ) -> str:
-    """Draw the first 10 s of an ECG in mV.
+    """Draw the first 10 s of an ECG in mV, on a ground of LOWERS to RAISES for shades of -1 to 1.
 
     Samples that are not finite leave a gap; curves that leave the paper are cut off and marked.
     Leads other than the twelve are named in the title and not drawn.
@@ -73,6 +78,9 @@ def draw_ecg(
         if name in leads:
             span = slice(*(round(part * seconds * sample_rate_hz) for part in (start, end)))
             mv_S = ecg_LS[leads.index(name), span]
+            if shade_LS is not None:
+                shade_S = shade_LS[leads.index(name), span]
+                body.append(_shade(shade_S, sample_rate_hz, x_mm, y_mm, paper))
         tick = _path(f"M{x_mm:g} {y_mm - 2:g}v4", 0.2, INK)
         body.append(tick if start else _calibration_pulse(y_mm, paper))
         body.append(_draw_lead(name, mv_S, sample_rate_hz, x_mm, y_mm, height, paper))
@@ -122,6 +130,20 @@ def _draw_lead(
     if is_cut_S.any():
         drawn += _path(_polyline(x_S, y_S, is_cut_S), 3 * PEN_MM, CUT, UNITS_PER_MM)
     return drawn + _text(x_mm + 1, label_y, label.replace("-", "−"))
+
+
+def _shade(shade_S: np.ndarray, rate_hz: float, x_mm: float, y_mm: float, paper: Paper) -> str:
+    """A rectangle for each run of one shade, which is rounded to tenths."""
+    shade_S = np.clip(shade_S, -1, 1).round(1)
+    starts = np.r_[0, np.flatnonzero(np.diff(shade_S)) + 1]
+    edges_mm = x_mm + np.r_[starts, len(shade_S)] / rate_hz * paper.mm_per_s
+    box = f'y="{y_mm - 0.45 * paper.row_mm:g}" height="{0.8 * paper.row_mm:g}"'
+    return "".join(
+        f'<rect x="{left:.5g}" width="{right - left:.4g}" {box} '
+        f'fill="{RAISES if shade > 0 else LOWERS}" fill-opacity="{0.8 * abs(shade):.2f}"/>'
+        for left, right, shade in zip(edges_mm[:-1], edges_mm[1:], shade_S[starts], strict=True)
+        if shade
+    )
 
 
 def _polyline(x_S: np.ndarray, y_S: np.ndarray, mask_S: np.ndarray) -> str:
