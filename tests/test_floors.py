@@ -15,25 +15,25 @@ PACKAGE = ROOT / "hpc_ecg"
 GROUND = {"__init__", "__main__", "atomic_io", "hashing", "log", "safe_reading", "version"}
 # From the ground up, with the most lines that a folder may have.
 FLOORS = {
-    "config": 610,
-    "reporting": 590,
-    "ecg": 2210,
-    "model": 1320,
-    "distributed": 1070,
-    "jobs": 990,
-    "cohort": 1880,
-    "shards": 2120,
-    "weights": 2650,
-    "evaluation": 2840,
-    "data": 1520,
-    "training": 3050,
-    "preflight": 710,
-    "sweep": 2290,
-    "comparison": 3640,
-    "inference": 1410,
-    "cli": 1670,
+    "config": 590,
+    "reporting": 600,
+    "ecg": 2230,
+    "model": 1280,
+    "distributed": 1030,
+    "jobs": 980,
+    "cohort": 1860,
+    "shards": 2080,
+    "weights": 2620,
+    "evaluation": 3290,
+    "data": 1570,
+    "training": 2980,
+    "preflight": 690,
+    "sweep": 2340,
+    "comparison": 3770,
+    "inference": 2440,
+    "cli": 1950,
 }
-MOST_LINES = 31_100
+MOST_LINES = 32_900
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
 BANNED |= {"meeting", "alone", "places", "heard", "rivals", "caveats"}
 """Names that hid standard ideas in version 0.1; tied scores are called so in prose."""

@@ -38,8 +38,7 @@ PLAN, PART_NAME = "plan.json", "part-{:06d}.parquet"
 COUNTS = "counts"
 """Of a row: the ECG, until the model has seen it."""
 LOG_EVERY_S = 30.0
-AMPLITUDES = 100
-"""Recordings after which a wrong unit is said; before the end, so that nobody waits for it."""
+AMPLITUDES = 100  # recordings after which a wrong unit is said, so that nobody waits for the end
 
 
 @dataclass(frozen=True, kw_only=True)
