@@ -24,7 +24,6 @@ from hpc_ecg.data.sampler import RankSlice
 from hpc_ecg.distributed.ddp_backend import DDPBackend, OptimizerBuilder
 from hpc_ecg.distributed.deepspeed_backend import DeepSpeedBackend
 from hpc_ecg.distributed.failures import share_failures
-from hpc_ecg.distributed.fsdp2_backend import FSDP2Backend
 from hpc_ecg.distributed.process_group import (
     choose_hardware,
     join_process_group,
@@ -38,8 +37,15 @@ from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
 
 T = TypeVar("T")
 
-BACKENDS = {"ddp": DDPBackend, "fsdp2": FSDP2Backend}
-"""By engine.parallel; all others are DeepSpeed's."""
+
+def backend_of(parallel: str) -> type[DDPBackend]:
+    """The backend of engine.parallel. FSDP2 is imported where it is asked for, since torch's
+    distributed tensors take a third of a second."""
+    if parallel == "fsdp2":
+        from hpc_ecg.distributed.fsdp2_backend import FSDP2Backend
+
+        return FSDP2Backend
+    return DDPBackend if parallel == "ddp" else DeepSpeedBackend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +100,7 @@ class Engine:
         change afterwards: the wrapper would not synchronize one that is unfrozen later.
         """
         self._release()
-        make_backend = BACKENDS.get(self.config.parallel, DeepSpeedBackend)
+        make_backend = backend_of(self.config.parallel)
         backend = make_backend(self._accelerator, module, build_optimizer, clip_norm)
         if self.config.compile:
             backend.module.compile()
