@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 SLURM_LOG := build/test-slurm.log
-.PHONY: install demo test test-slurm test-others test-fast lint format types docs clean
+.PHONY: install demo test test-slurm test-others test-docs test-fast lint format types docs clean
 
 install: $(VENV)/installed
 
@@ -30,7 +30,10 @@ test-slurm: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm > $(SLURM_LOG) 2>&1
 
 test-others: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm and not docs" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-docs: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs
 
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
