@@ -39,13 +39,12 @@ T = TypeVar("T")
 
 
 def backend_of(parallel: str) -> type[DDPBackend]:
-    """The backend of engine.parallel. FSDP2 is imported where it is asked for, since torch's
-    distributed tensors take a third of a second."""
-    if parallel == "fsdp2":
-        from hpc_ecg.distributed.fsdp2_backend import FSDP2Backend
+    """The backend of engine.parallel."""
+    if parallel != "fsdp2":
+        return DDPBackend if parallel == "ddp" else DeepSpeedBackend
+    from hpc_ecg.distributed.fsdp2_backend import FSDP2Backend  # takes a third of a second
 
-        return FSDP2Backend
-    return DDPBackend if parallel == "ddp" else DeepSpeedBackend
+    return FSDP2Backend
 
 
 @dataclass(frozen=True, kw_only=True)
