@@ -76,8 +76,7 @@ class Engine:
         self.device = self._accelerator.device
         is_gpu = self.device.type == "cuda"
         self.device_name = torch.cuda.get_device_name(self.device) if is_gpu else "CPU"
-        self.rank, self.world_size = ranks.rank, ranks.world_size
-        self.is_rank_zero = ranks.rank == 0
+        self.rank, self.world_size, self.is_rank_zero = ranks.rank, ranks.world_size, not ranks.rank
         self.rank_slice = RankSlice(
             rank=self.rank, world_size=self.world_size, micro_batch_size=config.micro_batch_size
         )
