@@ -243,8 +243,7 @@ def _delong_limits(value: float, error: float, patients: int) -> tuple[float, fl
     if value in (0, 1):
         return value, value
     half = float(stats.t.ppf(0.975, patients - 1)) * error / (value * (1 - value))
-    low, high = special.expit(special.logit(value) + np.array([-half, half]))
-    return float(low), float(high)
+    return tuple(special.expit(special.logit(value) + np.array([-half, half])).tolist())
 
 
 if __name__ == "__main__":
