@@ -101,8 +101,7 @@ def describe_outcome(table: pd.DataFrame, out: Path) -> list[str]:
         lines.append(f"not predicted: {reasons} (columns reason and message)")
     if lacking := Counter(reason for reason in table.get("combined_reason", []) if reason):
         reasons = ", ".join(f"{n} {reason}" for reason, n in lacking.most_common(3))
-        where = "column combined_reason; a table or shards give clinical data"
-        lines.append(f"no combined probability: {reasons} ({where})")
+        lines.append(f"no combined probability: {reasons} (column combined_reason)")
     return lines
 
 
