@@ -316,7 +316,7 @@ def test_a_mistake_in_the_columns_is_one_line(copied, capsys, covariates, messag
 
 def test_few_events_are_refused_by_the_command(run, capsys):
     assert command("combine", run, "--covariates", "age") == 2
-    error = "af: only 4 negative patients in validation; combining with covariates needs 10"
+    error = "af: only 4 negative patients in validation (data shard --fractions sets its size);"
     assert error in capsys.readouterr().err
 
 

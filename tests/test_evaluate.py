@@ -163,7 +163,7 @@ def test_another_cohort_is_scored_with_the_runs_own_thresholds(finished, elsewhe
         assert fitted["fit"]["probability"] == fit["probability"]
     assert result["data_index_sha256"] == opened.index_sha256
     assert "no signal is one that the run was trained on" in result["note"]
-    assert "cannot be compared" in result["note"]
+    assert "patients can be compared only if" in result["note"]
 
 
 def valid_of(run):

@@ -355,6 +355,7 @@ def test_names_are_no_formulas_and_broken_files_stop_nothing(run, cohort, tmp_pa
     ("words", "message"),
     [
         (("RUN", "nowhere.hea"), "nowhere.hea: no such file or folder, and no file fits it"),
+        (("RUN", "STEM"), "as a pattern; did you mean"),
         (("nowhere", "FILE"), "nowhere: no such file"),
         (("RUN", "EMPTY"), "holds no recording; files that are read end in .dat, .dcm,"),
         (("RUN", "FILE", "--workers", "0"), "--workers must be at least 1"),
@@ -380,6 +381,7 @@ def test_a_mistake_is_one_line(sweep, run, shards, cohort, tmp_path, capsys, wor
     places = {"RUN": run, "SWEEP": sweep, "SHARDS": shards, "EMPTY": empty, "EXISTS": exists}
     places |= {"TABLE": cohort, "BASE": FIXTURES / "tiny_base_ssl.pt"}
     places["FILE"] = next((cohort.parent / "records").glob("*.hea"))
+    places["STEM"] = places["FILE"].with_suffix("")
     given = [places.get(word, word) for word in words]
     if "--out" not in words:
         given += ["--out", tmp_path / "risks.csv"]

@@ -4,7 +4,7 @@
     python tools/practice.py practice
 
 writes practice/table.csv (a row per ECG), practice/records/ (WFDB), practice/ecgs.csv and
-practice/diagnoses.csv (for labels from events), practice/inbox/ (three ECGs without a label) and
+practice/diagnoses.csv (for labels from events), practice/inbox/ (three patients, no labels) and
 practice/base_ssl.pt, which has random weights in a model small enough for a laptop. The signals
 show sinus rhythm or AF, so a model learns them in seconds; results say nothing about patients.
 """

@@ -9,7 +9,7 @@ from hpc_ecg.cli.parser import Verbs
 def add_audit(verbs: Verbs) -> None:
     audit = verbs.add_parser(
         "audit",
-        help="can one tell whom a run was trained on?",
+        help="measure what weights reveal about training patients",
         description="Attack a finished run's weights by membership inference, with its own "
         "training and test patients, and write RUN/audit.json; a bundle's card quotes it.",
     )

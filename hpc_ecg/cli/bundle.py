@@ -9,7 +9,7 @@ from hpc_ecg.cli.parser import Verbs
 def add_bundle(verbs: Verbs) -> None:
     bundle = verbs.add_parser(
         "bundle",
-        help="a folder with all that a colleague needs to use a model",
+        help="write a folder with all that a colleague needs to use a model",
         description="Write weights, thresholds, card and self-test, without data of people, into "
         "one folder. Upload it as it is, for instance with `hf upload NAME OUT`.",
     )

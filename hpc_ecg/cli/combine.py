@@ -8,7 +8,7 @@ from hpc_ecg.cli.parser import Verbs
 def add_combine(verbs: Verbs) -> None:
     combine = verbs.add_parser(
         "combine",
-        help="a run's network and clinical data in one model",
+        help="join a run's network and clinical data in one model",
         description="Fit, on validation, a logistic model of a run's logit and columns of its "
         "shards: RUN/combine.json, for report, cards, bundle and predict.",
     )

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     parser = Parser(
         prog="hpc-ecg",
-        description="Fine-tune the DeepECG-SSL transformer and find out which start is best.",
+        description="Fine-tune the DeepECG-SSL transformer and find out which start works best.",
         epilog="hpc-ecg help VERB describes a verb and its options.",
     )
     parser.add_argument("--version", action="version", version=__version__)

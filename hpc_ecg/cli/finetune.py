@@ -64,7 +64,9 @@ def _run(config: "FinetuneConfig") -> int:
 
     gc.freeze()  # Accelerate collects garbage often: half a second each over imported modules
     try:
-        finetune(config, before_training=doctor_before_training(config))
+        folder = finetune(config, before_training=doctor_before_training(config))
+        if folder.is_finished():
+            logger.info(f"weights: {folder.path}/best; next: hpc-ecg evaluate {folder.path}")
     except Preempted as preempted:
         # Slurm signals the processes that have not exited when the first one has
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -18,7 +18,8 @@ class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line, as the verbs do; argparse would print the usage before it."""
 
     def format_help(self) -> str:
-        """The help of argparse, and examples."""
+        """The help of argparse, and from examples.txt: a sentence ("= …") and examples."""
+        self.description = self.description or " ".join(_lines_of(self.prog, "= "))
         return f"{super().format_help()}{examples_of(self.prog)}"
 
     def error(self, message: str) -> NoReturn:
@@ -61,14 +62,19 @@ SETTINGS_HELP = "YAML files and settings key=value, later over earlier; `hpc-ecg
 
 def examples_of(prog: str) -> str:
     """The examples of `hpc-ecg VERB`, each wrapped as a shell takes it; '' if there are none."""
-    parts = EXAMPLES.read_text(encoding="utf-8").split("# ")
-    found = [part.splitlines()[1:] for part in parts if part.split("\n", 1)[0] == prog]
-    if not found:
+    if not (lines := _lines_of(prog)):
         return ""
-    joined = [re.sub(r"(--\S+) (?!-)", "\\1\0", line) for line in found[0]]  # option and value
+    joined = [re.sub(r"(--\S+) (?!-)", "\\1\0", line) for line in lines]  # option and value
     wrapped = [textwrap.wrap(line, 84, break_on_hyphens=False) for line in joined]
     lines = [f"  {CONTINUED.join(words)}\n".replace("\0", " ") for words in wrapped]
     return "".join(["\nexamples:\n", *lines])
+
+
+def _lines_of(prog: str, mark: str = "") -> list[str]:
+    """The examples of a verb, or its lines with this mark, which is taken off."""
+    parts = EXAMPLES.read_text(encoding="utf-8").split("# ")
+    lines = [x for p in parts if p.split("\n", 1)[0] == prog for x in p.splitlines()[1:]]
+    return [x.removeprefix(mark) for x in lines if x.startswith("= ") == bool(mark)]
 
 
 def check_effects(options: argparse.Namespace, *needs: tuple[str, str, object]) -> None:

@@ -38,7 +38,7 @@ def _parser(verb: str) -> Parser:
         description=f"Write the {what} of each recording, or the reason why it has none. Exit code "
         "0: all were predicted; 3: some were not; 2: none was, or the command is wrong.",
     )
-    predict.add_argument("model", type=Path, metavar="MODEL", help="run, sweep, .pt …")
+    predict.add_argument("model", type=Path, metavar="MODEL", help="run, sweep, bundle, .pt …")
     predict.add_argument(
         "files", nargs="*", metavar="FILES", help="files, folders, patterns, tables, arrays"
     )
@@ -65,7 +65,7 @@ def _parser(verb: str) -> Parser:
     table.add_argument("--file", metavar="COLUMN", help="path below DIR (default: file or record)")
     table.add_argument("--record", metavar="COLUMN", help="name in FILE (default: record or file)")
     add_layout_options(predict)
-    predict.add_argument("--missing-leads", default="leave_out", help="or zero: filled, flagged")
+    predict.add_argument("--missing-leads", default="leave_out", help="leave_out (default) or zero")
     predict.add_argument("--clip", action="store_true", help="clip at ±32 mV, flagged")
     work = predict.add_argument_group("work")
     work.add_argument("--batch-size", type=int, metavar="N", help="default: the run's")

@@ -26,10 +26,10 @@ def add_report(verbs: Verbs) -> None:
     report.add_argument(
         "--no-baselines",
         action="store_true",
-        help="do not compute the baselines: age and sex, irregularity, measurements of the ECG",
+        help="of a sweep: do not compute age and sex, irregularity, measurements of the ECG",
     )
     report.add_argument(
-        "--baseline-minutes", type=float, default=10.0, help="to measure ECGs in (default 10)"
+        "--baseline-minutes", type=float, default=10.0, help="time limit of baselines (default 10)"
     )
     report.add_argument(
         "--allow-pipe",

@@ -86,7 +86,7 @@ def _add_signal(shard: argparse.ArgumentParser) -> None:
     group.add_argument("--seconds", type=float, default=10.0)
     group.add_argument("--window", default="first", help="first (default), centre or all")
     group.add_argument("--pad-short", action="store_true", help="fill up with zeros, flagged")
-    group.add_argument("--missing-leads", default="leave_out", help="or zero: filled, flagged")
+    group.add_argument("--missing-leads", default="leave_out", help="leave_out (default) or zero")
     group.add_argument("--clip", action="store_true", help="clip at ±32 mV, flagged")
     group.add_argument("--highpass", type=float, metavar="HZ", help="against baseline wander")
     group.add_argument("--notch", type=float, metavar="HZ", help="against mains: 50 or 60")

@@ -118,7 +118,8 @@ def combine_label(
     sample, x_NF = _known(splits[0], k, covariates)
     counts = count_events(sample.labels_N, sample.patient_N)
     few = sample.patients_in_smaller_class()
-    check_enough_events(counts, splits[0].labels[k], "combining with covariates")
+    where = "validation (data shard --fractions sets its size)"
+    check_enough_events(counts, splits[0].labels[k], "combining with covariates", where)
     mean_F, sd_F = x_NF.mean().to_numpy(), x_NF.std(ddof=0).replace(0, 1).to_numpy()
     z_NF, y_N, w_N = (x_NF.to_numpy() - mean_F) / sd_F, sample.labels_N, sample.weights_N
     fits = {name: _fit(z_NF[:, part], y_N, w_N) for name, part in MODELS.items()}

@@ -137,7 +137,7 @@ def write_bundle(model: ModelSource, out: Path, forward: Forward, onnx: bool = F
     write_atomically(out, write)
     audits = [read_audit(file.parent.parent) for file in model.files]
     if not all(audits):
-        lines.append("not audited: hpc-ecg audit RUN says whether weights betray their patients")
+        lines.append("not audited: hpc-ecg audit RUN measures what weights reveal of patients")
     lines += [line for audit in audits for line in warnings_of(audit)]
     return [*lines, f"written: {out}", f"check it anywhere: hpc-ecg predict {out} --self-test"]
 

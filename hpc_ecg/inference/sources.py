@@ -64,7 +64,9 @@ def find_sources(
         for source in _sources_of(word, layout, columns):
             found.setdefault(source.folder.absolute() / source.file, source)
         if len(found) == before and not Path(word).exists():
-            raise ValueError(f"{word}: no such file or folder, and no file fits it as a pattern")
+            hint = f"; did you mean {word}.hea?" if Path(f"{word}.hea").exists() else ""
+            text = "no such file or folder, and no file fits it as a pattern"
+            raise ValueError(f"{word}: {text}{hint}")
     if not found:
         endings = ", ".join(sorted(READERS))
         raise ValueError(f"{words[0]} holds no recording; files that are read end in {endings}")

@@ -177,7 +177,7 @@ def check_unseen(run: RunFolder, shards: ShardSet, split: str) -> str:
                 "give another cohort with --shards"
             )
         return "the run's own cohort" + (", where thresholds were fitted" if split != SPLIT else "")
-    apart = "patients cannot be compared unless one key made both cohorts' pseudonyms"
+    apart = "patients can be compared only if both sets of shards were made with the same --key"
     try:
         index = open_shards(load_run(str(run.path), []).data)[0].index
     except (ValueError, OSError):
