@@ -84,6 +84,10 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
 
     ranks = read_ranks(os.environ)
     start_logging(ranks.rank)
+    for name in ("self_test", "fit_abstention"):
+        if getattr(options, name) and (options.files or options.out or options.abstain is not None):
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} predicts nothing; give it with MODEL alone, then predict")
     if options.self_test:
         return _self_test(options)
     if options.fit_abstention:
@@ -115,7 +119,7 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
     strategy, ensemble = options.strategy, options.ensemble
     model, shards = open_source(options.model, strategy, ensemble, not is_embedding), None
     model = with_features(model, options.layer) if is_embedding else model
-    model = with_abstention(model, options.abstain) if options.abstain else model
+    model = with_abstention(model, options.abstain) if options.abstain is not None else model
     if has_shards:
         from hpc_ecg.inference.from_shards import open_all
 
