@@ -171,7 +171,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "risks_by_outcome": risks_by_outcome(model),
         "combined": model.combined,
         "audit": [read_audit(run.path) for run in runs],
-        "update": read_optional(runs[0].path / "update.json"),
+        "update": runs[0].read_about("update.json"),
         "test": _test_of(runs[0]) if len(runs) == 1 else {},
         "provenance": {
             "data_index_sha256": environment.get("data_index_sha256"),
