@@ -655,6 +655,11 @@ def test_what_predicts_nothing_is_given_alone(run, capsys, option, others):
     assert f"{option} predicts nothing; give it with MODEL alone" in capsys.readouterr().err
 
 
+def test_an_empty_option_is_not_left_out(run, cohort, tmp_path, capsys):
+    assert command(run, cohort, "--out", tmp_path / "risks.csv", "--slurm", "") == 2
+    assert "--slurm: expected words like jobs=8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("share", ["", "0.3", "1", "90", "a.xml", "nan"])
 def test_a_wrong_share_is_one_line(sweep, shards, tmp_path, capsys, share):
     words = [sweep, shards, "--ensemble", "--out", tmp_path / "risks.csv", "--abstain", share]

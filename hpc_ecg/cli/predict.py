@@ -86,8 +86,8 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
     start_logging(ranks.rank)
     for name in ("self_test", "fit_abstention"):
         if getattr(options, name) and (options.files or options.out or options.abstain is not None):
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} predicts nothing; give it with MODEL alone, then predict")
+            text = "predicts nothing; give it with MODEL alone"
+            raise ValueError(f"--{name.replace('_', '-')} {text}")
     if options.self_test:
         return _self_test(options)
     if options.fit_abstention:
@@ -96,7 +96,7 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
         fit_abstention(str(options.model))
         return 0
     out, slurm = options.out, None
-    if options.slurm and not share:
+    if options.slurm is not None and not share:
         from hpc_ecg.shards.sharding_plan import parse_slurm
 
         slurm = parse_slurm(options.slurm)

@@ -57,9 +57,9 @@ def check_rule(path: Path, content: Mapping[str, Any], members: int) -> dict[str
     known, values = SPREADS if members > 1 else (DISTANCE,), rule["percentiles"]
     is_number = len(values) == len(PERCENTS) and all(type(v) in (int, float) for v in values)
     if rule["score"] not in known or not is_number or values != sorted(values):
+        allowed = f"{' or '.join(known)}, with {len(PERCENTS)} rising percentiles"
         raise ValueError(
-            f"{path} is damaged: its rule of abstention must have the score {' or '.join(known)} "
-            f"and {len(PERCENTS)} percentiles in rising order"
+            f"{path} is damaged: the score of its rule of abstention must be {allowed}"
         )
     return rule
 

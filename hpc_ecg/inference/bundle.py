@@ -72,9 +72,8 @@ def open_bundle(path: Path) -> ModelSource:
         if Path(name).name != name:
             raise ValueError(f"{record} is damaged: {name!r} is no name of a file beside it")
         check_file(path / name, record)
-    names = [str(name) for name in content["weights"]]
-    files, rule = [path / name for name in names], content["abstention"]
-    rule = rule and check_rule(record, rule, len(files))
+    names, rule = [str(name) for name in content["weights"]], content["abstention"]
+    files, rule = [path / name for name in names], rule and check_rule(record, rule, len(names))
     needed = {*names, *[GAUSSIAN] * (rule.get("score") == DISTANCE)}
     if not files or not needed <= set(content["digests"]):
         raise ValueError(f"{record} is damaged: it has no digest of its weights; copy it again")

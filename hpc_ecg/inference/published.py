@@ -18,8 +18,7 @@ ENDINGS = (".safetensors", ".pt", ".pth")
 OTHERS = (".h5", ".hdf5", ".keras", ".ckpt", ".bin", ".onnx", ".tflite", ".pkl", ".joblib")
 PLATT = ("platt_coefficients", "platt")
 KEYS = (("slope", "intercept"), ("slope", "offset"), ("a", "b"))
-MOST = 1000.0
-"""Of a coefficient's size, and of 1 / slope: further out, all risks would be 0, 1 or the same."""
+MOST = 1000.0  # of a coefficient's size, and of 1 / slope: further out, all risks are alike
 HOW, EQUATION = ("combination", "equation"), "mean(sigmoid(slope*logit+intercept))"
 
 
