@@ -652,7 +652,7 @@ def test_a_run_is_far_from_its_training_where_the_features_are(
 @pytest.mark.parametrize("others", [("a.xml",), ("--abstain",), ("--out", "risks.csv")])
 def test_what_predicts_nothing_is_given_alone(run, capsys, option, others):
     assert command(run, option, *others) == 2
-    assert f"{option} predicts nothing; give it with MODEL alone" in capsys.readouterr().err
+    assert f"{option} predicts nothing; give MODEL alone" in capsys.readouterr().err
 
 
 def test_an_empty_option_is_not_left_out(run, cohort, tmp_path, capsys):

@@ -86,8 +86,7 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
     start_logging(ranks.rank)
     for name in ("self_test", "fit_abstention"):
         if getattr(options, name) and (options.files or options.out or options.abstain is not None):
-            text = "predicts nothing; give it with MODEL alone"
-            raise ValueError(f"--{name.replace('_', '-')} {text}")
+            raise ValueError(f"--{name.replace('_', '-')} predicts nothing; give MODEL alone")
     if options.self_test:
         return _self_test(options)
     if options.fit_abstention:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from hpc_ecg.data.loader import MicroBatch
 from hpc_ecg.ecg.preprocess import MICROVOLTS_PER_COUNT
-from hpc_ecg.evaluation.abstention import DISTANCE
 from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.model.kernels import check_kernels
 from hpc_ecg.model.transformer import ECGClassifier
@@ -87,7 +86,7 @@ class TorchForward:
         check_kernels(members[0], self._samples, engine.device, dtype, has_mask=False)
         self._skip = 0 if model.layer is None else len(members[0].head.bias)
         self._gaussian: dict[str, NDArray[np.float32]] = {}
-        if model.abstains and model.abstention["score"] == DISTANCE:
+        if model.abstains and model.abstention["score"] == "distance":
             self._gaussian = load_file(model.files[0].with_name(GAUSSIAN))
         if self._skip or self._gaussian:
             engine.prepare_inference(WithFeatures(members[0], model.layer))

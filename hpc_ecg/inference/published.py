@@ -18,7 +18,6 @@ ENDINGS = (".safetensors", ".pt", ".pth")
 OTHERS = (".h5", ".hdf5", ".keras", ".ckpt", ".bin", ".onnx", ".tflite", ".pkl", ".joblib")
 PLATT = ("platt_coefficients", "platt")
 KEYS = (("slope", "intercept"), ("slope", "offset"), ("a", "b"))
-MOST = 1000.0  # of a coefficient's size, and of 1 / slope: further out, all risks are alike
 HOW, EQUATION = ("combination", "equation"), "mean(sigmoid(slope*logit+intercept))"
 
 
@@ -77,6 +76,6 @@ def _read_fit(name: str, fit: Any) -> tuple[float, float]:
         raise ValueError(
             f"{name}: a slope of {slope:g} would not rank patients as the network does"
         )
-    if not 1 / MOST <= abs(slope) <= MOST >= abs(offset):
+    if not 1e-3 <= abs(slope) <= 1e3 >= abs(offset):  # all risks would be alike
         raise ValueError(f"{name}: slope {slope:g} and intercept {offset:g} cannot be of a network")
     return (slope, offset) if slope > 0 else (-slope, -offset)

@@ -63,8 +63,7 @@ def update(
     cohort = open_shards(data)[0]
     splits = set(cohort.index["split"])
     if "test" not in splits or splits == {"test"}:
-        where = "left to update on" if "test" in splits else "held out"
-        raise ValueError(f"{shards}: with --share {share:g} no patient is {where}")
+        raise ValueError(f"{shards}: --share {share:g} holds no patient out, or leaves none")
     strangers = check_unseen(old, cohort, "all")
     _check_same_methods(RunFolder(out), up_to)
     init = InitConfig(checkpoint=str(old.path.resolve()), head="keep")

@@ -174,8 +174,7 @@ class RunFolder:
         )
 
     def read_about(self, name: str) -> dict[str, Any]:
-        """What another verb recorded about the weights, {} if nothing. ValueError: about others, or
-        changed since."""
+        """What a verb noted about the weights, or {}. ValueError: about others, or changed."""
         path = self.path / name
         if path.exists() and not check_file(self.path / WEIGHTS, path):
             raise ValueError(f"{path} does not say which weights it is about; make it again")
