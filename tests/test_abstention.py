@@ -1,10 +1,19 @@
 """Abstention: the rule is of validation, marks records, and is compared with random keeping."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import expit
 
-from hpc_ecg.evaluation.abstention import COVERAGES, curve_rows, cut_of, fit_rule, spreads
+from hpc_ecg.evaluation.abstention import (
+    COVERAGES,
+    check_rule,
+    curve_rows,
+    cut_of,
+    fit_rule,
+    spreads,
+)
 from hpc_ecg.evaluation.predictions import Predictions
 
 
@@ -73,3 +82,34 @@ def test_members_disagree_by_the_standard_deviation_over_them():
     for name, values in (("probability_spread", expit(logits_NMK)), ("logit_spread", logits_NMK)):
         expected = [np.mean([np.std(v[:, k], ddof=1) for k in (0, 1)]) for v in values]
         np.testing.assert_allclose(found[name], expected)
+
+
+GOOD = {"score": "distance", "percentiles": np.linspace(1.0, 2.0, 50).tolist()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": "chance"},
+        {"score": "logit_spread"},
+        {"score": ["distance"]},
+        {"percentiles": []},
+        {"percentiles": [1.0, 2.0]},
+        {"percentiles": ["1"] * 50},
+        {"percentiles": [True] * 50},
+        {"percentiles": [[1.0]] * 50},
+        {"percentiles": GOOD["percentiles"][::-1]},
+    ],
+)
+def test_a_rule_that_somebody_edited_is_refused_by_name(change):
+    path = Path("abstention.json")
+    assert check_rule(path, GOOD | {"curve": []}, members=1) == GOOD
+    with pytest.raises(ValueError, match=r"abstention\.json is damaged"):
+        check_rule(path, GOOD | change, members=1)
+
+
+def test_a_fitted_rule_is_one_that_can_be_read():
+    valid, doubt = simulated(1, 0.3, 500)
+    for doubts, members in (({"distance": doubt}, 1), ({"logit_spread": np.round(doubt)}, 2)):
+        rule = fit_rule(valid, doubts)
+        assert check_rule(Path("x"), rule, members) == rule

@@ -8,7 +8,9 @@ import pytest
 from hpc_ecg.cli.command import main
 from hpc_ecg.evaluation import membership as attacks
 from hpc_ecg.evaluation.membership import membership
+from hpc_ecg.hashing import write_record
 from hpc_ecg.inference import audit as auditing
+from hpc_ecg.training.run_folder import WEIGHTS, RunFolder
 
 PATIENTS = 4000
 
@@ -91,3 +93,25 @@ def test_a_run_is_audited_and_its_bundle_says_so(undisturbed, tmp_path, capsys, 
 def test_an_unfinished_run_is_refused(tmp_path, capsys):
     assert main(["audit", str(tmp_path)]) == 2
     assert f"{tmp_path} is not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["audit.json", "update.json"])
+def test_a_record_counts_for_the_weights_that_it_is_about(tmp_path, name):
+    record, weights, other = (tmp_path / n for n in (name, WEIGHTS, "metrics.jsonl"))
+    weights.parent.mkdir()
+    weights.write_bytes(b"old")
+    other.write_text("{}")
+    run = RunFolder(tmp_path)
+    assert run.read_about(name) == {}
+    write_record(record, {"labels": {"af": 1}}, [weights])
+    assert run.read_about(name)["labels"] == {"af": 1}
+    weights.write_bytes(b"new")
+    with pytest.raises(ValueError, match=r"model\.safetensors has changed since"):
+        run.read_about(name)
+    for files in ([], [other]):
+        write_record(record, {"labels": {"af": 1}}, files)
+        with pytest.raises(ValueError, match="does not say which weights it is about"):
+            run.read_about(name)
+    record.write_text(record.read_text().replace("1", "2", 1))
+    with pytest.raises(ValueError, match="has changed since"):
+        run.read_about(name)

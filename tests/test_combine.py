@@ -81,13 +81,24 @@ def test_a_record_without_a_known_value_of_each_covariate_has_a_reason():
     ]
     cells = {
         "age": ("50", "", "744", "x", "50.5", "50"),
-        "sex": ("M", "M", "F", "F", "unknown", "male"),
+        "sex": ("M", "M", "F", "F", "unknown", "W"),
     }
     frame, why = encode(covariates, cells)
     assert list(frame) == ["age", "sex M", "sex O"]
     assert frame.iloc[0].tolist() == [50.0, 1.0, 0.0] and frame["age"][4] == 50.5
     near, levels = "age: expected is a number near 60 (SD 12)", "sex: known are F, M, O"
     assert why.tolist() == ["", "age is missing", near, near, "sex is missing", levels]
+
+
+@pytest.mark.parametrize("levels", [["M", "F"], ["male", "female"], ["F", "W", "M"], ["m", "f"]])
+def test_sex_is_understood_in_any_spelling_and_whatever_else_the_table_holds(levels):
+    cells = texts("F", "female", "M", "male", "f", "W", "1")
+    frame, why = encode([{"name": "sex", "levels": levels}], {"sex": cells})
+    if "W" not in levels:
+        assert frame.iloc[:5, 0].tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
+    assert [bool(text) for text in why] == [False] * 5 + ["W" not in levels, True]
+    other, _ = encode([{"name": "arm", "levels": ["M", "F"]}], {"arm": cells})
+    assert other["arm F"].tolist() == [1.0] + [0.0] * 6
 
 
 def fitted(valid: Predictions, *tests: Predictions, names=NAMES, **thresholds: float) -> dict:

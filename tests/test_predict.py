@@ -498,6 +498,11 @@ def test_a_changed_byte_is_refused_by_name(bundle, tmp_path, capsys, name):
         ({"self_test": {"logits": [[1.0]]}}, "the logits of its self-test do not fit"),
         ({"self_test": {"logits": [[[9.0]], [[9.0]], [[9.0]]]}}, "logits are off by"),
         ({"labels": None}, "labels cannot be 'None'"),
+        ({"weights": [["model.safetensors"]]}, "it has no digest of its weights"),
+        ({"combined": ["age"]}, "combined cannot be"),
+        ({"abstention": ["distance"]}, "abstention cannot be"),
+        ({"abstention": {"score": "chance", "percentiles": [1.0] * 50}}, "rule of abstention"),
+        ({"abstention": {"score": "distance", "percentiles": [1.0] * 50}}, "it has no digest of"),
     ],
 )
 def test_an_edited_description_is_one_line(bundle, tmp_path, capsys, change, message):
@@ -645,9 +650,21 @@ def test_a_run_is_far_from_its_training_where_the_features_are(
     assert "abstention.safetensors has changed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("share", ["0.3", "1", "90", "a.xml", "nan"])
+@pytest.mark.parametrize("option", ["--self-test", "--fit-abstention"])
+@pytest.mark.parametrize("others", [("a.xml",), ("--abstain",), ("--out", "risks.csv")])
+def test_what_predicts_nothing_is_given_alone(run, capsys, option, others):
+    assert command(run, option, *others) == 2
+    assert f"{option} predicts nothing; give MODEL alone" in capsys.readouterr().err
+
+
+def test_an_empty_option_is_not_left_out(run, cohort, tmp_path, capsys):
+    assert command(run, cohort, "--out", tmp_path / "risks.csv", "--slurm", "") == 2
+    assert "--slurm: expected words like jobs=8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", ["", "0.3", "1", "90", "a.xml", "nan"])
 def test_a_wrong_share_is_one_line(sweep, shards, tmp_path, capsys, share):
     words = [sweep, shards, "--ensemble", "--out", tmp_path / "risks.csv", "--abstain", share]
     assert command(*words) == 2
-    err = capsys.readouterr().err
-    assert err.endswith(f"--abstain SHARE must be from 0.5 to 0.99 (say it last), got {share}\n")
+    err, allowed = capsys.readouterr().err, "from 0.5 to 0.99 (say it last)"
+    assert err.strip().endswith(f"--abstain SHARE must be {allowed}, got {share}".strip())

@@ -79,6 +79,8 @@ TWO = [{"slope": 1, "intercept": 0}] * 2
         ({"platt": [TWO[0], [1, 0]]}, "expected slope and intercept as numbers, got [1, 0]"),
         ({"platt": [TWO[0], TWO[0] | {"a": 1, "b": 0}]}, "expected slope and intercept as numbers"),
         ({"platt": [TWO[0], {"slope": -1, "intercept": 0}]}, "a slope of -1 would not rank"),
+        ({"platt": [TWO[0], {"slope": 1e308, "intercept": 0}]}, "cannot be of a network"),
+        ({"platt": [TWO[0], {"slope": 1, "intercept": 1e9}]}, "cannot be of a network"),
         ({"platt": TWO, "equation": "max(sigmoid(logit))"}, f"not understood; known is {EQUATION}"),
         ({"platt": TWO, "combination": "median"}, "combination median is not understood"),
         (

@@ -251,6 +251,11 @@ def test_a_run_is_updated_and_the_new_run_is_whole(run, other, tmp_path, capsys,
     # started again, it goes on where it was
     assert main(["update", str(run), "--shards", str(other), "--out", str(out)]) == 0
     assert json.loads((out / "update.json").read_text()) == about
+    words = ["update", str(run), "--shards", str(other), "--out", str(out), "--up-to"]
+    for up_to in ("intercept", "finetune"):
+        assert main([*words, up_to]) == 2
+        assert "was made with --up-to head; give another --out" in capsys.readouterr().err
+    assert not out.with_name("new-finetune").exists()
     # what others read
     assert main(["bundle", str(out), str(tmp_path / "bundle")]) == 0
     assert "af: intercept is what the data support" in (tmp_path / "bundle/CARD.md").read_text()
@@ -259,6 +264,19 @@ def test_a_run_is_updated_and_the_new_run_is_whole(run, other, tmp_path, capsys,
     assert "Updated for a new hospital" in page and "calibration slope" in page
     card = next((out / "report" / "cards").glob("*/MODEL_CARD.md")).read_text()
     assert "af: intercept is what the data support" in card
+
+
+@pytest.mark.parametrize("share", ["1e-09", "0.999999"])
+def test_a_share_that_leaves_nobody_is_refused_before_anything_is_written(
+    run, other, tmp_path, capsys, share
+):
+    words = ["update", str(run), "--shards", str(other), "--out", str(tmp_path / "new")]
+    assert main([*words, "--share", share]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"--share {share} holds no patient out, or leaves none" in error and error.count("\n") == 1
+    )
+    assert not (tmp_path / "new").exists()
 
 
 def test_too_few_events_are_refused_before_anything_is_written(run, other, tmp_path, capsys):

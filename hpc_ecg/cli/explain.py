@@ -79,8 +79,8 @@ def _check(options: argparse.Namespace) -> "list[Source]":
     if not options.model.exists():
         raise ValueError(f"{options.model}: no such run, sweep, bundle or file of weights")
     for name, least in (("sample", 2), ("seed", 0)):
-        if (value := getattr(options, name)) is not None and value < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}")
+        if (value := getattr(options, name)) is not None and not least <= value < 1 << 32:
+            raise ValueError(f"--{name} must be at least {least} and below 2^32, got {value}")
     has_shards = is_shards(options.file)
     others = ((name, "one recording", not has_shards) for name in LAYOUT)
     check_effects(options, ("sample", "shards", has_shards), *others)

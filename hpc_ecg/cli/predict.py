@@ -84,6 +84,9 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
 
     ranks = read_ranks(os.environ)
     start_logging(ranks.rank)
+    for name in ("self_test", "fit_abstention"):
+        if getattr(options, name) and (options.files or options.out or options.abstain is not None):
+            raise ValueError(f"--{name.replace('_', '-')} predicts nothing; give MODEL alone")
     if options.self_test:
         return _self_test(options)
     if options.fit_abstention:
@@ -92,7 +95,7 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
         fit_abstention(str(options.model))
         return 0
     out, slurm = options.out, None
-    if options.slurm and not share:
+    if options.slurm is not None and not share:
         from hpc_ecg.shards.sharding_plan import parse_slurm
 
         slurm = parse_slurm(options.slurm)
@@ -115,7 +118,7 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
     strategy, ensemble = options.strategy, options.ensemble
     model, shards = open_source(options.model, strategy, ensemble, not is_embedding), None
     model = with_features(model, options.layer) if is_embedding else model
-    model = with_abstention(model, options.abstain) if options.abstain else model
+    model = with_abstention(model, options.abstain) if options.abstain is not None else model
     if has_shards:
         from hpc_ecg.inference.from_shards import open_all
 

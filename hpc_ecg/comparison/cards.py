@@ -39,7 +39,7 @@ def _values(comparison: Comparison, model: SelectedModel, flow: CohortFlow | str
         "init": init_report,
         "combined": read_combined(folder.path),
         "calibration": read_optional(folder.best / "calibration.json"),
-        "update": read_optional(folder.path / "update.json"),
+        "update": folder.read_about("update.json"),
         "labels": {name: model.label(name) for name in comparison.labels},
         "signal": init_report.get("signal") or {},
         "settings": sorted((k, v) for k, v in settings.items() if v not in (None, {}, [])),

@@ -173,7 +173,7 @@ def render_report(
         title=sweep_dir.resolve().name,
         comparison=comparison,
         single=single,
-        update=read_optional(comparison.runs[0].folder.path / "update.json"),
+        update=comparison.runs[0].folder.read_about("update.json"),
         headline=run_sentences(comparison) if single else headline(comparison),
         sentences=verdict_sentences(comparison),
         on_baselines=sentences_on_baselines(comparison),

@@ -99,6 +99,11 @@ def read_sexes(column: pd.Series, shown: bool = True) -> ReadColumn:
     return ReadColumn(values=values, remark=describe_cells(text, is_wrong, note, shown))
 
 
+def spell_sex(cell: str) -> str:
+    """M, F or O where the word or letter says which; anything else stays as written."""
+    return _SEX_OF.get(cell.casefold()) or cell
+
+
 def describe_cells(text: pd.Series, is_wrong: pd.Series, note: str = "", shown: bool = True) -> str:
     """How many cells were understood, how many were not, and the first of these."""
     wrong, empty = int(is_wrong.sum()), int((text == "").sum())

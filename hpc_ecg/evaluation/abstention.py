@@ -7,6 +7,7 @@ random would on average change nothing (risk and coverage: El-Yaniv & Wiener, JM
 # N records, M members of an ensemble, K labels
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,14 @@ COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 PERCENTS = np.arange(50, 100)
 """Of validation, that may be kept: the largest doubts would be single people's."""
 MAX_REPLICATES = 500
+SPREADS, DISTANCE = ("probability_spread", "logit_spread"), "distance"
 
 
 def spreads(logits_NMK: NDArray[Any]) -> dict[str, FloatArray]:
     """How much the members disagree [N]: the mean over labels of their standard deviations."""
     logits = logits_NMK.astype(np.float64)
-    values = {"probability_spread": expit(logits), "logit_spread": logits}
-    return {name: value.std(axis=1, ddof=1).mean(axis=1) for name, value in values.items()}
+    values = zip(SPREADS, (expit(logits), logits), strict=True)
+    return {name: value.std(axis=1, ddof=1).mean(axis=1) for name, value in values}
 
 
 def fit_rule(valid: Predictions, doubts: Mapping[str, FloatArray]) -> dict[str, Any]:
@@ -45,6 +47,18 @@ def fit_rule(valid: Predictions, doubts: Mapping[str, FloatArray]) -> dict[str, 
         if np.ptp(doubt_N) > 0:
             rules.setdefault(float(np.mean(known or [0.5])), rule)
     return rules[max(rules)] if rules else {}
+
+
+def check_rule(path: Path, content: Mapping[str, Any], members: int) -> dict[str, Any]:
+    """The rule in a file. ValueError: none that `fit_rule` gives for so many members."""
+    rule: dict[str, Any] = {name: content.get(name) for name in ("score", "percentiles")}
+    known, values = SPREADS if members > 1 else (DISTANCE,), rule["percentiles"]
+    kinds = [type(value) for value in values] if isinstance(values, list) else []
+    is_number = len(kinds) == len(PERCENTS) and set(kinds) <= {int, float}
+    if rule["score"] not in known or not is_number or values != sorted(values):
+        allowed = f"{' or '.join(known)}, with {len(PERCENTS)} rising percentiles"
+        raise ValueError(f"{path} is damaged: its rule of abstention must be {allowed}")
+    return rule
 
 
 def cut_of(rule: Mapping[str, Any], coverage: float) -> float:

@@ -26,6 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from hpc_ecg.cohort.table import EMPTY_CELL
+from hpc_ecg.ecg.age_sex import spell_sex
 from hpc_ecg.evaluation.comparisons import estimate_mean
 from hpc_ecg.evaluation.events import FEW_EVENTS, check_enough_events, count_events, scarce
 from hpc_ecg.evaluation.intervals import bootstrap_interval
@@ -82,6 +83,9 @@ def encode(covariates: Sequence[dict], values: Mapping[str, Any]) -> tuple[pd.Da
     for c in covariates:
         name, cells_N = c["name"], _cells(values[c["name"]])
         if levels := c.get("levels"):
+            if name == "sex":  # one cohort writes F, another one female
+                spelled = pd.Series({spell_sex(level): level for level in levels})
+                cells_N = cells_N.map(spell_sex).map(spelled).fillna(cells_N)
             is_known_N, known = cells_N.isin(levels), f"known are {', '.join(levels)}"
             columns |= {f"{name} {level}": cells_N == level for level in levels[1:]}
         else:

@@ -15,6 +15,7 @@ from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.comparison.risk_coverage import ABSTENTION
 from hpc_ecg.data.dataset import Dataset, open_split
 from hpc_ecg.data.source import ShardSource
+from hpc_ecg.evaluation import abstention
 from hpc_ecg.evaluation.abstention import PERCENTS, curve_rows, cut_of, fit_rule
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import check_file, check_record, read_record, write_record
@@ -54,8 +55,7 @@ def rule_of(model: ModelSource) -> dict[str, Any]:
     if model.abstention or not is_single_run or not check_file(model.files[0], record):
         return model.abstention
     check_record(record, leave_out=f"best/{model.files[0].name}")
-    rule = read_record(record, {"score": str, "percentiles": list})
-    return {name: rule[name] for name in ("score", "percentiles")}
+    return abstention.check_rule(record, read_record(record), members=1)
 
 
 def fit_abstention(run_dir: str) -> None:
@@ -84,7 +84,7 @@ def fit_abstention(run_dir: str) -> None:
     far = {s: far_from_training(output, gaussian) for s, output in outputs.items()}
     found = {s: as_predictions(datasets[s], out[:, :-1], "yes/no") for s, out in far.items()}
     doubt = {split: output[:, -1].astype(np.float64) for split, output in far.items()}
-    rule = fit_rule(found["valid"], {"distance": doubt["valid"]})
+    rule = fit_rule(found["valid"], {abstention.DISTANCE: doubt["valid"]})
     if not rule:
         raise ValueError(f"{run_dir}: all of validation is equally far from training")
     points = read_optional(folder.best / "operating_point.json")

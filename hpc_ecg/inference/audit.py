@@ -13,7 +13,6 @@ from hpc_ecg.evaluation.membership import ATTACKS, FALSE_POSITIVE_RATES, members
 from hpc_ecg.hashing import read_record, write_record
 from hpc_ecg.reporting.numbers import format_percent, format_with_interval
 from hpc_ecg.shards.format import ShardSet
-from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.open_run import finished_run, load_run
 from hpc_ecg.training.predict import predict
@@ -97,4 +96,4 @@ def warnings_of(labels: dict[str, Any]) -> list[str]:
 
 def read_audit(run: Path) -> dict[str, Any]:
     """The labels of a run's audit.json; {} if it was not audited."""
-    return read_optional(run / AUDIT).get("labels", {})
+    return RunFolder(run).read_about(AUDIT).get("labels", {})

@@ -21,6 +21,7 @@ from hpc_ecg.atomic_io import write_atomically, write_text
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.config.load import load_config
 from hpc_ecg.ecg.array_files import ArrayLayout
+from hpc_ecg.evaluation.abstention import DISTANCE, check_rule
 from hpc_ecg.evaluation.covariates import check_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.evaluation.thresholds import points_by_method
@@ -63,15 +64,18 @@ def is_bundle(path: Path) -> bool:
 def open_bundle(path: Path) -> ModelSource:
     """What `predict` needs of a bundle. ValueError names a file that has changed or is missing."""
     record = path / MODEL
-    content = read_record(record, KINDS)
+    content = {"combined": {}, "abstention": {}} | read_record(record, KINDS)
+    check_kinds(record, content, {"combined": dict, "abstention": dict})
     if content["format"] != FORMAT:
         raise ValueError(f"{record}: its format is {content['format']!r}, known is {FORMAT!r}")
     for name in content["digests"]:
         if Path(name).name != name:
             raise ValueError(f"{record} is damaged: {name!r} is no name of a file beside it")
         check_file(path / name, record)
-    files = [path / str(name) for name in content["weights"]]
-    if not files or not set(content["weights"]) <= set(content["digests"]):
+    names, rule = [str(name) for name in content["weights"]], content["abstention"]
+    files, rule = [path / name for name in names], rule and check_rule(record, rule, len(names))
+    needed = {*names, *[GAUSSIAN] * (rule.get("score") == DISTANCE)}
+    if not files or not needed <= set(content["digests"]):
         raise ValueError(f"{record} is damaged: it has no digest of its weights; copy it again")
     stated = content["settings"]
     settings = [f"{key}={stated[key]}" for key in SETTINGS if key in stated]
@@ -88,9 +92,9 @@ def open_bundle(path: Path) -> ModelSource:
         config=load_config(
             FinetuneConfig, [], [f"run_dir={path}", f"data.shards={path}", *settings]
         ),
-        combined=check_combined(record, content["combined"]) if content.get("combined") else {},
+        combined=check_combined(record, content["combined"]) if content["combined"] else {},
         points={label: _points(record, content["thresholds"], label, labels) for label in labels},
-        abstention=content.get("abstention", {}),
+        abstention=rule,
     )
 
 
@@ -117,7 +121,7 @@ def write_bundle(model: ModelSource, out: Path, forward: Forward, onnx: bool = F
         folder.mkdir()
         for file, name in zip(model.files, _names(model), strict=True):
             convert(file, folder / name, strip=True, labels=model.labels)
-        if rule.get("score") == "distance":
+        if rule.get("score") == DISTANCE:
             shutil.copyfile(model.files[0].with_name(GAUSSIAN), folder / GAUSSIAN)
         if onnx:
             lines.append(convert(model.files[0], folder / "model.onnx", strip=True)[0])
@@ -166,7 +170,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "risks_by_outcome": risks_by_outcome(model),
         "combined": model.combined,
         "audit": [read_audit(run.path) for run in runs],
-        "update": read_optional(runs[0].path / "update.json"),
+        "update": runs[0].read_about("update.json"),
         "test": _test_of(runs[0]) if len(runs) == 1 else {},
         "provenance": {
             "data_index_sha256": environment.get("data_index_sha256"),

@@ -24,7 +24,7 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
     """Fit each label of a finished run with these columns of its shards, write combine.json into
     its folder and return it. ValueError: a regression, an unknown column, too few events."""
     folder = finished_run(run_dir)
-    path, protocol = folder.path / COMBINE, read_protocol(folder.path.resolve().parents[1])
+    path, protocol = folder.path / COMBINE, read_protocol(folder.path.resolve().parent.parent)
     files = [folder.predictions / f"{split}.parquet" for split in ("valid", "test")]
     is_predicted = files[1].exists()
     is_open = is_predicted if protocol is None else protocol["opened"] is not None

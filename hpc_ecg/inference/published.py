@@ -76,4 +76,6 @@ def _read_fit(name: str, fit: Any) -> tuple[float, float]:
         raise ValueError(
             f"{name}: a slope of {slope:g} would not rank patients as the network does"
         )
+    if not 1e-3 <= abs(slope) <= 1e3 >= abs(offset):  # all risks would be alike
+        raise ValueError(f"{name}: slope {slope:g} and intercept {offset:g} cannot be of a network")
     return (slope, offset) if slope > 0 else (-slope, -offset)

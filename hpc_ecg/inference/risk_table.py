@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from hpc_ecg.atomic_io import write_atomically
 from hpc_ecg.ecg.amplitude import compare_amplitudes
-from hpc_ecg.evaluation.abstention import spreads
+from hpc_ecg.evaluation.abstention import DISTANCE, spreads
 from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.log import logger
 from hpc_ecg.reporting.escape import csv_text
@@ -69,7 +69,7 @@ def risks(model: ModelSource, logits_NMK: NDArray[np.float32]) -> dict[str, NDAr
             columns[f"{label}_at_{method}"] = (mean_N >= point["threshold"]).astype(np.int64)
     if model.abstains:
         score = model.abstention["score"]
-        doubt_N = logits[:, 0, -1] if score == "distance" else spreads(logits)[score]
+        doubt_N = logits[:, 0, -1] if score == DISTANCE else spreads(logits)[score]
         columns["abstained"] = (doubt_N > model.abstention["cut"]).astype(np.int64)
     return columns
 

@@ -18,7 +18,7 @@ import torch
 
 from hpc_ecg.data.dataset import open_shards
 from hpc_ecg.data.settings import AugmentConfig
-from hpc_ecg.evaluation.closed_testing import UpdateSample, choose_update
+from hpc_ecg.evaluation.closed_testing import METHODS, UpdateSample, choose_update
 from hpc_ecg.evaluation.events import check_enough_events, count_events, warn_of_few_events
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample
@@ -60,7 +60,12 @@ def update(
     splits = set(open_shards(data)[0].index["split"])
     share = 0.5 if share is None and not {"test"} < splits else share
     data = replace(data, held_out=share)
-    strangers = check_unseen(old, open_shards(data)[0], "all")
+    cohort = open_shards(data)[0]
+    splits = set(cohort.index["split"])
+    if "test" not in splits or splits == {"test"}:
+        raise ValueError(f"{shards}: --share {share:g} holds no patient out, or leaves none")
+    strangers = check_unseen(old, cohort, "all")
+    _check_same_methods(RunFolder(out), up_to)
     init = InitConfig(checkpoint=str(old.path.resolve()), head="keep")
     config, tuned = replace(config, run_dir=str(out), data=data, init=init), None
     if up_to == "finetune":
@@ -86,6 +91,14 @@ def update(
         write_record(run.path / UPDATE, about, [resolve_file(run.best), files[1]])
         written.append(about.copy())
     return written
+
+
+def _check_same_methods(run: RunFolder, up_to: str) -> None:
+    """ValueError if a run that is there was updated by tests of more or fewer methods."""
+    known = read_record(run.init_report) if run.is_finished() else {}
+    for of in known.get("update", {}).values():
+        if "p_values" in of and (made := max(of["p_values"], key=METHODS.index)) != up_to:
+            raise ValueError(f"{run.path} was made with --up-to {made}; give another --out")
 
 
 def _change_head(

@@ -17,7 +17,14 @@ from filelock import FileLock, Timeout
 from hpc_ecg.atomic_io import naming, tidy, write_json, write_text
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.schema import rules_by_key
-from hpc_ecg.hashing import CHANGED, check_record, read_record, sha256_of_value, write_record
+from hpc_ecg.hashing import (
+    CHANGED,
+    check_file,
+    check_record,
+    read_record,
+    sha256_of_value,
+    write_record,
+)
 from hpc_ecg.safe_reading import read_settings_file
 from hpc_ecg.training.environment import describe_environment, utc_now
 from hpc_ecg.training.settings import FinetuneConfig
@@ -165,6 +172,13 @@ class RunFolder:
         return check_record(self.finished, leave_out=WEIGHTS) and (
             is_evaluated or not self.evaluation.exists()
         )
+
+    def read_about(self, name: str) -> dict[str, Any]:
+        """What a verb noted about the weights, or {}. ValueError: about others, or changed."""
+        path = self.path / name
+        if path.exists() and not check_file(self.path / WEIGHTS, path):
+            raise ValueError(f"{path} does not say which weights it is about; make it again")
+        return read_record(path) if path.exists() else {}
 
     def append_event(self, event: str, **values: Any) -> None:
         """Append a line to metrics.jsonl; numbers that are not finite become null.
