@@ -12,6 +12,8 @@ from hpc_ecg.hashing import write_record
 from hpc_ecg.inference import audit as auditing
 from hpc_ecg.training.run_folder import WEIGHTS, RunFolder
 
+pytestmark = pytest.mark.slow
+
 PATIENTS = 4000
 
 

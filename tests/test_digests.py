@@ -21,6 +21,8 @@ from hpc_ecg.training.open_run import finished_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.weights.reading import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FLIPS = 100
 CHANGED = "has changed since it was written"
 

@@ -27,6 +27,8 @@ from hpc_ecg.training.open_run import finished_run, load_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.weights.reading import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 RUN = "a/seed-0"
 FILES = [
     *("sweep.yaml", "tuning.json", "jobs/hpc_ecg-0000-x.json", "baselines/baselines.json"),

@@ -13,6 +13,8 @@ from hpc_ecg.comparison.results import read_results
 from hpc_ecg.comparison.selected import select_models
 from hpc_ecg.sweep.status import read_status
 
+pytestmark = pytest.mark.slow
+
 SWEEPS = ["sweeps/finished", "regression", "multilabel"]
 
 

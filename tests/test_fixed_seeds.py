@@ -15,6 +15,8 @@ from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import _write_sweep
 from hpc_ecg.sweep.status import read_status
 
+pytestmark = pytest.mark.slow
+
 NAMES = "strategies=[afib_keep_head,afib_reset_head]"
 
 

@@ -12,6 +12,8 @@ from hpc_ecg.comparison.label_efficiency import label_efficiency
 from hpc_ecg.comparison.report import write_report
 from hpc_ecg.evaluation.comparisons import SeedScores
 
+pytestmark = pytest.mark.slow
+
 SHARES = (0.1, 0.3, 1.0)
 
 

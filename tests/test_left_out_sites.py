@@ -27,6 +27,8 @@ from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import _write_sweep, prepare_sweep
 from hpc_ecg.sweep.left_out_sites import describe_design
 
+pytestmark = pytest.mark.slow
+
 KEYS = ("patient", "site", "split")
 
 

@@ -7,9 +7,13 @@ import time
 from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
+
 from hpc_ecg.jobs import local_jobs
 from hpc_ecg.jobs.job import Job
 from hpc_ecg.jobs.local_jobs import run_locally
+
+pytestmark = pytest.mark.slow
 
 
 def record(folder, name, seconds):

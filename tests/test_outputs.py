@@ -14,6 +14,8 @@ from hpc_ecg.atomic_io import check_may_write, write_json, write_text
 from hpc_ecg.comparison.report import FIGURES, TABLES
 from hpc_ecg.data.node_cache import NodeCache
 
+pytestmark = pytest.mark.slow
+
 RUN = "runs/finished"
 SEEDS = [f"sweeps/finished/random/seed-{seed}" for seed in (0, 1)]
 # Verbs that write a file: words before OUT, the ending of OUT, and words after it.

@@ -101,6 +101,7 @@ def test_a_start_that_is_left_out_is_refused_with_the_choices(shards, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_swapped_files_stop_run_doctor_and_sweep_before_anything_is_written(
     shards, tmp_path, capsys
 ):

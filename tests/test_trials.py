@@ -13,6 +13,8 @@ from hpc_ecg.sweep.soups import soup_tasks
 from hpc_ecg.sweep.task import TaskRunner
 from hpc_ecg.sweep.tuning import check_trials, clear_trial_failure, read_tuned, tune
 
+pytestmark = pytest.mark.slow
+
 
 class Trials:
     """A runner of trials that runs nothing: `end` ends each, by its learning rate."""

@@ -79,6 +79,7 @@ def test_a_yaml_file_cannot_allow_a_command_and_the_command_line_can(old, verb, 
     assert config.data.allow_pipe
 
 
+@pytest.mark.slow
 def test_the_command_line_allows_a_command_for_a_run_its_evaluation_and_the_report(old):
     edit(old / RUN / "config.yaml", data__shards=pipe(old))
     stage = ["data.read=stream", f"data.stage_dir={old}"]

@@ -220,6 +220,7 @@ def few_suffice(monkeypatch):
     monkeypatch.setattr("hpc_ecg.evaluation.events.MIN_EVENTS", 3)
 
 
+@pytest.mark.slow
 def test_a_run_is_updated_and_the_new_run_is_whole(run, other, tmp_path, capsys, few_suffice):
     out = tmp_path / "new"
     assert main(["update", str(run), "--shards", str(other), "--out", str(out)]) == 0

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from recorded import V0_1, WORDS, copy_of_0_1, differences, hpc_ecg
 
+pytestmark = pytest.mark.slow
+
 FINISHED, MIDDLE = "runs/finished", "runs/middle"
 ENDED = ("steps", "metric", "best_step", "skipped", "stopped", "epochs", "processes")
 
