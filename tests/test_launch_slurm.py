@@ -40,7 +40,7 @@ def test_two_nodes_of_two_tasks_give_the_losses_of_one_process(
     started = events(tmp_path / "run", "started")[0]
     assert started["processes"] == 4 and started["slurm"]["SLURM_JOB_NODELIST"] == "node[1-2]"
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-6)
-    assert not list((tmp_path / "run").glob(".meeting*"))
+    assert not list((tmp_path / "run").glob(".rendezvous*"))
 
 
 def test_a_hanging_process_and_a_time_limit_have_runs_requeued(

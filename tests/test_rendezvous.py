@@ -52,7 +52,7 @@ def test_two_jobs_meet_in_one_folder_on_one_node_at_ports_of_their_own(tmp_path)
 
 @pytest.mark.parametrize("start", ["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"])
 def test_what_an_earlier_start_left_is_not_read(tmp_path, start):
-    left = tmp_path / ".meeting.123456.0.0.partial"
+    left = tmp_path / ".rendezvous.123456.0.0.partial"
     left.write_text(json.dumps({"hosts": ["localhost"], "port": 1}))
     outcome = meet(tmp_path, [task(1, of=2, **{start: "3"})], AT_ONCE)[0]
     assert isinstance(outcome, ValueError) and "does not see" in str(outcome)
@@ -79,7 +79,7 @@ def test_who_waits_for_process_0_says_so_and_at_the_end_what_to_do(tmp_path, mon
 def test_a_folder_that_not_all_nodes_see_is_named(tmp_path):
     outcome = meet(tmp_path, [task(1)], AT_ONCE)[0]
     assert isinstance(outcome, ValueError) and "\n" not in str(outcome)
-    assert str(tmp_path / ".meeting.123456.0.0.partial") in str(outcome)
+    assert str(tmp_path / ".rendezvous.123456.0.0.partial") in str(outcome)
     assert "a disk that all nodes share" in str(outcome)
 
 
@@ -87,7 +87,7 @@ def test_the_first_name_that_answers_is_taken_and_none_is_one_line(tmp_path):
     here = {"SLURMD_NODENAME": "no-such-host.invalid"}
     outcomes = meet(tmp_path, [task(rank, 2, **here) for rank in range(2)])
     assert outcomes[1][1] is not None, "the host's own name answered"
-    (tmp_path / ".meeting.123456.0.0.partial").write_text('{"hosts": ["127.0.0.1"], "port": 1}')
+    (tmp_path / ".rendezvous.123456.0.0.partial").write_text('{"hosts": ["127.0.0.1"], "port": 1}')
     outcome = meet(tmp_path, [task(1)], AT_ONCE)[0]
     assert "does not reach process 0 at port 1 of 127.0.0.1 (Connection refused)" in str(outcome)
     assert "set MASTER_ADDR to" in str(outcome)

@@ -49,7 +49,7 @@ def join_rendezvous(
     assert rendezvous_dir is not None, "processes under Slurm find each other in a folder"
     # named like a partial file, so that `tidy` removes it after a killed start
     start = f"{env.get('SLURM_STEP_ID', '0')}.{env.get('SLURM_RESTART_COUNT', '0')}"
-    file = rendezvous_dir / f".meeting.{env['SLURM_JOB_ID']}.{start}.partial"
+    file = rendezvous_dir / f".rendezvous.{env['SLURM_JOB_ID']}.{start}.partial"
     if ranks.rank == 0:
         host, store = publish_address(env, file, ranks.world_size, timeout)
     else:
