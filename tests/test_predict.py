@@ -666,5 +666,5 @@ def test_an_empty_option_is_not_left_out(run, cohort, tmp_path, capsys):
 def test_a_wrong_share_is_one_line(sweep, shards, tmp_path, capsys, share):
     words = [sweep, shards, "--ensemble", "--out", tmp_path / "risks.csv", "--abstain", share]
     assert command(*words) == 2
-    err, allowed = capsys.readouterr().err, "from 0.5 to 0.99 (say it last)"
-    assert err.strip().endswith(f"--abstain SHARE must be {allowed}, got {share}".strip())
+    expected = f"--abstain must be from 0.5 to 0.99, got {share!r}; FILES stand before it, or write"
+    assert capsys.readouterr().err.strip().endswith(f"{expected} --abstain=0.9")

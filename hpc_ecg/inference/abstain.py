@@ -36,7 +36,10 @@ def with_abstention(model: ModelSource, share: str) -> ModelSource:
     """The model with the cut that keeps this share of validation. ValueError: it has no rule."""
     coverage = float(share) if re.fullmatch(r"0?\.\d+", share) else 0.0
     if not PERCENTS[0] <= 100 * coverage <= PERCENTS[-1]:
-        raise ValueError(f"--abstain SHARE must be from 0.5 to 0.99 (say it last), got {share}")
+        raise ValueError(
+            f"--abstain must be from 0.5 to 0.99, got {share!r}; FILES stand before it, or write "
+            "--abstain=0.9"
+        )
     rule = rule_of(model)
     if not rule:
         raise ValueError(
@@ -48,7 +51,7 @@ def with_abstention(model: ModelSource, share: str) -> ModelSource:
 
 def rule_of(model: ModelSource) -> dict[str, Any]:
     """The rule that was chosen on validation, or {}. ValueError: its files have changed."""
-    record = model.files[0].parent.parent / ABSTENTION
+    record = model.runs[0].path / ABSTENTION
     is_single_run = (
         len(model.files) == 1 and record.exists() and model.files[0].parent.name == "best"
     )
@@ -71,8 +74,7 @@ def fit_abstention(run_dir: str) -> None:
     source, splits = ShardSource(shards, config.data), ("valid", "test")[: 1 + is_tested]
     datasets = {split: open_split(shards, split, labels, source) for split in splits}
     datasets["train"] = Dataset(replace(shards, index=some), "train", labels, source)
-    settings = replace(config.engine, parallel="ddp", trackers=[])
-    with closing(Engine(settings, folder.path)) as engine:
+    with closing(Engine(config.engine.for_inference(), folder.path)) as engine:
         model = load_model(folder.best, model_config=config.model)
         engine.prepare_inference(WithFeatures(model))
         width, batch_size = sum(model.head.weight.shape), config.data.batch_size
