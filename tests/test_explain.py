@@ -28,6 +28,7 @@ from hpc_ecg.model.layers import randomize_head
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.reporting.ecg_paper import LOWERS, RAISES, draw_ecg
+from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.weights.export import save_model
 
 V1 = LEADS.index("V1")
@@ -335,8 +336,7 @@ def test_a_bundle_has_20_patients_behind_each_step(patients, steps, tmp_path):
     )
     (tmp_path / "predictions").mkdir()
     write_predictions(tmp_path / "predictions" / "valid.parquet", predictions)
-    files = [tmp_path / "best" / "model.safetensors"]
-    found = risks_by_outcome(SimpleNamespace(files=files, labels=["af"]))["af"]
+    found = risks_by_outcome(SimpleNamespace(runs=[RunFolder(tmp_path)], labels=["af"]))["af"]
     if steps == 1:
         assert found == {}
         return

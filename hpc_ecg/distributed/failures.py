@@ -53,7 +53,6 @@ def share_failures(ranks: Ranks, store: Store | None) -> Iterator[None]:
         if not is_network_error(error):
             raise
         if failure := exchange.read():
-            exchange.stop()
             raise ValueError(failure) from None
         first_line = str(error).partition("\n")[0]
         raise PeerLost(f"process {ranks.rank} has lost the others ({first_line})") from error

@@ -1,6 +1,6 @@
 """The section `engine` of a run's settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpc_ecg.config.schema import check_settings, setting
 
@@ -43,3 +43,7 @@ class EngineConfig:
     def zero_stage(self) -> int | None:
         """1 to 3 with DeepSpeed; None without it."""
         return int(self.parallel[-1]) if self.parallel.startswith("zero") else None
+
+    def for_inference(self) -> "EngineConfig":
+        """Of a run that only predicts: its model fits every process, and nothing is tracked."""
+        return replace(self, parallel="ddp", trackers=[])

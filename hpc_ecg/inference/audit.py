@@ -1,7 +1,6 @@
 """`hpc-ecg audit RUN`: would the weights of a run betray whom it was trained on?"""
 
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from hpc_ecg.weights.reading import resolve_file
 
 AUDIT = "audit.json"
 WARN_AUROC, WARN_FOUND = 0.6, 0.05
-"""A lower limit above these is said before release: an attack ranks a member above
-another patient in 6 of 10 pairs,
-or one in twenty is found at a false-positive rate of 1 % (chance: one in a hundred)."""
+"""A lower limit above these is reported before release: an attack ranks a member above another
+patient in 6 of 10 pairs, or finds one in twenty at a false-positive rate of 1 % (chance: one in a
+hundred)."""
 
 
 def audit(run_dir: str) -> dict[str, Any]:
@@ -34,8 +33,7 @@ def audit(run_dir: str) -> dict[str, Any]:
     folder, config, shards, labels = open_trained(run_dir, "the audit")
     source = ShardSource(shards, config.data)
     datasets = [open_split(shards, split, labels, source) for split in ("train", "test")]
-    settings = replace(config.engine, parallel="ddp", trackers=[])
-    with closing(Engine(settings, folder.path)) as engine:
+    with closing(Engine(config.engine.for_inference(), folder.path)) as engine:
         engine.prepare_inference(load_model(folder.best, model_config=config.model))
         logits = [predict(engine, dataset, config.data.batch_size) for dataset in datasets]
     label_NK = np.concatenate([dataset.labels_NK for dataset in datasets]).astype(np.float64)

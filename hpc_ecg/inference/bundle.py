@@ -12,6 +12,7 @@ Opening it needs no trust: tensors and JSON, checked against their digests.
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,7 @@ def open_bundle(path: Path) -> ModelSource:
         files=files,
         labels=labels,
         signal=checkpoint.signal,
-        config=load_config(
-            FinetuneConfig, [], [f"run_dir={path}", f"data.shards={path}", *settings]
-        ),
+        config=load_config(FinetuneConfig, [], settings),
         combined=check_combined(record, content["combined"]) if content["combined"] else {},
         points={label: _points(record, content["thresholds"], label, labels) for label in labels},
         abstention=rule,
@@ -110,7 +109,7 @@ def _points(record: Path, stored: dict[str, Any], label: str, labels: list[str])
 def write_bundle(model: ModelSource, out: Path, forward: Forward, onnx: bool = False) -> list[str]:
     """Write a bundle of a run, or an ensemble of a sweep's, into the new folder `out`; returns
     lines for the user. ValueError: `out` exists, or the model is no run's."""
-    if not RunFolder(model.files[0].parent.parent).finished.exists():
+    if not model.runs[0].finished.exists():
         raise ValueError(
             f"{model.name}: a bundle is made of a run or a sweep, not of a file of weights"
         )
@@ -139,7 +138,7 @@ def write_bundle(model: ModelSource, out: Path, forward: Forward, onnx: bool = F
     if out.exists():
         raise ValueError(f"{out} exists; give the name of a new folder")
     write_atomically(out, write)
-    audits = [read_audit(file.parent.parent) for file in model.files]
+    audits = [read_audit(run.path) for run in model.runs]
     if not all(audits):
         lines.append("not audited: hpc-ecg audit RUN measures what weights reveal of patients")
     lines += [line for audit in audits for line in warnings_of(audit)]
@@ -148,15 +147,7 @@ def write_bundle(model: ModelSource, out: Path, forward: Forward, onnx: bool = F
 
 def describe(model: ModelSource) -> dict[str, Any]:
     """model.json without the self-test: no path, no name, no record of a person."""
-    config = model.config
-    stated = {
-        "data.batch_size": config.data.batch_size,
-        "data.task": config.data.task,
-        "engine.precision": config.engine.precision,
-        "model.attention": config.model.attention,
-        "model.pooling": config.model.pooling,
-    }
-    runs = [RunFolder(file.parent.parent) for file in model.files]
+    runs = model.runs
     environment, finished = (read_record(path) for path in (runs[0].environment, runs[0].finished))
     return {
         "format": FORMAT,
@@ -164,7 +155,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "labels": model.labels,
         "signal": asdict(model.signal),
         "weights": _names(model),
-        "settings": stated,
+        "settings": {key: attrgetter(key)(model.config) for key in SETTINGS},
         "thresholds": model.points,
         "calibration": read_optional(runs[0].best / "calibration.json") if len(runs) == 1 else {},
         "risks_by_outcome": risks_by_outcome(model),
@@ -202,10 +193,6 @@ def self_test(model: ModelSource, folder: Path, forward: Forward) -> str:
 def _names(model: ModelSource) -> list[str]:
     count = len(model.files)
     return [f"model{f'-{n}' if count > 1 else ''}.safetensors" for n in range(1, count + 1)]
-
-
-def _seconds(model: ModelSource) -> float:
-    return model.signal.num_samples / model.signal.sample_rate_hz
 
 
 def _logits(model: ModelSource, folder: Path, forward: Forward) -> np.ndarray:

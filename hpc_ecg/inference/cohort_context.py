@@ -17,7 +17,6 @@ from hpc_ecg.inference.attribution import BATCH, DividedECG, LabelOutput, attrib
 from hpc_ecg.inference.model_source import ModelSource
 from hpc_ecg.log import Advance, describe_error, progress_bar
 from hpc_ecg.shards.remote import open_shard_set
-from hpc_ecg.training.run_folder import RunFolder
 
 OUTCOMES = {"with the outcome": 1, "without the outcome": 0}
 STEPS, BEHIND = (100, 20, 10, 5, 4, 2), 20
@@ -33,8 +32,8 @@ Percentiles = dict[str, dict[str, Any]]
 def risks_by_outcome(model: ModelSource, behind: int = BEHIND) -> dict[str, Percentiles]:
     """Percentiles of validation patients' risks, by label and outcome, as fine as `behind` allows.
     A patient counts once: the mean over the ECGs with that outcome."""
-    runs = [RunFolder(file.parent.parent) for file in model.files]
-    seeds = [read_predictions(run.predictions / "valid.parquet").sorted() for run in runs]
+    files = [run.predictions / "valid.parquet" for run in model.runs]
+    seeds = [read_predictions(file).sorted() for file in files]
     found = [seed.probability_NK for seed in seeds if seed.probability_NK is not None]
     result: dict[str, Percentiles] = {label: {} for label in model.labels if found}
     for k, label in enumerate(result):
@@ -65,7 +64,7 @@ def nearest_members(
         return "a run and its shards are needed"
     try:
         shards, labels = open_shards(model.config.data)
-        environment = read_record(RunFolder(model.files[0].parent.parent).environment)
+        environment = read_record(model.runs[0].environment)
         if shards.index_sha256 != environment.get("data_index_sha256"):
             return "data.shards is not what the run was trained on"
         dataset = open_split(shards, "train", labels)

@@ -58,8 +58,13 @@ class ModelSource:
         return self.config.data.task == "regression"
 
     @property
+    def runs(self) -> list[RunFolder]:
+        """Where the files are, if they are the best weights of runs."""
+        return [RunFolder(file.parent.parent) for file in self.files]
+
+    @property
     def is_run(self) -> bool:
-        run = RunFolder(self.files[0].parent.parent)
+        run = self.runs[0]
         return run.best == self.files[0].parent and run.finished.exists()
 
     @property

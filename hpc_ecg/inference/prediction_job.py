@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +121,7 @@ def load_forward(model: ModelSource, folder: Path) -> Iterator[Forward]:
     if model.files[0].suffix == ".onnx":
         yield OnnxForward(model.files[0], model.config.engine.cpu_threads or 0)
         return
-    settings = replace(model.config.engine, parallel="ddp", trackers=[])
-    with closing(Engine(settings, folder)) as engine:
+    with closing(Engine(model.config.engine.for_inference(), folder)) as engine:
         yield TorchForward(model, engine)
 
 

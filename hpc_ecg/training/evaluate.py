@@ -144,7 +144,7 @@ def _check_fits_weights(
 @contextmanager
 def _inference_engine(config: FinetuneConfig, folder: Path) -> Iterator[Engine]:
     """An engine without sharding: when nothing trains, each process can hold the whole model."""
-    engine = Engine(replace(config.engine, parallel="ddp", trackers=[]), folder)
+    engine = Engine(config.engine.for_inference(), folder)
     with closing(engine), engine.share_failures():
         yield engine
 
