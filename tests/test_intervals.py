@@ -122,6 +122,13 @@ def test_few_patients_give_a_log_loss_t_limits_on_the_log_scale_further_above_fo
     assert (found["low"], found["high"]) == pytest.approx(tuple(expected), rel=1e-3)
 
 
+@pytest.mark.parametrize("num_patients", [1, 2, 4])
+def test_a_log_loss_of_very_few_patients_has_no_limits_and_says_why(num_patients):
+    found = bootstrap_interval(0.1, replicates_like(0.1, 0.05), "log_loss", num_patients)
+    assert (found["value"], found["low"], found["high"]) == (0.1, None, None)
+    assert f"only {num_patients} patient" in found["warning"]
+
+
 def test_a_proportion_of_independent_patients_has_wilsons_interval():
     """A replicate of n patients with k hits is binomial; statsmodels has Wilson's interval."""
     value_R = np.random.default_rng(1).binomial(500, 0.9, 200_000) / 500

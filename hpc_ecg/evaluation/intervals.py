@@ -41,6 +41,8 @@ METHODS = dict.fromkeys((*PROPORTIONS, "auroc", "brier"), "Wilson, bounded near 
 METHODS |= {"auprc": "t on the logit scale, bounded near 1"}
 METHODS |= {"log_loss": "t on the log scale", "intercept": "t", "slope": "t"}
 FEW_PIECES = 4.0
+LEAST_FOR_LOG_LOSS = 5
+"""Patients of the smaller class; with 2, t limits on the log scale go to tens of thousands."""
 SKEW = (2 * 1.96**2 + 1) / 12
 """Johnson's (1978) shift of a t limit, per skewness; half of it, as the log takes the rest."""
 EDGE = 1e-4  # the logit of 1 is infinite: a replicate without any error counts as this far from it
@@ -54,7 +56,7 @@ def bootstrap_interval(
     warning: str | None = None,
 ) -> dict:
     """The 95 % interval as a dict; all None where the value is not finite, such as the PPV when no
-    record is flagged.
+    record is flagged. A log loss with fewer than 5 patients of an outcome has no limits.
 
     `num_patients` is the number of patients behind the metric: those of the smaller class, or for a
     proportion and a Brier score `LabelSample.effective_patients` of the denominator; None stands
@@ -63,6 +65,9 @@ def bootstrap_interval(
     value = float(value)
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None}
+    if metric == "log_loss" and num_patients is not None and num_patients < LEAST_FOR_LOG_LOSS:
+        few = f"only {count(int(num_patients), 'patient')} of one outcome: too few for an interval"
+        return {"value": value, "low": None, "high": None, "warning": few}
     used_R = value_R[np.isfinite(value_R)]
     if len(used_R) < 2:
         raise ValueError(
