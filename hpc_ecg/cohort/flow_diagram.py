@@ -83,7 +83,7 @@ def flow_svg(flow: Flow, warning: str = "") -> str:
 def _without_zeros(flow: Flow) -> tuple[Flow, list[str]]:
     steps, labels = ([c for c in part if c.ecgs] for part in (flow.left_out, flow.labels))
     zeros = [c.text for c in flow.left_out + flow.labels if not c.ecgs]
-    notes = ["No ECG: " + "; ".join(zeros) + "."] * bool(zeros)
+    notes = ["Not drawn, as no ECG is in them: " + "; ".join(zeros) + "."] * bool(zeros)
     notes += [PATIENTS_LOST] * any(c.patients < c.ecgs for c in steps)
     twice = sum(c.patients for c in labels) - flow.labelled.patients
     notes += [f"{PATIENTS_TWICE} up to {twice:,} more than are in the cohort."] * (twice > 0)
