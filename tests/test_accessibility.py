@@ -1,4 +1,4 @@
-"""axe-core finds nothing on any page that the package writes, in light and in dark.
+"""No page that the package writes has a problem that axe-core knows, or is wider than the window.
 
 axe.min.js is a tool of developers and no part of the package: HPC_ECG_AXE is its path, or
 `npm install --prefix build/axe axe-core@4.10.3` puts it where it is found.
@@ -44,12 +44,18 @@ TEMPLATES = {  # kind of page -> its template
     "explanation without a map": "explain",
 }
 SCHEMES = {"light": 1, "dark": 0}
+WIDTHS = (420, 1600, 1100)
 RUN_AXE = """<script>addEventListener("load", async () => {
   const found = {scheme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"};
   for (const frame of document.querySelectorAll("iframe")) {
-    const {violations, passes} = await frame.contentWindow.axe.run(frame.contentDocument);
+    const page = frame.contentDocument, widths = {}, script = page.createElement("script");
+    for (frame.width of WIDTHS) widths[frame.width] = page.documentElement.scrollWidth;
+    script.src = "AXE";
+    await new Promise(done => { script.onload = done; page.head.append(script); });
+    const {violations, passes} = await frame.contentWindow.axe.run(page);
     const where = v => v.nodes.slice(0, 3).map(n => `${n.target}: ${n.html.slice(0, 150)}`);
-    found[frame.title] = {rules: passes.length, problems: violations.map(v => [v.id, ...where(v)])};
+    const problems = violations.map(v => [v.id, ...where(v)]);
+    found[frame.title] = {widths, problems, rules: passes.length};
   }
   const said = document.createElement("pre");
   said.id = "found";
@@ -101,19 +107,21 @@ def findings(shards, tmp_path_factory):
     frames = ""
     for kind, path in write_pages(folder, shards).items():
         text = path.read_text().replace("<details", "<details open")
-        text = text.replace("<head>", f"<head><script>{AXE.read_text()}</script>", 1)
-        frames += (
-            f'<iframe title="{kind}" width="1100" height="900" srcdoc="{escape(text)}"></iframe>'
-        )
+        frames += f'<iframe title="{kind}" height="900" srcdoc="{escape(text)}"></iframe>'
+    script = RUN_AXE.replace("WIDTHS", str(list(WIDTHS))).replace("AXE", AXE.as_uri())
     window = folder / "window.html"
-    window.write_text(
-        f"<!doctype html><html lang=en><title>x</title><body>{frames}{RUN_AXE}</body></html>"
-    )
+    window.write_text(f"<!doctype html><title>x</title><body>{frames}{script}</body></html>")
     return {scheme: run_axe(window, folder / scheme, number) for scheme, number in SCHEMES.items()}
 
 
 def run_axe(window, profile, scheme):
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--disable-background-networking",
+    ]
     options += ["--disable-component-update", "--disable-sync", "--no-first-run"]
     options += [f"--user-data-dir={profile}", f"--blink-settings=preferredColorScheme={scheme}"]
     options += ["--virtual-time-budget=120000", "--dump-dom", window.as_uri()]
@@ -131,6 +139,12 @@ def test_axe_finds_no_problem(findings, kind, scheme):
     found = findings[scheme]
     assert found["scheme"] == scheme and found[kind]["rules"] > 15
     assert found[kind]["problems"] == []
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_no_page_is_wider_than_the_window(findings, kind):
+    for scheme in SCHEMES:
+        assert findings[scheme][kind]["widths"] == {str(width): width for width in WIDTHS}
 
 
 def test_each_template_of_a_page_is_checked():
