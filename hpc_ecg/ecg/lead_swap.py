@@ -18,20 +18,16 @@ SWAPS = {  # I and II with the exchange undone
 }
 
 
-def suspect_swap(lead: dict[str, np.ndarray], rate_hz: float) -> tuple[str, str] | None:
-    """The lead that shows it, and in words the electrodes and the reasons; None: no suspicion.
-
-    `lead` holds signals in mV by name; without I, II, III and V6 nothing is suspected.
-    """
+def suspect_swap(lead: dict[str, np.ndarray], rate_hz: float) -> list[tuple[str, str]]:
+    """The lead that shows it, and in words the electrodes and the reasons; []: no suspicion, or
+    one of I, II, III and V6 is missing. `lead`: signals in mV by name."""
     if not {"I", "II", "III", "V6"} <= lead.keys() or rate_hz < MIN_RATE_HZ:
-        return None
+        return []
     found = {name: _correlation(lead[name], lead["V6"]) for name in ("I", "II")}
     mirrored = min(found, key=lambda name: found[name])
-    if found[mirrored] > MIRRORED:
-        return None
-    p_axis = _p_axis(lead, rate_hz)
+    p_axis = _p_axis(lead, rate_hz) if found[mirrored] <= MIRRORED else np.nan
     if not np.isfinite(p_axis) or USUAL_P[0] <= p_axis <= USUAL_P[1]:
-        return None
+        return []
     for electrodes, rule in SWAPS.items():
         undone = lead | dict(zip(("I", "II"), rule(lead), strict=True))
         mended = _p_axis(undone, rate_hz)
@@ -42,8 +38,8 @@ def suspect_swap(lead: dict[str, np.ndarray], rate_hz: float) -> tuple[str, str]
                 f"{mirrored} mirrors V6 (correlation {found[mirrored]:.2f}); changed back, P has "
                 f"an axis of {mended:.0f}°, both agree. An extreme QRS axis would leave P upright"
             )
-            return mirrored, words.replace("-", "−")
-    return None
+            return [(mirrored, words.replace("-", "−"))]
+    return []
 
 
 def _p_axis(lead: dict[str, np.ndarray], rate_hz: float) -> float:

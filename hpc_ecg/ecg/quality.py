@@ -14,8 +14,7 @@ from hpc_ecg.ecg.recording import RecordError
 
 # L leads, S samples
 
-Lead = dict[str, np.ndarray]
-"""Signals in mV by name of the lead."""
+Lead = dict[str, np.ndarray]  # signals in mV by name of the lead
 
 FLAT_MV = 0.010
 """Peak-to-peak below which a lead is flat: recorders store 1 to 5 µV a count, a connected electrode
@@ -61,13 +60,9 @@ def check_amplitude(signal_LS: np.ndarray, leads: Sequence[str], limit_mv: float
 def quality_flags(
     signal_LS: np.ndarray, leads: Sequence[str], sample_rate_hz: float
 ) -> tuple[str, ...]:
-    """Flags of a recording that is kept, in mV and as recorded:
-
-    `large_amplitude`: a sample beyond ±LARGE_MV. `saturated`: a lead stays at its own extreme for
-    SATURATED_S. `limb_leads_inconsistent`: II is not I + III, so leads are swapped, misnamed or not
-    simultaneous. `lead_swap_suspected`: see lead_swap.py. `partly_flat`: the first or the last
-    second is flat in all leads.
-    """
+    """FLAGS of a recording that is kept, in mV and as recorded. `limb_leads_inconsistent`: leads
+    are swapped, misnamed or not simultaneous. `lead_swap_suspected`: see lead_swap.py.
+    `partly_flat`: the first or the last second is flat in all leads."""
     lead = dict(zip(leads, signal_LS, strict=True))
     return tuple(name for name in FLAGS if find_flaws(name, lead, sample_rate_hz))
 
@@ -84,8 +79,7 @@ def find_flaws(name: str, lead: Lead, rate_hz: float) -> list[Flaw]:
     """Where a flag, or the reason of a RecordError, shows; [] if it has no place. Moments of a lead
     less than JOIN_S apart are one."""
     if name in RELATIONS:
-        found = RELATIONS[name](lead, rate_hz)
-        return [Flaw(found[0], None, found[1])] if found else []
+        return [Flaw(about, None, words) for about, words in RELATIONS[name](lead, rate_hz)]
     if name not in MOMENTS:
         return _flat_ends(lead, rate_hz) if name == "partly_flat" else []
     flaws, (is_bad, describe) = [], MOMENTS[name]
@@ -110,19 +104,18 @@ def _is_plateau(mv_S: np.ndarray, rate_hz: float) -> np.ndarray:
     return is_plateau_S
 
 
-def _limb_error(lead: Lead, rate_hz: float) -> tuple[str, str] | None:
+def _limb_error(lead: Lead, rate_hz: float) -> list[tuple[str, str]]:
     """Mean |II - I - III| is over EINTHOVEN_ERROR, relative to the mean deviation of II."""
     if not {"I", "II", "III"} <= lead.keys():
-        return None
+        return []
     one, two, three = (lead[name] for name in ("I", "II", "III"))
     orders = (two - one - three, one - two - three, three - one - two)
     error, *others = (np.abs(rest_S).mean() for rest_S in orders)
     bound = EINTHOVEN_ERROR * (np.abs(two - two.mean()).mean() + QUIET_MV)
-    if error <= bound:
-        return None
     right = [pair for pair, e in zip(("I and II", "II and III"), others, strict=True) if e <= bound]
     hint = f"; {right[0]} seem to be exchanged" if right else ""
-    return "II", f"differs from I + III by {error:.2g} mV on average{hint}"
+    words = f"differs from I + III by {error:.2g} mV on average{hint}"
+    return [("II", words)] if error > bound else []
 
 
 def _flat_ends(lead: Lead, rate_hz: float) -> list[Flaw]:
@@ -137,9 +130,8 @@ def _beyond(limit_mv: float) -> tuple[Callable[..., np.ndarray], Callable[..., s
 
 
 MAX_MV = 32.767  # of int16 at 1 µV a count
-FLAGS: tuple[str, ...] = ("large_amplitude", "saturated", "limb_leads_inconsistent")
-FLAGS += ("lead_swap_suspected", "partly_flat")
 RELATIONS = {"limb_leads_inconsistent": _limb_error, "lead_swap_suspected": suspect_swap}
+FLAGS = ("large_amplitude", "saturated", *RELATIONS, "partly_flat")
 MOMENTS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., str]]] = {
     "large_amplitude": _beyond(LARGE_MV),
     "saturated": (_is_plateau, lambda mv: f"cut off at {mv[0]:+.3g} mV"),

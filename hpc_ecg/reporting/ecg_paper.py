@@ -212,8 +212,7 @@ def _grid(width: float, height: float, margin: float, paper: Paper) -> str:
 
 def _calibration_pulse(y_mm: float, paper: Paper) -> str:
     """1 mV for 0.2 s."""
-    long, high = 0.2 * paper.mm_per_s, paper.mm_per_mv
-    foot = long / 10
+    long, high, foot = 0.2 * paper.mm_per_s, paper.mm_per_mv, 0.02 * paper.mm_per_s
     data = f"M{foot:g} {y_mm:g}h{foot:g}v-{high:g}h{long:g}v{high:g}h{foot:g}"
     return _path(data, PEN_MM, INK)
 

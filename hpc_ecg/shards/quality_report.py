@@ -44,8 +44,7 @@ class QualityFacts:
     """Reads the recording of a row again; None if that fails."""
     remarks: Sequence[str] = ()
     """How much of each column about people was understood."""
-    cohort: str = ""
-    """The table's name and date."""
+    cohort: str = ""  # the table's name and date
     signal: SignalSpec | None = None
 
 
@@ -53,8 +52,7 @@ class QualityFacts:
 class Picture:
     caption: str
     svg: Markup | None = None
-    large: Markup | None = None
-    """At 25 mm/s and 10 mm/mV."""
+    large: Markup | None = None  # at 25 mm/s and 10 mm/mV
     marked: Sequence[str] = ()
 
 
@@ -80,9 +78,7 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
         reasons=most_frequent(Counter(left_out["reason_or_flags"])),
         flags=most_frequent(count_flag_kinds(flagged["reason_or_flags"])),
         histogram=draw_amplitudes(amplitude_mv) if len(amplitude_mv) else None,
-        left_out_pictures=_draw_sample(
-            report, drawable, drawable["reason_or_flags"].to_numpy(object)
-        ),
+        left_out_pictures=_draw_sample(report, drawable, drawable["reason_or_flags"].to_numpy()),
         flagged_pictures=_draw_sample(report, flagged, rarest_kinds(flagged["reason_or_flags"])),
     )
     write_text(out / "quality.html", page, about_people=True)
@@ -181,9 +177,7 @@ def _draw_row(report: QualityFacts, line: pd.Series) -> Picture:
     return Picture(caption, inline_svg(small, caption), inline_svg(large, caption), lines)
 
 
-def _shade(
-    flaws: Sequence[Flaw], leads: Sequence[str], shape: tuple[int, ...], widen: int
-) -> np.ndarray:
+def _shade(flaws: list[Flaw], leads: list[str], shape: tuple[int, ...], widen: int) -> np.ndarray:
     """1 at moments, which are widened by this many samples; 0.4 where a flaw has no moment."""
     shade_LS = np.zeros(shape)
     for about, at, _ in flaws:
