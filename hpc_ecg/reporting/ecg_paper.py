@@ -154,10 +154,10 @@ def _label(name: str, x_mm: float, y_mm: float, pairs: np.ndarray, paper: Paper)
     pairs = pairs[:, (pairs[0, :, 0] > x_mm - 1) & (pairs[0, :, 0] < end)]
     low_N2, high_N2 = pairs.min(axis=0) - PEN_MM, pairs.max(axis=0) + PEN_MM
     rows = y_mm + paper.row_mm * np.array(LABEL_AT)
-    places = [(x, y) for x in np.arange(x_mm + 1, max(end - width, x_mm + 2), 1) for y in rows]
-    boxes = (((x, y - 0.8 * em), (x + width, y + 0.25 * em)) for x, y in places)
+    spots = [(x, y) for x in np.arange(x_mm + 1, max(end - width, x_mm + 2), 1) for y in rows]
+    boxes = (((x, y - 0.8 * em), (x + width, y + 0.25 * em)) for x, y in spots)
     is_hit = (((low_N2 < box[1]) & (high_N2 > box[0])).all(axis=1).any() for box in boxes)
-    place = next((at for at, hit in zip(places, is_hit, strict=True) if not hit), places[0])
+    place = next((at for at, hit in zip(spots, is_hit, strict=True) if not hit), spots[0])
     return _text(*place, name)
 
 
