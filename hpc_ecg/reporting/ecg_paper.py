@@ -29,7 +29,7 @@ GRID, CUT, RAISES, LOWERS = "#d9534f", "#d55e00", "#e69f00", "#0072b2"
 OFFSET_MV = 0.5
 """A lead is drawn about its median; its label states a median that is further from zero."""
 EM, LABEL_AT = 0.64, (-0.3, -0.36, -0.42, -0.24, -0.18, -0.12)
-"""Width of a letter for its height; places of a label below the base line, for the row's height."""
+"""Width of a letter for its height; heights of a label on the base line, for the row's height."""
 
 
 @dataclass(frozen=True, kw_only=True)
