@@ -1,6 +1,7 @@
 """An ECG on paper: what is measured on the drawing is what the array holds."""
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -142,3 +143,24 @@ def test_the_same_input_gives_the_same_small_file_and_text_is_escaped(ecg_LS):
     assert "<b> & co" in texts_of(svg) and len(svg) < 60_000
     page = inline_svg(svg, "an ECG")
     assert INK not in page and "currentColor" in page and "xmlns" not in page
+
+
+@pytest.mark.parametrize("paper", [FULL, COMPACT, replace(COMPACT, rhythm="V2")])
+@pytest.mark.parametrize("amplitude_mv", [0.2, 1, 3])
+def test_no_text_lies_on_a_curve(paper, amplitude_mv):
+    """Beats of many sizes, with baselines that wander; the title is long."""
+    rng, time_s = np.random.default_rng(1), np.arange(10 * RATE_HZ) / RATE_HZ
+    beats_S = sum(np.exp(-(((time_s - n * 0.8) / 0.02) ** 2)) for n in range(13))
+    ecg_LS = np.outer(rng.uniform(-amplitude_mv, amplitude_mv, 12), beats_S)
+    ecg_LS += 0.3 * np.sin(time_s + rng.uniform(0, 6, (12, 1)))
+    svg = draw_ecg(ecg_LS, LEADS, RATE_HZ, "Key 00000012, train, " + "af 1, " * 20, paper)
+    parts = [part for parts in curves_of(svg) + curves_of(svg, CUT) for part in parts]
+    pairs = np.concatenate([np.stack([part[:-1], part[1:]]) for part in parts], axis=1)
+    low, high = pairs.min(axis=0), pairs.max(axis=0)
+    for text in ElementTree.fromstring(svg).findall(".//{*}text"):
+        x, y, em = float(text.get("x")), float(text.get("y")), paper.text_mm
+        width = 0.6 * em * len(text.text)
+        x -= width * (text.get("text-anchor") == "end")
+        is_over = (low < [x + width, y + 0.2 * em]) & (high > [x, y - 0.75 * em])
+        assert not is_over.all(axis=1).any(), text.text
+        assert x + width < float(ElementTree.fromstring(svg).get("viewBox").split()[2]) + 0.1

@@ -256,3 +256,19 @@ def test_a_plot_ends_where_the_recording_ended(shards, tmp_path):
 def test_plots_without_a_page_are_refused(capsys, shards):
     code, _, (complaint,) = inspect(capsys, shards, "--plots", 3)
     assert code == 2 and "also give --out FILE.html" in complaint
+
+
+def test_a_class_that_a_split_lacks_is_highlighted_with_what_follows(shards, tmp_path):
+    inspection = inspect_shards(shards, verify=False)
+    write_page(tmp_path / "x.html", inspection, num_plots=0)
+    assert 'class="lack"' not in (tmp_path / "x.html").read_text()
+    train, valid, test, _ = inspection.facts["labels"]
+    train["prevalence"], valid["prevalence"], test["prevalence"] = 0.0, 1.0, None
+    write_page(tmp_path / "x.html", inspection, num_plots=0)
+    text = (tmp_path / "x.html").read_text()
+    assert re.findall(r'<tr class="lack">.*?<strong>(.*?)</strong>', text, re.DOTALL) == [
+        "no positive record: the label cannot be learned",
+        "no negative record: no step and no threshold can be chosen by this label",
+        "no record with this label: the label cannot be scored",
+    ]
+    assert re.search(r"<h1>Shards: set, \d{4}-\d\d-\d\d</h1>", text)

@@ -1,6 +1,7 @@
 """The quality report: its numbers add up to the table, and each reason has words and a picture."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpc_ecg.ecg.amplitude import compare_amplitudes
 from hpc_ecg.ecg.recording import Recording
-from hpc_ecg.ecg.signal import LEADS
+from hpc_ecg.ecg.signal import LEADS, SignalSpec
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.shards.index import LeftOut
 from hpc_ecg.shards.quality_report import (
@@ -178,7 +179,7 @@ def test_pictures_take_turns_over_the_reasons_and_those_that_failed_come_last(tm
     page, _ = read(tmp_path)
     _amplitude, *captions = page.captions
     left_out, flagged = captions[:NUM_PICTURES], captions[NUM_PICTURES:]
-    assert page.num_svgs == 1 + 2 * NUM_PICTURES - 1
+    assert page.num_svgs == 1 + 2 * (2 * NUM_PICTURES - 1)  # small, and at 25 mm/s
     assert sum("too short" in caption for caption in left_out) == NUM_PICTURES - 2
     assert "Row 53: flat lead: because of 52" in left_out
     assert left_out[-1] == "Row 51: NaN: because of 50 (cannot be drawn)"
@@ -249,3 +250,46 @@ def test_another_seed_chooses_others_and_more_records_elsewhere_change_nothing()
     assert sample_evenly(names, groups, 6, seed=0) != sample_evenly(names, groups, 6, seed=1)
     grown = np.append(groups, "b")
     assert sample_evenly([*names, "100"], grown, 6)[:3] == sample_evenly(names, groups, 6)[:3]
+
+
+def shades_of(svg):
+    """x in mm of the marks on a drawing, and their rows (y)."""
+    boxes = re.findall(r'<rect x="([\d.]+)" width="([\d.]+)" y="([\d.]+)"', svg)
+    return [tuple(map(float, box)) for box in boxes]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "start_s", "title"), [(10, 6.0, "Row 1"), (30, 26.0, "Row 1, from 20 s")]
+)
+def test_clipped_samples_are_marked_and_named_wherever_they_are(tmp_path, seconds, start_s, title):
+    """V1 is drawn from 5 to 7.5 s in its own place, and below over the whole time."""
+    signal_LS = np.random.default_rng(0).normal(0, 0.05, (12, 100 * seconds))
+    at = round(100 * start_s)
+    signal_LS[LEADS.index("V1"), at : at + 20] = 1.2
+    recording = Recording(signal_LS=signal_LS, leads=LEADS, sample_rate_hz=100.0)
+    write_quality_report(tmp_path, facts_of([], ["saturated"], read_source=lambda row: recording))
+    text = (tmp_path / "quality.html").read_text()
+    assert f"V1 at {start_s:.2f} s: cut off at +1.2 mV" in text
+    small, large = re.findall(r"<svg[^>]*Row 1.*?</svg>", text, re.DOTALL)
+    for svg, mm_per_s in ((small, 12.5), (large, 25)):
+        assert f">{title}</text>" in svg and svg.count(">V1</text>") == 2
+        marks = shades_of(svg)
+        assert len(marks) == 2 and marks[0][2] != marks[1][2]
+        begin = (0.28 + start_s % 10 - 0.05) * mm_per_s
+        assert marks[1][:2] == pytest.approx((begin, 0.3 * mm_per_s), abs=0.02)
+    assert "25 mm/s, 10 mm/mV" in large and "12.5 mm/s, 5 mm/mV" in small
+
+
+def test_a_window_is_drawn_alone_and_its_times_count_from_the_start_of_the_recording(tmp_path):
+    signal_LS = np.random.default_rng(0).normal(0, 0.05, (12, 3000))
+    signal_LS[7, [500, 2600]] = 12
+    recording = Recording(signal_LS=signal_LS, leads=LEADS, sample_rate_hz=100.0)
+    facts = facts_of([], ["large_amplitude"], read_source=lambda row: recording)
+    facts.index["key"] = "00000000-002"
+    signal = SignalSpec(window="all")
+    facts = replace(facts, signal=signal, cohort="af.csv, 2026-11-30")
+    write_quality_report(tmp_path, facts)
+    text = (tmp_path / "quality.html").read_text()
+    assert "V2 at 26.00 s: +12 mV" in text and "V2 at 5.00 s" not in text
+    assert text.count(">Row 1, from 20 s</text>") == 2
+    assert "<h1>Quality of the recordings: af.csv, 2026-11-30</h1>" in text

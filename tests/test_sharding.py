@@ -130,7 +130,9 @@ def test_every_row_is_in_a_shard_or_left_out_with_its_reason(shards, cohort):
 
 
 def test_the_outcome_says_what_is_in_the_shards_and_what_was_left_out(shards):
-    lines = describe_outcome(read_shard_set(shards).description, shards)
+    description = read_shard_set(shards).description
+    assert not description["flags"]
+    lines = describe_outcome(description | {"flags": {"saturated": 1}}, shards)
     index = pd.read_parquet(shards / "index.parquet")
     train = index[index["split"] == "train"]
     said = f"train: {len(train)} records of {train['patient'].nunique()} patients; af: "
@@ -138,7 +140,7 @@ def test_the_outcome_says_what_is_in_the_shards_and_what_was_left_out(shards):
     positive, missing = (train["label.af"] == 1).sum(), train["label.af"].isna().sum()
     assert lines[0].endswith(f"{positive} positive, {missing} missing")
     assert lines[3].startswith("left out: 5 (") and "1 flat lead" in lines[3]
-    assert lines[4] == f"flags: 1 (1 lead_swap_suspected); see {shards}/quality.html"
+    assert lines[4] == f"flags: 1 (1 saturated); see {shards}/quality.html"
     assert lines[5] == f"written: {shards}, number of shards: 4"
 
 

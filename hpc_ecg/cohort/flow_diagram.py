@@ -5,7 +5,7 @@ was left out and why, and at the end the labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -28,6 +28,8 @@ FORMAT = "hpc_ecg cohort flow 1"
 # inches: x of trunk and branches, height of a line of text, padding in a box, gap between boxes
 TRUNK_X, BRANCH_X, TEXT_HEIGHT, PAD, GAP = 1.7, 2.4, 0.19, 0.07, 0.16
 WRAP = 44
+PATIENTS_LOST = "A patient is lost with the last of their ECGs."
+PATIENTS_TWICE = "Patients with ECGs in several boxes of labels count in each, so those numbers add"
 ARROW = {"arrowstyle": "-|>", "color": INK, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
 
 
@@ -43,14 +45,16 @@ def flow_text(flow: Flow, notes: Sequence[str]) -> str:
 
 
 def flow_svg(flow: Flow, warning: str = "") -> str:
-    """The flow as a picture, with the warning under it; each box is as wide as its text."""
+    """The flow as a picture; each box is as wide as its text. Under it the warning, what has no box
+    as nothing was counted, and why numbers do not add up."""
+    flow, notes = _without_zeros(flow)
     left_out = [_branch_text(c, " left out", " lost") for c in flow.left_out]
     labels = [_branch_text(c) for c in flow.labels]
     texts = [_trunk_text(flow.start), *left_out, _trunk_text(flow.labelled), *labels]
     heights_N = TEXT_HEIGHT * np.array([text.count("\n") + 1 for text in texts]) + 2 * PAD
     bottoms_N = -np.cumsum(heights_N + GAP)
     middles_N, labelled = bottoms_N + heights_N / 2, len(left_out) + 1
-    lines = wrap(warning, 100)
+    lines = [line for note in [*notes, warning] for line in wrap(note, 100)]
     end = bottoms_N[-1] - TEXT_HEIGHT * len(lines) - GAP * bool(lines)
     with new_figure(7, -end) as (figure, axes):
         axes.set_position((0, 0, 1, 1))
@@ -74,6 +78,16 @@ def flow_svg(flow: Flow, warning: str = "") -> str:
                 0.1, bottoms_N[-1] - GAP, "\n".join(lines), va="top", fontsize=8, linespacing=1.35
             )
         return to_svg(figure, "flow")
+
+
+def _without_zeros(flow: Flow) -> tuple[Flow, list[str]]:
+    steps, labels = ([c for c in part if c.ecgs] for part in (flow.left_out, flow.labels))
+    zeros = [c.text for c in flow.left_out + flow.labels if not c.ecgs]
+    notes = ["Not drawn, as no ECG is in them: " + "; ".join(zeros) + "."] * bool(zeros)
+    notes += [PATIENTS_LOST] * any(c.patients < c.ecgs for c in steps)
+    twice = sum(c.patients for c in labels) - flow.labelled.patients
+    notes += [f"{PATIENTS_TWICE} up to {twice:,} more than are in the cohort."] * (twice > 0)
+    return replace(flow, left_out=steps, labels=labels), notes
 
 
 def write_flow(
@@ -126,8 +140,8 @@ def _trunk_text(step: Count) -> str:
 
 
 def _branch_text(step: Count, ecgs_suffix: str = "", patients_suffix: str = "") -> str:
-    ecgs, patients = count(step.ecgs, "ECG"), count(step.patients, "patient")
-    return "\n".join([f"{ecgs}{ecgs_suffix}, {patients}{patients_suffix}", *wrap(step.text, WRAP)])
+    patients = f", {count(step.patients, 'patient')}{patients_suffix}" if step.patients else ""
+    return "\n".join([count(step.ecgs, "ECG") + ecgs_suffix + patients, *wrap(step.text, WRAP)])
 
 
 def _draw_box(axes: Axes, x: float, y: float, text: str, align: str) -> None:

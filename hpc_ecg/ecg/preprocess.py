@@ -12,14 +12,13 @@ import numpy as np
 from hpc_ecg.ecg.amplitude import amplitude_of
 from hpc_ecg.ecg.filters import Preprocessing, apply_filters, change_rate, parse_preprocessing
 from hpc_ecg.ecg.leads import complete_leads
-from hpc_ecg.ecg.quality import check_amplitude, check_finite, check_not_flat, quality_flags
+from hpc_ecg.ecg.quality import MAX_MV, check_amplitude, check_finite, check_not_flat, quality_flags
 from hpc_ecg.ecg.recording import RecordError, Recording
 from hpc_ecg.ecg.signal import SignalSpec
 
 # L leads, S samples
 
 MICROVOLTS_PER_COUNT = 1.0
-MAX_MV = np.iinfo(np.int16).max * MICROVOLTS_PER_COUNT / 1000
 MIN_RATE_HZ, MAX_RATE_HZ = 50.0, 10_000.0
 MIN_WINDOW_S, MAX_WINDOW_S = 1.0, 600.0
 WINDOWS = ("first", "centre", "all")
@@ -146,6 +145,14 @@ def _window_starts(num_samples: int, spec: SignalSpec) -> list[int]:
     if policy == "all":
         return list(range(0, spare + 1, spec.num_samples))
     return [spare // 2 if policy == "centre" else 0]
+
+
+def window_of(recording: Recording, spec: SignalSpec, number: int) -> slice:
+    """The samples, as recorded, of a window of `prepare`."""
+    ratio = recording.sample_rate_hz / spec.sample_rate_hz
+    first = _window_starts(round(recording.signal_LS.shape[1] / ratio), spec)[0]
+    start = first + number * spec.num_samples
+    return slice(round(start * ratio), round((start + spec.num_samples) * ratio))
 
 
 def _recorded_rows(leads: list[str], flags: tuple[str, ...]) -> list[int]:

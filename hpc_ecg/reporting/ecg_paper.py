@@ -11,6 +11,7 @@ text colour.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 import numpy as np
 from markupsafe import escape
@@ -21,11 +22,14 @@ from hpc_ecg.reporting.plots import INK
 # L leads, S samples of a lead
 
 LAYOUT = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
+Point = tuple[float, float]
 SECONDS, MIN_SECONDS = 10.0, 5.0
 PEN_MM, UNITS_PER_MM = 0.25, 20
 GRID, CUT, RAISES, LOWERS = "#d9534f", "#d55e00", "#e69f00", "#0072b2"
 OFFSET_MV = 0.5
 """A lead is drawn about its median; its label states a median that is further from zero."""
+EM, LABEL_AT = 0.64, (-0.3, -0.36, -0.42, -0.24, -0.18, -0.12)
+"""Width of a letter for its height; heights of a label on the base line, for the row's height."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +67,18 @@ def draw_ecg(
     Leads other than the twelve are named in the title and not drawn.
     """
     seconds = min(ecg_LS.shape[1] / sample_rate_hz, SECONDS)
-    strips = _strips(leads, paper)
-    margin, first_y = 0.28 * paper.mm_per_s, 5 / 6 * paper.row_mm
+    strips, margin = _strips(leads, paper), 0.28 * paper.mm_per_s
     width = margin + paper.mm_per_s * max(seconds, MIN_SECONDS) + 1
-    height = first_y + (strips[-1][1] + 2 / 3) * paper.row_mm
     others = [name for name in leads if name not in sum(LAYOUT, ())]
     header = title + (f"; not drawn: {', '.join(others)}" if others else "")
     scale = f"{paper.mm_per_s:g} mm/s, {paper.mm_per_mv:g} mm/mV"
-    body = [_grid(width, height, margin, paper), _text(1, 1.5 * paper.text_mm, header)]
-    body.append(_text(width - 1, 1.5 * paper.text_mm, scale, "end"))
+    lines = wrap(header, int((width - 2) / (EM * paper.text_mm)) - len(scale) - 2)
+    top = 1.4 * paper.text_mm * max(len(lines), 1) + 1
+    first_y = top + 5 / 6 * paper.row_mm
+    height = first_y + (strips[-1][1] + 2 / 3) * paper.row_mm
+    body = [_text(1, 1.4 * paper.text_mm * n, line) for n, line in enumerate(lines, 1)]
+    body.append(_text(width - 1, 1.4 * paper.text_mm, scale, "end"))
+    curves, labels, notes = [], [], {}
     for name, row, start, end in strips:
         x_mm, y_mm = margin + start * seconds * paper.mm_per_s, first_y + row * paper.row_mm
         mv_S = None
@@ -83,7 +90,21 @@ def draw_ecg(
                 body.append(_shade(shade_S, sample_rate_hz, x_mm, y_mm, paper))
         tick = _path(f"M{x_mm:g} {y_mm - 2:g}v4", 0.2, INK)
         body.append(tick if start else _calibration_pulse(y_mm, paper))
-        body.append(_draw_lead(name, mv_S, sample_rate_hz, x_mm, y_mm, height, paper))
+        at, limits = (x_mm, y_mm), (top, height - 0.5)
+        drawn, note, curve = _draw_lead(name, mv_S, sample_rate_hz, at, limits, paper)
+        body.append(drawn)
+        curves.append(curve)
+        labels.append((name if len(curve) else note, *at))
+        notes[note] = len(curve)
+    pairs = np.concatenate([np.stack([curve[:-1], curve[1:]]) for curve in curves], axis=1)
+    body += [_label(*label, pairs, paper) for label in labels]
+    for line in wrap(
+        "; ".join(note for note, drawn in notes.items() if note and drawn),
+        int((width - 2) / (EM * paper.text_mm)),
+    ):
+        height += 1.4 * paper.text_mm
+        body.append(_text(1, height - 0.4 * paper.text_mm, line))
+    body.insert(0, _grid(width, height, margin, paper))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}mm" height="{height:g}mm" '
         f'viewBox="0 0 {width:g} {height:g}" font-family="sans-serif" '
@@ -101,35 +122,43 @@ def _strips(leads: Sequence[str], paper: Paper) -> list[tuple[str, int, float, f
 
 
 def _draw_lead(
-    name: str,
-    mv_S: np.ndarray | None,
-    rate_hz: float,
-    x_mm: float,
-    y_mm: float,
-    height: float,
-    paper: Paper,
-) -> str:
-    """The lead's name and its curve, which may reach as far as the neighbouring base lines."""
-    label_y = y_mm - 0.3 * paper.row_mm
+    name: str, mv_S: np.ndarray | None, rate_hz: float, at: Point, limits: Point, paper: Paper
+) -> tuple[str, str, np.ndarray]:
+    """The curve, which may reach as far as the neighbouring base lines; a note; its points."""
     is_finite_S = np.isfinite(mv_S) if mv_S is not None else np.zeros(0, bool)
     if mv_S is None or not is_finite_S.any():
-        return _text(x_mm + 1, label_y, f"{name}: {'absent' if mv_S is None else 'no samples'}")
+        return "", f"{name}: {'absent' if mv_S is None else 'no samples'}", np.zeros((0, 2))
     median = float(np.median(mv_S[is_finite_S]))
     up_S = np.where(is_finite_S, mv_S - median, 0) * paper.mm_per_mv
-    low, high = -min(paper.row_mm, height - y_mm - 0.5), min(paper.row_mm, y_mm - 0.5)
+    (x_mm, y_mm), (top, bottom) = at, limits
+    low, high = -min(paper.row_mm, bottom - y_mm), min(paper.row_mm, y_mm - top)
     is_cut_S = is_finite_S & ((up_S < low) | (up_S > high))
     x_S = x_mm + np.arange(len(up_S)) / rate_hz * paper.mm_per_s
     y_S = y_mm - np.clip(up_S, low, high)
-    label = name
+    note = ""
     if is_cut_S.any():
         finite_mv = mv_S[is_finite_S].round(1)
-        label += f" cut: {finite_mv.min():.4g} to {finite_mv.max():.4g} mV"
+        note = f"{name} cut: {finite_mv.min():.4g} to {finite_mv.max():.4g} mV"
     elif abs(median) > OFFSET_MV:
-        label += f" at {median:+.2g} mV"
+        note = f"{name} at {median:+.2g} mV"
     drawn = _path(_polyline(x_S, y_S, is_finite_S), PEN_MM, INK, UNITS_PER_MM)
     if is_cut_S.any():
         drawn += _path(_polyline(x_S, y_S, is_cut_S), 3 * PEN_MM, CUT, UNITS_PER_MM)
-    return drawn + _text(x_mm + 1, label_y, label.replace("-", "−"))
+    points = np.stack([x_S, np.where(is_finite_S, y_S, np.nan)], axis=1)
+    return drawn, note.replace("-", "−"), points
+
+
+def _label(name: str, x_mm: float, y_mm: float, pairs: np.ndarray, paper: Paper) -> str:
+    """The name of a lead where no curve runs, as near to its usual place as can be."""
+    em, width, end = paper.text_mm, EM * paper.text_mm * len(name), x_mm + 2.4 * paper.mm_per_s
+    pairs = pairs[:, (pairs[0, :, 0] > x_mm - 1) & (pairs[0, :, 0] < end)]
+    low_N2, high_N2 = pairs.min(axis=0) - PEN_MM, pairs.max(axis=0) + PEN_MM
+    rows = y_mm + paper.row_mm * np.array(LABEL_AT)
+    spots = [(x, y) for x in np.arange(x_mm + 1, max(end - width, x_mm + 2), 1) for y in rows]
+    boxes = (((x, y - 0.8 * em), (x + width, y + 0.25 * em)) for x, y in spots)
+    is_hit = (((low_N2 < box[1]) & (high_N2 > box[0])).all(axis=1).any() for box in boxes)
+    place = next((at for at, hit in zip(spots, is_hit, strict=True) if not hit), spots[0])
+    return _text(*place, name)
 
 
 def _shade(shade_S: np.ndarray, rate_hz: float, x_mm: float, y_mm: float, paper: Paper) -> str:
@@ -183,8 +212,7 @@ def _grid(width: float, height: float, margin: float, paper: Paper) -> str:
 
 def _calibration_pulse(y_mm: float, paper: Paper) -> str:
     """1 mV for 0.2 s."""
-    long, high = 0.2 * paper.mm_per_s, paper.mm_per_mv
-    foot = long / 10
+    long, high, foot = 0.2 * paper.mm_per_s, paper.mm_per_mv, 0.02 * paper.mm_per_s
     data = f"M{foot:g} {y_mm:g}h{foot:g}v-{high:g}h{long:g}v{high:g}h{foot:g}"
     return _path(data, PEN_MM, INK)
 

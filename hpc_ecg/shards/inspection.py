@@ -8,6 +8,7 @@ the signals. No record or patient is named: a plot shows the key, which is the r
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,14 @@ def describe_inspection(facts: dict[str, Any]) -> list[str]:
     return [*lines, f"digests: {verified}"]
 
 
-def write_page(path: Path, inspection: Inspection, num_plots: int, seed: int = 0) -> None:
+def write_page(out: Path, inspection: Inspection, num_plots: int, seed: int = 0) -> None:
     """Write the page with plots of `num_plots` records that `seed` chooses."""
+    path = inspection.shards.folder / "dataset.json"
     page = render_page(
         "inspection.html.jinja",
         facts=inspection.facts,
         title=Path(inspection.shards.url or inspection.shards.folder.resolve()).name,
+        written=f", {date.fromtimestamp(path.stat().st_mtime)}" if path.is_file() else "",
         histogram=draw_amplitudes(inspection.index["amplitude_mv"]),
         pictures=_draw_sample(inspection, num_plots, seed),
         format_signal=_format_signal,
@@ -120,7 +123,7 @@ def write_page(path: Path, inspection: Inspection, num_plots: int, seed: int = 0
         format_quantiles=_format_quantiles,
         format_counts=_format_counts,
     )
-    write_text(path, page, about_people=True)
+    write_text(out, page, about_people=True)
 
 
 def _by_split(index: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

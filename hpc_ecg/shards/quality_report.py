@@ -7,7 +7,7 @@ explains each reason and draws a sample of the records.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,18 @@ from markupsafe import Markup
 from hpc_ecg.atomic_io import write_text
 from hpc_ecg.ecg.amplitude import EXPECTED_MV, NORMAL_RATIO, AmplitudeFacts
 from hpc_ecg.ecg.leads import normalize_lead
+from hpc_ecg.ecg.preprocess import window_of
+from hpc_ecg.ecg.quality import Flaw, find_flaws
 from hpc_ecg.ecg.recording import Recording
-from hpc_ecg.ecg.signal import LEADS
-from hpc_ecg.reporting.ecg_paper import COMPACT, draw_ecg
+from hpc_ecg.ecg.signal import LEADS, SignalSpec
+from hpc_ecg.reporting.ecg_paper import COMPACT, FULL, SECONDS, draw_ecg
 from hpc_ecg.reporting.escape import csv_text
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.reporting.plots import histogram
 from hpc_ecg.shards.format import key_of_row, rows_of_keys
 from hpc_ecg.shards.index import LeftOut, count_flag_kinds, flag_kinds
 
-NUM_PICTURES = 12
+NUM_PICTURES, WIDEN_S = 12, 0.05
 NOT_DRAWABLE = ("not found", "unreadable")
 
 
@@ -42,12 +44,16 @@ class QualityFacts:
     """Reads the recording of a row again; None if that fails."""
     remarks: Sequence[str] = ()
     """How much of each column about people was understood."""
+    cohort: str = ""  # the table's name and date
+    signal: SignalSpec | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Picture:
     caption: str
-    svg: Markup | None
+    svg: Markup | None = None
+    large: Markup | None = None  # at 25 mm/s and 10 mm/mV
+    marked: Sequence[str] = ()
 
 
 def write_quality_report(out: Path, report: QualityFacts) -> Path:
@@ -61,6 +67,7 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
     drawable = left_out[~left_out["reason_or_flags"].isin(NOT_DRAWABLE)]
     page = render_page(
         "quality_report.html.jinja",
+        cohort=report.cohort,
         num_rows=report.records,
         num_kept=table["row"][is_kept_N].nunique(),
         num_left_out=len(left_out),
@@ -71,9 +78,7 @@ def write_quality_report(out: Path, report: QualityFacts) -> Path:
         reasons=most_frequent(Counter(left_out["reason_or_flags"])),
         flags=most_frequent(count_flag_kinds(flagged["reason_or_flags"])),
         histogram=draw_amplitudes(amplitude_mv) if len(amplitude_mv) else None,
-        left_out_pictures=_draw_sample(
-            report, drawable, drawable["reason_or_flags"].to_numpy(object)
-        ),
+        left_out_pictures=_draw_sample(report, drawable, drawable["reason_or_flags"].to_numpy()),
         flagged_pictures=_draw_sample(report, flagged, rarest_kinds(flagged["reason_or_flags"])),
     )
     write_text(out / "quality.html", page, about_people=True)
@@ -137,22 +142,45 @@ def draw_amplitudes(amplitude_mv: pd.Series) -> Markup:
 
 def _draw_sample(report: QualityFacts, rows: pd.DataFrame, group_N: np.ndarray) -> list[Picture]:
     """Draw a sample of these rows of the table; those that cannot be drawn come last."""
-    pictures = []
-    for position in sample_evenly(rows["key"], group_N, NUM_PICTURES):
-        line = rows.iloc[position]
-        reason = line["reason_or_flags"].replace(";", ", ")
-        caption = f"Row {line['row']}: {reason}"
-        if line["message"]:
-            caption += f": {line['message']}"
-        pictures.append(_draw_row(report, int(line["row"]), caption))
+    chosen = sample_evenly(rows["key"], group_N, NUM_PICTURES)
+    pictures = [_draw_row(report, rows.iloc[position]) for position in chosen]
     return sorted(pictures, key=lambda picture: picture.svg is None)
 
 
-def _draw_row(report: QualityFacts, row: int, caption: str) -> Picture:
-    recording = report.read_source(row - 1)
+def _draw_row(report: QualityFacts, line: pd.Series) -> Picture:
+    """The recording, or the window of it that was kept: the first 10 s, or those of a flaw."""
+    names = line["reason_or_flags"].split(";")
+    caption = f"Row {line['row']}: {', '.join(names)}"
+    caption += f": {line['message']}" if line["message"] else ""
+    recording = report.read_source(int(line["row"]) - 1)
     leads = [normalize_lead(name) or name for name in recording.leads] if recording else []
     if recording is None or not 0 < recording.sample_rate_hz < np.inf or not {*leads} & {*LEADS}:
-        return Picture(caption=f"{caption} (cannot be drawn)", svg=None)
-    rate_hz = recording.sample_rate_hz
-    svg = draw_ecg(recording.signal_LS, leads, rate_hz, f"Row {row}", COMPACT)
-    return Picture(caption=caption, svg=inline_svg(svg, caption))
+        return Picture(f"{caption} (cannot be drawn)")
+    rate_hz, window = recording.sample_rate_hz, slice(0, None)
+    if line["status"] == "kept" and report.signal:
+        window = window_of(recording, report.signal, int(line["key"].partition("-")[2] or 0))
+    ecg_LS = recording.signal_LS[:, window]
+    lead = dict(zip(leads, ecg_LS, strict=True))
+    flaws = [f for name in names for f in find_flaws(name.partition(":")[0], lead, rate_hz)]
+    page = int(SECONDS * rate_hz)
+    first = min((flaw.at.start for flaw in flaws if flaw.at), default=0) // page * page
+    shade_LS = _shade(flaws, leads, ecg_LS.shape, round(WIDEN_S * rate_hz))[:, first:]
+    start = window.start + first
+    title = f"Row {line['row']}" + (f", from {start / rate_hz:.4g} s" if start else "")
+    below = next((flaw.lead for flaw in flaws if flaw.lead in LEADS), None)
+    small, large = (
+        draw_ecg(ecg_LS[:, first:], leads, rate_hz, title, on, shade_LS)
+        for on in (replace(paper, rhythm=below or paper.rhythm) for paper in (COMPACT, FULL))
+    )
+    times = [f" at {(window.start + f.at.start) / rate_hz:.2f} s" if f.at else "" for f in flaws]
+    lines = [f"{f.lead or 'All leads'}{t}: {f.words}" for f, t in zip(flaws, times, strict=True)]
+    return Picture(caption, inline_svg(small, caption), inline_svg(large, caption), lines)
+
+
+def _shade(flaws: list[Flaw], leads: list[str], shape: tuple[int, ...], widen: int) -> np.ndarray:
+    """1 at moments, which are widened by this many samples; 0.4 where a flaw has no moment."""
+    shade_LS = np.zeros(shape)
+    for about, at, _ in flaws:
+        span = slice(max(at.start - widen, 0), at.stop + widen) if at else slice(None)
+        shade_LS[[about in ("", name) for name in leads], span] = 1 if at else 0.4
+    return shade_LS

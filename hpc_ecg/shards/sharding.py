@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -161,6 +162,8 @@ def _quality_facts(
         amplitude=amplitude_of_cohort(index, plan.recordings.signal),
         read_source=read_source,
         remarks=cohort.remarks,
+        cohort=f"{plan.table.name}, {date.fromtimestamp(plan.table.stat().st_mtime)}",
+        signal=plan.recordings.signal,
     )
 
 
