@@ -1,17 +1,24 @@
-"""Log lines, and a progress bar that is shown on a terminal only; both from rank 0 only."""
+"""Log lines and the progress of long work, from rank 0 only.
+
+Work that takes long shows a bar on a terminal; elsewhere (Slurm's logs, pipes) it logs a line every
+EVERY_S. What cannot count its steps says what it waits for.
+"""
 
 import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
+Item = TypeVar("Item")
 logger = logging.getLogger("hpc_ecg")
 console = Console(stderr=True)
 WHAT_TO_DO = {
@@ -21,12 +28,14 @@ WHAT_TO_DO = {
     errno.EMFILE: "raise the limit (ulimit -n) or use fewer workers",
 }
 """Added to the system's message."""
+EVERY_S, FIRST_S = 30.0, 1.0
+"""Between the lines of long work; how long a wait lasts before it is mentioned."""
 
 
 class Advance(Protocol):
-    """Advance a progress bar by `steps` and set the note at its end."""
+    """Count `steps` more; a note replaces that at the end of the line."""
 
-    def __call__(self, steps: int = 1, note: str = "") -> None: ...
+    def __call__(self, steps: int = 1, note: str | None = None) -> None: ...
 
 
 def printable(text: str) -> str:
@@ -50,8 +59,17 @@ def first_line(error: BaseException) -> str:
 
 
 class _Formatter(logging.Formatter):
+    last_line_s = 0.0
+
     def format(self, record: logging.LogRecord) -> str:
+        _Formatter.last_line_s = time.monotonic()
         return printable(super().format(record))
+
+
+def next_line_due_s(since: float) -> float:
+    """The time.monotonic() until which the log may be silent; now, if no line came `since`."""
+    last = _Formatter.last_line_s
+    return last + EVERY_S if last >= since else time.monotonic()
 
 
 def start_logging(rank: int = 0) -> None:
@@ -74,21 +92,125 @@ def say(*lines: str) -> None:
         print(printable(line), flush=True)  # noqa: T201
 
 
-@contextmanager
-def progress_bar(title: str, total: int, done: int = 0, visible: bool = True) -> Iterator[Advance]:
-    """Show a bar on a terminal, nothing elsewhere. Yields a call that advances it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    hidden = not (visible and console.is_terminal)
-    with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
-        task = progress.add_task(title, total=total, completed=done, note="")
+def describe_seconds(seconds: float) -> str:
+    """Such as 40 s, 12 min or 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
-        def advance(steps: int = 1, note: str = "") -> None:
-            progress.update(task, advance=steps, note=note)
+
+class Steps:
+    """How far long work has come. `str` is its line: step of total, percent, ETA, ECG/s, note."""
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        done: int = 0,
+        ecgs_per_step: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`done`: steps of an earlier start, not counted in the rates."""
+        self.title, self.total, self.done, self.note = title, total, done, ""
+        self._ecgs, self._clock, self._first, self._began = ecgs_per_step, clock, done, clock()
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        self.done, self.note = self.done + steps, self.note if note is None else note
+
+    def text(self) -> str:
+        """The line without its title."""
+        parts = [f"{self.done:,} of {self.total:,} ({100 * self.done / max(self.total, 1):.0f} %)"]
+        rate = (self.done - self._first) / max(self._clock() - self._began, 1e-9)
+        if rate:
+            parts.append(f"ETA {describe_seconds(max(self.total - self.done, 0) / rate)}")
+            parts += [f"{rate * self._ecgs:.3g} ECG/s"] * bool(self._ecgs)
+        return ", ".join([*parts, self.note] if self.note else parts)
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.text()}"
+
+
+@contextmanager
+def progress_bar(
+    title: str, total: int, done: int = 0, visible: bool = True, ecgs_per_step: float = 0
+) -> Iterator[Advance]:
+    """Show a bar on a terminal, log a line every EVERY_S elsewhere. Yields a call that advances it.
+
+    `ecgs_per_step`: ECGs in a step, where their rate is of interest.
+    """
+    count = Steps(title, total, done, ecgs_per_step)
+    if not visible:
+        yield count.advance
+        return
+    if not console.is_terminal:
+        with repeating(lambda: logger.info("%s", count)):
+            yield count.advance
+        return
+    columns = [
+        TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[x]")
+    ]
+    bar = Progress(columns[0], BarColumn(), columns[1], console=console, transient=True)
+    with bar, repeating(lambda: None):
+        task = bar.add_task(printable(title), total=total, completed=done, x=count.text())
+
+        def advance(steps: int = 1, note: str | None = None) -> None:
+            count.advance(steps, note)
+            bar.update(task, completed=count.done, x=count.text())
 
         yield advance
+
+
+def tracked(title: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+    """Yield the `total` items under a progress bar."""
+    with progress_bar(title, total) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Say in a line what the work waits for, if that lasts, and again every EVERY_S."""
+    began = time.monotonic()
+
+    def report() -> None:
+        logger.info("waiting for %s (%s)", what, describe_seconds(time.monotonic() - began))
+
+    with repeating(report, FIRST_S):
+        yield
+
+
+_reporting: list[object] = []
+"""Of the blocks in `repeating`, only the last one reports: the others contain it."""
+Report: TypeAlias = Callable[[], float | None]
+"""Logs a line, or returns after how many seconds it wants to be asked again."""
+
+
+@contextmanager
+def repeating(report: Report, first_s: float | None = None) -> Iterator[None]:
+    """Call `report` in a thread, after `first_s` (default: when the log has been silent for
+    EVERY_S) and then every EVERY_S, until the block ends; not while a block inside this one does.
+    """
+    ended, block = threading.Event(), object()
+    if first_s is None:
+        first_s = max(_Formatter.last_line_s + EVERY_S - time.monotonic(), FIRST_S)
+
+    def report_if_last() -> float | None:
+        return report() if _reporting[-1] is block else FIRST_S
+
+    call = threading.Thread(target=repeat, args=(report_if_last, ended.wait, first_s), daemon=True)
+    _reporting.append(block)
+    call.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        call.join()
+        _reporting.remove(block)
+
+
+def repeat(report: Report, wait: Callable[[float], bool], first_s: float) -> None:
+    """Call `report` after each pause, until `wait(seconds)` says that the work has ended."""
+    pause_s = first_s
+    while not wait(pause_s):
+        pause_s = report() or EVERY_S

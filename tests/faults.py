@@ -38,7 +38,7 @@ def sweep_in_a_fork(log: Path, words: Sequence[str]) -> Any:
 def _sweep(log: Path, environment: dict[str, str], words: Sequence[str]) -> None:
     become(log, environment)
     slurm_runs.POLL_S, slurm_runs.MAX_POLL_S, slurm_runs.LOST_AFTER_S = 0.5, 2.0, 3.0
-    slurm_runs.RETRY_AFTER_S, slurm_runs.REPORT_EVERY_S = (1,), 1.0
+    slurm_runs.RETRY_AFTER_S, log.EVERY_S = (1,), 1.0
     sys.exit(main(["sweep", *words]))
 
 

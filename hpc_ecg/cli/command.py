@@ -9,7 +9,9 @@ import gc
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 
 from hpc_ecg.cli.audit import add_audit
 from hpc_ecg.cli.bundle import add_bundle
@@ -30,6 +32,9 @@ from hpc_ecg.cli.update import add_update
 from hpc_ecg.cli.weights import add_weights
 from hpc_ecg.version import __version__
 
+FIRST_LINE_S = 0.5
+"""After so long, a verb that has not answered yet says that it is at work."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0, 2 for a user's mistake, or the verb's own."""
@@ -38,20 +43,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] in ([], ["help"]):
         given = [*given[1:], "--help"]
     options = build_parser().parse_args(given)
+    rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
+    from hpc_ecg.log import describe_error, logger, repeating
+
+    logger.handlers.clear()
     try:
-        return options.verb(options)
+        say = partial(_say_at_work, f"hpc-ecg {given[0]}", rank, time.monotonic())
+        with repeating(say, FIRST_LINE_S):
+            return options.verb(options)
     except (ValueError, OSError) as error:
         if os.environ.get("HPC_ECG_DEBUG"):
             raise
-        from hpc_ecg.log import describe_error
-
-        rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
         program = "hpc-ecg" if rank == "0" else f"hpc-ecg, process {rank} on {socket.gethostname()}"
         print(f"{program}: {describe_error(error)}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("hpc-ecg: interrupted; start it again to go on", file=sys.stderr)  # noqa: T201
         return 130
+
+
+def _say_at_work(verb: str, rank: str, began: float) -> float | None:
+    """The first line of a verb that takes long, while it imports what it needs, and a line where
+    nothing else has logged one for long: then returns None, else the seconds until it is due."""
+    from hpc_ecg.log import describe_seconds, logger, next_line_due_s, start_logging
+
+    if (left_s := next_line_due_s(began) - time.monotonic()) > 0:
+        return left_s
+    if not logger.handlers:
+        start_logging(int(rank) if rank.isdecimal() else 0)
+    logger.info("%s: at work for %s", verb, describe_seconds(time.monotonic() - began))
+    return None
 
 
 def build_parser() -> Parser:
