@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
