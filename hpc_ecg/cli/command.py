@@ -17,6 +17,7 @@ from hpc_ecg.cli.audit import add_audit
 from hpc_ecg.cli.bundle import add_bundle
 from hpc_ecg.cli.cohort import add_cohort
 from hpc_ecg.cli.combine import add_combine
+from hpc_ecg.cli.completion import add_completion
 from hpc_ecg.cli.config import add_config
 from hpc_ecg.cli.data import add_data
 from hpc_ecg.cli.doctor import add_doctor
@@ -102,6 +103,7 @@ def build_parser() -> Parser:
         add_report,
         add_protocol,
         add_config,
+        add_completion,
     ):
         add_verb(verbs)
     return parser

@@ -23,7 +23,7 @@ def add_evaluate(verbs: Verbs) -> None:
         "evaluate", help="score a finished run", add_help=False, prefix_chars="\0"
     )
     evaluate.add_argument("arguments", nargs="*")
-    evaluate.set_defaults(verb=_evaluate)
+    evaluate.set_defaults(verb=_evaluate, parsers={"": _parser})
 
 
 def _parser() -> Parser:
