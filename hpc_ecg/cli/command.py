@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(50_000, 20, 50)  # a fifth of the time to import torch was garbage collection
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in ([], ["help"]):
-        given = [*given[1:], "--help"]
+        given = [*(word for word in given if word != "help"), "--help"]
     options = build_parser().parse_args(given)
     rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
     from hpc_ecg.log import describe_error, logger, repeating

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hpc_ecg.cli.parser import SETTINGS_HELP, Verbs
 
 if TYPE_CHECKING:
+    from hpc_ecg.training.run_folder import RunFolder
     from hpc_ecg.training.settings import FinetuneConfig
 
 
@@ -35,6 +36,7 @@ def _finetune(options: argparse.Namespace) -> int:
     folder.check_same_config(to_yaml(config))
     if folder.is_finished():
         logger.info(f"{folder.path} is finished: nothing to do")
+        _say_result(folder)
         return 0
     _check_paths(config)
     logger.info(f"reading {config.data.shards} and {config.init.path or 'random weights'}")
@@ -66,7 +68,7 @@ def _run(config: "FinetuneConfig") -> int:
     try:
         folder = finetune(config, before_training=doctor_before_training(config))
         if folder.is_finished():
-            logger.info(f"weights: {folder.path}/best; next: hpc-ecg evaluate {folder.path}")
+            _say_result(folder)
     except Preempted as preempted:
         # Slurm signals the processes that have not exited when the first one has
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -76,3 +78,18 @@ def _run(config: "FinetuneConfig") -> int:
         logger.error(str(lost))
         return EXIT_PEER_LOST
     return 0
+
+
+def _say_result(folder: "RunFolder") -> None:
+    """Log the best score, where the weights are, and what comes next."""
+    from hpc_ecg.evaluation.metric_names import METRIC_NAMES
+    from hpc_ecg.hashing import read_record
+    from hpc_ecg.log import logger
+    from hpc_ecg.reporting.numbers import format_number
+
+    finished = read_record(folder.finished)
+    verb = "report" if folder.evaluation.exists() else "evaluate"
+    metric, best = finished["metric"], finished["best_score"]
+    score = f"best validation {METRIC_NAMES.get(metric, metric)} {format_number(best)} at step "
+    score = "nothing was trained" if best is None else score + str(finished["best_step"])
+    logger.info(f"{score}; weights: {folder.path}/best; next: hpc-ecg {verb} {folder.path}")

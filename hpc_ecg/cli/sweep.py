@@ -91,10 +91,10 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _run(sweep: "Sweep", wait: bool, only: str | None = None, open_now: bool = False) -> int:
-    """Launch the sweep, print failures, and return the exit code."""
+    """Launch the sweep, print what comes next and, last, failures; return the exit code."""
     from hpc_ecg.distributed.stop_signals import Preempted
     from hpc_ecg.log import logger, say
-    from hpc_ecg.sweep.folder import has_killed_runs
+    from hpc_ecg.sweep.folder import has_killed_runs, runs_of
     from hpc_ecg.sweep.launch import launch
 
     folder = sweep.config.sweep_dir
@@ -103,11 +103,17 @@ def _run(sweep: "Sweep", wait: bool, only: str | None = None, open_now: bool = F
     except Preempted as stopped:
         logger.info("%s", stopped)
         return stopped.code
-    for failure in failures:
-        say(f"failed: {failure}")
     if not wait:
         say(f"check on them: hpc-ecg sweep status {folder}")
-    say(f"compare the runs: hpc-ecg report {folder}")
+    tested = sum(run.evaluation.exists() for run in runs_of(Path(folder)))
+    if tested or not failures:
+        say(f"compare the {tested or ''} runs: hpc-ecg report {folder}".replace("  ", " "))
+    if failures:
+        say(
+            f"{len(failures)} failed. Mend the cause and give the same command again: what is done "
+            f"stays. For one run: hpc-ecg sweep retry {folder} CELL",
+            *(f"failed: {failure}" for failure in failures),
+        )
     if failures and sweep.config.slurm is None and has_killed_runs(Path(folder)):
         return EXIT_KILLED
     return 1 if failures else 0
