@@ -66,12 +66,6 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record))
 
 
-def next_line_due_s(since: float) -> float:
-    """The time.monotonic() until which the log may be silent; now, if no line came `since`."""
-    last = _Formatter.last_line_s
-    return last + EVERY_S if last >= since else time.monotonic()
-
-
 def start_logging(rank: int = 0) -> None:
     """Log to standard error; ranks other than 0 log only warnings."""
     handler: logging.Handler
@@ -100,7 +94,7 @@ def describe_seconds(seconds: float) -> str:
 
 
 class Steps:
-    """How far long work has come. `str` is its line: step of total, percent, ETA, ECG/s, note."""
+    """How far long work has come. `str`: step of total, percent, ETA, ECG/s and a note."""
 
     def __init__(
         self,
@@ -110,24 +104,17 @@ class Steps:
         ecgs_per_step: float = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`done`: steps of an earlier start, not counted in the rates."""
+        """`done`: steps of an earlier start, which do not count for the speed."""
         self.title, self.total, self.done, self.note = title, total, done, ""
         self._ecgs, self._clock, self._first, self._began = ecgs_per_step, clock, done, clock()
 
-    def advance(self, steps: int = 1, note: str | None = None) -> None:
-        self.done, self.note = self.done + steps, self.note if note is None else note
-
-    def text(self) -> str:
-        """The line without its title."""
-        parts = [f"{self.done:,} of {self.total:,} ({100 * self.done / max(self.total, 1):.0f} %)"]
-        rate = (self.done - self._first) / max(self._clock() - self._began, 1e-9)
-        if rate:
+    def __str__(self) -> str:
+        percent = 100 * self.done / max(self.total, 1)
+        parts = [f"{self.title}: {self.done:,} of {self.total:,} ({percent:.0f} %)"]
+        if rate := (self.done - self._first) / max(self._clock() - self._began, 1e-9):
             parts.append(f"ETA {describe_seconds(max(self.total - self.done, 0) / rate)}")
             parts += [f"{rate * self._ecgs:.3g} ECG/s"] * bool(self._ecgs)
-        return ", ".join([*parts, self.note] if self.note else parts)
-
-    def __str__(self) -> str:
-        return f"{self.title}: {self.text()}"
+        return ", ".join([*parts, *[self.note] * bool(self.note)])
 
 
 @contextmanager
@@ -138,25 +125,16 @@ def progress_bar(
 
     `ecgs_per_step`: ECGs in a step, where their rate is of interest.
     """
-    count = Steps(title, total, done, ecgs_per_step)
-    if not visible:
-        yield count.advance
-        return
-    if not console.is_terminal:
-        with repeating(lambda: logger.info("%s", count)):
-            yield count.advance
-        return
-    columns = [
-        TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[x]")
-    ]
-    bar = Progress(columns[0], BarColumn(), columns[1], console=console, transient=True)
-    with bar, repeating(lambda: None):
-        task = bar.add_task(printable(title), total=total, completed=done, x=count.text())
+    count, is_bar = Steps(title, total, done, ecgs_per_step), visible and console.is_terminal
+    columns = BarColumn(), TextColumn("{task.description}", markup=False)
+    bar = Progress(*columns, console=console, transient=True, disable=not is_bar)
+    task = bar.add_task(printable(str(count)), total=total, completed=done)
 
-        def advance(steps: int = 1, note: str | None = None) -> None:
-            count.advance(steps, note)
-            bar.update(task, completed=count.done, x=count.text())
+    def advance(steps: int = 1, note: str | None = None) -> None:
+        count.done, count.note = count.done + steps, count.note if note is None else note
+        bar.update(task, completed=count.done, description=printable(str(count)))
 
+    with bar, repeating(lambda: logger.info("%s", count) if visible and not is_bar else None):
         yield advance
 
 
@@ -169,14 +147,19 @@ def tracked(title: str, items: Iterable[Item], total: int) -> Iterator[Item]:
 
 
 @contextmanager
-def waiting_for(what: str) -> Iterator[None]:
-    """Say in a line what the work waits for, if that lasts, and again every EVERY_S."""
+def waiting_for(what: str, first_s: float = FIRST_S) -> Iterator[None]:
+    """Say what the work waits for: after `first_s`, unless a line was logged in the block by then,
+    and whenever none was logged for EVERY_S."""
     began = time.monotonic()
 
-    def report() -> None:
-        logger.info("waiting for %s (%s)", what, describe_seconds(time.monotonic() - began))
+    def report() -> float | None:
+        now, last = time.monotonic(), _Formatter.last_line_s
+        if began < last and (left_s := last + EVERY_S - now) > 0:
+            return left_s
+        logger.info("%s (%s)", what, describe_seconds(now - began))
+        return None
 
-    with repeating(report, FIRST_S):
+    with repeating(report, first_s):
         yield
 
 
@@ -188,29 +171,24 @@ Report: TypeAlias = Callable[[], float | None]
 
 @contextmanager
 def repeating(report: Report, first_s: float | None = None) -> Iterator[None]:
-    """Call `report` in a thread, after `first_s` (default: when the log has been silent for
-    EVERY_S) and then every EVERY_S, until the block ends; not while a block inside this one does.
-    """
+    """Call `report` in a thread until the block ends: after `first_s` (default: once the log has
+    been silent for EVERY_S), then every EVERY_S; not while a block inside this one reports."""
     ended, block = threading.Event(), object()
-    if first_s is None:
-        first_s = max(_Formatter.last_line_s + EVERY_S - time.monotonic(), FIRST_S)
-
-    def report_if_last() -> float | None:
-        return report() if _reporting[-1] is block else FIRST_S
-
-    call = threading.Thread(target=repeat, args=(report_if_last, ended.wait, first_s), daemon=True)
+    since_last_s = time.monotonic() - _Formatter.last_line_s
+    pause_s = max(EVERY_S - since_last_s, FIRST_S) if first_s is None else first_s
+    ask = lambda: report() if _reporting[-1] is block else FIRST_S  # noqa: E731
+    thread = threading.Thread(target=repeat, args=(ask, ended.wait, pause_s), daemon=True)
     _reporting.append(block)
-    call.start()
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        call.join()
+        thread.join()
         _reporting.remove(block)
 
 
-def repeat(report: Report, wait: Callable[[float], bool], first_s: float) -> None:
+def repeat(report: Report, wait: Callable[[float], bool], pause_s: float) -> None:
     """Call `report` after each pause, until `wait(seconds)` says that the work has ended."""
-    pause_s = first_s
     while not wait(pause_s):
         pause_s = report() or EVERY_S

@@ -9,9 +9,7 @@ import gc
 import os
 import socket
 import sys
-import time
 from collections.abc import Sequence
-from functools import partial
 
 from hpc_ecg.cli.audit import add_audit
 from hpc_ecg.cli.bundle import add_bundle
@@ -33,8 +31,8 @@ from hpc_ecg.cli.update import add_update
 from hpc_ecg.cli.weights import add_weights
 from hpc_ecg.version import __version__
 
-FIRST_LINE_S = 0.5
-"""After so long, a verb that has not answered yet says that it is at work."""
+FIRST_LINE_S, QUICK = 0.5, ("completion", "config", "strategies", "protocol")
+"""A verb that has said nothing after so long says that it is at work, except these."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = [*(word for word in given if word != "help"), "--help"]
     options = build_parser().parse_args(given)
     rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
-    from hpc_ecg.log import describe_error, logger, repeating
+    from hpc_ecg.log import EVERY_S, describe_error, start_logging, waiting_for
 
-    logger.handlers.clear()
+    start_logging(int(rank) if rank.isdecimal() else 0)
     try:
-        say = partial(_say_at_work, f"hpc-ecg {given[0]}", rank, time.monotonic())
-        with repeating(say, FIRST_LINE_S):
+        first_s = EVERY_S if given[0] in QUICK else FIRST_LINE_S
+        with waiting_for(f"hpc-ecg {given[0]}: at work", first_s):
             return options.verb(options)
     except (ValueError, OSError) as error:
         if os.environ.get("HPC_ECG_DEBUG"):
@@ -61,19 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hpc-ecg: interrupted; start it again to go on", file=sys.stderr)  # noqa: T201
         return 130
-
-
-def _say_at_work(verb: str, rank: str, began: float) -> float | None:
-    """The first line of a verb that takes long, while it imports what it needs, and a line where
-    nothing else has logged one for long: then returns None, else the seconds until it is due."""
-    from hpc_ecg.log import describe_seconds, logger, next_line_due_s, start_logging
-
-    if (left_s := next_line_due_s(began) - time.monotonic()) > 0:
-        return left_s
-    if not logger.handlers:
-        start_logging(int(rank) if rank.isdecimal() else 0)
-    logger.info("%s: at work for %s", verb, describe_seconds(time.monotonic() - began))
-    return None
 
 
 def build_parser() -> Parser:

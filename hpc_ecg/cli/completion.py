@@ -1,9 +1,9 @@
 """`hpc-ecg completion SHELL`: a script that completes verbs, options and settings.
 
 It holds a table, made from the parsers and the settings, and a program in awk that looks up the
-words typed so far, so that no Python starts when the user presses Tab. A row is `context|word`: the
-context is a verb, `VERB=--option`, or `@finetune` and `@sweep` with the settings, `@sweepKEY=` with
-a setting's values (`@sweepKEY=[` with those of a list). A word `@…` stands for all of that context.
+words typed so far, so that no Python starts at the Tab key. A row is `context|word`. A context is a
+verb, `VERB=--option`, the settings (`@finetune`, `@sweep`), or one of them with a key, for its
+values (`@sweepKEY=`, for a list `@sweepKEY=[`); the word `@…` stands for all words of that context.
 """
 
 import argparse
@@ -13,10 +13,8 @@ from pathlib import Path
 from hpc_ecg.cli.parser import Verbs
 
 SHELLS = ("bash", "zsh", "fish")
-HOW = "Load it with: source <(hpc-ecg completion bash), the same for zsh, or in fish with: hpc-ecg "
-HOW += (
-    "completion fish | source. Words after key= are the setting's values; else files are offered."
-)
+HOW = "In ~/.bashrc or ~/.zshrc: source <(hpc-ecg completion bash), or zsh; in fish: hpc-ecg "
+HOW += "completion fish | source."
 
 
 def add_completion(verbs: Verbs) -> None:
@@ -32,24 +30,19 @@ def _completion(options: argparse.Namespace) -> int:
 
     text = Path(__file__).with_name("completion.txt").read_text(encoding="utf-8")
     part = dict(block.split("\n", 1) for block in text.split("### ")[1:])
-    assign = "set -g {} '{}'\n" if options.shell == "fish" else "{}='{}'\n"
-    table = "\n".join([*_words_of(build_parser(), ""), *_settings()])
-    script = assign.format("_hpc_ecg_table", table) + assign.format("_hpc_ecg_awk", part["awk"])
-    say(script + part["sh"] * (options.shell != "fish") + part[options.shell])
+    is_fish, rows = options.shell == "fish", [*_words_of(build_parser(), ""), *_settings()]
+    for name, value in (("table", "\n".join(rows)), ("awk", part["awk"])):
+        say(f"set -g _hpc_ecg_{name} '{value}'" if is_fish else f"_hpc_ecg_{name}='{value}'")
+    say(part["sh"] * (not is_fish) + part[options.shell])
     return 0
 
 
 def _words_of(parser: argparse.ArgumentParser, path: str) -> Iterator[str]:
     """The rows of a parser and of the verbs below it. `parsers`: those that a verb makes late."""
-    for name, make in (parser.get_default("parsers") or {}).items():
-        below = f"{path} {name}".strip()
-        yield from [f"{path}|{name}"] * bool(name)
-        yield from _words_of(make(), below)
+    below = {n: make() for n, make in (parser.get_default("parsers") or {}).items()}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for name, verb in action.choices.items():
-                yield f"{path}|{name}"
-                yield from _words_of(verb, f"{path} {name}".strip())
+            below |= action.choices
         elif action.option_strings:
             name = action.option_strings[-1]
             yield f"{path}|{name}"
@@ -59,6 +52,9 @@ def _words_of(parser: argparse.ArgumentParser, path: str) -> Iterator[str]:
             yield f"{path}|@{'sweep' if path == 'sweep' else 'finetune'}"
         else:
             yield from (f"{path}|{choice}" for choice in action.choices or [])
+    for name, verb in below.items():
+        yield from [f"{path}|{name}"] * bool(name)
+        yield from _words_of(verb, f"{path} {name}".strip())
 
 
 def _settings() -> Iterator[str]:
@@ -68,17 +64,13 @@ def _settings() -> Iterator[str]:
     from hpc_ecg.sweep.settings import SweepConfig
     from hpc_ecg.training.settings import FinetuneConfig
 
-    for schema, contexts in (
-        (FinetuneConfig, ("@finetune", "@sweeprun.")),
-        (SweepConfig, ("@sweep",)),
-    ):
+    run, sweep = (FinetuneConfig, "@finetune", ""), (SweepConfig, "@sweep", "")
+    for schema, context, prefix in (run, sweep, (FinetuneConfig, "@sweep", "run.")):
         rules = dict(rules_by_key(schema))
         for key, kind, _, _ in describe_settings(schema):
-            yield f"config|{key}"
+            yield from [f"config|{key}"] * (not prefix)
+            yield f"{context}|{prefix}{key}="
             values = rules[key].choices if key in rules else ()
-            for context in contexts:
-                name, run, _ = context.partition("run.")
-                yield f"{name}|{run}{key}="
-                for value in values or ("true", "false") * (kind == "bool"):
-                    yield f"{context}{key}=|{value}"
-    yield from (f"@sweepstrategies=[|{n}" for n, _ in list_strategies() if not n.startswith("+"))
+            for value in values or ("true", "false") * (kind == "bool"):
+                yield f"{context}{prefix}{key}=|{value}"
+    yield from (f"@sweepstrategies=[|{n}" for n, _ in list_strategies() if n[0] != "+")

@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +22,12 @@ def add_finetune(verbs: Verbs) -> None:
 def _finetune(options: argparse.Namespace) -> int:
     """Report mistakes that need no torch before importing it."""
     from hpc_ecg.config.load import load_config, split_arguments, to_yaml
-    from hpc_ecg.distributed.ranks import read_ranks
-    from hpc_ecg.log import logger, start_logging
+    from hpc_ecg.log import logger
     from hpc_ecg.training.open_run import with_start
     from hpc_ecg.training.run_folder import RunFolder
     from hpc_ecg.training.settings import FinetuneConfig
 
     files_and_overrides = split_arguments(options.settings)
-    start_logging(read_ranks(os.environ).rank)
     config = with_start(load_config(FinetuneConfig, *files_and_overrides))
     folder = RunFolder(config.run_dir)
     folder.check_same_config(to_yaml(config))
@@ -80,16 +77,12 @@ def _run(config: "FinetuneConfig") -> int:
     return 0
 
 
-def _say_result(folder: "RunFolder") -> None:
+def _say_result(run: "RunFolder") -> None:
     """Log the best score, where the weights are, and what comes next."""
-    from hpc_ecg.evaluation.metric_names import METRIC_NAMES
-    from hpc_ecg.hashing import read_record
     from hpc_ecg.log import logger
-    from hpc_ecg.reporting.numbers import format_number
+    from hpc_ecg.sweep.status import describe_validation
 
-    finished = read_record(folder.finished)
-    verb = "report" if folder.evaluation.exists() else "evaluate"
-    metric, best = finished["metric"], finished["best_score"]
-    score = f"best validation {METRIC_NAMES.get(metric, metric)} {format_number(best)} at step "
-    score = "nothing was trained" if best is None else score + str(finished["best_step"])
-    logger.info(f"{score}; weights: {folder.path}/best; next: hpc-ecg {verb} {folder.path}")
+    verb = "report" if run.evaluation.exists() else "evaluate"
+    score = describe_validation(run)
+    score = f"best {score}" if score else "nothing was trained"
+    logger.info(f"{score}; weights: {run.path}/best; next: hpc-ecg {verb} {run.path}")

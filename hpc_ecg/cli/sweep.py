@@ -73,12 +73,11 @@ def _parser(subcommand: str) -> Parser:
 
 def _launch(options: argparse.Namespace) -> int:
     from hpc_ecg.config.load import split_arguments
-    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.log import say
 
     files, overrides = split_arguments(options.settings)
     from hpc_ecg.sweep.grid import load_sweep
 
-    start_logging()
     sweep = load_sweep(files, overrides)
     if options.dry_run:
         from hpc_ecg.sweep.dry_run import describe_launch
@@ -135,12 +134,10 @@ def _cancel(options: argparse.Namespace) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import start_logging
     from hpc_ecg.sweep.grid import load_sweep
     from hpc_ecg.sweep.status import check_cells
 
     check_cells(options.sweep_dir, [options.cells])
-    start_logging()
     settings = [*options.settings, f"sweep_dir={options.sweep_dir}"]
     sweep = load_sweep([str(options.sweep_dir / "sweep.yaml")], settings, of_folder=True)
     return _run(sweep, wait=sweep.config.slurm is None, only=options.cells)

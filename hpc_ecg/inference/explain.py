@@ -77,7 +77,7 @@ def explain_recording(explainer: Explainer, prepared: PreparedECG, name: str) ->
     model, network = explainer.model, explainer.network
     ecg_LS = prepared.counts_LS * (MICROVOLTS_PER_COUNT / 1000)
     ecg = DividedECG(ecg_LS, prepared.samples, model.signal)
-    with waiting_for("integrated gradients and occlusion"):
+    with waiting_for("computing: integrated gradients and occlusion"):
         (map_LS, missing), table = attribute(network, ecg), occlude(network, ecg)
     map_LP, output = ecg.sums(map_LS), float(network.outputs([ecg.ecg_LS], ecg.samples)[0])
     scale = max(float(np.percentile(np.abs(map_LP), STRONGEST)), 1e-12)

@@ -4,7 +4,6 @@ logs a line per change of a run, and every EVERY_S how many are in which state."
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from rich.live import Live
@@ -15,58 +14,51 @@ from hpc_ecg.sweep.status import CellStatus, cell_status, describe_counts, table
 
 POLL_S, POLL_SHARE = 2.0, 20
 """Between two looks at the runs' folders, or so many times what a look takes."""
-AROUND = 8
-"""Lines of a terminal that the table leaves for its title and for the log."""
 
 
 class LiveRuns:
     def __init__(self, sweep_dir: Path, names: Sequence[str], at_once: int) -> None:
         self._folder, self._names, self._at_once = sweep_dir, names, at_once
-        self._running: dict[str, str] = {}
-        """The last evaluation that was logged, by run."""
-        self._summed_up = time.monotonic()
+        self._evaluated: dict[str, str] = {}
+        """Of the runs that are running: the evaluation that was logged last."""
+        self._counted = time.monotonic()
 
     def start(self, name: str, log: Path) -> None:
         progress = cell_status(self._folder, name).progress
-        self._running[name] = progress.evaluated if progress else ""
+        self._evaluated[name] = progress.evaluated if progress else ""
         logger.info("%s: started; log: %s", name, log)
 
     def end(self, name: str) -> None:
-        """Log what it has evaluated since the last look, before its result is logged."""
-        self._log_evaluation(self._status(name))
-        self._running.pop(name, None)
+        """Log what it has evaluated since the last look."""
+        self._log_evaluation(cell_status(self._folder, name))
+        self._evaluated.pop(name, None)
 
     def look(self) -> float:
         """Log what has changed; returns the seconds until the next look."""
-        began, cells = time.monotonic(), self._statuses()
+        began, cells = time.monotonic(), self._cells()
         for cell in cells:
             self._log_evaluation(cell)
-        if began - self._summed_up >= EVERY_S:
-            self._summed_up = began
-            running = [f"{c.name} {c.progress}" for c in cells if c.name in self._running]
+        if began - self._counted >= EVERY_S:
+            self._counted = began
+            running = [f"{c.name} {c.progress or 'begins'}" for c in cells if c.kind == "running"]
             logger.info("%s", "; ".join([describe_counts(cells, self._at_once), *running]))
         return max(POLL_S, POLL_SHARE * (time.monotonic() - began))
 
     def table(self) -> Table:
-        cells = self._statuses()
-        title = describe_counts(cells, self._at_once)
-        return table_of(cells, title, console.height - AROUND)
+        cells = self._cells()
+        return table_of(cells, describe_counts(cells, self._at_once), console.height)
 
-    def _statuses(self) -> list[CellStatus]:
-        return [self._status(name) for name in self._names]
-
-    def _status(self, name: str) -> CellStatus:
-        """A run that was started is running, also before it has locked its folder."""
-        cell = cell_status(self._folder, name)
-        return replace(cell, kind="running") if name in self._running else cell
+    def _cells(self) -> list[CellStatus]:
+        cells = (cell_status(self._folder, name) for name in self._names)
+        return [c._replace(kind="running") if c.name in self._evaluated else c for c in cells]
 
     def _log_evaluation(self, cell: CellStatus) -> None:
-        evaluated = cell.progress.evaluated if cell.progress else ""
-        if cell.name in self._running and evaluated != self._running[cell.name]:
-            self._running[cell.name] = evaluated
-            is_best = cell.progress is not None and evaluated == cell.progress.best
-            best = ", the best so far" if is_best else ""
-            logger.info("%s: evaluated, validation %s%s", cell.name, evaluated, best)
+        found = cell.progress.evaluated if cell.progress else ""
+        if found != self._evaluated.get(cell.name, found):
+            self._evaluated[cell.name] = found
+            best = cell.progress.best if cell.progress else ""
+            text = ", the best so far" if found == best else f"; best {best}"
+            logger.info("%s: evaluated, validation %s%s", cell.name, found, text)
 
 
 @contextmanager
@@ -77,8 +69,6 @@ def live_runs(sweep_dir: Path, names: Sequence[str], at_once: int) -> Iterator[L
         with repeating(runs.look, POLL_S):
             yield runs
         return
-    table = Live(
-        console=console, get_renderable=runs.table, refresh_per_second=1 / POLL_S, transient=True
-    )
+    table = Live(console=console, get_renderable=runs.table, refresh_per_second=0.5, transient=True)
     with table, repeating(lambda: None):
         yield runs

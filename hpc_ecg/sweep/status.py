@@ -11,9 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -39,20 +38,20 @@ from hpc_ecg.sweep.run_progress import RunProgress, read_progress
 from hpc_ecg.sweep.submissions import Submission, last_submissions, queued_jobs
 from hpc_ecg.training.run_folder import RunFolder
 
-WATCH_S = 5.0
+WATCH_S, AROUND = 5.0, 8
+"""Between two looks; lines of a terminal that the table leaves for its title and the log."""
 HOLDER = re.compile(r"process (\d+) on (.*)\n?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellStatus:
+class CellStatus(NamedTuple):
+    """`kind`: done, failed, running, queued, stopped or waiting (not started yet); `seconds`: how
+    long it trained, once it is done."""
+
     name: str
     kind: str
-    """done, failed, running, queued, stopped or waiting (not started yet)."""
     text: str
     progress: RunProgress | None = None
-    """While it runs."""
     seconds: float | None = None
-    """How long it trained, once it is done."""
 
 
 def print_status(sweep_dir: Path, watch: bool) -> None:
@@ -62,7 +61,7 @@ def print_status(sweep_dir: Path, watch: bool) -> None:
         while True:
             cells = read_status(sweep_dir)
             if live is not None:
-                live.update(table_of(cells, describe_counts(cells), console.height - 6))
+                live.update(table_of(cells, describe_counts(cells), console.height))
             if not (watch and any(cell.kind in ("queued", "running") for cell in cells)):
                 break
             time.sleep(WATCH_S)
@@ -186,10 +185,7 @@ def _local_log(sweep_dir: Path, name: str, holder: Path) -> Path:
 def describe_result(run: RunFolder) -> str:
     """The score on the test split; for a trial, which never sees it, on validation."""
     if not run.evaluation.exists():
-        finished = read_record(run.finished)
-        score = finished["best_score"]  # None where nothing was trained
-        name = METRIC_NAMES.get(finished["metric"], finished["metric"])
-        return "" if score is None else f"validation {name} {format_number(score)}"
+        return describe_validation(run)
     evaluation = read_record(run.evaluation)
     labels: dict[str, Any] = evaluation.get("labels", {})
     metrics: dict[str, Any] = evaluation.get("macro") or next(iter(labels.values()), {})
@@ -199,6 +195,15 @@ def describe_result(run: RunFolder) -> str:
             value = format_number(metrics[metric]["value"])
             return f"test {macro}{METRIC_NAMES[metric]} {value}"
     return ""
+
+
+def describe_validation(run: RunFolder) -> str:
+    """The best score on validation, and its step."""
+    finished = read_record(run.finished)
+    score, name = finished["best_score"], METRIC_NAMES.get(finished["metric"], finished["metric"])
+    if score is None:
+        return ""
+    return f"validation {name} {format_number(score)} at step {finished['best_step']}"
 
 
 def describe_counts(cells: Sequence[CellStatus], at_once: int = 0) -> str:
@@ -225,15 +230,15 @@ def _eta_of_all(cells: Sequence[CellStatus], at_once: int) -> float | None:
 
 
 def table_of(cells: Sequence[CellStatus], title: str, height: int) -> Table:
-    """At most `height` rows: those that run or failed come first where not all fit."""
-    if len(cells) > height:
+    """Where not all fit on a terminal of this height: those that run or failed come first."""
+    if len(cells) > (most := max(height - AROUND, 1)):
         order = ("running", "failed", "done", "queued", "stopped", "waiting")
-        cells = sorted(cells, key=lambda cell: order.index(cell.kind))[: max(height, 1)]
+        cells = sorted(cells, key=lambda cell: order.index(cell.kind))[:most]
     table = Table(title=title)
     for column in ("run", "state", "step", "ETA", "best", ""):
         table.add_column(column, overflow="fold")
     for cell in cells:
-        p = cell.progress or RunProgress(steps="")
+        p = cell.progress or RunProgress()
         eta = "" if p.eta_s is None else describe_seconds(p.eta_s)
         text = p.pace if cell.kind == "running" else cell.text
         row = (cell.name, cell.kind, p.steps, eta, p.best, text)

@@ -45,7 +45,7 @@ def submission_lock(folder: Path) -> Iterator[None]:
     jobs.mkdir(parents=True, exist_ok=True)
     lock = FileLock(jobs / "lock", timeout=LOCK_PATIENCE_S)
     try:
-        with waiting_for(f"the process that holds {jobs / 'lock'}"):
+        with waiting_for(f"waiting for the process that holds {jobs / 'lock'}"):
             lock.acquire()
     except Timeout:
         raise ValueError(f"{jobs / 'lock'} is held by another process; try again") from None

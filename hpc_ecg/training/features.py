@@ -219,7 +219,7 @@ def _is_cached_or_lock(path: Path, lock: FileLock, digest: str) -> bool:
     """
     if is_signed(path, digest):
         return True
-    with waiting_for(f"another process that computes {path}"):
+    with waiting_for(f"waiting for another process that computes {path}"):
         lock.acquire()
     return is_signed(path, digest)
 

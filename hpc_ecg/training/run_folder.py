@@ -71,7 +71,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             is_restart = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-            with waiting_for(f"the process of {self.path} before the restart"):
+            with waiting_for(f"waiting for the process of {self.path} before the restart"):
                 self._lock.acquire(timeout=LOCK_TIMEOUT_AFTER_RESTART_S if is_restart else 0)
         except Timeout:
             user = holder.read_text().strip() if holder.exists() else "another process"

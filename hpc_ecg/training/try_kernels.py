@@ -43,7 +43,9 @@ def try_kernels(
     lines, failure = [], ""
     try:
         lines.append(explain_attention(attention, tokens, device, dtype, has_mask))
-        with waiting_for("the kernels, " + "compiled and " * compiled + "compared in fp32"):
+        with waiting_for(
+            "computing: the kernels, " + "compiled and " * compiled + "compared in fp32"
+        ):
             how = dtype, has_mask, compiled, backward
             lines.append(check_kernels(model, samples, device, *how))
     except (ValueError, RuntimeError) as error:  # passed on, so that nobody waits for this process
