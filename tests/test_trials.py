@@ -91,7 +91,7 @@ def test_if_all_trials_failed_the_next_start_runs_them_again(shards, tmp_path):
     for _ in range(2):
         with pytest.raises(
             ValueError,
-            match="all 2 trials of ssl_linear_probe failed; mend .* the last one: tuning/",
+            match=r"all 2 trials of ssl_linear_probe failed; mend .* the last one: tuning/",
         ):
             trials.start(lambda task, lr: task.fail("ValueError: no such file", "a.err"))
         assert trials.ran == [0.001, 0.01] and read_tuned(load_sweep([], trials.words)) == {}
