@@ -106,7 +106,8 @@ def _run(sweep: "Sweep", wait: bool, only: str | None = None, open_now: bool = F
         say(f"check on them: hpc-ecg sweep status {folder}")
     tested = sum(run.evaluation.exists() for run in runs_of(Path(folder)))
     if tested or not failures:
-        say(f"compare the {tested or ''} runs: hpc-ecg report {folder}".replace("  ", " "))
+        which = f"the {tested} finished" if failures else "the runs"
+        say(f"compare {which}: hpc-ecg report {folder}")
     if failures:
         say(
             f"{len(failures)} failed. Mend the cause and give the same command again: what is done "
