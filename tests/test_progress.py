@@ -144,13 +144,15 @@ def run(shards, tmp_path_factory):
 
 
 LONG_VERBS = {
-    "finetune {words} run_dir={out}": "steps: 4 of 4 (100 %), ETA 0 s, … ECG/s, loss …, best auroc …",
+    "finetune {words} run_dir={out} train.eval_every=2": "steps: 4 of 4 (100 %), ETA …, … ECG/s, "
+    "loss …, best auroc …",
     "evaluate {run} --out {out}": "ECGs of test: … (100 %), ETA 0 s, … ECG/s",
     "evaluate {run} --out {out} --split valid": "labels scored: 1 of 1 (100 %)",
     "predict {run} {shards} --out {out}.csv": "ECGs: … (100 %), ETA 0 s, … ECG/s",
     "embed {run} {shards} --out {out}.parquet": "ECGs: … (100 %), ETA 0 s, … ECG/s",
     "data inspect {shards}": "digests: … (100 %)",
-    "data shard {cohort} --out {out} --label af --patient patient_id": "shards: … (100 %), … ECG/s",
+    "data shard {cohort} --signals {folder} --out {out} --label af --patient patient_id": "shards: "
+    "… (100 %), … ECG/s",
     "combine {run} --covariates age,sex": "labels combined: 1 of 1 (100 %)",
 }
 """What each says in its last line of progress; the rest is in WHERE."""
@@ -176,12 +178,20 @@ WHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", LONG_VERBS)
 def test_a_long_verb_shows_its_progress(
     words, run, shards, cohort, tmp_path, reports, capsys, few_events_suffice
 ):
     out, setting = tmp_path / "out", " ".join(words_for(shards, "x", "train.max_epochs=1"))
-    names = {"run": run, "shards": shards, "cohort": cohort, "out": out, "words": setting}
+    names = {
+        "run": run,
+        "shards": shards,
+        "cohort": cohort,
+        "folder": cohort.parent,
+        "out": out,
+        "words": setting,
+    }
     assert main(words.format(**names).split()) in (0, 3)
     lines = [line[20:] for line in capsys.readouterr().err.splitlines()]
     parts = LONG_VERBS[words].split("…")
@@ -269,10 +279,8 @@ def test_the_total_is_that_of_all_stages(sweep, settings, total):
 
 
 def test_a_local_sweep_logs_a_line_per_change_and_draws_one_table(sweep, said, monkeypatch):
-    runs, cell = (
-        live_runs.LiveRuns(sweep, ["a/seed-0", "a/seed-1"], 1),
-        RunFolder(sweep / "a/seed-0"),
-    )
+    cell, names = RunFolder(sweep / "a/seed-0"), ["a/seed-0", "a/seed-1"]
+    runs = live_runs.LiveRuns(sweep, names, at_once=1)
     runs.start("a/seed-0", Path("x.err"))
     assert runs.look() == live_runs.POLL_S
     write_events(cell, an_eval(20, 0.9, True))
@@ -286,13 +294,14 @@ def test_a_local_sweep_logs_a_line_per_change_and_draws_one_table(sweep, said, m
     ]
     monkeypatch.setattr(live_runs, "EVERY_S", 0.0)
     runs.look()
-    assert said()[-1].startswith("1 running, 1 waiting; ETA 2 min; a/seed-0 at step 20 of 80")
+    assert said()[-1].startswith("1 running, 1 waiting; ETA ")
+    assert "; a/seed-0 at step 20 of 80 (25 %), ETA " in said()[-1]
     screen = Console(file=io.StringIO(), width=160, height=30)
     screen.print(runs.table())
     row = next(x for x in screen.file.getvalue().splitlines() if "a/seed-0" in x)
     cells = [part.strip() for part in row.split("│")[1:-1]]
     assert cells[:2] == ["a/seed-0", "running"] and cells[2] == "20 of 80 (25 %)"
-    assert cells[3] == "60 s" and cells[4] == "AUROC 0.900 at step 20"
+    assert cells[3] == f"{int(cells[3][:-2])} s" and cells[4] == "AUROC 0.900 at step 20"
 
 
 @pytest.mark.parametrize(
