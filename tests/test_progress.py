@@ -192,7 +192,7 @@ def test_a_long_verb_shows_its_progress(
         "out": out,
         "words": setting,
     }
-    assert main(words.format(**names).split()) in (0, 3)
+    assert main(words.format(**names, cohort=cohort, folder=cohort.parent).split()) in (0, 3)
     lines = [line[20:] for line in capsys.readouterr().err.splitlines()]
     parts = LONG_VERBS[words].split("…")
     found = [line for line in lines if line.startswith(parts[0])]
@@ -286,7 +286,9 @@ def test_a_local_sweep_logs_a_line_per_change_and_draws_one_table(sweep, said, m
     write_events(cell, an_eval(20, 0.9, True))
     runs.look()
     write_events(cell, an_eval(30, 0.7, False))
+    write_json(cell.finished, {"metric": "auroc", "best_score": 0.9, "best_step": 20})
     runs.end("a/seed-0")
+    cell.finished.unlink()
     assert said() == [
         "a/seed-0: started; log: x.err",
         "a/seed-0: evaluated, validation AUROC 0.900 at step 20, the best so far",

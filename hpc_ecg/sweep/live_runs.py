@@ -10,7 +10,9 @@ from rich.live import Live
 from rich.table import Table
 
 from hpc_ecg.log import EVERY_S, console, logger, repeating
+from hpc_ecg.sweep.run_progress import RunProgress, read_progress
 from hpc_ecg.sweep.status import CellStatus, cell_status, describe_counts, table_of
+from hpc_ecg.training.run_folder import RunFolder
 
 POLL_S, POLL_SHARE = 2.0, 20
 """Between two looks at the runs' folders, or so many times what a look takes."""
@@ -24,22 +26,21 @@ class LiveRuns:
         self._counted = time.monotonic()
 
     def start(self, name: str, log: Path) -> None:
-        progress = cell_status(self._folder, name).progress
-        self._evaluated[name] = progress.evaluated if progress else ""
+        self._evaluated[name] = self._progress(name).evaluated
         logger.info("%s: started; log: %s", name, log)
 
     def end(self, name: str) -> None:
         """Log what it has evaluated since the last look."""
-        self._log_evaluation(cell_status(self._folder, name))
+        self._log_evaluation(name)
         self._evaluated.pop(name, None)
 
     def look(self) -> float:
         """Log what has changed; returns the seconds until the next look."""
-        began, cells = time.monotonic(), self._cells()
-        for cell in cells:
-            self._log_evaluation(cell)
+        began = time.monotonic()
+        for name in list(self._evaluated):
+            self._log_evaluation(name)
         if began - self._counted >= EVERY_S:
-            self._counted = began
+            self._counted, cells = began, self._cells()
             running = [f"{c.name} {c.progress or 'begins'}" for c in cells if c.kind == "running"]
             logger.info("%s", "; ".join([describe_counts(cells, self._at_once), *running]))
         return max(POLL_S, POLL_SHARE * (time.monotonic() - began))
@@ -52,13 +53,15 @@ class LiveRuns:
         cells = (cell_status(self._folder, name) for name in self._names)
         return [c._replace(kind="running") if c.name in self._evaluated else c for c in cells]
 
-    def _log_evaluation(self, cell: CellStatus) -> None:
-        found = cell.progress.evaluated if cell.progress else ""
-        if found != self._evaluated.get(cell.name, found):
-            self._evaluated[cell.name] = found
-            best = cell.progress.best if cell.progress else ""
-            text = ", the best so far" if found == best else f"; best {best}"
-            logger.info("%s: evaluated, validation %s%s", cell.name, found, text)
+    def _progress(self, name: str) -> RunProgress:
+        return read_progress(RunFolder(self._folder / name)) or RunProgress()
+
+    def _log_evaluation(self, name: str) -> None:
+        progress = self._progress(name)
+        if progress.evaluated != self._evaluated.get(name, progress.evaluated):
+            self._evaluated[name], best = progress.evaluated, progress.best
+            text = ", the best so far" if progress.evaluated == best else f"; best {best}"
+            logger.info("%s: evaluated, validation %s%s", name, progress.evaluated, text)
 
 
 @contextmanager
