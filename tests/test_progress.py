@@ -306,6 +306,15 @@ def test_a_local_sweep_logs_a_line_per_change_and_draws_one_table(sweep, said, m
     assert cells[3] == f"{int(cells[3][:-2])} s" and cells[4] == "AUROC 0.900 at step 20"
 
 
+def test_a_damaged_file_does_not_end_a_local_sweep(sweep, said):
+    runs, cell = live_runs.LiveRuns(sweep, ["a/seed-0"], 1), RunFolder(sweep / "a/seed-0")
+    runs.start("a/seed-0", Path("x.err"))
+    cell.metrics.write_text('{"event": 7}\n')
+    assert runs.look() == live_runs.POLL_S and runs.table().row_count == 1
+    runs.end("a/seed-0")
+    assert len(said()) == 1
+
+
 @pytest.mark.parametrize(
     ("reason", "words"),
     [

@@ -93,7 +93,7 @@ def _run(sweep: "Sweep", wait: bool, only: str | None = None, open_now: bool = F
     """Launch the sweep, print what comes next and, last, failures; return the exit code."""
     from hpc_ecg.distributed.stop_signals import Preempted
     from hpc_ecg.log import logger, say
-    from hpc_ecg.sweep.folder import has_killed_runs, runs_of
+    from hpc_ecg.sweep.folder import has_killed_runs
     from hpc_ecg.sweep.launch import launch
 
     folder = sweep.config.sweep_dir
@@ -104,7 +104,7 @@ def _run(sweep: "Sweep", wait: bool, only: str | None = None, open_now: bool = F
         return stopped.code
     if not wait:
         say(f"check on them: hpc-ecg sweep status {folder}")
-    tested = sum(run.evaluation.exists() for run in runs_of(Path(folder)))
+    tested = len([*Path(folder).glob("*/seed-*/evaluation.json")])
     if tested or not failures:
         which = f"the {tested} finished" if failures else "the runs"
         say(f"compare {which}: hpc-ecg report {folder}")

@@ -7,7 +7,6 @@ from typing import Any
 from hpc_ecg.hashing import check_kinds, read_record
 from hpc_ecg.safe_reading import parse_json, read_settings_file
 from hpc_ecg.sweep.arms import arm_name, arms_of
-from hpc_ecg.training.run_folder import RunFolder
 
 ONE_RUN = "one run stands for all seeds, because nothing is trained"
 LOG, ENDED_LOG = "log: ", "ended from outside, log: "
@@ -30,11 +29,6 @@ def expected_cells(sweep_dir: Path) -> list[tuple[str, int]]:
         if folder.name.removeprefix("seed-").isdecimal()
     ]
     return planned + sorted(set(on_disk) - set(planned))
-
-
-def runs_of(sweep_dir: Path) -> list[RunFolder]:
-    """The folders of all cells."""
-    return [RunFolder(sweep_dir / arm / f"seed-{n}") for arm, n in expected_cells(sweep_dir)]
 
 
 def is_fixed_arm(folder: Path) -> bool:

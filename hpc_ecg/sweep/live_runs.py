@@ -3,7 +3,7 @@ logs a line per change of a run, and every EVERY_S how many are in which state."
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.live import Live
@@ -40,25 +40,30 @@ class LiveRuns:
         for name in list(self._evaluated):
             self._log_evaluation(name)
         if began - self._counted >= EVERY_S:
-            self._counted, cells = began, self._cells()
+            self._counted, cells = began, [self._cell(name) for name in self._names]
             running = [f"{c.name} {c.progress or 'begins'}" for c in cells if c.kind == "running"]
             logger.info("%s", "; ".join([describe_counts(cells, self._at_once), *running]))
         return max(POLL_S, POLL_SHARE * (time.monotonic() - began))
 
     def table(self) -> Table:
-        cells = self._cells()
+        cells = [self._cell(name) for name in self._names]
         return table_of(cells, describe_counts(cells, self._at_once), console.height)
 
-    def _cells(self) -> list[CellStatus]:
-        cells = (cell_status(self._folder, name) for name in self._names)
-        return [c._replace(kind="running") if c.name in self._evaluated else c for c in cells]
+    def _cell(self, name: str) -> CellStatus:
+        try:
+            cell = cell_status(self._folder, name)
+        except (ValueError, OSError) as error:  # a damaged file is no reason to end the sweep
+            cell = CellStatus(name, "waiting", str(error))
+        return cell._replace(kind="running") if name in self._evaluated else cell
 
     def _progress(self, name: str) -> RunProgress:
-        return read_progress(RunFolder(self._folder / name)) or RunProgress()
+        with suppress(ValueError, OSError):
+            return read_progress(RunFolder(self._folder / name)) or RunProgress()
+        return RunProgress()
 
     def _log_evaluation(self, name: str) -> None:
         progress = self._progress(name)
-        if progress.evaluated != self._evaluated.get(name, progress.evaluated):
+        if progress.evaluated not in ("", self._evaluated.get(name)):
             self._evaluated[name], best = progress.evaluated, progress.best
             text = ", the best so far" if progress.evaluated == best else f"; best {best}"
             logger.info("%s: evaluated, validation %s%s", name, progress.evaluated, text)
