@@ -19,7 +19,6 @@ from hpc_ecg import log
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.cli import command, main
 from hpc_ecg.cli.sweep import _run
-from hpc_ecg.jobs.queue import QueuedJob
 from hpc_ecg.log import EVERY_S, Steps, progress_bar, repeat, tracked, waiting_for
 from hpc_ecg.sweep import launch, live_runs
 from hpc_ecg.sweep.grid import Sweep
@@ -313,31 +312,6 @@ def test_a_damaged_file_does_not_end_a_local_sweep(sweep, said):
     assert runs.look() == live_runs.POLL_S and runs.table().row_count == 1
     runs.end("a/seed-0")
     assert len(said()) == 1
-
-
-@pytest.mark.parametrize(
-    ("reason", "words"),
-    [
-        ("Priority", "jobs of higher priority come first"),
-        ("QOSMaxJobsPerUserLimit", "a limit of the quality of service, jobs at once per user"),
-        ("AssocGrpGRES", "a limit of the account, GPUs (or other GRES), all jobs together"),
-        ("AssocGrpCPURunMinutesLimit", "a limit of the account, CPUs × time, all jobs together"),
-        ("QOSMaxWallDurationPerJobLimit", "a limit of the quality of service, time per job"),
-        ("QOSMinGRES", "a limit of the quality of service"),
-        ("JobHeldUser", "held; scontrol release starts it"),
-        ("JobHeldAdmin", "held by an administrator, who can release it"),
-        ("PartitionDown", "the partition starts no jobs now"),
-        ("DependencyNeverSatisfied", "the job that it waits for failed; cancel it"),
-    ],
-)
-def test_slurms_reasons_are_said_in_words(reason, words):
-    job = QueuedJob(id="7", name="a", state="PD", reason=reason)
-    assert job.describe_reason() == f"{reason} ({words})"
-
-
-def test_a_reason_that_is_not_known_is_printed_as_it_is():
-    job = QueuedJob(id="7", name="a", state="PD", reason="Mystery")
-    assert job.describe_reason() == "Mystery"
 
 
 @pytest.mark.parametrize("tested", [0, 1])

@@ -24,8 +24,6 @@ REASONS = {
     "BadConstraints": "no node has what it asks for",
     "PartitionTimeLimit": "it asks for more time than the partition allows",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows",
-    "PartitionDown": "the partition starts no jobs now",
-    "PartitionInactive": "the partition takes no jobs now",
     "Partition": "the partition is closed",
     "Reservation": "its reservation has not begun, or is over",
     "Licenses": "a licence must become free",
