@@ -7,7 +7,8 @@ values (`@sweepKEY=`, for a list `@sweepKEY=[`); the word `@…` stands for all 
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from hpc_ecg.cli.parser import Verbs
@@ -21,16 +22,18 @@ def add_completion(verbs: Verbs) -> None:
     text = "print a script that completes words at the Tab key"
     completion = verbs.add_parser("completion", help=text, epilog=HOW)
     completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
-    completion.set_defaults(verb=_completion)
+    completion.set_defaults(verb=partial(_completion, verbs))
 
 
-def _completion(options: argparse.Namespace) -> int:
-    from hpc_ecg.cli.command import build_parser
+def _completion(verbs: Verbs, options: argparse.Namespace) -> int:
     from hpc_ecg.log import say
 
     text = Path(__file__).with_name("completion.txt").read_text(encoding="utf-8")
     part = dict(block.split("\n", 1) for block in text.split("### ")[1:])
-    is_fish, rows = options.shell == "fish", [*_words_of(build_parser(), ""), *_settings()]
+    is_fish, rows = (
+        options.shell == "fish",
+        ["|--version", "|--help", *_below(verbs.choices), *_settings()],
+    )
     for name, value in (("table", "\n".join(rows)), ("awk", part["awk"])):
         say(f"set -g _hpc_ecg_{name} '{value}'" if is_fish else f"_hpc_ecg_{name}='{value}'")
     say(part["sh"] * (not is_fish) + part[options.shell])
@@ -52,7 +55,11 @@ def _words_of(parser: argparse.ArgumentParser, path: str) -> Iterator[str]:
             yield f"{path}|@{'sweep' if path == 'sweep' else 'finetune'}"
         else:
             yield from (f"{path}|{choice}" for choice in action.choices or [])
-    for name, verb in below.items():
+    yield from _below(below, path)
+
+
+def _below(parsers: Mapping[str, argparse.ArgumentParser], path: str = "") -> Iterator[str]:
+    for name, verb in parsers.items():
         yield from [f"{path}|{name}"] * bool(name)
         yield from _words_of(verb, f"{path} {name}".strip())
 
