@@ -11,13 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import words_for
+from conftest import FIRST_LINE_S, words_for
 from rich.console import Console
 
 import hpc_ecg
 from hpc_ecg import log
 from hpc_ecg.atomic_io import write_json
-from hpc_ecg.cli import command, main
+from hpc_ecg.cli import main
 from hpc_ecg.cli.sweep import _run
 from hpc_ecg.log import EVERY_S, Steps, progress_bar, repeat, tracked, waiting_for
 from hpc_ecg.sweep import launch, live_runs
@@ -118,7 +118,7 @@ def test_a_wait_is_mentioned_after_a_second_and_a_verb_after_half(reports, said)
     with waiting_for("waiting for a lock"):
         pass
     assert said() == ["waiting for a lock (0 s)"] and reports == [1.0]
-    assert command.FIRST_LINE_S < 1
+    assert FIRST_LINE_S < 1
 
 
 def test_only_the_innermost_block_reports(said, monkeypatch):
