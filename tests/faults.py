@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from ranks import Ended, Fork, become, end_on_ranks
 
+from hpc_ecg import log as log_module
 from hpc_ecg.cli import main
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.distributed import failures, stop_signals, watchdog
@@ -38,7 +39,7 @@ def sweep_in_a_fork(log: Path, words: Sequence[str]) -> Any:
 def _sweep(log: Path, environment: dict[str, str], words: Sequence[str]) -> None:
     become(log, environment)
     slurm_runs.POLL_S, slurm_runs.MAX_POLL_S, slurm_runs.LOST_AFTER_S = 0.5, 2.0, 3.0
-    slurm_runs.RETRY_AFTER_S, slurm_runs.REPORT_EVERY_S = (1,), 1.0
+    slurm_runs.RETRY_AFTER_S, log_module.EVERY_S = (1,), 1.0
     sys.exit(main(["sweep", *words]))
 
 

@@ -37,7 +37,7 @@ def run_here(lost: dict[str, int], errors: dict[str, str]):
     def run(jobs, folder, slurm, what, each_poll):
         folder.mkdir(exist_ok=True)
         for job in jobs:
-            each_poll()
+            each_poll("")
             error = errors.get(job.name)
             if lost.get(job.name, 0) > 0:
                 lost[job.name] -= 1

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -368,10 +369,16 @@ def test_a_sweep_waits_where_other_jobs_fill_the_limit_and_says_so_again_and_aga
             finish(next(task for task in tasks if task.name == queue.names[-1]))
 
     monkeypatch.setattr(slurm_runs.time, "sleep", a_poll)
-    monkeypatch.setattr(slurm_runs, "REPORT_EVERY_S", -1.0)
+    lines = []
+
+    @contextmanager
+    def progress_bar(title, total):
+        yield lambda steps=1, note="": lines.append(note)
+
+    monkeypatch.setattr(slurm_runs, "progress_bar", progress_bar)
     assert run_tasks_on_slurm(tasks, tmp_path, SlurmConfig(), True, lambda _: None) == []
     assert queue.names == [task.name for task in tasks]
-    lines = [r.getMessage() for r in caplog.records if "not submitted yet" in r.getMessage()]
+    lines = [line for line in lines if "not submitted yet" in line]
     assert "0 jobs running; 2 not submitted yet: job submit limit" in lines
     assert lines[-1].endswith("1 not submitted yet: others must end first")
 

@@ -104,8 +104,20 @@ def test_two_launchers_do_not_submit_at_the_same_time(tmp_path, monkeypatch):
     [
         ("Resources", "Resources (nodes must become free)"),
         ("Priority", "Priority (jobs of higher priority come first)"),
-        ("QOSMaxJobsPerUserLimit", "QOSMaxJobsPerUserLimit (a limit of the quality of service)"),
-        ("AssocGrpCPUMinutesLimit", "AssocGrpCPUMinutesLimit (a limit of the account)"),
+        *[
+            (limit, f"{limit} (a limit of the {of})")
+            for limit, of in {
+                "QOSMaxJobsPerUserLimit": "quality of service, jobs at once per user",
+                "QOSMaxGRESPerUser": "quality of service, GPUs (or other GRES) per user",
+                "QOSMaxWallDurationPerJobLimit": "quality of service, time per job",
+                "QOSMinGRES": "quality of service",
+                "AssocGrpGRES": "account, GPUs (or other GRES), all jobs together",
+                "AssocGrpCPUMinutesLimit": "account, CPUs × time, all jobs together",
+                "AssocGrpCPURunMinutesLimit": "account, CPUs × time, all jobs together",
+                "MaxJobsPerAccount": "account, jobs at once per account",
+            }.items()
+        ],
+        ("JobHeldAdmin", "JobHeldAdmin (held by an administrator, who can release it)"),
         ("PartitionDown", "PartitionDown (the partition is closed)"),
         (
             "PartitionTimeLimit",

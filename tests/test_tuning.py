@@ -157,7 +157,7 @@ def test_status_shows_what_is_done_failed_stopped_and_not_started(sweep, capsys)
         output = capsys.readouterr().out
         assert re.search(r"ssl_linear_probe/seed-0 +done +test AUROC 0\.\d+", output)
         assert "seed-2  failed  ValueError: too cold (see /logs/7.err)" in output
-        assert "seed-3  running  on this machine at step 7, epoch 0.5 of 4, 12 ECG/s" in output
+        assert "seed-3  running  on this machine at step 7 of 56 (12 %), 12 ECG/s" in output
         (stopped / "lock.holder").unlink()
         assert main(["sweep", "status", str(folder)]) == 0
         output = capsys.readouterr().out

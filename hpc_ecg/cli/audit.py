@@ -19,10 +19,7 @@ def add_audit(verbs: Verbs) -> None:
 
 def _audit(options: argparse.Namespace) -> int:
     from hpc_ecg.distributed.ranks import read_ranks
-    from hpc_ecg.log import say, start_logging
-
-    start_logging(rank := read_ranks(os.environ).rank)
-
+    from hpc_ecg.log import say
     from hpc_ecg.training.open_run import finished_run
 
     finished_run(options.run_dir)
@@ -30,6 +27,6 @@ def _audit(options: argparse.Namespace) -> int:
     from hpc_ecg.inference.audit import AUDIT, audit, describe_audit, warnings_of
 
     found = audit(options.run_dir)
-    if rank == 0:
+    if read_ranks(os.environ).rank == 0:
         say(*describe_audit(found), *warnings_of(found), f"written: {options.run_dir}/{AUDIT}")
     return 0

@@ -22,9 +22,8 @@ def add_bundle(verbs: Verbs) -> None:
 
 
 def _bundle(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.log import say
 
-    start_logging()
     if options.out.exists():
         raise ValueError(f"{options.out} exists; give the name of a new folder")
 

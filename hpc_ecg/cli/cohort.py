@@ -99,7 +99,7 @@ def _cohort(options: argparse.Namespace) -> int:
     from hpc_ecg.cohort.flow_diagram import write_flow
     from hpc_ecg.cohort.rules import Rules, apply_rules
     from hpc_ecg.cohort.source_tables import check_options, read_tables, write_labelled
-    from hpc_ecg.log import say
+    from hpc_ecg.log import progress_bar, say
 
     by_age = (options.min_age, options.max_age) != (None, None) or options.age == "age"
     by_code = not options.any_event or options.event_code == "code"
@@ -116,14 +116,20 @@ def _cohort(options: argparse.Namespace) -> int:
     sources = _sources(options)
     check_options(rules, sources)
     plan = _weight_plan(options)
-    tables = read_tables(sources, rules.age_limits != (-math.inf, math.inf))
-    labelled, flow = apply_rules(tables.ecgs, tables.events, rules)
-    weights = None
-    if plan is not None and len(labelled):
-        facts = labelled, tables.given, tables.ecgs["patient"], plan, options.ecgs
-        labelled["ipcw"], weights = weigh(*facts)
-    write_labelled(options.out, tables.given, labelled, flow, options.label)
-    written = [options.out, *write_flow(options.out, flow, tables.notes, rules, sources, weights)]
+    with progress_bar("steps", 4) as advance:
+        advance(0, "reading the tables")
+        tables = read_tables(sources, rules.age_limits != (-math.inf, math.inf))
+        advance(note="labelling")
+        labelled, flow = apply_rules(tables.ecgs, tables.events, rules)
+        advance(note="weights against censoring" if plan else "")
+        weights = None
+        if plan is not None and len(labelled):
+            facts = labelled, tables.given, tables.ecgs["patient"], plan, options.ecgs
+            labelled["ipcw"], weights = weigh(*facts)
+        advance(note="writing")
+        write_labelled(options.out, tables.given, labelled, flow, options.label)
+        flow_files = write_flow(options.out, flow, tables.notes, rules, sources, weights)
+    written = [options.out, *flow_files]
     say(written[1].read_text(), f"written: {', '.join(map(str, written))}")
     return 0
 

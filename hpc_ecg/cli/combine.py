@@ -18,11 +18,9 @@ def add_combine(verbs: Verbs) -> None:
 
 
 def _combine(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import say, start_logging
-
-    start_logging()
     from hpc_ecg.comparison.wording import FORMATS
     from hpc_ecg.inference.combine import combine
+    from hpc_ecg.log import say
     from hpc_ecg.reporting.html import render_text
 
     names = [name.strip() for name in options.covariates.split(",")]

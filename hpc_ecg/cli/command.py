@@ -15,6 +15,7 @@ from hpc_ecg.cli.audit import add_audit
 from hpc_ecg.cli.bundle import add_bundle
 from hpc_ecg.cli.cohort import add_cohort
 from hpc_ecg.cli.combine import add_combine
+from hpc_ecg.cli.completion import add_completion
 from hpc_ecg.cli.config import add_config
 from hpc_ecg.cli.data import add_data
 from hpc_ecg.cli.doctor import add_doctor
@@ -30,22 +31,28 @@ from hpc_ecg.cli.update import add_update
 from hpc_ecg.cli.weights import add_weights
 from hpc_ecg.version import __version__
 
+FIRST_LINE_S, QUICK = 0.5, ("completion", "config", "strategies", "protocol")
+"""A verb that has said nothing after so long says that it is at work, except these."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0, 2 for a user's mistake, or the verb's own."""
     gc.set_threshold(50_000, 20, 50)  # a fifth of the time to import torch was garbage collection
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in ([], ["help"]):
-        given = [*given[1:], "--help"]
+        given = [*(word for word in given if word != "help"), "--help"]
     options = build_parser().parse_args(given)
+    rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
+    from hpc_ecg.log import EVERY_S, describe_error, start_logging, waiting_for
+
+    start_logging(int(rank) if rank.isdecimal() else 0)
     try:
-        return options.verb(options)
+        first_s = EVERY_S if given[0] in QUICK else FIRST_LINE_S
+        with waiting_for(f"hpc-ecg {given[0]}: at work", first_s):
+            return options.verb(options)
     except (ValueError, OSError) as error:
         if os.environ.get("HPC_ECG_DEBUG"):
             raise
-        from hpc_ecg.log import describe_error
-
-        rank = os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "RANK", "0")
         program = "hpc-ecg" if rank == "0" else f"hpc-ecg, process {rank} on {socket.gethostname()}"
         print(f"{program}: {describe_error(error)}", file=sys.stderr)  # noqa: T201
         return 2
@@ -81,6 +88,7 @@ def build_parser() -> Parser:
         add_report,
         add_protocol,
         add_config,
+        add_completion,
     ):
         add_verb(verbs)
     return parser

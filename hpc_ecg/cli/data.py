@@ -73,10 +73,9 @@ def _check_page(out: Path, force: bool) -> None:
 
 
 def _repair(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.log import say
     from hpc_ecg.shards.repair import repair
 
-    start_logging()
     made = repair(options.shards, options.table, options.signals)
     say(f"made again: {', '.join(made)}" if made else "nothing to mend: all shards are whole")
     return 0

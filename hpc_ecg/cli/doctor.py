@@ -22,11 +22,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
     from hpc_ecg.config.load import load_config, split_arguments
     from hpc_ecg.distributed.ranks import read_ranks
-    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.log import say
     from hpc_ecg.training.settings import FinetuneConfig
 
     rank = read_ranks(os.environ).rank
-    start_logging(rank)
     logging.getLogger("hpc_ecg").setLevel(logging.WARNING)
     config = load_config(FinetuneConfig, *split_arguments(options.settings))
 

@@ -23,7 +23,7 @@ def add_evaluate(verbs: Verbs) -> None:
         "evaluate", help="score a finished run", add_help=False, prefix_chars="\0"
     )
     evaluate.add_argument("arguments", nargs="*")
-    evaluate.set_defaults(verb=_evaluate)
+    evaluate.set_defaults(verb=_evaluate, parsers={"": _parser})
 
 
 def _parser() -> Parser:
@@ -56,12 +56,10 @@ def _parser() -> Parser:
 def _evaluate(command: argparse.Namespace) -> int:
     """Report mistakes that need no torch before importing it."""
     from hpc_ecg.distributed.ranks import read_ranks
-    from hpc_ecg.log import logger, say, start_logging
+    from hpc_ecg.log import logger, say
     from hpc_ecg.training.open_run import UNVERIFIED, finished_run, load_run, load_run_for
 
     options = _parser().parse_intermixed_args(command.arguments)
-    rank = read_ranks(os.environ).rank
-    start_logging(rank)
     run_dir, shards, out = options.run_dir, options.shards, options.out
     kinds = ("sensitivity", "specificity")
     targets = [(kind, level) for kind in kinds for level in getattr(options, kind)]
@@ -85,7 +83,7 @@ def _evaluate(command: argparse.Namespace) -> int:
         written = out or Path(run_dir) / "evaluations" / f"{name}-{options.split}"
         weights = Path(run_dir) / "best"
         result = evaluate_weights(config, weights, written, None, options.split, targets)
-    if rank == 0:
+    if read_ranks(os.environ).rank == 0:
         say(*table_of(result), f"written: {written}/evaluation.json")
     return 0
 

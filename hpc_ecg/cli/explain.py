@@ -33,9 +33,8 @@ def add_explain(verbs: Verbs) -> None:
 
 def _explain(options: argparse.Namespace) -> int:
     from hpc_ecg.atomic_io import write_text
-    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.log import say
 
-    start_logging()
     sources = _check(options)
 
     from hpc_ecg.inference.explain import explain_cohort, explain_recording, open_explainer

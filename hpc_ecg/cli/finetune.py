@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from hpc_ecg.cli.parser import SETTINGS_HELP, Verbs
 
 if TYPE_CHECKING:
+    from hpc_ecg.training.run_folder import RunFolder
     from hpc_ecg.training.settings import FinetuneConfig
 
 
@@ -22,19 +22,18 @@ def add_finetune(verbs: Verbs) -> None:
 def _finetune(options: argparse.Namespace) -> int:
     """Report mistakes that need no torch before importing it."""
     from hpc_ecg.config.load import load_config, split_arguments, to_yaml
-    from hpc_ecg.distributed.ranks import read_ranks
-    from hpc_ecg.log import logger, start_logging
+    from hpc_ecg.log import logger
     from hpc_ecg.training.open_run import with_start
     from hpc_ecg.training.run_folder import RunFolder
     from hpc_ecg.training.settings import FinetuneConfig
 
     files_and_overrides = split_arguments(options.settings)
-    start_logging(read_ranks(os.environ).rank)
     config = with_start(load_config(FinetuneConfig, *files_and_overrides))
     folder = RunFolder(config.run_dir)
     folder.check_same_config(to_yaml(config))
     if folder.is_finished():
         logger.info(f"{folder.path} is finished: nothing to do")
+        _say_result(folder)
         return 0
     _check_paths(config)
     logger.info(f"reading {config.data.shards} and {config.init.path or 'random weights'}")
@@ -66,7 +65,7 @@ def _run(config: "FinetuneConfig") -> int:
     try:
         folder = finetune(config, before_training=doctor_before_training(config))
         if folder.is_finished():
-            logger.info(f"weights: {folder.path}/best; next: hpc-ecg evaluate {folder.path}")
+            _say_result(folder)
     except Preempted as preempted:
         # Slurm signals the processes that have not exited when the first one has
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -76,3 +75,14 @@ def _run(config: "FinetuneConfig") -> int:
         logger.error(str(lost))
         return EXIT_PEER_LOST
     return 0
+
+
+def _say_result(run: "RunFolder") -> None:
+    """Log the best score, where the weights are, and what comes next."""
+    from hpc_ecg.log import logger
+    from hpc_ecg.sweep.status import describe_validation
+
+    verb = "report" if run.evaluation.exists() else "evaluate"
+    score = describe_validation(run)
+    score = f"best {score}" if score else "nothing was trained"
+    logger.info(f"{score}; weights: {run.path}/best; next: hpc-ecg {verb} {run.path}")

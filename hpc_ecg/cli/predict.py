@@ -29,6 +29,7 @@ def _add(verbs: Verbs, verb: str, text: str) -> None:
     parser = verbs.add_parser(verb, help=text, add_help=False, prefix_chars="\0")
     parser.add_argument("arguments", nargs="*")
     parser.set_defaults(verb=lambda command: run(verb, command.arguments))
+    parser.set_defaults(parsers={"": lambda: _parser(verb)})
 
 
 def _parser(verb: str) -> Parser:

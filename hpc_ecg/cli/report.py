@@ -77,11 +77,10 @@ def _report(options: argparse.Namespace) -> int:
     from hpc_ecg.comparison.report import write_comparison
     from hpc_ecg.comparison.results import is_run, read_results
     from hpc_ecg.comparison.terminal import format_table
-    from hpc_ecg.log import describe_error, logger, say, start_logging
+    from hpc_ecg.log import describe_error, logger, say
     from hpc_ecg.sweep.arms import LEFT_OUT_SITE
     from hpc_ecg.training.open_run import load_run
 
-    start_logging()
     runs, problems = read_results(folder)
     if any(LEFT_OUT_SITE in run.varied for run in runs):
         say(f"report: {write_left_out_sites(folder, runs, problems)}")

@@ -100,13 +100,12 @@ def _shard(options: argparse.Namespace) -> int:
     check_table(options.table)
     # pandas keeps text in Arrow, whose default allocator does not free memory: 0.2 kB a record
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.log import say
     from hpc_ecg.shards.classes import describe_lacks
     from hpc_ecg.shards.format import read_shard_set
     from hpc_ecg.shards.index import describe_outcome
     from hpc_ecg.shards.sharding import shard_ecgs
 
-    start_logging()
     outcome = describe_outcome(shard_ecgs(sharding_plan(options)), options.out)
     shards = read_shard_set(options.out)
     say(*outcome, *describe_lacks(shards.index, shards.label_names))

@@ -22,9 +22,8 @@ def add_update(verbs: Verbs) -> None:
 
 
 def _update(options: argparse.Namespace) -> int:
-    from hpc_ecg.log import say, start_logging
+    from hpc_ecg.log import say
 
-    start_logging()
     if options.epochs is not None and (options.up_to != "finetune" or options.epochs < 1):
         raise ValueError("--epochs must be at least 1, and goes with --up-to finetune")
 

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.ecg.delineation import MEASUREMENTS, MIN_BEATS, FloatArray, find_beats, measure
 from hpc_ecg.jobs.processes import map_in_processes
-from hpc_ecg.log import logger
+from hpc_ecg.log import progress_bar
 from hpc_ecg.training.user_key import sign
 
 RHYTHM = (
@@ -40,7 +40,6 @@ MIN_RATIO, TOLERANCE = 1e-3, 0.1
 """Variation below this share cannot be resolved at 250 Hz; intervals are similar within this."""
 MIN_TRAINING_RECORDS, MAX_TRAINING_RECORDS = 1000, 20_000
 CHUNK, MAX_IN_ONE_PROCESS = 64, 256
-REPORT_EVERY_S = 20
 KIND = [("key", "S64"), ("x", "f8", len(FEATURES))]
 Chunk = tuple[NDArray[np.bytes_], Dataset, NDArray[np.int64]]
 Measured = tuple[dict[str, NDArray[np.int64]], dict[str, FloatArray]]
@@ -83,21 +82,17 @@ def measure_splits(splits: Mapping[str, Dataset], folder: Path, minutes: float) 
 
 def _measure(todo: Sequence[Chunk], known: dict[bytes, FloatArray], deadline: float) -> None:
     """Add the features of chunks (keys, dataset, positions) to those known, until the deadline."""
-    total, done = sum(len(keys) for keys, _, _ in todo), 0
-    began = reported = time.monotonic()
+    total = sum(len(keys) for keys, _, _ in todo)
     signal, scale = todo[0][1].shards.signal, todo[0][1].millivolts_per_count
     compute = partial(_features_of_chunk, scale, signal.leads, signal.sample_rate_hz)
     chunks = ((keys, data.read(rows), data.samples(rows)) for keys, data, rows in todo)
     workers = len(os.sched_getaffinity(0)) if total > MAX_IN_ONE_PROCESS else 1
-    for keys, x_nF in map_in_processes(compute, chunks, workers):
-        known.update(zip(keys.tolist(), x_nF, strict=True))
-        done, now = done + len(keys), time.monotonic()
-        if now > deadline:
-            return
-        if now - reported > REPORT_EVERY_S:
-            reported, rate = now, done / (now - began)
-            text = f"{rate:.0f} a second, {(total - done) / rate / 60:.1f} min left"
-            logger.info(f"baselines: {done:,} of {total:,} ECGs measured, {text}")
+    with progress_bar("baselines, ECGs measured", total, ecgs_per_step=1) as advance:
+        for keys, x_nF in map_in_processes(compute, chunks, workers):
+            known.update(zip(keys.tolist(), x_nF, strict=True))
+            advance(len(keys))
+            if time.monotonic() > deadline:
+                return
 
 
 def _features_of_chunk(

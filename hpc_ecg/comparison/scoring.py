@@ -19,6 +19,7 @@ from hpc_ecg.evaluation.metrics import FloatArray, count_label
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
 from hpc_ecg.evaluation.scores import labels_not_scored, metric_replicates, point_values
+from hpc_ecg.log import tracked
 
 Scores = tuple[dict[str, float], dict[str, FloatArray]]
 """By metric: the value, and its replicates [R]."""
@@ -79,7 +80,8 @@ class Scorer:
     def score_labels(self, models: Sequence[Predictions]) -> list[dict[str, Scores]]:
         """Score each model by label, in one thread per core: the compiled loops release the GIL."""
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            return list(pool.map(self._score_labels, models))
+            found = pool.map(self._score_labels, models)
+            return list(tracked("models scored", found, len(models)))
 
     def mean(self, by_label: Mapping[str, Scores]) -> Scores:
         """Average scores over labels."""

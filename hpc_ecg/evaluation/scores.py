@@ -36,6 +36,7 @@ from hpc_ecg.evaluation.thresholds import (
     fit_thresholds,
     points_by_method,
 )
+from hpc_ecg.log import tracked
 
 MAX_THREADS = 4  # labels side by side, each with some 300 MB for 130,000 records
 
@@ -195,7 +196,8 @@ def _evaluate_classification(
         return _score_sample(samples[name], values[name], points[name], calibrators.get(name, {}))
 
     with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
-        results = dict(zip(scored, pool.map(score, scored), strict=True))
+        found = tracked("labels scored", pool.map(score, scored), len(scored))
+        results = dict(zip(scored, found, strict=True))
     labels = {name: label for name, (label, _) in results.items()}
     if len(predictions.labels) == 1:
         return labels, {}

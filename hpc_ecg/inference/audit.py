@@ -10,6 +10,7 @@ from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.evaluation.membership import ATTACKS, FALSE_POSITIVE_RATES, membership
 from hpc_ecg.hashing import read_record, write_record
+from hpc_ecg.log import tracked
 from hpc_ecg.reporting.numbers import format_percent, format_with_interval
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.engine import Engine
@@ -42,7 +43,7 @@ def audit(run_dir: str) -> dict[str, Any]:
     is_member_N = np.arange(len(label_NK)) < len(datasets[0])
     found = {
         name: membership(label_NK[:, k], logit_NK[:, k], patient_N, is_member_N)
-        for k, name in enumerate(labels)
+        for k, name in enumerate(tracked("labels attacked", labels, len(labels)))
     }
     if engine.is_rank_zero:
         write_record(folder.path / AUDIT, {"labels": found}, [resolve_file(folder.best)])

@@ -13,6 +13,7 @@ from hpc_ecg.evaluation.covariates import COMBINE, combine_label, learn_covariat
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import write_record
+from hpc_ecg.log import tracked
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.sweep.protocol import read_protocol
 from hpc_ecg.training.environment import utc_now
@@ -40,8 +41,9 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
     covariates = [learn_covariate(name, groups[name]) for name in names]
     points = read_optional(folder.best / "operating_point.json") or None
     fits, left_out = {}, {}
-    for k, label in enumerate(splits[0].labels):
-        found = points_by_method(points, label, splits[0].labels).items()
+    labels = splits[0].labels
+    for k, label in enumerate(tracked("labels combined", labels, len(labels))):
+        found = points_by_method(points, label, labels).items()
         thresholds = {m: p["threshold"] for m, p in found if 0 < p["threshold"] < 1}
         try:
             fits[label] = combine_label(splits, k, covariates, thresholds)

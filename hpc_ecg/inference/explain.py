@@ -22,6 +22,7 @@ from hpc_ecg.inference.attribution import DividedECG, LabelOutput, attribute, oc
 from hpc_ecg.inference.bundle import MODEL, is_bundle
 from hpc_ecg.inference.map_checks import BOUNDS, check_maps
 from hpc_ecg.inference.model_source import ModelSource, open_model
+from hpc_ecg.log import waiting_for
 from hpc_ecg.reporting.ecg_paper import FULL, Paper, draw_ecg
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.reporting.numbers import format_number
@@ -76,7 +77,8 @@ def explain_recording(explainer: Explainer, prepared: PreparedECG, name: str) ->
     model, network = explainer.model, explainer.network
     ecg_LS = prepared.counts_LS * (MICROVOLTS_PER_COUNT / 1000)
     ecg = DividedECG(ecg_LS, prepared.samples, model.signal)
-    (map_LS, missing), table = attribute(network, ecg), occlude(network, ecg)
+    with waiting_for("computing: integrated gradients and occlusion"):
+        (map_LS, missing), table = attribute(network, ecg), occlude(network, ecg)
     map_LP, output = ecg.sums(map_LS), float(network.outputs([ecg.ecg_LS], ecg.samples)[0])
     scale = max(float(np.percentile(np.abs(map_LP), STRONGEST)), 1e-12)
     shade_LS = np.repeat(map_LP / scale, np.diff([*ecg.starts, ecg.samples]), axis=1)

@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 
 from hpc_ecg.ecg.delineation import FloatArray
 from hpc_ecg.inference.attribution import DividedECG, LabelOutput, attribute
+from hpc_ecg.log import tracked
 
 BOUNDS = {"shuffles": 3, "orders": 9, "similarity": 0.5, "ratio": 2.0, "agreement": 0.3}
 """Numbers of shuffles and of random orders; the largest rank correlation with a shuffled model's
@@ -43,13 +44,13 @@ def check_maps(
     The figures are means over the maps. `passed`: by check; None: it could not be made. `curves`:
     deletion curves of the first ECG, by its map and by random orders."""
     rng, ecgs = np.random.default_rng(seed), [ecg for ecg, _ in maps]
-    gap, curves = _delete(network, maps)
+    orders, (gap, curves) = int(BOUNDS["orders"]), _delete(network, maps)
     random = [
         _delete(network, [(ecg, rng.permutation(map_LP.size)) for ecg, map_LP in maps])
-        for _ in range(int(BOUNDS["orders"]))
+        for _ in tracked("random orders of deletion", range(orders), orders)
     ]
     others = [_shuffle(network, seed + n) for n in range(int(BOUNDS["shuffles"]))]
-    shuffled = [_explain(other, ecgs) for other in others]
+    shuffled = [_explain(o, ecgs) for o in tracked("shuffled models", others, len(others))]
     strongest = max(_delete(*pair)[0] for pair in zip(others, shuffled, strict=True))
     similarity = max((_agreement(maps, other) for other in shuffled), key=abs)
     # the reverse of a random order has the area with the other sign

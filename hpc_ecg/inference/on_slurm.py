@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from hpc_ecg.inference.prediction_job import PredictionJob, claim_folder
+from hpc_ecg.inference.prediction_job import PART, PredictionJob, claim_folder
 from hpc_ecg.jobs.job import Job
 from hpc_ecg.jobs.settings import SlurmJobs
 from hpc_ecg.jobs.slurm_jobs import run_on_slurm
@@ -22,13 +22,13 @@ def predict_on_slurm(
     tasks = [Job(name=name, function=task, arguments=words) for name, words in shares.items()]
     logs = job.out.with_name(f"{job.out.name}.slurm")
     claim_folder(job)
-    with progress_bar("parts", job.num_parts) as advance:
+    with progress_bar("parts", job.num_parts, ecgs_per_step=PART) as advance:
         done: set[int] = set()
 
-        def show() -> None:
+        def show(queue: str) -> None:
             new = {n for n in range(job.num_parts) if n not in done and job.part(n).exists()}
             done.update(new)
-            advance(len(new))
+            advance(len(new), queue)
 
         for tries_left in range(slurm.config().max_retries, -1, -1):
             outcomes = list(run_on_slurm(tasks, logs, slurm, "predict", show))

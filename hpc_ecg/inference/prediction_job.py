@@ -9,7 +9,6 @@ every n-th part; whichever ends last joins them, so none waits for another.
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -37,7 +36,6 @@ PART = 256
 PLAN, PART_NAME = "plan.json", "part-{:06d}.parquet"
 COUNTS = "counts"
 """Of a row: the ECG, until the model has seen it."""
-LOG_EVERY_S = 30.0
 AMPLITUDES = 100  # recordings after which a wrong unit is said, so that nobody waits for the end
 
 
@@ -189,27 +187,16 @@ class _Parts:
 def _predict_parts(job: PredictionJob, forward: Forward, numbers: Sequence[int]) -> None:
     parts = _Parts(job, forward, sorted({number // PART for number in numbers}))
     amplitudes: list[float] = []
-    began = logged = time.monotonic()
-    with progress_bar("ECGs", len(numbers)) as advance:
-        decoded = job.decode(numbers)
-        for done, item in enumerate(decoded, 1):
+    with progress_bar("ECGs", len(numbers), ecgs_per_step=1) as advance:
+        for item in job.decode(numbers):
             parts.take(item)
             amplitudes += [ecg.amplitude_mv for ecg in item.windows]
             if len(amplitudes) >= AMPLITUDES > len(amplitudes) - len(item.windows):
                 warn_of_amplitude(amplitudes)
             advance()
-            if time.monotonic() - logged > LOG_EVERY_S:
-                logged = time.monotonic()
-                _log_progress(done, len(numbers), logged - began)
     parts.finish()
     if len(amplitudes) < AMPLITUDES and amplitudes:
         warn_of_amplitude(amplitudes)
-
-
-def _log_progress(done: int, total: int, seconds: float) -> None:
-    rate = done / seconds
-    text = f"{done} of {total} ECGs ({100 * done / total:.0f} %), {rate:.3g} ECG/s"
-    logger.info(f"{text}, {(total - done) / rate / 60:.0f} min left")
 
 
 def _sources_of_part(job: PredictionJob, part: int) -> range:

@@ -26,6 +26,7 @@ from hpc_ecg.evaluation.metrics import has_label
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.hashing import read_record, write_record
+from hpc_ecg.log import tracked
 from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.evaluate import REPLICATES, check_unseen, evaluate, evaluate_weights
@@ -87,7 +88,8 @@ def update(
         about |= {"run": run.path.name, "after": _values(evaluate(load_run(str(run.path), [])))}
         files = folder / "predictions.parquet", run.predictions / "test.parquet"
         before, after = (read_predictions(path).sorted() for path in files)
-        about["gained"] = {name: _gained(before, after, name) for name in about["after"]}
+        names = tracked("labels compared", about["after"], len(about["after"]))
+        about["gained"] = {name: _gained(before, after, name) for name in names}
         write_record(run.path / UPDATE, about, [resolve_file(run.best), files[1]])
         written.append(about.copy())
     return written
@@ -116,7 +118,7 @@ def _change_head(
     logits = dict(zip(known.record_N, known.logit_NK, strict=True)) if known else {}
     tuned_NK = np.array([logits.get(record, unknown_K) for record in valid.records])
     found: dict[str, dict[str, Any]] = {}
-    for k, name in enumerate(valid.label_names):
+    for k, name in enumerate(tracked("labels tested", valid.label_names, len(bias_K))):
         columns = label_NK[:, k], logit_NK[:, k], np.array(valid.patients), w_NK[:, k]
         rows = has_label(label_NK[:, k])
         sample = UpdateSample(*(a[rows] for a in (*columns, features_ND, tuned_NK[:, k])))

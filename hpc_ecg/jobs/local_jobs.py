@@ -40,12 +40,14 @@ def run_locally(
     gpus: Sequence[int],
     must_stop: Callable[[], bool] = lambda: False,
     preload: Sequence[str] = (),
+    on_start: Callable[[str, Path], object] = lambda *_: None,
 ) -> Iterator[JobOutcome]:
     """Run the jobs as processes of this machine, `at_once` at a time; yields each as it ends.
 
     A job gets one of `gpus` while it runs. Once `must_stop` returns True, no other starts, and
     those that run get SIGTERM until they end. When the caller stops early, they are stopped at
-    once. `preload`: modules to import once, beside those of the jobs' functions.
+    once. `preload`: modules to import once, beside those of the jobs' functions; `on_start` is
+    called with the name and the log of each job.
     """
     assert not gpus or len(gpus) >= at_once
     modules = sorted({job.function.__module__ for job in jobs} | set(preload))
@@ -59,6 +61,7 @@ def run_locally(
                 _start_fork_server(folder.with_suffix(".log"), modules)
                 gpu = str(gpus[slot]) if gpus else ""
                 running[slot] = _LocalJob(waiting.pop(0), folder, gpu, timeout_min)
+                on_start(running[slot].name, running[slot].log)
             for slot, job in list(running.items()):
                 if job.process.exitcode is not None:
                     del running[slot]
@@ -85,7 +88,7 @@ class _LocalJob:
     """A job that was started, as its parent sees it."""
 
     def __init__(self, job: Job, folder: Path, gpu: str, timeout_min: float) -> None:
-        self._name, self._timeout_min = job.name, timeout_min
+        self.name, self._timeout_min = job.name, timeout_min
         # a job is a run of its own, not a rank of the process that starts it
         environment = without_ranks(os.environ) | {"CUDA_VISIBLE_DEVICES": gpu}
         limit_s = 60 * timeout_min
@@ -93,7 +96,7 @@ class _LocalJob:
         self.process: ForkServerProcess = FORKS.Process(target=_run, args=arguments)
         self.process.start()
         assert self.process.pid is not None
-        self._log = job_log(folder, job.name, self.process.pid)
+        self.log = job_log(folder, job.name, self.process.pid)
 
     def send(self, number: int) -> None:
         assert self.process.pid is not None
@@ -108,11 +111,11 @@ class _LocalJob:
         elif code < 0:
             often = f", {OFTEN_MEMORY}" if code == -signal.SIGKILL else ""
             error = f"killed by signal {-code} ({signal.Signals(-code).name}){often}"
-            with self._log.open("a") as file:
+            with self.log.open("a") as file:
                 file.write(f"{error}\n")
         elif code and error is None:
-            error = f"ended with exit code {code}: {last_words(self._log) or 'no reason is logged'}"
-        return JobOutcome(name=self._name, error=error, log=self._log)
+            error = f"ended with exit code {code}: {last_words(self.log) or 'no reason is logged'}"
+        return JobOutcome(name=self.name, error=error, log=self.log)
 
     def end(self, deadline: float) -> None:
         """Wait until the deadline, then kill it."""
@@ -122,7 +125,7 @@ class _LocalJob:
         self._take_traceback()
 
     def _take_traceback(self) -> str | None:
-        file = _error_file(self._log)
+        file = _error_file(self.log)
         if not file.exists():
             return None
         text = file.read_text().strip()

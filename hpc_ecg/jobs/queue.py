@@ -17,6 +17,7 @@ REASONS = {
     "DependencyNever": "the job that it waits for failed; cancel it",
     "Dependency": "another job must end first",
     "JobArrayTaskLimit": "as many run as slurm.array_parallelism allows",
+    "JobHeldAdmin": "held by an administrator, who can release it",
     "JobHeld": "held; scontrol release starts it",
     "launch failed": "held, as its node could not start it; scontrol release tries again",
     "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
@@ -24,10 +25,22 @@ REASONS = {
     "PartitionTimeLimit": "it asks for more time than the partition allows",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows",
     "Partition": "the partition is closed",
+    "Reservation": "its reservation has not begun, or is over",
+    "Licenses": "a licence must become free",
+    "InvalidAccount": "the account may not be used; see slurm.account",
+    "InvalidQOS": "the quality of service may not be used; see slurm.qos",
+    "QOSNotAllowed": "the partition or account does not take this quality of service",
     "QOS": "a limit of the quality of service",
     "Assoc": "a limit of the account",
+    "Max": "a limit of the account",
 }
 """Why a job waits, by how Slurm's word for it begins."""
+
+LIMIT = re.compile(r"(?:QOS|Assoc)?(Grp|Max)(.+?)(?:Run)?(Minutes)?(?:Per(\w+?))?(?:Limit)?$")
+"""A limit of all jobs together or of one, of what, and per what."""
+LIMITED = {"gre": "GPUs (or other GRES)", "cpu": "CPUs", "mem": "memory", "memory": "memory"}
+LIMITED |= {"node": "nodes", "job": "jobs at once", "submitjob": "jobs submitted"}
+LIMITED |= {"wall": "time", "wallduration": "time"}
 
 
 class SlurmUnavailable(ValueError):  # noqa: N818
@@ -62,8 +75,12 @@ class QueuedJob:
 
     def describe_reason(self) -> str:
         """Why it waits, as Slurm says it and in words; "" without a reason."""
-        words = [text for start, text in REASONS.items() if self.reason.startswith(start)]
-        return " ".join([self.reason.replace("None", ""), *(f"({text})" for text in words[:1])])
+        words = [text for start, text in REASONS.items() if self.reason.startswith(start)][:1]
+        if words and (limit := LIMIT.match(self.reason)):
+            what = LIMITED.get(limit[2].lower().rstrip("s"), limit[2]) + " × time" * bool(limit[3])
+            whose = f" per {limit[4].lower()}" if limit[4] else ""
+            words[0] += f", {what}{whose}{', all jobs together' * (limit[1] == 'Grp')}"
+        return " ".join([self.reason.replace("None", ""), *(f"({text})" for text in words)])
 
 
 def read_queue(filter_option: str) -> list[QueuedJob]:

@@ -23,7 +23,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from hpc_ecg.atomic_io import wait_until_seen
 from hpc_ecg.jobs.job import Job, JobOutcome
 from hpc_ecg.jobs.job_log import last_words
-from hpc_ecg.jobs.queue import SlurmUnavailable, ask_scontrol, read_queue
+from hpc_ecg.jobs.queue import SlurmUnavailable, ask_scontrol, describe_queue, read_queue
 from hpc_ecg.jobs.sbatch_environment import check_log_folder, job_settings, sbatch_environment
 from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs, time_limit_min
 from hpc_ecg.log import logger
@@ -57,10 +57,11 @@ def run_on_slurm(
     folder: Path,
     slurm: SlurmJobs,
     what: str = "shards",
-    each_poll: Callable[[], object] = lambda: None,
+    each_poll: Callable[[str], object] = lambda _: None,
 ) -> Iterator[JobOutcome]:
     """Submit the jobs as Slurm arrays and yield each as it ends; `folder` must be on a disk that
-    all nodes share. When the caller stops early, the jobs are cancelled. `what` is in their name.
+    all nodes share. When the caller stops early, the jobs are cancelled. `what` is in their name;
+    `each_poll` takes what runs and what waits for what, in words.
 
     A job has ended when its result is there or it has left the queue: on a cluster without
     accounting, `sacct` and so submitit would never notice that a job was killed.
@@ -83,13 +84,14 @@ def run_on_slurm(
                 logger.warning("%s; trying again in %.0f s", error, MAX_POLL_S)
                 time.sleep(MAX_POLL_S)
             time.sleep(pause)
-            each_poll()
             try:
-                queued = {job.id for job in read_queue(f"--name={name}")}
+                queue = read_queue(f"--name={name}")
             except SlurmUnavailable as error:  # which says nothing of the jobs
                 pause = min(2 * pause, MAX_POLL_S)
                 logger.warning("%s; asking again in %.0f s", error, pause)
                 continue
+            each_poll(describe_queue(queue, len(waiting)))
+            queued = {job.id for job in queue}
             pause, num_running = POLL_S, len(running)
             for job, handle in list(running):
                 if handle.paths.result_pickle.exists() or handle.job_id not in queued:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hpc_ecg.cohort.splits import assign_splits
 from hpc_ecg.cohort.table import read_cohort
+from hpc_ecg.log import tracked
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.array_rows import match_rows
 from hpc_ecg.shards.format import read_shard_set
@@ -42,7 +43,8 @@ def repair(folder: Path, table: Path | None = None, signals: Path | None = None)
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".repair-") as work:
         for name in ("shards", "notes"):
             (Path(work) / name).mkdir()
-        for task in shard_tasks(cohort, assignment, plan, Path(work), damaged):
+        tasks = shard_tasks(cohort, assignment, plan, Path(work), damaged)
+        for task in tracked("shards made again", tasks, len(damaged)):
             write_shard(task)
             path = shards.shard_path(task.shard)
             if sha256_of(task.tar) != shards.description["shards"][task.shard]["sha256"]:

@@ -176,13 +176,15 @@ def _write_missing(make_tasks: MakeTasks, shards: range, plan: ShardingPlan, wor
     num_done = len(shards) - len(missing)
     if num_done:
         logger.info("%d of %d shards are done already", num_done, len(shards))
-    with progress_bar("shards", len(shards), num_done) as advance:
+    size = plan.records_per_shard
+    with progress_bar("shards", len(shards), num_done, ecgs_per_step=size) as advance:
         if plan.slurm is None or not missing:
             for _ in shard_task.write_shards(make_tasks(missing), min(plan.workers, len(missing))):
                 advance()
             return
         jobs = _slurm_jobs(missing, make_tasks, plan.slurm.jobs)
-        for outcome in run_on_slurm(jobs, work / "slurm", plan.slurm):
+        show = partial(advance, 0)
+        for outcome in run_on_slurm(jobs, work / "slurm", plan.slurm, each_poll=show):
             if outcome.error:
                 raise ValueError(f"{outcome.name} failed: {outcome.error}; see {outcome.log}")
             advance(len(outcome.value))

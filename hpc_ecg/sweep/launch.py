@@ -29,6 +29,7 @@ from hpc_ecg.sweep.local_runs import run_tasks_locally, share_cores, visible_gpu
 from hpc_ecg.sweep.protocol import lock_protocol, note_predictions, open_test
 from hpc_ecg.sweep.slurm_runs import run_tasks_on_slurm
 from hpc_ecg.sweep.soups import soup_tasks
+from hpc_ecg.sweep.status import describe_result
 from hpc_ecg.sweep.submissions import submission_lock
 from hpc_ecg.sweep.task import Task, TaskRunner, task_of_run
 from hpc_ecg.sweep.tuning import (
@@ -232,6 +233,7 @@ def _write_sweep(folder: Path, sweep: Sweep) -> None:
 
 
 def _log_result(task: Task) -> None:
-    path = RunFolder(task.folder).evaluation
-    text = describe_evaluation(read_record(path)) if path in task.results else "done"
-    logger.info("%s: %s", task.name, text)
+    run = RunFolder(task.folder)
+    is_tested = run.evaluation in task.results
+    text = describe_evaluation(read_record(run.evaluation)) if is_tested else describe_result(run)
+    logger.info("%s: finished%s", task.name, f", {text}" if text else "")

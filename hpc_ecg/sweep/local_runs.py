@@ -9,7 +9,8 @@ import torch
 
 from hpc_ecg.jobs.job import Job
 from hpc_ecg.jobs.local_jobs import job_log, run_locally
-from hpc_ecg.log import logger, progress_bar
+from hpc_ecg.log import logger
+from hpc_ecg.sweep.live_runs import live_runs
 from hpc_ecg.sweep.task import Task, run_task
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -36,11 +37,12 @@ def run_tasks_locally(
         task.error.unlink(missing_ok=True)
     logs = folder / "submitit"
     jobs = [Job(name=n, function=_run_task, arguments=(task, logs)) for n, task in todo.items()]
-    with progress_bar("runs", len(todo)) as advance:
+    with live_runs(folder, [*todo], at_once) as runs:
         for outcome in run_locally(
-            jobs, logs, at_once, timeout_min, gpus, must_stop, IMPORTED_LATE
+            jobs, logs, at_once, timeout_min, gpus, must_stop, IMPORTED_LATE, runs.start
         ):
             task = todo[outcome.name]
+            runs.end(outcome.name)
             if outcome.error is None:
                 on_done(task)
             elif must_stop():  # if it was a failure, the next start will show it
@@ -49,8 +51,7 @@ def run_tasks_locally(
                 if not task.error.exists():  # it was killed, or out of time
                     task.fail(outcome.error, outcome.log, from_outside=True)
                 failures.append(task.failure())
-                logger.warning("%s", failures[-1])
-            advance()
+                logger.warning("failed: %s", failures[-1])
     return failures
 
 

@@ -47,7 +47,6 @@ FAULTS_OF_NODES = ("FAILED", "NODE_FAIL", "BOOT_FAIL")
 """States that may be the node's fault: a run that fails by itself leaves error.txt."""
 RETRY_AFTER_S = (15, 60, 240, 960)
 """Pauses before a lost run starts again."""
-REPORT_EVERY_S = 180.0
 
 
 def run_tasks_on_slurm(
@@ -137,7 +136,7 @@ def _watch(
 ) -> list[str]:
     left = {task.name: task for task in tasks}
     tries = {name: Tries() for name in left}
-    failures, pause, reported, refusal = [], POLL_S, time.monotonic(), ""
+    failures, pause, refusal = [], POLL_S, ""
     with progress_bar("runs", len(left)) as advance:
         while left:
             time.sleep(pause)
@@ -145,9 +144,7 @@ def _watch(
             queue = queued_jobs(folder, left)
             if queue is None:  # the controller may be restarting
                 continue
-            if time.monotonic() - reported > REPORT_EVERY_S:
-                reported = time.monotonic()
-                logger.info("%s", describe_queue(queue.values(), len(waiting), refusal))
+            advance(0, describe_queue(queue.values(), len(waiting), refusal))
             _allow_excluded_nodes(queue, tries, config)
             lost = []
             submitted = {name: task for name, task in left.items() if task not in waiting}

@@ -9,12 +9,10 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -26,25 +24,34 @@ from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.local_jobs import job_log
 from hpc_ecg.jobs.queue import QueuedJob, cancel_jobs
-from hpc_ecg.log import printable
+from hpc_ecg.log import describe_seconds, printable
 from hpc_ecg.reporting.numbers import format_number
-from hpc_ecg.sweep.folder import ONE_RUN, expected_cells, is_fixed_arm, parse_error, read_events
+from hpc_ecg.sweep.folder import (
+    ONE_RUN,
+    expected_cells,
+    is_fixed_arm,
+    parse_error,
+    read_optional,
+)
 from hpc_ecg.sweep.protocol import TO_OPEN, read_protocol
+from hpc_ecg.sweep.run_progress import RunProgress, read_progress
 from hpc_ecg.sweep.submissions import Submission, last_submissions, queued_jobs
 from hpc_ecg.training.run_folder import RunFolder
 
-WATCH_S = 5.0
-OVERDUE_AFTER_S, OVERDUE_FACTOR = 60.0, 5
-"""A step is overdue after so long, and so many times the last interval."""
+WATCH_S, AROUND = 5.0, 8
+"""Between two looks; lines of a terminal that the table leaves for its title and the log."""
 HOLDER = re.compile(r"process (\d+) on (.*)\n?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellStatus:
+class CellStatus(NamedTuple):
+    """`kind`: done, failed, running, queued, stopped or waiting (not started yet); `seconds`: how
+    long it trained, once it is done."""
+
     name: str
     kind: str
-    """done, failed, running, queued, stopped or waiting (not started yet)."""
     text: str
+    progress: RunProgress | None = None
+    seconds: float | None = None
 
 
 def print_status(sweep_dir: Path, watch: bool) -> None:
@@ -54,7 +61,7 @@ def print_status(sweep_dir: Path, watch: bool) -> None:
         while True:
             cells = read_status(sweep_dir)
             if live is not None:
-                live.update(_table(cells))
+                live.update(table_of(cells, describe_counts(cells), console.height))
             if not (watch and any(cell.kind in ("queued", "running") for cell in cells)):
                 break
             time.sleep(WATCH_S)
@@ -62,7 +69,7 @@ def print_status(sweep_dir: Path, watch: bool) -> None:
         for cell in cells:
             line = printable(f"{cell.name}  {cell.kind}  {cell.text}").rstrip()
             console.print(line, highlight=False, markup=False)
-        console.print(_counts(cells), highlight=False)
+        console.print(describe_counts(cells), highlight=False)
     protocol = read_protocol(sweep_dir)
     if protocol and not protocol["opened"]:
         console.print(f"the test is closed: {TO_OPEN}", highlight=False)
@@ -74,7 +81,7 @@ def read_status(sweep_dir: Path) -> list[CellStatus]:
     queue = queued_jobs(sweep_dir, names)
     if queue is None:  # whether a submitted run has a job is not known
         queue, submitted = {}, {}
-    return [_status(sweep_dir, name, queue.get(name), submitted.get(name)) for name in names]
+    return [cell_status(sweep_dir, name, queue.get(name), submitted.get(name)) for name in names]
 
 
 def cancel_cells(sweep_dir: Path, cells: list[str]) -> list[str]:
@@ -122,8 +129,11 @@ def _task_names(sweep_dir: Path) -> list[str]:
     return trials + cells + sorted(name for name in started if name.endswith("/soup"))
 
 
-def _status(
-    sweep_dir: Path, name: str, job: QueuedJob | None, submission: Submission | None
+def cell_status(
+    sweep_dir: Path,
+    name: str,
+    job: QueuedJob | None = None,
+    submission: Submission | None = None,
 ) -> CellStatus:
     """A run that was submitted and has no job is not running, whatever its folder holds."""
     run = RunFolder(sweep_dir / name)
@@ -139,17 +149,19 @@ def _status(
     if (run.finished.exists() or (is_soup and is_tested)) and (is_tested or job is None):
         try:
             stands = f"; {ONE_RUN}" if is_fixed_arm(run.path.parent) else ""
-            text = _score(run) + stands
+            text = describe_result(run) + stands
+            seconds = read_optional(run.finished).get("train_seconds")
         except (ValueError, OSError, TypeError, KeyError, AttributeError):
-            text = f"{run.evaluation} is damaged"
-        return CellStatus(name=name, kind="done", text=text)
-    holder = run.path / "lock.holder"
+            text, seconds = f"{run.evaluation} is damaged", None
+        return CellStatus(name=name, kind="done", text=text, seconds=seconds)
+    holder, progress = run.path / "lock.holder", read_progress(run)
     if job is not None or (submission is None and _is_held(holder)):
         place = f"job {job.id}" if job else "on this machine"
         log = submission.log if submission else _local_log(sweep_dir, name, holder)
-        parts = (f"{place} {_progress(run)}".rstrip(), f"log: {log}" if log.exists() else "")
-        return CellStatus(name=name, kind="running", text="; ".join(filter(None, parts)))
-    if progress := _progress(run):
+        parts = (f"{place} {progress or ''}".rstrip(), f"log: {log}" if log.exists() else "")
+        text = "; ".join(filter(None, parts))
+        return CellStatus(name=name, kind="running", text=text, progress=progress)
+    if progress:
         return CellStatus(name=name, kind="stopped", text=f"{progress}; start the sweep again")
     return CellStatus(name=name, kind="waiting", text="not started")
 
@@ -170,47 +182,10 @@ def _local_log(sweep_dir: Path, name: str, holder: Path) -> Path:
     return job_log(sweep_dir / "submitit", name, int(process[1])) if process else Path("none")
 
 
-def _progress(run: RunFolder) -> str:
-    """The last step, its speed and how long ago it was; no speed if later steps are overdue."""
-    steps = [event for event in read_events(run.metrics) if event.get("event") == "step"]
-    times = [time_s for event in steps[-2:] if (time_s := _time_of(event))]
-    if not steps:
-        return ""
-    settings = run.read_settings() if run.config.exists() else {}
-    max_epochs = settings.get("train.max_epochs")
-    text = f"at step {steps[-1]['step']}"
-    if "epoch" in steps[-1] and max_epochs:
-        text += f", epoch {steps[-1]['epoch']:.1f} of {max_epochs}"
-    speed = steps[-1].get("ecg_per_s")
-    text_speed = f", {speed:.0f} ECG/s" if isinstance(speed, int | float) and speed else ""
-    if not times:
-        return text + text_speed
-    age_s = max(time.time() - times[-1], 0.0)
-    if age_s > max(OVERDUE_AFTER_S, OVERDUE_FACTOR * (times[-1] - times[0])):
-        return f"{text}, no step for {_describe_age(age_s)}"
-    return f"{text}{text_speed}, {_describe_age(age_s)} ago"
-
-
-def _time_of(event: Mapping[str, Any]) -> float | None:
-    """When a line of metrics.jsonl was written, in seconds; None where it states no time."""
-    with suppress(KeyError, TypeError, ValueError):
-        return datetime.fromisoformat(event["time"]).timestamp()
-    return None
-
-
-def _describe_age(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _score(run: RunFolder) -> str:
+def describe_result(run: RunFolder) -> str:
     """The score on the test split; for a trial, which never sees it, on validation."""
     if not run.evaluation.exists():
-        finished = read_record(run.finished)
-        score = finished["best_score"]  # None where nothing was trained
-        name = METRIC_NAMES.get(finished["metric"], finished["metric"])
-        return "" if score is None else f"validation {name} {format_number(score)}"
+        return describe_validation(run)
     evaluation = read_record(run.evaluation)
     labels: dict[str, Any] = evaluation.get("labels", {})
     metrics: dict[str, Any] = evaluation.get("macro") or next(iter(labels.values()), {})
@@ -222,15 +197,50 @@ def _score(run: RunFolder) -> str:
     return ""
 
 
-def _counts(cells: list[CellStatus]) -> str:
+def describe_validation(run: RunFolder) -> str:
+    """The best score on validation, and its step."""
+    finished = read_record(run.finished)
+    score, name = finished["best_score"], METRIC_NAMES.get(finished["metric"], finished["metric"])
+    if score is None:
+        return ""
+    return f"validation {name} {format_number(score)} at step {finished['best_step']}"
+
+
+def describe_counts(cells: Sequence[CellStatus], at_once: int = 0) -> str:
+    """How many cells are in which state, and the ETA of all; `at_once`: how many run, if known."""
     counts = Counter(cell.kind for cell in cells)
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    text = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    eta_s = _eta_of_all(cells, at_once or counts["running"])
+    if eta_s is None:
+        return text
+    queue = ", without the time in the queue" if counts["queued"] else ""
+    return f"{text}; ETA {describe_seconds(eta_s)}{queue}"
 
 
-def _table(cells: list[CellStatus]) -> Table:
-    table = Table(title=_counts(cells))
-    for column in ("run", "state", ""):
+def _eta_of_all(cells: Sequence[CellStatus], at_once: int) -> float | None:
+    """Cells that have not run take as long as finished ones did, or running ones will."""
+    shown = [cell.progress for cell in cells if cell.kind == "running" and cell.progress]
+    left = [p.eta_s for p in shown if p.eta_s is not None]
+    whole = [c.seconds for c in cells if c.seconds] or [p.whole_s for p in shown if p.whole_s]
+    todo = sum(cell.kind in ("running", "queued", "waiting", "stopped") for cell in cells)
+    if not (whole and at_once and todo):
+        return None
+    mean_s = sum(whole) / len(whole)
+    return max([*left, (sum(left) + (todo - len(left)) * mean_s) / at_once])
+
+
+def table_of(cells: Sequence[CellStatus], title: str, height: int) -> Table:
+    """Where not all fit on a terminal of this height: those that run or failed come first."""
+    if len(cells) > (most := max(height - AROUND, 1)):
+        order = ("running", "failed", "done", "queued", "stopped", "waiting")
+        cells = sorted(cells, key=lambda cell: order.index(cell.kind))[:most]
+    table = Table(title=title)
+    for column in ("run", "state", "step", "ETA", "best", ""):
         table.add_column(column, overflow="fold")
     for cell in cells:
-        table.add_row(*(Text(printable(part)) for part in (cell.name, cell.kind, cell.text)))
+        p = cell.progress or RunProgress()
+        eta = "" if p.eta_s is None else describe_seconds(p.eta_s)
+        text = p.pace if cell.kind == "running" else cell.text
+        row = (cell.name, cell.kind, p.steps, eta, p.best, text)
+        table.add_row(*(Text(printable(part)) for part in row))
     return table

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from hpc_ecg.hashing import read_record
 from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable, read_queue
+from hpc_ecg.log import waiting_for
 from hpc_ecg.sweep.folder import check_name
 
 LOCK_PATIENCE_S = 60
@@ -42,11 +43,15 @@ def submission_lock(folder: Path) -> Iterator[None]:
     """Let one process at a time look at the queue and submit what is missing; held for seconds."""
     jobs = folder / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(jobs / "lock", timeout=LOCK_PATIENCE_S)
     try:
-        with FileLock(jobs / "lock", timeout=LOCK_PATIENCE_S):
-            yield
+        with waiting_for(f"waiting for the process that holds {jobs / 'lock'}"):
+            lock.acquire()
     except Timeout:
         raise ValueError(f"{jobs / 'lock'} is held by another process; try again") from None
+    with lock:
+        lock.release()  # it counts how often it was acquired
+        yield
 
 
 @dataclass

@@ -127,10 +127,10 @@ def tune(sweep: Sweep, runner: TaskRunner) -> tuple[bool, list[str]]:
     write_json(_path(sweep), entries)
     for name in untuned:
         if not entries[name]["chosen"]:
-            failed = count(len(entries[name]["trials"]), "trial")
+            failed = [trial.task.failure() for trial in trials if trial.strategy == name]
             raise ValueError(
-                f"tune: all {failed} of {name} failed; see hpc-ecg sweep status, or give other "
-                "values"
+                f"tune: all {count(len(failed), 'trial')} of {name} failed; mend the cause, or "
+                f"give other values; the last one: {failed[-1]}"
             )
     return True, []
 

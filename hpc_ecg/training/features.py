@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hpc_ecg.atomic_io import wait_until_seen, write_atomically, write_json
 from hpc_ecg.data.dataset import Dataset
-from hpc_ecg.log import logger
+from hpc_ecg.log import logger, waiting_for
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.safe_reading import check_map, read_json, sha256_of, watch_map
 from hpc_ecg.training.engine import Engine
@@ -219,7 +219,8 @@ def _is_cached_or_lock(path: Path, lock: FileLock, digest: str) -> bool:
     """
     if is_signed(path, digest):
         return True
-    lock.acquire()
+    with waiting_for(f"waiting for another process that computes {path}"):
+        lock.acquire()
     return is_signed(path, digest)
 
 

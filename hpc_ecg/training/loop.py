@@ -43,7 +43,10 @@ def train_stage(
     batches = prefetch(dataset, steps, data.sampler, engine.rank_slice)
     timer = SaveTimer(config.save_every_min)
     previous: StepResult | None = None
-    with progress_bar("steps", schedule.end, progress.step, engine.is_rank_zero) as advance:
+    loss = "compiling at the first step" if engine.config.compile else ""
+    size = data.sampler.config.batch_size
+    with progress_bar("steps", schedule.end, progress.step, engine.is_rank_zero, size) as advance:
+        advance(0, loss)
         while True:
             # a. Evaluate if it is due, or was due when the run died.
             if schedule.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
@@ -75,7 +78,7 @@ def train_stage(
             # c. Log, save, and stop if asked to. Requests are read one step late, so that nothing
             #    waits for the GPU.
             if schedule.logs_at(progress.step):
-                _log(run, schedule, progress, lr, result)
+                loss = f"loss {_log(run, schedule, progress, lr, result):.4f}"
             requests = Requests(*previous.requests.tolist()) if previous else Requests()
             previous = result
             if schedule.saves_at(progress.step) or any(requests):
@@ -83,7 +86,7 @@ def train_stage(
                     progress = _save(run, state, progress)
             if requests.preempt or requests.stop:
                 raise signals.preempted(by_signal=bool(requests.preempt))
-            advance(note=data.best_tracker.describe(progress))
+            advance(note=", ".join(filter(None, (loss, data.best_tracker.describe(progress)))))
     finish_stage(run, state, progress, stop)
     return progress, stop
 
@@ -124,7 +127,8 @@ def train_step(
 
 def _log(
     run: Run, schedule: StageSchedule, progress: Progress, lr: float, result: StepResult
-) -> None:
+) -> float:
+    """Record the step, and return its loss."""
     _check_finite(run)
     values = {
         "lr": lr,
@@ -137,6 +141,7 @@ def _log(
     }
     run.record("step", step=progress.step, **values)
     run.engine.track(values, progress.step)
+    return float(result.loss)
 
 
 def _save(run: Run, state: StageState, progress: Progress) -> Progress:

@@ -15,6 +15,7 @@ from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.loader import collate, empty_rows, fill_up, prefetch_in_order
 from hpc_ecg.data.sampler import slice_of_rank
 from hpc_ecg.evaluation.predictions import Predictions, as_group
+from hpc_ecg.log import progress_bar
 from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.shards.description import COLUMNS, FOLD_PREFIX, LABEL_PREFIX
@@ -31,10 +32,12 @@ def predict(
     mine = slice_of_rank(len(dataset), engine.rank, engine.world_size)
     per_count = dataset.millivolts_per_count
     batches = prefetch_in_order(dataset, mine, batch_size)
-    outputs = [
-        engine.infer(fill_up(micro, batch_size), per_count)[: len(micro.positions)]
-        for micro in batches
-    ]
+    outputs, title = [], f"ECGs of {dataset.split}"
+    with progress_bar(title, mine.stop - mine.start, 0, engine.is_rank_zero, 1) as advance:
+        for micro in batches:
+            outputs.append(engine.infer(fill_up(micro, batch_size), per_count))
+            outputs[-1] = outputs[-1][: len(micro.positions)]
+            advance(len(micro.positions))
     rows = -(-len(dataset) // engine.world_size)
     if engine.collective_forward:  # a rank with fewer batches must join the others' last ones
         blank, no_positions = empty_rows(dataset, 1), np.zeros(0, np.int64)

@@ -25,6 +25,7 @@ from hpc_ecg.hashing import (
     sha256_of_value,
     write_record,
 )
+from hpc_ecg.log import waiting_for
 from hpc_ecg.safe_reading import read_settings_file
 from hpc_ecg.training.environment import describe_environment, utc_now
 from hpc_ecg.training.settings import FinetuneConfig
@@ -70,7 +71,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             is_restart = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-            self._lock.acquire(timeout=LOCK_TIMEOUT_AFTER_RESTART_S if is_restart else 0)
+            with waiting_for(f"waiting for the process of {self.path} before the restart"):
+                self._lock.acquire(timeout=LOCK_TIMEOUT_AFTER_RESTART_S if is_restart else 0)
         except Timeout:
             user = holder.read_text().strip() if holder.exists() else "another process"
             raise ValueError(

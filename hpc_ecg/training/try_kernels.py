@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from hpc_ecg.data.dataset import Dataset
+from hpc_ecg.log import waiting_for
 from hpc_ecg.model.architecture import num_tokens
 from hpc_ecg.model.attention import SelfAttention
 from hpc_ecg.model.kernels import check_kernels, explain_attention
@@ -42,7 +43,11 @@ def try_kernels(
     lines, failure = [], ""
     try:
         lines.append(explain_attention(attention, tokens, device, dtype, has_mask))
-        lines.append(check_kernels(model, samples, device, dtype, has_mask, compiled, backward))
+        with waiting_for(
+            "computing: the kernels, " + "compiled and " * compiled + "compared in fp32"
+        ):
+            how = dtype, has_mask, compiled, backward
+            lines.append(check_kernels(model, samples, device, *how))
     except (ValueError, RuntimeError) as error:  # passed on, so that nobody waits for this process
         failure = str(error)
     for text in filter(None, engine.gather_objects([failure])):
