@@ -25,7 +25,7 @@ from scipy import optimize, special, stats
 
 from hpc_ecg.evaluation.delong import delong
 from hpc_ecg.evaluation.intervals import TAILS, t_quantile
-from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.metrics import FloatArray, Weights
 from hpc_ecg.evaluation.reliability import fit_slope
 
 SCALES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -43,23 +43,29 @@ PRIOR_J = stats.lognorm.ppf(MIDDLES_J, SHAPE, scale=0.055 * np.exp(-(SHAPE**2) /
 
 
 def site_values(
-    label_N: FloatArray, logit_N: FloatArray, probability_N: FloatArray, patient_N: NDArray
+    label_N: FloatArray,
+    logit_N: FloatArray,
+    probability_N: FloatArray,
+    patient_N: NDArray,
+    weights_N: Weights = None,
 ) -> Values:
-    """By measure: its value, and its variance on the measure's scale. A measure that has none is
-    left out: AUROC 1, or a slope where the classes are apart. ValueError: see `delong`."""
-    auroc_M, covariance_MM = delong(label_N, logit_N[None], patient_N)
+    """By measure: its value, and its variance on the measure's scale; weights are taken as known. A
+    measure that has none is left out: AUROC 1, or a slope where the classes are apart. ValueError:
+    see `delong`."""
+    weight_N = np.ones(len(label_N)) if weights_N is None else weights_N
+    auroc_M, covariance_MM = delong(label_N, logit_N[None], patient_N, weight_N)
     auroc, variance = float(auroc_M[0]), float(covariance_MM[0, 0])
     values = {"auroc": (auroc, variance / (auroc * (1 - auroc)) ** 2)} if variance > 0 else {}
     positive, negative = logit_N[label_N == 1], logit_N[label_N == 0]
     if positive.min() < negative.max() and positive.max() > negative.min():
-        offset, slope = fit_slope(label_N, logit_N)
+        offset, slope = fit_slope(label_N, logit_N, weight_N)
         fitted_N = special.expit(offset + slope * logit_N)
         x_N2 = np.stack([np.ones(len(logit_N)), logit_N], axis=1)
-        bread_22 = np.linalg.inv((x_N2 * (fitted_N * (1 - fitted_N))[:, None]).T @ x_N2)
-        meat_22 = _clustered(x_N2 * (label_N - fitted_N)[:, None], patient_N)
+        bread_22 = np.linalg.inv((x_N2 * (weight_N * fitted_N * (1 - fitted_N))[:, None]).T @ x_N2)
+        meat_22 = _clustered(x_N2 * (weight_N * (label_N - fitted_N))[:, None], patient_N)
         values["slope"] = slope, float((bread_22 @ meat_22 @ bread_22)[1, 1])
-    observed, expected = label_N.sum(), probability_N.sum()
-    share_N1 = (label_N / observed - probability_N / expected)[:, None]
+    observed, expected = weight_N @ label_N, weight_N @ probability_N
+    share_N1 = (weight_N * (label_N / observed - probability_N / expected))[:, None]
     ratio = float(observed / expected), float(_clustered(share_N1, patient_N)[0, 0])
     return values | {"observed_expected": ratio}
 
