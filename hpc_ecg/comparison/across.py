@@ -5,14 +5,19 @@ In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json a
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, write_json, write_text
+from hpc_ecg.comparison.reference_models import read_site_baselines
 from hpc_ecg.comparison.results import Problem, RunResult
+from hpc_ecg.comparison.site_comparison import SiteTests, compare_over_sites, site_sentences
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.evaluation.comparisons import SeedScores
 from hpc_ecg.evaluation.events import MIN_EVENTS, count_events, scarce
 from hpc_ecg.evaluation.metrics import count_label, has_label
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
@@ -25,7 +30,7 @@ from hpc_ecg.evaluation.sites import (
 )
 from hpc_ecg.hashing import check_record
 from hpc_ecg.reporting.escape import csv_text
-from hpc_ecg.reporting.html import inline_svg, render_page
+from hpc_ecg.reporting.html import inline_svg, render_page, render_text
 from hpc_ecg.reporting.plots import ForestRow, forest_plot
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.sweep.arms import LEFT_OUT_SITE
@@ -49,27 +54,56 @@ def write_across(folders: Sequence[Path], out: Path) -> Path:
 
 
 def write_left_out_sites(
-    sweep_dir: Path, runs: Sequence[RunResult], problems: Sequence[Problem]
+    sweep_dir: Path,
+    runs: Sequence[RunResult],
+    problems: Sequence[Problem],
+    with_baselines: bool = True,
 ) -> Path:
-    """Summarize each strategy over the sites that were left out, as the mean over its seeds, and
-    write the page into the sweep's report/; returns its path. ValueError as `write_across`."""
+    """Summarize each strategy and baseline over the sites that were left out, as the mean over its
+    seeds, compare them, and write page and cards into the sweep's report/; returns the page's path.
+    ValueError as `write_across`."""
     out = sweep_dir / "report"
     if out.is_symlink():
         raise ValueError(f"{out} is a link: nothing is replaced in the folder that it leads to")
     _check_folder(out)
-    sites: dict[str, dict[str, list[Predictions]]] = {run.base: {} for run in runs}
+    baselines, missing = read_site_baselines(sweep_dir, runs) if with_baselines else ({}, [])
+    models: SiteTests = {run.base: {} for run in runs}
+    seeds = {run.base: _no_scores(run.is_fixed) for run in runs}
+    seeds |= {name: _no_scores(True) for name in baselines}
     for run in runs:
-        sites[run.base].setdefault(run.varied[LEFT_OUT_SITE], []).append(run.test)
-    labels = {
-        f"{base}, {name}": _summarize(tests, k, MIN_EVENTS)
-        for base, tests in sites.items()
-        for k, name in enumerate(runs[0].test.labels)
-    }
+        models[run.base].setdefault(run.varied[LEFT_OUT_SITE], []).append(run.test)
+        seeds[run.base].value[run.seed] = 0.0
+    every, names = models | baselines, runs[0].test.labels
+    labels: dict[str, Any] = {}
+    comparisons: dict[str, Any] = {}
+    for k, label in enumerate(names):
+        about = {name: _summarize(tests, k, MIN_EVENTS) for name, tests in every.items()}
+        labels |= {f"{name}, {label}": summary for name, summary in about.items()}
+        auroc = {name: summary["summary"].get("auroc", {}) for name, summary in about.items()}
+        order = sorted(models, key=lambda name: -auroc[name].get("value", 1.0))
+        pairs = [*combinations(order, 2)], [(a, b) for b in baselines for a in order]
+        families = [compare_over_sites(every, p, k, seeds, len(names)) for p in pairs]
+        comparisons[label] = {
+            "verdict": site_sentences(auroc, *families),
+            "models": [*order, *baselines],
+            "pairs": [asdict(pair) | more for family in families for pair, more in family],
+        }
     margin = locked_content(protocol)["margin"] if (protocol := read_protocol(sweep_dir)) else 0.0
-    about = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])
-    notes = [read_note(sweep_dir), about["text"], *(f"{p.name}: {p.reason}" for p in problems)]
-    names = [*dict.fromkeys(name for tests in sites.values() for name in tests)]
-    return _write(out, names, labels, [note for note in notes if note])
+    protocol_text = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])["text"]
+    notes = [read_note(sweep_dir), protocol_text, *(f"{p.name}: {p.reason}" for p in problems)]
+    notes = [note for note in (*notes, *missing) if note]
+    sites = [*dict.fromkeys(name for tests in models.values() for name in tests)]
+    values = FORMATS | {"labels": labels, "comparisons": comparisons, "notes": notes}
+    for base in models:
+        mine = [run for run in runs if run.base == base]
+        init = read_optional(mine[0].folder.init_report)
+        card = render_text("site_card.md.jinja", strategy=base, runs=mine, init=init, **values)
+        write_text(out / "cards" / base / "MODEL_CARD.md", card)
+    return _write(out, sites, labels, notes, comparisons)
+
+
+def _no_scores(is_fixed: bool) -> SeedScores:
+    return SeedScores(value={}, replicate_R={}, is_fixed=is_fixed)
 
 
 def _check_folder(out: Path) -> None:
@@ -79,10 +113,17 @@ def _check_folder(out: Path) -> None:
         check_may_write(out / name, is_ours)
 
 
-def _write(out: Path, sites: list[str], labels: dict, notes: Sequence[str] | None = None) -> Path:
-    """`notes` of a sweep stand at the top."""
+def _write(
+    out: Path,
+    sites: list[str],
+    labels: dict[str, Any],
+    notes: Sequence[str] | None = None,
+    comparisons: dict[str, Any] | None = None,
+) -> Path:
+    """`notes` of a sweep stand at the top, then its comparisons by label."""
     rows = [{"label": name} | row for name, label in labels.items() for row in label["table"]]
     values = {"sites": sites, "labels": labels} | ({} if notes is None else {"notes": notes})
+    values |= {"comparisons": comparisons} if comparisons else {}
     about = values | {"measures": MEASURES, "of_prior": OF_PRIOR, "draw": _draw}
     write_text(out / "index.html", render_page("across.html.jinja", **about, **FORMATS))
     write_text(out / "across.csv", csv_text(pd.DataFrame(rows, dtype=object)))
@@ -125,7 +166,8 @@ def _summarize(sites: dict[str, list[Predictions]], k: int, least: int = 0) -> d
             continue
         try:
             both = [(m.logit_NK[known_N, k], m.probability_NK[known_N, k]) for m in models]  # type: ignore[index]
-            found = mean_over_seeds([site_values(label_N, *pair, patient_N) for pair in both])
+            who = patient_N, models[0].weights(k)[known_N]
+            found = mean_over_seeds([site_values(label_N, *pair, *who) for pair in both])
         except ValueError as error:
             raise ValueError(f"{name}, {models[0].labels[k]}: {error}") from None
         for measure, (value, variance) in found.items():

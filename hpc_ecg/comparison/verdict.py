@@ -114,7 +114,9 @@ def sentences_on_baselines(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def baseline_sentence(baseline: str, metric: str, value: float, pairs: list[Difference]) -> str:
+def baseline_sentence(
+    baseline: str, metric: str, value: float | None, pairs: list[Difference]
+) -> str:
     """`pairs` are each network minus this baseline."""
     winners = [pair.first for pair in pairs if is_better(pair)]
     others = [pair.first for pair in pairs if not is_better(pair)]
@@ -161,17 +163,12 @@ def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:
     keys = [f"{pair.first} - {pair.second}" for pair in pairs]
     keys += [f"{pair.second} - {pair.first}" for pair in pairs]
     sizes = [comparison.detectable[key] for key in keys if key in comparison.detectable]
-    return power_sentence(sizes, comparison.metric)
-
-
-def power_sentence(sizes: list[float], metric: str, what: str = "patients and seeds") -> str:
-    """`sizes`: the detectable differences."""
     if not any(sizes):
         return "On these patients they score exactly the same."
-    if metric in RANKING_METRICS and min(sizes) > LARGEST:
-        return f"These {what} are too few to find any difference with 80 % power."
+    if comparison.metric in RANKING_METRICS and min(sizes) > LARGEST:
+        return "These patients and seeds are too few to find any difference with 80 % power."
     size = format_span(min(sizes), max(sizes))
-    return f"With these {what}, a difference of {size} is found with 80 % power."
+    return f"With these patients and seeds, a difference of {size} is found with 80 % power."
 
 
 def _list(pairs: list[Difference]) -> str:

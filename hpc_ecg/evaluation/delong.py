@@ -24,14 +24,6 @@ def delong(
     """`auroc_M` and its covariance `[M, M]`. ValueError: labels or scores that have no AUROC, or a
     class with fewer than two patients."""
     weight_N = np.ones(len(labels_N)) if weights_N is None else weights_N
-    if not weight_N.all():  # who weighs nothing is no patient of the class
-        counts_N = weight_N > 0
-        labels_N, patients_N, weight_N = (
-            labels_N[counts_N],
-            patients_N[counts_N],
-            weight_N[counts_N],
-        )
-        scores_MN = scores_MN[:, counts_N]
     for scores_N in scores_MN:
         check_scorable(labels_N, scores_N, "DeLong")
     patient_N = np.unique(patients_N, return_inverse=True)[1]

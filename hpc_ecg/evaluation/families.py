@@ -105,33 +105,33 @@ def probability_best(scores: dict[str, SeedScores], num_patients: int) -> dict[s
     return dict(zip(scores, chance_A.tolist(), strict=True))
 
 
-def judge_estimates(
-    pairs: Sequence[Pair],
-    estimates: Sequence[Estimate],
-    seeds: Sequence[list[int]],
-    num_families: int = 1,
-) -> list[Difference]:
-    """Each pair's difference and its seeds, with Holm's correction and Bonferroni's intervals."""
-    adjusted = holm([e.p_value for e in estimates])
-    num = len(pairs) * num_families
-    return [
-        _difference(
-            pair,
-            e,
-            of_pair,
-            p_adjusted=min(p * num_families, 1.0),
-            half=t_quantile(e.degrees_of_freedom, num) * e.standard_error,
-            detectable=detectable_difference(e, num_comparisons=num),
-        )
-        for pair, e, of_pair, p in zip(pairs, estimates, seeds, adjusted, strict=True)
-    ]
-
-
 def _judge_paired(
     scores: Mapping[str, SeedScores], pairs: Sequence[Pair], num_patients: int, num_families: int
 ) -> list[Difference]:
     estimates = [_paired(scores[a], scores[b], num_patients) for a, b in pairs]
-    return judge_estimates(pairs, estimates, [_seeds(scores, p) for p in pairs], num_families)
+    return judge_estimates(scores, pairs, estimates, num_families)
+
+
+def judge_estimates(
+    scores: Mapping[str, SeedScores],
+    pairs: Sequence[Pair],
+    estimates: list[Estimate],
+    families: int,
+) -> list[Difference]:
+    """With Holm's correction and Bonferroni's intervals, for one of so many families."""
+    adjusted = holm([e.p_value for e in estimates])
+    num = len(pairs) * families
+    return [
+        _difference(
+            scores,
+            pair,
+            e,
+            p_adjusted=min(p * families, 1.0),
+            half=t_quantile(e.degrees_of_freedom, num) * e.standard_error,
+            detectable=detectable_difference(e, num_comparisons=num),
+        )
+        for pair, e, p in zip(pairs, estimates, adjusted, strict=True)
+    ]
 
 
 def _paired(first: SeedScores, second: SeedScores, num_patients: int) -> Estimate:
@@ -175,9 +175,9 @@ def _judge_means(
         )
         differences.append(
             _difference(
+                scores,
                 pair,
                 e,
-                _seeds(scores, pair),
                 p_adjusted=max(float(family.p_M[m]), e.p_value),
                 half=family.critical * error,
                 detectable=float(family.detectable_M[m]),
@@ -186,14 +186,10 @@ def _judge_means(
     return differences
 
 
-def _seeds(scores: Mapping[str, SeedScores], pair: Pair) -> list[int]:
-    return sorted({s for name in pair if not scores[name].is_fixed for s in scores[name].value})
-
-
 def _difference(
+    scores: Mapping[str, SeedScores],
     pair: Pair,
     estimate: Estimate,
-    seeds: list[int],
     p_adjusted: float,
     half: float,
     detectable: float,
@@ -201,7 +197,7 @@ def _difference(
     return Difference(
         first=pair[0],
         second=pair[1],
-        seeds=seeds,
+        seeds=sorted({s for name in pair if not scores[name].is_fixed for s in scores[name].value}),
         estimate=estimate,
         p_adjusted=p_adjusted,
         low=estimate.value - half,
