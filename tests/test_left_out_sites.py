@@ -2,30 +2,47 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import reseal
+from conftest import reseal, words_for
+from scipy import stats
 from scipy.special import expit, logit
+from test_baselines import MEASURED
 from test_compare import make_run, make_test_set
 from test_sweep import words_of_sweep
 
 from hpc_ecg.cli import main
+from hpc_ecg.cohort.table import WEIGHT_PREFIX
+from hpc_ecg.comparison import baselines
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.flow import read_flow
+from hpc_ecg.comparison.heartbeat import FEATURES
+from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_shards
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.views import leave_out_site
-from hpc_ecg.evaluation.predictions import read_predictions
-from hpc_ecg.evaluation.sites import mean_over_seeds, random_effects, site_values
+from hpc_ecg.evaluation.comparisons import holm
+from hpc_ecg.evaluation.metrics import auroc
+from hpc_ecg.evaluation.predictions import read_predictions, write_predictions
+from hpc_ecg.evaluation.sites import (
+    mean_over_seeds,
+    random_effects,
+    site_differences,
+    site_values,
+)
+from hpc_ecg.hashing import write_record
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.sweep.folder import expected_cells
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import _write_sweep, prepare_sweep
 from hpc_ecg.sweep.left_out_sites import describe_design
+from hpc_ecg.training.settings import FinetuneConfig
 
 pytestmark = pytest.mark.slow
 
@@ -159,19 +176,21 @@ def test_a_sweep_of_all_sites_keeps_its_protocol(shards, tmp_path):
     assert describe_design(load_sweep([], words(shards, tmp_path)).config) == {}
 
 
-def fake_sweep(folder, sites, seeds=(0, 1)):
-    """A finished sweep of one strategy; `sites`: name → (patients, prevalence)."""
+def fake_sweep(folder, sites, seeds=(0, 1), qualities=MappingProxyType({"net": 1.5}), labels=1):
+    """A finished sweep; `sites`: name → (patients, prevalence), `qualities` by strategy."""
     for number, (site, (patients, prevalence)) in enumerate(sites.items()):
-        test_set = make_test_set(patients, seed=number, prevalence=prevalence)
-        arm = folder / f"net,left_out_site={site}"
-        for seed in seeds:
-            make_run(arm / f"seed-{seed}", test_set, 1.5, seed)
-            config = json.loads((arm / f"seed-{seed}/config.yaml").read_text())
-            config["data"]["left_out_site"] = site
-            (arm / f"seed-{seed}/config.yaml").write_text(json.dumps(config))
-        about = {"base": "net", "varied": {"data.left_out_site": site}}
-        (arm / "arm.json").write_text(json.dumps(about))
-    plan = {"strategies": ["net"], "seeds": [*seeds], "note": "Synthetic."}
+        names = ("afib_5y", "death")[:labels]
+        test_set = make_test_set(patients, names, seed=number, prevalence=prevalence)
+        for base, quality in qualities.items():
+            arm = folder / f"{base},left_out_site={site}"
+            for seed in seeds:
+                make_run(arm / f"seed-{seed}", test_set, quality, seed)
+                config = json.loads((arm / f"seed-{seed}/config.yaml").read_text())
+                config["data"]["left_out_site"] = site
+                (arm / f"seed-{seed}/config.yaml").write_text(json.dumps(config))
+            about = {"base": base, "varied": {"data.left_out_site": site}}
+            (arm / "arm.json").write_text(json.dumps(about))
+    plan = {"strategies": [*qualities], "seeds": [*seeds], "note": "Synthetic."}
     plan["grid"] = {"data": {"left_out_site": [*sites]}}
     (folder / "sweep.yaml").write_text(json.dumps(plan))
     return folder
@@ -206,6 +225,201 @@ def test_the_report_summarizes_each_strategy_over_the_sites(tmp_path, capfd):
     assert table["site"].tolist() == [*sites, "mean over sites", "a new site"]
     with pytest.raises(ValueError, match="leaves out one site at a time"):
         compare(folder, 50)
+
+
+NETS = MappingProxyType({"good": 3.0, "poor": 0.5})
+
+
+def report_on(folder, *more):
+    assert main(["report", str(folder), *more]) == 0
+    return read_json(folder / "report/across.json")
+
+
+def test_strategies_are_compared_over_the_sites(tmp_path):
+    sites = {name: (120 + 10 * k, 0.4) for k, name in enumerate("ABCDE")}
+    folder = fake_sweep(tmp_path / "sweep", sites, qualities=NETS)
+    found = report_on(folder, "--no-baselines")["comparisons"]["afib_5y"]
+    (pair,) = found["pairs"]
+    assert (pair["first"], pair["second"]) == ("good", "poor") and [*pair["sites"]] == [*sites]
+    values = []
+    for site in sites:
+        arms = [folder / f"{base},left_out_site={site}" for base in NETS]
+        tests = [
+            [read_predictions(a / f"seed-{s}/predictions/test.parquet") for s in (0, 1)]
+            for a in arms
+        ]
+        label_N = tests[0][0].label_NK[:, 0]
+        aurocs = [np.mean([auroc(label_N, t.logit_NK[:, 0]) for t in two]) for two in tests]
+        assert pair["sites"][site][0] == pytest.approx(aurocs[0] - aurocs[1])
+        logits = {b: [t.logit_NK[:, 0] for t in two] for b, two in zip(NETS, tests, strict=True)}
+        difference = site_differences(logits, [(*NETS,)], label_N, tests[0][0].patient_N)
+        values.append(difference[(*NETS,)])
+    mean = random_effects(*np.array(values).T)
+    for key in ("value", "low", "high"):
+        assert pair["estimate"][key] == pytest.approx(mean[key])
+    assert pair["new_low"] == pytest.approx(mean["new_low"]) and pair["p_adjusted"] < 0.05
+    assert pair["estimate"]["degrees_of_freedom"] == 4
+    verdict = " ".join(found["verdict"])
+    assert (
+        verdict.startswith("Over 5 sites: good is best (mean AUROC ") and "At a new site" in verdict
+    )
+    page = (folder / "report/index.html").read_text()
+    assert "good − poor" in page and "Over 5 sites: good is best" in page
+    card = (folder / "report/cards/poor/MODEL_CARD.md").read_text()
+    for text in (
+        "10 DeepECG-SSL transformers",
+        "| a new site |",
+        "Over 5 sites",
+        "poor,left",
+        "Synthetic",
+    ):
+        assert text in card
+
+
+@pytest.mark.parametrize(
+    ("sites", "seeds", "texts"),
+    [
+        (
+            "A",
+            (0, 1),
+            ["Strategies are not compared: that takes two of them, at two sites or more"],
+        ),
+        (
+            "AB",
+            (0, 1),
+            ["2 sites show little", "reach 12.7 standard errors", "nothing can be said"],
+        ),
+        ("ABC", (0, 1), ["3 sites show little", "4.3 standard errors", "At a new site"]),
+        ("ABCDE", (0,), ["cannot be said from one seed"]),
+    ],
+)
+def test_the_verdict_says_how_little_few_sites_and_single_seeds_tell(tmp_path, sites, seeds, texts):
+    chosen = dict.fromkeys(sites, (100, 0.4))
+    folder = fake_sweep(tmp_path / "sweep", chosen, seeds, NETS)
+    found = report_on(folder, "--no-baselines")["comparisons"]["afib_5y"]
+    verdict = " ".join(found["verdict"])
+    assert all(text in verdict for text in texts) and "is better" not in verdict
+    assert len(found["pairs"]) == (len(sites) > 1)
+
+
+def test_p_holds_for_all_pairs_and_labels_of_a_sweep(tmp_path):
+    sites = dict.fromkeys("ABCD", (100, 0.4))
+    qualities = {"one": 1.5, "two": 1.4, "three": 1.3}
+    folder = fake_sweep(tmp_path / "sweep", sites, qualities=qualities, labels=2)
+    for found in report_on(folder, "--no-baselines")["comparisons"].values():
+        p_values = [pair["estimate"]["p_value"] for pair in found["pairs"]]
+        expected = [min(2 * p, 1) for p in holm(p_values)]
+        assert [pair["p_adjusted"] for pair in found["pairs"]] == pytest.approx(expected)
+        for pair in found["pairs"]:
+            half = stats.t.ppf(1 - 0.025 / 6, 3) * pair["estimate"]["standard_error"]
+            assert pair["high"] - pair["estimate"]["value"] == pytest.approx(half)
+
+
+def test_a_site_that_one_strategy_lacks_counts_in_no_pair(tmp_path):
+    folder = fake_sweep(tmp_path / "sweep", dict.fromkeys("ABC", (90, 0.4)), qualities=NETS)
+    shutil.rmtree(folder / "poor,left_out_site=B")
+    (pair,) = report_on(folder, "--no-baselines")["comparisons"]["afib_5y"]["pairs"]
+    assert [*pair["sites"]] == ["A", "C"]
+
+
+def test_weights_against_censoring_count_at_each_site(tmp_path):
+    folder = fake_sweep(tmp_path / "sweep", dict.fromkeys("ABC", (90, 0.4)), qualities=NETS)
+    plain = report_on(folder, "--no-baselines")
+    for path in folder.glob("*/seed-*/predictions/test.parquet"):
+        test = read_predictions(path)
+        weight_N = 1.0 + 3.0 * (test.logit_NK[:, 0] > 1)
+        write_predictions(path, replace(test, groups={WEIGHT_PREFIX + "afib_5y": weight_N}))
+    found = report_on(folder, "--no-baselines")
+    path = folder / "good,left_out_site=A/seed-0/predictions/test.parquet"
+    test = read_predictions(path)
+    row = found["labels"]["good, afib_5y"]["table"][0]
+    tests = [
+        read_predictions(path.parents[2] / f"seed-{s}/predictions/test.parquet") for s in (0, 1)
+    ]
+    ratios = [
+        (t.weights(0) @ t.label_NK[:, 0]) / (test.weights(0) @ t.probability_NK[:, 0])
+        for t in tests
+    ]
+    assert row["observed_expected"] == pytest.approx(np.exp(np.mean(np.log(ratios))), rel=1e-6)
+    first, before = (result["comparisons"]["afib_5y"]["pairs"][0] for result in (found, plain))
+    values = [auroc(t.label_NK[:, 0], t.logit_NK[:, 0], test.weights(0)) for t in tests]
+    poor = path.parents[3] / "poor,left_out_site=A"
+    others = [read_predictions(poor / f"seed-{s}/predictions/test.parquet") for s in (0, 1)]
+    values = np.mean(values) - np.mean(
+        [auroc(t.label_NK[:, 0], t.logit_NK[:, 0], test.weights(0)) for t in others]
+    )
+    assert first["sites"]["A"][0] == pytest.approx(values) != before["sites"]["A"][0]
+
+
+def write_site_baselines(folder, sites):
+    for base in sites:
+        run = folder / f"good,left_out_site={base}/seed-0/predictions"
+        made = folder / f"baselines/left_out_site={base}"
+        files = []
+        for name, sign in {"age_sex": 0.02, "prevalence": 0.0}.items():
+            for split in ("valid", "test"):
+                test = read_predictions(run / f"{split}.parquet")
+                logit_NK = sign * test.logit_NK + np.sin(np.arange(len(test)))[:, None] * (sign > 0)
+                weak = replace(test, logit_NK=logit_NK, probability_NK=expit(logit_NK))
+                files.append(made / name / f"{split}.parquet")
+                write_predictions(files[-1], weak)
+        note = {"made": ["prevalence", "age_sex"], "left_out": {"rr_irregularity": "no leads"}}
+        write_record(made / "baselines.json", note | {"details": {}}, files)
+
+
+def test_baselines_stand_beside_the_strategies_unless_they_are_left_out(tmp_path):
+    folder = fake_sweep(tmp_path / "sweep", dict.fromkeys("ABCDE", (120, 0.4)), qualities=NETS)
+    write_site_baselines(folder, "ABCDE")
+    found = report_on(folder)
+    about = found["comparisons"]["afib_5y"]
+    assert about["models"] == ["good", "poor", "age and sex"]
+    pairs = [(pair["first"], pair["second"]) for pair in about["pairs"]]
+    assert pairs == [("good", "poor"), ("good", "age and sex"), ("poor", "age and sex")]
+    assert "good beats age and sex alone (mean AUROC " in about["verdict"][-1] or (
+        "Every network beats age and sex alone" in about["verdict"][-1]
+    )
+    table = found["labels"]["age and sex, afib_5y"]["table"]
+    assert [row["site"] for row in table] == [*"ABCDE", "mean over sites", "a new site"]
+    assert "beat-to-beat irregularity, without A: no leads" in found["notes"]
+    without = report_on(folder, "--no-baselines")
+    assert without["comparisons"]["afib_5y"]["models"] == ["good", "poor"]
+    assert not any("age and sex" in name for name in without["labels"])
+
+
+def test_the_site_that_is_left_out_teaches_its_baselines_nothing(sited, tmp_path, monkeypatch):
+    """Other labels of all who were ever at the site change no prediction."""
+
+    def measure(splits, folder, minutes):
+        rows = {split: np.arange(len(dataset)) for split, dataset in splits.items()}
+        drawn = {s: [int(name[:8], 16) for name in splits[s].sha256_N] for s in splits}
+        x = {s: np.array(n)[:, None] / 2**32 * np.ones(len(FEATURES)) for s, n in drawn.items()}
+        return rows, x
+
+    monkeypatch.setattr(baselines, "measure_splits", measure)
+    before = sited("A", "B", "C")
+    index = read_shard_set(before).index
+    first = index["patient"].eq(index["patient"].iloc[0])
+    index.loc[first.idxmax(), "site"] = "B"
+    assert first.sum() > 1, "a patient of two sites"
+    after = tmp_path / "after"
+    shutil.copytree(before, after)
+    reseal(before, index)
+    of_site = index["patient"].isin(index["patient"][index["site"] == "B"])
+    flipped = index.assign(**{"label.af": index["label.af"].where(~of_site, 1 - index["label.af"])})
+    reseal(after, flipped)
+    predicted = []
+    for folder in (before, after):
+        config = load_config(
+            FinetuneConfig, [], words_for(folder, tmp_path / "run", "data.left_out_site=B")
+        )
+        made = tmp_path / f"made-{folder.name}"
+        assert baselines.write_baselines(config, made) == ["prevalence", *MEASURED]
+        assert read_json(made / "baselines.json")["data"]["left_out_site"] == "B"
+        predicted.append([read_predictions(made / n / "test.parquet").logit_NK for n in MEASURED])
+    assert all(np.array_equal(*pair) for pair in zip(*predicted, strict=True))
+    site_C = load_config(FinetuneConfig, [], words_for(before, tmp_path, "data.left_out_site=C"))
+    baselines.write_baselines(site_C, tmp_path / "made-set")
+    assert read_json(tmp_path / "made-set/baselines.json")["data"]["left_out_site"] == "C"
 
 
 def test_runs_that_left_out_one_site_must_share_their_test(tmp_path, capfd):

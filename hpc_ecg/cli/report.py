@@ -95,8 +95,7 @@ def _report(options: argparse.Namespace) -> int:
             except (ValueError, OSError) as error:
                 logger.warning(f"no {name}: {describe_error(error)}")
     if any(LEFT_OUT_SITE in run.varied for run in runs):
-        page = write_left_out_sites(folder, runs, problems, not options.no_baselines)
-        say(f"report: {page}")
+        say(f"report: {write_left_out_sites(folder, runs, problems, not options.no_baselines)}")
         return 0
     comparison = compare(folder, options.replicates, margin=options.margin)
     paths = write_comparison(comparison, folder, options.allow_pipe)

@@ -91,10 +91,10 @@ def read_site_baselines(
     lines = []
     for folder, run in baseline_folders(runs).items():
         site, baselines = run.varied[LEFT_OUT_SITE], read_baselines(sweep_dir / folder, run.test)
-        for name in (name for name in baselines.test if name not in CONSTANTS):
-            found.setdefault(BASELINES[name], {})[site] = [baselines.test[name]]
-        missing = baselines.left_out.items()
-        lines += [f"{BASELINES.get(name, name)}, without {site}: {why}" for name, why in missing]
+        for name, test in baselines.test.items():
+            if np.ptp(test.logit_NK, axis=0).all():
+                found.setdefault(BASELINES[name], {})[site] = [test]
+        lines += [f"{n}, without {site}: {why}" for n, why in baselines.left_out.items()]
     return found, lines
 
 

@@ -97,12 +97,12 @@ def _corrected(comparison: Comparison) -> list[str]:
 def sentences_on_baselines(comparison: Comparison) -> list[str]:
     """Say which networks beat each baseline, and what the best one adds to age and sex."""
     names = dict.fromkeys(pair.second for pair in comparison.baselines)
-    models = {model.name: model for model in comparison.reference_models}
-    metric, sentences = comparison.metric, []
+    models, sentences = {m.name: m.estimates for m in comparison.reference_models}, []
     for name in names:
-        value = models[name].estimates[metric].value
+        value = format_number(models[name][comparison.metric].value)
         pairs = [pair for pair in comparison.baselines if pair.second == name]
-        sentences.append(baseline_sentence(name, comparison.metric_name, value, pairs))
+        title = f"{name} alone ({comparison.metric_name} {value})"
+        sentences.append(baseline_sentence(title, pairs))
     best = comparison.strategies[0].name
     for pair in comparison.gains:
         if pair.first == f"{best} + {pair.second}":
@@ -114,13 +114,10 @@ def sentences_on_baselines(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def baseline_sentence(
-    baseline: str, metric: str, value: float | None, pairs: list[Difference]
-) -> str:
-    """`pairs` are each network minus this baseline."""
+def baseline_sentence(name: str, pairs: list[Difference]) -> str:
+    """`pairs` are each network minus the baseline of this name."""
     winners = [pair.first for pair in pairs if is_better(pair)]
     others = [pair.first for pair in pairs if not is_better(pair)]
-    name = f"{baseline} alone ({metric} {format_number(value)})"
     if not others:
         return f"Every network beats {name}."
     if not winners:

@@ -75,19 +75,14 @@ def _placements(
 ) -> tuple[FloatArray, FloatArray, int]:
     """The mean placement of a class that should have the higher scores; the deviations from it,
     summed by patient and divided by the class's weight; and its number of patients."""
-    weight_K, patient_K = weight_N[in_class_N], patient_N[in_class_N]
-    num_patients, means, sums = int(patient_N.max()) + 1, [], []
+    own_K, num_patients, means, sums = weight_N[in_class_N], int(patient_N.max()) + 1, [], []
     for scores_N in scores_MN:
-        order = np.argsort(scores_N[~in_class_N], kind="stable")
-        others, below = (
-            scores_N[~in_class_N][order],
-            np.r_[0.0, weight_N[~in_class_N][order].cumsum()],
-        )
-        ends = [
-            below[np.searchsorted(others, scores_N[in_class_N], side)] for side in ("left", "right")
-        ]
-        placement_K = (ends[0] + ends[1]) / 2 / below[-1]
-        means.append(np.average(placement_K, weights=weight_K))
-        deviation_K = weight_K * (placement_K - means[-1]) / weight_K.sum()
-        sums.append(np.bincount(patient_K, deviation_K, num_patients))
-    return np.array(means), np.array(sums), len(np.unique(patient_K))
+        others = scores_N[~in_class_N]
+        order = np.argsort(others)
+        below = np.r_[0.0, weight_N[~in_class_N][order].cumsum()]
+        ends = [np.searchsorted(others, scores_N[in_class_N], s, order) for s in ("left", "right")]
+        placement_K = below[np.array(ends)].mean(axis=0) / below[-1]
+        means.append(np.average(placement_K, weights=own_K))
+        deviation_K = own_K * (placement_K - means[-1]) / own_K.sum()
+        sums.append(np.bincount(patient_N[in_class_N], deviation_K, num_patients))
+    return np.array(means), np.array(sums), len(np.unique(patient_N[in_class_N]))
