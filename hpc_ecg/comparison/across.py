@@ -221,7 +221,7 @@ def _sentences(
             for pair, more in of_best
         )
         if num > OF_PRIOR:
-            sentences.append(f"At a new site, it differs by {new} (95 % prediction interval).")
+            sentences.append(f"At a new site, {best} differs by {new} (95 % prediction interval).")
         if num < FEW_SITES:
             reach = f"intervals reach {t_quantile(num - 1):.1f} standard errors to each side"
             nothing = ", and what to expect at a new site cannot be said" * (num <= OF_PRIOR)
