@@ -118,3 +118,17 @@ def test_a_class_of_one_patient_has_no_variance():
     labels = np.array([1.0, 1.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="1 positive patient and 2 negative"):
         delong(labels, np.array([[4.0, 1.0, 2.0, 3.0]]), np.array(["a", "a", "b", "c"]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_ecg_of_weight_two_counts_as_two_of_its_patient(seed):
+    labels, scores, patients = cohort(seed)
+    weights = np.random.default_rng(seed).integers(1, 4, len(labels))
+    again = np.repeat(np.arange(len(labels)), weights)
+    found = delong(labels, scores, patients, weights.astype(float))
+    for part, expected in zip(
+        found, delong(labels[again], scores[:, again], patients[again]), strict=True
+    ):
+        np.testing.assert_allclose(part, expected, rtol=1e-10)
+    expected = roc_auc_score(labels, scores[0], sample_weight=weights)
+    assert found[0][0] == pytest.approx(expected)

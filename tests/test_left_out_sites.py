@@ -2,30 +2,49 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import reseal
+from conftest import reseal, words_for
+from scipy import stats
 from scipy.special import expit, logit
+from test_baselines import MEASURED
 from test_compare import make_run, make_test_set
 from test_sweep import words_of_sweep
 
 from hpc_ecg.cli import main
+from hpc_ecg.cohort.table import WEIGHT_PREFIX
+from hpc_ecg.comparison import across, baselines
+from hpc_ecg.comparison.across import _compare, _sentences, _summarize
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.flow import read_flow
+from hpc_ecg.comparison.heartbeat import FEATURES
+from hpc_ecg.config.load import load_config
 from hpc_ecg.data.dataset import open_shards
 from hpc_ecg.data.settings import DataConfig
 from hpc_ecg.data.views import leave_out_site
-from hpc_ecg.evaluation.predictions import read_predictions
-from hpc_ecg.evaluation.sites import mean_over_seeds, random_effects, site_values
+from hpc_ecg.evaluation.comparisons import SeedScores, holm
+from hpc_ecg.evaluation.metrics import auroc
+from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
+from hpc_ecg.evaluation.reliability import fit_slope
+from hpc_ecg.evaluation.sites import (
+    mean_over_seeds,
+    random_effects,
+    site_differences,
+    site_values,
+)
+from hpc_ecg.hashing import write_record
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.sweep.folder import expected_cells
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.sweep.launch import _write_sweep, prepare_sweep
 from hpc_ecg.sweep.left_out_sites import describe_design
+from hpc_ecg.training.settings import FinetuneConfig
 
 pytestmark = pytest.mark.slow
 
@@ -159,19 +178,20 @@ def test_a_sweep_of_all_sites_keeps_its_protocol(shards, tmp_path):
     assert describe_design(load_sweep([], words(shards, tmp_path)).config) == {}
 
 
-def fake_sweep(folder, sites, seeds=(0, 1)):
-    """A finished sweep of one strategy; `sites`: name → (patients, prevalence)."""
+def fake_sweep(folder, sites, seeds=(0, 1), qualities=MappingProxyType({"net": 1.5})):
+    """A finished sweep; `sites`: name → (patients, prevalence), `qualities` by strategy."""
     for number, (site, (patients, prevalence)) in enumerate(sites.items()):
         test_set = make_test_set(patients, seed=number, prevalence=prevalence)
-        arm = folder / f"net,left_out_site={site}"
-        for seed in seeds:
-            make_run(arm / f"seed-{seed}", test_set, 1.5, seed)
-            config = json.loads((arm / f"seed-{seed}/config.yaml").read_text())
-            config["data"]["left_out_site"] = site
-            (arm / f"seed-{seed}/config.yaml").write_text(json.dumps(config))
-        about = {"base": "net", "varied": {"data.left_out_site": site}}
-        (arm / "arm.json").write_text(json.dumps(about))
-    plan = {"strategies": ["net"], "seeds": [*seeds], "note": "Synthetic."}
+        for base, quality in qualities.items():
+            arm = folder / f"{base},left_out_site={site}"
+            for seed in seeds:
+                make_run(arm / f"seed-{seed}", test_set, quality, seed)
+                config = json.loads((arm / f"seed-{seed}/config.yaml").read_text())
+                config["data"]["left_out_site"] = site
+                (arm / f"seed-{seed}/config.yaml").write_text(json.dumps(config))
+            about = {"base": base, "varied": {"data.left_out_site": site}}
+            (arm / "arm.json").write_text(json.dumps(about))
+    plan = {"strategies": [*qualities], "seeds": [*seeds], "note": "Synthetic."}
     plan["grid"] = {"data": {"left_out_site": [*sites]}}
     (folder / "sweep.yaml").write_text(json.dumps(plan))
     return folder
@@ -206,6 +226,211 @@ def test_the_report_summarizes_each_strategy_over_the_sites(tmp_path, capfd):
     assert table["site"].tolist() == [*sites, "mean over sites", "a new site"]
     with pytest.raises(ValueError, match="leaves out one site at a time"):
         compare(folder, 50)
+
+
+def in_memory(sites, qualities, seeds=(0, 1), labels=1, patients=120):
+    """Test predictions by model and site, and the seeds of each model."""
+    models = {name: {} for name in qualities}
+    for number, site in enumerate(sites):
+        rng = np.random.default_rng(number)
+        label_NK = (rng.random((patients, labels)) < 0.4).astype(float)
+        for name, quality in qualities.items():
+            logits = [quality * label_NK + rng.normal(size=label_NK.shape) for _ in seeds]
+            models[name][site] = [
+                Predictions(
+                    record_N=np.arange(patients),
+                    patient_N=np.arange(patients) // 2 * 2,
+                    labels=["af", "death"][:labels],
+                    label_NK=label_NK,
+                    logit_NK=logit_NK,
+                    probability_NK=expit(logit_NK),
+                )
+                for logit_NK in logits
+            ]
+    return models, {name: fake_seeds(seeds) for name in qualities}
+
+
+def fake_seeds(seeds, is_fixed=False):
+    return SeedScores(value=dict.fromkeys(seeds, 0.0), replicate_R={}, is_fixed=is_fixed)
+
+
+def compared(models, seeds, pairs, families=1):
+    found = _compare(models, pairs, 0, seeds, families)
+    value = {"value": 0.8, "low": 0.7, "high": 0.9}
+    return found, " ".join(_sentences(dict.fromkeys(models, value), found, []))
+
+
+PAIR = ("good", "poor")
+
+
+def test_strategies_are_compared_by_random_effects_over_sites():
+    models, seeds = in_memory("ABCDE", {"good": 2.0, "poor": 0.5})
+    ((pair, more),), verdict = compared(models, seeds, [PAIR])
+    at = []
+    for site in "ABCDE":
+        tests = {name: models[name][site] for name in models}
+        label_N = tests["good"][0].label_NK[:, 0]
+        values = {
+            n: np.mean([auroc(label_N, t.logit_NK[:, 0]) for t in ts]) for n, ts in tests.items()
+        }
+        assert more["sites"][site][0] == pytest.approx(values["good"] - values["poor"])
+        logits = {name: [t.logit_NK[:, 0] for t in ts] for name, ts in tests.items()}
+        at.append(site_differences(logits, [PAIR], label_N, tests["good"][0].patient_N)[PAIR])
+    mean = random_effects(*np.array(at).T)
+    for key in ("value", "low", "high"):
+        assert getattr(pair.estimate, key) == pytest.approx(mean[key])
+    assert (more["new_low"], more["new_high"]) == (mean["new_low"], mean["new_high"])
+    assert pair.seeds == [0, 1] and pair.estimate.degrees_of_freedom == 4
+    assert verdict.startswith("Over 5 sites: good is best (mean AUROC 0.800 (0.700–0.900)): better")
+    assert "At a new site, good differs by 0." in verdict and "show little" not in verdict
+
+
+@pytest.mark.parametrize(
+    ("sites", "seeds", "texts", "absent"),
+    [
+        ("A", (0, 1), ["Strategies are not compared: that takes two of them"], "Over"),
+        ("AB", (0, 1), ["12.7 standard errors", "at a new site cannot be said"], "is best"),
+        ("ABC", (0, 1), ["3 sites show little", "4.3 standard", "At a new site, good"], "cannot"),
+        ("ABCDE", (0,), ["cannot be said from one seed"], "is best"),
+    ],
+)
+def test_the_verdict_says_how_little_few_sites_and_single_seeds_tell(sites, seeds, texts, absent):
+    models, of_seeds = in_memory(sites, {"good": 2.0, "poor": 0.5}, seeds)
+    found, verdict = compared(models, of_seeds, [PAIR])
+    assert all(text in verdict for text in texts) and absent not in verdict
+    assert len(found) == (len(sites) > 1)
+
+
+def test_what_trains_nothing_needs_no_second_seed():
+    models, seeds = in_memory("ABCDE", {"good": 2.0, "poor": 0.5}, (0,))
+    fixed = {name: fake_seeds((0,), is_fixed=True) for name in seeds}
+    ((pair, _),), verdict = compared(models, fixed, [PAIR])
+    assert pair.estimate.includes_seeds and pair.seeds == [] and "good is best" in verdict
+
+
+def test_p_and_intervals_hold_for_all_pairs_and_labels():
+    models, seeds = in_memory("ABCD", {"a": 1.5, "b": 1.4, "c": 1.2})
+    pairs = [("a", "b"), ("a", "c"), ("b", "c")]
+    found = [pair for pair, _ in compared(models, seeds, pairs, families=2)[0]]
+    expected = [min(2 * p, 1.0) for p in holm([pair.estimate.p_value for pair in found])]
+    assert [pair.p_adjusted for pair in found] == pytest.approx(expected)
+    for pair in found:
+        half = stats.t.ppf(1 - 0.025 / 6, 3) * pair.estimate.standard_error
+        assert pair.high - pair.estimate.value == pytest.approx(half)
+
+
+def test_a_site_that_one_of_them_lacks_or_that_has_few_events_counts_in_no_pair():
+    models, seeds = in_memory("ABCD", {"good": 2.0, "poor": 0.5})
+    del models["poor"]["B"]
+    for tests in models.values():
+        few = [
+            replace(t, label_NK=np.where(t.record_N[:, None] < 15, t.label_NK, 0))
+            for t in tests["C"]
+        ]
+        tests["C"] = few
+    ((_, more),), _ = compared(models, seeds, [PAIR])
+    assert [*more["sites"]] == ["A", "D"]
+
+
+def test_weights_against_censoring_count_at_each_site():
+    models, seeds = in_memory("ABC", {"good": 2.0, "poor": 0.5})
+    rng = np.random.default_rng(0)
+    for site in "ABC":
+        groups = {WEIGHT_PREFIX + "af": rng.uniform(0.5, 4, 120)}
+        for tests in models.values():
+            tests[site] = [replace(test, groups=groups) for test in tests[site]]
+    ((_, more),), _ = compared(models, seeds, [PAIR])
+    of_strategy = {}
+    for name, tests in models.items():
+        first = tests["A"][0]
+        data = first.label_NK[:, 0], first.weights(0)
+        found = [auroc(data[0], t.logit_NK[:, 0], data[1]) for t in tests["A"]]
+        of_strategy[name] = np.mean(found)
+        row = _summarize(tests, 0)["table"][0]
+        assert row["auroc"] == pytest.approx(expit(logit(found).mean()))
+        ratios = [data[1] @ data[0] / (data[1] @ t.probability_NK[:, 0]) for t in tests["A"]]
+        assert row["observed_expected"] == pytest.approx(np.exp(np.log(ratios).mean()))
+        slopes = [fit_slope(data[0], t.logit_NK[:, 0], data[1])[1] for t in tests["A"]]
+        assert row["slope"] == pytest.approx(np.mean(slopes))
+    assert more["sites"]["A"][0] == pytest.approx(of_strategy["good"] - of_strategy["poor"])
+
+
+def write_site_baselines(folder, sites):
+    """Age and sex that hardly tell, a constant, one that could not be made."""
+    for site in sites:
+        made, files = folder / f"baselines/left_out_site={site}", []
+        for name, share in {"prevalence": 0.0, "age_sex": 0.05, "ecg_measurements": 0.1}.items():
+            for split in ("valid", "test"):
+                run = folder / f"good,left_out_site={site}/seed-0/predictions/{split}.parquet"
+                test = read_predictions(run)
+                logit_NK = (share > 0) * np.sin(np.arange(len(test)))[:, None]
+                logit_NK = logit_NK + share * test.logit_NK
+                files.append(made / name / f"{split}.parquet")
+                made_of = replace(test, logit_NK=logit_NK, probability_NK=expit(logit_NK))
+                write_predictions(files[-1], made_of)
+        note = {"made": ["prevalence", "age_sex", "ecg_measurements"], "details": {}}
+        write_record(made / "baselines.json", note | {"left_out": {"other": "no leads"}}, files)
+
+
+def test_page_and_cards_hold_the_comparison_of_strategies_and_baselines(tmp_path, monkeypatch):
+    monkeypatch.setattr(across, "_draw", lambda label, measure: "")  # for speed
+    sites = dict.fromkeys("ABC", (90, 0.4))
+    folder = fake_sweep(tmp_path / "sweep", sites, qualities={"poor": 0.5, "good": 4.0})
+    write_site_baselines(folder, "ABC")
+    assert main(["report", str(folder)]) == 0
+    found = read_json(folder / "report/across.json")
+    about = found["comparisons"]["afib_5y"]
+    named = ["age and sex", "ECG measurements, age and sex"]
+    assert about["models"] == ["good", "poor", *named]
+    pairs = [(pair["first"], pair["second"]) for pair in about["pairs"]]
+    assert pairs == [PAIR, *((model, name) for name in named for model in PAIR)]
+    assert any("beats age and sex alone (mean AUROC 0." in text for text in about["verdict"])
+    assert [row["site"] for row in found["labels"]["age and sex, afib_5y"]["table"]][:3] == [*"ABC"]
+    assert "other, without A: no leads" in found["notes"]
+    page = (folder / "report/index.html").read_text()
+    card = (folder / "report/cards/poor/MODEL_CARD.md").read_text()
+    for text in ("Over 3 sites", "3 sites show little", "age and sex alone", "Synthetic"):
+        assert text in page and text in card
+    assert "good − poor" in page and "6 DeepECG-SSL transformers" in card
+    assert "| a new site |" in card and "good,left" not in card
+    assert main(["report", str(folder), "--no-baselines"]) == 0
+    assert read_json(folder / "report/across.json")["comparisons"]["afib_5y"]["models"] == [*PAIR]
+
+
+def test_the_site_that_is_left_out_teaches_its_baselines_nothing(sited, tmp_path, monkeypatch):
+    """Other labels of all who were ever at the site change no prediction."""
+
+    def measure(splits, folder, minutes):
+        rows = {split: np.arange(len(dataset)) for split, dataset in splits.items()}
+        drawn = {s: [int(name[:8], 16) for name in splits[s].sha256_N] for s in splits}
+        x = {s: np.array(n)[:, None] / 2**32 * np.ones(len(FEATURES)) for s, n in drawn.items()}
+        return rows, x
+
+    monkeypatch.setattr(baselines, "measure_splits", measure)
+    before = sited("A", "B", "C")
+    index = read_shard_set(before).index
+    elsewhere = index[(index["split"] == "train") & (index["site"] != "B")]
+    at_both = elsewhere["patient"].value_counts().loc[lambda counts: counts > 1].index[0]
+    index.loc[elsewhere.index[elsewhere["patient"] == at_both][0], "site"] = "B"
+    after = tmp_path / "after"
+    shutil.copytree(before, after)
+    reseal(before, index)
+    of_site = index["patient"].isin(index["patient"][index["site"] == "B"])
+    flipped = index.assign(**{"label.af": index["label.af"].where(~of_site, 1 - index["label.af"])})
+    reseal(after, flipped)
+    predicted = []
+    for folder in (before, after):
+        config = load_config(
+            FinetuneConfig, [], words_for(folder, tmp_path / "run", "data.left_out_site=B")
+        )
+        made = tmp_path / f"made-{folder.name}"
+        assert baselines.write_baselines(config, made) == ["prevalence", *MEASURED]
+        assert read_json(made / "baselines.json")["data"]["left_out_site"] == "B"
+        predicted.append([read_predictions(made / n / "test.parquet").logit_NK for n in MEASURED])
+    assert all(np.array_equal(*pair) for pair in zip(*predicted, strict=True))
+    site_C = load_config(FinetuneConfig, [], words_for(before, tmp_path, "data.left_out_site=C"))
+    baselines.write_baselines(site_C, tmp_path / "made-set")
+    assert read_json(tmp_path / "made-set/baselines.json")["data"]["left_out_site"] == "C"
 
 
 def test_runs_that_left_out_one_site_must_share_their_test(tmp_path, capfd):

@@ -8,10 +8,13 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from hpc_ecg.cli import main
+from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.predictions import Predictions, write_predictions
 from hpc_ecg.evaluation.sites import (
     PRIOR_J,
+    mean_difference,
     random_effects,
+    site_differences,
     site_interval,
     site_values,
     summarize_sites,
@@ -173,6 +176,67 @@ def test_a_measure_that_a_site_does_not_have_is_left_out():
     assert found.keys() == {"observed_expected"}
     with pytest.raises(ValueError, match="a variance needs at least 2 of each"):
         site_values(np.array([0.0, 0, 1]), np.arange(3.0), np.full(3, 0.5), np.arange(3))
+
+
+def test_an_ecg_of_weight_two_counts_as_two_in_every_measure():
+    label_N, logit_N, patient_N = make_site(0, 200, 2, slope=0.8)
+    weights = np.random.default_rng(0).integers(1, 4, len(label_N))
+    again = np.repeat(np.arange(len(label_N)), weights)
+    arrays = label_N, logit_N, expit(logit_N), patient_N
+    found = site_values(*arrays, weights.astype(float))
+    expected = site_values(*(array[again] for array in arrays))
+    for measure, pair in expected.items():
+        assert found[measure] == pytest.approx(pair, rel=1e-5), measure
+
+
+def two_models(seed, seeds=(2, 2), spread=0.0, num_patients=300):
+    """Labels, patients, and by model the scores of its seeds, whose quality has this spread."""
+    label_N, logit_N, patient_N = make_site(seed, num_patients, 2)
+    rng = np.random.default_rng(seed + 1000)
+    scores = {
+        name: [
+            logit_N + spread * rng.normal() * label_N + 0.5 * rng.normal(size=len(label_N))
+            for _ in range(num)
+        ]
+        for name, num in zip("ab", seeds, strict=True)
+    }
+    return label_N, patient_N, scores
+
+
+def test_a_difference_at_a_site_is_paired_by_patient():
+    label_N, patient_N, scores = two_models(0, seeds=(1, 1))
+    found = site_differences(scores, [("b", "a")], label_N, patient_N)
+    expected = delong_difference(label_N, scores["b"][0], scores["a"][0], patient_N)
+    value, variance = found["b", "a"]
+    assert value == pytest.approx(expected["difference"])
+    assert variance == pytest.approx(expected["standard_error"] ** 2)
+    same = {"a": scores["a"], "b": scores["a"]}
+    assert site_differences(same, [("a", "b")], label_N, patient_N) == {}
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [((1, 1), 0.0), ((3, 3), 0.6), ((5, 1), 0.0)])
+def test_the_variance_of_a_difference_is_the_one_that_sites_show(seeds, spread):
+    found = []
+    for number in range(150):
+        label_N, patient_N, scores = two_models(number, seeds, spread, 100)
+        found.append(site_differences(scores, [("a", "b")], label_N, patient_N)["a", "b"])
+    values, variances = zip(*found, strict=True)
+    assert np.mean(variances) == pytest.approx(np.var(values), rel=0.35)
+
+
+@pytest.mark.parametrize("num_sites", [2, 3, 7])
+def test_the_mean_difference_is_tested_with_one_degree_of_freedom_less_than_sites(num_sites):
+    """Where all sites say the same of each other, Hartung and Knapp's test is Student's."""
+    values = dict(zip("abcdefg", np.linspace(-0.02, 0.10, num_sites), strict=False))
+    estimate, more = mean_difference({s: (v, 1e-9) for s, v in values.items()}, True)
+    expected = stats.ttest_1samp([*values.values()], 0)
+    assert estimate.value == pytest.approx(0.04) and estimate.includes_seeds
+    assert estimate.p_value == pytest.approx(expected.pvalue, rel=1e-3)
+    assert [estimate.low, estimate.high] == pytest.approx(expected.confidence_interval(), rel=1e-3)
+    assert more["sites"]["a"] == pytest.approx([-0.02, -0.02 - 6.2e-5, -0.02 + 6.2e-5], abs=1e-6)
+    assert (more["new_low"] is None) == (num_sites == 2)
+    if num_sites > 2:
+        assert more["new_low"] < estimate.low and estimate.high < more["new_high"]
 
 
 def write_site(

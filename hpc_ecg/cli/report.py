@@ -1,6 +1,7 @@
 """`hpc-ecg report FOLDER`: compare the runs of a sweep, or look at one run, and write a page."""
 
 import argparse
+import time
 from pathlib import Path
 
 from hpc_ecg.cli.parser import Verbs
@@ -74,6 +75,7 @@ def _report(options: argparse.Namespace) -> int:
     from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.compare import compare
     from hpc_ecg.comparison.headline import run_sentences
+    from hpc_ecg.comparison.reference_models import baseline_folders
     from hpc_ecg.comparison.report import write_comparison
     from hpc_ecg.comparison.results import is_run, read_results
     from hpc_ecg.comparison.terminal import format_table
@@ -82,16 +84,18 @@ def _report(options: argparse.Namespace) -> int:
     from hpc_ecg.training.open_run import load_run
 
     runs, problems = read_results(folder)
+    if not options.no_baselines and not is_run(folder):
+        permission = ["data.allow_pipe=true"] if options.allow_pipe else []
+        end = time.monotonic() + 60 * options.baseline_minutes
+        for name, run in baseline_folders(runs).items():
+            try:
+                left = max(end - time.monotonic(), 0.0) / 60
+                write_baselines(load_run(str(run.folder.path), permission), folder / name, left)
+            except (ValueError, OSError) as error:
+                logger.warning(f"no {name}: {describe_error(error)}")
     if any(LEFT_OUT_SITE in run.varied for run in runs):
-        say(f"report: {write_left_out_sites(folder, runs, problems)}")
+        say(f"report: {write_left_out_sites(folder, runs, problems, not options.no_baselines)}")
         return 0
-    if runs and not options.no_baselines and not is_run(folder):
-        try:
-            permission = ["data.allow_pipe=true"] if options.allow_pipe else []
-            run = load_run(str(runs[0].folder.path), permission)
-            write_baselines(run, folder / "baselines", options.baseline_minutes)
-        except (ValueError, OSError) as error:
-            logger.warning(f"no baselines: {describe_error(error)}")
     comparison = compare(folder, options.replicates, margin=options.margin)
     paths = write_comparison(comparison, folder, options.allow_pipe)
     single = "\n".join(run_sentences(comparison)) if is_run(folder) else ""

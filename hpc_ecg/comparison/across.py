@@ -4,28 +4,38 @@ strategies of a sweep that leaves out one site at a time (`hpc-ecg report SWEEP`
 In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json and across.csv.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, write_json, write_text
+from hpc_ecg.comparison.reference_models import read_site_baselines
 from hpc_ecg.comparison.results import Problem, RunResult
+from hpc_ecg.comparison.verdict import baseline_sentence, rank_sentences
 from hpc_ecg.comparison.wording import FORMATS
+from hpc_ecg.evaluation.comparisons import Difference, SeedScores
 from hpc_ecg.evaluation.events import MIN_EVENTS, count_events, scarce
+from hpc_ecg.evaluation.families import Pair, judge_estimates
+from hpc_ecg.evaluation.intervals import t_quantile
 from hpc_ecg.evaluation.metrics import count_label, has_label
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.evaluation.sites import (
     OF_PRIOR,
+    mean_difference,
     mean_over_seeds,
+    site_differences,
     site_interval,
     site_values,
     summarize_sites,
 )
 from hpc_ecg.hashing import check_record
 from hpc_ecg.reporting.escape import csv_text
-from hpc_ecg.reporting.html import inline_svg, render_page
+from hpc_ecg.reporting.html import inline_svg, render_page, render_text
+from hpc_ecg.reporting.numbers import format_number, format_range, format_with_interval
 from hpc_ecg.reporting.plots import ForestRow, forest_plot
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.sweep.arms import LEFT_OUT_SITE
@@ -35,7 +45,12 @@ from hpc_ecg.sweep.protocol import locked_content, protocol_note, read_protocol
 MEASURES = {"auroc": "AUROC", "slope": "calibration slope"}
 MEASURES |= {"observed_expected": "observed/expected"}
 OF_SUMMARY = {"": "mean over sites", "new_": "a new site"}
+FEW_SITES = 5
+PERFECT = {"value": 1.0, "low": None, "high": None}
 BLACK = 6
+SiteTests = dict[str, dict[str, list[Predictions]]]
+SiteDifferences = list[tuple[Difference, dict[str, Any]]]
+"""The mean, and what `mean_difference` has beside it."""
 
 
 def write_across(folders: Sequence[Path], out: Path) -> Path:
@@ -49,27 +64,46 @@ def write_across(folders: Sequence[Path], out: Path) -> Path:
 
 
 def write_left_out_sites(
-    sweep_dir: Path, runs: Sequence[RunResult], problems: Sequence[Problem]
+    sweep_dir: Path, runs: Sequence[RunResult], problems: Sequence[Problem], with_baselines: bool
 ) -> Path:
-    """Summarize each strategy over the sites that were left out, as the mean over its seeds, and
-    write the page into the sweep's report/; returns its path. ValueError as `write_across`."""
+    """Summarize each strategy and baseline over the sites that were left out, as the mean over its
+    seeds, compare them, and write page and cards into the sweep's report/; returns the page's path.
+    ValueError as `write_across`."""
     out = sweep_dir / "report"
     if out.is_symlink():
         raise ValueError(f"{out} is a link: nothing is replaced in the folder that it leads to")
     _check_folder(out)
-    sites: dict[str, dict[str, list[Predictions]]] = {run.base: {} for run in runs}
+    baselines, missing = read_site_baselines(sweep_dir, runs) if with_baselines else ({}, [])
+    models: SiteTests = {run.base: {} for run in runs}
+    seeds = {run.base: SeedScores(value={}, replicate_R={}, is_fixed=run.is_fixed) for run in runs}
+    seeds |= {name: SeedScores(value={}, replicate_R={}, is_fixed=True) for name in baselines}
     for run in runs:
-        sites[run.base].setdefault(run.varied[LEFT_OUT_SITE], []).append(run.test)
-    labels = {
-        f"{base}, {name}": _summarize(tests, k, MIN_EVENTS)
-        for base, tests in sites.items()
-        for k, name in enumerate(runs[0].test.labels)
-    }
+        models[run.base].setdefault(run.varied[LEFT_OUT_SITE], []).append(run.test)
+        seeds[run.base].value[run.seed] = 0.0
+    every, num_labels = models | baselines, len(runs[0].test.labels)
+    labels: dict[str, Any] = {}
+    comparisons: dict[str, Any] = {}
+    for k, label in enumerate(runs[0].test.labels):
+        found = {name: _summarize(tests, k, MIN_EVENTS) for name, tests in every.items()}
+        labels |= {f"{name}, {label}": summary for name, summary in found.items()}
+        auroc = {m: about["summary"].get("auroc", PERFECT) for m, about in found.items()}
+        order = sorted(models, key=lambda name: -auroc[name]["value"])
+        pairs = [*combinations(order, 2)], [(a, b) for b in baselines for a in order]
+        families = [_compare(every, p, k, seeds, num_labels) for p in pairs]
+        rows = [asdict(pair) | more for family in families for pair, more in family]
+        comparisons[label] = {"models": [*order, *baselines], "pairs": rows}
+        comparisons[label]["verdict"] = _sentences(auroc, *families)
     margin = locked_content(protocol)["margin"] if (protocol := read_protocol(sweep_dir)) else 0.0
     about = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])
     notes = [read_note(sweep_dir), about["text"], *(f"{p.name}: {p.reason}" for p in problems)]
-    names = [*dict.fromkeys(name for tests in sites.values() for name in tests)]
-    return _write(out, names, labels, [note for note in notes if note])
+    more = {"notes": [note for note in (*notes, *missing) if note], "comparisons": comparisons}
+    for base in models:
+        mine = [run for run in runs if run.base == base]
+        about = more | {"init": read_optional(mine[0].folder.init_report), "labels": labels}
+        card = render_text("site_card.md.jinja", strategy=base, runs=mine, **about, **FORMATS)
+        write_text(out / "cards" / base / "MODEL_CARD.md", card)
+    names = [*dict.fromkeys(name for tests in models.values() for name in tests)]
+    return _write(out, names, labels, more)
 
 
 def _check_folder(out: Path) -> None:
@@ -79,10 +113,10 @@ def _check_folder(out: Path) -> None:
         check_may_write(out / name, is_ours)
 
 
-def _write(out: Path, sites: list[str], labels: dict, notes: Sequence[str] | None = None) -> Path:
-    """`notes` of a sweep stand at the top."""
+def _write(out: Path, sites: list[str], labels: dict, more: dict[str, Any] | None = None) -> Path:
+    """`more` of a sweep: `notes` for the top, and `comparisons` by label."""
     rows = [{"label": name} | row for name, label in labels.items() for row in label["table"]]
-    values = {"sites": sites, "labels": labels} | ({} if notes is None else {"notes": notes})
+    values = {"sites": sites, "labels": labels} | (more or {})
     about = values | {"measures": MEASURES, "of_prior": OF_PRIOR, "draw": _draw}
     write_text(out / "index.html", render_page("across.html.jinja", **about, **FORMATS))
     write_text(out / "across.csv", csv_text(pd.DataFrame(rows, dtype=object)))
@@ -125,7 +159,8 @@ def _summarize(sites: dict[str, list[Predictions]], k: int, least: int = 0) -> d
             continue
         try:
             both = [(m.logit_NK[known_N, k], m.probability_NK[known_N, k]) for m in models]  # type: ignore[index]
-            found = mean_over_seeds([site_values(label_N, *pair, patient_N) for pair in both])
+            who = patient_N, models[0].weights(k)[known_N]
+            found = mean_over_seeds([site_values(label_N, *pair, *who) for pair in both])
         except ValueError as error:
             raise ValueError(f"{name}, {models[0].labels[k]}: {error}") from None
         for measure, (value, variance) in found.items():
@@ -140,6 +175,62 @@ def _summarize(sites: dict[str, list[Predictions]], k: int, least: int = 0) -> d
             row |= {f"{m}_high": mean[f"{prefix}high"]}
         table.append(row)
     return {"table": table, "summary": summary}
+
+
+def _compare(
+    models: SiteTests, pairs: Sequence[Pair], k: int, seeds: Mapping[str, SeedScores], families: int
+) -> SiteDifferences:
+    """The differences of these pairs on label k, as one of so many families; pairs with fewer than
+    two sites in common are left out. `seeds` says which seeds a model has, or that it is fixed."""
+    at: dict[Pair, dict[str, tuple[float, float]]] = {pair: {} for pair in pairs}
+    for site in dict.fromkeys(site for tests in models.values() for site in tests):
+        tests = {name: sites[site] for name, sites in models.items() if site in sites}
+        first = next(iter(tests.values()))[0]
+        keep_N = has_label(first.label_NK[:, k])
+        data = first.label_NK[keep_N, k], first.patient_N[keep_N], first.weights(k)[keep_N]
+        if scarce(count_events(*data[:2]), MIN_EVENTS):
+            continue
+        logits = {name: [test.logit_NK[keep_N, k] for test in tests[name]] for name in tests}
+        both = [pair for pair in pairs if {*pair} <= tests.keys()]
+        for pair, value in site_differences(logits, both, *data).items():
+            at[pair][site] = value
+    means = {
+        pair: mean_difference(values, all(seeds[name].includes_seeds for name in pair))
+        for pair, values in at.items()
+        if len(values) > 1
+    }
+    judged = judge_estimates(seeds, [*means], [mean for mean, _ in means.values()], families)
+    return [(pair, more) for pair, (_, more) in zip(judged, means.values(), strict=True)]
+
+
+def _sentences(
+    auroc: dict[str, Any], found: SiteDifferences, against: SiteDifferences
+) -> list[str]:
+    """The verdict, from each model's AUROC over sites and the differences between strategies (the
+    best comes first) and to baselines; with what few sites cannot tell."""
+    sentences = ["Strategies are not compared: that takes two of them, at two sites or more."]
+    if found:
+        best = found[0][0].first
+        of_best = [(pair, more) for pair, more in found if pair.first == best]
+        value = format_with_interval(auroc[best])
+        sentences = rank_sentences(best, "mean AUROC", value, [pair for pair, _ in of_best])
+        num = min(len(more["sites"]) for _, more in of_best)
+        sentences[0] = f"Over {num} sites: {sentences[0]}"
+        new = "; ".join(
+            f"{format_range(more['new_low'], more['new_high'])} against {pair.second}"
+            for pair, more in of_best
+        )
+        if num > OF_PRIOR:
+            sentences.append(f"At a new site, {best} differs by {new} (95 % prediction interval).")
+        if num < FEW_SITES:
+            reach = f"intervals reach {t_quantile(num - 1):.1f} standard errors to each side"
+            nothing = ", and what to expect at a new site cannot be said" * (num <= OF_PRIOR)
+            sentences.append(f"{num} sites show little of how sites differ: {reach}{nothing}.")
+    for name in dict.fromkeys(pair.second for pair, _ in against):
+        pairs = [pair for pair, _ in against if pair.second == name]
+        title = f"{name} alone (mean AUROC {format_number(auroc[name]['value'])})"
+        sentences.append(baseline_sentence(title, pairs))
+    return sentences
 
 
 def _draw(label: dict[str, Any], measure: str) -> str:

@@ -55,6 +55,7 @@ def write_baselines(config: FinetuneConfig, folder: Path, minutes: float = 10) -
     task = config.data.task
     data: dict[str, Any] = {"data_index_sha256": shards.index_sha256, "labels": labels}
     data |= {"task": task, "fold": config.data.fold, "repeat": config.data.repeat}
+    data |= {k: v for k in ("left_out_site", "site_column") if (v := getattr(config.data, k))}
     note_path = folder / "baselines.json"
     earlier = read_record(note_path) if note_path.exists() else {}
     if earlier.get("data") == data and "ecg_measurements" in earlier["made"]:

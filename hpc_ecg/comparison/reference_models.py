@@ -22,6 +22,7 @@ from hpc_ecg.evaluation.families import compare_family
 from hpc_ecg.evaluation.metrics import check_finite
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.hashing import check_file, check_record, read_record
+from hpc_ecg.sweep.arms import LEFT_OUT_SITE
 
 BASELINES = {
     "prevalence": "prevalence",
@@ -71,6 +72,30 @@ def read_baselines(folder: Path, test: Predictions) -> Baselines:
         baselines.test[name] = predictions
         baselines.valid[name] = read_predictions(folder / name / "valid.parquet").sorted()
     return baselines
+
+
+def baseline_folders(runs: Sequence[RunResult]) -> dict[str, RunResult]:
+    """A run for each set of baselines, by their folder: one, or one for each site left out."""
+    found: dict[str, RunResult] = {}
+    for run in runs:
+        arm = run.strategy.removeprefix(f"{run.base},")
+        found.setdefault(f"baselines/{arm}" if LEFT_OUT_SITE in run.varied else "baselines", run)
+    return found
+
+
+def read_site_baselines(
+    sweep_dir: Path, runs: Sequence[RunResult]
+) -> tuple[dict[str, dict[str, list[Predictions]]], list[str]]:
+    """Test predictions by baseline that ranks and by left-out site; and what is missing."""
+    found: dict[str, dict[str, list[Predictions]]] = {}
+    lines = []
+    for folder, run in baseline_folders(runs).items():
+        site, baselines = run.varied[LEFT_OUT_SITE], read_baselines(sweep_dir / folder, run.test)
+        for name, test in baselines.test.items():
+            if np.ptp(test.logit_NK, axis=0).all():
+                found.setdefault(BASELINES[name], {})[site] = [test]
+        lines += [f"{n}, without {site}: {why}" for n, why in baselines.left_out.items()]
+    return found, lines
 
 
 def average_seeds(runs: Sequence[RunResult]) -> dict[str, Predictions]:

@@ -47,7 +47,8 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
         ]
     pairs = pairs_with(comparison.pairs, best.name)
     alike = [pair for pair in pairs if pair.estimate.includes_seeds and not is_better(pair)]
-    sentences = [*_rank(comparison, pairs, alike, value), *_corrected(comparison)]
+    sentences = rank_sentences(best.name, comparison.metric_name, value, pairs)
+    sentences += _corrected(comparison)
     if alike:
         sentences.append(_detectable(comparison, alike))
     if comparison.standing:
@@ -59,13 +60,11 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def _rank(
-    comparison: Comparison, pairs: list[Difference], alike: list[Difference], value: str
-) -> list[str]:
-    """`pairs` are those of the best strategy; in `alike` it is not shown to be better."""
-    best, metric = comparison.competing[0].name, comparison.metric_name
+def rank_sentences(best: str, metric: str, value: str, pairs: list[Difference]) -> list[str]:
+    """`pairs` are those of the best strategy, which comes first in them."""
     better = [pair for pair in pairs if is_better(pair)]
     unknown = [pair for pair in pairs if not pair.estimate.includes_seeds]
+    alike = [pair for pair in pairs if pair not in better and pair not in unknown]
     if len(better) == len(pairs):
         return [f"{best} is best ({metric} {value}): better than {_list(better)}."]
     if len(pairs) == 1 and alike:
@@ -98,7 +97,12 @@ def _corrected(comparison: Comparison) -> list[str]:
 def sentences_on_baselines(comparison: Comparison) -> list[str]:
     """Say which networks beat each baseline, and what the best one adds to age and sex."""
     names = dict.fromkeys(pair.second for pair in comparison.baselines)
-    sentences = [_on_baseline(comparison, name) for name in names]
+    models, sentences = {m.name: m.estimates for m in comparison.reference_models}, []
+    for name in names:
+        value = format_number(models[name][comparison.metric].value)
+        pairs = [pair for pair in comparison.baselines if pair.second == name]
+        title = f"{name} alone ({comparison.metric_name} {value})"
+        sentences.append(baseline_sentence(title, pairs))
     best = comparison.strategies[0].name
     for pair in comparison.gains:
         if pair.first == f"{best} + {pair.second}":
@@ -110,13 +114,10 @@ def sentences_on_baselines(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def _on_baseline(comparison: Comparison, baseline: str) -> str:
-    pairs = [pair for pair in comparison.baselines if pair.second == baseline]
+def baseline_sentence(name: str, pairs: list[Difference]) -> str:
+    """`pairs` are each network minus the baseline of this name."""
     winners = [pair.first for pair in pairs if is_better(pair)]
     others = [pair.first for pair in pairs if not is_better(pair)]
-    model = next(m for m in comparison.reference_models if m.name == baseline)
-    value = format_number(model.estimates[comparison.metric].value)
-    name = f"{baseline} alone ({comparison.metric_name} {value})"
     if not others:
         return f"Every network beats {name}."
     if not winners:

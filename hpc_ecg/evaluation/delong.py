@@ -3,8 +3,8 @@
 Each ECG has a placement: the proportion of the other class's ECGs that it is ranked rightly
 against. The variance of an AUROC is that of the placements' sums by patient, because the ECGs of
 one patient are alike (Obuchowski 1997); with one ECG per patient it is DeLong, DeLong &
-Clarke-Pearson 1988. The placements come from midranks (Sun & Xu 2014), so tied scores count one
-half.
+Clarke-Pearson 1988. Tied scores count one half. Weights are taken as known: an ECG of weight 2
+counts as two equal ECGs of its patient.
 """
 
 # N records, M models, P patients, K records of one class
@@ -14,21 +14,22 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from hpc_ecg.evaluation.intervals import LEVEL
-from hpc_ecg.evaluation.metrics import FloatArray, check_scorable
+from hpc_ecg.evaluation.metrics import FloatArray, Weights, check_scorable
 from hpc_ecg.reporting.numbers import count
 
 
 def delong(
-    labels_N: FloatArray, scores_MN: FloatArray, patients_N: NDArray
+    labels_N: FloatArray, scores_MN: FloatArray, patients_N: NDArray, weights_N: Weights = None
 ) -> tuple[FloatArray, FloatArray]:
     """`auroc_M` and its covariance `[M, M]`. ValueError: labels or scores that have no AUROC, or a
     class with fewer than two patients."""
+    weight_N = np.ones(len(labels_N)) if weights_N is None else weights_N
     for scores_N in scores_MN:
         check_scorable(labels_N, scores_N, "DeLong")
     patient_N = np.unique(patients_N, return_inverse=True)[1]
     is_positive_N = labels_N == 1
-    auroc_M, positive_MP, num_positive = _placements(scores_MN, is_positive_N, patient_N)
-    _, negative_MP, num_negative = _placements(-scores_MN, ~is_positive_N, patient_N)
+    auroc_M, positive_MP, num_positive = _placements(scores_MN, is_positive_N, patient_N, weight_N)
+    _, negative_MP, num_negative = _placements(-scores_MN, ~is_positive_N, patient_N, weight_N)
     if min(num_positive, num_negative) < 2:
         raise ValueError(
             f"DeLong: {count(num_positive, 'positive patient')} and {num_negative} negative; "
@@ -70,17 +71,18 @@ def delong_difference(
 
 
 def _placements(
-    scores_MN: FloatArray, in_class_N: NDArray[np.bool_], patient_N: NDArray
+    scores_MN: FloatArray, in_class_N: NDArray[np.bool_], patient_N: NDArray, weight_N: FloatArray
 ) -> tuple[FloatArray, FloatArray, int]:
     """The mean placement of a class that should have the higher scores; the deviations from it,
-    summed by patient and divided by the number of ECGs; and the class's number of patients."""
-    # An ECG's rank among all, less its rank within its class: the ECGs of the other class below it.
-    within_MK = stats.rankdata(scores_MN[:, in_class_N], axis=1)
-    below_MK = stats.rankdata(scores_MN, axis=1)[:, in_class_N] - within_MK
-    placement_MK = below_MK / np.sum(~in_class_N)
-    mean_M = placement_MK.mean(axis=1)
-    deviation_MK = (placement_MK - mean_M[:, None]) / within_MK.shape[1]
-    patient_K, num_patients = patient_N[in_class_N], int(patient_N.max()) + 1
-    sums = [np.bincount(patient_K, d_K, num_patients) for d_K in deviation_MK]
-    sums_MP = np.array(sums, dtype=np.float64)
-    return mean_M, sums_MP, len(np.unique(patient_K))
+    summed by patient and divided by the class's weight; and its number of patients."""
+    own_K, num_patients, means, sums = weight_N[in_class_N], int(patient_N.max()) + 1, [], []
+    for scores_N in scores_MN:
+        others = scores_N[~in_class_N]
+        order = np.argsort(others)
+        below = np.r_[0.0, weight_N[~in_class_N][order].cumsum()]
+        ends = [np.searchsorted(others, scores_N[in_class_N], s, order) for s in ("left", "right")]
+        placement_K = below[np.array(ends)].mean(axis=0) / below[-1]
+        means.append(np.average(placement_K, weights=own_K))
+        deviation_K = own_K * (placement_K - means[-1]) / own_K.sum()
+        sums.append(np.bincount(patient_N[in_class_N], deviation_K, num_patients))
+    return np.array(means), np.array(sums), len(np.unique(patient_N[in_class_N]))

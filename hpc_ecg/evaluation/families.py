@@ -109,14 +109,24 @@ def _judge_paired(
     scores: Mapping[str, SeedScores], pairs: Sequence[Pair], num_patients: int, num_families: int
 ) -> list[Difference]:
     estimates = [_paired(scores[a], scores[b], num_patients) for a, b in pairs]
+    return judge_estimates(scores, pairs, estimates, num_families)
+
+
+def judge_estimates(
+    scores: Mapping[str, SeedScores],
+    pairs: Sequence[Pair],
+    estimates: list[Estimate],
+    families: int,
+) -> list[Difference]:
+    """With Holm's correction and Bonferroni's intervals, for one of so many families."""
     adjusted = holm([e.p_value for e in estimates])
-    num = len(pairs) * num_families
+    num = len(pairs) * families
     return [
         _difference(
             scores,
             pair,
             e,
-            p_adjusted=min(p * num_families, 1.0),
+            p_adjusted=min(p * families, 1.0),
             half=t_quantile(e.degrees_of_freedom, num) * e.standard_error,
             detectable=detectable_difference(e, num_comparisons=num),
         )

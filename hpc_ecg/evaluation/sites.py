@@ -16,16 +16,18 @@ al. 2025, Stat Med 44:e70011), as a log-normal prior.
 
 # N records, S seeds, k sites, T and J variances between sites, P patients, V columns
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from hpc_ecg.evaluation.comparisons import Estimate, split_covariance, two_sided_p
 from hpc_ecg.evaluation.delong import delong
+from hpc_ecg.evaluation.families import Pair
 from hpc_ecg.evaluation.intervals import TAILS, t_quantile
-from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.metrics import FloatArray, Weights
 from hpc_ecg.evaluation.reliability import fit_slope
 
 SCALES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -37,29 +39,36 @@ SCALES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 Values = dict[str, tuple[float, float]]
 OF_PRIOR, NUM_QUANTILES = 2, 200
 """The most sites whose spread is the prior's; quantiles that stand for a distribution."""
+MIN_VARIANCE = 1e-12
 MIDDLES_J = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
 SHAPE = np.sqrt(np.log1p((0.015 / 0.055) ** 2))
 PRIOR_J = stats.lognorm.ppf(MIDDLES_J, SHAPE, scale=0.055 * np.exp(-(SHAPE**2) / 2)) ** 2
 
 
 def site_values(
-    label_N: FloatArray, logit_N: FloatArray, probability_N: FloatArray, patient_N: NDArray
+    label_N: FloatArray,
+    logit_N: FloatArray,
+    probability_N: FloatArray,
+    patient_N: NDArray,
+    weights_N: Weights = None,
 ) -> Values:
-    """By measure: its value, and its variance on the measure's scale. A measure that has none is
-    left out: AUROC 1, or a slope where the classes are apart. ValueError: see `delong`."""
-    auroc_M, covariance_MM = delong(label_N, logit_N[None], patient_N)
+    """By measure: its value, and its variance on the measure's scale; weights are taken as known. A
+    measure that has none is left out: AUROC 1, or a slope where the classes are apart. ValueError:
+    see `delong`."""
+    weight_N = np.ones(len(label_N)) if weights_N is None else weights_N
+    auroc_M, covariance_MM = delong(label_N, logit_N[None], patient_N, weight_N)
     auroc, variance = float(auroc_M[0]), float(covariance_MM[0, 0])
     values = {"auroc": (auroc, variance / (auroc * (1 - auroc)) ** 2)} if variance > 0 else {}
     positive, negative = logit_N[label_N == 1], logit_N[label_N == 0]
     if positive.min() < negative.max() and positive.max() > negative.min():
-        offset, slope = fit_slope(label_N, logit_N)
+        offset, slope = fit_slope(label_N, logit_N, weight_N)
         fitted_N = special.expit(offset + slope * logit_N)
         x_N2 = np.stack([np.ones(len(logit_N)), logit_N], axis=1)
-        bread_22 = np.linalg.inv((x_N2 * (fitted_N * (1 - fitted_N))[:, None]).T @ x_N2)
-        meat_22 = _clustered(x_N2 * (label_N - fitted_N)[:, None], patient_N)
+        bread_22 = np.linalg.inv((x_N2 * (weight_N * fitted_N * (1 - fitted_N))[:, None]).T @ x_N2)
+        meat_22 = _clustered(x_N2 * (weight_N * (label_N - fitted_N))[:, None], patient_N)
         values["slope"] = slope, float((bread_22 @ meat_22 @ bread_22)[1, 1])
-    observed, expected = label_N.sum(), probability_N.sum()
-    share_N1 = (label_N / observed - probability_N / expected)[:, None]
+    observed, expected = weight_N @ label_N, weight_N @ probability_N
+    share_N1 = (weight_N * (label_N / observed - probability_N / expected))[:, None]
     ratio = float(observed / expected), float(_clustered(share_N1, patient_N)[0, 0])
     return values | {"observed_expected": ratio}
 
@@ -96,6 +105,56 @@ def summarize_sites(measure: str, values: Sequence[tuple[float, float]]) -> dict
         forward, back = float, lambda value: np.clip(value, 0, 1)
     fit = random_effects(np.array([forward(value) for value in value_k]), variance_k, prior_J)
     return {k: v if v is None or k == "sd_between" else float(back(v)) for k, v in fit.items()}
+
+
+def site_differences(
+    scores: Mapping[str, Sequence[FloatArray]],
+    pairs: Sequence[Pair],
+    label_N: FloatArray,
+    patient_N: NDArray,
+    weights_N: Weights = None,
+) -> dict[Pair, tuple[float, float]]:
+    """First minus second of each pair: AUROC, as the mean over the seeds' scores [N], paired by
+    patient; and its variance, with what seeds vary beyond what the patients explain. A pair that
+    ranks alike (as where both are perfect) is left out. ValueError: see `delong`."""
+    scores_MN = np.stack([score_N for by_seed in scores.values() for score_N in by_seed])
+    auroc_M, covariance_MM = delong(label_N, scores_MN, patient_N, weights_N)
+    name_M = np.repeat([*scores], [len(by_seed) for by_seed in scores.values()])
+    found = {}
+    for pair in pairs:
+        contrast_M, training = np.zeros(len(name_M)), 0.0
+        for name, sign in zip(pair, (1, -1), strict=True):
+            rows = np.flatnonzero(name_M == name)
+            contrast_M[rows] = sign / len(rows)
+            if len(rows) > 1:
+                by_patients = split_covariance(covariance_MM[np.ix_(rows, rows)])[1]
+                training += max(auroc_M[rows].var(ddof=1) - by_patients, 0.0) / len(rows)
+        variance = float(contrast_M @ covariance_MM @ contrast_M) + training
+        if variance > MIN_VARIANCE:
+            found[pair] = float(contrast_M @ auroc_M), variance
+    return found
+
+
+def mean_difference(
+    values: Mapping[str, tuple[float, float]], includes_seeds: bool
+) -> tuple[Estimate, dict[str, Any]]:
+    """The mean over two sites or more, from the difference at each and its variance; and `new_low`
+    and `new_high` at a new site (or None) and `sites`: value and 95 % interval at each."""
+    value_k, variance_k = np.array([*values.values()]).T
+    fit: dict[str, Any] = random_effects(value_k, variance_k)
+    freedom = len(values) - 1
+    error = (fit["high"] - fit["value"]) / t_quantile(freedom)
+    estimate = Estimate(
+        **{name: fit[name] for name in ("value", "low", "high")},
+        standard_error=error,
+        degrees_of_freedom=freedom,
+        p_value=two_sided_p(fit["value"], error, freedom),
+        seed_sd=None,
+        sampling_sd=float((1 / variance_k).sum() ** -0.5),
+        includes_seeds=includes_seeds,
+    )
+    sites = {name: [pair[0], *site_interval("slope", *pair)] for name, pair in values.items()}
+    return estimate, {"new_low": fit["new_low"], "new_high": fit["new_high"], "sites": sites}
 
 
 def random_effects(

@@ -11,8 +11,8 @@ from hpc_ecg.sweep.arms import LEFT_OUT_SITE, axes_of
 from hpc_ecg.sweep.settings import SweepConfig
 
 SUMMARY = (
-    "each strategy, on its own: AUROC, calibration slope, observed/expected by site, their mean "
-    "(random effects) and the 95 % interval for a new site; strategies are not tested"
+    "AUROC, calibration slope, observed/expected by site, their mean (random effects), a new site; "
+    "differences in AUROC: all pairs of strategies, and strategies against baselines, by Holm"
 )
 
 
