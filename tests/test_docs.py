@@ -20,6 +20,7 @@ DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 TUTORIALS = ["af-cohort", "labels-from-events", "another-hospital"]
+IGNORED = ("__pycache__", "site.sh")
 SHELLS = {"bash": ["bash", "-euc"], "python": [sys.executable, "-c"]}
 RAN: dict[str, str] = {}
 """What the commands of an earlier page printed: the README has some of a tutorial's."""
@@ -46,8 +47,9 @@ def words_of(line: str) -> str:
 def folder(tmp_path_factory) -> Path:
     """A folder as a clone of the project is: the commands name files in it."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("configs", "tools"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("configs", "tools", "slurm"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(*IGNORED))
+    (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
 
@@ -59,8 +61,20 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*TUTORIALS, "../../README"])
 def test_the_commands_of_a_page_run_and_give_what_it_shows(folder, name):
+    follow(DOCS / "tutorials" / f"{name}.md", folder)
+
+
+@pytest.mark.docs
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_the_commands_for_slurm_run_on_a_real_one(slurm, folder):
+    follow(DOCS / "tutorials" / "slurm-sweep.md", folder)
+
+
+def follow(page: Path, folder: Path) -> None:
+    """Run the page's commands, and look for the lines that it shows."""
     printed = ""
-    for kind, text in blocks(DOCS / "tutorials" / f"{name}.md"):
+    for kind, text in blocks(page):
         if kind in SHELLS and text not in RAN:
             RAN[text] = run([*SHELLS[kind], text], folder)
         if kind in SHELLS:
