@@ -577,7 +577,7 @@ def test_evaluate_from_python(run, shards, tmp_path):
 
 def test_the_public_names_are_these_and_cost_nothing_until_used():
     assert hpc_ecg.__all__ == [
-        *("__version__", "evaluate", "load_predictor", "open_shards", "read_recording"),
+        *("__version__", "compare", "evaluate", "load_predictor", "open_shards", "read_recording"),
     ]
     code = "import sys, hpc_ecg; assert 'torch' not in sys.modules; hpc_ecg.read_recording"
     subprocess.run([sys.executable, "-c", code], check=True)
