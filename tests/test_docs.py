@@ -1,6 +1,7 @@
 """The documentation: links lead somewhere, the reference is whole, and the commands of README and
 tutorials run and give what the pages show. `make docs` builds the pages; a warning is an error."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import reference_pages
 from nbclient import NotebookClient
@@ -28,6 +30,8 @@ SHELLS = {"bash": ["bash", "-euc"], "python": [sys.executable, "-c"]}
 RAN: dict[str, str] = {}
 """What the commands of an earlier page printed: the README has some of a tutorial's."""
 GENERATED = (DOCS / "reference" / "generated", DOCS / "tutorials" / "generated")
+FOLDERS = {"SHARDS": "practice/shards", "RUN": "runs/first", "SWEEP": "runs/sweep"}
+FOLDERS |= {"BUNDLE": "af-model"}
 NOTEBOOK = DOCS / "tutorials" / "notebook.ipynb"
 
 
@@ -73,6 +77,44 @@ def test_the_commands_of_a_page_run_and_give_what_it_shows(folder, name):
 @pytest.mark.slurm
 def test_the_commands_for_slurm_run_on_a_real_one(slurm, folder):
     follow(DOCS / "tutorials" / "slurm-sweep.md", folder)
+
+
+@pytest.mark.docs
+@pytest.mark.slow
+def test_the_files_have_the_fields_that_the_reference_lists(folder):
+    follow(DOCS / "tutorials" / "af-cohort.md", folder)
+    sections = re.split(r"^## `(.+)`$", (DOCS / "reference" / "files.md").read_text(), flags=re.M)
+    listed = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert len(listed) == 12
+    for name, text in listed.items():
+        where, _, file = name.partition("/")
+        path = folder / FOLDERS[where] / file
+        if path.suffix == ".jsonl":
+            content = {event["event"] for event in map(json.loads, path.read_text().splitlines())}
+            assert content <= fields_of(text)
+        elif path.suffix == ".parquet":
+            columns = pd.read_parquet(path).columns
+            shown = {re.sub(r"^(label|group)\..*", r"\1.…", column) for column in columns}
+            assert {re.sub(r"^af\.", "….", column) for column in shown} == fields_of(text), name
+        else:
+            check_fields(name, json.loads(path.read_text()), text)
+
+
+def check_fields(name: str, content: dict, text: str) -> None:
+    """The page's table has the keys of this content, and only these but for `only …`."""
+    if name.endswith("operating_point.json"):
+        content = content["af"]["youden"]
+    if name.endswith("evaluation.json"):
+        text, of_label = text.split("Of each label:")
+        check_fields("label", content["labels"]["af"], of_label)
+    optional = fields_of("\n".join(re.findall(r"^\|.*\| only .*\|$", text, re.MULTILINE)))
+    assert fields_of(text) - optional <= content.keys() <= fields_of(text), name
+
+
+def fields_of(text: str) -> set[str]:
+    """What stands in backquotes in the first column of the tables."""
+    rows = re.findall(r"^\|([^|]*)\|", text, re.MULTILINE)
+    return {field for row in rows for field in re.findall(r"`([^`]+)`", row)}
 
 
 @pytest.mark.docs
