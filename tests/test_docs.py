@@ -129,19 +129,29 @@ def test_the_notebook_runs_and_gives_what_it_shows(folder, monkeypatch):
     NotebookClient(found, timeout=120, kernel_name="python3", resources=about).execute()
     for cell in found.cells:
         cell.metadata.clear()  # times
+        if cell.cell_type == "code":
+            cell.outputs = [richest(o) for o in cell.outputs if o.get("name") != "stderr"]
     if os.environ.get("HPC_ECG_WRITE_GOLDEN") == "1":
         nbformat.write(found, NOTEBOOK)
+        shown = found
     assert [outputs_of(cell) for cell in found.cells] == [outputs_of(cell) for cell in shown.cells]
 
 
+def richest(output):
+    """Without the text that stands for a table or a picture."""
+    if {"text/html", "image/svg+xml"} & output.get("data", {}).keys():
+        del output.data["text/plain"]
+    return output
+
+
 def outputs_of(cell) -> list[str]:
-    """Kinds of the outputs and, but for pictures and addresses, their words."""
+    """Kinds of the outputs and, but for pictures, their words."""
     texts = []
     for output in cell.get("outputs", []):
-        data = output.get("data", {"text/plain": output.get("text", "")})
-        svg = re.compile("<svg.*?</svg>", re.DOTALL)
-        texts += [f"{kind}: {words_of(svg.sub('', text))}" for kind, text in sorted(data.items())]
-    return [re.sub(r"0x[\da-f#]+", "#", text) for text in texts if "svg+xml" not in text]
+        for kind, text in output.data.items():
+            words = re.sub("<svg.*</svg>", "<svg>", text, flags=re.DOTALL)
+            texts.append(f"{kind}: {words_of(words)}")
+    return texts
 
 
 def test_the_notebook_holds_pictures_and_is_small():

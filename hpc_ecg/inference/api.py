@@ -31,7 +31,7 @@ from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predic
 from hpc_ecg.inference.published import is_published, open_published
 from hpc_ecg.inference.sources import find_sources
 from hpc_ecg.reporting.html import html_table
-from hpc_ecg.reporting.numbers import MISSING, count, format_number
+from hpc_ecg.reporting.numbers import MISSING, count, format_number, format_threshold
 from hpc_ecg.shards.remote import open_shard_set
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.training.evaluate import evaluate as evaluate_run
@@ -93,7 +93,11 @@ class Predictor:
         self._stack.close()
 
     def _repr_html_(self) -> str:
-        rows = [(label, *item) for label, by in self.thresholds.items() for item in by.items()]
+        rows = [
+            (label, name, format_threshold(threshold))
+            for label, by in self.thresholds.items()
+            for name, threshold in by.items()
+        ]
         labels = f"{self._model.name} predicts {', '.join(self.labels)}"
         return html_table(labels, ["label", "threshold fitted for", "at"], rows)
 

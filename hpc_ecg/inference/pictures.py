@@ -16,6 +16,7 @@ from hpc_ecg.comparison.tables import strategy_rows
 from hpc_ecg.comparison.wording import format_interval
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.reporting.ecg_paper import draw_ecg
+from hpc_ecg.reporting.escape import xml_text
 from hpc_ecg.reporting.html import html_table, inline_svg
 from hpc_ecg.reporting.numbers import count, format_number, format_with_interval
 
@@ -89,7 +90,7 @@ class SweepComparison:
             f"mean over seeds, 95 % interval; {count(self.comparison.replicates, 'replicate')}"
         )
         svg = inline_svg(draw_strategies(self.comparison), "Strategies with their intervals")
-        text = Markup("<p>{}</p>").format(" ".join(self.sentences))
+        text = Markup("<p>{}</p>").format(xml_text(" ".join(self.sentences)))
         return text + svg + html_table(caption, ["", "seeds", *(names[m] for m in metrics)], rows)
 
 
