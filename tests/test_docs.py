@@ -11,12 +11,17 @@ from copy import deepcopy
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import reference_pages
 from nbclient import NotebookClient
 
 from hpc_ecg.config.describe import describe_settings
+from hpc_ecg.ecg import files
+from hpc_ecg.ecg.array_files import ArrayLayout
+from hpc_ecg.ecg.recording import RecordError
+from hpc_ecg.ecg.signal import LEADS
 from hpc_ecg.sweep.settings import SweepConfig
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -192,6 +197,22 @@ def test_the_reference_has_every_setting_and_verb(tmp_path):
             assert f"\n`{key}`\n" in settings
     for verb in ("data shard", "predict", "sweep status", "explain"):
         assert f"\n## hpc-ecg {verb}\n\n```text\nusage: hpc-ecg {verb} " in verbs
+
+
+def test_the_reader_that_the_page_on_formats_shows_reads(tmp_path, monkeypatch):
+    ((_, text),) = [b for b in blocks(DOCS / "how-to" / "add-a-format.md") if b[0] == "python"]
+    names: dict = {}
+    exec(text, names)
+    monkeypatch.setattr(files, "READERS", {".xyz": names["read_example"]})
+    path, counts = tmp_path / "a.xyz", np.arange(24, dtype="<i2").reshape(2, 12)
+    about = json.dumps({"leads": LEADS, "rate": 500, "unit": "uV"}).encode()
+    path.write_bytes(about + b"\n" + counts.tobytes())
+    recording = files.read_recording(path, ArrayLayout())
+    assert recording.leads == LEADS and recording.sample_rate_hz == 500
+    np.testing.assert_allclose(recording.signal_LS, counts.T / 1000)
+    path.write_bytes(about.replace(b"uV", b"kg") + b"\n" + counts.tobytes())
+    with pytest.raises(RecordError, match="unit 'kg' is no voltage"):
+        files.read_recording(path, ArrayLayout())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,12 +13,11 @@ from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.figures import draw_strategies
 from hpc_ecg.comparison.headline import headline
 from hpc_ecg.comparison.tables import strategy_rows
-from hpc_ecg.comparison.wording import format_interval
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.reporting.ecg_paper import draw_ecg
 from hpc_ecg.reporting.escape import xml_text
 from hpc_ecg.reporting.html import html_table, inline_svg
-from hpc_ecg.reporting.numbers import count, format_number, format_with_interval
+from hpc_ecg.reporting.numbers import format_with_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +82,10 @@ class SweepComparison:
     def _repr_html_(self) -> str:
         names, metrics = METRIC_NAMES, self.comparison.metrics
         rows = [
-            (s.name, len(s.seeds), *(_estimate(s.estimates[metric]) for metric in metrics))
+            (s.name, len(s.seeds), *(format_with_interval(vars(s.estimates[m])) for m in metrics))
             for s in self.comparison.strategies
         ]
-        caption = (
-            f"mean over seeds, 95 % interval; {count(self.comparison.replicates, 'replicate')}"
-        )
+        caption = "mean over seeds; 95 % intervals, patients and seeds"
         svg = inline_svg(draw_strategies(self.comparison), "Strategies with their intervals")
         text = Markup("<p>{}</p>").format(xml_text(" ".join(self.sentences)))
         return text + svg + html_table(caption, ["", "seeds", *(names[m] for m in metrics)], rows)
-
-
-def _estimate(estimate: Any) -> str:
-    return f"{format_number(estimate.value)} ({format_interval(estimate)})"
