@@ -17,7 +17,14 @@ import pytest
 import reference_pages
 from nbclient import NotebookClient
 
+from hpc_ecg.cli.command import build_parser
+from hpc_ecg.cli.explain import NO_MAP
+from hpc_ecg.cli.predict import SOME_REFUSED
+from hpc_ecg.cli.sweep import EXIT_KILLED
 from hpc_ecg.config.describe import describe_settings
+from hpc_ecg.config.suggestions import RENAMED
+from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE
+from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
 from hpc_ecg.ecg import files
 from hpc_ecg.ecg.array_files import ArrayLayout
 from hpc_ecg.ecg.recording import RecordError
@@ -213,6 +220,34 @@ def test_the_reader_that_the_page_on_formats_shows_reads(tmp_path, monkeypatch):
     path.write_bytes(about.replace(b"uV", b"kg") + b"\n" + counts.tobytes())
     with pytest.raises(RecordError, match="unit 'kg' is no voltage"):
         files.read_recording(path, ArrayLayout())
+
+
+def test_each_setting_and_verb_that_a_page_names_exists():
+    known = {key for key, *_ in describe_settings(FinetuneConfig)}
+    known |= {key for key, *_ in describe_settings(SweepConfig)} | {"optim", "tune", "grid"}
+    known |= {f"run.{key}" for key in known} | set(RENAMED)
+    verbs = {*reference_pages._names(build_parser(), ""), "help", "VERB"}
+    for page in PAGES:
+        if page.parent in GENERATED:
+            continue
+        text = page.read_text()
+        for key in re.findall(r"(?<![\w.])((?:\w+\.)+\w+)=", text):
+            plain = re.sub(r"^(grid|tune)\.|^(run\.)?files\.\w+$|^train\.stages\..*", "", key)
+            is_theirs = key.startswith(("task.", "common", "model.", "dataset.", "distributed_"))
+            assert plain in known | {""} or (page.name == "migrate.md" and is_theirs), (page, key)
+        for verb in re.findall(r"hpc-ecg ([a-z]+)\b", text):
+            assert verb in verbs, (page, verb)
+
+
+def test_the_page_for_migrants_has_every_setting_that_a_message_translates():
+    text = (DOCS / "how-to" / "migrate.md").read_text()
+    assert [key for key in RENAMED if f"`{key}" not in text and f" {key}" not in text] == []
+
+
+def test_the_page_of_exit_codes_has_those_of_the_code():
+    rows = re.findall(r"^\| (\d+) \|", (DOCS / "reference" / "exit-codes.md").read_text(), re.M)
+    special = {EXIT_REQUEUE, EXIT_PEER_LOST, EXIT_KILLED, SOME_REFUSED, NO_MAP}
+    assert {int(code) for code in rows} == special | {0, 1, 2, 130}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
