@@ -27,7 +27,7 @@ test: install
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-slurm test-others; code=$$?; cat $(SLURM_LOG); exit $$code
 
 test-slurm: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm > $(SLURM_LOG) 2>&1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm and not docs" > $(SLURM_LOG) 2>&1
 
 test-others: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm and not docs" -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
+import notebook_pages
 import reference_pages
 
 from hpc_ecg.version import __version__
@@ -22,4 +23,8 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "undoc-members": False}
 
-reference_pages.write(Path(__file__).parent / "reference" / "generated")
+DOCS = Path(__file__).parent
+reference_pages.write(DOCS / "reference" / "generated")
+notebook_pages.write(
+    DOCS / "tutorials" / "notebook.ipynb", DOCS / "tutorials" / "generated" / "notebook.md"
+)

@@ -1,7 +1,7 @@
 """hpc_ecg: fine-tune the DeepECG-SSL transformer on clusters; learn which start is best.
 
-From Python: `load_predictor`, `read_recording`, `open_shards` and `evaluate`; each is imported on
-first use, since torch takes seconds.
+From Python: `load_predictor`, `read_recording`, `open_shards`, `evaluate` and `compare`; each is
+imported on first use, since torch takes seconds.
 """
 
 from importlib import import_module
@@ -9,7 +9,7 @@ from typing import Any
 
 from hpc_ecg.version import __version__
 
-__all__ = ["__version__", "evaluate", "load_predictor", "open_shards", "read_recording"]
+__all__ = ["__version__", "compare", "evaluate", "load_predictor", "open_shards", "read_recording"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ from hpc_ecg.hashing import SHA256, sha256_of_value
 from hpc_ecg.inference import abstain
 from hpc_ecg.inference import prediction_job as predicting
 from hpc_ecg.inference.model_source import open_model
+from hpc_ecg.inference.pictures import SweepComparison
 from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
 from hpc_ecg.inference.sources import find_sources
 from hpc_ecg.shards.shard_task import Recordings
@@ -577,7 +578,7 @@ def test_evaluate_from_python(run, shards, tmp_path):
 
 def test_the_public_names_are_these_and_cost_nothing_until_used():
     assert hpc_ecg.__all__ == [
-        *("__version__", "evaluate", "load_predictor", "open_shards", "read_recording"),
+        *("__version__", "compare", "evaluate", "load_predictor", "open_shards", "read_recording"),
     ]
     code = "import sys, hpc_ecg; assert 'torch' not in sys.modules; hpc_ecg.read_recording"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -668,3 +669,52 @@ def test_a_wrong_share_is_one_line(sweep, shards, tmp_path, capsys, share):
     assert command(*words) == 2
     expected = f"--abstain must be from 0.5 to 0.99, got {share!r}; FILES stand before it, or write"
     assert capsys.readouterr().err.strip().endswith(f"{expected} --abstain=0.9")
+
+
+HOSTILE = "<script>alert(1)</script>\x07&"
+
+
+def assert_is_text(html: str) -> None:
+    """The hostile name is shown, as text."""
+    assert "<script" not in html and "&lt;script&gt;alert(1)" in html and "\x07" not in html
+
+
+def test_results_show_themselves_with_their_numbers(sweep, run, shards, bundle):
+    scores = hpc_ecg.evaluate(run)
+    auroc = scores["labels"]["af"]["auroc"]
+    assert f"{auroc['value']:.3f} ({auroc['low']:.3f}–{auroc['high']:.3f})" in scores._repr_html_()
+    records = hpc_ecg.open_shards(shards, "valid")
+    known = records._records.labels_NK[~np.isnan(records._records.labels_NK)]
+    row = f"<td>af</td><td>{len(known)}</td><td>{len(records) - len(known)}</td>"
+    assert f"{row}<td>{known.mean():.3f}</td>" in records._repr_html_()
+    ecg = records.ecg(0)
+    assert np.array_equal(ecg.signal_LS.astype(np.float32), records[0][0].numpy())
+    assert ecg.name in ecg._repr_svg_() and ecg.sample_rate_hz == 250 and len(ecg.leads) == 12
+    with hpc_ecg.load_predictor(bundle) as model:
+        threshold = model.thresholds["af"]["youden"]
+        assert f"<td>youden</td><td>{threshold:.4g}</td>" in model._repr_html_()
+    comparison = hpc_ecg.compare(sweep, replicates=200)
+    best = comparison.table.iloc[0]
+    assert best["name"] == "ssl_new_head" and f"<td>{best['auroc']:.3f} (" in (
+        comparison._repr_html_()
+    )
+    assert repr(comparison) == "\n".join(comparison.sentences)
+    assert comparison._repr_html_().count("<svg") == 1
+
+
+def test_a_name_from_a_file_is_never_markup(sweep, run, shards, cohort):
+    scores = hpc_ecg.evaluate(run)
+    scores["labels"] = {HOSTILE: scores["labels"]["af"]}
+    assert_is_text(scores._repr_html_())
+    records = hpc_ecg.open_shards(shards, "valid")
+    records.labels = [HOSTILE]
+    assert_is_text(records._repr_html_())
+    with hpc_ecg.load_predictor(run) as model:
+        model._model = replace(model._model, labels=[HOSTILE])
+        assert_is_text(model._repr_html_())
+    comparison = hpc_ecg.compare(sweep, replicates=200).comparison
+    (strategy,) = comparison.strategies
+    renamed = replace(comparison, strategies=[replace(strategy, name=HOSTILE)])
+    assert_is_text(SweepComparison(renamed)._repr_html_())
+    ecg = hpc_ecg.read_recording(next((cohort.parent / "records").glob("*.hea")))
+    assert_is_text(replace(ecg, name=HOSTILE)._repr_svg_())

@@ -35,7 +35,7 @@ def draw_figures(
 
     A strategy keeps its colour and line style through all figures.
     """
-    figures: dict[str, str | None] = {"strategies": _draw_strategies(comparison)}
+    figures: dict[str, str | None] = {"strategies": draw_strategies(comparison)}
     figures["references"] = _draw_references(comparison)
     figures["differences"] = _draw_differences(comparison)
     for label, suffix in labels_with_curves(comparison).items():
@@ -70,7 +70,7 @@ def learning_curves(comparison: Comparison) -> dict[str, Learning]:
     return curves
 
 
-def _draw_strategies(comparison: Comparison) -> str:
+def draw_strategies(comparison: Comparison) -> str:
     metric = comparison.metric
     rows = [
         _row(s.name, s.estimates[metric], style, tuple(s.per_seed[metric].values()))

@@ -40,7 +40,7 @@ def build_tables(
     """Build all tables that have a row; `curves` by label, `tuning` as in tuning.json, `more` as
     `as_json` has it."""
     tables = {
-        "table": _strategies(comparison),
+        "table": strategy_rows(comparison),
         "seeds": _seeds(comparison),
         "pairs": [
             row
@@ -101,7 +101,7 @@ def as_json(
     return values | dict(more) | {"varies": varies}
 
 
-def _strategies(comparison: Comparison) -> Rows:
+def strategy_rows(comparison: Comparison) -> Rows:
     rows: Rows = [
         {
             "name": strategy.name,

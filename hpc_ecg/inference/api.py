@@ -8,16 +8,15 @@ table = model.predict(["a.xml", "folder"])
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from hpc_ecg.comparison.compare import compare as compare_sweep
 from hpc_ecg.data.dataset import Dataset, open_split
 from hpc_ecg.ecg.array_files import ArrayLayout
 from hpc_ecg.ecg.files import find_recording
@@ -27,10 +26,12 @@ from hpc_ecg.ecg.signal import LEADS
 from hpc_ecg.inference.abstain import with_abstention
 from hpc_ecg.inference.bundle import is_bundle, open_bundle
 from hpc_ecg.inference.model_source import ModelSource, open_model
+from hpc_ecg.inference.pictures import ECG, RunScores, SweepComparison
 from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
 from hpc_ecg.inference.published import is_published, open_published
 from hpc_ecg.inference.sources import find_sources
-from hpc_ecg.reporting.ecg_paper import draw_ecg
+from hpc_ecg.reporting.html import html_table
+from hpc_ecg.reporting.numbers import MISSING, count, format_number, format_threshold
 from hpc_ecg.shards.remote import open_shard_set
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.training.evaluate import evaluate as evaluate_run
@@ -91,6 +92,15 @@ class Predictor:
     def close(self) -> None:
         self._stack.close()
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (label, name, format_threshold(threshold))
+            for label, by in self.thresholds.items()
+            for name, threshold in by.items()
+        ]
+        labels = f"{self._model.name} predicts {', '.join(self.labels)}"
+        return html_table(labels, ["label", "threshold fitted for", "at"], rows)
+
     def __enter__(self) -> "Predictor":
         return self
 
@@ -120,32 +130,6 @@ def open_source(
     if is_published(path) and not (strategy or ensemble):
         return open_published(path)
     return open_model(path, strategy, ensemble, needs_head)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ECG:
-    """A recording as its file states it; notebooks show it on ECG paper."""
-
-    signal_LS: np.ndarray
-    """float64 [leads, samples], mV; NaN where the file marks a sample as invalid."""
-    leads: tuple[str, ...]
-    sample_rate_hz: float
-    flags: tuple[str, ...]
-    name: str
-
-    def plot(self) -> "SvgText":
-        """The first 10 s at 25 mm/s and 10 mm/mV, as the text of an SVG file."""
-        return SvgText(draw_ecg(self.signal_LS, self.leads, self.sample_rate_hz, self.name))
-
-    def _repr_svg_(self) -> str:
-        return self.plot()
-
-
-class SvgText(str):
-    """The text of an SVG file, which notebooks show as a picture."""
-
-    def _repr_svg_(self) -> str:
-        return str(self)
 
 
 def read_recording(
@@ -187,6 +171,32 @@ class ShardDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         ecg_LS = torch.from_numpy(counts_LS.astype(np.float32)) * self._records.millivolts_per_count
         return ecg_LS, torch.from_numpy(self._records.labels_NK[position])
 
+    def ecg(self, position: int) -> ECG:
+        """The record as an ECG, which notebooks show on paper; its name is that in the index."""
+        signal = self._records.shards.signal
+        return ECG(
+            signal_LS=self[position][0].numpy().astype(np.float64),
+            leads=tuple(signal.leads),
+            sample_rate_hz=signal.sample_rate_hz,
+            flags=(),
+            name=self._records.records[position],
+        )
+
+    def _repr_html_(self) -> str:
+        known_KN = [column[~np.isnan(column)] for column in self._records.labels_NK.T]
+        rows = [
+            (
+                name,
+                len(known),
+                len(self) - len(known),
+                format_number(known.mean()) if len(known) else MISSING,
+            )
+            for name, known in zip(self.labels, known_KN, strict=True)
+        ]
+        patients = count(len(set(self._records.patients)), "patient")
+        caption = f"{self._records.split}: {count(len(self), 'ECG')} of {patients}"
+        return html_table(caption, ["label", "labelled", "missing", "mean"], rows)
+
 
 def open_shards(
     path: str | Path, split: str = "train", labels: list[str] | None = None
@@ -201,12 +211,18 @@ def open_shards(
 
 def evaluate(
     run_dir: str | Path, shards: str | Path | None = None, out: str | Path | None = None
-) -> dict[str, Any]:
+) -> RunScores:
     """Score a finished run on its test split, or on that of other `shards` (then `out` is the
     folder for the results), and return the content of evaluation.json."""
     run = str(run_dir)
     if shards is None:
-        return evaluate_run(load_run(run, []))
+        return RunScores(evaluate_run(load_run(run, [])))
     folder = Path(out) if out else Path(run) / "evaluations" / f"{Path(shards).name}-test"
     config = load_run_for(run, str(shards), [])
-    return evaluate_weights(config, Path(run) / "best", folder)
+    return RunScores(evaluate_weights(config, Path(run) / "best", folder))
+
+
+def compare(sweep_dir: str | Path, replicates: int = 2000) -> SweepComparison:
+    """Compare the tested runs of a sweep on `replicates` draws of patients; writes nothing.
+    ValueError: no run is finished and tested, or they were tested on different records."""
+    return SweepComparison(compare_sweep(Path(sweep_dir), replicates))

@@ -5,6 +5,7 @@ are escaped; only `inline_svg` passes markup through.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -48,6 +49,16 @@ def _environment(autoescape: bool) -> Environment:
 def _breakable(name: str) -> Markup:
     """Allow line breaks in a long name after _ + , and /, but not within a word."""
     return Markup(re.sub(r"([_+,/])", r"\1<wbr>", str(escape(name))))  # noqa: S704  # escaped
+
+
+def html_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
+    """A table for the inside of a page; all texts are escaped."""
+    lines = [
+        Markup("").join(Markup("<{0}>{1}</{0}>").format(tag, xml_text(str(cell))) for cell in row)
+        for tag, row in (("th", columns), *(("td", row) for row in rows))
+    ]
+    body = Markup("").join(Markup("<tr>{}</tr>\n").format(line) for line in lines)
+    return Markup("<table>\n<caption>{}</caption>\n{}</table>\n").format(xml_text(caption), body)
 
 
 def inline_svg(svg: str, description: str) -> Markup:
