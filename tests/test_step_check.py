@@ -44,13 +44,13 @@ def test_where_kernels_are_not_deterministic_rounding_passes_and_a_wrong_number_
 
 def test_the_node_whose_own_numbers_differ_is_named_and_else_all():
     averaged = AVERAGED + "head.weight"
-    with pytest.raises(CorruptedStep, match="the output on b, GPU 1.*Suspect: b;.*exclude=b$"):
+    with pytest.raises(CorruptedStep, match=r"the output on b, GPU 1.*Suspect: b;.*exclude=b$"):
         _raise_if_corrupted(3, [("a", averaged), ("b, GPU 1", "the output"), ("c", averaged)])
-    with pytest.raises(CorruptedStep, match="step 4 .*Suspect: a,c;"):
+    with pytest.raises(CorruptedStep, match=r"step 4 .*Suspect: a,c;"):
         _raise_if_corrupted(3, [("a", averaged), ("b", ""), ("c", averaged)])
     _raise_if_corrupted(3, [("a", ""), ("b", "")])
 
 
 def test_deepspeed_whose_gradients_are_its_own_is_refused():
-    with pytest.raises(ValueError, match="verify_every=5 is not possible with .*zero2.* use ddp"):
+    with pytest.raises(ValueError, match=r"verify_every=5 is not possible with .*zero2.* use ddp"):
         EngineConfig(parallel="zero2", verify_every=5)
