@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import lock
@@ -33,6 +34,14 @@ def test_each_dependency_has_a_version_that_fits_and_hashes(locked):
     versions = locked | {"torch": str(torch.specifier).removeprefix("==")}
     for requirement in asked_for():
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])
+
+
+def test_each_version_runs_on_the_first_release_of_the_oldest_python(locked):
+    needed = {d.name: d.metadata["Requires-Python"] or "" for d in distributions()}
+    needed = {name: python for name, python in needed.items() if canonicalize_name(name) in locked}
+    assert len(needed) > 100
+    refused = {name: python for name, python in needed.items() if not lock.runs_on_oldest(python)}
+    assert refused == {}, "Debian 12 has Python 3.11.2"
 
 
 def test_torch_and_what_only_its_cuda_build_brings_is_left_out():

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
 from packaging.tags import Tag
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
@@ -77,7 +78,15 @@ def hashes_of(index: str, name: str, version: str) -> list[str]:
     chosen = chosen or [file for file in files if file["filename"].endswith(".tar.gz")]
     if not chosen:
         raise ValueError(f"{name}=={version}: the index has no file for Linux")
+    for needed in filter(None, (file.get("requires-python") for file in chosen)):
+        if not runs_on_oldest(needed):
+            raise ValueError(f"{name}=={version} needs Python {needed}; install an older {name}")
     return sorted(file["hashes"]["sha256"] for file in chosen)
+
+
+def runs_on_oldest(requires_python: str) -> bool:
+    """Whether the first release of our oldest Python will do: Debian 12 has 3.11.2."""
+    return f"3.{min(PYTHONS)}.0" in SpecifierSet(requires_python)
 
 
 def files_of(index: str, name: str, version: str) -> Iterator[dict[str, Any]]:
