@@ -8,19 +8,20 @@ cd "$(dirname "$0")/.."
 root=${1:-$(mktemp -d)}/root
 mkdir -p "$root"
 recipe=containers/hpc-ecg.def
-section() { sed -n "/^%$1/,/^%[^$1]/p" "$recipe" | grep '^ '; }
+section() { awk -v name="%$1" '/^%/ { inside = ($1 == name); next } inside && /^ /' "$recipe"; }
 
 echo "1. A fresh root with Python: $root"
 mmdebstrap --quiet --variant=minbase --include=python3,python3-venv bookworm "$root"
 echo "2. %files, and all packages of the lock"
 while read -r from to; do mkdir -p "$root$to" && cp -r "$from" "$root$to"; done < <(section files)
-containers/wheels.sh "$root/src/wheels"
+if [ -d wheels ]; then cp -r wheels "$root/src/wheels"; else containers/wheels.sh "$root/src/wheels"; fi
 echo "3. %post, without a network"
 section post | sed "s|{{ TORCH_INDEX }}||" > "$root/post.sh"
-unshare --net chroot "$root" /bin/bash -eu /post.sh
+inside() { unshare --net --pid --fork --mount-proc="$root/proc" chroot "$@"; }
+inside "$root" /bin/bash -eu /post.sh
 echo "4. %environment and %test, then a doctor, five steps of training, and a prediction"
 mkdir -p "$root/work" && cp -r tools configs "$root/work"
-install -m 1777 -d "$root/tmp" && chown -R 10001 "$root/work"
+install -m 1777 -d "$root/tmp" "$root/dev/shm" && chown -R 10001 "$root/work"
 {
   section environment
   section test
@@ -37,6 +38,6 @@ hpc-ecg predict model practice/inbox --out risks.csv
 head -n 3 risks.csv
 TRY
 } > "$root/try.sh"
-unshare --net chroot --userspec=10001:10001 "$root" /usr/bin/env -i HOME=/work \
+inside --userspec=10001:10001 "$root" /usr/bin/env -i HOME=/work PATH=/usr/bin:/bin \
   /bin/bash -eu /try.sh
 echo "done: $root can be deleted"
