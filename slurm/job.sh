@@ -8,6 +8,7 @@
 #      process that was not ready for it (128 + USR1, USR2 or TERM)
 #  76  lost its peers or hung; likewise if killed (128 + signal): requeued at most
 #      HPC_ECG_MAX_RESTARTS times (default 5; every restart of this job counts)
+#  77  computed a step twice, with two results (engine.verify_every): requeued like 76, to other nodes
 
 # A signal that comes before the processes run means the same as one that comes later.
 asked=""
@@ -33,7 +34,7 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 say() { printf '%(%F %T)T slurm: %s\n' -1 "$*" >&2; }
 
 run() {
-  local options=(--kill-on-bad-exit=1) report copier step signalled=yes code name
+  local options=(--kill-on-bad-exit=1) report copier step signalled=yes code name suspects
   while [[ $1 == -* ]]; do options+=("$1"); shift; done
   warn_of_site
   if [ -n "$asked" ]; then requeue_after 75; exit 75; fi
@@ -54,8 +55,9 @@ run() {
   done
   wait "$copier" || true
   code=$(code_of_first "$report" "$code")
+  suspects=$(sed -n 's/.*Suspect: \([A-Za-z0-9._,-]*\);.*/\1/p' "$report" | head -n 1)
   rm -f "$report"
-  requeue_after "$code"
+  requeue_after "$code" "$suspects"
   exit "$code"
 }
 
@@ -73,7 +75,7 @@ code_of_first() {
 }
 
 requeue_after() {
-  local code=$1 state decision restarts=${SLURM_RESTART_COUNT:-0}
+  local code=$1 suspects=${2:-} state decision restarts=${SLURM_RESTART_COUNT:-0}
   [ "$code" = 0 ] && return
   # Call scontrol in this shell: Python may run in a container without Slurm.
   state=$(scontrol --oneliner show job "${SLURM_JOB_ID:-}" || true)
@@ -96,8 +98,20 @@ requeue_after() {
   esac
   if scontrol requeue "$SLURM_JOB_ID"; then
     say "${decision#requeue: }: job $SLURM_JOB_ID is back in the queue, to continue"
+    if [ "$code" = 77 ] && [ -n "$suspects" ]; then avoid "$suspects" "$state"; fi
   else
     say "${decision#requeue: }; Slurm refuses to requeue the job: submit again to continue"
+  fi
+}
+
+# Exclude nodes from a job that waits in the queue, besides those that it excludes already.
+avoid() {
+  local nodes=$1
+  if [[ $2 =~ \ ExcNodeList=([^\ \(]+) ]]; then nodes=${BASH_REMATCH[1]},$nodes; fi
+  if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$nodes"; then
+    say "it will not run on $nodes; to allow them: scontrol update JobId=$SLURM_JOB_ID ExcNodeList="
+  else
+    say "Slurm refuses to keep it from $nodes: submit again with --exclude=$nodes"
   fi
 }
 

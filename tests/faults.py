@@ -15,6 +15,7 @@ from hpc_ecg import log as log_module
 from hpc_ecg.cli import main
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.distributed import failures, stop_signals, watchdog
+from hpc_ecg.model.layers import EncoderLayer
 from hpc_ecg.sweep import slurm_runs
 from hpc_ecg.training import engine
 from hpc_ecg.training.engine import Engine
@@ -120,6 +121,26 @@ def spoil_inputs(steps: Sequence[int], rank: int) -> None:
         return ecg, *rest
 
     engine.model_inputs = model_inputs
+
+
+def compute_wrongly(part: str) -> None:
+    """Flip a bit, once, in what an encoder layer returns or in the gradient of it."""
+    real = EncoderLayer.forward
+
+    def flip(tensor):
+        wrong = tensor.detach().clone()
+        wrong.view(torch.int32).flatten()[7] ^= 1 << 12
+        return wrong + (tensor - tensor.detach())
+
+    def forward(self, *arguments, **named):
+        EncoderLayer.forward = real
+        out = real(self, *arguments, **named)
+        if part == "output":
+            return flip(out)
+        out.register_hook(flip)
+        return out
+
+    EncoderLayer.forward = forward
 
 
 def jump_a_day_back_and_forth() -> None:

@@ -503,3 +503,25 @@ def test_an_error_of_the_doctor_stops_a_run_before_it_is_one(shards, tmp_path, m
     with pytest.raises(ValueError, match="the doctor found 1 error"):
         finetune(config, before_training=doctor_before_training(config))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "said"),
+    [
+        (
+            "535.154.05",
+            "13.0",
+            "driver 535.154, but torch's CUDA 13.0 needs 580 or newer; install "
+            "torch for CUDA 12 (make install TORCH_INDEX=…) or a newer driver",
+        ),
+        ("390.48", "12.6", "needs 525 or newer; install a newer driver"),
+        ("580.65.06", "13.0", ""),
+        ("525.60.13", "12.8", ""),
+        ("", "13.0", ""),
+        ("535.154.05", "", ""),
+    ],
+)
+def test_a_driver_that_is_too_old_for_torch_is_named_with_what_it_can_run(driver, cuda, said):
+    findings = cluster_checks.check_driver(driver, cuda)
+    assert [f.level for f in findings] == ["error"] * bool(said)
+    assert said in "".join(f.text for f in findings)

@@ -4,6 +4,7 @@ result; and it says what happened, in a line."""
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -195,6 +196,27 @@ def test_so_many_bad_steps_are_skipped_and_the_next_one_stops(shards, tmp_path, 
     assert on_two(tmp_path, words).codes == [0, 0]
     assert [line["step"] for line in events(run, "resumed")] == [5]
     assert events(run, "step")[-1]["skipped"] == 2
+
+
+@pytest.mark.parametrize(
+    ("parallel", "part", "rank"),
+    [("ddp", "output", 1), ("ddp", "gradient", 0), ("fsdp2", "output", 0)],
+)
+def test_a_step_that_does_not_repeat_is_refused_and_the_run_goes_on_as_if_undisturbed(
+    whole, shards, tmp_path, parallel, part, rank
+):
+    words = words_for(
+        shards, tmp_path / "run", "engine.verify_every=2", f"engine.parallel={parallel}"
+    )
+    harm = partial(at_step, 5, rank, partial(faults.compute_wrongly, part))
+    ended = on_two(tmp_path, words, harm)
+    assert ended.codes == [77, 77]
+    assert "step 6 was computed twice with different results: the " + part in ended.logs[1]
+    assert f"--exclude={socket.gethostname()}" in ended.logs[0]
+    assert [line["step"] for line in events(tmp_path / "run", "step")][-1] == 5
+    if part == "gradient":
+        assert on_two(tmp_path, words).codes == [0, 0]
+        assert_as(whole, tmp_path / "run", [4])
 
 
 def test_a_damage_that_one_process_alone_meets_is_told_to_all(shards, tmp_path):

@@ -21,6 +21,8 @@ from hpc_ecg.jobs.requeue import decide_requeue, main
         (76, "RUNNING", 5, False, "after 5 restarts it is not started again: submit again"),
         (137, "RUNNING", 4, True, "a process was killed (exit code 137)"),
         (137, "RUNNING", 5, False, "after 5 restarts"),
+        (77, "RUNNING", 4, True, "computed twice gave two results"),
+        (77, "RUNNING", 5, False, "after 5 restarts"),
         (1, "RUNNING", 0, False, "exit code 1, for the reason above: not started again"),
         (2, "RUNNING", 0, False, "exit code 2, for the reason above: not started again"),
         (128, "RUNNING", 0, False, "not started again"),

@@ -143,6 +143,25 @@ def test_the_exit_of_the_first_process_decides_whether_to_requeue(
     assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if is_requeued else "")
 
 
+@pytest.mark.parametrize(
+    ("before", "nodes"), [("(null)", "gpu17"), ("gpu3,gpu4", "gpu3,gpu4,gpu17"), ("no", "gpu17")]
+)
+def test_a_job_whose_arithmetic_did_not_repeat_goes_to_other_nodes(
+    environment, tmp_path, before, nodes
+):
+    message = "x; nothing was updated. Suspect: gpu17; keep it out with --exclude=gpu17"
+    stand_in(tmp_path, "srun", f"echo '{message}' >&2\n{first('Exited with exit code 77', 77)}")
+    refuse = '[ "$1" = update ] && exit 1;' * (before == "no")
+    state = f"JobId=7 {RUNNING} ExcNodeList={'(null)' if before == 'no' else before} x=1"
+    stand_in(tmp_path, "scontrol", f"echo $* >> {tmp_path / 'asked'}; {refuse} echo '{state}'")
+    result = run_script("finetune.sh", [], environment | {"SLURM_JOB_ID": "7"})
+    assert result.returncode == 77
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[-2:] == ["requeue 7", f"update JobId=7 ExcNodeList={nodes}"]
+    expected = f"submit again with --exclude={nodes}" if refuse else f"will not run on {nodes}"
+    assert expected in result.stderr
+
+
 @pytest.mark.parametrize("name", ["USR1", "USR2", "TERM"])
 def test_a_signal_before_the_processes_start_requeues_the_job(site, tmp_path, name):
     stand_in(tmp_path, "srun", f"touch {tmp_path / 'started'}")

@@ -53,10 +53,9 @@ def _check_paths(config: "FinetuneConfig") -> None:
 
 
 def _run(config: "FinetuneConfig") -> int:
-    """Run and return the exit code: 0, EXIT_REQUEUE or EXIT_PEER_LOST."""
+    """Run and return the exit code: 0, EXIT_REQUEUE or that of PeerLost."""
     from hpc_ecg.distributed.failures import PeerLost
     from hpc_ecg.distributed.stop_signals import Preempted
-    from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
     from hpc_ecg.log import logger
     from hpc_ecg.preflight.doctor import doctor_before_training
     from hpc_ecg.training.finetune import finetune
@@ -73,7 +72,7 @@ def _run(config: "FinetuneConfig") -> int:
         return preempted.code
     except PeerLost as lost:
         logger.error(str(lost))
-        return EXIT_PEER_LOST
+        return lost.exit_code
     return 0
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.distributed import Store
 
 from hpc_ecg.distributed.ranks import Ranks
+from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
 from hpc_ecg.log import describe_error, logger
 
 POLL_S = 1.0
@@ -27,6 +28,8 @@ STORE_GRACE = timedelta(seconds=60)
 
 class PeerLost(RuntimeError):  # noqa: N818
     """Other processes or the network are gone; the run can resume from its checkpoint."""
+
+    exit_code = EXIT_PEER_LOST
 
 
 @contextmanager

@@ -23,6 +23,10 @@ class EngineConfig:
     """Keep one activation per encoder layer and recompute the others: less memory, more time."""
     compile: bool = setting(False, may_change=True)
     """Use torch.compile: slower to start, and numbers differ in the last digits."""
+    verify_every: int | None = setting(None, at_least=1, may_change=True)
+    """Compute every this many steps twice, and refuse one whose results differ: hardware that fails
+    without an error. The run ends with exit code 77 and names the node; slurm/finetune.sh starts it
+    on others. null = never. A checked step takes twice the time."""
     cpu_threads: int | None = setting(None, at_least=1, may_change=True)
     """Threads of torch on a CPU; null = torch's own choice."""
     timeout_min: float = setting(30, above=0, may_change=True)
@@ -37,6 +41,12 @@ class EngineConfig:
         if self.precision == "fp16" and self.parallel != "ddp":
             raise ValueError(
                 f"engine.precision=fp16 is for engine.parallel=ddp, got {self.parallel}; use bf16"
+            )
+
+        if self.verify_every and self.zero_stage:
+            raise ValueError(
+                f"engine.verify_every={self.verify_every} is not possible with engine.parallel="
+                f"{self.parallel}: DeepSpeed keeps gradients of its own; use ddp or fsdp2"
             )
 
     @property

@@ -15,6 +15,10 @@ from hpc_ecg.log import logger
 
 EXIT_PEER_LOST = 76
 """Exit code of a process that hangs or lost its peers; slurm/finetune.sh starts it again."""
+EXIT_CORRUPTED = 77
+"""Exit code of processes that computed a step twice, with two results."""
+SUSPECT = "Suspect: "
+"""Before the names of the nodes, in the message of such a run; slurm/job.sh looks for it."""
 GRACE_S = 5
 """Seconds between stacks and exit, since the first rank to exit takes the others down."""
 

@@ -4,11 +4,15 @@ import os
 import re
 from pathlib import Path
 
+from hpc_ecg.distributed.watchdog import SUSPECT
+
 LAST_BYTES = 1 << 16
 OF_A_RUN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d |submitit INFO|\S+: process \d+, CUDA")
 """Begins a line that a working program wrote: what it said before is not why it ended."""
 KILLED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (?!Exited|Terminated)(.+)")
 """The first process that was killed, and by what."""
+SUSPECTS = re.compile(rf".*{SUSPECT}([\w.-]+);")
+"""One node whose arithmetic did not repeat."""
 EFFECT = re.compile(
     r"srun: (error: \S+: tasks? |launch/slurm|Force|Terminating|Job step)|submitit \w+ \("
     r"|slurmstepd\S*: error: \*\*\* STEP .* CANCELLED AT \S+ \*\*\*|Traceback|Current thread"
@@ -37,8 +41,11 @@ def last_words(log: Path) -> str:
 
 
 def killed_on(log: Path) -> str:
-    """The node on which a process was killed first; "" if the log names none."""
-    return next((match[1] for match in map(KILLED.match, _end_of(log)) if match), "")
+    """The node whose arithmetic did not repeat, or on which a process was killed first; "" if the
+    log names none."""
+    lines = _end_of(log)
+    matches = (pattern.match(line) for pattern in (SUSPECTS, KILLED) for line in lines)
+    return next((match[1] for match in matches if match), "")
 
 
 def _describe_kill(match: re.Match[str]) -> str:

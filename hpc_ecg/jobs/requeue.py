@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE, SIGNALS
-from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
+from hpc_ecg.distributed.watchdog import EXIT_CORRUPTED, EXIT_PEER_LOST
 from hpc_ecg.jobs.queue import parse_job_state
 
 MAX_RESTARTS = 5
@@ -32,8 +32,9 @@ def decide_requeue(
     """Decide whether a job whose first process ended with `exit_code` should be requeued.
 
     A run that saved (75) continues, however often, and so does one that a signal to save ended
-    before Python was ready for it. One that lost its peers or hung (76), or was killed (128 +
-    signal), is started again `max_restarts` times. Anything else would fail again.
+    before Python was ready for it. One that lost its peers or hung (76), computed a step twice with
+    two results (77), or was killed (128 + signal), is started again `max_restarts` times. Anything
+    else would fail again.
     `job_state` is what `parse_job_state` returns: Slurm must still be running the job, or be ending
     it at its time limit. Otherwise it was cancelled, or is on its way back into the queue already.
     """
@@ -43,6 +44,8 @@ def decide_requeue(
         reason = "stopped on request while it started"
     elif exit_code == EXIT_PEER_LOST:
         reason = "a process lost the others, or hung"
+    elif exit_code == EXIT_CORRUPTED:
+        reason = "a step that was computed twice gave two results"
     elif 128 < exit_code <= 128 + 64:
         reason = f"a process was killed (exit code {exit_code})"
     else:

@@ -7,6 +7,7 @@ collective checks exchange what each process saw, so that all processes return t
 import logging
 import os
 import platform
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,8 @@ MANY_FLOATS = 1 << 24
 SLOW_GB_S = 0.12
 """The throughput of a network of 1 Gb/s."""
 DRIVER = Path("/sys/module/nvidia/version")
+OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
+"""NVIDIA's oldest driver for each major version of CUDA (CUDA Compatibility, 2025)."""
 
 
 class Finding(NamedTuple):
@@ -110,8 +113,22 @@ def check_versions(config: EngineConfig) -> list[Finding]:
     versions = [f"hpc_ecg {__version__}", f"Python {platform.python_version()}"]
     versions += [f"{name} {metadata.version(name)}" for name in names]
     versions += [f"CUDA {torch.version.cuda}"] if torch.version.cuda else []
-    versions += [f"NVIDIA driver {DRIVER.read_text().strip()}"] if DRIVER.exists() else []
-    return [Finding("ok", "versions", ", ".join(versions))]
+    driver = DRIVER.read_text().strip() if DRIVER.exists() else ""
+    versions += [f"NVIDIA driver {driver}"] if driver else []
+    found = [Finding("ok", "versions", ", ".join(versions))]
+    return found + check_driver(driver, torch.version.cuda or "")
+
+
+def check_driver(driver: str, cuda: str) -> list[Finding]:
+    """An error if the NVIDIA `driver` is too old for torch's build for `cuda`; both may be ""."""
+    number = re.search(r"\b(\d{3,})\.\d+", driver)
+    needed = OLDEST_DRIVER.get(cuda.partition(".")[0], 0)
+    if not number or int(number[1]) >= needed:
+        return []
+    works = max((c for c, oldest in OLDEST_DRIVER.items() if oldest <= int(number[1])), default="")
+    remedy = f"torch for CUDA {works} (make install TORCH_INDEX=…) or " if works else ""
+    text = f"driver {number[0]}, but torch's CUDA {cuda} needs {needed} or newer"
+    return [Finding("error", "driver", f"{text}; install {remedy}a newer driver")]
 
 
 def check_logs() -> list[Finding]:

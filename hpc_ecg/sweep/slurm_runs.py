@@ -189,7 +189,7 @@ def _should_retry(task: Task, folder: Path, tries: Tries, max_retries: int) -> b
     submission = last_submissions(folder)[task.name]
     shown = show_job(submission.job_id) if submission.job_id else ""
     state = parse_job_state(shown)
-    node = parse_single_node(shown) or killed_on(submission.log)
+    node = killed_on(submission.log) or parse_single_node(shown)
     if node and node not in tries.nodes and state.startswith(FAULTS_OF_NODES):
         tries.nodes.append(node)
     if tries.retries < max_retries and not state.startswith((CANCELLED, OUT_OF_MEMORY)):

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from hpc_ecg.data.loader import MicroBatch, StepBatch
 from hpc_ecg.data.sampler import RankSlice
+from hpc_ecg.distributed.backends import backend_of
 from hpc_ecg.distributed.ddp_backend import DDPBackend, OptimizerBuilder
-from hpc_ecg.distributed.deepspeed_backend import DeepSpeedBackend
 from hpc_ecg.distributed.failures import share_failures
 from hpc_ecg.distributed.process_group import (
     choose_hardware,
@@ -30,21 +30,13 @@ from hpc_ecg.distributed.process_group import (
     leave_process_group,
 )
 from hpc_ecg.distributed.settings import EngineConfig
+from hpc_ecg.distributed.step_check import compute_twice
 from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
 from hpc_ecg.distributed.watchdog import Watchdog
 from hpc_ecg.log import describe_error
 from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
 
 T = TypeVar("T")
-
-
-def backend_of(parallel: str) -> type[DDPBackend]:
-    """The backend of engine.parallel."""
-    if parallel != "fsdp2":
-        return DDPBackend if parallel == "ddp" else DeepSpeedBackend
-    from hpc_ecg.distributed.fsdp2_backend import FSDP2Backend  # takes a third of a second
-
-    return FSDP2Backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +90,7 @@ class Engine:
         change afterwards: the wrapper would not synchronize one that is unfrozen later.
         """
         self._release()
-        make_backend = backend_of(self.config.parallel)
+        make_backend = backend_of(self.config)
         backend = make_backend(self._accelerator, module, build_optimizer, clip_norm)
         if self.config.compile:
             backend.module.compile()
@@ -135,21 +127,30 @@ class Engine:
         normalizer of the *global* batch; `requests` are those of this rank. With `may_skip` there
         is no update if loss or gradient is not finite, and each step waits for the device.
         """
-        backend = self._backend
-        assert self._model is not None and backend is not None
+        backend, model, every = self._backend, self._model, self.config.verify_every
+        assert model is not None and backend is not None
         self._watchdog.beat()
-        self._model.train()
-        loss = torch.zeros((), device=self.device)
-        for number, micro in enumerate(batch.micro_batches, start=1):
-            is_last = number == len(batch.micro_batches)
-            with backend.no_sync(is_last):
-                inputs = model_inputs(micro, self.device, millivolts_per_count, transform)
-                with self._autocast():
-                    logits_nK = self._model(*inputs)
-                targets_nK = torch.from_numpy(micro.labels_nK).to(self.device)
-                local = loss_sum(logits_nK.float(), targets_nK, micro) * (micro.weight / divide_by)
-                backend.backward(local * self.world_size, is_last)
-            loss += local.detach()
+        model.train()
+
+        def accumulate() -> Tensor:
+            loss = torch.zeros((), device=self.device)
+            for number, micro in enumerate(batch.micro_batches, start=1):
+                is_last = number == len(batch.micro_batches)
+                with backend.no_sync(is_last):
+                    inputs = model_inputs(micro, self.device, millivolts_per_count, transform)
+                    with self._autocast():
+                        logits_nK = model(*inputs)
+                    targets_nK = torch.from_numpy(micro.labels_nK).to(self.device)
+                    total = loss_sum(logits_nK.float(), targets_nK, micro)
+                    local = total * (micro.weight / divide_by)
+                    backend.backward(local * self.world_size, is_last)
+                loss += local.detach()
+            return loss
+
+        if every and (batch.step + 1) % every == 0:
+            loss = compute_twice(accumulate, batch.step, backend, self.device)
+        else:
+            loss = accumulate()
         grad_norm = backend.clip_gradients()
         local_sums = torch.stack([loss, *torch.tensor(requests, device=self.device)])
         sums = self._accelerator.reduce(local_sums, "sum")
