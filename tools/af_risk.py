@@ -123,8 +123,8 @@ def write_risk_cohort(
     """Write WFDB records (500 Hz, 10 s; one or two a patient) to folder/records, and three tables.
 
     table.csv is what a hospital has. measurements.csv holds what an ECG machine measures of the P
-    wave and the rate, standardized. truth.csv holds what only the generator knows. Returns the path
-    of table.csv.
+    wave and the rate, here exact, and standardized. truth.csv holds what only the generator knows.
+    Returns the path of table.csv.
     """
     (folder / "records").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []

@@ -47,14 +47,7 @@ def main() -> int:
     _clear(OUT)
 
     _announce("1. Two synthetic populations, all in sinus rhythm. Who will have AF within 5 years?")
-    for name, number, population in (("source", 1500, SOURCE), ("target", 900, TARGET)):
-        # odd and even seeds: no patient of one population is in another
-        own_seed = 2 * seed + (name == "target")
-        write_risk_cohort(OUT / name, num_patients=number, seed=own_seed, population=population)
-        _describe(OUT / name)
-    write_risk_cohort(OUT / "new", num_patients=3, seed=10**6 + seed, population=TARGET)
-    shutil.move(OUT / "new" / "records", OUT / "inbox")
-    shutil.rmtree(OUT / "new")
+    _write_cohorts(seed)
 
     _announce("2. Recordings to shards, split by patient")
     for name, fractions in (("source", "0.8,0.1,0.1"), ("target", "0.3,0.15,0.55")):
@@ -88,6 +81,22 @@ def main() -> int:
     return 0
 
 
+def _write_cohorts(seed: int) -> None:
+    """The two populations, and recordings of three more patients of the second without labels."""
+    for name, number, population in (("source", 1500, SOURCE), ("target", 900, TARGET)):
+        own_seed = 2 * seed + (name == "target")  # no cohort of another seed has these patients
+        write_risk_cohort(OUT / name, num_patients=number, seed=own_seed, population=population)
+        table = pd.read_csv(OUT / name / "table.csv")
+        patients = table.drop_duplicates("patient_id")
+        print(
+            f"{OUT}/{name}: {len(table):,} ECGs of {len(patients):,} patients, "
+            f"of whom {patients['af_5y'].sum():,} will have AF"
+        )
+    write_risk_cohort(OUT / "new", num_patients=3, seed=10**6 + seed, population=TARGET)
+    shutil.move(OUT / "new" / "records", OUT / "inbox")
+    shutil.rmtree(OUT / "new")
+
+
 def run(command: str) -> None:
     """Print and run one command as a user would; exit if it fails."""
     print(f"$ hpc-ecg {command}", flush=True)
@@ -110,15 +119,6 @@ def strategies_by_auroc(sweep: Path) -> dict[str, float]:
     """Each strategy's AUROC on the test patients, as the report has it; the highest comes first."""
     found = json.loads((sweep / "report" / "comparison.json").read_text(encoding="utf-8"))
     return {s["name"]: s["estimates"]["auroc"]["value"] for s in found["strategies"]}
-
-
-def _describe(folder: Path) -> None:
-    table = pd.read_csv(folder / "table.csv")
-    patients = table.drop_duplicates("patient_id")
-    print(
-        f"{folder}: {len(table):,} ECGs of {len(patients):,} patients, "
-        f"of whom {patients['af_5y'].sum():,} will have AF"
-    )
 
 
 def _export(name: str, file: str) -> None:
