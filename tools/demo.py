@@ -27,8 +27,10 @@ from hpc_ecg.weights import load_model
 
 OUT = Path("demo")
 MARKER = "made-by-hpc-ecg-demo"
-MADE = (MARKER, "source*", "target*", "pretraining", "*.pt", "inbox", "sweep")
-TRIED = ("risks.csv", "why.html", "af-model")  # made by what the demo suggests at its end
+MADE = (
+    *(MARKER, "source*", "target*", "inbox", "pretraining", "base_ssl.pt", "wcr_afib_5y.pt"),
+    *("sweep", "risks.csv", "why.html", "af-model"),  # the last three as suggested at the end
+)
 SOURCE = Population(age=58, noise_mv=0.015)
 TARGET = Population(age=64, amplitude=0.85, noise_mv=0.02, wander_mv=0.08)
 CONTROL = "random"
@@ -92,9 +94,9 @@ def _write_cohorts(seed: int) -> None:
             f"{OUT}/{name}: {len(table):,} ECGs of {len(patients):,} patients, "
             f"of whom {patients['af_5y'].sum():,} will have AF"
         )
-    write_risk_cohort(OUT / "new", num_patients=3, seed=10**6 + seed, population=TARGET)
-    shutil.move(OUT / "new" / "records", OUT / "inbox")
-    shutil.rmtree(OUT / "new")
+    write_risk_cohort(OUT / "target-new", num_patients=3, seed=10**6 + seed, population=TARGET)
+    shutil.move(OUT / "target-new" / "records", OUT / "inbox")
+    shutil.rmtree(OUT / "target-new")
 
 
 def run(command: str) -> None:
@@ -153,7 +155,7 @@ def _clear(folder: Path) -> None:
     if folder.exists():
         if not (folder / MARKER).exists():
             sys.exit(f"{folder}/ exists but is not from a demo; move it away")
-        if foreign := foreign_files(folder, *MADE, *TRIED):
+        if foreign := foreign_files(folder, *MADE):
             sys.exit(f"{folder}/ holds {foreign[0]}, which no demo made; move it away")
         shutil.rmtree(folder)
     folder.mkdir()
