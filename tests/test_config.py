@@ -84,7 +84,14 @@ def test_every_sweep_builds_all_its_cells(name):
 def test_every_yaml_in_configs_is_covered_by_a_test():
     known = {"finetune.yaml", "sweep.yaml", "demo.yaml", "reference.yaml"}
     known |= {"practice.yaml"}  # run by the tutorials' test
+    known |= {"demo_pretraining.yaml"}  # read below
     assert {path.name for path in CONFIGS.glob("*.yaml")} == known
+
+
+def test_the_control_of_the_demo_is_the_network_that_the_demo_pre_trains():
+    pretraining = load_config(FinetuneConfig, [str(CONFIGS / "demo_pretraining.yaml")], [])
+    sweep = load_sweep([str(CONFIGS / "demo.yaml")], [])
+    assert {cell.run.model for cell in sweep.cells} == {pretraining.model}
 
 
 @pytest.mark.parametrize("schema", [FinetuneConfig, SweepConfig])

@@ -1,8 +1,9 @@
-"""Synthetic patients, their 12-lead ECGs, and whole cohorts on disk, for the demo and the tests.
+"""Synthetic patients, their 12-lead ECGs, and whole cohorts on disk, for tutorials and tests.
 
 A patient has a few traits (axis, amplitude, timing, heart rate), so ECGs of one patient look alike.
 A Population describes a cohort. Everything is a pure function of the random generator. There is
-only sinus rhythm and atrial fibrillation, no other disease: this does not replace real data.
+only sinus rhythm and atrial fibrillation, no other disease: this does not replace real data. The
+demo's patients, in sinus rhythm with a risk of AF, are in af_risk.py.
 """
 
 import csv

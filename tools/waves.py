@@ -100,6 +100,11 @@ def beats_to_dipole(time_S: np.ndarray, peaks_B: np.ndarray, beat: Beat) -> np.n
     )
 
 
+def p_waves(until_S: np.ndarray, beat: Beat) -> np.ndarray:
+    """The dipole [D, S] in mV of one beat's P waves, at times in seconds from its R peak."""
+    return _bumps(until_S, beat, slice(0, NUM_P_WAVES))
+
+
 def _bumps(offset_S: np.ndarray, beat: Beat, waves: slice) -> np.ndarray:
     scaled_WS = (offset_S - beat.onset_W[waves, None]) / beat.width_W[waves, None]
     bump_WS = np.exp(-0.5 * scaled_WS**2)
