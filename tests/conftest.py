@@ -83,6 +83,15 @@ def gpu() -> torch.device:
     return torch.device("cpu") if REHEARSES else torch.device("cuda", 0)
 
 
+@pytest.fixture
+def fp16_everywhere(gpu, monkeypatch):
+    """In a rehearsal fp16 runs on the CPU, too."""
+    from gpu_runs import allow_fp16_on_a_cpu
+
+    if gpu.type == "cpu":
+        allow_fp16_on_a_cpu(monkeypatch)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _imports_are_frozen() -> None:
     """Accelerate collects garbage three times a run: half a second each over imported modules."""

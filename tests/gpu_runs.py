@@ -1,4 +1,4 @@
-"""What the tests of a GPU share: runs on a device, their curves, and what a rehearsal leaves out."""
+"""What the tests of a GPU share: runs, their curves, and what a rehearsal leaves out."""
 
 import gc
 import json
@@ -48,10 +48,17 @@ def allow_fp16_on_a_cpu(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.fixture
-def fp16_everywhere(gpu, monkeypatch):
-    if gpu.type == "cpu":
-        allow_fp16_on_a_cpu(monkeypatch)
+def nan_at_step(patch: pytest.MonkeyPatch, step: int) -> list[int]:
+    """Make the loss of the n-th step NaN; returns a list to clear before another run."""
+    real, seen = Engine.take_step, []
+
+    def take_step(self, batch, loss_sum, *arguments, **named):
+        seen.append(1)
+        factor = torch.nan if len(seen) == step else 1.0
+        return real(self, batch, lambda *x: loss_sum(*x) * factor, *arguments, **named)
+
+    patch.setattr(Engine, "take_step", take_step)
+    return seen
 
 
 def config_of(shards: Path, run_dir: Path, device: torch.device, *more: str) -> FinetuneConfig:

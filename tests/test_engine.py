@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from conftest import words_for
-from gpu_runs import allow_fp16_on_a_cpu
+from gpu_runs import allow_fp16_on_a_cpu, nan_at_step
 
 from hpc_ecg.config.load import load_config
 from hpc_ecg.distributed import process_group
@@ -75,14 +75,7 @@ def test_half_a_launch_is_named(monkeypatch):
 
 @pytest.mark.slow
 def test_a_step_that_is_skipped_in_fp16_is_known_to_the_loss_scale(shards, tmp_path, monkeypatch):
-    real, seen = Engine.take_step, []
-
-    def take_step(self, batch, loss_sum, *arguments, **named):
-        seen.append(1)
-        factor = float("nan") if len(seen) == 3 else 1.0
-        return real(self, batch, lambda *x: loss_sum(*x) * factor, *arguments, **named)
-
-    monkeypatch.setattr(Engine, "take_step", take_step)
+    nan_at_step(monkeypatch, 3)
     allow_fp16_on_a_cpu(monkeypatch)
     words = ("engine.precision=fp16", "train.skip_nonfinite=1", "train.max_steps=5")
     losses = curve(shards, tmp_path / "run", *words)

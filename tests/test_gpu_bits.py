@@ -33,7 +33,7 @@ def seeds(number, seed):
 
 def dropped(device, p, shape, seed, compiled=False):
     """Which elements are dropped, and the factor on the others."""
-    num_records, num_tokens, width = shape
+    num_records, num_tokens, _ = shape
     seeds_BT = token_seeds(seeds(num_records, seed).to(device), num_tokens)
     dropout = RecordDropout(p, stream=2).train()
     call = torch.compile(dropout, fullgraph=True) if compiled else dropout
@@ -52,10 +52,9 @@ def test_dropout_drops_what_it_drops_on_a_cpu(gpu, p, shape, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_compiled_dropout_drops_the_same(gpu, p):
-    found = dropped(gpu, p, (8, 156, 3072), 0, compiled=True)
-    assert torch.equal(found == 0, dropped(CPU, p, (8, 156, 3072), 0) == 0)
+def test_compiled_dropout_drops_the_same(gpu):
+    found = dropped(gpu, 0.1, (8, 156, 3072), 0, compiled=True)
+    assert torch.equal(found == 0, dropped(CPU, 0.1, (8, 156, 3072), 0) == 0)
 
 
 def test_every_layer_of_a_model_drops_the_same(gpu):

@@ -9,7 +9,6 @@ from gpu_runs import (
     CPU,
     SLOWLY,
     curve,
-    fp16_everywhere,  # noqa: F401
     needs_cuda,
     relative_error,
     start,

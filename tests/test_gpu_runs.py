@@ -13,7 +13,7 @@ from gpu_runs import (
     config_of,
     curve,
     events,
-    fp16_everywhere,  # noqa: F401
+    nan_at_step,
     start,
     start_and_stop,
 )
@@ -170,14 +170,7 @@ def test_a_run_in_fp16_keeps_its_scale_when_it_resumes(
 def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(
     gpu, fp16_everywhere, shards, tmp_path, monkeypatch, precision
 ):
-    real, seen = Engine.take_step, []
-
-    def take_step(self, batch, loss_sum, *arguments, **named):
-        seen.append(1)
-        factor = torch.nan if len(seen) == 3 else 1.0
-        return real(self, batch, lambda *x: loss_sum(*x) * factor, *arguments, **named)
-
-    monkeypatch.setattr(Engine, "take_step", take_step)
+    seen = nan_at_step(monkeypatch, 3)
     words = (f"engine.precision={precision}", "train.max_steps=5")
     with pytest.raises(ValueError, match="loss or gradient is not finite at step 3"):
         start(shards, tmp_path / "stopped", gpu, *words)
