@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 SLURM_LOG := build/test-slurm.log
-.PHONY: install demo test test-slurm test-others test-docs test-fast lint format types docs clean
+.PHONY: install demo test test-slurm test-others test-docs test-fast gpu-check lint format types docs clean
 
 install: $(VENV)/installed
 
@@ -37,6 +37,10 @@ test-docs: install
 
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+
+# On any machine with a GPU, without a network or this environment: PYTHON with torch >= 2.8.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py $(GPU_CHECK)
 
 lint: install
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,13 +29,15 @@ from hpc_ecg.safe_reading import read_json  # noqa: E402
 
 KIND = "hpc_ecg gpu-check"
 NEEDS_GPU = ("curve", "speed", "costs")
-FIGURES = ("ecg_per_s", "mfu", "share", "memory_gb", "seconds", "largest", "save_seconds", "name")
+FIGURES = ("ecg_per_s", "mfu", "share", "memory_gb", "seconds", "save_seconds", "load_seconds")
+"""What the table shows of a row; the file has all."""
 
 
-def main(arguments: Sequence[str], run_part: Runner = run_apart, **more: Any) -> int:
-    """`run_part` runs a part; `more` are options for the parts."""
+def main(arguments: Sequence[str], run_part: Runner = run_apart) -> int:
     parser = argparse.ArgumentParser(
-        prog="gpu_check.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="gpu_check.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("build/gpu-check.json"), metavar="FILE")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all (default 8)")
@@ -47,9 +50,7 @@ def main(arguments: Sequence[str], run_part: Runner = run_apart, **more: Any) ->
     except ValueError as error:
         parser.error(str(error))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    if options.rehearse:
-        os.environ["HPC_ECG_REHEARSE_GPU"] = "1"
-    report = check(options, run_part, more)
+    report = check(options, run_part)
     print_report(report)
     print(f"written: {options.out}")
     return int(has_failed(report))
@@ -60,77 +61,61 @@ def _is_ours(path: Path) -> bool:
     return isinstance(found, dict) and found.get("kind") == KIND
 
 
-def check(options: argparse.Namespace, run_part: Runner, more: dict[str, Any]) -> dict[str, Any]:
+def check(options: argparse.Namespace, run_part: Runner) -> dict[str, Any]:
     """Run all parts and return the report, which OUT holds at each moment."""
-    began, total_s = time.monotonic(), 60 * options.minutes
-    report: dict[str, Any] = {
-        "kind": KIND,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "minutes": options.minutes,
-        "is_rehearsal": options.rehearse,
-        "parts": {name: {"status": "not begun", "rows": {}} for name in PARTS},
-    }
-    for name in PARTS:
-        part, started = report["parts"][name], time.monotonic()
+    clock, began = Clock(60 * options.minutes), time.monotonic()
+    parts: dict[str, Any] = {name: {"status": "not begun", "rows": {}} for name in PARTS}
+    report: dict[str, Any] = {"kind": KIND, "minutes": options.minutes, "parts": parts}
+    report |= {"date": datetime.now(UTC).isoformat(" ", "seconds")}
+    report |= {"is_rehearsal": options.rehearse, "seconds": 0}
+    if options.rehearse:
+        os.environ["HPC_ECG_REHEARSE_GPU"] = "1"  # for the tests
+    with TemporaryDirectory(prefix="gpu-check-") as folder:
+        words = {"rehearse": options.rehearse, "folder": folder}
+        for name, part in parts.items():
 
-        def emit(row: str, figures: dict[str, Any], rows: dict[str, Any] = part["rows"]) -> None:
-            rows[row] = figures
-            write_json(options.out, report)
+            def emit(row: str, figures: dict[str, Any], part: dict[str, Any] = part) -> None:
+                part["rows"][row] = figures
+                _write(options.out, report, began)
 
-        part["status"] = "cut off: the check itself was ended"  # unless it goes on
-        write_json(options.out, report)
-        card = rows_of(report, "environment").get("card", {})
-        if name in NEEDS_GPU and "name" not in card and not options.rehearse:
-            part["status"] = f"{UNKNOWN}: {card.get(UNKNOWN, 'no GPU here')}"
-        else:
-            clock = Clock(seconds_for(name, total_s - (started - began)))
-            part["status"] = run_part(name, clock, {"rehearse": options.rehearse, **more}, emit)
-        part["seconds"] = round(time.monotonic() - started, 1)
-        print(f"{name}: {part['status']} ({part['seconds']} s)", flush=True)
-    report["seconds"] = round(time.monotonic() - began, 1)
-    report["verdicts"] = verdicts(report)
-    write_json(options.out, report)
+            part["status"] = "cut off with the check"  # unless it goes on
+            card = parts["environment"]["rows"].get("card", {})
+            if name in NEEDS_GPU and "name" not in card and not options.rehearse:
+                part["status"] = card.get(UNKNOWN, "without a GPU")
+            else:
+                time_for_it = Clock(seconds_for(name, clock.left_s))
+                part["status"] = run_part(name, time_for_it, words, emit)
+            _write(options.out, report, began)
+            print(f"{name}: {part['status']}", flush=True)
     return report
 
 
-def has_failed(report: dict[str, Any]) -> bool:
+def _write(path: Path, report: dict[str, Any], began: float) -> None:
+    report |= {"seconds": round(time.monotonic() - began, 1), "verdicts": verdicts(report)}
+    write_json(path, report)
+
+
+def has_failed(report: Mapping[str, Any]) -> bool:
     """Whether a test failed or a part crashed."""
     crashed = any(part["status"].startswith("crashed") for part in report["parts"].values())
     return crashed or "failed" in count_outcomes(rows_of(report, "tests"))
 
 
-def print_report(report: dict[str, Any]) -> None:
-    card = card_of(report)
-    title = card or "no GPU here" + ": a REHEARSAL on the CPU" * report["is_rehearsal"]
-    print(f"\n{title}, {report['date']}, {report['seconds']:.0f} s\n")
-    for name in PARTS:
-        rows = rows_of(report, name)
-        if name == "tests":
-            _print_tests(rows)
-            continue
-        for row, figures in rows.items():
-            cells = [figures.get(UNKNOWN) and f"{UNKNOWN}: {figures[UNKNOWN]}"]
-            cells += [_cell(f, figures[f]) for f in FIGURES if f in figures]
-            if any(cells):
-                print(f"{name:<12}{row:<28}{'  '.join(filter(None, cells))}")
+def print_report(report: Mapping[str, Any]) -> None:
+    card = card_of(report) or "NO GPU" + report["is_rehearsal"] * ": a REHEARSAL on the CPU"
+    print(f"\n{card}, {report['date']}, {report['seconds']} s\n")
+    for name in (name for name in PARTS if name != "tests"):
+        for row, figures in rows_of(report, name).items():
+            known = [f"{f} {shown(f, figures[f])}" for f in FIGURES if f in figures]
+            if UNKNOWN in figures or known:
+                print(f"{name:<13}{row:<30}{'  '.join(known) or figures[UNKNOWN]}")
+    tests = rows_of(report, "tests")
+    print(f"{'tests':<13}{', '.join(f'{n} {kind}' for kind, n in count_outcomes(tests).items())}")
+    failed = [f"{n}: {row['reason']}" for n, row in tests.items() if row["outcome"] == "failed"]
+    skipped = {row["reason"] for row in tests.values() if row["outcome"] == "skipped"}
+    for kind, lines in (("failed", failed), ("skipped", sorted(skipped))):
+        print(*(f"  {kind}: {line}\n" for line in lines), sep="", end="")
     print("\n" + "\n".join(report["verdicts"]))
-
-
-def _cell(figure: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{figure.replace('_', ' ').removesuffix(' per s')} {shown(figure, value)}"
-
-
-def _print_tests(rows: Mapping[str, Any]) -> None:
-    counts = count_outcomes(rows)
-    print(f"{'tests':<12}{', '.join(f'{n} {outcome}' for outcome, n in counts.items()) or 'none'}")
-    for name, row in rows.items():
-        if row["outcome"] == "failed":
-            print(f"  failed: {name}: {row.get('reason', '')}")
-    reasons = {r.get("reason", "") for r in rows.values() if r["outcome"] == "skipped"}
-    for reason in sorted(reasons):
-        print(f"  skipped: {reason}")
 
 
 if __name__ == "__main__":

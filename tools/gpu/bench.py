@@ -4,13 +4,12 @@ At full size on a GPU; in a rehearsal a tiny model on the CPU, whose figures mea
 """
 
 import math
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,38 +19,31 @@ from _costs import FULL, SMALL, settings_for
 
 from hpc_ecg.cli import main as hpc_ecg
 from hpc_ecg.config.load import load_config
-from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.distributed.ddp_backend import DDPBackend
 from hpc_ecg.training.engine import Engine
+from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedRun, prepare_run
 from hpc_ecg.training.settings import FinetuneConfig
 
 BLOCK_S, REPEATS, WARM_UP = 0.3, 5, 3
 
 
-@dataclass(frozen=True, kw_only=True)
 class Bench:
-    """A device, a folder for runs, and shards of noise in it."""
+    """A device, and shards of noise for it in a folder of its own."""
 
-    device: torch.device
-    folder: Path
-    batches: tuple[int, ...]
-    """Sizes, the one that targets are about first."""
-    block: int
-    """Steps between two looks at the clock, in a comparison of loops."""
-    pairs: int
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
-
-    @property
-    def architecture(self) -> Architecture:
-        return FULL if self.on_gpu else SMALL
+    def __init__(self, options: Mapping[str, Any], part: str) -> None:
+        self.on_gpu = not options["rehearse"]
+        self.device = torch.device("cuda" if self.on_gpu else "cpu")
+        self.architecture = FULL if self.on_gpu else SMALL
+        self.batches = (128, 32, 512) if self.on_gpu else (4, 2)
+        self.block, self.pairs = (8, 8) if self.on_gpu else (2, 3)
+        self.row_s = 5.0 if self.on_gpu else 0.2  # what a figure is expected to take at most
+        self.folder = Path(options["folder"]) / part
+        write_shards(self.folder, num_train=1152 if self.on_gpu else 24)
 
     def config(self, name: str, steps: int, *more: str, small: bool = False) -> FinetuneConfig:
         """A run that validates and saves only at its end, in bf16 on a GPU."""
-        architecture = SMALL if small else self.architecture
-        words = settings_for(self.folder, name, architecture, steps)
+        words = settings_for(self.folder, name, SMALL if small else self.architecture, steps)
         words += [f"engine.device={self.device.type}", f"data.batch_size={self.batches[0]}"]
         words += [f"engine.precision={'bf16' if self.on_gpu else 'fp32'}", *more]
         return load_config(FinetuneConfig, [], words)
@@ -71,10 +63,8 @@ class Bench:
         """Median seconds of a step over blocks of steps, after a warm-up."""
         for _ in range(WARM_UP if self.on_gpu else 1):
             step()
-        once = self._block_of(step, 1)
-        size = max(1, min(math.ceil(BLOCK_S / once), 100)) if self.on_gpu else 1
-        repeats = REPEATS if self.on_gpu else 3
-        return statistics.median(self._block_of(step, size) for _ in range(repeats))
+        size = min(math.ceil(BLOCK_S / self._block_of(step, 1)), 100) if self.on_gpu else 1
+        return median(self._block_of(step, size) for _ in range(REPEATS))
 
     def _block_of(self, step: Callable[[], object], size: int) -> float:
         self.wait()
@@ -85,29 +75,23 @@ class Bench:
         return (time.perf_counter() - began) / size
 
 
-@contextmanager
-def make_bench(options: Mapping[str, Any]) -> Iterator[Bench]:
-    device = torch.device("cpu" if options["rehearse"] else "cuda")
-    sizes = {"batches": (128, 32, 512), "block": 8, "pairs": 8}
-    if options["rehearse"]:
-        sizes = {"batches": (4, 2), "block": 2, "pairs": 3}
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as name:
-        write_shards(Path(name), num_train=24 if options["rehearse"] else 1152)
-        yield Bench(device=device, folder=Path(name), **sizes)  # type: ignore[arg-type]
+def start_training(engine: Engine, run: PreparedRun, moments: Any = None) -> DDPBackend:
+    optim = run.config.optim
+    build = partial(build_optimizer, config=optim, device=engine.device)
+    return engine.prepare_training(run.start.model, build, optim.clip_norm, moments)
 
 
 def write_shards(folder: Path, num_train: int) -> None:
     """`folder`/shards: records of noise, `num_train` of them for training."""
     rng, rows = np.random.default_rng(0), []
-    (folder / "npy").mkdir()
+    folder.mkdir()
     for number in range(num_train + 16):
-        signal_LS = rng.normal(0, 300, (12, 2500)).astype(np.int16)
-        np.save(folder / "npy" / f"{number}.npy", signal_LS)
+        np.save(folder / f"{number}.npy", rng.normal(0, 300, (12, 2500)).astype(np.int16))
         split = "train" if number < num_train else ("valid", "test")[number % 2]
         rows.append((number, f"{number}.npy", number, number // 2 % 2, split))
     names = ["record", "file", "patient", "af", "split"]
     pd.DataFrame(rows, columns=names).to_csv(folder / "table.csv", index=False)
-    command = f"data shard {folder}/table.csv --signals {folder}/npy --out {folder}/shards"
-    command += " --label af --patient patient --split split --rate 250 --unit uV --workers 1"
+    command = f"data shard {folder}/table.csv --signals {folder} --out {folder}/shards --workers 1"
+    command += " --label af --patient patient --split split --rate 250 --unit uV"
     if hpc_ecg(command.split()) != 0:
         raise ValueError("the shards could not be written")

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _loops import Batch, PairedTimer, host_steps, make_batches, make_model, run_ours
+from _loops import PairedTimer, host_steps, make_batches, make_model, run_ours
 
-from gpu.bench import Bench, make_bench
+from gpu.bench import Bench, start_training
 from gpu.parts import Clock, Emit
 from gpu.verdicts import UNKNOWN
 from hpc_ecg.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -19,24 +19,24 @@ from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.settings import FinetuneConfig
 
-ROW_S = 8.0
-"""What a row is expected to take at most, on a GPU."""
-
 
 def measure(emit: Emit, clock: Clock, options: Mapping[str, Any]) -> None:
-    with make_bench(options) as bench:
-        for row, figures_of in ROWS.items():
-            enough = clock.has(ROW_S if bench.on_gpu else 1.0)
-            emit(row, figures_of(bench) if enough else {UNKNOWN: "out of time"})
+    bench = Bench(options, "costs")
+    for row, figures_of in ROWS.items():
+        is_late = clock.left_s < 2 * bench.row_s
+        emit(row, {UNKNOWN: "out of time"} if is_late else figures_of(bench))
 
 
-def bare_steps(bench: Bench, config: FinetuneConfig, batches: list[Batch]) -> Iterator[None]:
+def bare_steps(bench: Bench, config: FinetuneConfig) -> Iterator[None]:
     """A loop that only trains, its batches on the device; nothing waits for the device."""
     model = make_model(bench.architecture, config).to(bench.device)
     optimizer = build_optimizer(model, config.optim, bench.device)
-    is_half = config.engine.precision == "bf16"
+    batches = [
+        ([x if x is None else x.to(bench.device) for x in inputs], targets_BK.to(bench.device))
+        for inputs, targets_BK in make_batches(config, 4)
+    ]
     for inputs, targets_BK in cycle(batches):
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=is_half):
+        with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.on_gpu):
             logits_BK = model(*inputs)
         F.binary_cross_entropy_with_logits(logits_BK.float(), targets_BK).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or float("inf"))
@@ -45,25 +45,21 @@ def bare_steps(bench: Bench, config: FinetuneConfig, batches: list[Batch]) -> It
         yield
 
 
-def batches_on(bench: Bench, config: FinetuneConfig) -> list[Batch]:
-    found = []
-    for inputs, targets_BK in make_batches(config, 4):
-        moved = tuple(x if x is None else x.to(bench.device) for x in inputs)
-        found.append((moved, targets_BK.to(bench.device)))
-    return found
-
-
 def _overhead(bench: Bench) -> dict[str, Any]:
-    """A run, reading from shards and logging, against the bare loop, in blocks that alternate."""
-    steps = host_steps(bench.block, bench.pairs)
-    config = bench.config("overhead", steps)
-    loop = bare_steps(bench, config, batches_on(bench, config))
-    timer = PairedTimer({"bare": lambda: next(loop)}, bench.block, bench.wait)
-    ours = run_ours(config, timer.before_step)
-    wall, cpu = timer.ratio("bare")
-    figures = {"share": float(wall) - 1, "share_of_cpu_time": float(cpu) - 1}
-    figures |= {"seconds": float(timer.seconds()[0]), "bare": float(timer.seconds("bare")[0])}
-    return figures | {"last_loss": ours[max(ours)], "steps": steps}
+    """A run, reading from shards and logging, against the bare loop, in blocks that alternate; and
+    the time from its call, with all modules imported, to its first step."""
+    config = bench.config("overhead", host_steps(bench.block, bench.pairs))
+    bare = bare_steps(bench, config)
+    timer = PairedTimer({"bare": lambda: next(bare)}, bench.block, bench.wait)
+    began, starts = time.perf_counter(), list[float]()
+
+    def before_step() -> None:
+        starts.append(time.perf_counter() - began)
+        timer.before_step()
+
+    run_ours(config, before_step)
+    seconds = {"seconds": timer.seconds()[0], "bare_seconds": timer.seconds("bare")[0]}
+    return {"share": timer.ratio("bare")[0] - 1, "start_seconds": starts[0], **seconds}
 
 
 def _data_wait(bench: Bench) -> dict[str, Any]:
@@ -72,36 +68,29 @@ def _data_wait(bench: Bench) -> dict[str, Any]:
     run = finetune(bench.config("data", steps, f"train.log_every={steps // 4}"))
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     of_steps = [line for line in lines if line["event"] == "step"][1:]  # the first warms up
-    names = ("ecg_per_s", "data_wait", "step_s_p50", "step_s_p95", "memory_gb")
+    names = ("ecg_per_s", "data_wait", "step_s_p50", "step_s_p95")
     figures = {name: median(line[name] for line in of_steps) for name in names}
-    return figures | {"share": figures["data_wait"], "steps": steps}
+    return figures | {"share": figures["data_wait"]}
 
 
 def _dropout(bench: Bench) -> dict[str, Any]:
     """Steps with record dropout against steps without, in blocks that alternate."""
-    configs = {p: bench.config("never", 1, f"model.activation_dropout={p}") for p in ("0.1", "0")}
-    batches = batches_on(bench, configs["0.1"])
-    with_it, without = (bare_steps(bench, config, batches) for config in configs.values())
+    with_it, without = (
+        bare_steps(bench, bench.config("never", 1, f"model.activation_dropout={p}"))
+        for p in (0.1, 0)
+    )
     timer = PairedTimer({"without": lambda: next(without)}, bench.block, bench.wait)
     for _ in range(host_steps(bench.block, bench.pairs)):
         timer.before_step()
         next(with_it)
-    seconds = {"with": timer.seconds()[0], "without": timer.seconds("without")[0]}
-    share = 1 - 1 / timer.ratio("without")[0]
-    return {"share": float(share), **{name: float(value) for name, value in seconds.items()}}
+    return {"share": float(1 - 1 / timer.ratio("without")[0]), "seconds": timer.seconds()[0]}
 
 
 def _checkpoint(bench: Bench) -> dict[str, Any]:
     """Weights and moments from the device to the disk, with digests, and back."""
     folder = bench.folder / "saved"
     with bench.prepared() as (engine, run):
-        optim, model = run.config.optim, run.start.model
-
-        def prepare(moments: Mapping[str, torch.Tensor] | None = None) -> Any:
-            build = lambda m: build_optimizer(m, optim, engine.device)  # noqa: E731
-            return engine.prepare_training(model, build, optim.clip_norm, moments)
-
-        backend = prepare()
+        backend, model = start_training(engine, run), run.start.model
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         backend.step()
@@ -110,23 +99,11 @@ def _checkpoint(bench: Bench) -> dict[str, Any]:
         save_checkpoint(folder, Progress(step=1), model, backend.moments(), keep=1)
         saved = time.perf_counter()
         (path,) = folder.glob("step-*")
-        prepare(load_checkpoint(path, model)[0])
+        start_training(engine, run, load_checkpoint(path, model)[0])
         bench.wait()
         loaded = time.perf_counter()
     size = sum(file.stat().st_size for file in path.iterdir())
     return {"save_seconds": saved - began, "load_seconds": loaded - saved, "mb": size / 1e6}
-
-
-def _first_step(bench: Bench) -> dict[str, Any]:
-    """From the call of a run, with all modules imported, to the end of its first step."""
-    began, seconds = time.perf_counter(), []
-
-    def before_step() -> None:
-        bench.wait()
-        seconds.append(time.perf_counter() - began)
-
-    run_ours(bench.config("first", 2), before_step)
-    return {"seconds": seconds[1], "until_it_begins": seconds[0]}
 
 
 ROWS: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -134,5 +111,4 @@ ROWS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "data wait": _data_wait,
     "dropout": _dropout,
     "checkpoint": _checkpoint,
-    "first step": _first_step,
 }

@@ -1,7 +1,7 @@
 """The parts of a check, each in a process of its own: one that hangs or dies costs no other.
 
-A part gets `emit(row, figures)`, which sends a line of JSON to the checking process at once, and a
-Clock. What it has measured is kept, however it ends.
+A part is a module with `measure(emit, clock, options)`. `emit(row, figures)` sends a line of JSON
+to the checking process at once, so what was measured is kept however the part ends.
 """
 
 import importlib
@@ -20,9 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"environment": 15, "tests": 190, "curve": 35, "speed": 150, "costs": 90}
 """In their order, with the seconds of eight minutes that each may take. What one leaves is divided
 among the others in this proportion."""
-LEAST_S = 1.0
 Emit = Callable[[str, dict[str, Any]], None]
-Runner = Callable[[str, "Clock", Mapping[str, Any], Emit], str]
 
 
 class Clock:
@@ -35,68 +33,52 @@ class Clock:
     def left_s(self) -> float:
         return self._end - time.monotonic()
 
-    def has(self, seconds: float) -> bool:
-        return self.left_s > seconds
+
+Runner = Callable[[str, Clock, Mapping[str, Any], Emit], str]
 
 
 def seconds_for(part: str, left_s: float) -> float:
     """What a part may take of the time that is left."""
     names = list(PARTS)
-    weights = [PARTS[name] for name in names[names.index(part) :]]
-    return left_s * weights[0] / sum(weights)
+    return left_s * PARTS[part] / sum(PARTS[name] for name in names[names.index(part) :])
 
 
 def run_apart(part: str, clock: Clock, options: Mapping[str, Any], emit: Emit) -> str:
-    """Run a part in its own process; returns how it ended. Killed when its time is over."""
-    if not clock.has(LEAST_S):
-        return "not begun: out of time"
+    """Run a part in its own process, killed when its time is over; returns how it ended."""
     folders = [str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # for deterministic kernels
-    words = json.dumps({**options, "seconds": clock.left_s})
+    command = [sys.executable, "-m", "gpu.parts", part]
+    command.append(json.dumps({**options, "seconds": clock.left_s}))
     with tempfile.TemporaryFile("w+") as log:
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
         process = subprocess.Popen(
-            [sys.executable, "-m", "gpu.parts", part, words],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-            start_new_session=True,
+            command, env=environment, cwd=ROOT, start_new_session=True, **pipes
         )
-        cut_off: list[bool] = []
-        timer = threading.Timer(clock.left_s, _kill, [process, cut_off])
+        assert process.stdout is not None
+        was_killed = threading.Event()
+        timer = threading.Timer(max(clock.left_s, 0), _kill, [process, was_killed])
         timer.start()
         try:
-            assert process.stdout is not None
             for line in process.stdout:
                 if line.endswith("\n"):  # not one that was cut off
                     emit(*json.loads(line))
             code = process.wait()
         finally:
             timer.cancel()
-            _kill(process, [])
+            _kill(process, threading.Event())
         log.seek(0)
-        last = (log.read().strip().splitlines() or ["no word"])[-1]
-    if cut_off:
+        last = (log.read().strip().splitlines() or ["it printed nothing"])[-1]
+    if was_killed.is_set():
         return "cut off: out of time"
     return "complete" if code == 0 else f"crashed ({code}): {last[:300]}"
 
 
-def _kill(process: subprocess.Popen[str], killed: list[bool]) -> None:
+def _kill(process: subprocess.Popen[str], was_killed: threading.Event) -> None:
     """End the process and its children, which are a session."""
     if process.poll() is None:
-        killed.append(True)
+        was_killed.set()
         os.killpg(process.pid, 9)
-
-
-def run_here(part: str, clock: Clock, options: Mapping[str, Any], emit: Emit) -> str:
-    """Run a part in this process; ValueError and the like become its status."""
-    try:
-        importlib.import_module(f"gpu.{part}").measure(emit, clock, options)
-    except Exception as error:
-        return f"crashed: {type(error).__name__}: {str(error).splitlines()[:1]}"
-    return "complete"
 
 
 def main(part: str, words: str) -> None:

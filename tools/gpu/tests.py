@@ -1,4 +1,4 @@
-"""The tests marked `gpu`: how each ended, and the last line of those that failed."""
+"""The tests marked `gpu`: how each ended, and the last lines of those that failed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,26 +15,25 @@ class Listener:
         self._emit = emit
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        is_over = report.when == "call" or report.outcome != "passed"
-        if not is_over:
-            return
-        row: dict[str, Any] = {"outcome": report.outcome, "seconds": round(report.duration, 2)}
-        if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
-            row["reason"] = report.longrepr[2].removeprefix("Skipped: ")
-        elif report.outcome == "failed":
-            row["reason"] = str(report.longrepr).strip().splitlines()[-1][:300]
-            row["last_lines"] = str(report.longrepr).strip().splitlines()[-12:]
-        self._emit(report.nodeid, row)
+        if report.when == "call" or report.outcome != "passed":
+            self._send(report, round(report.duration, 2))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            last = str(report.longrepr).strip().splitlines()[-1]
-            self._emit(report.nodeid, {"outcome": "failed", "seconds": 0.0, "reason": last})
+            self._send(report, 0.0)
+
+    def _send(self, report: pytest.TestReport | pytest.CollectReport, seconds: float) -> None:
+        row: dict[str, Any] = {"outcome": report.outcome, "seconds": seconds}
+        if report.outcome != "passed":
+            skipped = isinstance(report.longrepr, tuple) and report.longrepr[2]
+            lines = str(skipped or report.longrepr).strip().splitlines()
+            row |= {"reason": lines[-1].removeprefix("Skipped: "), "last_lines": lines[-12:]}
+        self._emit(report.nodeid, row)
 
 
 def measure(emit: Emit, clock: Clock, options: Mapping[str, Any]) -> None:
-    """ValueError if pytest itself fails; a test that fails is a row."""
-    files = options.get("tests") or sorted(map(str, (ROOT / "tests").glob("test_gpu_*.py")))
+    """ValueError if pytest itself fails, or finds no test; a test that fails is a row."""
+    files = sorted(map(str, (ROOT / "tests").glob("test_gpu_*.py")))
     words = [*files, "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
     code = pytest.main(words, plugins=[Listener(emit)])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
