@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import words_for
+from test_finetune import StoppedError, stop_at_step
 
 from hpc_ecg.config.load import load_config
 from hpc_ecg.distributed import process_group
@@ -80,22 +81,6 @@ def curve(folder: RunFolder, *names: str) -> np.ndarray:
     """`names`, or the loss, of each step; of one that was taken twice, the second."""
     of_step = {line["step"]: line for line in events(folder, "step")}
     return np.array([[of_step[k][name] for name in names or ["loss"]] for k in sorted(of_step)])
-
-
-class StoppedError(Exception):
-    """Stands for the death of the process."""
-
-
-def stop_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
-    real, taken = Engine.take_step, []
-
-    def take_step(self, *arguments, **named):
-        if len(taken) == step:
-            raise StoppedError
-        taken.append(1)
-        return real(self, *arguments, **named)
-
-    patch.setattr(Engine, "take_step", take_step)
 
 
 def start_and_stop(shards: Path, run_dir: Path, device: torch.device, *more: str) -> None:

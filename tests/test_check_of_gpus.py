@@ -92,6 +92,12 @@ def test_a_part_takes_its_share_and_what_others_left():
     assert seconds_for("costs", 77) == 77
 
 
+def test_the_check_runs_all_tests_that_are_marked():
+    marked = [p.name for p in Path(__file__).parent.glob("*.py") if "mark.gpu" in p.read_text()]
+    assert len(marked) >= 7
+    assert [name for name in marked if not name.startswith("test_gpu_")] == [Path(__file__).name]
+
+
 # Parts in processes of their own
 
 ODD = """

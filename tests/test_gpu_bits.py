@@ -5,15 +5,12 @@ import hashlib
 
 import pytest
 import torch
-from conftest import TINY
 from gpu_runs import CPU
 
 from hpc_ecg.data.augment import _uniform, augment, record_seeds
 from hpc_ecg.data.settings import AugmentConfig
 from hpc_ecg.hashing import multiply_shift, splitmix64
 from hpc_ecg.model.dropout import RecordDropout, layer_seeds, token_seeds
-from hpc_ecg.model.settings import ModelConfig
-from hpc_ecg.model.transformer import build_model
 
 pytestmark = pytest.mark.gpu
 RATE = 250
@@ -55,25 +52,6 @@ def test_dropout_drops_what_it_drops_on_a_cpu(gpu, p, shape, seed):
 def test_compiled_dropout_drops_the_same(gpu):
     found = dropped(gpu, 0.1, (8, 156, 3072), 0, compiled=True)
     assert torch.equal(found == 0, dropped(CPU, 0.1, (8, 156, 3072), 0) == 0)
-
-
-def test_every_layer_of_a_model_drops_the_same(gpu):
-    """In a model without biases in the way: the features of one record, in training mode."""
-    config = ModelConfig(
-        dropout=0.2, activation_dropout=0.2, dropout_input=0.2, final_dropout=0.2, pooling="nonzero"
-    )
-    ecg_BCS = torch.randn(3, 12, 500, generator=torch.Generator().manual_seed(0))
-    kept = []
-    for device in (gpu, CPU):
-        model = build_model(TINY, 1, config, seed=1).to(device).train()
-        masks = []
-        for module in model.modules():
-            if isinstance(module, RecordDropout):
-                module.register_forward_hook(lambda _, x, out, m=masks: m.append(out.cpu() == 0))
-        model(ecg_BCS.to(device), None, seeds(3, 5).to(device))
-        kept.append(masks)
-    assert len(kept[0]) > 2 * TINY.encoder_layers
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*kept, strict=True))
 
 
 @pytest.mark.parametrize("function", [splitmix64, multiply_shift])

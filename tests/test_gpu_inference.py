@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gpu_runs import CPU, SLOWLY, start
+from gpu_runs import SLOWLY, start
 from synthetic import Population, draw_patient, synthesize
 
 import hpc_ecg
@@ -131,8 +131,3 @@ def test_an_onnx_file_computes_what_the_gpu_computes(gpu, run, tmp_path):
     with torch.no_grad():
         ours_BK = load_model(run / "best").to(gpu)(ecg_BCS.to(gpu))
     np.testing.assert_allclose(ours_BK.cpu().numpy(), logits_BK, **CLOSE)
-
-
-def test_weights_of_a_gpu_are_files_that_need_none(run, without_gpu):
-    without_gpu()
-    assert {p.device for p in load_model(run / "best").parameters()} == {CPU}

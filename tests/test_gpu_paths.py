@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, reseal
-from gpu_runs import CPU, SLOWLY, curve, held_bytes, needs_cuda, relative_error, start
+from gpu_runs import CPU, SLOWLY, curve, needs_cuda, start
 
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.model.kernels import check_kernels
@@ -96,27 +96,14 @@ def test_a_compiled_run_has_the_curve_of_the_cpu(gpu, fresh_compiler, shards, tm
     np.testing.assert_allclose(curve(compiled), curve(eager), rtol=1e-3)
 
 
-def backward(device, checkpoints, batch_size=4):
-    """Gradients of all weights, and the most memory that forward and backward held beside them."""
-    model = build_model(TINY, 1, ModelConfig(), seed=1).to(device).train()
-    model.backbone.encoder.checkpoint_layers = checkpoints
-    seeds_B = torch.arange(batch_size, device=device)
-    ecg_BCS = torch.randn(batch_size, 12, 2500, generator=torch.Generator().manual_seed(0))
-    ecg_BCS, before, peak = ecg_BCS.to(device), held_bytes(device), 0
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    model(ecg_BCS, None, seeds_B).sum().backward()
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) - before
-    return torch.cat([p.grad.flatten().cpu() for p in model.parameters()]), peak
-
-
-def test_checkpointed_layers_give_the_gradients_of_the_others(gpu):
-    kept, again = backward(gpu, False)[0], backward(gpu, True)[0]
-    assert relative_error(again, kept) < 1e-5
-    assert relative_error(again, backward(CPU, False)[0]) < 0.01
-
-
 def test_checkpointed_layers_take_less_memory(gpu):
     needs_cuda(gpu, "only a GPU counts its peak")
-    assert backward(gpu, True, 64)[1] < 0.8 * backward(gpu, False, 64)[1]
+    peaks = []
+    for checkpoints in (False, True):
+        model = build_model(TINY, 1, ModelConfig(), seed=1).to(gpu).train()
+        model.backbone.encoder.checkpoint_layers = checkpoints
+        ecg_BCS, before = torch.randn(64, 12, 2500, device=gpu), torch.cuda.memory_allocated(gpu)
+        torch.cuda.reset_peak_memory_stats(gpu)
+        model(ecg_BCS, None, torch.arange(64, device=gpu)).sum().backward()
+        peaks.append(torch.cuda.max_memory_allocated(gpu) - before)
+    assert peaks[1] < 0.8 * peaks[0]

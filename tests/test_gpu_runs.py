@@ -25,7 +25,6 @@ from hpc_ecg.model.transformer import build_model
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.training.checkpoint import complete_checkpoints
 from hpc_ecg.training.engine import Engine
-from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.loop import train_step
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import prepare_run
@@ -198,11 +197,3 @@ def test_the_generator_of_the_device_is_seeded_by_step(gpu):
         assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
     finally:
         engine.close()
-
-
-def test_a_finished_run_names_its_device(gpu, on_cpu, shards, tmp_path):
-    folder = finetune(config_of(shards, tmp_path / "run", gpu, "train.max_epochs=1"))
-    name = torch.cuda.get_device_name(gpu) if gpu.type == "cuda" else "CPU"
-    assert read_json(folder.finished)["device"] == name
-    assert events(folder, "started")[0]["device"] == name
-    assert read_json(on_cpu.finished)["device"] == "CPU"

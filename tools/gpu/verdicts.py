@@ -59,7 +59,8 @@ def _of_target(
     figure, at_least, bound = rest
     found = rows_of(report, part).get(row, {})
     if card is None or figure not in found:
-        why = found.get(UNKNOWN) or f"{part} {report['parts'][part]['status']}"
+        status = f"no {figure} of this card" if found else report["parts"][part]["status"]
+        why = found.get(UNKNOWN) or f"{part} {status}"
         return f"{UNKNOWN}: {claim}: {why if card else 'no GPU here'}"
     value = found[figure]
     is_met = value >= bound if at_least else value <= bound
