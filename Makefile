@@ -38,9 +38,10 @@ test-docs: install
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
-# On any machine with a GPU, without a network or this environment: PYTHON with torch >= 2.8.
+# Installs nothing: runs in PYTHON if that is given, else in the environment if it is there.
+gpu-check: GIVEN := $(filter-out file,$(origin PYTHON))
 gpu-check:
-	$(PYTHON) tools/gpu_check.py $(GPU_CHECK)
+	$(if $(GIVEN),$(PYTHON),$(firstword $(wildcard $(BIN)/python) $(PYTHON))) tools/gpu_check.py $(GPU_CHECK)
 
 lint: install
 	$(BIN)/ruff check .

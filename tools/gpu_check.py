@@ -21,11 +21,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from gpu.parts import PARTS, Clock, Runner, run_apart, seconds_for  # noqa: E402
-from gpu.verdicts import UNKNOWN, card_of, count_outcomes, rows_of, shown, verdicts  # noqa: E402
+try:
+    from gpu.parts import PARTS, Clock, Runner, run_apart, seconds_for
+    from gpu.verdicts import UNKNOWN, card_of, count_outcomes, rows_of, shown, verdicts
 
-from hpc_ecg.atomic_io import check_may_write, write_json  # noqa: E402
-from hpc_ecg.safe_reading import read_json  # noqa: E402
+    from hpc_ecg.atomic_io import check_may_write, write_json
+    from hpc_ecg.safe_reading import read_json
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.executable}: {error}; docs/how-to/gpu-check.md says what the check needs")
 
 KIND = "hpc_ecg gpu-check"
 NEEDS_GPU = ("curve", "speed", "costs")
