@@ -5,14 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from gpu_runs import (
-    CPU,
-    SLOWLY,
-    curve,
-    needs_cuda,
-    relative_error,
-    start,
-)
+from gpu_runs import CPU, SLOWLY, curve, needs_cuda, relative_error, start
 
 from hpc_ecg.distributed.process_group import choose_hardware
 from hpc_ecg.distributed.settings import EngineConfig

@@ -7,16 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from gpu_runs import (
-    CPU,
-    SLOWLY,
-    config_of,
-    curve,
-    events,
-    nan_at_step,
-    start,
-    start_and_stop,
-)
+from gpu_runs import CPU, SLOWLY, config_of, curve, events, nan_at_step, start, start_and_stop
 from safetensors.torch import load_file
 
 from hpc_ecg.data.loader import prefetch
