@@ -8,12 +8,12 @@ from gpu_runs import CPU, needs_cuda
 from hpc_ecg.model.attention import SelfAttention, attend
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.kernels import explain_attention
-from hpc_ecg.model.settings import ATTENTION_KINDS
 
 pytestmark = pytest.mark.gpu
 LENGTHS = torch.tensor([31, 5, 1])
 OFF = RecordDropout(0.0, stream=1)
 OF_A_GPU = ("cudnn", "efficient", "varlen")
+KINDS = ("auto", "flash", "sdpa", "math", *OF_A_GPU)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def run(device, dtype, kind, is_masked, dropout=OFF):
 
 
 @pytest.mark.parametrize("is_masked", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("kind", ATTENTION_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_a_kernel_agrees_with_the_plain_reference(gpu, dtype, kind, is_masked):
     if kind in OF_A_GPU:

@@ -2,18 +2,22 @@
 # B batch, C leads, S samples, T tokens, D width
 
 import hashlib
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from gpu_runs import CPU
 
-from hpc_ecg.data.augment import _uniform, augment, record_seeds
+from hpc_ecg.data.augment import _uniform, record_seeds
+from hpc_ecg.data.loader import MicroBatch
 from hpc_ecg.data.settings import AugmentConfig
+from hpc_ecg.ecg.signal import SignalSpec
 from hpc_ecg.hashing import multiply_shift, splitmix64
 from hpc_ecg.model.dropout import RecordDropout, layer_seeds, token_seeds
+from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
 
 pytestmark = pytest.mark.gpu
-RATE = 250
 DIGESTS = [hashlib.sha256(bytes([number])).hexdigest() for number in range(40)]
 ALL = {"lead_mask": 0.2, "noise_mv": 0.1, "wander_mv": 0.2, "powerline_mv": 0.05, "shift_s": 0.5}
 ALL |= {"scale": 0.2}
@@ -76,12 +80,17 @@ def test_uniform_numbers_have_the_bits_of_a_cpu(gpu):
 @pytest.mark.parametrize("kinds", [*ALL, "all"])
 def test_an_augmented_record_is_that_of_a_cpu(gpu, kinds):
     config = AugmentConfig(**(ALL if kinds == "all" else {kinds: ALL[kinds]}))
-    time_S = torch.arange(2500) / RATE
-    ecg_nCS = (torch.linspace(0.2, 1, 12)[:, None] * torch.sin(8 * time_S)).expand(40, 12, 2500)
-    found, expected = (
-        augment(ecg_nCS.to(device), record_seeds(DIGESTS, 0, 1), config, RATE).cpu()
-        for device in (gpu, CPU)
+    sine_S = 1000 * np.sin(np.arange(2500) / 30)
+    counts_nCS = np.tile((np.linspace(0.2, 1, 12)[:, None] * sine_S).astype(np.int16), (40, 1, 1))
+    micro = MicroBatch(
+        counts_nCS=counts_nCS, samples_n=None, positions=np.arange(40), labels_nK=np.zeros((40, 1))
     )
-    assert not torch.equal(expected, ecg_nCS)
+    dataset = SimpleNamespace(sha256_N=DIGESTS, shards=SimpleNamespace(signal=SignalSpec()))
+    change = TrainingTransform(dataset=dataset, augment=config, seed=0, step=1)
+    found, expected, plain = (
+        model_inputs(micro, device, 0.001, transform)[0].cpu()
+        for device, transform in ((gpu, change), (CPU, change), (CPU, None))
+    )
+    assert not torch.equal(expected, plain)
     tolerance = 0 if kinds in EXACT else 1e-4
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

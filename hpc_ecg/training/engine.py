@@ -153,15 +153,14 @@ class Engine:
         grad_norm = backend.clip_gradients()
         local_sums = torch.stack([loss, *torch.tensor(requests, device=self.device)])
         sums = self._accelerator.reduce(local_sums, "sum")
-        is_finite = self._is_finite(sums[0], grad_norm)
-        skipped = may_skip and not bool(is_finite)
-        if skipped:
-            backend.skip()
-        else:
+        skipped = may_skip and not bool(sums[0].isfinite() & grad_norm.isfinite())
+        if skipped and self.precision == "fp16":  # an infinite gradient is for its loss scale
+            skipped = not bool(sums[0].isfinite())
+        if not skipped:
             backend.step()
-            # kept on the device, so that nothing waits for it
-            is_unchanged = is_finite | (self._first_bad >= 0)
-            self._first_bad = torch.where(is_unchanged, self._first_bad, batch.step)
+            self._remember_if_bad(batch.step, sums[0], grad_norm)
+        else:
+            backend.skip()
         backend.zero_grad()
         return StepResult(loss=sums[0], grad_norm=grad_norm, requests=sums[1:], skipped=skipped)
 
@@ -178,10 +177,16 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _is_finite(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """Under fp16 an infinite gradient is not a failure: the scaler skips that step."""
+    def _remember_if_bad(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
+        """Keep the number of the first non-finite step on the device, so that nothing waits for it.
+
+        Under fp16 an infinite gradient is not a failure: the scaler skips that step.
+        """
         is_finite = loss.isfinite()
-        return is_finite if self.precision == "fp16" else is_finite & grad_norm.isfinite()
+        if self.precision != "fp16":
+            is_finite = is_finite & grad_norm.isfinite()
+        is_unchanged = is_finite | (self._first_bad >= 0)
+        self._first_bad = torch.where(is_unchanged, self._first_bad, step)
 
     def first_bad_step(self) -> int | None:
         """The first step (from 0) with a loss or gradient that was not finite; None without one."""
