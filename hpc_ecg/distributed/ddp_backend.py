@@ -61,11 +61,6 @@ class DDPBackend:
     def step(self) -> None:
         self.optimizer.step()
 
-    def skip(self) -> None:
-        """End a step without an update; the loss scale of fp16 must know of it."""
-        if self._accelerator.scaler:
-            self._accelerator.scaler.update()
-
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
 
