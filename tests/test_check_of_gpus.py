@@ -87,8 +87,8 @@ def test_a_failed_test_misses_its_claim_and_unfinished_tests_meet_none():
 
 def test_a_part_takes_its_share_and_what_others_left():
     assert sum(PARTS.values()) == 8 * 60
-    assert seconds_for("environment", 480) == 15 and seconds_for("tests", 465) == 190
-    assert seconds_for("speed", 240) == 150 and seconds_for("speed", 480) == 300
+    assert seconds_for("environment", 480) == 15 and seconds_for("tests", 465) == 220
+    assert seconds_for("speed", 210) == 130 and seconds_for("speed", 420) == 260
     assert seconds_for("costs", 77) == 77
 
 
