@@ -26,7 +26,8 @@ class Listener:
         row: dict[str, Any] = {"outcome": report.outcome, "seconds": seconds}
         if report.outcome != "passed":
             skipped = isinstance(report.longrepr, tuple) and report.longrepr[2]
-            lines = str(skipped or report.longrepr).strip().splitlines()
+            expected = getattr(report, "wasxfail", "")
+            lines = str(expected or skipped or report.longrepr).strip().splitlines()
             row |= {"reason": lines[-1].removeprefix("Skipped: "), "last_lines": lines[-12:]}
         self._emit(report.nodeid, row)
 
