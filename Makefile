@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 SLURM_LOG := build/test-slurm.log
-.PHONY: install demo test test-slurm test-others test-docs test-fast lint format types docs clean
+.PHONY: install demo test test-slurm test-others test-docs test-fast gpu-check lint format types docs clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,11 @@ test-docs: install
 
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+
+# Installs nothing: runs in PYTHON if that is given, else in the environment if it is there.
+gpu-check: GIVEN := $(filter-out file,$(origin PYTHON))
+gpu-check:
+	$(if $(GIVEN),$(PYTHON),$(firstword $(wildcard $(BIN)/python) $(PYTHON))) tools/gpu_check.py $(GPU_CHECK)
 
 lint: install
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from filelock import FileLock
 from ranks import run_on_ranks
 from synthetic import Population, write_cohort
@@ -51,6 +52,8 @@ TINY_MODEL = [
     "model.conv_pos_groups=4",
 ]
 
+REHEARSES = os.environ.get("HPC_ECG_REHEARSE_GPU") == "1"
+NO_GPU = "no GPU here; HPC_ECG_REHEARSE_GPU=1 runs the tests marked gpu on the CPU, as a rehearsal"
 
 # A worker of `make test` takes whole files: those that take longest come first, so that the last
 # minute is not one worker's.
@@ -65,6 +68,30 @@ LONGEST_FIRST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    if not (torch.cuda.is_available() or REHEARSES):
+        for item in (item for item in items if item.get_closest_marker("gpu")):
+            item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+def pytest_report_header() -> str:
+    text = "the tests marked gpu run on the CPU: this shows that they run, and nothing about a GPU"
+    return f"REHEARSAL: {text}" if REHEARSES else ""
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """The GPU that a test marked gpu is for; in a rehearsal the CPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    return torch.device("cpu") if REHEARSES else torch.device("cuda", 0)
+
+
+@pytest.fixture
+def fp16_everywhere(gpu, monkeypatch):
+    """In a rehearsal fp16 runs on the CPU, too."""
+    from gpu_runs import allow_fp16_on_a_cpu
+
+    if gpu.type == "cpu":
+        allow_fp16_on_a_cpu(monkeypatch)
 
 
 @pytest.fixture(scope="module", autouse=True)

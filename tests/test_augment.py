@@ -132,10 +132,3 @@ def test_amplitude_changes_by_one_factor_for_all_leads(ecg):
     factor = change(ecg, AugmentConfig(scale=0.2))[..., 50] / ecg[..., 50]
     torch.testing.assert_close(factor, factor[:, :1].expand(-1, 12))
     assert 0.8 <= float(factor.min()) < 0.9 and 1.1 < float(factor.max()) <= 1.2
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_gpu_makes_of_a_record_what_a_cpu_makes(ecg):
-    on_gpu = change(ecg.cuda(), ALL).cpu()
-    torch.testing.assert_close(on_gpu, change(ecg, ALL), rtol=1e-4, atol=1e-4)

@@ -140,15 +140,6 @@ def test_the_next_report_goes_on_where_the_time_was_over(config, tmp_path, count
     assert write_baselines(config, tmp_path / "made", 0) == made and len(counted) == before
 
 
-def test_progress_is_logged(splits, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(heartbeat, "REPORT_EVERY_S", -1)
-    monkeypatch.setattr(heartbeat, "CHUNK", 16)
-    with caplog.at_level("INFO", "hpc_ecg"):
-        heartbeat.measure_splits(splits, tmp_path / "made", 10)
-    assert "ECGs measured" in caplog.text and " min left" in caplog.text
-    assert heartbeat.REPORT_EVERY_S < 30
-
-
 def known_of(label_N, is_regression=False):
     names = np.array([f"{i}" for i in range(len(label_N))], dtype=object)
     label_NK = label_N[:, None].astype(float)

@@ -191,7 +191,7 @@ def test_a_long_verb_shows_its_progress(
         "out": out,
         "words": setting,
     }
-    assert main(words.format(**names, cohort=cohort, folder=cohort.parent).split()) in (0, 3)
+    assert main(words.format(**names).split()) in (0, 3)
     lines = [line[20:] for line in capsys.readouterr().err.splitlines()]
     parts = LONG_VERBS[words].split("…")
     found = [line for line in lines if line.startswith(parts[0])]

@@ -68,9 +68,9 @@ def _raise_if_corrupted(step: int, found: list[tuple[str, str]]) -> None:
         return
     local = [item for item in differing if not item[1].startswith(AVERAGED)] or differing
     nodes = ",".join(sorted({place.partition(",")[0] for place, _ in local}))
-    places = " and ".join(sorted({f"{what} on {place}" for place, what in local})[:4])
+    found_text = " and ".join(sorted({f"{what} on {place}" for place, what in local})[:4])
     raise CorruptedStep(
-        f"step {step + 1} was computed twice with different results: {places}. Hardware may be "
+        f"step {step + 1} was computed twice with different results: {found_text}. Hardware may be "
         f"failing; nothing was updated, and the run goes on from its checkpoint. {SUSPECT}{nodes}; "
         f"keep it out with --exclude={nodes}"
     )

@@ -155,9 +155,13 @@ class Engine:
         local_sums = torch.stack([loss, *torch.tensor(requests, device=self.device)])
         sums = self._accelerator.reduce(local_sums, "sum")
         skipped = may_skip and not bool(sums[0].isfinite() & grad_norm.isfinite())
+        if skipped and self.precision == "fp16":  # an infinite gradient is for its loss scale
+            skipped = not bool(sums[0].isfinite())
         if not skipped:
             backend.step()
             self._remember_if_bad(batch.step, sums[0], grad_norm)
+        elif self._accelerator.scaler:  # it must know of the step
+            self._accelerator.scaler.update()
         backend.zero_grad()
         return StepResult(loss=sums[0], grad_norm=grad_norm, requests=sums[1:], skipped=skipped)
 
@@ -166,10 +170,8 @@ class Engine:
         return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
 
     def seed_dropout(self, seed: int) -> None:
-        """Seed torch's generators, on the CPU and on this process's device only.
-
-        torch.manual_seed would also queue a call for every GPU library that is not in use.
-        """
+        """Seed torch's generators of the CPU and this process's device. torch.manual_seed would
+        also queue a call for every GPU library that is not in use."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -224,16 +226,14 @@ class Engine:
                 outcome = [None, describe_error(error)]
         if self.world_size > 1:
             broadcast_object_list(outcome)
-        result, failure = outcome
-        if failure is not None:
-            raise ValueError(failure)
-        return cast(T, result)
+        if outcome[1] is not None:
+            raise ValueError(outcome[1])
+        return cast(T, outcome[0])
 
     def start_trackers(self, settings: Mapping[str, object]) -> None:
         """Start the experiment trackers with the run's settings, by dotted key."""
         if self.config.trackers:
-            plain = {key: str(value) for key, value in settings.items()}
-            self._accelerator.init_trackers("hpc_ecg", config=plain)
+            self._accelerator.init_trackers("hpc_ecg", {k: str(v) for k, v in settings.items()})
 
     def track(self, values: Mapping[str, float], step: int) -> None:
         if self.config.trackers:

@@ -44,8 +44,14 @@ class PairedTimer:
     Uses two clocks: wall time, and CPU time of this process, which other load disturbs less.
     """
 
-    def __init__(self, peers: dict[str, Callable[[], object]], block: int) -> None:
-        self._peers, self._block = peers, block
+    def __init__(
+        self,
+        peers: dict[str, Callable[[], object]],
+        block: int,
+        wait: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`wait`: for the device, before a look at the clock."""
+        self._peers, self._block, self._wait = peers, block, wait
         self._calls, self._began = 0, _now()
         self._host: list[np.ndarray] = []
         self._peer_seconds: dict[str, list[np.ndarray]] = {name: [] for name in peers}
@@ -53,12 +59,14 @@ class PairedTimer:
     def before_step(self) -> None:
         """The host calls this before each of its steps; peers run at the end of each block."""
         if self._calls % self._block == 0:
+            self._wait()
             if self._calls:
                 self._host.append((_now() - self._began) / self._block)
             for name, step in self._peers.items():
                 began = _now()
                 for _ in range(self._block):
                     step()
+                self._wait()
                 self._peer_seconds[name].append((_now() - began) / self._block)
             self._began = _now()
         self._calls += 1
