@@ -1,12 +1,25 @@
 """`hpc-ecg sweep … --dry-run`: what would run, what sbatch would get, and what it may cost. It
 writes nothing."""
 
+import heapq
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from hpc_ecg.data.dataset import open_shards, open_split
-from hpc_ecg.data.sampler import EpochSampler
+import torch
+
+from hpc_ecg.jobs.settings import SlurmConfig
 from hpc_ecg.jobs.slurm_jobs import sbatch_script
+from hpc_ecg.preflight.cards import card_name
+from hpc_ecg.preflight.plan import (
+    Basis,
+    PlanConfig,
+    Planned,
+    basis_of,
+    describe_basis,
+    duration,
+    open_planned,
+)
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.sweep.arms import axes_of, choices_of
 from hpc_ecg.sweep.folder import ONE_RUN, read_optional
@@ -14,8 +27,6 @@ from hpc_ecg.sweep.grid import Cell, Sweep
 from hpc_ecg.sweep.launch import prepare_sweep
 from hpc_ecg.sweep.tuning import read_tuned
 from hpc_ecg.training.run_folder import RunFolder
-from hpc_ecg.training.settings import FinetuneConfig
-from hpc_ecg.training.stages import stages_of
 
 DONE, TO_DO = "done", "to do"
 
@@ -28,7 +39,7 @@ def describe_launch(sweep: Sweep) -> list[str]:
     lines = [*_table(sweep, {cell.name for cell in todo}), ""]
     lines += [f"{len(todo)} of {count(len(sweep.cells), 'run')} to do", *_tuning_and_soups(sweep)]
     if todo:
-        lines.append(_cost(sweep.cells, todo))
+        lines.append(_cost(sweep.cells, todo, _gpu_of(config.slurm)))
     if config.slurm is not None and todo:
         script = sbatch_script(config.slurm, folder / "submitit", "hpc_ecg-0000-…", len(todo))
         lines += ["", "sbatch gets:", "", script.rstrip()]
@@ -63,9 +74,9 @@ def _tuning_and_soups(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _cost(cells: list[Cell], todo: list[Cell]) -> str:
-    """Estimate from the finished runs: those of the same arm, or all. Before the first run is
-    finished, count the ECGs."""
+def _cost(cells: list[Cell], todo: list[Cell], gpu: str) -> str:
+    """Estimate from the finished runs: those of the same arm, or all; before the first one is
+    finished, as `hpc-ecg plan` does."""
     hours: dict[str, list[float]] = {}
     units = set()
     for cell in cells:
@@ -75,11 +86,13 @@ def _cost(cells: list[Cell], todo: list[Cell]) -> str:
             is_cpu = str(finished["device"]).lower().startswith("cpu")
             units.add("CPU process-hours" if is_cpu else "GPU-hours")
     if not hours:
-        most = {cell.arm.name: _max_ecgs(cell.run) for cell in cells if cell.seed == cells[0].seed}
-        ecgs = count(sum(most[cell.arm.name] for cell in todo), "ECG")
+        planned = _planned(todo, [])
+        basis = basis_of(PlanConfig(gpu=gpu), planned[0].config.engine.precision)
+        ecgs = sum(run.config.data.batch_size * run.steps for run in planned)
+        planned_h = sum(run.seconds(basis, 1) for run in planned) / 3600
         return (
-            f"cost: at most {ecgs} to train on, each "
-            "counted in every epoch; hours are known when one run is finished"
+            f"cost: at most {count(ecgs, 'ECG')} to train on, each counted in every epoch: about "
+            f"{planned_h:.2g} hours of one {basis.device.name} (not measured; see hpc-ecg plan)"
         )
     all_hours = [value for values in hours.values() for value in values]
     total = sum(mean(hours.get(cell.arm.name, all_hours)) for cell in todo)
@@ -87,11 +100,42 @@ def _cost(cells: list[Cell], todo: list[Cell]) -> str:
     return f"cost: about {total:.2g} {' and '.join(units)}, {runs}"
 
 
-def _max_ecgs(run: FinetuneConfig) -> int:
-    """ECGs up to the last step that the run's stages allow; patience may end it sooner."""
-    shards, labels = open_shards(run.data)
-    sampler = EpochSampler.for_split(open_split(shards, "train", labels), run.data, run.seed)
-    stages = stages_of(run.train, run.optim, run.init.path is not None)
-    epoch = sampler.steps_per_epoch
-    steps = sum(s.train.max_steps or s.train.max_epochs * epoch for s in stages)
-    return steps * run.data.batch_size
+def _gpu_of(slurm: SlurmConfig | None) -> str:
+    """The device that runs would have: what Slurm's request names, an H100 if it names none."""
+    if slurm is None:
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    named = str(slurm.gpus_per_node or "").partition(":")[0]
+    return named if card_name(named) else "h100" if slurm.num_gpus else "cpu"
+
+
+def describe_cost(sweep: Sweep, basis: Basis) -> list[str]:
+    """`hpc-ecg plan` of a sweep: lines for a terminal."""
+    runs, config = _planned(sweep.cells, basis.asked.records), sweep.config
+    trials = config.tune_trials or len(choices_of(axes_of("tune", config.tune)))
+    runs += [run for run in runs[:: len(config.seeds)] for _ in range(trials * bool(config.tune))]
+    hours = sum(run.seconds(basis, 1) for run in runs) / 3600
+    kwh, price = basis.cost(hours)
+    lines = [f"{count(len(runs), 'run')}: {hours:.2f} hours of one device, {kwh:.1f} kWh{price}"]
+    lines.append(describe_basis(basis, runs[0].work(basis.device)))
+    for gpus in basis.asked.gpus:
+        seconds, each = best_shape(runs, basis, gpus)
+        side = f"{each} a run, {count(gpus // each, 'run')} at a time"
+        lines.append(f"{gpus:>5} of them: {duration(seconds)} h with {side}")
+    return lines
+
+
+def best_shape(runs: Sequence[Planned], basis: Basis, gpus: int) -> tuple[float, int]:
+    """The least seconds in which so many GPUs finish the runs, and the GPUs that each run has."""
+    shapes = []
+    for each in (number for number in range(1, gpus + 1) if gpus % number == 0):
+        busy_s = [0.0] * (gpus // each)
+        for seconds in sorted((run.seconds(basis, each) for run in runs), reverse=True):
+            heapq.heapreplace(busy_s, busy_s[0] + seconds)  # the longest first, where one is free
+        shapes.append((max(busy_s), each))
+    return min(shapes)
+
+
+def _planned(cells: Sequence[Cell], records: list[int]) -> list[Planned]:
+    """The runs of some cells; those of an arm are opened once."""
+    arms = {cell.arm.name: open_planned(cell.run, records) for cell in reversed(cells)}
+    return [arms[cell.arm.name] for cell in cells]
