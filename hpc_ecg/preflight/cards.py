@@ -12,6 +12,7 @@ CPU       a product of the published sizes (8 ECGs through fc1) is measured here
 import os
 import re
 import time
+from functools import cache
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
@@ -42,6 +43,7 @@ class Device(NamedTuple):
         return self.name != CPU
 
 
+@cache
 def device_of(gpu: str, precision: str = "auto") -> Device:
     """The device of a name such as h100, a6000 or what torch calls it; `cpu` is the one here, on
     which a product is measured. ValueError: it is not known, or lacks the precision."""
@@ -53,7 +55,7 @@ def device_of(gpu: str, precision: str = "auto") -> Device:
     if precision == "auto":
         precision = "fp32" if name in (*WITHOUT_BF16, CPU) else "bf16"
     if name == CPU and precision != "fp16":
-        return cpu_device(precision, measure_product(precision))
+        return cpu_device(precision, measure_product(precision), measure_product("fp32"))
     peak = peak_flops(name, precision)
     if peak is None:
         raise ValueError(f"engine.precision={precision}: a {name} lacks it; take another one")
@@ -63,11 +65,11 @@ def device_of(gpu: str, precision: str = "auto") -> Device:
     return Device(name, precision, memory_gb, watts, link_gb_s, products, moved, moved)
 
 
-def cpu_device(precision: str, flops_per_s: float) -> Device:
-    """This machine's CPU, by the rate of its products; its power is not known."""
+def cpu_device(precision: str, products: float, fp32_products: float) -> Device:
+    """This machine's CPU, by its operations per second in products; its power is not known."""
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    moved, adam = (ratio * flops_per_s for ratio in (CPU_MOVED_PER_FLOP, CPU_ADAM_PER_FLOP))
-    return Device(CPU, precision, memory_gb, 0, 10, flops_per_s, moved, adam)
+    moved, adam = (ratio * fp32_products for ratio in (CPU_MOVED_PER_FLOP, CPU_ADAM_PER_FLOP))
+    return Device(CPU, precision, memory_gb, 0, 10, products, moved, adam)
 
 
 def measure_product(precision: str) -> float:

@@ -25,11 +25,6 @@ BACKWARD, BUCKET_BYTES, LINK_SHARE = 2 / 3, 25 * 2**20, 0.8
 KINDS: dict[str, Any] = {"seconds": float, "records": int, "processes": int}
 KINDS |= {"device": str, "precision": str, "flops_per_ecg": float | int}
 """A measured step as JSON; `records` are those of one process."""
-ROW = "auto, eager, 128"
-SPEED = {ROW: dict.fromkeys(("seconds", "ecg_per_s", "tflops_per_s"), float)}
-CARD = {"rows": {"card": {"name": str}}}
-GPU_CHECK = {"parts": {"speed": {"rows": SPEED}, "environment": CARD}}
-"""What is read of tools/gpu_check.py's JSON."""
 
 
 class Network(NamedTuple):
@@ -96,27 +91,16 @@ def factor_of(measured: dict[str, Any] | None, work: Workload, network: Network)
 
 
 def read_measured(name: str | None) -> dict[str, Any] | None:
-    """The step that a finished run measured (its folder), the doctor (its --json) or `make
-    gpu-check` (its JSON, batch 128), as KINDS has it. ValueError: none of them, or damaged."""
+    """The step that a finished run measured (its folder), or the object `step` of a JSON file, as
+    doctor --json and tools/gpu_check.py write it. ValueError: neither, or damaged."""
     if name is None:
         return None
     if (path := Path(name)).is_dir():
         return step_of_run(RunFolder(path))
     content = read_json(path) if path.is_file() else None
-    if isinstance(content, dict) and "parts" in content:
-        check_kinds(path, content, GPU_CHECK)
-        row, card = (
-            content["parts"][p]["rows"][n] for p, n in (("speed", ROW), ("environment", "card"))
-        )
-        step = {"records": 128, "processes": 1, "precision": "bf16", "device": card["name"]}
-        step |= {
-            "seconds": row["seconds"],
-            "flops_per_ecg": 1e12 * row["tflops_per_s"] / row["ecg_per_s"],
-        }
-        return step
     if not isinstance(content, dict) or not isinstance(content.get("step"), dict):
         expected = "a run's folder, or what doctor --json or gpu-check wrote"
-        raise ValueError(f"--measured {path}: no measured step there; expected {expected}")
+        raise ValueError(f"--measured {path}: no measured step there; give {expected}")
     check_kinds(path, content["step"], KINDS)
     return content["step"]
 

@@ -34,7 +34,7 @@ from hpc_ecg.training.loop import train_step
 from hpc_ecg.training.meter import memory_gb
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedData, PreparedRun
-from hpc_ecg.training.stages import Stage, StageSchedule, run_seconds
+from hpc_ecg.training.stages import Stage, num_steps, run_seconds
 from hpc_ecg.training.try_kernels import try_kernels_of_run
 
 HARDWARE = "hardware"
@@ -179,14 +179,10 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
     """Steps and time of the whole run, which should not outlast the job."""
     sampler = prepared.data.sampler
     epoch, batch_size = sampler.steps_per_epoch, sampler.config.batch_size
-    forward_s = FORWARD_SHARE * step_s / batch_size
+    forward_s, steps_s = FORWARD_SHARE * step_s / batch_size, [step_s] * len(prepared.stages)
     records = len(prepared.data.train), len(prepared.data.valid)
-    seconds = run_seconds(
-        prepared.stages, epoch, records, [step_s] * len(prepared.stages), forward_s
-    )
-    steps = sum(
-        StageSchedule(config=stage.train, epoch_steps=epoch).steps for stage in prepared.stages
-    )
+    seconds = run_seconds(prepared.stages, epoch, records, steps_s, forward_s)
+    steps = num_steps(prepared.stages, epoch)
     hours = timedelta(seconds=round(seconds))
     text = f"{count(steps, 'step')} ({epoch} an epoch) with validations in about {hours} h"
     left_s = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - time.time()

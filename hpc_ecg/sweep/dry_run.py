@@ -11,15 +11,7 @@ import torch
 from hpc_ecg.jobs.settings import SlurmConfig
 from hpc_ecg.jobs.slurm_jobs import sbatch_script
 from hpc_ecg.preflight.cards import card_name
-from hpc_ecg.preflight.plan import (
-    Basis,
-    PlanConfig,
-    Planned,
-    basis_of,
-    describe_basis,
-    duration,
-    open_planned,
-)
+from hpc_ecg.preflight.plan import PlanConfig, Planned, describe_basis, duration, open_planned
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.sweep.arms import axes_of, choices_of
 from hpc_ecg.sweep.folder import ONE_RUN, read_optional
@@ -27,6 +19,7 @@ from hpc_ecg.sweep.grid import Cell, Sweep
 from hpc_ecg.sweep.launch import prepare_sweep
 from hpc_ecg.sweep.tuning import read_tuned
 from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.training.stages import num_steps
 
 DONE, TO_DO = "done", "to do"
 
@@ -86,13 +79,14 @@ def _cost(cells: list[Cell], todo: list[Cell], gpu: str) -> str:
             is_cpu = str(finished["device"]).lower().startswith("cpu")
             units.add("CPU process-hours" if is_cpu else "GPU-hours")
     if not hours:
-        planned = _planned(todo, [])
-        basis = basis_of(PlanConfig(gpu=gpu), planned[0].config.engine.precision)
-        ecgs = sum(run.config.data.batch_size * run.steps for run in planned)
-        planned_h = sum(run.seconds(basis, 1) for run in planned) / 3600
+        plans = _planned(todo, PlanConfig(gpu=gpu))
+        ecgs = sum(
+            run.config.data.batch_size * num_steps(run.stages, run.epoch_steps) for run in plans
+        )
+        planned_h = sum(run.seconds(1) for run in plans) / 3600
         return (
             f"cost: at most {count(ecgs, 'ECG')} to train on, each counted in every epoch: about "
-            f"{planned_h:.2g} hours of one {basis.device.name} (not measured; see hpc-ecg plan)"
+            f"{planned_h:.2g} hours of one {plans[0].work.device.name} (see hpc-ecg plan)"
         )
     all_hours = [value for values in hours.values() for value in values]
     total = sum(mean(hours.get(cell.arm.name, all_hours)) for cell in todo)
@@ -108,34 +102,34 @@ def _gpu_of(slurm: SlurmConfig | None) -> str:
     return named if card_name(named) else "h100" if slurm.num_gpus else "cpu"
 
 
-def describe_cost(sweep: Sweep, basis: Basis) -> list[str]:
+def describe_cost(sweep: Sweep, asked: PlanConfig) -> list[str]:
     """`hpc-ecg plan` of a sweep: lines for a terminal."""
-    runs, config = _planned(sweep.cells, basis.asked.records), sweep.config
+    runs, config = _planned(sweep.cells, asked), sweep.config
     trials = config.tune_trials or len(choices_of(axes_of("tune", config.tune)))
-    runs += [run for run in runs[:: len(config.seeds)] for _ in range(trials * bool(config.tune))]
-    hours = sum(run.seconds(basis, 1) for run in runs) / 3600
-    kwh, price = basis.cost(hours)
+    runs += runs[:: len(config.seeds)] * (trials if config.tune else 0)
+    hours = sum(run.seconds(1) for run in runs) / 3600
+    kwh, price = runs[0].cost(hours)
     lines = [f"{count(len(runs), 'run')}: {hours:.2f} hours of one device, {kwh:.1f} kWh{price}"]
-    lines.append(describe_basis(basis, runs[0].work(basis.device)))
-    for gpus in basis.asked.gpus:
-        seconds, each = best_shape(runs, basis, gpus)
+    lines.append(describe_basis(runs[0]))
+    for gpus in asked.gpus:
+        seconds, each = best_shape(runs, gpus)
         side = f"{each} a run, {count(gpus // each, 'run')} at a time"
         lines.append(f"{gpus:>5} of them: {duration(seconds)} h with {side}")
     return lines
 
 
-def best_shape(runs: Sequence[Planned], basis: Basis, gpus: int) -> tuple[float, int]:
+def best_shape(runs: Sequence[Planned], gpus: int) -> tuple[float, int]:
     """The least seconds in which so many GPUs finish the runs, and the GPUs that each run has."""
     shapes = []
     for each in (number for number in range(1, gpus + 1) if gpus % number == 0):
         busy_s = [0.0] * (gpus // each)
-        for seconds in sorted((run.seconds(basis, each) for run in runs), reverse=True):
+        for seconds in sorted((run.seconds(each) for run in runs), reverse=True):
             heapq.heapreplace(busy_s, busy_s[0] + seconds)  # the longest first, where one is free
         shapes.append((max(busy_s), each))
     return min(shapes)
 
 
-def _planned(cells: Sequence[Cell], records: list[int]) -> list[Planned]:
+def _planned(cells: Sequence[Cell], asked: PlanConfig) -> list[Planned]:
     """The runs of some cells; those of an arm are opened once."""
-    arms = {cell.arm.name: open_planned(cell.run, records) for cell in reversed(cells)}
+    arms = {cell.arm.name: open_planned(cell.run, asked) for cell in reversed(cells)}
     return [arms[cell.arm.name] for cell in cells]

@@ -145,6 +145,11 @@ def trains_head_only(stages: Sequence[Stage], until: Stage) -> bool:
     return all(stage.is_probe for stage in stages[: stages.index(until) + 1])
 
 
+def num_steps(stages: Sequence[Stage], epoch_steps: int) -> int:
+    """Steps of a run that uses all its epochs."""
+    return sum(StageSchedule(config=s.train, epoch_steps=epoch_steps).steps for s in stages)
+
+
 def run_seconds(
     stages: Sequence[Stage],
     epoch_steps: int,
@@ -158,9 +163,9 @@ def run_seconds(
     seconds = valid_s
     for stage, step in zip(stages, step_s, strict=True):
         schedule = StageSchedule(config=stage.train, epoch_steps=epoch_steps)
-        features_only = trains_head_only(stages, stage)  # computed once
-        each = step + valid_s / schedule.eval_every
-        seconds += train_s if features_only else schedule.steps * each
+        each_s = step + valid_s / schedule.eval_every
+        is_probe = trains_head_only(stages, stage)  # features are computed once
+        seconds += train_s if is_probe else schedule.steps * each_s
     return seconds
 
 

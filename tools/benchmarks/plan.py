@@ -59,11 +59,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         step()
         ratios, measured = [], []
         for _ in range(options.rounds):
-            rate = measure_product(work.device.precision)
+            rate, plain = measure_product(work.device.precision), measure_product("fp32")
             began = time.process_time()
             step()
             measured.append(time.process_time() - began)
-            device = cpu_device(work.device.precision, rate)
+            device = cpu_device(work.device.precision, rate, plain)
             ratios.append(compute_s(work._replace(device=device), SIZES[name][2]) / measured[-1])
         numbers[f"{name}_ms"] = 1000 * median(measured)
         numbers[f"{name}_computed_by_measured"] = median(ratios)
@@ -98,7 +98,7 @@ def _prepare(
         optimizer.step()
         optimizer.zero_grad()
 
-    device = cpu_device(precision, 1.0)
+    device = cpu_device(precision, 1.0, 1.0)
     return Workload(sizes, samples, 1, config, engine, device, freeze), step
 
 
