@@ -17,7 +17,7 @@ from hpc_ecg.model.flops import PEAKS
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model, build_on_meta
 from hpc_ecg.preflight import plan
-from hpc_ecg.preflight.cards import card_name, cpu_device, device_of
+from hpc_ecg.preflight.devices import card_name, cpu_device, device_of
 from hpc_ecg.preflight.footprint import (
     Workload,
     kept_bytes,

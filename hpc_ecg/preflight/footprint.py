@@ -12,7 +12,7 @@ from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.model.architecture import Architecture, num_tokens
 from hpc_ecg.model.flops import forward_flops, lowest_trained, training_flops
 from hpc_ecg.model.settings import ModelConfig
-from hpc_ecg.preflight.cards import Device
+from hpc_ecg.preflight.devices import Device
 
 FORWARD_PASSES, BACKWARD_PASSES, HASH_BYTES = 2, 3, 24
 """A value that is kept is written and read; then it is read, and its gradient is written and read.

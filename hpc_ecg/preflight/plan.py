@@ -12,7 +12,7 @@ from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.hashing import read_record
 from hpc_ecg.model.architecture import resolve_architecture
 from hpc_ecg.preflight import step_time
-from hpc_ecg.preflight.cards import CPU, card_name, device_of
+from hpc_ecg.preflight.devices import CPU, card_name, device_of
 from hpc_ecg.preflight.footprint import Workload, largest_micro_batch, memory_gb, part_parameters
 from hpc_ecg.reporting.numbers import format_percent
 from hpc_ecg.training.run_folder import RunFolder

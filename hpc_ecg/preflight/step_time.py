@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from hpc_ecg.hashing import check_kinds
-from hpc_ecg.preflight.cards import KERNELS_PER_LAYER, LAUNCH_S, card_name
+from hpc_ecg.preflight.devices import KERNELS_PER_LAYER, LAUNCH_S, card_name
 from hpc_ecg.preflight.footprint import Workload, part_parameters, traffic_bytes
 from hpc_ecg.safe_reading import parse_json, read_json
 from hpc_ecg.training.run_folder import RunFolder

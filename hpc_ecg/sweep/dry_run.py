@@ -10,7 +10,7 @@ import torch
 
 from hpc_ecg.jobs.settings import SlurmConfig
 from hpc_ecg.jobs.slurm_jobs import sbatch_script
-from hpc_ecg.preflight.cards import card_name
+from hpc_ecg.preflight.devices import card_name
 from hpc_ecg.preflight.plan import PlanConfig, Planned, describe_basis, duration, open_planned
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.sweep.arms import axes_of, choices_of

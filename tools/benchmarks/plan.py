@@ -20,7 +20,7 @@ from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
-from hpc_ecg.preflight.cards import cpu_device, device_of, measure_product
+from hpc_ecg.preflight.devices import cpu_device, device_of, measure_product
 from hpc_ecg.preflight.footprint import Workload
 from hpc_ecg.preflight.step_time import compute_s
 from hpc_ecg.training.optimizer import build_optimizer
