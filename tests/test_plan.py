@@ -17,6 +17,7 @@ from hpc_ecg.model.flops import PEAKS
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model, build_on_meta
 from hpc_ecg.preflight import plan
+from hpc_ecg.preflight.cluster_checks import advise_interface
 from hpc_ecg.preflight.devices import card_name, cpu_device, device_of
 from hpc_ecg.preflight.footprint import (
     Workload,
@@ -38,6 +39,7 @@ from hpc_ecg.sweep.dry_run import best_shape, describe_launch
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.optimizer import build_optimizer
+from hpc_ecg.training.prepare import prepare_run
 from hpc_ecg.training.settings import FinetuneConfig, OptimConfig
 
 FULL = "configs/finetune.yaml"
@@ -204,6 +206,22 @@ def test_a_step_waits_for_what_outlasts_the_backward_pass_and_at_least_for_the_l
 
 
 @pytest.mark.parametrize(
+    ("gb_s", "advice"),
+    [
+        (0.5, ", far below the 100 Gbit/s of ib0: set NCCL_SOCKET_IFNAME=ib0 and GLOO_SOCKET_"),
+        (4.0, ""),
+    ],
+)
+def test_a_slow_all_reduce_names_the_fastest_interface(tmp_path, gb_s, advice):
+    for name, speed in {"eth0": "1000", "ib0": "100000", "down": "-1", "odd": "x"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "speed").write_text(f"{speed}\n")
+    assert advise_interface(gb_s, tmp_path).startswith(advice)
+    assert bool(advise_interface(gb_s, tmp_path)) == bool(advice)
+    assert advise_interface(0.01, tmp_path / "nowhere") == ""
+
+
+@pytest.mark.parametrize(
     ("text", "name"),
     [
         ("h100", "H100"),
@@ -216,6 +234,7 @@ def test_a_step_waits_for_what_outlasts_the_backward_pass_and_at_least_for_the_l
         ("cpu", "CPU"),
         ("CPU", "CPU"),
         ("h1000", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
     ],
 )
 def test_a_card_is_known_by_the_names_that_people_and_torch_use(text, name):
@@ -264,15 +283,16 @@ def test_a_run_on_a_known_gpu_keeps_its_plan(shards, tmp_path):
         is_rank_zero, world_size, precision = True, 1, "bf16"
         device_name = "NVIDIA H100 80GB HBM3"
 
-    class Prepared:
-        config = load_config(FinetuneConfig, [], words_for(shards, tmp_path / "run"))
-
-    plan.keep_plan(Engine(), Prepared())
+    config = load_config(FinetuneConfig, [], words_for(shards, tmp_path / "run"))
+    prepared = prepare_run(config)
+    plan.keep_plan(Engine(), prepared)
     kept = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert kept["device"] == "H100" and kept["step_s"] > 0
-    finetune(Prepared.config)  # a folder that holds a plan alone is new
+    asked = plan.PlanConfig(gpu="h100")
+    assert kept["step_s"] == pytest.approx(plan.open_planned(config, asked).step_s(1))
+    finetune(config)  # a folder that holds a plan alone is new
     Engine.device_name = "unknown"
-    plan.keep_plan(Engine(), Prepared())
+    plan.keep_plan(Engine(), prepared)
     assert json.loads((tmp_path / "run" / "plan.json").read_text()) == kept
 
 
@@ -355,7 +375,8 @@ def test_a_plan_needs_no_torch():
         ([FULL, *RECORDS, "--gpu", "h1000"], "there are cpu, gb200, "),
         ([FULL, *RECORDS, "--gpu", "h1000"], "did you mean h100?"),
         ([FULL, *RECORDS, "--gpus", "1,x"], "gpus must be a list of whole numbers"),
-        ([FULL, *RECORDS, "--gpus", "0"], "gpus must be at least 1, got [0]"),
+        ([FULL, *RECORDS, "--gpus", "0"], "gpus must be in [1, 4096], got [0]"),
+        ([FULL, *RECORDS, "--gpus", "99999"], "gpus must be in [1, 4096], got [99999]"),
         ([FULL, *RECORDS, "--price", "-1"], "price must be at least 0, got -1.0"),
         ([FULL, *RECORDS, "--network-gbit", "0"], "network_gbit must be "),
         ([FULL, "--records", "5"], "records must be two numbers"),

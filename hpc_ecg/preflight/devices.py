@@ -90,7 +90,8 @@ def measure_product(precision: str) -> float:
 def card_name(text: str) -> str | None:
     """The card of the data sheets, or CPU, that a user or torch calls so; None if there is none."""
     names = [name for name in (*PEAKS, CPU) if _slug(name) == _slug(text)]
-    return next(iter([*names, *(n for n in PEAKS if re.search(rf"\b{n}\b", text))]), None)
+    names += [name for name in PEAKS if re.search(rf"\b{name}\b", text) and "MIG" not in text]
+    return names[0] if names else None
 
 
 def _slug(name: str) -> str:

@@ -1,5 +1,6 @@
 """`hpc-ecg plan`: what a run would need and cost. Settings in, lines out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,7 +39,7 @@ class PlanConfig:
     """The options of `hpc-ecg plan`, which describes them."""
 
     gpu: str = "cpu"
-    gpus: list[int] = setting([1], at_least=1)
+    gpus: list[int] = setting([1], at_least=1, at_most=4096)
     records: list[int] = setting([], at_least=1)
     measured: str | None = None
     price: float = setting(0.0, at_least=0, below=float("inf"))
@@ -89,6 +90,11 @@ def workload(common: Workload, stage: Stage) -> Workload:
     return common._replace(freeze=stage.freeze, freeze_layers=stage.train.freeze_layers)
 
 
+def _largest(common: Workload, stages: Sequence[Stage]) -> Workload:
+    """Of the stage that trains most."""
+    return min((workload(common, stage) for stage in stages), key=lambda work: work.lowest)
+
+
 def open_planned(config: FinetuneConfig, asked: PlanConfig) -> Planned:
     """Open shards and weights as far as a plan needs them; `asked.records` stand for the shards,
     and the published sizes for weights that are not here. ValueError: they, the card or the
@@ -107,7 +113,7 @@ def open_planned(config: FinetuneConfig, asked: PlanConfig) -> Planned:
     stages = stages_of(config.train, config.optim, start != RANDOM)
     sizes = resolve_architecture(config.model, known), samples, max(1, len(labels))
     common = Workload(*sizes, config.model, config.engine, device)
-    work = min((workload(common, stage) for stage in stages), key=lambda work: work.lowest)
+    work = _largest(common, stages)
     network = step_time.Network(asked.network_gbit, asked.gpus_per_node, device.link_gb_s)
     factor = step_time.factor_of(step_time.read_measured(asked.measured), work, network)
     return Planned(config, asked, stages, work, records, steps, network, factor)
@@ -115,12 +121,17 @@ def open_planned(config: FinetuneConfig, asked: PlanConfig) -> Planned:
 
 def keep_plan(engine: "Engine", prepared: "PreparedRun") -> None:
     """Rank 0 of a run on a GPU of the data sheets keeps the formula's step in plan.json."""
-    config, name = prepared.config, card_name(engine.device_name)
-    path = Path(config.run_dir) / PLAN
+    config, data, name = prepared.config, prepared.data, card_name(engine.device_name)
+    path, asked = Path(config.run_dir) / PLAN, PlanConfig()
     if engine.is_rank_zero and name not in (None, CPU) and not path.exists():
-        planned = open_planned(config, PlanConfig(gpu=name))
+        device = device_of(str(name), engine.precision)
+        sizes = prepared.start.architecture, data.shards.signal.num_samples, 1
+        work = _largest(Workload(*sizes, config.model, config.engine, device), prepared.stages)
+        network = step_time.Network(asked.network_gbit, asked.gpus_per_node, device.link_gb_s)
+        share = -(-config.data.batch_size // engine.world_size)
+        step_s = step_time.step_s(work, engine.world_size, share, network)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"step_s": planned.step_s(engine.world_size), "device": name})
+        write_json(path, {"step_s": step_s, "device": name})
 
 
 def describe_run(planned: Planned) -> list[str]:

@@ -95,11 +95,11 @@ def _cost(cells: list[Cell], todo: list[Cell], gpu: str) -> str:
 
 
 def _gpu_of(slurm: SlurmConfig | None) -> str:
-    """The device that runs would have: what Slurm's request names, an H100 if it names none."""
-    if slurm is None:
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    named = str(slurm.gpus_per_node or "").partition(":")[0]
-    return named if card_name(named) else "h100" if slurm.num_gpus else "cpu"
+    """The device of the runs: the one here, or what Slurm's request names; else an H100."""
+    named = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    if slurm is not None:
+        named = str(slurm.gpus_per_node).partition(":")[0] if slurm.num_gpus else "cpu"
+    return named if card_name(named) else "h100"
 
 
 def describe_cost(sweep: Sweep, asked: PlanConfig) -> list[str]:

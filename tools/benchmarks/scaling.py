@@ -3,8 +3,8 @@
 Each process measures, in alternating rounds: a step with the all-reduce of DDP (`together`), the
 same step without (`alone`: DDP's no_sync), and all-reduces of 64 KiB, 32 MiB, the gradient and that
 of the published model. Latency and bandwidth come from the first two; with them the other two and
-the step are computed. Wall time, the least of the rounds, since others may use the machine. Where
-there are more processes than cores, `alone` already holds the waiting for a core, and gloo computes
+the step are computed. Wall time, medians of the rounds: run it on a machine that nobody else uses.
+Where there are more processes than cores, `alone` already holds the waiting for a core, and gloo computes
 on cores that the backward pass needs, so little of it overlaps.
 """
 
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +123,7 @@ def _rank(rank: int, world: int, port: int, folder: Path, rounds: int) -> int:
             began = time.perf_counter()
             action()
             times.setdefault(name, []).append(time.perf_counter() - began)
-    slowest = torch.tensor([min(values[1:]) for values in times.values()])
+    slowest = torch.tensor([median(values[1:]) for values in times.values()])
     distributed.all_reduce(slowest, distributed.ReduceOp.MAX)
     if rank == 0:
         result = dict(zip(times, slowest.tolist(), strict=True))
