@@ -4,8 +4,8 @@ Each process measures, in alternating rounds: a step with the all-reduce of DDP 
 same step without (`alone`: DDP's no_sync), and all-reduces of 64 KiB, 32 MiB, the gradient and that
 of the published model. Latency and bandwidth come from the first two; with them the other two and
 the step are computed. Wall time, medians of the rounds: run it on a machine that nobody else uses.
-Where there are more processes than cores, `alone` already holds the waiting for a core, and gloo computes
-on cores that the backward pass needs, so little of it overlaps.
+Where there are more processes than cores, `alone` already holds the waiting for a core, and gloo
+computes on cores that the backward pass needs, so little of it overlaps.
 """
 
 import argparse
