@@ -115,7 +115,9 @@ def open_planned(config: FinetuneConfig, asked: PlanConfig) -> Planned:
     common = Workload(*sizes, config.model, config.engine, device)
     work = _largest(common, stages)
     network = step_time.Network(asked.network_gbit, asked.gpus_per_node, device.link_gb_s)
-    factor = step_time.factor_of(step_time.read_measured(asked.measured), work, network)
+    factor = 1.0
+    if asked.measured:
+        factor = step_time.factor_of(step_time.read_measured(asked.measured), work, network)
     return Planned(config, asked, stages, work, records, steps, network, factor)
 
 

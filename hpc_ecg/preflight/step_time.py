@@ -75,34 +75,30 @@ def all_reduce_s(num_bytes: float, processes: int, network: Network) -> float:
     return min(ring, 2 * once + 2 * math.log2(processes) * latency)
 
 
-def factor_of(measured: dict[str, Any] | None, work: Workload, network: Network) -> float:
-    """Measured seconds by those of the formula, 1 without. ValueError: another device or model."""
-    if measured is None:
-        return 1.0
-    theirs, ours = (card_name(measured["device"]), measured["precision"]), work.device[:2]
-    if theirs != ours:
-        raise ValueError(
-            f"--measured: a step of {theirs[0]}, {theirs[1]}, not {ours[0]}, {ours[1]}"
-        )
+def factor_of(measured: dict[str, Any], work: Workload, network: Network) -> float:
+    """Measured seconds by those of the formula. ValueError: of another device or model."""
+    name, precision = card_name(measured["device"]), measured["precision"]
+    if (name, precision) != work.device[:2]:
+        ours = ", ".join(work.device[:2])
+        raise ValueError(f"--measured: a step of {name}, {precision}, not {ours}")
     if abs(measured["flops_per_ecg"] / work.flops() - 1) > 0.01:
         raise ValueError("--measured: a step of another model, input or frozen part")
     seconds = step_s(work, measured["processes"], measured["records"], network)
     return float(measured["seconds"]) / seconds
 
 
-def read_measured(name: str | None) -> dict[str, Any] | None:
+def read_measured(name: str) -> dict[str, Any]:
     """The step that a finished run measured (its folder), or the object `step` of a JSON file, as
     doctor --json and tools/gpu_check.py write it. ValueError: neither, or damaged."""
-    if name is None:
-        return None
     if (path := Path(name)).is_dir():
         return step_of_run(RunFolder(path))
     content = read_json(path) if path.is_file() else None
     if not isinstance(content, dict) or not isinstance(content.get("step"), dict):
         expected = "a run's folder, or what doctor --json or gpu-check wrote"
         raise ValueError(f"--measured {path}: no measured step there; give {expected}")
-    check_kinds(path, content["step"], KINDS)
-    return content["step"]
+    step: dict[str, Any] = content["step"]
+    check_kinds(path, step, KINDS)
+    return step
 
 
 def step_of_run(folder: RunFolder) -> dict[str, Any]:
