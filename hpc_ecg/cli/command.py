@@ -23,6 +23,7 @@ from hpc_ecg.cli.evaluate import add_evaluate
 from hpc_ecg.cli.explain import add_explain
 from hpc_ecg.cli.finetune import add_finetune
 from hpc_ecg.cli.parser import Parser
+from hpc_ecg.cli.plan import add_plan
 from hpc_ecg.cli.predict import add_embed, add_predict
 from hpc_ecg.cli.report import add_protocol, add_report
 from hpc_ecg.cli.strategies import add_strategies
@@ -75,6 +76,7 @@ def build_parser() -> Parser:
         add_weights,
         add_finetune,
         add_doctor,
+        add_plan,
         add_evaluate,
         add_predict,
         add_bundle,

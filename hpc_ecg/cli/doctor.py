@@ -32,14 +32,15 @@ def _doctor(options: argparse.Namespace) -> int:
     from hpc_ecg.preflight.doctor import ENGINE, diagnose
 
     levels: Counter[str] = Counter()
-    findings = []
+    findings, step = [], None
     for finding in diagnose(config):
         levels[finding.level] += 1
         findings.append(finding._asdict())
+        step = findings[-1].pop("step") or step
         if not options.json and (rank == 0 or finding.name == ENGINE):
             say(str(finding))  # seen even if the next check hangs
     if options.json and rank == 0:
-        say(json.dumps({"hpc_ecg": __version__, "findings": findings}, indent=1))
+        say(json.dumps({"hpc_ecg": __version__, "findings": findings, "step": step}, indent=1))
     elif rank == 0:
         say(", ".join(f"{count} {level}" for level, count in levels.items()))
     return 2 if levels["error"] else 0

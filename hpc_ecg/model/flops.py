@@ -17,36 +17,39 @@ from hpc_ecg.model.architecture import Architecture, num_tokens
 
 # TFLOP/s of half-precision matrix products (dense, accumulated in fp32) and of fp32 without TF32,
 # from the data sheets of NVIDIA (Turing, Ampere and Ada cards: their architecture whitepapers) and
-# AMD (whose fp32 is that of matrix products). The first name that matches counts.
+# AMD (whose fp32 is that of matrix products). Then GB of memory, W, GB/s of memory, and GB/s to the
+# next GPU in one direction (NVLink, Infinity Fabric or PCIe). The first name that matches counts.
 PEAKS = {
-    "GB200": (2500, 80),
-    "B200": (2250, 75),
-    "H200 NVL": (835.5, 60),
-    "H200": (989.4, 67),
-    "GH200": (989.4, 67),
-    "H100 NVL": (835.5, 60),
-    "H100 PCIe": (756.5, 51),
-    "H100": (989.4, 67),
-    "A100": (312, 19.5),
-    "A40": (149.7, 37.4),
-    "A30": (165, 10.3),
-    "A10": (125, 31.2),
-    "L40S": (362, 91.6),
-    "L40": (181, 90.5),
-    "L4": (121, 30.3),
-    "RTX 6000 Ada": (364.2, 91.1),
-    "RTX A6000": (154.8, 38.7),
-    "RTX 4090": (165.2, 82.6),
-    "RTX 3090": (71, 35.6),
-    "T4": (65, 8.1),
-    "V100S": (130, 16.4),
-    "V100-PCIE": (112, 14),
-    "V100": (125, 15.7),
-    "MI325X": (1307.4, 163.4),
-    "MI300X": (1307.4, 163.4),
-    "MI300A": (980.6, 122.6),
-    "MI250X": (191.5, 47.9),  # one of its two dies, which is what torch calls a device
-    "MI210": (181, 45.3),
+    "GB200": (2500, 80, 186, 1200, 8000, 900),
+    "B200": (2250, 75, 180, 1000, 8000, 900),
+    "H200 NVL": (835.5, 60, 141, 600, 4800, 450),
+    "H200": (989.4, 67, 141, 700, 4800, 450),
+    "GH200": (989.4, 67, 96, 700, 4000, 450),
+    "H100 NVL": (835.5, 60, 94, 400, 3900, 300),
+    "H100 PCIe": (756.5, 51, 80, 350, 2000, 64),
+    "H100": (989.4, 67, 80, 700, 3350, 450),
+    "A100-SXM4-40GB": (312, 19.5, 40, 400, 1555, 300),
+    "A100": (312, 19.5, 80, 400, 2039, 300),
+    "A40": (149.7, 37.4, 48, 300, 696, 32),
+    "A30": (165, 10.3, 24, 165, 933, 32),
+    "A10": (125, 31.2, 24, 150, 600, 32),
+    "L40S": (362, 91.6, 48, 350, 864, 32),
+    "L40": (181, 90.5, 48, 300, 864, 32),
+    "L4": (121, 30.3, 24, 72, 300, 32),
+    "RTX 6000 Ada": (364.2, 91.1, 48, 300, 960, 32),
+    "RTX A6000": (154.8, 38.7, 48, 300, 768, 32),
+    "RTX 4090": (165.2, 82.6, 24, 450, 1008, 32),
+    "RTX 3090": (71, 35.6, 24, 350, 936, 32),
+    "T4": (65, 8.1, 16, 70, 320, 16),
+    "V100S": (130, 16.4, 32, 250, 1134, 16),
+    "V100-PCIE": (112, 14, 16, 250, 900, 16),
+    "V100": (125, 15.7, 32, 300, 900, 150),
+    "MI325X": (1307.4, 163.4, 256, 1000, 6000, 448),
+    "MI300X": (1307.4, 163.4, 192, 750, 5300, 448),
+    "MI300A": (980.6, 122.6, 128, 550, 5300, 384),
+    # one of its two dies, which is what torch calls a device
+    "MI250X": (191.5, 47.9, 64, 280, 1638, 50),
+    "MI210": (181, 45.3, 64, 300, 1638, 64),
 }
 WITHOUT_BF16 = ("T4", "V100S", "V100-PCIE", "V100")
 
@@ -65,9 +68,7 @@ def training_flops(
     with respect to inputs. Parts below the lowest trained one need neither; the first products of
     the lowest trained part need no gradient of their input. What activation checkpointing computes
     twice is counted once."""
-    lowest = {"none": 0, "stem": 1, "backbone": architecture.encoder_layers + 2}[freeze]
-    if freeze_layers:
-        lowest = max(lowest, freeze_layers + 2)
+    lowest = lowest_trained(architecture, freeze, freeze_layers)
     total = 0
     for part, flops, is_first in _products(architecture, num_samples):
         backward = 0 if part < lowest else 1 if part == lowest and is_first else 2
@@ -75,12 +76,19 @@ def training_flops(
     return total
 
 
+def lowest_trained(architecture: Architecture, freeze: str, freeze_layers: int = 0) -> int:
+    """The lowest part that trains: 0 is the stem, 1 lies before the encoder layers, which follow;
+    the last is the head."""
+    lowest = {"none": 0, "stem": 1, "backbone": architecture.encoder_layers + 2}[freeze]
+    return max(lowest, freeze_layers + 2) if freeze_layers else lowest
+
+
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Operations per second by the data sheet, for fp32, bf16 or fp16; None for a device that is
     not in the table, lacks the precision, or is a part of one (MIG)."""
     if "MIG" in device_name:
         return None
-    for name, (half, single) in PEAKS.items():
+    for name, (half, single, *_) in PEAKS.items():
         if re.search(rf"\b{name}\b", device_name):
             if precision == "bf16" and name in WITHOUT_BF16:
                 return None

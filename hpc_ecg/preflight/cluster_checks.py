@@ -4,6 +4,7 @@ A check returns findings. Checks of one node differ between processes, and `merg
 collective checks exchange what each process saw, so that all processes return the same findings.
 """
 
+import contextlib
 import logging
 import os
 import platform
@@ -30,8 +31,8 @@ LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
 MEASURED = ("space", "digests")
 """Findings with a number that each process measures."""
 MANY_FLOATS = 1 << 24
-SLOW_GB_S = 0.12
-"""The throughput of a network of 1 Gb/s."""
+SLOW_GB_S, FAR_BELOW = 0.12, 0.25
+"""The throughput of a network of 1 Gb/s; share of an interface's speed that is suspicious."""
 DRIVER = Path("/sys/module/nvidia/version")
 OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
 """NVIDIA's oldest driver for each major version of CUDA (CUDA Compatibility, 2025)."""
@@ -42,6 +43,8 @@ class Finding(NamedTuple):
     """ok, warning, error, or skipped (what the check needs is missing)."""
     name: str
     text: str
+    step: dict[str, Any] | None = None
+    """A step that was measured, as `step_time.KINDS` has it."""
 
     def __str__(self) -> str:
         return printable(f"{self.level:8}{self.name}: {self.text}").replace("\n", " ")
@@ -190,10 +193,26 @@ def check_ranks(device: torch.device) -> list[Finding]:
     gb_s = 2 * (world - 1) / world * 4 * MANY_FLOATS / large_s / 1e9
     text = f"{world} on {count(len(set(hosts)), 'node')}; all-reduce of a number in "
     text += f"{1000 * small_s:.2g} ms, of 64 MiB at {gb_s:.2g} GB/s (bus)"
-    if gb_s < SLOW_GB_S:
-        remedy = "is it the right network (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)?"
-        return [Finding("warning", "ranks", f"{text}, as over 1 Gb/s; {remedy}")]
-    return [Finding("ok", "ranks", text)]
+    is_slow = gb_s < SLOW_GB_S
+    remedy = advise_interface(gb_s) if len(set(hosts)) > 1 else ""
+    if is_slow and not remedy:
+        remedy = "; is it the right network (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)?"
+    text += ", as over 1 Gb/s" * is_slow + remedy
+    return [Finding("warning" if remedy else "ok", "ranks", text)]
+
+
+def advise_interface(gb_s: float, interfaces: Path = Path("/sys/class/net")) -> str:
+    """What to set if an all-reduce between nodes is far slower than this node's fastest interface;
+    '' if it is not, or no interface states its speed (in Mbit/s)."""
+    speeds = {}
+    for file in interfaces.glob("*/speed"):
+        with contextlib.suppress(OSError, ValueError):  # one that is down cannot be read
+            speeds[file.parent.name] = int(file.read_text()) / 1000
+    name = max(speeds, key=lambda name: speeds[name], default="")
+    if not name or 8 * gb_s > FAR_BELOW * speeds[name]:
+        return ""
+    advice = f"NCCL_SOCKET_IFNAME={name} and GLOO_SOCKET_IFNAME={name}"
+    return f", far below the {speeds[name]:g} Gbit/s of {name}: set {advice}"
 
 
 def _time_all_reduce(numbers: torch.Tensor, times: int) -> float:

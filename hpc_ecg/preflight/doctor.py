@@ -16,6 +16,7 @@ from hpc_ecg.distributed.ranks import read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, raise_on_errors, reason
 from hpc_ecg.preflight.disk_checks import nearest_folder
+from hpc_ecg.preflight.plan import keep_plan
 from hpc_ecg.preflight.training_checks import (
     HARDWARE,
     check_data,
@@ -72,15 +73,14 @@ def diagnose(config: FinetuneConfig) -> Iterator[Finding]:
         engine.close()
 
 
-def doctor_before_training(config: FinetuneConfig) -> BeforeTraining | None:
-    """The doctor for `finetune(config, before_training=…)`, which raises ValueError on errors.
-
-    None unless train.doctor is set.
-    """
-    if not config.train.doctor:
-        return None
+def doctor_before_training(config: FinetuneConfig) -> BeforeTraining:
+    """For `finetune(config, before_training=…)`: keep what the plan says and, with train.doctor,
+    run the doctor, which raises ValueError on errors."""
 
     def check(engine: Engine, prepared: PreparedRun) -> None:
+        keep_plan(engine, prepared)
+        if not config.train.doctor:
+            return
         run_dir, ranks = Path(config.run_dir), read_ranks(os.environ)
         findings = [*check_node(engine.config), *check_data(prepared.data, ranks)]
         findings += check_disk(run_dir, prepared)

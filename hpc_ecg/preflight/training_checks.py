@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from hpc_ecg.data.node_cache import BLOCK
 from hpc_ecg.distributed.failures import is_network_error
 from hpc_ecg.distributed.ranks import Ranks, read_ranks
 from hpc_ecg.distributed.settings import EngineConfig
+from hpc_ecg.model.flops import training_flops
 from hpc_ecg.preflight import cluster_checks as cluster
 from hpc_ecg.preflight import disk_checks as disks
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, exchange, merged, reason
@@ -32,7 +34,7 @@ from hpc_ecg.training.loop import train_step
 from hpc_ecg.training.meter import memory_gb
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedData, PreparedRun
-from hpc_ecg.training.stages import StageSchedule, trains_head_only
+from hpc_ecg.training.stages import Stage, num_steps, run_seconds
 from hpc_ecg.training.try_kernels import try_kernels_of_run
 
 HARDWARE = "hardware"
@@ -119,17 +121,37 @@ def check_step(engine: Engine, prepared: PreparedRun) -> tuple[list[Finding], fl
     if engine.first_bad_step() is not None:
         remedy = "look at the weights, and at the amplitude of the data"
         return [Finding("error", "step", f"{text}: loss or gradient is not finite; {remedy}")], None
-    if used > FULL * limit:
-        return [Finding("warning", "step", text + LESS_MEMORY)], seconds
-    return [Finding("ok", "step", text)], seconds
+    level, more = ("warning", LESS_MEMORY) if used > FULL * limit else ("ok", "")
+    return [
+        Finding(level, "step", text + more, _measured(engine, prepared, batch, seconds))
+    ], seconds
+
+
+def _measured(
+    engine: Engine, prepared: PreparedRun, batch: StepBatch, seconds: float
+) -> dict[str, Any]:
+    """As `step_time.KINDS` has it."""
+    stage = _stage_of_most(prepared)
+    sizes = prepared.start.architecture, prepared.data.shards.signal.num_samples
+    return {
+        "seconds": seconds,
+        "records": -(-len(batch.positions) // engine.world_size),
+        "processes": engine.world_size,
+        "device": engine.device_name,
+        "precision": engine.precision,
+        "flops_per_ecg": training_flops(*sizes, stage.freeze, stage.train.freeze_layers),
+    }
+
+
+def _stage_of_most(prepared: PreparedRun) -> Stage:
+    """The stage that trains the most tensors."""
+    trained = prepared.start.report["stages"]
+    return max(prepared.stages, key=lambda stage: trained[stage.name]["tensors_trained"])
 
 
 def _take_steps(engine: Engine, prepared: PreparedRun, batch: StepBatch) -> tuple[float, float]:
-    """The loss and seconds of the last step (the first one warms up), in the stage that trains the
-    most tensors."""
-    data, start = prepared.data, prepared.start
-    num_trained = {name: facts["tensors_trained"] for name, facts in start.report["stages"].items()}
-    stage = max(prepared.stages, key=lambda stage: num_trained[stage.name])
+    """The loss and seconds of the last step (the first one warms up)."""
+    data, start, stage = prepared.data, prepared.start, _stage_of_most(prepared)
     start.model.freeze(stage.freeze, stage.train.freeze_layers)
     build = partial(build_optimizer, config=stage.optim, device=engine.device)
     backend = engine.prepare_training(start.model, build, stage.optim.clip_norm)
@@ -157,15 +179,10 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
     """Steps and time of the whole run, which should not outlast the job."""
     sampler = prepared.data.sampler
     epoch, batch_size = sampler.steps_per_epoch, sampler.config.batch_size
-    validation_s = FORWARD_SHARE * step_s * len(prepared.data.valid) / batch_size
-    steps, seconds = 0, validation_s
-    for stage in prepared.stages:
-        schedule = StageSchedule(config=stage.train, epoch_steps=epoch)
-        steps += schedule.steps
-        if trains_head_only(prepared.stages, stage):  # features are computed once
-            seconds += FORWARD_SHARE * step_s * len(prepared.data.train) / batch_size
-        else:
-            seconds += schedule.steps * (step_s + validation_s / schedule.eval_every)
+    forward_s, steps_s = FORWARD_SHARE * step_s / batch_size, [step_s] * len(prepared.stages)
+    records = len(prepared.data.train), len(prepared.data.valid)
+    seconds = run_seconds(prepared.stages, epoch, records, steps_s, forward_s)
+    steps = num_steps(prepared.stages, epoch)
     hours = timedelta(seconds=round(seconds))
     text = f"{count(steps, 'step')} ({epoch} an epoch) with validations in about {hours} h"
     left_s = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - time.time()

@@ -114,7 +114,7 @@ class RunFolder:
         """ValueError if the folder holds files that a run killed at its start cannot have left."""
         files = self.path.iterdir() if self.path.is_dir() else ()
         early = {"init_report.json", "environment.json", "lock", "lock.holder", "error.txt"}
-        early |= {"STOP", "SAVE"}
+        early |= {"STOP", "SAVE", "plan.json"}
         foreign = sorted(
             path.name
             for path in files

@@ -7,10 +7,14 @@ stage, named `all`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.settings import OptimConfig, StageConfig, TrainConfig
-from hpc_ecg.weights.initialize import Initialized, decide_freeze
+from hpc_ecg.weights.settings import decide_freeze
+
+if TYPE_CHECKING:  # the planner needs no torch
+    from hpc_ecg.training.checkpoint import Progress
+    from hpc_ecg.weights.initialize import Initialized
 
 ONLY = "all"
 
@@ -66,7 +70,7 @@ class StageSchedule:
     def logs_at(self, step: int) -> bool:
         return step % self.config.log_every == 0 or step == self.end
 
-    def reason_to_stop(self, progress: Progress) -> str | None:
+    def reason_to_stop(self, progress: "Progress") -> str | None:
         """The setting that ends the stage at this point; None to continue."""
         patience = self.config.patience
         if patience and progress.evaluations_without_gain >= patience:
@@ -121,13 +125,13 @@ def check_parallel(train: TrainConfig, parallel: str) -> None:
         )
 
 
-def stages_left(stages: Sequence[Stage], progress: Progress) -> Sequence[Stage]:
+def stages_left(stages: Sequence[Stage], progress: "Progress") -> Sequence[Stage]:
     """The stage that the run is in, and those after it."""
     names = [stage.name for stage in stages]
     return stages[names.index(progress.stage) if progress.stage else 0 :]
 
 
-def enter_stage(progress: Progress, stage: Stage) -> Progress:
+def enter_stage(progress: "Progress", stage: Stage) -> "Progress":
     """The progress at the start of a stage; unchanged if the run resumes inside it."""
     if progress.stage == stage.name:
         return progress
@@ -141,7 +145,31 @@ def trains_head_only(stages: Sequence[Stage], until: Stage) -> bool:
     return all(stage.is_probe for stage in stages[: stages.index(until) + 1])
 
 
-def describe_stages(start: Initialized, stages: Sequence[Stage]) -> None:
+def num_steps(stages: Sequence[Stage], epoch_steps: int) -> int:
+    """Steps of a run that uses all its epochs."""
+    return sum(StageSchedule(config=s.train, epoch_steps=epoch_steps).steps for s in stages)
+
+
+def run_seconds(
+    stages: Sequence[Stage],
+    epoch_steps: int,
+    records: Sequence[int],
+    step_s: Sequence[float],
+    forward_s: float,
+) -> float:
+    """Seconds of a run that uses all its epochs, validations included: `step_s` of each stage,
+    `records` to train and to validate on, `forward_s` per record by all processes together."""
+    train_s, valid_s = (number * forward_s for number in records)
+    seconds = valid_s
+    for stage, step in zip(stages, step_s, strict=True):
+        schedule = StageSchedule(config=stage.train, epoch_steps=epoch_steps)
+        each_s = step + valid_s / schedule.eval_every
+        is_probe = trains_head_only(stages, stage)  # features are computed once
+        seconds += train_s if is_probe else schedule.steps * each_s
+    return seconds
+
+
+def describe_stages(start: "Initialized", stages: Sequence[Stage]) -> None:
     """Add what trains in each stage to the report; leave the model frozen for the first stage.
 
     ValueError for a setting of train.freeze_layers that does not fit the model.

@@ -20,9 +20,7 @@ from hpc_ecg.model.transformer import ECGClassifier, build_empty
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights.heads import HeadPlan, plan_head
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
-from hpc_ecg.weights.settings import ANY, RANDOM, InitConfig
-
-FREEZE = ("auto", "none", "stem", "backbone")
+from hpc_ecg.weights.settings import ANY, RANDOM, InitConfig, decide_freeze
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,16 +142,6 @@ def _fill_parameters(
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         list(pool.map(load, parameters))
     return {name: checkpoint.names[name] for name in parameters}
-
-
-def decide_freeze(freeze: str, weights_loaded: bool) -> str:
-    """Resolve `train.freeze` to none, stem or backbone. `auto` freezes the stem of loaded weights,
-    as the original does, but not of random ones, where it would stay random."""
-    if freeze not in FREEZE:
-        raise ValueError(f"train.freeze must be one of {', '.join(FREEZE)}, got {freeze!r}")
-    if freeze == "auto":
-        return "stem" if weights_loaded else "none"
-    return freeze
 
 
 def _choose_signal(

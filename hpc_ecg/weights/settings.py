@@ -6,6 +6,7 @@ from hpc_ecg.config.schema import check_settings, setting
 from hpc_ecg.ecg.signal import SignalSpec
 
 RANDOM, ANY = "random", "any"
+FREEZE = ("auto", "none", "stem", "backbone")
 CHOICES = (
     "base_ssl.pt, a fine-tuned .pt, our model.safetensors or a run's folder; or "
     f"init.checkpoint={RANDOM} for random weights (a file of that name is ./{RANDOM})"
@@ -40,3 +41,13 @@ class InitConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "init")
+
+
+def decide_freeze(freeze: str, weights_loaded: bool) -> str:
+    """Resolve `train.freeze` to none, stem or backbone. `auto` freezes the stem of loaded weights,
+    as the original does, but not of random ones, where it would stay random."""
+    if freeze not in FREEZE:
+        raise ValueError(f"train.freeze must be one of {', '.join(FREEZE)}, got {freeze!r}")
+    if freeze == "auto":
+        return "stem" if weights_loaded else "none"
+    return freeze
