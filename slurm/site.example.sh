@@ -17,7 +17,7 @@ esac
 # module purge && module load python/3.11 cuda/12.4
 HPC_ECG_PYTHON="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)/.venv/bin/python"
 # In a container: a bash array with the command; quote arguments that contain spaces.
-# HPC_ECG_PYTHON=(apptainer exec --nv --bind /scratch "/images/hpc ecg.sif" python)
+# HPC_ECG_PYTHON=(apptainer exec --nv --bind /scratch "/images/hpc-ecg.sif" python)
 # export HPC_ECG_MAX_RESTARTS=5        # after lost nodes or hangs; saved runs always continue
 
 # The network between nodes, if the libraries choose the wrong one:
