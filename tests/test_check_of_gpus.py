@@ -16,6 +16,8 @@ from gpu.parts import PARTS, Clock, run_apart, seconds_for
 from gpu.speed import KERNELS
 from gpu.verdicts import TARGETS, UNKNOWN, verdicts
 
+from hpc_ecg.preflight.step_time import read_measured
+
 ROOT = Path(__file__).parents[1]
 GOOD = {
     "environment": {"card": {"name": "NVIDIA H100 80GB HBM3"}},
@@ -157,6 +159,7 @@ def here(part, clock, options, emit):
 @pytest.mark.slow
 def test_a_rehearsal_writes_a_whole_report(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HPC_ECG_REHEARSE_GPU", "0")
+    monkeypatch.setattr(gpu_check, "PLANNED", 4)
     out = tmp_path / "new" / "check.json"
     assert gpu_check.main(["--rehearse", "--minutes", "0.1", "--out", str(out)], here) == 0
     written = json.loads(out.read_text())
@@ -166,6 +169,7 @@ def test_a_rehearsal_writes_a_whole_report(tmp_path, capsys, monkeypatch):
     assert {f"{mode}, {size}" for mode in modes for size in (4, 2)} <= rows["speed"].keys()
     assert rows["speed"]["best 4"]["ecg_per_s"] > 0 and rows["costs"]["overhead"]["seconds"] > 0
     assert list(rows["costs"]) == ["overhead", "data wait", "dropout", "checkpoint"]
+    assert read_measured(str(out))["records"] == 4
     assert rows["curve"]["fp32"]["share"] == 0 < rows["curve"]["bf16"]["share"] < 0.05
     printed = capsys.readouterr().out
     assert "NO GPU: a REHEARSAL on the CPU" in printed and "\nmet" not in printed

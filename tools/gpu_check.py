@@ -26,6 +26,7 @@ try:
     from gpu.verdicts import UNKNOWN, card_of, count_outcomes, rows_of, shown, verdicts
 
     from hpc_ecg.atomic_io import check_may_write, write_json
+    from hpc_ecg.preflight.step_time import KINDS
     from hpc_ecg.safe_reading import read_json
 except ModuleNotFoundError as error:
     sys.exit(f"{sys.executable}: {error}; docs/how-to/gpu-check.md says what the check needs")
@@ -57,6 +58,10 @@ def main(arguments: Sequence[str], run_part: Runner = run_apart) -> int:
     print_report(report)
     print(f"written: {options.out}")
     return int(has_failed(report))
+
+
+PLANNED = 128
+"""The batch whose step a planner takes."""
 
 
 def _is_ours(path: Path) -> bool:
@@ -94,6 +99,9 @@ def check(options: argparse.Namespace, run_part: Runner) -> dict[str, Any]:
 
 
 def _write(path: Path, report: dict[str, Any], began: float) -> None:
+    measured = rows_of(report, "speed").get(f"auto, eager, {PLANNED}", {})
+    if "seconds" in measured:  # for `hpc-ecg plan --measured`
+        report["step"] = {name: measured[name] for name in KINDS}
     report |= {"seconds": round(time.monotonic() - began, 1), "verdicts": verdicts(report)}
     write_json(path, report)
 

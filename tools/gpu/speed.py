@@ -74,8 +74,11 @@ def _figures(
     except (ValueError, RuntimeError) as error:
         return {UNKNOWN: f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
     rate, peak = size / seconds, peak_flops(engine.device_name, engine.precision)
-    flops = rate * flops_of(bench.architecture, run.data.shards.signal.num_samples)
+    per_ecg = flops_of(bench.architecture, run.data.shards.signal.num_samples)
+    flops = rate * per_ecg
     figures = {"ecg_per_s": rate, "seconds": seconds, "tflops_per_s": flops / 1e12}
+    about = {"records": size, "processes": 1, "device": engine.device_name}
+    figures |= {**about, "precision": engine.precision, "flops_per_ecg": per_ecg}
     if bench.on_gpu:
         figures["memory_gb"] = torch.cuda.max_memory_allocated(bench.device) / 2**30
     return figures | ({"mfu": flops / peak} if peak else {})
