@@ -10,7 +10,6 @@ normalizer, so the mean over W ranks is the mean over the global batch, whatever
 # B batch, n records of a micro-batch, C leads, S samples, K labels, W ranks
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -33,6 +32,7 @@ from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
 from hpc_ecg.distributed.watchdog import Watchdog
 from hpc_ecg.log import describe_error
+from hpc_ecg.training.choose_kernels import KernelChoice
 from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
 
 T = TypeVar("T")
@@ -47,16 +47,21 @@ def backend_of(parallel: str) -> type[DDPBackend]:
     return FSDP2Backend
 
 
-@dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Values of the global batch, as 0-d tensors, so that only reading them waits for a GPU."""
+    """Loss and gradient norm of the global batch, as 0-d tensors, so that only reading them waits
+    for a GPU; and whether the update was skipped because one of them was not finite."""
 
-    loss: Tensor
-    grad_norm: Tensor
-    requests: Tensor
-    """The requests of all ranks, summed: float [3], in the order of `Requests`."""
-    skipped: bool = False
-    """Whether the update was skipped because loss or gradient was not finite."""
+    def __init__(self, sums: Tensor, grad_norm: Tensor, skipped: bool) -> None:
+        """`sums` over all ranks: the loss, then the requests."""
+        self.loss, self.grad_norm, self.skipped = sums[0], grad_norm, skipped
+        self._requests = sums[1:].detach().to("cpu", non_blocking=True)
+        self._copied = torch.cuda.current_stream().record_event() if sums.is_cuda else None
+
+    def requests(self) -> Requests:
+        """The requests of all ranks. Waits for this step, not for those queued after it."""
+        if self._copied:
+            self._copied.synchronize()
+        return Requests(*self._requests.tolist())
 
 
 class Engine:
@@ -81,6 +86,7 @@ class Engine:
             rank=self.rank, world_size=self.world_size, micro_batch_size=config.micro_batch_size
         )
         self._first_bad = torch.tensor(-1, device=self.device)
+        self.kernels: KernelChoice | None = None
         self._model: nn.Module | None = None
         self._backend: DDPBackend | None = None
         self._watchdog = Watchdog(60 * config.timeout_min, self.rank)
@@ -100,7 +106,7 @@ class Engine:
         self._release()
         make_backend = backend_of(self.config.parallel)
         backend = make_backend(self._accelerator, module, build_optimizer, clip_norm)
-        if self.config.compile:
+        if self.kernels.compiles if self.kernels else self.config.compile:
             backend.module.compile()
         if moments:
             backend.load_moments(moments)
@@ -146,19 +152,19 @@ class Engine:
                 inputs = model_inputs(micro, self.device, millivolts_per_count, transform)
                 with self._autocast():
                     logits_nK = self._model(*inputs)
-                targets_nK = torch.from_numpy(micro.labels_nK).to(self.device)
+                targets_nK = torch.from_numpy(micro.labels_nK).to(self.device, non_blocking=True)
                 local = loss_sum(logits_nK.float(), targets_nK, micro) * (micro.weight / divide_by)
                 backend.backward(local * self.world_size, is_last)
             loss += local.detach()
         grad_norm = backend.clip_gradients()
-        local_sums = torch.stack([loss, *torch.tensor(requests, device=self.device)])
-        sums = self._accelerator.reduce(local_sums, "sum")
+        asked = torch.tensor(requests, dtype=loss.dtype).to(self.device, non_blocking=True)
+        sums = self._accelerator.reduce(torch.cat([loss[None], asked]), "sum")
         skipped = may_skip and not bool(sums[0].isfinite() & grad_norm.isfinite())
         if not skipped:
             backend.step()
             self._remember_if_bad(batch.step, sums[0], grad_norm)
         backend.zero_grad()
-        return StepResult(loss=sums[0], grad_norm=grad_norm, requests=sums[1:], skipped=skipped)
+        return StepResult(sums, grad_norm, skipped)
 
     def _autocast(self) -> torch.autocast:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
@@ -182,7 +188,9 @@ class Engine:
         if self.precision != "fp16":
             is_finite = is_finite & grad_norm.isfinite()
         is_unchanged = is_finite | (self._first_bad >= 0)
-        self._first_bad = torch.where(is_unchanged, self._first_bad, step)
+        # Not torch.where with a number, which would wait for the device.
+        here = torch.full_like(self._first_bad, step)
+        self._first_bad = torch.where(is_unchanged, self._first_bad, here)
 
     def first_bad_step(self) -> int | None:
         """The first step (from 0) with a loss or gradient that was not finite; None without one."""

@@ -76,7 +76,7 @@ def train_stage(
             #    waits for the GPU.
             if schedule.logs_at(progress.step):
                 _log(run, schedule, progress, lr, result)
-            requests = Requests(*previous.requests.tolist()) if previous else Requests()
+            requests = previous.requests() if previous else NO_REQUESTS
             previous = result
             if schedule.saves_at(progress.step) or any(requests):
                 with timer.saving():
@@ -110,7 +110,9 @@ def train_step(
             logits,
             targets,
             config.loss,
-            torch.as_tensor(micro.weights_nK, device=logits.device) if is_weighted else None,
+            torch.as_tensor(micro.weights_nK).to(logits.device, non_blocking=True)
+            if is_weighted
+            else None,
         ),
         divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), config.loss, weights_BK),
         millivolts_per_count=dataset.millivolts_per_count,
