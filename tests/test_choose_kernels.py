@@ -30,7 +30,7 @@ MEASURE = ("engine.kernels=measure", "model.activation_dropout=0", "train.max_ep
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(measure_kernels, "SECONDS_EACH", 0.01)
+    monkeypatch.setattr(measure_kernels, "SECONDS_EACH", 1e-9)
 
 
 def tiny(**more):
@@ -39,19 +39,8 @@ def tiny(**more):
 
 def seconds_of(monkeypatch, *each):
     """Let the candidates take these times, in their order."""
-    times = iter(each)
-
-    class Timer:
-        def __init__(self, *_, **__):
-            pass
-
-        def blocked_autorange(self, **_):
-            return replace_median(next(times))
-
-    def replace_median(seconds):
-        return type("Measurement", (), {"median": seconds})
-
-    monkeypatch.setattr(measure_kernels, "Timer", Timer)
+    readings = [reading for seconds in each for reading in (0.0, seconds)]
+    monkeypatch.setattr(measure_kernels, "timer", iter(readings).__next__)
 
 
 @pytest.mark.parametrize("has_mask", [False, True])
@@ -187,12 +176,12 @@ GPU_LOAD = replace(LOAD, device=torch.device("cuda"))
 def test_auto_measures_on_a_gpu_if_the_run_is_long(
     monkeypatch, tmp_path, load, kernels, steps, measures
 ):
-    monkeypatch.setattr(choosing, "_kind_of", str)
+    monkeypatch.setattr(choosing, "device_kind", str)
     calls = fake_measure(monkeypatch)
     choice = choose_kernels(config_of(tmp_path, kernels=kernels), tiny(), load, steps, None)
     assert bool(calls) == bool(choice.measured) == measures
     if not measures:
-        reference = dict.fromkeys(choosing.KINDS, "auto") | {"compile": "eager"}
+        reference = dict.fromkeys(choosing.KINDS, "auto")
         assert (choice.kernels, choice.lines) == (reference, ())
 
 
@@ -202,7 +191,8 @@ def test_a_run_is_compiled_if_it_is_long_enough_to_win(monkeypatch, tmp_path, st
     calls = fake_measure(monkeypatch)
     monkeypatch.setattr(choosing, "KINDS_OF_BATCHES", 0.6)
     config = config_of(tmp_path, kernels="measure")
-    assert choose_kernels(config, tiny(), LOAD, steps, None).compiles == compiles
+    choice = choose_kernels(config, tiny(), LOAD, steps, None)
+    assert (choice.kernels["compile"] == "compiled") == compiles
     assert ("compile" in calls) == (steps >= ENOUGH_STEPS)
 
 
@@ -215,7 +205,7 @@ def test_explicit_settings_stand_whatever_was_measured(monkeypatch, tmp_path, co
     choice = choose_kernels(config, model, LOAD, 10**6, None)
     assert calls == ["record_dropout"]
     assert (choice.kernels["positional_conv"], choice.kernels["attention"]) == ("fft", "math")
-    assert choice.compiles == compiled
+    assert choice.kernels["compile"] == ("compiled" if compiled else "eager")
     choice.apply(model)
     [conv] = [m for m in model.modules() if isinstance(m, PositionalConv)]
     assert conv.kind == "fft"
@@ -225,11 +215,11 @@ def test_a_sweep_measures_once_for_each_kind_of_device_and_size(monkeypatch, tmp
     calls, config = fake_measure(monkeypatch), config_of(tmp_path, kernels="measure")
     first = choose_kernels(config, tiny(), LOAD, 10, tmp_path)
     measured = len(calls)
-    assert choose_kernels(config, tiny(), LOAD, 10, tmp_path).measured == first.measured
+    assert choose_kernels(config, tiny(), LOAD, 10, tmp_path).kernels == first.kernels
     assert len(calls) == measured
     for other in (replace(LOAD, num_records=3), replace(LOAD, dtype=torch.bfloat16)):
         choose_kernels(config, tiny(), other, 10, tmp_path)
-    monkeypatch.setattr(choosing, "_kind_of", lambda device: "another")
+    monkeypatch.setattr(choosing, "device_kind", lambda device: "another")
     choose_kernels(config, tiny(), LOAD, 10, tmp_path)
     assert len(calls) == 4 * measured
     assert len(list(tmp_path.glob("kernels-*.json"))) == 4
@@ -263,7 +253,8 @@ def test_kernels_of_another_device_are_measured_anew_and_that_is_said(monkeypatc
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "kernels.json"
     path.write_text(
-        '{"device": "Abacus", "chosen": {"attention": "flash"}, "candidates": {"attention": {}}}'
+        '{"device": "Abacus", "chosen": {"attention": "flash"}, '
+        '"candidates": {"attention": {"flash": {"out": "no"}}}}'
     )
     assert kept_kernels(config, CPU).kernels["attention"] == "auto"
     choice = choose_kernels(config, tiny(), LOAD, 10, None)

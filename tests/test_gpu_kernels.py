@@ -13,7 +13,7 @@ from conftest import TINY, words_for
 from hpc_ecg.config.load import load_config
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.layers import PositionalConv
-from hpc_ecg.model.measure_kernels import ATTENTION, Workload, measure_kernel
+from hpc_ecg.model.measure_kernels import KINDS, Workload, measure_kernel
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.training import loop, model_inputs
@@ -43,7 +43,7 @@ def test_each_attention_kernel_is_right_or_says_why_it_is_out(dtype, has_mask):
         "attention", build_model(WIDE, 1, ModelConfig()), on_gpu(dtype, has_mask=has_mask)
     )
     candidates = found["candidates"]
-    assert list(candidates) == list(ATTENTION)
+    assert list(candidates) == list(KINDS["attention"])
     assert not [kind for kind, about in candidates.items() if "wrong" in about.get("out", "")]
     assert {"math", "sdpa", "efficient"} <= {k for k, about in candidates.items() if "ms" in about}
     if dtype != torch.float32 and not has_mask:

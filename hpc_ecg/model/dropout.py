@@ -16,7 +16,7 @@ make it in one pass, fused with GELU if that comes before, and make it again in 
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,14 +38,15 @@ class RecordDropout(nn.Module):
         self, x_BTD: Tensor, seeds_BT: Tensor | None = None, after_gelu: bool = False
     ) -> Tensor:
         """Dropout of x, or of GELU(x). What a compiled layer calls is fused there."""
-        if not self.training or self.p == 0.0 or seeds_BT is None:
+        is_on = self.training and self.p > 0
+        if not is_on or seeds_BT is None:
             x_BTD = F.gelu(x_BTD) if after_gelu else x_BTD
-            return F.dropout(x_BTD, self.p, self.training)
+            return F.dropout(x_BTD, self.p) if is_on else x_BTD
         seeds_BT = seeds_BT ^ (self.stream << 32)
         if self.kind in ("auto", "plain") or torch.compiler.is_compiling():
             return drop_plainly(x_BTD, seeds_BT, self.p, after_gelu)
-        out: Tensor = _Recomputed.apply(x_BTD, seeds_BT, self.p, after_gelu, _kernel(self.kind))
-        return out
+        kernel = _kernel(self.kind)
+        return cast(Tensor, _Recomputed.apply(x_BTD, seeds_BT, self.p, after_gelu, kernel))
 
     def extra_repr(self) -> str:
         return f"p={self.p}, stream={self.stream}"
@@ -95,8 +96,7 @@ class _Recomputed(torch.autograd.Function):
         seeds_BT, *ctx.arguments, kernel = arguments
         ctx.kernel, (p, after_gelu) = kernel, ctx.arguments
         ctx.save_for_backward(seeds_BT, *([x_BTD] if after_gelu else []))
-        out: Tensor = kernel(x_BTD, seeds_BT, p, after_gelu)
-        return out
+        return cast(Tensor, kernel(x_BTD, seeds_BT, p, after_gelu))
 
     @staticmethod
     def backward(ctx: Any, gradient_BTD: Tensor) -> Any:

@@ -59,10 +59,8 @@ def explain_attention(
             out = attend(q_BHTE, q_BHTE, q_BHTE, mask_BT, attention.kind, dropout, seeds_BT)
             out.sum().backward()
         except (RuntimeError, ImportError, AttributeError) as error:
-            reasons = [str(w.message) for w in caught if "not used because" not in str(w.message)]
-            reason = re.split(r"\n|\. | \(Triggered", [*reasons, str(error)][0])[0].strip(" .")
             raise ValueError(
-                f"model.attention={attention.kind} cannot run {case}: {reason}; "
+                f"model.attention={attention.kind} cannot run {case}: {reason_of(error, caught)}; "
                 "model.attention=auto takes one that can"
             ) from None
     kind, why = attention.kind, "requested"
@@ -73,6 +71,13 @@ def explain_attention(
         choice = torch._fused_sdp_choice(q_BHTE, q_BHTE, q_BHTE, keep_B11T, dropout.p)
         kind, why = SDPBackend(choice).name.lower(), "torch's own choice"
     return f"attention {case}: {kind} ({why})"
+
+
+def reason_of(error: Exception, caught: list[warnings.WarningMessage]) -> str:
+    """Why a kernel cannot run, in a line: torch's first warning says more than its error."""
+    reasons = [str(w.message) for w in caught if "not used because" not in str(w.message)]
+    lines = [re.split(r"\n|\. | \(Triggered", text.strip())[0] for text in (*reasons, str(error))]
+    return next((line.strip(" .") for line in lines if line), type(error).__name__)
 
 
 def check_kernels(

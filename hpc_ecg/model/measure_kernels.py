@@ -9,21 +9,32 @@ more than MARGIN.
 import copy
 import functools
 import platform
+import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer
 
 from hpc_ecg.model.attention import choose_kind
-from hpc_ecg.model.kernels import ALL_LAYERS, GRADIENT, TOLERANCE, relative_error
+from hpc_ecg.model.kernels import ALL_LAYERS, GRADIENT, TOLERANCE, reason_of, relative_error
 from hpc_ecg.model.transformer import ECGClassifier
 
 MARGIN, SECONDS_EACH, COMPILED = 0.03, 0.3, ("compiled", "triton")
-ATTENTION = ("math", "sdpa", "flash", "fa3", "fa4", "cudnn", "efficient", "varlen")
+KINDS = {
+    "attention": ("math", "sdpa", "flash", "fa3", "fa4", "cudnn", "efficient", "varlen"),
+    "positional_conv": ("direct", "fft", "unfold"),
+    "record_dropout": ("plain", *COMPILED),
+    "compile": ("eager", "compiled"),
+}
+"""The candidates of each kernel, the plain reference first."""
+SHARES = {"attention": 0.15, "positional_conv": 0.4, "record_dropout": 0.1, "compile": 0.35}
+"""Of the time for measuring."""
+FOR_GPUS = {*KINDS["attention"][2:], "triton"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +50,6 @@ class Workload:
     budget_s: float = 30.0
     """For all four kernels; first calls that compile come on top."""
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
-    def noise(self, width: int, seed: int) -> Tensor:
-        """[B, T, D]."""
-        generator = torch.Generator(self.device).manual_seed(seed)
-        shape = (self.num_records, self.num_tokens, width)
-        return torch.randn(shape, generator=generator, device=self.device).to(self.dtype)
-
-    def mask_and_seeds(self) -> tuple[Tensor | None, Tensor]:
-        """[B, T] each. True = padded: the last quarter."""
-        seeds_BT = torch.arange(self.num_records * self.num_tokens, device=self.device)
-        seeds_BT = seeds_BT.view(self.num_records, self.num_tokens)
-        mask_BT = (seeds_BT[:1] >= 3 * self.num_tokens // 4).expand_as(seeds_BT)
-        return (mask_BT if self.has_mask else None), seeds_BT
-
 
 def measure_kernel(
     name: str, model: ECGClassifier, load: Workload, only: Iterable[str] = ()
@@ -61,81 +58,76 @@ def measure_kernel(
     reference, largest `error` and `first_call_s`, or why it is `out`; {} without a choice."""
     layer: Any = model.backbone.encoder.layers[0]
     conv: Any = model.backbone.conv_pos["pos_conv"]
-    (mask_BT, seeds_BT), some = load.mask_and_seeds(), 2 if load.device.type == "cpu" else None
-    module, kinds, usual, extra = {  # the first of the kinds is the reference
-        "attention": (layer.self_attn, ATTENTION[:some], "", (mask_BT, seeds_BT)),
-        "positional_conv": (conv[0], ("direct", "fft", "unfold"), "direct", ()),
-        "record_dropout": (
-            layer.activation_dropout, ("plain", *COMPILED)[:some], "plain", (seeds_BT, True),
-        ),
-        "compile": (layer, ("eager", "compiled"), "eager", (mask_BT, seeds_BT)),
-    }[name]  # fmt: skip
-    if (name == "attention" and module.dropout.p) or (name == "record_dropout" and not module.p):
+    parts = {"attention": layer.self_attn, "record_dropout": layer.activation_dropout}
+    part = {**parts, "positional_conv": conv[0], "compile": layer}[name]
+    if (name == "attention" and part.dropout.p) or (name == "record_dropout" and not part.p):
         return {}  # attention dropout by record has only the plain kernel
-    module = copy.deepcopy(module).to(load.device).train().requires_grad_(load.backward)
+    module = copy.deepcopy(part).to(load.device).train().requires_grad_(load.backward)
     compiled = torch.compile(module) if name == "compile" else module
+    shape, width = (load.num_records, load.num_tokens), layer.fc1.in_features
+    width = layer.fc1.out_features if name == "record_dropout" else width
+    generator = torch.Generator(load.device).manual_seed(0)
+    noise = torch.randn(2, *shape, width, generator=generator, device=load.device)
+    x_BTD, gradient_BTD = noise.to(load.dtype)
+    seeds_BT = torch.arange(shape[0] * shape[1], device=load.device).view(shape)
+    mask_BT = (seeds_BT[:1] >= 3 * shape[1] // 4).expand(shape) if load.has_mask else None
+    others = {"positional_conv": (), "record_dropout": (seeds_BT, True)}
 
-    def forward(kind: str, x_BTD: Tensor) -> Tensor:
-        module.kind = kind
-        out = (compiled if kind in COMPILED else module)(x_BTD, *extra)
-        return out if mask_BT is None else out.masked_fill(mask_BT[..., None], 0.0)
+    def one_pass(kind: str, x_BTD: Tensor) -> list[Tensor]:
+        """The output and, with a backward pass, the gradients by the input and the matrices."""
+        module.kind, is_half = kind, x_BTD.dtype != torch.float32
+        x_BTD = x_BTD.detach().requires_grad_(load.backward)
+        with torch.set_grad_enabled(load.backward):
+            with torch.autocast(load.device.type, load.dtype if is_half else None, is_half):
+                run = compiled if kind in COMPILED else module
+                out = run(x_BTD, *others.get(name, (mask_BT, seeds_BT)))
+            out = out if mask_BT is None else out.masked_fill(mask_BT[..., None], 0.0)
+            if not load.backward:
+                return [out]
+            by = [x_BTD, *(p for p in module.parameters() if p.ndim > 1)]
+            return [out, *torch.autograd.grad(out, by, gradient_BTD.to(out.dtype))]
 
-    width = layer.fc1.out_features if name == "record_dropout" else layer.fc1.in_features
-    one_pass = functools.partial(
-        _one_pass, forward, load, [p for p in module.parameters() if p.ndim > 1]
-    )
-    x_BTD, limit = load.noise(width, 0), TOLERANCE[load.dtype]
-    expected = one_pass(kinds[0], x_BTD.float())
+    kinds = [k for k in KINDS[name] if load.device.type == "cuda" or k not in FOR_GPUS]
     runs = {kind: functools.partial(one_pass, kind, x_BTD) for kind in only or kinds}
-    found = _race(runs, expected, limit * (ALL_LAYERS if name == "compile" else 1), load.budget_s)
-    Workload.noise.cache_clear()  # it may be large
+    found = _race(name, runs, one_pass(kinds[0], x_BTD.float()), load)
     took = {kind: about["ms"] for kind, about in found.items() if "ms" in about}
     for kind, ms in took.items():
         found[kind]["ratio"] = ms / took.get(kinds[0], ms)
-    usual = usual or choose_kind(load.device, load.dtype, False)[0]
+    usual = kinds[0] if name != "attention" else choose_kind(load.device, load.dtype, False)[0]
     best = min(took, key=took.__getitem__, default=usual)
     is_close = usual in took and took[best] > (1 - MARGIN) * took[usual]
     return {"chosen": usual if is_close else best, "candidates": found}
 
 
-def _one_pass(
-    forward: Callable[..., Tensor], load: Workload, matrices: list[Tensor], kind: str, x: Tensor
-) -> list[Tensor]:
-    """The output and, with a backward pass, the gradients by the input and the matrices."""
-    x, is_half = x.detach().requires_grad_(load.backward), x.dtype != torch.float32
-    with torch.set_grad_enabled(load.backward):
-        with torch.autocast(load.device.type, load.dtype if is_half else None, is_half):
-            out = forward(kind, x)
-        if not load.backward:
-            return [out]
-        gradient = load.noise(out.shape[-1], 1).to(out.dtype)
-        return [out, *torch.autograd.grad(out, [x, *matrices], gradient)]
-
-
 def _race(
-    runs: dict[str, Any], expected: list[Tensor], limit: float, budget_s: float
+    name: str, runs: dict[str, Any], expected: list[Tensor], load: Workload
 ) -> dict[str, dict[str, Any]]:
-    deadline = time.monotonic() + budget_s / 4
-    found: dict[str, dict[str, Any]] = {}
+    limit = TOLERANCE[load.dtype] * (ALL_LAYERS if name == "compile" else 1)
+    calls = 10 if load.device.type == "cuda" else 1  # in a row, so that launching does not count
+    deadline, found = time.monotonic() + load.budget_s * SHARES[name], dict[str, dict[str, Any]]()
     for kind, run in runs.items():
-        began = time.monotonic()
+        began, taken = time.monotonic(), list[float]()
         if found and began > deadline:
             found[kind] = {"out": "not tried: no time was left"}
             continue
         found[kind] = {**_try(run, expected, limit), "first_call_s": time.monotonic() - began}
         deadline += found[kind]["first_call_s"] if kind in COMPILED else 0
-        if "out" not in found[kind]:
-            timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-            found[kind]["ms"] = 1000 * timer.blocked_autorange(min_run_time=SECONDS_EACH).median
+        while "out" not in found[kind] and sum(taken) * calls < SECONDS_EACH:
+            before = timer()  # waits for a GPU
+            for _ in range(calls):
+                run()
+            taken.append((timer() - before) / calls)
+            found[kind]["ms"] = 1000 * statistics.median(taken)
     return found
 
 
 def _try(run: Callable[[], list[Tensor]], expected: list[Tensor], limit: float) -> dict[str, Any]:
-    try:
-        errors = [relative_error(*pair) for pair in zip(run(), expected, strict=True)]
-    except Exception as error:  # whatever a kernel or a compiler raises where it cannot run
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        return {"out": f"cannot run: {reason[:160]}"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            errors = [relative_error(*pair) for pair in zip(run(), expected, strict=True)]
+        except Exception as error:  # whatever a kernel or a compiler raises where it cannot run
+            return {"out": f"cannot run: {reason_of(error, caught)[:160]}"}
     for number, off in enumerate(errors):
         if not off <= limit * (GRADIENT if number else 1):
             what = "gradients" if number else "output"

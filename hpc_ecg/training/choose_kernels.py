@@ -5,9 +5,8 @@ resumes goes on with the same bits, and in the folder of a sweep, so that runs w
 and sizes measure once. An explicit setting is never overruled.
 """
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ import torch
 from filelock import FileLock
 
 from hpc_ecg.atomic_io import write_json
-from hpc_ecg.hashing import check_kinds, read_record, sha256_of_value
-from hpc_ecg.model.measure_kernels import Workload, measure_kernel
-from hpc_ecg.model.settings import ATTENTION_KINDS, DROPOUT_KINDS, POSITIONAL_CONV_KINDS
+from hpc_ecg.hashing import read_record, sha256_of_value
+from hpc_ecg.model.measure_kernels import KINDS, Workload, measure_kernel
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
@@ -26,25 +24,15 @@ ENOUGH_STEPS = 1000
 """Training steps from which on engine.kernels=auto measures on a GPU, and compiling is tried."""
 KINDS_OF_BATCHES = 3
 """Compilations of a run: for whole batches, for the short one of an epoch, for validation."""
-KINDS = {
-    "attention": ATTENTION_KINDS,
-    "positional_conv": POSITIONAL_CONV_KINDS,
-    "record_dropout": DROPOUT_KINDS,
-    "compile": ("eager", "compiled"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelChoice:
-    """One of each of KINDS; the content of kernels.json, if any; and lines for the log."""
+    """One of each of KINDS, or auto; the content of kernels.json, if any; and lines for the log."""
 
     kernels: dict[str, str]
     measured: dict[str, Any] | None = None
     lines: tuple[str, ...] = ()
-
-    @property
-    def compiles(self) -> bool:
-        return self.kernels["compile"] == "compiled"
 
     def apply(self, model: ECGClassifier) -> None:
         model.use_kernels(*(self.kernels[name] for name in KINDS if name != "compile"))
@@ -56,44 +44,47 @@ def seconds_won(steps: int, saved_s: float, compile_s: float) -> float:
     return steps * saved_s - KINDS_OF_BATCHES * compile_s
 
 
+def device_kind(device: torch.device) -> str:
+    """The name of a GPU, or the vector instructions that torch uses on this processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
 def kept_kernels(config: FinetuneConfig, device: torch.device) -> KernelChoice:
     """The kernels of the settings and, where these are auto, of kernels.json in run_dir if it is of
     this kind of device. ValueError: the file is damaged."""
-    path = RunFolder(config.run_dir).kernels
+    path, kind = RunFolder(config.run_dir).kernels, device_kind(device)
     if config.engine.kernels == "reference" or not path.exists():
-        return _merged(config, None)
+        return KernelChoice(kernels=_kernels(config, {}))
     kept = _read(path)
-    if kept["device"] == _kind_of(device):
-        return _merged(config, kept, f"kernels as in {path}: {kept['chosen']}")
-    return _merged(config, None, f"{path} is of {kept['device']}: not for {_kind_of(device)}")
+    if kept["device"] != kind:
+        line = f"{path} is of {kept['device']}: not for {kind}"
+        return KernelChoice(kernels=_kernels(config, {}), lines=(line,))
+    line, kernels = f"kernels as in {path}: {kept['chosen']}", _kernels(config, kept["chosen"])
+    return KernelChoice(kernels=kernels, measured=kept, lines=(line,))
 
 
 def choose_kernels(
     config: FinetuneConfig, model: ECGClassifier, load: Workload, steps: int, sweep_dir: Path | None
 ) -> KernelChoice:
     """The kernels of a run of so many training steps, on rank 0, before its folder is claimed."""
-    kept, asked = kept_kernels(config, load.device), _asked(config)
+    kept, asked = kept_kernels(config, load.device), _kernels(config, {})
     began_without = RunFolder(config.run_dir).config.exists() and not kept.lines
     is_worth_it = load.device.type == "cuda" and steps >= ENOUGH_STEPS and not began_without
     measures = {"auto": is_worth_it, "measure": True, "reference": False}[config.engine.kernels]
     if kept.measured or not measures or "auto" not in asked.values():
         return kept
-    sizes = {name: str(value) for name, value in asdict(load).items()} | {"steps": steps}
-    about = {"device": _kind_of(load.device), "torch": torch.__version__, "asked": asked}
-    about |= {"sizes": asdict(model.architecture) | sizes}
-    measure = partial(_measure, about, model, load, steps)
-    found = measure() if sweep_dir is None else _measured_once(sweep_dir, about, measure)
-    return _merged(config, found, *kept.lines, *describe(found))
-
-
-def _measured_once(
-    sweep_dir: Path, about: dict[str, Any], measure: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    path = sweep_dir / f"kernels-{sha256_of_value(about)[:16]}.json"
-    with FileLock(f"{path}.lock"):  # other runs of the sweep wait
-        if not path.exists():
-            write_json(path, measure())
-        return _read(path)
+    sizes = {name: str(value) for name, value in asdict(load).items() if name != "device"}
+    about = {"device": device_kind(load.device), "torch": torch.__version__, "asked": asked}
+    about |= {"sizes": asdict(model.architecture) | sizes | {"steps": steps}}
+    path = sweep_dir and sweep_dir / f"kernels-{sha256_of_value(about)[:16]}.json"
+    with FileLock(f"{path}.lock") if path else nullcontext():  # other runs of the sweep wait
+        found = _read(path) if path and path.exists() else _measure(about, model, load, steps)
+        if path:
+            write_json(path, found)
+    kernels, lines = _kernels(config, found["chosen"]), (*kept.lines, *describe(found))
+    return KernelChoice(kernels=kernels, measured=found, lines=lines)
 
 
 def describe(measured: dict[str, Any]) -> list[str]:
@@ -106,28 +97,28 @@ def describe(measured: dict[str, Any]) -> list[str]:
     ]
 
 
-def _kind_of(device: torch.device) -> str:
-    """The name of a GPU, or the vector instructions that torch uses on this processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+def _kernels(config: FinetuneConfig, chosen: dict[str, str]) -> dict[str, str]:
+    """The kernels of the settings, and for those on auto the chosen ones."""
+    compiles = {None: "auto", False: "eager", True: "compiled"}[config.engine.compile]
+    asked = {name: getattr(config.model, name, compiles) for name in KINDS}
+    return {n: chosen.get(n, kind) if kind == "auto" else kind for n, kind in asked.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What was measured. ValueError: damaged, or of kernels that are not known."""
     found = read_record(path, {"device": str, "chosen": dict, "candidates": dict})
-    check_kinds(path, found["candidates"], dict.fromkeys(found["chosen"], dict))
-    for name, kind in found["chosen"].items():
-        if kind not in KINDS.get(name, ()):
-            raise ValueError(f"{path} is damaged: {name} cannot be {str(kind)[:40]!r}; delete it")
+    try:
+        is_known = bool(describe(found)) and all(k in KINDS[n] for n, k in found["chosen"].items())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        is_known = False
+    if not is_known:
+        raise ValueError(f"{path} is damaged: it does not say what was measured; delete it")
     return found
 
 
 def _measure(
     about: dict[str, Any], model: ECGClassifier, load: Workload, steps: int
 ) -> dict[str, Any]:
-    chosen: dict[str, str] = {}
-    candidates: dict[str, Any] = {}
+    chosen, candidates = dict[str, str](), dict[str, Any]()
     for name in [name for name in KINDS if about["asked"][name] == "auto"]:
         if name == "compile":  # the last one: with the kernels chosen before
             KernelChoice(kernels=about["asked"] | chosen).apply(model)
@@ -142,17 +133,3 @@ def _measure(
             chosen["compile"] = "eager"
         torch._dynamo.reset()  # the run compiles for its own batches
     return about | {"chosen": chosen, "candidates": candidates}
-
-
-def _asked(config: FinetuneConfig) -> dict[str, str]:
-    """The kernels of the settings; `auto` where they leave the choice."""
-    asked = {name: getattr(config.model, name, "auto") for name in KINDS}
-    compiled = config.engine.compile
-    return asked if compiled is None else asked | {"compile": KINDS["compile"][compiled]}
-
-
-def _merged(config: FinetuneConfig, measured: dict[str, Any] | None, *lines: str) -> KernelChoice:
-    """What the settings ask for; where they are auto, what was measured, or else the reference."""
-    asked, chosen = _asked(config), {"compile": "eager"} | (measured or {}).get("chosen", {})
-    kernels = {n: chosen.get(n, kind) if kind == "auto" else kind for n, kind in asked.items()}
-    return KernelChoice(kernels=kernels, measured=measured, lines=lines)

@@ -106,7 +106,7 @@ class Engine:
         self._release()
         make_backend = backend_of(self.config.parallel)
         backend = make_backend(self._accelerator, module, build_optimizer, clip_norm)
-        if self.kernels.compiles if self.kernels else self.config.compile:
+        if self.kernels and self.kernels.kernels["compile"] == "compiled":
             backend.module.compile()
         if moments:
             backend.load_moments(moments)

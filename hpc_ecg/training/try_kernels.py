@@ -44,7 +44,8 @@ def try_kernels_of_run(
         lambda: choose_kernels(config, model, load, steps, sweep_dir)
     )
     engine.kernels.apply(model)
-    lines = try_kernels(engine, model, train, engine.kernels.compiles, bool(training))
+    compiled = engine.kernels.kernels["compile"] == "compiled"
+    lines = try_kernels(engine, model, train, compiled, bool(training))
     return [*engine.kernels.lines, *lines]
 
 
