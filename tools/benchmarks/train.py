@@ -109,7 +109,7 @@ def _make_shards(folder: Path) -> None:
         out=folder / "shards",
         columns=Columns(labels=["af"], patient="patient_id"),
         recordings=Recordings(signals=table.parent),
-        split=SplitPlan(fractions=(0.9, 0.06, 0.04), seed=2),
+        split=SplitPlan(fractions=(0.8, 0.1, 0.1), seed=2),
     )
     shard_ecgs(plan)
 
