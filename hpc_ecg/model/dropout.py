@@ -85,7 +85,10 @@ def _kernel(kind: str) -> Callable[..., Tensor]:
         return torch.compile(drop_plainly)
     from hpc_ecg.model.triton_dropout import drop_by_triton
 
-    return drop_by_triton
+    columns = functools.cache(_column_numbers)
+    return lambda x_BTD, seeds_BT, p, *others: drop_by_triton(
+        x_BTD, seeds_BT, columns(x_BTD.shape[-1], x_BTD.device), _threshold(p), p, *others
+    )
 
 
 class _Recomputed(torch.autograd.Function):
@@ -96,7 +99,7 @@ class _Recomputed(torch.autograd.Function):
         seeds_BT, *ctx.arguments, kernel = arguments
         ctx.kernel, (p, after_gelu) = kernel, ctx.arguments
         ctx.save_for_backward(seeds_BT, *([x_BTD] if after_gelu else []))
-        return cast(Tensor, kernel(x_BTD, seeds_BT, p, after_gelu))
+        return cast(Tensor, kernel(x_BTD, seeds_BT, p, after_gelu, None))
 
     @staticmethod
     def backward(ctx: Any, gradient_BTD: Tensor) -> Any:
@@ -104,20 +107,20 @@ class _Recomputed(torch.autograd.Function):
         return ctx.kernel(x_BTD, seeds_BT, *ctx.arguments, gradient_BTD), *[None] * 4
 
 
-def threshold_of(p: float) -> int:
+def _threshold(p: float) -> int:
     """The int32 number below which the hash of an element is dropped."""
     return min(round(p * 2**32), 2**32 - 1) - 2**31
 
 
 def _keep_mask(seeds_BT: Tensor, width: int, p: float) -> Tensor:
     token_BT1 = multiply_shift(seeds_BT)[..., None]
-    column_D = column_numbers(width, seeds_BT.device)
+    column_D = _column_numbers(width, seeds_BT.device)
     # Not addcmul: it takes three times as long on a CPU.
     hash_BTD = ((token_BT1 >> 32).to(torch.int32) * column_D).add_(token_BT1.to(torch.int32))
-    return hash_BTD >= threshold_of(p)
+    return hash_BTD >= _threshold(p)
 
 
-def column_numbers(width: int, device: torch.device) -> Tensor:
+def _column_numbers(width: int, device: torch.device) -> Tensor:
     """An int32 number for each column. Nothing overflows: torch.compile writes C++ for a CPU, whose
     compiler may assume that a constant expression does not overflow; masks then differed."""
     column_D = (torch.arange(width, device=device) ^ 1640531527) * 739982445

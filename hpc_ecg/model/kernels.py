@@ -75,8 +75,8 @@ def explain_attention(
 
 def reason_of(error: Exception, caught: list[warnings.WarningMessage]) -> str:
     """Why a kernel cannot run, in a line: torch's first warning says more than its error."""
-    said = [str(w.message) for w in caught if w.category is UserWarning]
-    reasons = [text for text in said if "not used because" not in text]
+    texts = [str(w.message) for w in caught if w.category is UserWarning]
+    reasons = [text for text in texts if "not used because" not in text]
     lines = [re.split(r"\n|\. | \(Triggered", text.strip())[0] for text in (*reasons, str(error))]
     return next((line.strip(" .") for line in lines if line), type(error).__name__)
 

@@ -6,20 +6,16 @@ differ in the last bit of float32. Import this module only where Triton is insta
 """
 # B batch, T tokens, D width
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hpc_ecg.hashing import GOLDEN_GAMMA, MULTIPLIERS
-from hpc_ecg.model.dropout import column_numbers, threshold_of
 
 GAMMA, FIRST, SECOND = map(tl.constexpr, (GOLDEN_GAMMA, *MULTIPLIERS))
 SQRT_HALF, DENSITY_AT_0 = map(tl.constexpr, (0.7071067811865476, 0.3989422804014327))
 ROWS, COLUMNS = map(tl.constexpr, (4, 1024))  # 32 elements for each of 128 threads
-_columns = functools.lru_cache(maxsize=8)(column_numbers)
 
 
 @triton.jit
@@ -53,15 +49,22 @@ def _drop(  # type: ignore[no-untyped-def]
 
 
 def drop_by_triton(
-    x_BTD: Tensor, seeds_BT: Tensor, p: float, after_gelu: bool, gradient_BTD: Tensor | None = None
+    x_BTD: Tensor,
+    seeds_BT: Tensor,
+    columns_D: Tensor,
+    threshold: int,
+    p: float,
+    after_gelu: bool,
+    gradient_BTD: Tensor | None,
 ) -> Tensor:
-    """As `dropout.drop_plainly`. RuntimeError: Triton cannot compile for this device."""
+    """`dropout.drop_plainly` with the numbers of the columns and the threshold that it makes.
+    RuntimeError: not on a GPU."""
     if x_BTD.device.type == "cpu" and not triton.knobs.runtime.interpret:
         raise RuntimeError("it needs a GPU")
     x, seeds, width = x_BTD.contiguous(), seeds_BT.contiguous(), x_BTD.shape[-1]
     gradient = x if gradient_BTD is None else gradient_BTD.contiguous()
-    columns, out = _columns(width, x.device), torch.empty_like(x)
+    out = torch.empty_like(x)
     grid = triton.cdiv(seeds.numel(), ROWS.value), triton.cdiv(width, COLUMNS.value)
-    sizes = seeds.numel(), width, threshold_of(p), 1 / (1 - p)
-    _drop[grid](x, gradient, seeds, columns, out, *sizes, after_gelu, gradient_BTD is not None)
+    sizes = seeds.numel(), width, threshold, 1 / (1 - p)
+    _drop[grid](x, gradient, seeds, columns_D, out, *sizes, after_gelu, gradient_BTD is not None)
     return out

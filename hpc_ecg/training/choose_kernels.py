@@ -81,7 +81,7 @@ def choose_kernels(
     path = sweep_dir and sweep_dir / f"kernels-{sha256_of_value(about)[:16]}.json"
     with FileLock(f"{path}.lock") if path else nullcontext():  # other runs of the sweep wait
         found = _read(path) if path and path.exists() else _measure(about, model, load, steps)
-        if path:
+        if path and not path.exists():
             write_json(path, found)
     kernels, lines = _kernels(config, found["chosen"]), (*kept.lines, *describe(found))
     return KernelChoice(kernels=kernels, measured=found, lines=lines)

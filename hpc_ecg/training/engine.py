@@ -34,6 +34,7 @@ from hpc_ecg.distributed.watchdog import Watchdog
 from hpc_ecg.log import describe_error
 from hpc_ecg.training.choose_kernels import KernelChoice
 from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
+from hpc_ecg.training.step_result import StepResult
 
 T = TypeVar("T")
 
@@ -45,23 +46,6 @@ def backend_of(parallel: str) -> type[DDPBackend]:
     from hpc_ecg.distributed.fsdp2_backend import FSDP2Backend  # takes a third of a second
 
     return FSDP2Backend
-
-
-class StepResult:
-    """Loss and gradient norm of the global batch, as 0-d tensors, so that only reading them waits
-    for a GPU; and whether the update was skipped because one of them was not finite."""
-
-    def __init__(self, sums: Tensor, grad_norm: Tensor, skipped: bool) -> None:
-        """`sums` over all ranks: the loss, then the requests."""
-        self.loss, self.grad_norm, self.skipped = sums[0], grad_norm, skipped
-        self._requests = sums[1:].detach().to("cpu", non_blocking=True)
-        self._copied = torch.cuda.current_stream().record_event() if sums.is_cuda else None
-
-    def requests(self) -> Requests:
-        """The requests of all ranks. Waits for this step, not for those queued after it."""
-        if self._copied:
-            self._copied.synchronize()
-        return Requests(*self._requests.tolist())
 
 
 class Engine:
@@ -188,9 +172,8 @@ class Engine:
         if self.precision != "fp16":
             is_finite = is_finite & grad_norm.isfinite()
         is_unchanged = is_finite | (self._first_bad >= 0)
-        # Not torch.where with a number, which would wait for the device.
-        here = torch.full_like(self._first_bad, step)
-        self._first_bad = torch.where(is_unchanged, self._first_bad, here)
+        number = torch.full_like(self._first_bad, step)  # torch.where would wait to copy a number
+        self._first_bad = torch.where(is_unchanged, self._first_bad, number)
 
     def first_bad_step(self) -> int | None:
         """The first step (from 0) with a loss or gradient that was not finite; None without one."""

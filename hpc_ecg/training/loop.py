@@ -17,7 +17,7 @@ from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
 from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.training.checkpoint import Progress, save_checkpoint, update_progress
-from hpc_ecg.training.engine import Engine, StepResult
+from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.meter import SaveTimer
 from hpc_ecg.training.model_inputs import TrainingTransform, seed_of_step
 from hpc_ecg.training.optimizer import set_rates
@@ -25,6 +25,7 @@ from hpc_ecg.training.predict import predict
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.run_state import Run, StageState, begin_stage, finish_stage
 from hpc_ecg.training.stages import Stage, StageSchedule
+from hpc_ecg.training.step_result import StepResult
 
 
 def train_stage(
