@@ -57,12 +57,11 @@ def kept_kernels(config: FinetuneConfig, device: torch.device) -> KernelChoice:
     path, kind = RunFolder(config.run_dir).kernels, device_kind(device)
     if config.engine.kernels == "reference" or not path.exists():
         return KernelChoice(kernels=_kernels(config, {}))
-    kept = _read(path)
+    kept, line = _read(path), f"{path} is not for {kind}: it is of "
     if kept["device"] != kind:
-        line = f"{path} is of {kept['device']}: not for {kind}"
-        return KernelChoice(kernels=_kernels(config, {}), lines=(line,))
-    line, kernels = f"kernels as in {path}: {kept['chosen']}", _kernels(config, kept["chosen"])
-    return KernelChoice(kernels=kernels, measured=kept, lines=(line,))
+        return KernelChoice(kernels=_kernels(config, {}), lines=(line + kept["device"],))
+    lines = (f"kernels as in {path}: {kept['chosen']}",)
+    return KernelChoice(kernels=_kernels(config, kept["chosen"]), measured=kept, lines=lines)
 
 
 def choose_kernels(
