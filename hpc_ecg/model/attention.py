@@ -37,8 +37,7 @@ def attend(
 ) -> Tensor:
     """softmax(q k^T / sqrt(E)) v -> [B, H, T, E]. Keys where `mask_BT` is True are not attended to;
     a row with every key masked is undefined. `dropout` acts on the attention weights; only `math`
-    draws it from the seeds. RuntimeError, ImportError or (torch is too old) AttributeError:
-    the requested kernel cannot run."""
+    draws it from the seeds. RuntimeError, ImportError, AttributeError: it cannot run."""
     p = dropout.p if dropout.training else 0.0
     if kind == "auto":
         kind, _ = choose_kind(q_BHTE.device, q_BHTE.dtype, p > 0 and seeds_BT is not None)

@@ -39,7 +39,8 @@ FOR_GPUS = {*KINDS["attention"][2:], "triton"}
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a run computes on one device: micro-batches of so many records and tokens."""
+    """What a run computes on one device: micro-batches of so many records and tokens. `budget_s` is
+    for all four kernels; first calls that compile come on top."""
 
     num_records: int = 2
     num_tokens: int
@@ -48,7 +49,6 @@ class Workload:
     has_mask: bool = False
     backward: bool = True
     budget_s: float = 30.0
-    """For all four kernels; first calls that compile come on top."""
 
 
 def measure_kernel(
@@ -58,14 +58,14 @@ def measure_kernel(
     reference, largest `error` and `first_call_s`, or why it is `out`; {} without a choice."""
     layer: Any = model.backbone.encoder.layers[0]
     conv: Any = model.backbone.conv_pos["pos_conv"]
-    parts = {"attention": layer.self_attn, "record_dropout": layer.activation_dropout}
-    part = {**parts, "positional_conv": conv[0], "compile": layer}[name]
+    parts = {"attention": layer.self_attn, "positional_conv": conv[0], "compile": layer}
+    part = parts.get(name, layer.activation_dropout)
     if (name == "attention" and part.dropout.p) or (name == "record_dropout" and not part.p):
         return {}  # attention dropout by record has only the plain kernel
     module = copy.deepcopy(part).to(load.device).train().requires_grad_(load.backward)
     compiled = torch.compile(module) if name == "compile" else module
-    shape, width = (load.num_records, load.num_tokens), layer.fc1.in_features
-    width = layer.fc1.out_features if name == "record_dropout" else width
+    shape, fc1 = (load.num_records, load.num_tokens), layer.fc1
+    width = fc1.out_features if name == "record_dropout" else fc1.in_features
     generator = torch.Generator(load.device).manual_seed(0)
     noise = torch.randn(2, *shape, width, generator=generator, device=load.device)
     x_BTD, gradient_BTD = noise.to(load.dtype)

@@ -5,7 +5,7 @@ resumes goes on with the same bits, and in the folder of a sweep, so that runs w
 and sizes measure once. An explicit setting is never overruled.
 """
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ KINDS_OF_BATCHES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class KernelChoice:
-    """One of each of KINDS, or auto; the content of kernels.json, if any; and lines for the log."""
+    """One of each of KINDS, or auto; the content of kernels.json, if any; lines for the log."""
 
     kernels: dict[str, str]
     measured: dict[str, Any] | None = None
@@ -105,13 +105,10 @@ def _kernels(config: FinetuneConfig, chosen: dict[str, str]) -> dict[str, str]:
 
 def _read(path: Path) -> dict[str, Any]:
     found = read_record(path, {"device": str, "chosen": dict, "candidates": dict})
-    try:
-        is_known = bool(describe(found)) and all(k in KINDS[n] for n, k in found["chosen"].items())
-    except (KeyError, TypeError, ValueError, AttributeError):
-        is_known = False
-    if not is_known:
-        raise ValueError(f"{path} is damaged: it does not say what was measured; delete it")
-    return found
+    with suppress(KeyError, TypeError, ValueError, AttributeError):
+        if describe(found) and all(kind in KINDS[n] for n, kind in found["chosen"].items()):
+            return found
+    raise ValueError(f"{path} is damaged: it does not say what was measured; delete it")
 
 
 def _measure(

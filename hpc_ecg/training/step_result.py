@@ -1,4 +1,4 @@
-"""What a step gives, to be read when the device is done with it."""
+"""What a step gives, to be read once the device is done with it."""
 
 import torch
 from torch import Tensor
