@@ -16,24 +16,24 @@ GROUND = {"__init__", "__main__", "atomic_io", "hashing", "log", "safe_reading",
 # From the ground up, with the most lines that a folder may have.
 FLOORS = {
     "config": 590,
-    "reporting": 600,
-    "ecg": 2230,
-    "model": 1280,
-    "distributed": 1030,
-    "jobs": 980,
-    "cohort": 1860,
-    "shards": 2080,
+    "reporting": 640,
+    "ecg": 2330,
+    "model": 1670,
+    "distributed": 1200,
+    "jobs": 1010,
+    "cohort": 1870,
+    "shards": 2120,
     "weights": 2620,
-    "evaluation": 3310,
+    "evaluation": 3390,
     "data": 1570,
-    "training": 3000,
-    "preflight": 690,
-    "sweep": 2340,
-    "comparison": 3770,
-    "inference": 2460,
-    "cli": 1960,
+    "training": 3260,
+    "preflight": 1280,
+    "sweep": 2570,
+    "comparison": 3880,
+    "inference": 2550,
+    "cli": 2120,
 }
-MOST_LINES = 32_900
+MOST_LINES = 35_400
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
 BANNED |= {"meeting", "alone", "places", "heard", "rivals", "caveats"}
 """Names that hid standard ideas in version 0.1; tied scores are called so in prose."""

@@ -30,10 +30,10 @@ def record_seeds(sha256: list[str], seed: int, step: int) -> np.ndarray:
 
 
 def augment(
-    ecg_nCS: Tensor, seeds_n: np.ndarray, config: AugmentConfig, sample_rate_hz: int
+    ecg_nCS: Tensor, seeds_n: np.ndarray | Tensor, config: AugmentConfig, sample_rate_hz: int
 ) -> Tensor:
     """Augmented copies [n, C, S] of ECGs in mV, by the records' seeds [n]."""
-    seed_n11 = torch.from_numpy(seeds_n).to(ecg_nCS.device)[:, None, None]
+    seed_n11 = torch.as_tensor(seeds_n, device=ecg_nCS.device)[:, None, None]
     num_leads, num_samples = ecg_nCS.shape[1:]
 
     def uniform(use: int, *shape: int) -> Tensor:

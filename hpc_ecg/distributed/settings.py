@@ -21,8 +21,13 @@ class EngineConfig:
     """Records per forward pass of one process; null = its whole share of the batch."""
     activation_checkpointing: bool = setting(False, may_change=True)
     """Keep one activation per encoder layer and recompute the others: less memory, more time."""
-    compile: bool = setting(False, may_change=True)
-    """Use torch.compile: slower to start, and numbers differ in the last digits."""
+    kernels: str = setting("auto", choices=("auto", "measure", "reference"), may_change=True)
+    """measure = time what the kernel settings on auto can be, at this run's sizes and for at most
+    30 s besides compilation, and keep the fastest in kernels.json; reference = take the plain ones;
+    auto = measure on a GPU, if the run is long enough, otherwise reference."""
+    compile: bool | None = setting(None, may_change=True)
+    """Use torch.compile: slower to start, and numbers differ in the last digits. null = where
+    kernels are measured and the run is long enough to win by it."""
     verify_every: int | None = setting(None, at_least=1, may_change=True)
     """Compute every this many steps twice, and refuse one whose results differ: hardware that fails
     without an error. The run ends with exit code 77 and names the node; slurm/finetune.sh starts it

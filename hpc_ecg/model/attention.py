@@ -11,12 +11,15 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import attention as torch_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hpc_ecg.model.dropout import RecordDropout
 
 FUSED = {
     "flash": SDPBackend.FLASH_ATTENTION,
+    "fa3": SDPBackend.FLASH_ATTENTION,
+    "fa4": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "varlen": SDPBackend.FLASH_ATTENTION,  # for batches without padding
@@ -34,10 +37,12 @@ def attend(
 ) -> Tensor:
     """softmax(q k^T / sqrt(E)) v -> [B, H, T, E]. Keys where `mask_BT` is True are not attended to;
     a row with every key masked is undefined. `dropout` acts on the attention weights; only `math`
-    draws it from the seeds. RuntimeError: the requested kernel cannot run."""
+    draws it from the seeds. RuntimeError, ImportError, AttributeError: it cannot run."""
     p = dropout.p if dropout.training else 0.0
     if kind == "auto":
         kind, _ = choose_kind(q_BHTE.device, q_BHTE.dtype, p > 0 and seeds_BT is not None)
+    if not torch.compiler.is_compiling():  # a run has tried its kernels before
+        _choose_flash(kind)
     if kind == "math":
         return _attend_plainly(q_BHTE, k_BHTE, v_BHTE, mask_BT, dropout, seeds_BT)
     if kind == "varlen" and mask_BT is not None:
@@ -47,6 +52,16 @@ def attend(
         return F.scaled_dot_product_attention(
             q_BHTE, k_BHTE, v_BHTE, attn_mask=keep_B11T, dropout_p=p
         )
+
+
+def _choose_flash(kind: str) -> None:
+    """Let torch's flash attention, which is one for the whole process, be that of this kind."""
+    wanted = kind.upper() if kind in ("fa3", "fa4") else None
+    current = getattr(torch_attention, "current_flash_attention_impl", lambda: None)()
+    if wanted and wanted != current:
+        torch_attention.activate_flash_attention_impl(wanted)
+    elif current and not wanted:
+        torch_attention.restore_flash_attention_impl()
 
 
 def choose_kind(

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend
 
 from hpc_ecg.model.attention import SelfAttention, attend, choose_kind
 from hpc_ecg.model.dropout import RecordDropout
+from hpc_ecg.model.layers import PositionalConv
 from hpc_ecg.model.transformer import ECGClassifier
 
 TOLERANCE = {torch.float32: 0.005, torch.float16: 0.005, torch.bfloat16: 0.03}
@@ -57,11 +58,9 @@ def explain_attention(
         try:
             out = attend(q_BHTE, q_BHTE, q_BHTE, mask_BT, attention.kind, dropout, seeds_BT)
             out.sum().backward()
-        except (RuntimeError, ImportError) as error:
-            reasons = [str(w.message) for w in caught if "not used because" not in str(w.message)]
-            reason = re.split(r"\n|\. | \(Triggered", [*reasons, str(error)][0])[0].strip(" .")
+        except (RuntimeError, ImportError, AttributeError) as error:
             raise ValueError(
-                f"model.attention={attention.kind} cannot run {case}: {reason}; "
+                f"model.attention={attention.kind} cannot run {case}: {reason_of(error, caught)}; "
                 "model.attention=auto takes one that can"
             ) from None
     kind, why = attention.kind, "requested"
@@ -72,6 +71,14 @@ def explain_attention(
         choice = torch._fused_sdp_choice(q_BHTE, q_BHTE, q_BHTE, keep_B11T, dropout.p)
         kind, why = SDPBackend(choice).name.lower(), "torch's own choice"
     return f"attention {case}: {kind} ({why})"
+
+
+def reason_of(error: Exception, caught: list[warnings.WarningMessage]) -> str:
+    """Why a kernel cannot run, in a line: torch's first warning says more than its error."""
+    texts = [str(w.message) for w in caught if w.category is UserWarning]
+    reasons = [text for text in texts if "not used because" not in text]
+    lines = [re.split(r"\n|\. | \(Triggered", text.strip())[0] for text in (*reasons, str(error))]
+    return next((line.strip(" .") for line in lines if line), type(error).__name__)
 
 
 def check_kernels(
@@ -92,9 +99,9 @@ def check_kernels(
     compared, too. Returns one line for the log. ValueError names the first layer whose error
     exceeds the tolerance, and what to set.
     """
-    attention: Any = model.backbone.encoder.layers[0].self_attn
-    kind: str = attention.kind
-    if (device.type, dtype, kind, compiled) == ("cpu", torch.float32, "math", False):
+    kinds: dict[type, Any] = {type(m): getattr(m, "kind", "") for m in model.modules()}
+    plain = kinds[SelfAttention] == "math" and kinds[PositionalConv] in ("auto", "direct")
+    if (device.type, dtype, plain, compiled) == ("cpu", torch.float32, True, False):
         return "kernels: those of the plain fp32 reference"
     records = _made_up_records(model.architecture.in_d, num_samples, has_mask)
     errors = _compare(model, records, device, dtype, compiled, backward)
@@ -103,7 +110,8 @@ def check_kernels(
         limit = TOLERANCE[dtype] * (GRADIENT if what == GRADIENTS else 1)
         limit *= ALL_LAYERS if (layer in WHOLE and what == OUTPUT) else 1
         if not error <= limit:
-            remedy = _remedy(layer == WHOLE[1], layer.endswith(".self_attn"), kind, dtype)
+            module = dict(model.named_modules()).get(layer)
+            remedy = _remedy(layer == WHOLE[1], module, dtype)
             raise ValueError(
                 f"{layer} is off by {100 * error:.3g} % of its {what} (allowed: {100 * limit:.3g} "
                 f"%) from the plain fp32 reference, in {name} on {device.type} of "
@@ -125,9 +133,7 @@ def _compare(
     """The error of each layer's output and gradients, in the order of the forward pass, and last
     that of the pooled features."""
     reference, run = (copy.deepcopy(model).eval().requires_grad_(backward) for _ in range(2))
-    for module in reference.cpu().modules():
-        if isinstance(module, SelfAttention):
-            module.kind = "math"
+    reference.cpu().use_kernels("math", "direct", "plain")
     errors: dict[tuple[str, str], float] = {}
     layers = dict(reference.named_modules())
     hooks = [
@@ -151,7 +157,7 @@ def _compare(
         with torch.autocast("cpu", enabled=False):
             expected_BD = reference.features(*records)
         whole = WHOLE[compiled]
-        errors[whole, OUTPUT] = _error(pooled_BD, expected_BD)
+        errors[whole, OUTPUT] = relative_error(pooled_BD, expected_BD)
         if backward:
             errors[whole, GRADIENTS] = _gradient_error(
                 pooled_BD, _weights(run.backbone), expected_BD, _weights(reference.backbone)
@@ -181,7 +187,7 @@ def _comparing(
             expected = reference(*plain)
         if mask_BT is not None:
             output, expected = output.cpu()[~mask_BT], expected[~mask_BT]
-        errors[name, OUTPUT] = _error(output, expected)
+        errors[name, OUTPUT] = relative_error(output, expected)
         if output.requires_grad:
             ours, theirs = [inputs[0], *_weights(module)], [plain[0], *_weights(reference)]
             errors[name, GRADIENTS] = _gradient_error(output, ours, expected, theirs)
@@ -198,13 +204,16 @@ def _gradient_error(
     found = torch.autograd.grad(output, ours, noise.to(output.device), retain_graph=True)
     wanted = torch.autograd.grad(expected, theirs, noise.float())
     pairs = zip(found, wanted, strict=True)
-    return float(torch.tensor([_error(*pair) for pair in pairs]).max())  # NaN counts as largest
+    return float(
+        torch.tensor([relative_error(*pair) for pair in pairs]).max()
+    )  # NaN counts as largest
 
 
-def _error(found: Tensor, expected: Tensor) -> float:
+def relative_error(found: Tensor, expected: Tensor) -> float:
     """Norm of the difference, relative to that of `expected` (an output of about 0 counts little);
     0 where weights overflow fp32, which the first step reports."""
-    found, expected = found.detach().cpu().double(), expected.detach().double()
+    found = found.detach().to(expected.device).double()
+    expected = expected.detach().double()
     if not bool(expected.isfinite().all()):
         return 0.0
     scale = expected.norm() + 1e-3 * expected.numel() ** 0.5
@@ -224,11 +233,13 @@ def _made_up_records(
     return ecg_BCS.masked_fill(mask_BS[:, None], 0.0), mask_BS
 
 
-def _remedy(is_compiled: bool, is_attention: bool, kind: str, dtype: torch.dtype) -> str:
+def _remedy(is_compiled: bool, module: nn.Module | None, dtype: torch.dtype) -> str:
     if is_compiled:
         return "set engine.compile=false"
-    if is_attention and kind != "math":
+    if isinstance(module, SelfAttention) and module.kind != "math":
         return "set model.attention=math"
+    if isinstance(module, PositionalConv) and module.kind not in ("auto", "direct"):
+        return "set model.positional_conv=direct"
     if dtype != torch.float32:
         return "set engine.precision=fp32"
     return "use engine.device=cpu, other hardware or another version of torch"

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.attention import SelfAttention
 from hpc_ecg.model.dropout import RecordDropout, layer_seeds
+from hpc_ecg.model.positional_conv import convolve_by_fft, convolve_unfolded
 from hpc_ecg.model.settings import ModelConfig
 
 SAFE_BF16_CHANNELS, SAFE_BF16_KERNEL = 16, 7
@@ -25,6 +26,8 @@ SAFE_BF16_CHANNELS, SAFE_BF16_KERNEL = 16, 7
 right on every processor. With 8 or 12 channels and a kernel of 8 or more, it is off by more than
 100 % on AMX (torch 2.13). Other convolutions take fp32 on every CPU, not only on those known to be
 wrong: they are small, and the numbers are then the same everywhere."""
+CONVOLUTIONS = {"fft": convolve_by_fft, "unfold": convolve_unfolded}
+"""Positional convolutions besides the direct one."""
 
 
 class Conv1d(nn.Conv1d):
@@ -100,11 +103,11 @@ class PositionalConv(nn.Module):
     """Weight-normed grouped convolution over tokens, [B, T, D] -> [B, T, D], before GELU.
 
     weight = g * v / ||v||, one norm per kernel tap; output t sees inputs t - k/2 to t + k/2 - 1 (an
-    even kernel gives one output too many: the last is dropped)."""
+    even kernel gives one output too many: the last is dropped). `kind`: model.positional_conv."""
 
     def __init__(self, width: int, kernel: int, groups: int) -> None:
         super().__init__()
-        self.kernel, self.groups = kernel, groups
+        self.kernel, self.groups, self.kind = kernel, groups, "auto"
         self.bias = nn.Parameter(torch.empty(width))
         self.weight_g = nn.Parameter(torch.empty(1, 1, kernel))
         self.weight_v = nn.Parameter(torch.empty(width, width // groups, kernel))
@@ -114,8 +117,10 @@ class PositionalConv(nn.Module):
         return self.weight_g.float() * v / torch.linalg.vector_norm(v, dim=(0, 1), keepdim=True)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BDT, weight = x_BTD.transpose(1, 2), self.weight().to(self.weight_v.dtype)
-        padding = self.kernel // 2
+        weight = self.weight().to(self.weight_v.dtype)
+        if self.kind in CONVOLUTIONS:
+            return CONVOLUTIONS[self.kind](x_BTD, weight, self.bias, self.groups)
+        x_BDT, padding = x_BTD.transpose(1, 2), self.kernel // 2
         out_BDT = conv1d(x_BDT, weight, self.bias, padding=padding, groups=self.groups)
         return out_BDT[..., : x_BTD.shape[1]].transpose(1, 2)
 
@@ -142,7 +147,7 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         attended_BTD = self.attended_dropout(self.self_attn(x_BTD, mask_BT, seeds_BT), seeds_BT)
         x_BTD = self.self_attn_layer_norm(x_BTD + attended_BTD)
-        inner = self.activation_dropout(F.gelu(self.fc1(x_BTD)), seeds_BT)
+        inner = self.activation_dropout(self.fc1(x_BTD), seeds_BT, after_gelu=True)
         return self.final_layer_norm(x_BTD + self.dropout(self.fc2(inner), seeds_BT))
 
 

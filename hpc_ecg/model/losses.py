@@ -30,14 +30,15 @@ def loss_sum(
 ) -> Tensor:
     """Sum of the loss over the labels that are present, a float32 scalar; with loss.ipcw weighted
     by `weights_BK`."""
-    present_BK = ~torch.isnan(targets_BK)
+    missing_BK = torch.isnan(targets_BK)
     # Missing places are replaced on both sides before the loss, so that no NaN reaches a gradient.
-    logits_BK = torch.where(present_BK, logits_BK.float(), 0.0)
-    targets_BK = torch.where(present_BK, targets_BK.float(), 0.0)
+    # (Not by torch.where with a number, which would wait for a GPU.)
+    logits_BK = logits_BK.float().masked_fill(missing_BK, 0.0)
+    targets_BK = targets_BK.float().masked_fill(missing_BK, 0.0)
     loss_BK = FUNCTIONS[config.name](logits_BK, targets_BK, config)
     if config.ipcw and weights_BK is not None:
         loss_BK = loss_BK * weights_BK
-    return torch.where(present_BK, loss_BK, 0.0).sum()
+    return loss_BK.masked_fill(missing_BK, 0.0).sum()
 
 
 def normalizer(targets_BK: Tensor, config: LossConfig, weights_BK: Tensor | None = None) -> float:
@@ -55,7 +56,8 @@ def normalizer(targets_BK: Tensor, config: LossConfig, weights_BK: Tensor | None
 
 
 def _bce(logits_BK: Tensor, targets_BK: Tensor, config: LossConfig) -> Tensor:
-    pos_weight = None if config.pos_weight is None else logits_BK.new_tensor(config.pos_weight)
+    given = config.pos_weight
+    pos_weight = None if given is None else torch.tensor(given).to(logits_BK, non_blocking=True)
     return F.binary_cross_entropy_with_logits(
         logits_BK, targets_BK, pos_weight=pos_weight, reduction="none"
     )

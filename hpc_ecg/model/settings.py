@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from hpc_ecg.config.schema import check_settings, setting
 
-ATTENTION_KINDS = ("auto", "flash", "cudnn", "efficient", "varlen", "sdpa", "math")
+ATTENTION_KINDS = ["auto", "flash", "fa3", "fa4", "cudnn", "efficient", "varlen", "sdpa", "math"]
+POSITIONAL_CONV_KINDS = ("auto", "direct", "fft", "unfold")
+DROPOUT_KINDS = ("auto", "plain", "compiled", "triton")
 REGRESSION_LOSSES = ("mse", "mse2")
 LOSSES = ("bce", "as", "bf", "mlsml", *REGRESSION_LOSSES)
 
@@ -50,8 +52,16 @@ class ModelConfig:
     stem use train.freeze=stem."""
     attention: str = setting("auto", choices=ATTENTION_KINDS, may_change=True)
     """Attention kernel: auto = by device, precision and dropout (the log says which and why);
-    sdpa = torch chooses; flash, cudnn, efficient = this kernel or an error; varlen = flash without
-    the padding (a GPU, half precision, torch 2.10); math = the plain reference."""
+    sdpa = torch chooses; flash, cudnn, efficient = this kernel or an error; fa3, fa4 = flash by
+    FlashAttention 3 (Hopper) or 4 (Blackwell), where it is installed; varlen = flash without the
+    padding (a GPU, half precision, torch 2.10); math = the plain reference."""
+    positional_conv: str = setting("auto", choices=POSITIONAL_CONV_KINDS, may_change=True)
+    """Positional convolution: direct = torch's own, the reference; fft = by spectra in fp32; unfold
+    = as a matrix product; auto = the fastest where engine.kernels measures, otherwise direct."""
+    record_dropout: str = setting("auto", choices=DROPOUT_KINDS, may_change=True)
+    """How the masks of dropout are made, always the same ones: plain = by torch's operations, the
+    reference; compiled = by torch.compile; triton = by our kernel for GPUs; auto = the fastest
+    where engine.kernels measures, otherwise plain."""
     pooling: str = setting("mean", choices=("mean", "nonzero"))
     """mean = mean over valid tokens; nonzero = the original's division by the count of exact
     non-zeros per channel (differs only with final_dropout > 0 or a value that is exactly 0)."""

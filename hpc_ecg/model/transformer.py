@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_ecg.model.architecture import Architecture
+from hpc_ecg.model.attention import SelfAttention
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.layers import (
     ConvStem,
@@ -91,6 +92,17 @@ class ECGClassifier(nn.Module):
         self.final_dropout = RecordDropout(config.final_dropout, stream=3)
         self.pooling = config.pooling
         self.frozen: list[nn.Module] = []
+        self.use_kernels(config.attention, config.positional_conv, config.record_dropout)
+
+    def use_kernels(self, attention: str, positional_conv: str, record_dropout: str) -> None:
+        """Set the kernels, by the names of their settings: other algorithms, the same numbers."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.kind = attention
+            elif isinstance(module, PositionalConv):
+                module.kind = positional_conv
+            elif isinstance(module, RecordDropout):
+                module.kind = record_dropout
 
     @property
     def stem(self) -> ConvStem:

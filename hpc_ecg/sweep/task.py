@@ -76,13 +76,15 @@ def task_of_run(name: str, config: FinetuneConfig, *, predict_test: bool = True)
         name=name,
         folder=folder.path,
         function=run_and_evaluate,
-        arguments=(config, predict_test),
+        arguments=(config, predict_test, folder.path.parents[name.count("/")]),
         results=(folder.finished, folder.evaluation) if predict_test else (folder.finished,),
     )
 
 
-def run_and_evaluate(config: FinetuneConfig, predict_test: bool = True) -> None:
-    finetune(config, doctor_before_training(config))
+def run_and_evaluate(
+    config: FinetuneConfig, predict_test: bool = True, sweep_dir: Path | None = None
+) -> None:
+    finetune(config, doctor_before_training(config), sweep_dir)
     if predict_test:
         evaluate(config)
 

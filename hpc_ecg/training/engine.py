@@ -10,7 +10,6 @@ normalizer, so the mean over W ranks is the mean over the global batch, whatever
 # B batch, n records of a micro-batch, C leads, S samples, K labels, W ranks
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -34,21 +33,11 @@ from hpc_ecg.distributed.step_check import compute_twice
 from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
 from hpc_ecg.distributed.watchdog import Watchdog
 from hpc_ecg.log import describe_error
+from hpc_ecg.training.choose_kernels import KernelChoice
 from hpc_ecg.training.model_inputs import TrainingTransform, model_inputs
+from hpc_ecg.training.step_result import StepResult
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """Values of the global batch, as 0-d tensors, so that only reading them waits for a GPU."""
-
-    loss: Tensor
-    grad_norm: Tensor
-    requests: Tensor
-    """The requests of all ranks, summed: float [3], in the order of `Requests`."""
-    skipped: bool = False
-    """Whether the update was skipped because loss or gradient was not finite."""
 
 
 class Engine:
@@ -73,6 +62,7 @@ class Engine:
             rank=self.rank, world_size=self.world_size, micro_batch_size=config.micro_batch_size
         )
         self._first_bad = torch.tensor(-1, device=self.device)
+        self.kernels: KernelChoice | None = None
         self._model: nn.Module | None = None
         self._backend: DDPBackend | None = None
         self._watchdog = Watchdog(60 * config.timeout_min, self.rank)
@@ -92,7 +82,7 @@ class Engine:
         self._release()
         make_backend = backend_of(self.config)
         backend = make_backend(self._accelerator, module, build_optimizer, clip_norm)
-        if self.config.compile:
+        if self.kernels and self.kernels.kernels["compile"] == "compiled":
             backend.module.compile()
         if moments:
             backend.load_moments(moments)
@@ -140,7 +130,9 @@ class Engine:
                     inputs = model_inputs(micro, self.device, millivolts_per_count, transform)
                     with self._autocast():
                         logits_nK = model(*inputs)
-                    targets_nK = torch.from_numpy(micro.labels_nK).to(self.device)
+                    targets_nK = torch.from_numpy(micro.labels_nK).to(
+                        self.device, non_blocking=True
+                    )
                     total = loss_sum(logits_nK.float(), targets_nK, micro)
                     local = total * (micro.weight / divide_by)
                     backend.backward(local * self.world_size, is_last)
@@ -152,8 +144,8 @@ class Engine:
         else:
             loss = accumulate()
         grad_norm = backend.clip_gradients()
-        local_sums = torch.stack([loss, *torch.tensor(requests, device=self.device)])
-        sums = self._accelerator.reduce(local_sums, "sum")
+        asked = torch.tensor(requests, dtype=loss.dtype).to(self.device, non_blocking=True)
+        sums = self._accelerator.reduce(torch.cat([loss[None], asked]), "sum")
         skipped = may_skip and not bool(sums[0].isfinite() & grad_norm.isfinite())
         if skipped and self.precision == "fp16":  # an infinite gradient is for its loss scale
             skipped = not bool(sums[0].isfinite())
@@ -163,7 +155,7 @@ class Engine:
         elif self._accelerator.scaler:  # it must know of the step
             self._accelerator.scaler.update()
         backend.zero_grad()
-        return StepResult(loss=sums[0], grad_norm=grad_norm, requests=sums[1:], skipped=skipped)
+        return StepResult(sums, grad_norm, skipped)
 
     def _autocast(self) -> torch.autocast:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
@@ -185,7 +177,8 @@ class Engine:
         if self.precision != "fp16":
             is_finite = is_finite & grad_norm.isfinite()
         is_unchanged = is_finite | (self._first_bad >= 0)
-        self._first_bad = torch.where(is_unchanged, self._first_bad, step)
+        number = torch.full_like(self._first_bad, step)  # torch.where would wait to copy a number
+        self._first_bad = torch.where(is_unchanged, self._first_bad, number)
 
     def first_bad_step(self) -> int | None:
         """The first step (from 0) with a loss or gradient that was not finite; None without one."""

@@ -189,8 +189,11 @@ def _digest_of(backbone: nn.Module) -> str:
 def _inputs_of(model: ECGClassifier, dataset: Dataset) -> dict[str, Any]:
     attention: Any = model.backbone.encoder.layers[0].self_attn
     padded_N = dataset.samples(np.arange(len(dataset)))
-    padding = {} if padded_N is None else {"samples": padded_N.tolist()}
-    return padding | {
+    optional = {} if padded_N is None else {"samples": padded_N.tolist()}
+    conv: Any = model.backbone.conv_pos["pos_conv"]
+    if conv[0].kind not in ("auto", "direct"):
+        optional["positional_conv"] = conv[0].kind
+    return optional | {
         "version": VERSION,
         "heads": model.architecture.encoder_attention_heads,
         "attention": attention.kind,

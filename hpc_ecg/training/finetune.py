@@ -7,6 +7,7 @@ process calls it; anything that must happen once happens on rank 0.
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.distributed.stop_signals import StopSignals
@@ -23,8 +24,12 @@ from hpc_ecg.training.try_kernels import try_kernels_of_run
 BeforeTraining = Callable[[Engine, PreparedRun], None]
 
 
-def finetune(config: FinetuneConfig, before_training: BeforeTraining | None = None) -> RunFolder:
-    """Start or resume one run and return its folder.
+def finetune(
+    config: FinetuneConfig,
+    before_training: BeforeTraining | None = None,
+    sweep_dir: Path | None = None,
+) -> RunFolder:
+    """Start or resume one run, of a sweep if it is in one, and return its folder.
 
     `before_training` is called on every process once all have joined, before anything is written;
     with train.doctor=true it must be the doctor. Raises ValueError, before anything is written, if
@@ -46,7 +51,7 @@ def finetune(config: FinetuneConfig, before_training: BeforeTraining | None = No
 
     with _joined_engine(folder, prepared) as (engine, signals):
         # 3. All processes have joined: try the kernels, run the doctor, claim the folder.
-        for line in try_kernels_of_run(engine, prepared):
+        for line in try_kernels_of_run(engine, prepared, sweep_dir):
             logger.info(line)
         if before_training:
             before_training(engine, prepared)

@@ -17,7 +17,7 @@ from hpc_ecg.distributed.stop_signals import NO_REQUESTS, Requests
 from hpc_ecg.log import logger, progress_bar
 from hpc_ecg.model.losses import loss_sum, normalizer
 from hpc_ecg.training.checkpoint import Progress, save_checkpoint, update_progress
-from hpc_ecg.training.engine import Engine, StepResult
+from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.meter import SaveTimer
 from hpc_ecg.training.model_inputs import TrainingTransform, seed_of_step
 from hpc_ecg.training.optimizer import set_rates
@@ -25,6 +25,7 @@ from hpc_ecg.training.predict import predict
 from hpc_ecg.training.prepare import PreparedRun
 from hpc_ecg.training.run_state import Run, StageState, begin_stage, finish_stage
 from hpc_ecg.training.stages import Stage, StageSchedule
+from hpc_ecg.training.step_result import StepResult
 
 
 def train_stage(
@@ -79,7 +80,7 @@ def train_stage(
             #    waits for the GPU.
             if schedule.logs_at(progress.step):
                 loss = f"loss {_log(run, schedule, progress, lr, result):.4f}"
-            requests = Requests(*previous.requests.tolist()) if previous else Requests()
+            requests = previous.requests() if previous else NO_REQUESTS
             previous = result
             if schedule.saves_at(progress.step) or any(requests):
                 with timer.saving():
@@ -113,7 +114,9 @@ def train_step(
             logits,
             targets,
             config.loss,
-            torch.as_tensor(micro.weights_nK, device=logits.device) if is_weighted else None,
+            torch.as_tensor(micro.weights_nK).to(logits.device, non_blocking=True)
+            if is_weighted
+            else None,
         ),
         divide_by=normalizer(torch.from_numpy(batch.global_labels_BK), config.loss, weights_BK),
         millivolts_per_count=dataset.millivolts_per_count,

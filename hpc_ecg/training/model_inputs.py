@@ -6,6 +6,7 @@ record), so they do not depend on the number of ranks.
 
 # n records of a micro-batch, C leads, S samples
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from hpc_ecg.data.augment import augment, record_seeds
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.data.loader import MicroBatch
 from hpc_ecg.data.settings import AugmentConfig
+
+stream_of = functools.cache(torch.cuda.Stream)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +47,34 @@ def model_inputs(
     The ECG [n, C, S] in mV; the padding mask [n, S], or None if no record is padded; the seeds [n]
     of dropout. Cached features are passed as they are, with a factor of 1.
     """
-    # A blocking copy, because the array's memory will be reused.
-    counts = torch.from_numpy(micro.counts_nCS).to(device)
-    ecg_nCS = counts.float() * millivolts_per_count
+    counts = _copy_ahead(micro.counts_nCS, device)
+    ecg_nCS = counts * float(millivolts_per_count)  # to float32 in the same pass
     if counts.ndim == 2:
         return (ecg_nCS,)
     seeds_n = transform.record_seeds(micro) if transform else None
-    if transform and seeds_n is not None and transform.augment.is_on:
+    seeds = None if seeds_n is None else torch.from_numpy(seeds_n).to(device, non_blocking=True)
+    if transform and seeds is not None and transform.augment.is_on:
         rate_hz = transform.dataset.shards.signal.sample_rate_hz
-        ecg_nCS = augment(ecg_nCS, seeds_n, transform.augment, rate_hz)
-    seeds = None if seeds_n is None else torch.from_numpy(seeds_n).to(device)
+        ecg_nCS = augment(ecg_nCS, seeds, transform.augment, rate_hz)
     if micro.samples_n is None:
         return ecg_nCS, None, seeds
-    samples_n = torch.from_numpy(micro.samples_n).to(device)
+    samples_n = torch.from_numpy(micro.samples_n).to(device, non_blocking=True)
     is_padded_nS = torch.arange(ecg_nCS.shape[-1], device=device) >= samples_n[:, None]
     return ecg_nCS.masked_fill(is_padded_nS[:, None], 0.0), is_padded_nS, seeds
+
+
+def _copy_ahead(counts_nCS: np.ndarray, device: torch.device) -> Tensor:
+    """The counts on the device; on a CPU the same memory. A GPU copies them on a stream of their
+    own, while it computes the step before, from pinned memory that torch keeps until then."""
+    counts = torch.from_numpy(counts_nCS)
+    if device.type != "cuda":
+        return counts
+    copying, computing = stream_of(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        counts = counts.pin_memory().to(device, non_blocking=True)
+    computing.wait_stream(copying)
+    counts.record_stream(computing)
+    return counts
 
 
 def seed_of_step(seed: int, step: int, rank: int) -> int:

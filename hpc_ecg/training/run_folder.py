@@ -41,6 +41,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
         self.init_report = self.path / "init_report.json"
+        self.kernels = self.path / "kernels.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
@@ -158,8 +159,9 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write finished.json, which marks the run as finished and holds what must not change."""
-        files = [self.environment, self.init_report, self.metrics, *sorted(self.best.glob("*"))]
-        files = [path for path in (*files, self.predictions / "valid.parquet") if path.exists()]
+        files = [self.environment, self.init_report, self.kernels, self.metrics]
+        files += [*sorted(self.best.glob("*")), self.predictions / "valid.parquet"]
+        files = [path for path in files if path.exists()]
         if self.config.exists():
             summary = summary | {SETTINGS: sha256_of_value(fixed_settings(self.read_settings()))}
         write_record(self.finished, summary, files)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from hpc_ecg.atomic_io import write_json
 from hpc_ecg.config.dotted_keys import flatten
 from hpc_ecg.config.load import to_yaml
 from hpc_ecg.distributed.ddp_backend import DDPBackend
@@ -79,6 +80,8 @@ def start_run(
     data.source.stage(data.sampler.shards_by_first_use())
     facts = _hardware_facts(engine) | {"data_index_sha256": data.shards.index_sha256}
     engine.run_on_rank_zero(lambda: folder.open(config_yaml, facts, start.report))
+    if measured := engine.kernels and engine.kernels.measured:
+        engine.run_on_rank_zero(lambda: write_json(folder.kernels, measured))
     engine.start_trackers(flatten(yaml.safe_load(config_yaml)))
     start.model.backbone.encoder.checkpoint_layers = config.engine.activation_checkpointing
     start.model.to(engine.device)
@@ -187,6 +190,8 @@ def _predict_with_best(run: Run) -> tuple[ECGClassifier, np.ndarray]:
     engine, config = run.engine, run.prepared.config
     engine.barrier()  # rank 0 may still be writing the weights
     model = load_model(run.folder.best, model_config=config.model).to(engine.device)
+    if engine.kernels:
+        engine.kernels.apply(model)
     inputs = run.choose_inputs(model, run.prepared.stages[-1], trains=False)
     engine.prepare_inference(inputs.module)
     return model, predict(engine, inputs.valid, config.data.batch_size)

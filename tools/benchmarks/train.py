@@ -11,6 +11,9 @@ The limit is a matrix product of the published sizes, measured between the steps
 Weak scaling: the small model in 1 and 2 processes with one thread each; `limit` is two independent
 runs. `*_loss_difference_*`: largest difference between our losses and those of the bare loop.
 `*_cpu`: in CPU time instead of wall time, for a machine that is shared.
+
+Kernels: what engine.kernels=measure would time at batch 8 on this device, one line for each kernel,
+and `kernel_*_ratio`: time of each candidate to that of the plain reference.
 """
 
 import argparse
@@ -42,9 +45,13 @@ from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config.load import load_config
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.flops import training_flops
+from hpc_ecg.model.measure_kernels import KINDS, Workload, measure_kernel
+from hpc_ecg.model.settings import ModelConfig
+from hpc_ecg.model.transformer import build_model
 from hpc_ecg.shards.shard_task import Recordings
 from hpc_ecg.shards.sharding import shard_ecgs
 from hpc_ecg.shards.sharding_plan import ShardingPlan
+from hpc_ecg.training.choose_kernels import describe, device_kind
 from hpc_ecg.training.settings import FinetuneConfig
 
 TARGETS = {
@@ -89,6 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         numbers |= importlib.import_module("variants").measure_variants(
             FULL if options.full else SMALL, BATCH, options.repeats
         )
+    numbers |= _kernels(FULL if options.full else SMALL)
     return numbers | {"load_after": os.getloadavg()[0]}
 
 
@@ -101,9 +109,25 @@ def _make_shards(folder: Path) -> None:
         out=folder / "shards",
         columns=Columns(labels=["af"], patient="patient_id"),
         recordings=Recordings(signals=table.parent),
-        split=SplitPlan(fractions=(0.9, 0.06, 0.04), seed=2),
+        split=SplitPlan(fractions=(0.8, 0.1, 0.1), seed=2),
     )
     shard_ecgs(plan)
+
+
+def _kernels(architecture: Architecture) -> dict[str, float]:
+    """Print a line for each kernel with all its candidates; their times to the reference's."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    load = Workload(num_records=BATCH, num_tokens=TOKENS, device=device, dtype=dtype)
+    model, about = build_model(architecture, 1, ModelConfig()), {"device": device_kind(device)}
+    numbers: dict[str, float] = {}
+    for name in KINDS:
+        found = measure_kernel(name, model, load)
+        chosen, candidates = {name: found["chosen"]}, {name: found["candidates"]}
+        print(*describe(about | {"chosen": chosen, "candidates": candidates}))
+        for kind, timing in found["candidates"].items():
+            numbers |= {f"kernel_{name}_{kind}_ratio": timing["ratio"]} if "ratio" in timing else {}
+    return numbers
 
 
 # Overhead

@@ -20,10 +20,12 @@ from _costs import FULL, SMALL, settings_for
 from hpc_ecg.cli import main as hpc_ecg
 from hpc_ecg.config.load import load_config
 from hpc_ecg.distributed.ddp_backend import DDPBackend
+from hpc_ecg.training.choose_kernels import kept_kernels
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.prepare import PreparedRun, prepare_run
 from hpc_ecg.training.settings import FinetuneConfig
+from hpc_ecg.training.try_kernels import try_kernels_of_run
 
 BLOCK_S, REPEATS, WARM_UP = 0.3, 5, 3
 
@@ -52,6 +54,11 @@ class Bench:
     def prepared(self, *more: str) -> Iterator[tuple[Engine, PreparedRun]]:
         run = prepare_run(self.config("never-started", 1, *more))
         with closing(Engine(run.config.engine)) as engine:
+            if run.config.engine.kernels == "measure":
+                try_kernels_of_run(engine, run)
+            else:
+                engine.kernels = kept_kernels(run.config, engine.device)
+                engine.kernels.apply(run.start.model)
             yield engine, run
 
     def wait(self) -> None:

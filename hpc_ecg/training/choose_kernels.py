@@ -1,0 +1,131 @@
+"""The kernels of a run: those of its settings and, for settings on auto, the fastest ones.
+
+Rank 0 measures, and all ranks take its choice. It is kept in RUN/kernels.json, so that a run that
+resumes goes on with the same bits, and in the folder of a sweep, so that runs with the same device
+and sizes measure once. An explicit setting is never overruled.
+"""
+
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from hpc_ecg.atomic_io import write_json
+from hpc_ecg.hashing import read_record, sha256_of_value
+from hpc_ecg.model.measure_kernels import KINDS, Workload, measure_kernel
+from hpc_ecg.model.transformer import ECGClassifier
+from hpc_ecg.training.run_folder import RunFolder
+from hpc_ecg.training.settings import FinetuneConfig
+
+ENOUGH_STEPS = 1000
+"""Training steps from which on engine.kernels=auto measures on a GPU, and compiling is tried."""
+KINDS_OF_BATCHES = 3
+"""Compilations of a run: for whole batches, for the short one of an epoch, for validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelChoice:
+    """One of each of KINDS, or auto; the content of kernels.json, if any; lines for the log."""
+
+    kernels: dict[str, str]
+    measured: dict[str, Any] | None = None
+    lines: tuple[str, ...] = ()
+
+    def apply(self, model: ECGClassifier) -> None:
+        model.use_kernels(*(self.kernels[name] for name in KINDS if name != "compile"))
+
+
+def seconds_won(steps: int, saved_s: float, compile_s: float) -> float:
+    """Seconds that a run of so many more steps wins by torch.compile, which saves `saved_s` in each
+    and takes `compile_s` for each kind of batch; negative if it loses."""
+    return steps * saved_s - KINDS_OF_BATCHES * compile_s
+
+
+def device_kind(device: torch.device) -> str:
+    """The name of a GPU, or the vector instructions that torch uses on this processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
+def kept_kernels(config: FinetuneConfig, device: torch.device) -> KernelChoice:
+    """The kernels of the settings and, where these are auto, of kernels.json in run_dir if it is of
+    this kind of device. ValueError: the file is damaged."""
+    path, kind = RunFolder(config.run_dir).kernels, device_kind(device)
+    if config.engine.kernels == "reference" or not path.exists():
+        return KernelChoice(kernels=_kernels(config, {}))
+    kept, line = _read(path), f"{path} is not for {kind}: it is of "
+    if kept["device"] != kind:
+        return KernelChoice(kernels=_kernels(config, {}), lines=(line + kept["device"],))
+    lines = (f"kernels as in {path}: {kept['chosen']}",)
+    return KernelChoice(kernels=_kernels(config, kept["chosen"]), measured=kept, lines=lines)
+
+
+def choose_kernels(
+    config: FinetuneConfig, model: ECGClassifier, load: Workload, steps: int, sweep_dir: Path | None
+) -> KernelChoice:
+    """The kernels of a run of so many training steps, on rank 0, before its folder is claimed."""
+    kept, asked = kept_kernels(config, load.device), _kernels(config, {})
+    began_without = RunFolder(config.run_dir).config.exists() and not kept.lines
+    is_worth_it = load.device.type == "cuda" and steps >= ENOUGH_STEPS and not began_without
+    measures = {"auto": is_worth_it, "measure": True, "reference": False}[config.engine.kernels]
+    if kept.measured or not measures or "auto" not in asked.values():
+        return kept
+    sizes = {name: str(value) for name, value in asdict(load).items() if name != "device"}
+    about = {"device": device_kind(load.device), "torch": torch.__version__, "asked": asked}
+    about |= {"sizes": asdict(model.architecture) | sizes | {"steps": steps}}
+    path = sweep_dir and sweep_dir / f"kernels-{sha256_of_value(about)[:16]}.json"
+    with FileLock(f"{path}.lock") if path else nullcontext():  # other runs of the sweep wait
+        found = _read(path) if path and path.exists() else _measure(about, model, load, steps)
+        if path and not path.exists():
+            write_json(path, found)
+    kernels, lines = _kernels(config, found["chosen"]), (*kept.lines, *describe(found))
+    return KernelChoice(kernels=kernels, measured=found, lines=lines)
+
+
+def describe(measured: dict[str, Any]) -> list[str]:
+    """A line for each kernel that was measured: what was taken, and how all candidates did."""
+    text = "{ms:.3g} ms ({ratio:.2f} of the reference's, error {error:.1g})"
+    return [
+        f"{name} on {measured['device']}: {measured['chosen'][name]}, of "
+        + "; ".join(f"{k} {f.get('out') or text.format(**f)}" for k, f in candidates.items())
+        for name, candidates in measured["candidates"].items()
+    ]
+
+
+def _kernels(config: FinetuneConfig, chosen: dict[str, str]) -> dict[str, str]:
+    """The kernels of the settings, and for those on auto the chosen ones."""
+    compiles = {None: "auto", False: "eager", True: "compiled"}[config.engine.compile]
+    asked = {name: getattr(config.model, name, compiles) for name in KINDS}
+    return {n: chosen.get(n, kind) if kind == "auto" else kind for n, kind in asked.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = read_record(path, {"device": str, "chosen": dict, "candidates": dict})
+    with suppress(KeyError, TypeError, ValueError, AttributeError):
+        if describe(found) and all(kind in KINDS[n] for n, kind in found["chosen"].items()):
+            return found
+    raise ValueError(f"{path} is damaged: it does not say what was measured; delete it")
+
+
+def _measure(
+    about: dict[str, Any], model: ECGClassifier, load: Workload, steps: int
+) -> dict[str, Any]:
+    chosen, candidates = dict[str, str](), dict[str, Any]()
+    for name in [name for name in KINDS if about["asked"][name] == "auto"]:
+        if name == "compile":  # the last one: with the kernels chosen before
+            KernelChoice(kernels=about["asked"] | chosen).apply(model)
+            if steps < ENOUGH_STEPS or not load.backward:
+                continue
+        if found := measure_kernel(name, model, load):
+            chosen[name], candidates[name] = found["chosen"], found["candidates"]
+    if chosen.get("compile") == "compiled":
+        eager, compiled = candidates["compile"].values()
+        saved_s = model.architecture.encoder_layers * (eager["ms"] - compiled["ms"]) / 1000
+        if seconds_won(steps, saved_s, compiled["first_call_s"]) <= 0:
+            chosen["compile"] = "eager"
+        torch._dynamo.reset()  # the run compiles for its own batches
+    return about | {"chosen": chosen, "candidates": candidates}
