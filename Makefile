@@ -30,13 +30,18 @@ test: install
 test-slurm: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm and not docs" > $(SLURM_LOG) 2>&1
 
-test-others: install
+# The tests of Triton's kernel need Triton, which a CPU build of torch does not bring.
+$(VENV)/triton: $(VENV)/installed requirements-triton.lock
+	$(BIN)/python -c 'import torch, sys; sys.exit(torch.version.cuda is None)' || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-triton.lock
+	@touch $@
+
+test-others: $(VENV)/triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm and not docs" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-docs: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs
 
-test-fast: install
+test-fast: $(VENV)/triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 # Installs nothing: runs in PYTHON if that is given, else in the environment if it is there.

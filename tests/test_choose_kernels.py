@@ -13,7 +13,7 @@ from hpc_ecg.config.load import load_config
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.model import layers, measure_kernels
 from hpc_ecg.model.layers import PositionalConv
-from hpc_ecg.model.measure_kernels import Workload, measure_kernel
+from hpc_ecg.model.measure_kernels import KernelLoad, measure_kernel
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.preflight.doctor import diagnose
@@ -24,7 +24,7 @@ from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
 
 CPU = torch.device("cpu")
-LOAD = Workload(num_tokens=31, device=CPU, dtype=torch.float32)
+LOAD = KernelLoad(num_tokens=31, device=CPU, dtype=torch.float32)
 MEASURE = ("engine.kernels=measure", "model.activation_dropout=0", "train.max_epochs=1")
 
 

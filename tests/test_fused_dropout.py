@@ -10,7 +10,7 @@ import torch
 from conftest import TINY
 
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
-from hpc_ecg.model.measure_kernels import Workload, check_dropout
+from hpc_ecg.model.measure_kernels import KernelLoad, check_dropout
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 
@@ -111,7 +111,7 @@ def test_the_compiled_kernel_makes_the_plain_masks_and_keeps_none(fresh_compiler
 
 def test_an_explicit_kernel_that_cannot_run_is_one_line():
     model = build_model(TINY, 1, ModelConfig(record_dropout="triton"))
-    load = Workload(num_tokens=9, device=torch.device("cpu"), dtype=torch.float32)
+    load = KernelLoad(num_tokens=9, device=torch.device("cpu"), dtype=torch.float32)
     with pytest.raises(
         ValueError,
         match=r"^model.record_dropout=triton cannot run: .*; use model.record_dropout=plain$",

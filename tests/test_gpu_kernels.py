@@ -13,7 +13,7 @@ from conftest import TINY, words_for
 from hpc_ecg.config.load import load_config
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
 from hpc_ecg.model.layers import PositionalConv
-from hpc_ecg.model.measure_kernels import KINDS, Workload, measure_kernel
+from hpc_ecg.model.measure_kernels import KINDS, KernelLoad, measure_kernel
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.training import loop, model_inputs
@@ -33,7 +33,7 @@ WIDE = replace(TINY, encoder_embed_dim=256, encoder_ffn_embed_dim=512, conv_pos=
 
 
 def on_gpu(dtype, **more):
-    return Workload(num_records=8, num_tokens=156, device=GPU, dtype=dtype, **more)
+    return KernelLoad(num_records=8, num_tokens=156, device=GPU, dtype=dtype, **more)
 
 
 @pytest.mark.parametrize("has_mask", [False, True])

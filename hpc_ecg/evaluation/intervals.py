@@ -65,9 +65,6 @@ def bootstrap_interval(
     value = float(value)
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None}
-    if metric == "log_loss" and num_patients is not None and num_patients < LEAST_FOR_LOG_LOSS:
-        few = f"only {count(int(num_patients), 'patient')} of one outcome: too few for an interval"
-        return {"value": value, "low": None, "high": None, "warning": few}
     used_R = value_R[np.isfinite(value_R)]
     if len(used_R) < 2:
         raise ValueError(
@@ -92,6 +89,10 @@ def bootstrap_interval(
         low, high = auprc_limits(value, error**2, quantile, num_patients, half)
     else:
         low, high = bounded_limits(value, error**2, quantile, num_patients)
+    if metric == "log_loss" and num_patients is not None and num_patients < LEAST_FOR_LOG_LOSS:
+        few = f"only {count(int(num_patients), 'patient')} of one outcome: too few for an interval"
+        none = {"value": value, "low": None, "high": None, "warning": few}
+        return none | {"replicates": len(used_R), "method": METHODS[metric]}
     lost = len(value_R) - len(used_R)
     was = "was" if lost == 1 else "were"
     left_out = f"{count(lost, 'replicate')} had one class only and {was} left out" if lost else ""

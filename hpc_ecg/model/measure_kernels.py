@@ -38,7 +38,7 @@ FOR_GPUS = {*KINDS["attention"][2:], "triton"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class KernelLoad:
     """What a run computes on one device: micro-batches of so many records and tokens. `budget_s` is
     for all four kernels; first calls that compile come on top."""
 
@@ -52,7 +52,7 @@ class Workload:
 
 
 def measure_kernel(
-    name: str, model: ECGClassifier, load: Workload, only: Iterable[str] = ()
+    name: str, model: ECGClassifier, load: KernelLoad, only: Iterable[str] = ()
 ) -> dict[str, Any]:
     """`chosen`, and for each of the `candidates` (or `only` these) its `ms`, `ratio` to the
     reference, largest `error` and `first_call_s`, or why it is `out`; {} without a choice."""
@@ -100,7 +100,7 @@ def measure_kernel(
 
 
 def _race(
-    name: str, runs: dict[str, Any], expected: list[Tensor], load: Workload
+    name: str, runs: dict[str, Any], expected: list[Tensor], load: KernelLoad
 ) -> dict[str, dict[str, Any]]:
     limit = TOLERANCE[load.dtype] * (ALL_LAYERS if name == "compile" else 1)
     calls = 10 if load.device.type == "cuda" else 1  # in a row, so that launching does not count
@@ -135,7 +135,7 @@ def _try(run: Callable[[], list[Tensor]], expected: list[Tensor], limit: float) 
     return {"error": max(errors)}
 
 
-def check_dropout(model: ECGClassifier, load: Workload) -> None:
+def check_dropout(model: ECGClassifier, load: KernelLoad) -> None:
     """ValueError if model.record_dropout cannot run on this machine, or gives other numbers."""
     name, kind = "record_dropout", model.final_dropout.kind
     found = measure_kernel(name, model, load, [kind]) if kind in COMPILED else {}

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.hashing import read_record, sha256_of_value
-from hpc_ecg.model.measure_kernels import KINDS, Workload, measure_kernel
+from hpc_ecg.model.measure_kernels import KINDS, KernelLoad, measure_kernel
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
@@ -65,7 +65,11 @@ def kept_kernels(config: FinetuneConfig, device: torch.device) -> KernelChoice:
 
 
 def choose_kernels(
-    config: FinetuneConfig, model: ECGClassifier, load: Workload, steps: int, sweep_dir: Path | None
+    config: FinetuneConfig,
+    model: ECGClassifier,
+    load: KernelLoad,
+    steps: int,
+    sweep_dir: Path | None,
 ) -> KernelChoice:
     """The kernels of a run of so many training steps, on rank 0, before its folder is claimed."""
     kept, asked = kept_kernels(config, load.device), _kernels(config, {})
@@ -112,7 +116,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _measure(
-    about: dict[str, Any], model: ECGClassifier, load: Workload, steps: int
+    about: dict[str, Any], model: ECGClassifier, load: KernelLoad, steps: int
 ) -> dict[str, Any]:
     chosen, candidates = dict[str, str](), dict[str, Any]()
     for name in [name for name in KINDS if about["asked"][name] == "auto"]:

@@ -10,7 +10,7 @@ from hpc_ecg.log import waiting_for
 from hpc_ecg.model.architecture import num_tokens
 from hpc_ecg.model.attention import SelfAttention
 from hpc_ecg.model.kernels import check_kernels, explain_attention
-from hpc_ecg.model.measure_kernels import Workload, check_dropout
+from hpc_ecg.model.measure_kernels import KernelLoad, check_dropout
 from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.training.choose_kernels import choose_kernels
 from hpc_ecg.training.engine import Engine
@@ -33,7 +33,7 @@ def try_kernels_of_run(
     steps = sum(StageSchedule(config=t, epoch_steps=epoch_steps).steps for t in training)
     records = -(-config.data.batch_size // engine.world_size)
     most = CPU_RECORDS if engine.device.type == "cpu" else records
-    load = Workload(
+    load = KernelLoad(
         num_records=min(records, config.engine.micro_batch_size or records, most),
         num_tokens=num_tokens(model.architecture, train.shards.signal.num_samples),
         device=engine.device,
@@ -77,7 +77,7 @@ def try_kernels(
             how = dtype, has_mask, compiled, backward
             lines.append(check_kernels(model, samples, device, *how))
         if backward:
-            check_dropout(model, Workload(num_tokens=tokens, device=device, dtype=dtype))
+            check_dropout(model, KernelLoad(num_tokens=tokens, device=device, dtype=dtype))
     except (ValueError, RuntimeError) as error:  # passed on, so that nobody waits for this process
         failure = str(error)
     for text in filter(None, engine.gather_objects([failure])):

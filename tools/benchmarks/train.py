@@ -45,7 +45,7 @@ from hpc_ecg.cohort.table import Columns
 from hpc_ecg.config.load import load_config
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.flops import training_flops
-from hpc_ecg.model.measure_kernels import KINDS, Workload, measure_kernel
+from hpc_ecg.model.measure_kernels import KINDS, KernelLoad, measure_kernel
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.shards.shard_task import Recordings
@@ -118,7 +118,7 @@ def _kernels(architecture: Architecture) -> dict[str, float]:
     """Print a line for each kernel with all its candidates; their times to the reference's."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    load = Workload(num_records=BATCH, num_tokens=TOKENS, device=device, dtype=dtype)
+    load = KernelLoad(num_records=BATCH, num_tokens=TOKENS, device=device, dtype=dtype)
     model, about = build_model(architecture, 1, ModelConfig()), {"device": device_kind(device)}
     numbers: dict[str, float] = {}
     for name in KINDS:
