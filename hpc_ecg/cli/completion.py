@@ -78,6 +78,6 @@ def _settings() -> Iterator[str]:
             yield from [f"config|{key}"] * (not prefix)
             yield f"{context}|{prefix}{key}="
             values = rules[key].choices if key in rules else ()
-            for value in values or ("true", "false") * (kind == "bool"):
+            for value in values or ("true", "false") * kind.startswith("bool"):
                 yield f"{context}{prefix}{key}=|{value}"
     yield from (f"@sweepstrategies=[|{n}" for n, _ in list_strategies() if n[0] != "+")
