@@ -377,7 +377,8 @@ def test_a_plan_needs_no_torch():
     [
         ([], "plan needs a configuration"),
         (["nowhere.yaml"], "nowhere.yaml: no such configuration file"),
-        ([FULL], "data.shards must be given"),
+        ([FULL], "data.shards must be given: data.shards=…, or --records TRAIN,VALID"),
+        (["configs/sweep.yaml"], "run.data.shards must be given: run.data.shards=…, or --rec"),
         ([FULL, *RECORDS, "--gpu", "h1000"], "there are cpu, gb200, "),
         ([FULL, *RECORDS, "--gpu", "h1000"], "did you mean h100?"),
         ([FULL, *RECORDS, "--gpus", "1,x"], "gpus must be a list of whole numbers"),
