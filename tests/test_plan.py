@@ -234,6 +234,7 @@ def test_a_slow_all_reduce_names_the_fastest_interface(tmp_path, gb_s, advice):
         ("H100 pcie", "H100 PCIe"),
         ("a6000", "RTX A6000"),
         ("RTX_4090", "RTX 4090"),
+        ("rtx4090", "RTX 4090"),
         ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
         ("NVIDIA A100-SXM4-80GB", "A100"),
         ("NVIDIA H100 80GB HBM3", "H100"),
