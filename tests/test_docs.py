@@ -24,7 +24,7 @@ from hpc_ecg.cli.sweep import EXIT_KILLED
 from hpc_ecg.config.describe import describe_settings
 from hpc_ecg.config.suggestions import RENAMED
 from hpc_ecg.distributed.stop_signals import EXIT_REQUEUE
-from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
+from hpc_ecg.distributed.watchdog import EXIT_CORRUPTED, EXIT_PEER_LOST
 from hpc_ecg.ecg import files
 from hpc_ecg.ecg.array_files import ArrayLayout
 from hpc_ecg.ecg.recording import RecordError
@@ -246,7 +246,7 @@ def test_the_page_for_migrants_has_every_setting_that_a_message_translates():
 
 def test_the_page_of_exit_codes_has_those_of_the_code():
     rows = re.findall(r"^\| (\d+) \|", (DOCS / "reference" / "exit-codes.md").read_text(), re.M)
-    special = {EXIT_REQUEUE, EXIT_PEER_LOST, EXIT_KILLED, SOME_REFUSED, NO_MAP}
+    special = {EXIT_REQUEUE, EXIT_PEER_LOST, EXIT_CORRUPTED, EXIT_KILLED, SOME_REFUSED, NO_MAP}
     assert {int(code) for code in rows} == special | {0, 1, 2, 130}
 
 
