@@ -234,6 +234,7 @@ def test_a_slow_all_reduce_names_the_fastest_interface(tmp_path, gb_s, advice):
         ("H100 pcie", "H100 PCIe"),
         ("a6000", "RTX A6000"),
         ("RTX_4090", "RTX 4090"),
+        ("rtx4090", "RTX 4090"),
         ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
         ("NVIDIA A100-SXM4-80GB", "A100"),
         ("NVIDIA H100 80GB HBM3", "H100"),
@@ -377,7 +378,8 @@ def test_a_plan_needs_no_torch():
     [
         ([], "plan needs a configuration"),
         (["nowhere.yaml"], "nowhere.yaml: no such configuration file"),
-        ([FULL], "data.shards must be given"),
+        ([FULL], "data.shards must be given: data.shards=…, or --records TRAIN,VALID"),
+        (["configs/sweep.yaml"], "run.data.shards must be given: run.data.shards=…, or --rec"),
         ([FULL, *RECORDS, "--gpu", "h1000"], "there are cpu, gb200, "),
         ([FULL, *RECORDS, "--gpu", "h1000"], "did you mean h100?"),
         ([FULL, *RECORDS, "--gpus", "1,x"], "gpus must be a list of whole numbers"),

@@ -266,6 +266,14 @@ def test_a_missing_column_is_named_with_those_of_the_table(tmp_path, changes):
     assert "no column 'sex'; the table has record, file, patient_id, af" in message
 
 
+def test_without_a_usual_name_the_option_for_the_paths_is_named(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("ecg_file,patient,af\na,1,0\n")
+    message = refusal(path, Columns(labels=["af"], patient="patient"))
+    assert message.endswith("has ecg_file, patient, af; name the column of paths with --file")
+    assert "--file" not in refusal(path, Columns(labels=["af"], patient="patient", file="path"))
+
+
 @pytest.mark.parametrize("name", ["patient", "file", "record", "split", "rate"])
 def test_an_empty_column_name_is_a_mistake_and_not_a_default(tmp_path, name):
     """`--patient "$UNSET"` must not mean one patient per record."""

@@ -5,9 +5,9 @@ import argparse
 from hpc_ecg.cli.parser import SETTINGS_HELP, Verbs
 
 OPTIONS = {
-    "gpu": "h100, a100 …, or cpu for the one here (default)",
+    "gpu": "h100, a100 …, or cpu for this machine's CPU (default)",
     "gpus": "numbers of GPUs, as 1,2,8 (default 1)",
-    "records": "to train and validate on, as 469197,68545, where there are no shards yet",
+    "records": "ECGs to train and validate on, as 469197,68545, where there are no shards yet",
     "measured": "folder of a finished run, or what doctor --json or gpu-check wrote",
     "price": "of an hour of one GPU",
     "kwh_price": "of a kWh",
@@ -42,11 +42,16 @@ def _plan(options: argparse.Namespace) -> int:
     is_sweep = "strategies" in keys
     folder, shards = ("sweep_dir", "run.data.shards") if is_sweep else ("run_dir", "data.shards")
     words += [f"{folder}=-"] * (folder not in keys) + [f"{shards}=-"] * bool(asked.records)
-    if is_sweep:
-        from hpc_ecg.sweep.dry_run import describe_cost
-        from hpc_ecg.sweep.grid import load_sweep
+    try:
+        if is_sweep:
+            from hpc_ecg.sweep.dry_run import describe_cost
+            from hpc_ecg.sweep.grid import load_sweep
 
-        say(*describe_cost(load_sweep(files, words), asked))
-    else:
-        say(*describe_run(open_planned(load_config(FinetuneConfig, files, words), asked)))
+            say(*describe_cost(load_sweep(files, words), asked))
+        else:
+            say(*describe_run(open_planned(load_config(FinetuneConfig, files, words), asked)))
+    except ValueError as error:
+        if not str(error).startswith(f"{shards} must be given"):
+            raise
+        raise ValueError(f"{error}, or --records TRAIN,VALID (numbers of ECGs)") from None
     return 0

@@ -90,12 +90,14 @@ def read_cohort(
     if len(set(columns.labels)) < len(columns.labels):
         raise ValueError(f"--label: {', '.join(columns.labels)} names a column twice")
     table, named_site = read_table(path), columns.site
+    is_unnamed = columns.file is None and not {"file", "record"} & set(table)
     columns = _with_defaults(columns, table)
     # only None is optional: '' is a column that is missing (`--patient "$UNSET"`)
     wanted = [columns.file if columns.array is None else columns.array_row, columns.record]
     wanted += [*columns.labels, columns.patient, columns.split, columns.rate, columns.time]
     wanted += [columns.site, *columns.keep]
-    check_columns(table, [name for name in wanted if name is not None], path)
+    cure = "; name the column of paths with --file" * (is_unnamed and columns.array is None)
+    check_columns(table, [name for name in wanted if name is not None], path, cure)
     for name in dict.fromkeys([columns.patient, columns.record, named_site]):
         if name is not None:
             ids = table[name] if name == columns.record else patient_ids(table[name])
@@ -167,7 +169,8 @@ def _array_rows(table: pd.DataFrame, columns: Columns, path: Path) -> pd.Series:
     return pd.Series(names, name=columns.array, dtype=str)
 
 
-def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path) -> None:
+def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path, cure: str = "") -> None:
+    """ValueError: a column is missing; `cure` ends the message."""
     wanted = list(dict.fromkeys(wanted))
     missing = [name for name in wanted if name not in table]
     if missing:
@@ -175,7 +178,7 @@ def check_columns(table: pd.DataFrame, wanted: Sequence[str], path: Path) -> Non
         near = did_you_mean(missing[0], columns)
         raise ValueError(
             f"{path}: no column {', '.join(map(repr, missing))}; the table has "
-            f"{', '.join(columns[:50])}{', …' * (len(columns) > 50)}{near}"
+            f"{', '.join(columns[:50])}{', …' * (len(columns) > 50)}{near}{cure}"
         )
 
 

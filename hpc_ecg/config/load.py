@@ -71,13 +71,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
 
 
-def merge_sources(schema: type[Schema], sources: Sequence[SettingsSource]) -> Schema:
+def merge_sources(
+    schema: type[Schema], sources: Sequence[SettingsSource], under: str = ""
+) -> Schema:
     """The schema's defaults, overridden by the sources in order; a permission counts only from the
-    command line. ValueError as in `load_config`."""
+    command line. `under`: what a user writes before these keys. ValueError as in `load_config`."""
     merged = OmegaConf.structured(schema)
     for source in sources:
         merged = _merge(merged, source, schema)
-    return typing.cast(Schema, _to_dataclass(merged, schema))
+    return typing.cast(Schema, _to_dataclass(merged, schema, under))
 
 
 def read_yaml(file: str) -> SettingsSource:
@@ -122,12 +124,13 @@ def parse_override(override: str, schema: type) -> SettingsSource:
     return SettingsSource(OmegaConf.create(nest({key: parsed})), COMMAND_LINE)
 
 
-def _to_dataclass(merged: DictConfig, schema: type) -> Any:
+def _to_dataclass(merged: DictConfig, schema: type, under: str) -> Any:
     """Resolve `${…}` and make the dataclass; ValueError names a value that is still missing."""
     try:
         return OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
-        raise ValueError(f"{error.full_key} must be given: {error.full_key}=…") from None
+        key = f"{under}{error.full_key}"
+        raise ValueError(f"{key} must be given: {key}=…") from None
     except InterpolationKeyError as error:
         name = re.findall(r"'([^']*)'", str(error))[0]
         raise ValueError(f"{error.full_key} uses ${{{name}}}: give {name}=…") from None

@@ -95,4 +95,4 @@ def card_name(text: str) -> str | None:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[\s_-]+", "-", name.strip().lower()).removeprefix("rtx-")
+    return re.sub(r"[\s_-]+", "-", name.strip().lower()).removeprefix("rtx").lstrip("-")

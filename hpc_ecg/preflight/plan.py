@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PLAN = "plan.json"
 HEAD = "processes records    fit      step    epoch        run     hours     kWh   MB/s   weak"
+ASSUMED_SIZES = "no init.checkpoint is here, so the published network is assumed"
 LEGEND = """records, fit: of one process, and how many fit in a micro-batch; run: all epochs, with
 validations (train.patience may end it sooner); hours: processes x hours; MB/s: of the shards, in
 all (one process reads 1,600 from memory); weak: %, the speed of a process if each had the whole
@@ -56,7 +57,8 @@ class PlanConfig:
 
 class Planned(NamedTuple):
     """One run, opened as far as a plan needs it. `work`: of the stage that trains most; `records`:
-    to train and to validate on; `factor`: measured by computed seconds."""
+    to train and to validate on; `factor`: measured by computed seconds; `knows_sizes`: the network
+    is that of a file or of random weights, not assumed."""
 
     config: FinetuneConfig
     asked: PlanConfig
@@ -66,6 +68,7 @@ class Planned(NamedTuple):
     epoch_steps: int
     network: step_time.Network
     factor: float
+    knows_sizes: bool
 
     def step_s(self, processes: int, records: int = 0, stage: Stage | None = None) -> float:
         """Of a stage, with `records` on each process; by default its share of the batch."""
@@ -118,7 +121,8 @@ def open_planned(config: FinetuneConfig, asked: PlanConfig) -> Planned:
     factor = 1.0
     if asked.measured:
         factor = step_time.factor_of(step_time.read_measured(asked.measured), work, network)
-    return Planned(config, asked, stages, work, records, steps, network, factor)
+    knows_sizes = is_here or start == RANDOM
+    return Planned(config, asked, stages, work, records, steps, network, factor, knows_sizes)
 
 
 def keep_plan(engine: "Engine", prepared: "PreparedRun") -> None:
@@ -143,14 +147,16 @@ def describe_run(planned: Planned) -> list[str]:
     micro = min(share, work.engine.micro_batch_size or share)
     parts, most = memory_gb(work, fewest, micro), largest_micro_batch(work, fewest)
     memory = ", ".join(f"{name} {gb:.2f}" for name, gb in parts.items())
+    head = HEAD + "  price" * bool(planned.cost(1)[1])
     advice = f"; too much, {most} records would fit (engine.micro_batch_size)" * (most < micro)
     return [
         f"{sum(part_parameters(work.sizes)) / 1e6:.1f} million parameters, {train:,} records to "
-        f"train and {valid:,} to validate on, {work.device.precision}, {work.engine.parallel}",
+        f"train and {valid:,} to validate on, {work.device.precision}, {work.engine.parallel}"
+        + ("" if planned.knows_sizes else f"; {ASSUMED_SIZES}"),
         describe_basis(planned),
         *_outcome(Path(planned.config.run_dir)),
         f"{sum(parts.values()):.1f} GB with a micro-batch of {micro}: {memory}{advice}",
-        *("", HEAD, *(_row(planned, number) for number in planned.asked.gpus), LEGEND),
+        *("", head, *(_row(planned, number) for number in planned.asked.gpus), LEGEND),
     ]
 
 

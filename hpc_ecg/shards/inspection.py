@@ -99,7 +99,7 @@ def describe_inspection(facts: dict[str, Any]) -> list[str]:
         facts["amplitude"]["sentence"],
         f"flags: {_format_counts(facts['flags']) or 'none'}",
         f"left out: {_format_counts(facts['left_out']) or 'none'}",
-        f"split: {_format_counts(facts['split_policy'] or {})}",
+        f"split: {_format_policy(facts['split_policy'] or {})}",
     ]
     if facts["damaged"]:
         lines += [f"damaged: {line}" for line in facts["damaged"]]
@@ -122,6 +122,7 @@ def write_page(out: Path, inspection: Inspection, num_plots: int, seed: int = 0)
         format_label=_format_label,
         format_quantiles=_format_quantiles,
         format_counts=_format_counts,
+        format_policy=_format_policy,
     )
     write_text(out, page, about_people=True)
 
@@ -189,6 +190,12 @@ def _format_quantiles(values: dict[str, Any] | None) -> str:
 
 def _format_counts(counts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in counts.items())
+
+
+def _format_policy(policy: dict[str, Any]) -> str:
+    """Such as `hash of patient, fractions 0.7 0.1 0.2, seed 0`."""
+    shown = {n: " ".join(map(str, v)) if isinstance(v, list) else v for n, v in policy.items()}
+    return _format_counts({name.replace("_", " "): value for name, value in shown.items()})
 
 
 def _draw_sample(inspection: Inspection, num_plots: int, seed: int) -> list[Picture]:

@@ -61,7 +61,7 @@ class Sweep:
         varied = SettingsSource(OmegaConf.create(nest(values)), "the sweep's grid and tune")
         fixed = SettingsSource(OmegaConf.create({"seed": seed, "run_dir": run_dir}), "sweep")
         sources = [*self.shared, *self.overrides[strategy], varied, fixed]
-        return with_start(merge_sources(FinetuneConfig, sources), beside=True)
+        return with_start(merge_sources(FinetuneConfig, sources, f"{RUN}."), beside=True)
 
     def with_cells(self, tuned: Mapping[str, Mapping[str, Any]]) -> "Sweep":
         """Build all cells. `tuned`: what tuning chose for each strategy, by dotted key."""

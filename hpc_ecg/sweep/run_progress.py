@@ -31,7 +31,8 @@ class RunProgress(NamedTuple):
     def __str__(self) -> str:
         eta = "" if self.eta_s is None else f"ETA {describe_seconds(self.eta_s)}"
         best = f"best {self.best}" if self.best else ""
-        return ", ".join(filter(None, (f"at step {self.steps or 0}", eta, best, self.pace)))
+        at = "" if best and not self.steps else f"at step {self.steps or 0}"
+        return ", ".join(filter(None, (at, eta, best, self.pace)))
 
 
 def read_progress(run: RunFolder) -> RunProgress | None:
