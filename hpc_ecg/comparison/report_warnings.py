@@ -26,8 +26,9 @@ def _worse_than_the_mean(comparison: Comparison) -> list[str]:
 def _few_patients(comparison: Comparison) -> list[str]:
     if comparison.task == "regression":
         return []
+    rough = ", and p-values are rough" if comparison.pairs else ""
     return [
-        f"{label} has only {few} in the test set: intervals are wide, and p-values are rough."
+        f"{label} has only {few} in the test set: intervals are wide{rough}."
         for label, counts in comparison.counts.items()
         if (few := scarce(counts, FEW_PATIENTS))
     ]
@@ -85,6 +86,8 @@ def _left_out(comparison: Comparison) -> list[str]:
         texts.append(
             "There is no baseline: whether the networks beat age and sex, the irregularity of the "
             "heartbeat, or classical measurements of the ECG, is not known."
+            + " The report of a sweep has them."
+            * (len(comparison.runs) == 1)
         )
     return texts
 
