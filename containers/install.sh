@@ -7,6 +7,7 @@
 # SOURCE/wheels (containers/wheels.sh makes it), from there alone, without a network. TORCH_INDEX is
 # the index of another build of torch, such as one for an older driver.
 set -euo pipefail
+case ${1:-} in -*) grep '^# ' "$0" >&2; exit 2 ;; esac  # such as --help
 cd "${1:?usage: containers/install.sh SOURCE}"
 python3 -m venv /opt/hpc_ecg
 install=(/opt/hpc_ecg/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check)

@@ -4,6 +4,7 @@
 #
 #   containers/try_in_chroot.sh [FOLDER]     (mmdebstrap; about 4 GB in FOLDER, default a temporary one)
 set -euo pipefail
+case ${1:-} in -*) grep '^# ' "$0" >&2; exit 2 ;; esac  # such as --help
 cd "$(dirname "$0")/.."
 root=${1:-$(mktemp -d)}/root
 mkdir -p "$root"

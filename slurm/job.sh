@@ -55,7 +55,9 @@ run() {
   done
   wait "$copier" || true
   code=$(code_of_first "$report" "$code")
-  suspects=$(sed -n 's/.*Suspect: \([A-Za-z0-9._,-]*\);.*/\1/p' "$report" | head -n 1)
+  # The last such line: a name in the log may look like one.
+  suspects=$(sed -n 's/.*Suspect: \([A-Za-z0-9._,-]*\); keep it out with --exclude=\1$/\1/p' \
+    "$report" | tail -n 1)
   rm -f "$report"
   requeue_after "$code" "$suspects"
   exit "$code"

@@ -203,3 +203,10 @@ def test_a_file_of_others_is_not_replaced(tmp_path, capsys):
         gpu_check.main(["--out", str(tmp_path / "x.json")])
     assert "x.json" in capsys.readouterr().err
     assert json.loads((tmp_path / "x.json").read_text()) == {"mine": 1}
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--out", str(tmp_path / "file" / "x.json")])
+    assert "exists" in (line := capsys.readouterr().err.splitlines()[-1]) or "directory" in line

@@ -283,3 +283,10 @@ def test_evaluate_and_report_name_a_folder_that_is_not_theirs(capsys, tmp_path):
     assert "is not a run folder" in failure(capsys, "evaluate", tmp_path)
     assert str(tmp_path) in failure(capsys, "report", tmp_path)
     assert FIXTURES.is_dir()
+
+
+@pytest.mark.parametrize("verb", ["plan", "doctor", "finetune"])
+def test_settings_may_follow_an_option(verb):
+    words = {"plan": ["--gpu", "h100"], "doctor": ["--json"]}.get(verb, [])
+    options = build_parser().parse_args([verb, "a.yaml", *words, "run_dir=x", "b.yaml"])
+    assert options.settings == ["a.yaml", "run_dir=x", "b.yaml"]

@@ -19,6 +19,14 @@ def test_a_script_parses(script):
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
 
 
+@pytest.mark.parametrize("script", sorted((ROOT / "containers").glob("*.sh")), ids=lambda p: p.name)
+def test_an_option_of_a_script_is_answered_with_its_usage_and_makes_nothing(script, tmp_path):
+    command = ["timeout", "10", "bash", str(script), "--help"]
+    asked = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert asked.returncode == 2 and f"containers/{script.name}" in asked.stderr
+    assert not (ROOT / "--help").exists() and not [*tmp_path.iterdir()]
+
+
 def test_a_container_gets_all_that_the_installation_reads():
     copied = re.findall(r"^    (\S+) /src/$", RECIPE, re.MULTILINE)
     shown = {f"!{name}" for name in copied}

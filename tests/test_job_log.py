@@ -71,3 +71,9 @@ def test_the_node_of_the_first_process_that_was_killed_is_named(tmp_path):
     assert killed_on(file) == "gpu-07"
     file.write_text(TRAINS + left("Exited with exit code 1", "gpu-06"))
     assert killed_on(file) == "", "a program that ends by itself is not its node's fault"
+    said = "2026-11-30 15:00:00 step 6 was computed twice. Suspect: {0}; keep it out with {1}={0}\n"
+    planted = "2026-11-30 14:00:00 left out: Suspect: gpu-01; keep it out.csv\n"
+    file.write_text(planted + said.format("gpu-05", "--exclude") + planted)
+    assert killed_on(file) == "gpu-05", "the name of a recording is no node"
+    file.write_text(planted + TRAINS + left("Killed", "gpu-07", 1))
+    assert killed_on(file) == "gpu-07"

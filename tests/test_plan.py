@@ -320,7 +320,10 @@ def test_a_step_in_a_json_file_is_read_and_a_damaged_one_is_refused(tmp_path):
     file.write_text(json.dumps({"kind": "hpc_ecg gpu-check", "step": step}))
     factor = factor_of(read_measured(str(file)), work_of(), network)
     assert factor == pytest.approx(0.04 / compute_s(work_of(), 128))
-    for content in ({"step": step | {"seconds": "x"}}, {"step": {}}, {"step": 1}, {}, []):
+    wrong = ["x", None, True, [], {}, 0, -1, 1e300, 1e-320]
+    edited = [{"step": step | {name: value}} for name in step for value in wrong]
+    edited = [e for e in edited if e["step"]["device"] != "x" and e["step"]["precision"] != "x"]
+    for content in (*edited, {"step": {}}, {"step": 1}, {}, []):
         file.write_text(json.dumps(content))
         with pytest.raises(ValueError, match="gpu-check"):
             read_measured(str(file))
@@ -330,7 +333,58 @@ def test_a_step_in_a_json_file_is_read_and_a_damaged_one_is_refused(tmp_path):
         factor_of(step, work_of(freeze="backbone"), network)
 
 
+BAD = ["x", None, [], {}, 0, -1, 1e300]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *[("step", name) for name in ("step_s_p50", "tflops_per_s", "ecg_per_s")],
+        *[("started", name) for name in ("processes", "device", "precision")],
+    ],
+)
+def test_a_run_whose_log_was_edited_is_refused_as_a_measured_one(tmp_path, kind, name):
+    lines = [
+        {"event": "started", "processes": 2, "device": "CPU", "precision": "fp32"},
+        {"event": "step", "step_s_p50": 0.5, "tflops_per_s": 0.1, "ecg_per_s": 24.0},
+    ]
+    (tmp_path / "finished.json").write_text(json.dumps({"steps": 1}))
+    (tmp_path / "config.yaml").write_text("data: {batch_size: 12}\n")
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("\n".join(map(json.dumps, lines)))
+    assert read_measured(str(tmp_path))["records"] == 6
+    place = ("started", "step").index(kind)
+    for bad in BAD[1 if name in ("device", "precision") else 0 :]:
+        changed = [*lines[:place], lines[place] | {name: bad}, *lines[place + 1 :]]
+        metrics.write_text("\n".join(map(json.dumps, changed)))
+        with pytest.raises(ValueError, match=rf"{name} cannot be|no finished run that logged"):
+            read_measured(str(tmp_path))
+    for text in ("3", "[1]", "null", json.dumps(lines[1])):
+        metrics.write_text(text)
+        with pytest.raises(ValueError, match=r"metrics.jsonl is damaged"):
+            read_measured(str(tmp_path))
+
+
 # The command
+
+
+@pytest.mark.parametrize(
+    "words", [["--records", "1000000000000,1"], [*RECORDS, "train.max_steps=1000000000"]]
+)
+def test_years_do_not_run_into_the_next_column(words, capsys):
+    assert main(["plan", FULL, "--gpu", "h100", *words, "init.checkpoint=random"]) == 0
+    head, row = capsys.readouterr().out.splitlines()[4:6]
+    assert len(row.replace(" ms", "ms").split()) == len(head.split()) == 10
+    assert int(row.split()[6].partition(":")[0]) > 10_000, "hours of the run"
+
+
+def test_steps_that_are_verified_cost_time(capsys):
+    def hours(*words):
+        assert main(["plan", FULL, *RECORDS, "--gpu", "h100", *words]) == 0
+        return float(capsys.readouterr().out.splitlines()[5].split()[7])
+
+    train = hours() - hours("train.max_steps=1")
+    assert hours("engine.verify_every=4") - hours() == pytest.approx(train / 4, abs=0.02)
 
 
 def test_the_lines_of_a_plan(capsys):
@@ -385,7 +439,12 @@ def test_a_plan_needs_no_torch():
         ([FULL, *RECORDS, "--gpus", "1,x"], "gpus must be a list of whole numbers"),
         ([FULL, *RECORDS, "--gpus", "0"], "gpus must be in [1, 4096], got [0]"),
         ([FULL, *RECORDS, "--gpus", "99999"], "gpus must be in [1, 4096], got [99999]"),
-        ([FULL, *RECORDS, "--price", "-1"], "price must be at least 0, got -1.0"),
+        ([FULL, *RECORDS, "--gpus", ""], "gpus must be numbers such as 1,2,8, got none"),
+        ([FULL, *RECORDS, "--gpus", "[1]"], "gpus must be a list of whole numbers"),
+        ([FULL, "--records", f"1{18 * '0'},1"], "records must be in [1, 1000000000000], got "),
+        ([FULL, *RECORDS, "--price", "-1"], "price must be in [0, 1000000000], got -1.0"),
+        ([FULL, *RECORDS, "--kwh-price", "1e308"], "kwh_price must be in [0, 1000000000], got 1"),
+        ([FULL, *RECORDS, "--network-gbit", "1e-308"], "network_gbit must be in [0.001, "),
         ([FULL, *RECORDS, "--network-gbit", "0"], "network_gbit must be "),
         ([FULL, "--records", "5"], "records must be two numbers"),
         ([FULL, *RECORDS, "--measured", "nowhere"], "--measured nowhere: no measured step there"),

@@ -305,6 +305,18 @@ def test_a_local_sweep_logs_a_line_per_change_and_draws_one_table(sweep, said, m
     assert cells[3] == f"{int(cells[3][:-2])} s" and cells[4] == "AUROC 0.900 at step 20"
 
 
+@pytest.mark.parametrize("bad", ["x", [1], {"a": 1}])
+def test_an_edited_log_or_configuration_is_one_line(sweep, capsys, bad):
+    cell = RunFolder(sweep / "a/seed-0")
+    cell.config.write_text(json.dumps({"train": {"max_epochs": bad}}))
+    key = "train.max_epochs" if isinstance(bad, str | list) else "train.max_epochs.a"
+    write_events(cell, a_step(21, 1.1))
+    assert main(["sweep", "status", str(sweep)]) == (2 if key == "train.max_epochs" else 0)
+    write_events(cell, a_step(22, bad))
+    assert main(["sweep", "status", str(sweep)]) == 2
+    assert "metrics.jsonl is damaged: epoch cannot be" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_damaged_file_does_not_end_a_local_sweep(sweep, said):
     runs, cell = live_runs.LiveRuns(sweep, ["a/seed-0"], 1), RunFolder(sweep / "a/seed-0")
     runs.start("a/seed-0", Path("x.err"))

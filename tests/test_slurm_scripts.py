@@ -150,7 +150,8 @@ def test_a_job_whose_arithmetic_did_not_repeat_goes_to_other_nodes(
     environment, tmp_path, before, nodes
 ):
     message = "x; nothing was updated. Suspect: gpu17; keep it out with --exclude=gpu17"
-    stand_in(tmp_path, "srun", f"echo '{message}' >&2\n{first('Exited with exit code 77', 77)}")
+    lines = f"left out: Suspect: gpu1;.csv\n{message}"  # the name of a recording is no node
+    stand_in(tmp_path, "srun", f"echo '{lines}' >&2\n{first('Exited with exit code 77', 77)}")
     refuse = '[ "$1" = update ] && exit 1;' * (before == "no")
     state = f"JobId=7 {RUNNING} ExcNodeList={'(null)' if before == 'no' else before} x=1"
     stand_in(tmp_path, "scontrol", f"echo $* >> {tmp_path / 'asked'}; {refuse} echo '{state}'")

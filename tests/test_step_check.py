@@ -1,5 +1,7 @@
 """A step that does not repeat: what is found, and which node is named."""
 
+import socket
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from hpc_ecg.distributed.step_check import (
     AVERAGED,
     TOLERANCE,
     CorruptedStep,
+    _describe_place,
     _first_difference,
     _raise_if_corrupted,
     _signature,
@@ -49,6 +52,13 @@ def test_the_node_whose_own_numbers_differ_is_named_and_else_all():
     with pytest.raises(CorruptedStep, match=r"step 4 .*Suspect: a,c;"):
         _raise_if_corrupted(3, [("a", averaged), ("b", ""), ("c", averaged)])
     _raise_if_corrupted(3, [("a", ""), ("b", "")])
+
+
+def test_the_node_is_named_as_slurm_names_it(monkeypatch):
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    assert _describe_place(torch.device("cpu")) == socket.gethostname()
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu17")
+    assert _describe_place(torch.device("cpu")) == "gpu17", "a container has a name of its own"
 
 
 def test_deepspeed_whose_gradients_are_its_own_is_refused():

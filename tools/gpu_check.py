@@ -51,9 +51,9 @@ def main(arguments: Sequence[str], run_part: Runner = run_apart) -> int:
         if not 0 < options.minutes < float("inf"):
             raise ValueError(f"--minutes must be above 0, got {options.minutes}; the default is 8")
         check_may_write(options.out, not options.out.exists() or _is_ours(options.out))
-    except ValueError as error:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     report = check(options, run_part)
     print_report(report)
     print(f"written: {options.out}")

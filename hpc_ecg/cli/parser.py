@@ -41,7 +41,10 @@ class Parser(argparse.ArgumentParser):
                 if not hint and "=" in word and any(a.dest == "settings" for a in self._actions):
                     hint = f"; did you mean the setting {word.lstrip('-')}?"
                 self.error(f"unknown option {name}{hint}")
-        return super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(args, namespace)
+        if any(a.dest == "settings" and a.nargs == "*" for a in self._actions):
+            found.settings, rest = [*found.settings, *rest], []  # those that follow an option
+        return found, rest
 
     def _is_unknown(self, name: str) -> bool:
         is_option = name.startswith("-") and name[1:2] not in "0123456789." and " " not in name

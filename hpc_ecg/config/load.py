@@ -25,7 +25,7 @@ from omegaconf.errors import (
 from hpc_ecg.config.built_in import find_config
 from hpc_ecg.config.describe import KINDS, describe_kind, describe_settings, show_value
 from hpc_ecg.config.dotted_keys import flatten, nest
-from hpc_ecg.config.schema import rules_by_key, section_of, without_none
+from hpc_ecg.config.schema import is_misshapen, rules_by_key, section_of, without_none
 from hpc_ecg.config.suggestions import RENAMED, did_you_mean
 from hpc_ecg.log import first_line
 from hpc_ecg.safe_reading import quote_times, read_yaml_text
@@ -195,6 +195,9 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
         kind, is_optional = without_none(declared)
         section = section_of(kind)
         entry = section_of((typing.get_args(kind) or (None,))[-1])
+        if is_misshapen(value, kind):
+            text = f"must be {describe_kind(kind)}, got {show_value(value)}"
+            raise ValueError(f"{key} {text} ({source})")
         if section and not (value is None and is_optional):
             _check_section(value, section, key, source)
         elif entry:

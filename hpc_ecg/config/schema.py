@@ -120,3 +120,11 @@ def without_none(kind: Any) -> tuple[Any, bool]:
 def default_of(item: Any) -> Any:
     """The default of a dataclass field; `dataclasses.MISSING` if it has none."""
     return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def is_misshapen(value: Any, kind: Any) -> bool:
+    """Whether it is a list for a section or the reverse, or a list or section among numbers."""
+    is_list, items = typing.get_origin(kind) in (list, tuple), value if type(value) is list else ()
+    if is_list and typing.get_args(kind)[0] in (int, float):
+        return isinstance(value, dict) or any(isinstance(item, list | dict) for item in items)
+    return isinstance(value, list) if typing.get_origin(kind) is dict else False

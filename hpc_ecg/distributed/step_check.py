@@ -6,6 +6,7 @@ averaged over all processes must agree. Bitwise where kernels are deterministic 
 torch.use_deterministic_algorithms); elsewhere within `TOLERANCE`, which finds what would do harm.
 """
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,10 +52,11 @@ def compute_twice(
 
 def _describe_place(device: torch.device) -> str:
     """Which hardware this is, for whoever repairs it: node, and GPU with its number."""
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # a container has its own
     if device.type != "cuda":
-        return socket.gethostname()
+        return node
     gpu = torch.cuda.get_device_properties(device)
-    return f"{socket.gethostname()}, {gpu.name}, GPU-{gpu.uuid}"
+    return f"{node}, {gpu.name}, GPU-{gpu.uuid}"
 
 
 def _raise_if_corrupted(step: int, found: list[tuple[str, str]]) -> None:

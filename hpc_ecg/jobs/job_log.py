@@ -11,8 +11,8 @@ OF_A_RUN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d |submitit INFO|\S+: proce
 """Begins a line that a working program wrote: what it said before is not why it ended."""
 KILLED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (?!Exited|Terminated)(.+)")
 """The first process that was killed, and by what."""
-SUSPECTS = re.compile(rf".*{SUSPECT}([\w.-]+);")
-"""One node whose arithmetic did not repeat."""
+SUSPECTS = re.compile(rf".*{SUSPECT}([\w.-]+); keep it out with --exclude=\1$")
+"""One node whose arithmetic did not repeat; a name in the log may look like its beginning."""
 EFFECT = re.compile(
     r"srun: (error: \S+: tasks? |launch/slurm|Force|Terminating|Job step)|submitit \w+ \("
     r"|slurmstepd\S*: error: \*\*\* STEP .* CANCELLED AT \S+ \*\*\*|Traceback|Current thread"
@@ -44,7 +44,7 @@ def killed_on(log: Path) -> str:
     """The node whose arithmetic did not repeat, or on which a process was killed first; "" if the
     log names none."""
     lines = _end_of(log)
-    matches = (pattern.match(line) for pattern in (SUSPECTS, KILLED) for line in lines)
+    matches = [*map(SUSPECTS.match, reversed(lines)), *map(KILLED.match, lines)]
     return next((match[1] for match in matches if match), "")
 
 

@@ -1,8 +1,8 @@
 """`hpc-ecg plan`: what a run would need and cost. Settings in, lines out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,18 +41,20 @@ class PlanConfig:
 
     gpu: str = "cpu"
     gpus: list[int] = setting([1], at_least=1, at_most=4096)
-    records: list[int] = setting([], at_least=1)
+    records: list[int] = setting([], at_least=1, at_most=10**12)
     measured: str | None = None
-    price: float = setting(0.0, at_least=0, below=float("inf"))
-    kwh_price: float = setting(0.0, at_least=0, below=float("inf"))
+    price: float = setting(0.0, at_least=0, at_most=10**9)
+    kwh_price: float = setting(0.0, at_least=0, at_most=10**9)
     currency: str = "EUR"
-    network_gbit: float = setting(100.0, above=0, below=float("inf"))
+    network_gbit: float = setting(100.0, at_least=0.001, at_most=10**9)
     gpus_per_node: int = setting(8, at_least=1)
 
     def __post_init__(self) -> None:
         check_settings(self, "")
         if len(self.records) not in (0, 2):
             raise ValueError(f"records must be two numbers, as 469197,68545, got {self.records}")
+        if not self.gpus:
+            raise ValueError("gpus must be numbers such as 1,2,8, got none")
 
 
 class Planned(NamedTuple):
@@ -71,10 +73,12 @@ class Planned(NamedTuple):
     knows_sizes: bool
 
     def step_s(self, processes: int, records: int = 0, stage: Stage | None = None) -> float:
-        """Of a stage, with `records` on each process; by default its share of the batch."""
+        """Of a stage, with `records` on each process; by default its share of the batch. Every
+        `engine.verify_every`-th step counts twice."""
         records = records or -(-self.config.data.batch_size // processes)
         work = workload(self.work, stage) if stage else self.work
-        return step_time.step_s(work, processes, records, self.network, self.factor)
+        step_s = step_time.step_s(work, processes, records, self.network, self.factor)
+        return step_s * (1 + 1 / (work.engine.verify_every or math.inf))
 
     def seconds(self, processes: int) -> float:
         """Of the whole run on so many processes, if nothing stops it early."""
@@ -190,11 +194,13 @@ def _row(planned: Planned, processes: int) -> str:
     kwh, price = planned.cost(processes * seconds / 3600)
     mb_s = work.sizes.in_d * work.num_samples * 2 * batch / step / 1e6
     return (
-        f"{processes:<10}{-(-batch // processes):>7}{most:>7}{1000 * step:>7.0f} ms"
-        f"{duration(planned.epoch_steps * step):>9}{duration(seconds):>11}"
-        f"{processes * seconds / 3600:>10.2f}{kwh:>8.2f}{mb_s:>7.0f}{weak:>7.1f}{price}"
+        f"{processes:<10} {-(-batch // processes):>6} {most:>6} {1000 * step:>6.0f} ms"
+        f" {duration(planned.epoch_steps * step):>8} {duration(seconds):>10}"
+        f" {processes * seconds / 3600:>9.2f} {kwh:>7.2f} {mb_s:>6.0f} {weak:>6.1f}{price}"
     )
 
 
 def duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    """Hours, minutes and seconds, also of more than a day."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest_s:02}"

@@ -22,9 +22,11 @@ ADAM_BYTES = 36
 """For each weight: it and its moments are read and written, its gradient read, clipped, zeroed."""
 BACKWARD, BUCKET_BYTES, LINK_SHARE = 2 / 3, 25 * 2**20, 0.8
 """Of a step's computation; of DDP; share of a link's rate that an all-reduce reaches."""
-KINDS: dict[str, Any] = {"seconds": float, "records": int, "processes": int}
+KINDS: dict[str, Any] = {"seconds": float | int, "records": int, "processes": int}
 KINDS |= {"device": str, "precision": str, "flops_per_ecg": float | int}
 """A measured step as JSON; `records` are those of one process."""
+STARTED, LOGGED = ("processes", "device", "precision"), ("step_s_p50", "tflops_per_s", "ecg_per_s")
+"""What a plan takes from metrics.jsonl: of the run's start, and of a step."""
 
 
 class Network(NamedTuple):
@@ -97,20 +99,33 @@ def read_measured(name: str) -> dict[str, Any]:
         expected = "a run's folder, or what doctor --json or gpu-check wrote"
         raise ValueError(f"--measured {path}: no measured step there; give {expected}")
     step: dict[str, Any] = content["step"]
-    check_kinds(path, step, KINDS)
+    _check_numbers(path, step, KINDS)
     return step
+
+
+def _check_numbers(path: Path, values: Any, kinds: dict[str, Any]) -> None:
+    """ValueError unless these fields have their kinds, and numbers could be those of a step."""
+    check_kinds(path, {"line": values}, {"line": kinds})
+    for name in (name for name in kinds if not isinstance(values[name], str)):
+        if not 1e-9 <= values[name] <= 1e18:
+            raise ValueError(f"{path} is damaged: {name} cannot be {values[name]}; restore it")
 
 
 def step_of_run(folder: RunFolder) -> dict[str, Any]:
     """The median step that a finished run logged. ValueError: not finished, or none."""
     lines = folder.metrics.read_text().splitlines() if folder.is_finished() else []
     events = [parse_json(line) for line in lines]
+    for event in events:
+        check_kinds(folder.metrics, {"line": event}, {"line": {"event": str}})
     steps = [event for event in events if event["event"] == "step" and event.get("tflops_per_s")]
     if not steps:
         raise ValueError(f"--measured {folder.path}: no finished run that logged a step")
-    start = [event for event in events if "processes" in event][-1]
+    start = ([event for event in events if "processes" in event] or [{}])[-1]
+    _check_numbers(folder.metrics, start, {name: KINDS[name] for name in STARTED})
+    for step in steps:
+        _check_numbers(folder.metrics, step, dict.fromkeys(LOGGED, float))
     records = -(-int(folder.read_settings()["data.batch_size"]) // start["processes"])
     seconds = median(step["step_s_p50"] for step in steps[1:] or steps)
     flops = 1e12 * steps[-1]["tflops_per_s"] / steps[-1]["ecg_per_s"]
     known = {"seconds": seconds, "records": records, "flops_per_ecg": flops}
-    return known | {name: start[name] for name in ("processes", "device", "precision")}
+    return known | {name: start[name] for name in STARTED}

@@ -11,6 +11,7 @@ from hpc_ecg.sweep.arms import arm_name, arms_of
 ONE_RUN = "one run stands for all seeds, because nothing is trained"
 LOG, ENDED_LOG = "log: ", "ended from outside, log: "
 """First words of error.txt, before the log's path."""
+EVENT = {"step": int, "epoch": int | float | None}
 SWEEP = {"strategies": list | None, "seeds": list | None, "grid": dict | None, "note": str | None}
 
 
@@ -62,7 +63,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
         check_kinds(path, {"line": event}, {"line": {"event": str}})
-        check_kinds(path, event, dict.fromkeys(event.keys() & {"step"}, int))
+        check_kinds(path, event, {key: EVENT[key] for key in event.keys() & EVENT.keys()})
         if event["event"] in ("started", "resumed"):
             events = [e for e in events if e.get("step", 0) <= event.get("step", 0)]
         elif event["event"] == "eval":

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
+from hpc_ecg.hashing import check_kinds
 from hpc_ecg.log import describe_seconds
 from hpc_ecg.reporting.numbers import format_number
 from hpc_ecg.sweep.folder import read_events
@@ -44,7 +45,10 @@ def read_progress(run: RunFolder) -> RunProgress | None:
     if not steps:
         return RunProgress(best=best, evaluated=evaluated) if evals else None
     step, speed = steps[-1]["step"], steps[-1].get("ecg_per_s")
-    total = _total_steps(run.read_settings() if run.config.exists() else {}, steps[-1])
+    settings = run.read_settings() if run.config.exists() else {}
+    ends = [key for key in settings if key.endswith(("max_epochs", "max_steps"))]
+    check_kinds(run.config, settings, dict.fromkeys(ends, int | None))
+    total = _total_steps(settings, steps[-1])
     shown = f"{step:,} of {total:,} ({100 * step / total:.0f} %)" if total else f"{step:,}"
     pace = [f"{speed:.0f} ECG/s"] if isinstance(speed, int | float) and speed else []
     rate, times = _steps_per_s(events[-RECENT:]), [_time_of(event) for event in steps[-2:]]
