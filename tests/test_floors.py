@@ -15,23 +15,23 @@ PACKAGE = ROOT / "hpc_ecg"
 GROUND = {"__init__", "__main__", "atomic_io", "hashing", "log", "safe_reading", "version"}
 # From the ground up, with the most lines that a folder may have.
 FLOORS = {
-    "config": 590,
+    "config": 600,
     "reporting": 640,
     "ecg": 2330,
     "model": 1670,
     "distributed": 1200,
     "jobs": 1010,
-    "cohort": 1870,
+    "cohort": 1880,
     "shards": 2120,
     "weights": 2620,
     "evaluation": 3390,
     "data": 1570,
     "training": 3260,
-    "preflight": 1280,
-    "sweep": 2570,
-    "comparison": 3880,
+    "preflight": 1310,
+    "sweep": 2580,
+    "comparison": 3890,
     "inference": 2550,
-    "cli": 2120,
+    "cli": 2130,
 }
 MOST_LINES = 35_400
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
