@@ -129,8 +129,7 @@ def _to_dataclass(merged: DictConfig, schema: type, under: str) -> Any:
     try:
         return OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
-        key = f"{under}{error.full_key}"
-        raise ValueError(f"{key} must be given: {key}=…") from None
+        raise ValueError(f"{(key := under + error.full_key)} must be given: {key}=…") from None
     except InterpolationKeyError as error:
         name = re.findall(r"'([^']*)'", str(error))[0]
         raise ValueError(f"{error.full_key} uses ${{{name}}}: give {name}=…") from None
@@ -196,8 +195,8 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
         section = section_of(kind)
         entry = section_of((typing.get_args(kind) or (None,))[-1])
         if is_misshapen(value, kind):
-            text = f"must be {describe_kind(kind)}, got {show_value(value)}"
-            raise ValueError(f"{key} {text} ({source})")
+            must = f"{key} must be {describe_kind(kind)}"
+            raise ValueError(f"{must}, got {show_value(value)} ({source})")
         if section and not (value is None and is_optional):
             _check_section(value, section, key, source)
         elif entry:
