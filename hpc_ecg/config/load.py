@@ -129,7 +129,7 @@ def _to_dataclass(merged: DictConfig, schema: type, under: str) -> Any:
     try:
         return OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
-        raise ValueError(f"{(key := under + error.full_key)} must be given: {key}=…") from None
+        raise ValueError(f"{(key := f'{under}{error.full_key}')} must be given: {key}=…") from None
     except InterpolationKeyError as error:
         name = re.findall(r"'([^']*)'", str(error))[0]
         raise ValueError(f"{error.full_key} uses ${{{name}}}: give {name}=…") from None
