@@ -303,6 +303,18 @@ def test_a_run_on_a_known_gpu_keeps_its_plan(shards, tmp_path):
     assert json.loads((tmp_path / "run" / "plan.json").read_text()) == kept
 
 
+@pytest.mark.parametrize("name", ["unknown", "CPU", "Tesla V100-SXM2-32GB", "Tesla T4"])
+def test_a_run_without_a_plan_is_not_refused(shards, tmp_path, name):
+    """torch emulates bf16 on cards before Ampere, and takes it there by default."""
+
+    class Engine:
+        is_rank_zero, world_size, precision, device_name = True, 1, "bf16", name
+
+    config = load_config(FinetuneConfig, [], words_for(shards, tmp_path / "run"))
+    plan.keep_plan(Engine(), prepare_run(config))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_doctor_prints_a_step_that_a_plan_starts_from(shards, tmp_path, capsys):
     words = words_for(shards, tmp_path / "run")
     assert main(["doctor", "--json", *words]) == 0

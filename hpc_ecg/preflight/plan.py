@@ -12,8 +12,9 @@ from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.hashing import read_record
 from hpc_ecg.model.architecture import resolve_architecture
+from hpc_ecg.model.flops import peak_flops
 from hpc_ecg.preflight import step_time
-from hpc_ecg.preflight.devices import CPU, card_name, device_of
+from hpc_ecg.preflight.devices import device_of
 from hpc_ecg.preflight.footprint import Workload, largest_micro_batch, memory_gb, part_parameters
 from hpc_ecg.reporting.numbers import format_percent
 from hpc_ecg.training.run_folder import RunFolder
@@ -130,18 +131,20 @@ def open_planned(config: FinetuneConfig, asked: PlanConfig) -> Planned:
 
 
 def keep_plan(engine: "Engine", prepared: "PreparedRun") -> None:
-    """Rank 0 of a run on a GPU of the data sheets keeps the formula's step in plan.json."""
-    config, data, name = prepared.config, prepared.data, card_name(engine.device_name)
+    """Rank 0 of a run on a GPU of the data sheets keeps the formula's step in plan.json. A run that
+    has no plan goes on without one."""
+    config, data, name = prepared.config, prepared.data, engine.device_name
     path, asked = Path(config.run_dir) / PLAN, PlanConfig()
-    if engine.is_rank_zero and name not in (None, CPU) and not path.exists():
-        device = device_of(str(name), engine.precision)
+    # None also where a run is slow but possible, as in bf16 on a V100
+    if engine.is_rank_zero and peak_flops(name, engine.precision) and not path.exists():
+        device = device_of(name, engine.precision)
         sizes = prepared.start.architecture, data.shards.signal.num_samples, 1
         work = _largest(Workload(*sizes, config.model, config.engine, device), prepared.stages)
         network = step_time.Network(asked.network_gbit, asked.gpus_per_node, device.link_gb_s)
         share = -(-config.data.batch_size // engine.world_size)
         step_s = step_time.step_s(work, engine.world_size, share, network)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"step_s": step_s, "device": name})
+        write_json(path, {"step_s": step_s, "device": device.name})
 
 
 def describe_run(planned: Planned) -> list[str]:
