@@ -11,7 +11,7 @@ from conftest import TINY, words_for
 from hpc_ecg.cli import main
 from hpc_ecg.config.load import load_config
 from hpc_ecg.distributed.settings import EngineConfig
-from hpc_ecg.model import layers, measure_kernels
+from hpc_ecg.model import attention, layers, measure_kernels
 from hpc_ecg.model.layers import PositionalConv
 from hpc_ecg.model.measure_kernels import KernelLoad, measure_kernel
 from hpc_ecg.model.settings import ModelConfig
@@ -183,6 +183,34 @@ def test_auto_measures_on_a_gpu_if_the_run_is_long(
     if not measures:
         reference = dict.fromkeys(choosing.KINDS, "auto")
         assert (choice.kernels, choice.lines) == (reference, ())
+
+
+def test_a_layer_with_attention_that_lacks_fp32_is_compared_with_the_plain_one(monkeypatch):
+    right = attention.attend
+
+    def attend(q, k, v, mask, kind, *more):
+        if kind == "flash" and q.dtype == torch.float32:
+            raise RuntimeError("no available kernel")
+        return right(q, k, v, mask, "math" if kind == "flash" else kind, *more)
+
+    monkeypatch.setattr(attention, "attend", attend)
+    model = tiny()
+    model.use_kernels("flash", "direct", "plain")
+    load = replace(LOAD, dtype=torch.bfloat16)
+    about = measure_kernel("compile", model, load, ["eager"])["candidates"]["eager"]
+    assert about["ms"] > 0 and about["error"] < 0.15
+
+
+def test_compiling_wins_nothing_where_the_layer_as_it_is_cannot_run(monkeypatch, tmp_path):
+    def measure(name, *_):
+        about = {"ms": 1.0, "ratio": 1.0, "error": 0.0, "first_call_s": 0.0}
+        return {"chosen": "compiled", "candidates": {"eager": {"out": "x"}, "compiled": about}}
+
+    monkeypatch.setattr(choosing, "measure_kernel", measure)
+    wishes = ModelConfig(attention="math", positional_conv="direct", record_dropout="plain")
+    config = replace(config_of(tmp_path, kernels="measure"), model=wishes)
+    choice = choose_kernels(config, tiny(), LOAD, ENOUGH_STEPS, None)
+    assert choice.kernels["compile"] == "eager"
 
 
 @pytest.mark.parametrize(("steps", "compiles"), [(999, False), (1000, False), (4000, True)])

@@ -128,7 +128,7 @@ def _measure(
             chosen[name], candidates[name] = found["chosen"], found["candidates"]
     if chosen.get("compile") == "compiled":
         eager, compiled = candidates["compile"].values()
-        saved_s = model.architecture.encoder_layers * (eager["ms"] - compiled["ms"]) / 1000
+        saved_s = model.architecture.encoder_layers * (eager.get("ms", 0) - compiled["ms"]) / 1000
         if seconds_won(steps, saved_s, compiled["first_call_s"]) <= 0:
             chosen["compile"] = "eager"
         torch._dynamo.reset()  # the run compiles for its own batches
