@@ -291,6 +291,27 @@ def test_kernels_of_another_device_are_measured_anew_and_that_is_said(monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("measured_with", "has_mask", "kind"),
+    [
+        ("False", False, "flash"),
+        ("False", True, "auto"),
+        ("True", True, "flash"),
+        (None, 1, "auto"),
+    ],
+)
+def test_padded_records_take_attention_that_was_measured_with_padding(
+    monkeypatch, tmp_path, measured_with, has_mask, kind
+):
+    monkeypatch.setattr(choosing, "device_kind", lambda device: "Abacus")
+    (tmp_path / "run").mkdir()
+    kept = {"device": "Abacus", "chosen": {"attention": "flash", "positional_conv": "fft"}}
+    kept |= {"candidates": {}} | ({"sizes": {"has_mask": measured_with}} if measured_with else {})
+    (tmp_path / "run" / "kernels.json").write_text(json.dumps(kept))
+    found = kept_kernels(config_of(tmp_path), CPU, bool(has_mask)).kernels
+    assert (found["attention"], found["positional_conv"]) == (kind, "fft")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "[]",
@@ -300,6 +321,7 @@ def test_kernels_of_another_device_are_measured_anew_and_that_is_said(monkeypatc
         '{"device": "x", "chosen": {"attention": []}, "candidates": {}}',
         '{"device": "x", "chosen": {"nothing": "math"}, "candidates": {}}',
         '{"device": "x", "chosen": {"compile": "auto"}, "candidates": []}',
+        '{"device": "x", "chosen": {}, "candidates": {}, "sizes": "x"}',
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(tmp_path, text):

@@ -51,17 +51,22 @@ def device_kind(device: torch.device) -> str:
     return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
-def kept_kernels(config: FinetuneConfig, device: torch.device) -> KernelChoice:
+def kept_kernels(
+    config: FinetuneConfig, device: torch.device, has_mask: bool = False
+) -> KernelChoice:
     """The kernels of the settings and, where these are auto, of kernels.json in run_dir if it is of
-    this kind of device. ValueError: the file is damaged."""
+    this kind of device; attention for padded records only if it was measured with such. ValueError:
+    the file is damaged."""
     path, kind = RunFolder(config.run_dir).kernels, device_kind(device)
     if config.engine.kernels == "reference" or not path.exists():
         return KernelChoice(kernels=_kernels(config, {}))
     kept, line = _read(path), f"{path} is not for {kind}: it is of "
     if kept["device"] != kind:
         return KernelChoice(kernels=_kernels(config, {}), lines=(line + kept["device"],))
-    lines = (f"kernels as in {path}: {kept['chosen']}",)
-    return KernelChoice(kernels=_kernels(config, kept["chosen"]), measured=kept, lines=lines)
+    fits = not has_mask or kept["sizes"].get("has_mask") == "True"
+    chosen = {name: kind for name, kind in kept["chosen"].items() if fits or name != "attention"}
+    lines = (f"kernels as in {path}: {chosen}",)
+    return KernelChoice(kernels=_kernels(config, chosen), measured=kept, lines=lines)
 
 
 def choose_kernels(
@@ -72,7 +77,7 @@ def choose_kernels(
     sweep_dir: Path | None,
 ) -> KernelChoice:
     """The kernels of a run of so many training steps, on rank 0, before its folder is claimed."""
-    kept, asked = kept_kernels(config, load.device), _kernels(config, {})
+    kept, asked = kept_kernels(config, load.device, load.has_mask), _kernels(config, {})
     began_without = RunFolder(config.run_dir).config.exists() and not kept.lines
     is_worth_it = load.device.type == "cuda" and steps >= ENOUGH_STEPS and not began_without
     measures = {"auto": is_worth_it, "measure": True, "reference": False}[config.engine.kernels]
@@ -108,9 +113,11 @@ def _kernels(config: FinetuneConfig, chosen: dict[str, str]) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = read_record(path, {"device": str, "chosen": dict, "candidates": dict})
+    found = {"sizes": {}} | read_record(path, {"device": str, "chosen": dict, "candidates": dict})
     with suppress(KeyError, TypeError, ValueError, AttributeError):
-        if describe(found) and all(kind in KINDS[n] for n, kind in found["chosen"].items()):
+        chosen = found["chosen"].items()
+        if isinstance(found["sizes"], dict) and all(kind in KINDS[n] for n, kind in chosen):
+            describe(found)
             return found
     raise ValueError(f"{path} is damaged: it does not say what was measured; delete it")
 

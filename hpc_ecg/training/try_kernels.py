@@ -22,23 +22,29 @@ CPU_RECORDS = 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def is_padded(dataset: Dataset) -> bool:
+    """Whether a record of it is padded."""
+    return dataset.samples(np.arange(len(dataset))) is not None
+
+
 def try_kernels_of_run(
     engine: Engine, prepared: PreparedRun, sweep_dir: Path | None = None
 ) -> list[str]:
     """Choose the kernels of this run, if that is not done yet, and `try_kernels` for what it
     computes: backward, unless only the head trains."""
-    config, model, train = prepared.config, prepared.start.model, prepared.data.train
+    config, model, data = prepared.config, prepared.start.model, prepared.data
+    padded = next((d for d in (data.train, data.valid) if is_padded(d)), data.train)
     training = [stage.train for stage in prepared.stages if not stage.is_probe]
-    epoch_steps = prepared.data.sampler.steps_per_epoch
+    epoch_steps = data.sampler.steps_per_epoch
     steps = sum(StageSchedule(config=t, epoch_steps=epoch_steps).steps for t in training)
     records = -(-config.data.batch_size // engine.world_size)
     most = CPU_RECORDS if engine.device.type == "cpu" else records
     load = KernelLoad(
         num_records=min(records, config.engine.micro_batch_size or records, most),
-        num_tokens=num_tokens(model.architecture, train.shards.signal.num_samples),
+        num_tokens=num_tokens(model.architecture, padded.shards.signal.num_samples),
         device=engine.device,
         dtype=DTYPES[engine.precision],
-        has_mask=train.samples(np.arange(len(train))) is not None,
+        has_mask=is_padded(padded),
         backward=bool(training),
     )
     engine.kernels = engine.kernels or engine.run_on_rank_zero(
@@ -46,7 +52,7 @@ def try_kernels_of_run(
     )
     engine.kernels.apply(model)
     compiled = engine.kernels.kernels["compile"] == "compiled"
-    lines = try_kernels(engine, model, train, compiled, bool(training))
+    lines = try_kernels(engine, model, padded, compiled, bool(training))
     return [*engine.kernels.lines, *lines]
 
 
@@ -65,7 +71,7 @@ def try_kernels(
     that the settings ask for cannot run on one of them, or one is wrong there.
     """
     samples, dtype = dataset.shards.signal.num_samples, DTYPES[engine.precision]
-    has_mask = dataset.samples(np.arange(len(dataset))) is not None
+    has_mask = is_padded(dataset)
     attention = next(m for m in model.modules() if isinstance(m, SelfAttention))
     tokens, device = num_tokens(model.architecture, samples), engine.device
     lines, failure = [], ""
