@@ -131,11 +131,10 @@ def open_planned(config: FinetuneConfig, asked: PlanConfig) -> Planned:
 
 
 def keep_plan(engine: "Engine", prepared: "PreparedRun") -> None:
-    """Rank 0 of a run on a GPU of the data sheets keeps the formula's step in plan.json. A run that
-    has no plan goes on without one."""
+    """Rank 0 of a run on a GPU of the data sheets keeps the formula's step in plan.json, unless its
+    data sheet lacks the precision: a V100 emulates bf16."""
     config, data, name = prepared.config, prepared.data, engine.device_name
     path, asked = Path(config.run_dir) / PLAN, PlanConfig()
-    # None also where a run is slow but possible, as in bf16 on a V100
     if engine.is_rank_zero and peak_flops(name, engine.precision) and not path.exists():
         device = device_of(name, engine.precision)
         sizes = prepared.start.architecture, data.shards.signal.num_samples, 1

@@ -44,7 +44,8 @@ def train_stage(
     batches = prefetch(dataset, steps, data.sampler, engine.rank_slice)
     timer = SaveTimer(config.save_every_min)
     previous: StepResult | None = None
-    loss = "compiling at the first step" if engine.config.compile else ""
+    compiles = engine.kernels and engine.kernels.kernels["compile"] == "compiled"
+    loss = "compiling at the first step" if compiles else ""
     size = data.sampler.config.batch_size
     with progress_bar("steps", schedule.end, progress.step, engine.is_rank_zero, size) as advance:
         advance(0, loss)
