@@ -293,6 +293,8 @@ def test_a_local_sweep_logs_a_line_per_change_and_draws_one_table(sweep, said, m
         "a/seed-0: evaluated, validation AUROC 0.900 at step 20, the best so far",
         "a/seed-0: evaluated, validation AUROC 0.700 at step 30; best AUROC 0.900 at step 20",
     ]
+    runs._log_evaluation("a/seed-0")  # as a look that began before the end
+    assert len(said()) == 3 and not runs._evaluated
     monkeypatch.setattr(live_runs, "EVERY_S", 0.0)
     runs.look()
     assert said()[-1].startswith("1 running, 1 waiting; ETA ")

@@ -1,6 +1,7 @@
 """The runs of a sweep on this machine while they run: one table on a terminal, updated in place; in
 logs a line per change of a run, and every EVERY_S how many are in which state."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,22 +24,24 @@ class LiveRuns:
         self._folder, self._names, self._at_once = sweep_dir, names, at_once
         self._evaluated: dict[str, str] = {}
         """Of the runs that are running: the evaluation that was logged last."""
-        self._counted = time.monotonic()
+        self._counted, self._lock = time.monotonic(), threading.Lock()
 
     def start(self, name: str, log: Path) -> None:
         self._evaluated[name] = self._progress(name).evaluated
         logger.info("%s: started; log: %s", name, log)
 
     def end(self, name: str) -> None:
-        """Log what it has evaluated since the last look."""
-        self._log_evaluation(name)
-        self._evaluated.pop(name, None)
+        """Log what it has evaluated since the last look, which another thread may be taking."""
+        with self._lock:
+            self._log_evaluation(name)
+            self._evaluated.pop(name, None)
 
     def look(self) -> float:
         """Log what has changed; returns the seconds until the next look."""
         began = time.monotonic()
         for name in list(self._evaluated):
-            self._log_evaluation(name)
+            with self._lock:
+                self._log_evaluation(name)
         if began - self._counted >= EVERY_S:
             self._counted, cells = began, [self._cell(name) for name in self._names]
             running = [f"{c.name} {c.progress or 'begins'}" for c in cells if c.kind == "running"]
@@ -63,7 +66,7 @@ class LiveRuns:
 
     def _log_evaluation(self, name: str) -> None:
         progress = self._progress(name)
-        if progress.evaluated not in ("", self._evaluated.get(name)):
+        if progress.evaluated not in ("", self._evaluated.get(name, progress.evaluated)):
             self._evaluated[name], best = progress.evaluated, progress.best
             text = ", the best so far" if progress.evaluated == best else f"; best {best}"
             logger.info("%s: evaluated, validation %s%s", name, progress.evaluated, text)
