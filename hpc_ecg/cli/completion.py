@@ -30,10 +30,8 @@ def _completion(verbs: Verbs, options: argparse.Namespace) -> int:
 
     text = Path(__file__).with_name("completion.txt").read_text(encoding="utf-8")
     part = dict(block.split("\n", 1) for block in text.split("### ")[1:])
-    is_fish, rows = (
-        options.shell == "fish",
-        ["|--version", "|--help", *_below(verbs.choices), *_settings()],
-    )
+    is_fish = options.shell == "fish"
+    rows = ["|--version", "|--help", *_below(verbs.choices), *_settings()]
     for name, value in (("table", "\n".join(rows)), ("awk", part["awk"])):
         say(f"set -g _hpc_ecg_{name} '{value}'" if is_fish else f"_hpc_ecg_{name}='{value}'")
     say(part["sh"] * (not is_fish) + part[options.shell])
