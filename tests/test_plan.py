@@ -312,7 +312,7 @@ def test_a_run_without_a_plan_is_not_refused(shards, tmp_path, name):
 
     config = load_config(FinetuneConfig, [], words_for(shards, tmp_path / "run"))
     plan.keep_plan(Engine(), prepare_run(config))
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "plan.json").exists()
 
 
 def test_the_doctor_prints_a_step_that_a_plan_starts_from(shards, tmp_path, capsys):

@@ -113,10 +113,10 @@ def _kernels(config: FinetuneConfig, chosen: dict[str, str]) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = {"sizes": {}} | read_record(path, {"device": str, "chosen": dict, "candidates": dict})
+    found = read_record(path, {"device": str, "chosen": dict, "candidates": dict})
     with suppress(KeyError, TypeError, ValueError, AttributeError):
-        chosen = found["chosen"].items()
-        if isinstance(found["sizes"], dict) and all(kind in KINDS[n] for n, kind in chosen):
+        chosen, sizes = found["chosen"].items(), found.setdefault("sizes", {})
+        if isinstance(sizes, dict) and all(kind in KINDS[n] for n, kind in chosen):
             describe(found)
             return found
     raise ValueError(f"{path} is damaged: it does not say what was measured; delete it")
