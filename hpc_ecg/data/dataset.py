@@ -74,6 +74,11 @@ class Dataset:
         """Factor from what `read` returns to the input of the model."""
         return self.shards.microvolts_per_count / 1000
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether one of its records is."""
+        return self.samples(np.arange(len(self))) is not None
+
     def samples(self, positions: np.ndarray) -> np.ndarray | None:
         """Samples of each record before its padding, int64 [n]; None if no record is padded."""
         if self._samples_N is None or not len(positions):

@@ -55,8 +55,7 @@ def kept_kernels(
     config: FinetuneConfig, device: torch.device, has_mask: bool = False
 ) -> KernelChoice:
     """The kernels of the settings and, where these are auto, of kernels.json in run_dir if it is of
-    this kind of device; attention for padded records only if it was measured with such. ValueError:
-    the file is damaged."""
+    this kind; its attention for padded records only if measured with them. ValueError: damaged."""
     path, kind = RunFolder(config.run_dir).kernels, device_kind(device)
     if config.engine.kernels == "reference" or not path.exists():
         return KernelChoice(kernels=_kernels(config, {}))

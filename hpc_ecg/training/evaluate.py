@@ -36,7 +36,7 @@ from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
-from hpc_ecg.training.try_kernels import is_padded, try_kernels
+from hpc_ecg.training.try_kernels import try_kernels
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 
@@ -69,7 +69,7 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     with _inference_engine(config, folder.path) as engine:
         test = open_split(shards, SPLIT, labels, ShardSource(shards, config.data))
         model = load_model(folder.best, model_config=config.model)
-        kept_kernels(config, engine.device, is_padded(test)).apply(model)
+        kept_kernels(config, engine.device, test.is_padded).apply(model)
         try_kernels(engine, model, test)
         model.to(engine.device)
         cache = FeatureCache(
@@ -121,7 +121,7 @@ def evaluate_weights(
     with _inference_engine(config, out) as engine, closing(ShardSource(opened, data)) as source:
         dataset = open_split(opened, split, columns, source)
         model = load_model(weights, model_config=config.model)
-        kept_kernels(config, engine.device, is_padded(dataset)).apply(model)
+        kept_kernels(config, engine.device, dataset.is_padded).apply(model)
         try_kernels(engine, model, dataset)
         _predict(engine, model, dataset, data, names or columns, path)
         fitted_in = weights if weights.is_dir() else weights.parent

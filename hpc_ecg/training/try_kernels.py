@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hpc_ecg.data.dataset import Dataset
@@ -22,18 +21,13 @@ CPU_RECORDS = 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def is_padded(dataset: Dataset) -> bool:
-    """Whether a record of it is padded."""
-    return dataset.samples(np.arange(len(dataset))) is not None
-
-
 def try_kernels_of_run(
     engine: Engine, prepared: PreparedRun, sweep_dir: Path | None = None
 ) -> list[str]:
     """Choose the kernels of this run, if that is not done yet, and `try_kernels` for what it
     computes: backward, unless only the head trains."""
     config, model, data = prepared.config, prepared.start.model, prepared.data
-    padded = next((d for d in (data.train, data.valid) if is_padded(d)), data.train)
+    padded = data.valid if data.valid.is_padded else data.train
     training = [stage.train for stage in prepared.stages if not stage.is_probe]
     epoch_steps = data.sampler.steps_per_epoch
     steps = sum(StageSchedule(config=t, epoch_steps=epoch_steps).steps for t in training)
@@ -44,7 +38,7 @@ def try_kernels_of_run(
         num_tokens=num_tokens(model.architecture, padded.shards.signal.num_samples),
         device=engine.device,
         dtype=DTYPES[engine.precision],
-        has_mask=is_padded(padded),
+        has_mask=padded.is_padded,
         backward=bool(training),
     )
     engine.kernels = engine.kernels or engine.run_on_rank_zero(
@@ -71,7 +65,7 @@ def try_kernels(
     that the settings ask for cannot run on one of them, or one is wrong there.
     """
     samples, dtype = dataset.shards.signal.num_samples, DTYPES[engine.precision]
-    has_mask = is_padded(dataset)
+    has_mask = dataset.is_padded
     attention = next(m for m in model.modules() if isinstance(m, SelfAttention))
     tokens, device = num_tokens(model.architecture, samples), engine.device
     lines, failure = [], ""
