@@ -58,8 +58,8 @@ class Dataset:
         self.record_shape: tuple[int, ...] = (len(shards.signal.leads), length)
         self.dtype: type[np.generic] = np.int16
         samples_N = index["samples"].to_numpy() if "samples" in index else None
-        is_padded = samples_N is not None and bool((samples_N < length).any())
-        self._samples_N = samples_N if is_padded else None
+        self.is_padded = samples_N is not None and bool((samples_N < length).any())
+        self._samples_N = samples_N if self.is_padded else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -73,11 +73,6 @@ class Dataset:
     def millivolts_per_count(self) -> float:
         """Factor from what `read` returns to the input of the model."""
         return self.shards.microvolts_per_count / 1000
-
-    @property
-    def is_padded(self) -> bool:
-        """Whether one of its records is."""
-        return self.samples(np.arange(len(self))) is not None
 
     def samples(self, positions: np.ndarray) -> np.ndarray | None:
         """Samples of each record before its padding, int64 [n]; None if no record is padded."""
