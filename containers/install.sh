@@ -12,7 +12,7 @@ cd "${1:?usage: containers/install.sh SOURCE}"
 python3 -m venv /opt/hpc_ecg
 install=(/opt/hpc_ecg/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check)
 if [ -d wheels ]; then install+=(--no-index --find-links "$PWD/wheels"); fi
-"${install[@]}" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -r requirements-torch.lock
+"${install[@]}" ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r requirements-torch.lock
 "${install[@]}" --require-hashes -r requirements.lock
 "${install[@]}" --no-deps --no-build-isolation .
 /opt/hpc_ecg/bin/hpc-ecg --version

@@ -92,7 +92,9 @@ def test_device_and_precision_are_those_of_the_machine(gpu, device, precision):
         with pytest.raises(ValueError, match="fp16 needs a GPU"):
             choose_hardware(config)
         return
-    best = "bf16" if torch.cuda.is_bf16_supported() and not on_cpu else "fp32"
+    best = (
+        "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) and not on_cpu else "fp32"
+    )
     assert choose_hardware(config) == (on_cpu, best if precision == "auto" else precision)
 
 

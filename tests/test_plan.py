@@ -12,6 +12,7 @@ from test_sweep import words_of_sweep
 from hpc_ecg.cli import main
 from hpc_ecg.config.load import load_config
 from hpc_ecg.distributed.settings import EngineConfig
+from hpc_ecg.jobs.settings import SlurmConfig
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.flops import PEAKS
 from hpc_ecg.model.settings import ModelConfig
@@ -35,7 +36,7 @@ from hpc_ecg.preflight.step_time import (
     read_measured,
     step_s,
 )
-from hpc_ecg.sweep.dry_run import best_shape, describe_launch
+from hpc_ecg.sweep.dry_run import _gpu_of, best_shape, describe_launch
 from hpc_ecg.sweep.grid import load_sweep
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.optimizer import build_optimizer
@@ -500,3 +501,16 @@ def test_a_dry_run_says_hours_before_the_first_run(shards, tmp_path):
     slurm = ["slurm.partition=gpu", "slurm.gpus_per_node=a100:1"]
     sweep = load_sweep([], words_of_sweep(shards, tmp_path / "new", names, *slurm))
     assert any("hours of one A100 " in line for line in describe_launch(sweep))
+
+
+@pytest.mark.parametrize(
+    ("asked", "device"),
+    [
+        ("a100:4", "a100"),
+        ("2", "h100"),
+        ("7g.80gb:1", "h100"),
+        (None, "cpu"),
+    ],
+)
+def test_a_dry_run_plans_for_the_card_that_slurm_is_asked_for(asked, device):
+    assert _gpu_of(SlurmConfig(gpus_per_node=asked)) == device

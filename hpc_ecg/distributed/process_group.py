@@ -36,7 +36,8 @@ def choose_hardware(config: EngineConfig) -> tuple[bool, str]:
         raise ValueError("engine.device=cuda, but torch sees no GPU here; use engine.device=cpu")
     on_cpu = config.device == "cpu" or not has_gpu
     if config.precision == "auto":
-        return on_cpu, "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "fp32"
+        has_bf16 = not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        return on_cpu, "bf16" if has_bf16 else "fp32"
     if on_cpu and config.precision == "fp16":
         raise ValueError("engine.precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
     return on_cpu, config.precision

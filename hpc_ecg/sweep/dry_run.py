@@ -79,7 +79,10 @@ def _cost(cells: list[Cell], todo: list[Cell], gpu: str) -> str:
             is_cpu = str(finished["device"]).lower().startswith("cpu")
             units.add("CPU process-hours" if is_cpu else "GPU-hours")
     if not hours:
-        plans = _planned(todo, PlanConfig(gpu=gpu))
+        try:
+            plans = _planned(todo, PlanConfig(gpu=gpu))
+        except ValueError:  # the guessed device lacks the precision of the runs
+            plans = _planned(todo, PlanConfig(gpu="h100"))
         ecgs = sum(
             run.config.data.batch_size * num_steps(run.stages, run.epoch_steps) for run in plans
         )
