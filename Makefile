@@ -38,6 +38,7 @@ $(VENV)/triton: $(VENV)/installed requirements-triton.lock
 test-others: $(VENV)/triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm and not docs" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+# The commands of README and tutorials, pages in a browser, a release.
 test-docs: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs
 

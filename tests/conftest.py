@@ -60,8 +60,16 @@ NO_GPU = "no GPU here; HPC_ECG_REHEARSE_GPU=1 runs the tests marked gpu on the C
 LONGEST_FIRST = (
     *("test_sweep", "test_parallel", "test_compile", "test_sharding", "test_tuning", "test_trials"),
     *("test_full_size", "test_hostile_files", "test_finetune", "test_features", "test_submit"),
-    *("test_report_browser", "test_faults", "test_stages", "test_coverage", "test_slurm_scripts"),
-    *("test_cli_data", "test_weights_onnx", "test_doctor", "test_readers", "test_torchrun"),
+    *("test_faults", "test_stages", "test_coverage", "test_slurm_scripts"),
+    *(
+        "test_edited_files",
+        "test_explain",
+        "test_cli_data",
+        "test_weights_onnx",
+        "test_doctor",
+        "test_readers",
+        "test_torchrun",
+    ),
 )
 
 

@@ -29,6 +29,7 @@ AXE = Path(
     os.environ.get("HPC_ECG_AXE", ROOT / "build/axe/node_modules/axe-core/axe.min.js")
 ).absolute()
 pytestmark = [
+    pytest.mark.docs,
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine"),
     pytest.mark.skipif(not AXE.is_file(), reason=f"no axe-core: {AXE} is missing"),

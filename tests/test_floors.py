@@ -26,7 +26,7 @@ FLOORS = {
     "weights": 2620,
     "evaluation": 3390,
     "data": 1570,
-    "training": 3260,
+    "training": 3270,
     "preflight": 1310,
     "sweep": 2580,
     "comparison": 3890,

@@ -41,7 +41,7 @@ class Starts:
     def _run_all(self, tasks, *_):
         failures = []
         for task in [task for task in tasks if not task.is_done()]:
-            config, predicts_test = task.arguments
+            config, predicts_test, *_ = task.arguments
             self.ran.append(f"{task.name}{' test' if predicts_test else ''}")
             end = self.ends.get(self.ran[-1], "")
             if end in ("fails", "killed"):

@@ -11,6 +11,7 @@ from hpc_ecg.comparison.report import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
+    pytest.mark.docs,
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine"),
 ]
