@@ -89,6 +89,7 @@ def test_a_sweep_that_is_opened_from_elsewhere_finds_its_files(tmp_path, monkeyp
     assert cell.run.data.shards == "shards"
 
 
+@pytest.mark.docs
 @pytest.mark.slow
 def test_an_installed_wheel_works_in_an_empty_folder(tmp_path):
     source = tmp_path / "source"

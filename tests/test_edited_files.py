@@ -47,6 +47,7 @@ VALUES += ["", "x" * 500, "../x", "1", "${oc.env:HOME}", [], {}, [None], {"a": {
 COLUMNS = ["drop", "text", "negate", "nan", "rename", "swap", "twice", "rows", "order", "nested"]
 PROFILE = settings(
     derandomize=True,
+    max_examples=70,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
