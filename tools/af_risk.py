@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 import waves
 from scipy.special import expit
-from synthetic import COUNTS_PER_MV, Population, draw_patient, write_wfdb
+from synthetic import (
+    COUNTS_PER_MV,
+    Population,
+    complete_with_noise,
+    draw_patient,
+    write_wfdb,
+)
 
 from hpc_ecg.ecg.signal import LEADS
 
@@ -107,14 +113,7 @@ def synthesize_sinus(
     if is_ectopic:
         dipole_DS -= 2 * waves.p_waves(time_S - peaks_B[ectopic], patient.beat)
     eight_LS = rng.normal(1, 0.03) * waves.LEADS_FROM_DIPOLE_LD @ dipole_DS
-    eight_LS += waves.draw_noise(
-        rng,
-        time_S,
-        noise_mv=population.noise_mv * rng.lognormal(0, 0.4),
-        wander_mv=population.wander_mv * rng.lognormal(0, 0.4),
-    )
-    eight_LS += waves.draw_mains(rng, time_S, population.powerline_mv, population.powerline_hz)
-    return waves.complete_leads(eight_LS)
+    return complete_with_noise(rng, time_S, eight_LS, population)
 
 
 def write_risk_cohort(

@@ -96,14 +96,18 @@ def synthesize(
     eight_LS = rng.normal(1, 0.03) * waves.LEADS_FROM_DIPOLE_LD @ dipole_DS
     if af:
         eight_LS += waves.draw_fwaves(rng, time_S, patient.fwave_mv)
-    eight_LS += waves.draw_noise(
-        rng,
-        time_S,
-        noise_mv=population.noise_mv * rng.lognormal(0, 0.4),
-        wander_mv=population.wander_mv * rng.lognormal(0, 0.4),
-    )
-    eight_LS += waves.draw_mains(rng, time_S, population.powerline_mv, population.powerline_hz)
-    return waves.complete_leads(eight_LS)
+    return complete_with_noise(rng, time_S, eight_LS, population)
+
+
+def complete_with_noise(
+    rng: np.random.Generator, time_S: np.ndarray, eight_LS: np.ndarray, population: Population
+) -> np.ndarray:
+    """Twelve leads from eight clean ones, with the population's noise, wander and mains."""
+    noise_mv = population.noise_mv * rng.lognormal(0, 0.4)
+    wander_mv = population.wander_mv * rng.lognormal(0, 0.4)
+    noisy_LS = eight_LS + waves.draw_noise(rng, time_S, noise_mv=noise_mv, wander_mv=wander_mv)
+    noisy_LS += waves.draw_mains(rng, time_S, population.powerline_mv, population.powerline_hz)
+    return waves.complete_leads(noisy_LS)
 
 
 def write_cohort(

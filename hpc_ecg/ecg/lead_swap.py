@@ -1,4 +1,4 @@
-"""Whether electrodes of the limbs were exchanged, and which: told from the P wave, not the axis.
+"""Whether electrodes of the limbs were exchanged, and which: by the P wave, not the axis.
 
 Exchanged arm electrodes turn lead I over, P wave and all; a heart with an extreme QRS axis leaves P
 upright in I. None of 340 real recordings (PTB-XL, Georgia, CPSC 2018, CODE-15) is suspected, though

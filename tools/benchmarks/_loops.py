@@ -9,7 +9,7 @@ same model, weights, batches, dropout seeds, AdamW and clipping; their losses mu
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,6 +34,7 @@ from hpc_ecg.training.optimizer import build_optimizer
 from hpc_ecg.training.settings import FinetuneConfig, OptimConfig
 
 CPU = torch.device("cpu")
+Step = Callable[[], object]
 Batch = tuple[tuple[Tensor | None, ...], Tensor]
 """Arguments of the model, and targets [B, K]."""
 
@@ -44,12 +45,7 @@ class PairedTimer:
     Uses two clocks: wall time, and CPU time of this process, which other load disturbs less.
     """
 
-    def __init__(
-        self,
-        peers: dict[str, Callable[[], object]],
-        block: int,
-        wait: Callable[[], object] = lambda: None,
-    ) -> None:
+    def __init__(self, peers: Mapping[str, Step], block: int, wait: Step = lambda: None) -> None:
         """`wait`: for the device, before a look at the clock."""
         self._peers, self._block, self._wait = peers, block, wait
         self._calls, self._began = 0, _now()
