@@ -41,10 +41,9 @@ def audit(run_dir: str) -> dict[str, Any]:
     logit_NK = np.concatenate(logits)
     patient_N = np.concatenate([np.array(dataset.patients, dtype=str) for dataset in datasets])
     is_member_N = np.arange(len(label_NK)) < len(datasets[0])
-    found = {
-        name: membership(label_NK[:, k], logit_NK[:, k], patient_N, is_member_N)
-        for k, name in enumerate(tracked("labels attacked", labels, len(labels)))
-    }
+    columns = zip(label_NK.T, logit_NK.T, strict=True)
+    attacks = (membership(*both, patient_N, is_member_N) for both in columns)
+    found = dict(zip(labels, tracked("labels attacked", attacks, len(labels)), strict=True))
     if engine.is_rank_zero:
         write_record(folder.path / AUDIT, {"labels": found}, [resolve_file(folder.best)])
     return found

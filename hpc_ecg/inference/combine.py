@@ -5,6 +5,7 @@ the gain to report is that on the test split, which the record has once the test
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from hpc_ecg.cohort.table import WEIGHT_PREFIX
@@ -42,13 +43,14 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
     points = read_optional(folder.best / "operating_point.json") or None
     fits, left_out = {}, {}
     labels = splits[0].labels
-    for k, label in enumerate(tracked("labels combined", labels, len(labels))):
-        found = points_by_method(points, label, labels).items()
-        thresholds = {m: p["threshold"] for m, p in found if 0 < p["threshold"] < 1}
-        try:
-            fits[label] = combine_label(splits, k, covariates, thresholds)
-        except ValueError as error:
-            left_out[label] = str(error)
+    with closing(tracked("labels combined", labels, len(labels))) as counted:
+        for k, label in enumerate(counted):
+            found = points_by_method(points, label, labels).items()
+            thresholds = {m: p["threshold"] for m, p in found if 0 < p["threshold"] < 1}
+            try:
+                fits[label] = combine_label(splits, k, covariates, thresholds)
+            except ValueError as error:
+                left_out[label] = str(error)
     if not fits:
         raise ValueError("; ".join(left_out.values()))
     earlier = read_optional(path)
