@@ -140,6 +140,7 @@ def compiled_losses():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_checked_steps_of_compiled_layers_change_no_loss(compiled_losses):
     torch._dynamo.utils.counters.clear()
     losses = compiled_losses()
@@ -148,6 +149,7 @@ def test_checked_steps_of_compiled_layers_change_no_loss(compiled_losses):
     assert compiled_losses(2) == losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "what"), [("input", "the output"), ("loss", "the gradient of")])
 def test_a_planted_flip_in_compiled_layers_is_caught(compiled_losses, part, what):
     with pytest.raises(CorruptedStep, match=f"step 2 was computed twice .*: {what}"):
