@@ -11,7 +11,8 @@ import struct
 import subprocess
 import sys
 import termios
-from contextlib import closing, contextmanager
+import threading
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,6 @@ from pathlib import Path
 import pytest
 from conftest import FIRST_LINE_S, words_for
 from rich.console import Console
-from rich.live import Live
 
 import hpc_ecg
 from hpc_ecg import log
@@ -342,12 +342,22 @@ def drawn(cells, width):
     """The lines of a table in a pseudo-terminal of this width, and the cells of its header."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    parts = []
+
+    def read():  # while it is drawn: the terminal holds no more than 4 kB
+        with suppress(OSError):
+            while part := os.read(ours, 1 << 16):
+                parts.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
     with os.fdopen(theirs, "w", encoding="utf-8") as screen:
         size = os.get_terminal_size(theirs)
-        with Live(console=Console(file=screen, width=size.columns, height=size.lines)) as live:
-            live.update(table_of(cells, "title", *live.console.size))
-        text = os.read(ours, 1 << 16).decode()
+        console = Console(file=screen, width=size.columns, height=size.lines)
+        console.print(table_of(cells, "title", *console.size))
+    reader.join()
     os.close(ours)
+    text = b"".join(parts).decode()
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "").splitlines()
     return lines, [c.strip() for c in next(x for x in lines if "┃ run" in x).split("┃")[1:-1]]
 
