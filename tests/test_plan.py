@@ -220,9 +220,15 @@ def test_a_step_waits_for_what_outlasts_the_backward_pass_and_at_least_for_the_l
     ],
 )
 def test_a_slow_all_reduce_names_the_fastest_interface(tmp_path, gb_s, advice):
-    for name, speed in {"eth0": "1000", "ib0": "100000", "down": "-1", "odd": "x"}.items():
+    speeds = {"eth0": "1000", "ib0": "100000", "down": "-1", "odd": "x", "veth1": "400000"}
+    for name, speed in (speeds | {"eth2": "400000", "bond0": "2000"}).items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "speed").write_text(f"{speed}\n")
+        kind = {"veth1": "ifalias", "bond0": "bonding"}.get(
+            name, "device"
+        )  # a container's has none
+        (tmp_path / name / kind).mkdir()
+    (tmp_path / "eth2" / "master").mkdir()  # a part of bond0, without an address
     assert advise_interface(gb_s, tmp_path).startswith(advice)
     assert bool(advise_interface(gb_s, tmp_path)) == bool(advice)
     assert advise_interface(0.01, tmp_path / "nowhere") == ""
@@ -282,7 +288,7 @@ def test_what_was_planned_stands_beside_what_it_took(run, capsys, tmp_path):
     file = plan.Path(run.run_dir) / "plan.json"
     file.write_text(json.dumps({"step_s": 2 * read_measured(run.run_dir)["seconds"]}))
     assert main(["plan", f"{run.run_dir}/config.yaml"]) == 0
-    assert "s: 100.0 %" in capsys.readouterr().out
+    assert "s: the plan was off by 100.0 %" in capsys.readouterr().out
     file.unlink()
 
 
@@ -514,3 +520,28 @@ def test_a_dry_run_says_hours_before_the_first_run(shards, tmp_path):
 )
 def test_a_dry_run_plans_for_the_card_that_slurm_is_asked_for(asked, device):
     assert _gpu_of(SlurmConfig(gpus_per_node=asked)) == device
+
+
+def test_a_plan_for_a_cpu_has_no_columns_of_gpus(capsys):
+    assert main(["plan", FULL, *RECORDS, "--gpus", "1,2"]) == 0
+    printed = capsys.readouterr().out
+    assert not [word for word in ("kWh", "weak", "Gbit/s", " W;") if word in printed]
+    head, first, second = printed.splitlines()[4:7]
+    assert len(first.replace(" ms", "ms").split()) == len(second.split()) - 1 == len(head.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["init.checkpoint=typo.pt"],
+            "typo.pt (init.checkpoint) is not here, so the sizes of the ",
+        ),
+        ([], "no init.checkpoint is given, so the sizes of the published network are assumed"),
+        (["init.checkpoint=random"], ""),
+    ],
+)
+def test_a_plan_without_the_weights_says_which_network_it_assumes(words, said, capsys):
+    assert main(["plan", FULL, *RECORDS, "--gpu", "h100", *words]) == 0
+    printed = capsys.readouterr().out
+    assert said in printed and ("assumed" in printed) == bool(said)

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from hpc_ecg.training.prepare import PreparedRun
 
 PLAN = "plan.json"
-HEAD = "processes records    fit      step    epoch        run     hours     kWh   MB/s   weak"
-ASSUMED_SIZES = "no init.checkpoint is here, so the published network is assumed"
+HEAD = "processes records    fit      step    epoch        run     hours{}   MB/s{}"
+OF_GPUS = "     kWh", "   weak"
 LEGEND = """records, fit: of one process, and how many fit in a micro-batch; run: all epochs, with
 validations (train.patience may end it sooner); hours: processes x hours; MB/s: of the shards, in
-all (one process reads 1,600 from memory); weak: %, the speed of a process if each had the whole
+all (one process reads 1,600 from memory)"""
+WEAK = """; weak: %, the speed of a process if each had the whole
 batch, by that of one alone"""
 
 
@@ -153,30 +154,38 @@ def describe_run(planned: Planned) -> list[str]:
     micro = min(share, work.engine.micro_batch_size or share)
     parts, most = memory_gb(work, fewest, micro), largest_micro_batch(work, fewest)
     memory = ", ".join(f"{name} {gb:.2f}" for name, gb in parts.items())
-    head = HEAD + "  price" * bool(planned.cost(1)[1])
+    head = HEAD.format(*OF_GPUS if work.device.is_gpu else ("", ""))
+    head += "  price" * bool(planned.cost(1)[1])
     advice = f"; too much, {most} records would fit (engine.micro_batch_size)" * (most < micro)
     return [
         f"{sum(part_parameters(work.sizes)) / 1e6:.1f} million parameters, {train:,} records to "
-        f"train and {valid:,} to validate on, {work.device.precision}, {work.engine.parallel}"
-        + ("" if planned.knows_sizes else f"; {ASSUMED_SIZES}"),
+        f"train and {valid:,} to validate on, {work.device.precision}, {work.engine.parallel}",
         describe_basis(planned),
         *_outcome(Path(planned.config.run_dir)),
         f"{sum(parts.values()):.1f} GB with a micro-batch of {micro}: {memory}{advice}",
-        *("", head, *(_row(planned, number) for number in planned.asked.gpus), LEGEND),
+        *("", head, *(_row(planned, number) for number in planned.asked.gpus)),
+        LEGEND + WEAK * work.device.is_gpu,
     ]
 
 
 def describe_basis(planned: Planned) -> str:
-    """What the device is, and where the seconds of a step come from."""
+    """What the device is, where the seconds of a step come from, and which network is assumed."""
     device, asked = planned.work.device, planned.asked
     origin = f"a product measured here, {device.flops_per_s / 1e9:.3g} GFLOP/s"
     if asked.measured:
         origin = f"a measured one, {planned.factor:.2f} x the formula"
     elif device.is_gpu:
         origin = "operations, memory traffic and the data sheet, not measured"
-    text = f"{device.name}, {device.memory_gb:.0f} GB{f', {device.watts} W' * device.is_gpu}; "
-    between = f"{asked.network_gbit:g} Gbit/s between nodes of {asked.gpus_per_node}"
-    return f"{text}{between}; a step from {origin}"
+    text = f"{device.name}, {device.memory_gb:.0f} GB"
+    if device.is_gpu:
+        text += f", {device.watts} W; {asked.network_gbit:g} Gbit/s between nodes of "
+        text += f"{asked.gpus_per_node}"
+    text += f"; a step from {origin}"
+    if planned.knows_sizes:
+        return text
+    start = planned.config.init.checkpoint
+    given = f"{start} (init.checkpoint) is not here" if start else "no init.checkpoint is given"
+    return f"{text}; {given}, so the sizes of the published network are assumed"
 
 
 def _outcome(run_dir: Path) -> list[str]:
@@ -186,7 +195,8 @@ def _outcome(run_dir: Path) -> list[str]:
     planned_s = read_record(run_dir / PLAN, {"step_s": float})["step_s"]
     took_s = step_time.step_of_run(RunFolder(run_dir))["seconds"]
     error = format_percent(planned_s / took_s - 1)
-    return [f"a step was planned to take {planned_s:.3g} s and took {took_s:.3g} s: {error}"]
+    text = f"a step was planned to take {planned_s:.3g} s and took {took_s:.3g} s"
+    return [f"{text}: the plan was off by {error}"]
 
 
 def _row(planned: Planned, processes: int) -> str:
@@ -195,10 +205,11 @@ def _row(planned: Planned, processes: int) -> str:
     seconds, most = planned.seconds(processes), largest_micro_batch(work, processes)
     kwh, price = planned.cost(processes * seconds / 3600)
     mb_s = work.sizes.in_d * work.num_samples * 2 * batch / step / 1e6
+    of_gpus = (f" {kwh:>7.2f}", f" {weak:>6.1f}") if work.device.is_gpu else ("", "")
     return (
         f"{processes:<10} {-(-batch // processes):>6} {most:>6} {1000 * step:>6.0f} ms"
         f" {duration(planned.epoch_steps * step):>8} {duration(seconds):>10}"
-        f" {processes * seconds / 3600:>9.2f} {kwh:>7.2f} {mb_s:>6.0f} {weak:>6.1f}{price}"
+        f" {processes * seconds / 3600:>9.2f}{of_gpus[0]} {mb_s:>6.0f}{of_gpus[1]}{price}"
     )
 
 
