@@ -122,9 +122,8 @@ def check_step(engine: Engine, prepared: PreparedRun) -> tuple[list[Finding], fl
         remedy = "look at the weights, and at the amplitude of the data"
         return [Finding("error", "step", f"{text}: loss or gradient is not finite; {remedy}")], None
     level, more = ("warning", LESS_MEMORY) if used > FULL * limit else ("ok", "")
-    return [
-        Finding(level, "step", text + more, _measured(engine, prepared, batch, seconds))
-    ], seconds
+    finding = Finding(level, "step", text + more, _measured(engine, prepared, batch, seconds))
+    return [finding], seconds
 
 
 def _measured(
@@ -189,9 +188,10 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
     text = f"{count(steps, 'step')} ({epoch} an epoch) with validations in about {hours} h"
     left_s = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - time.time()
     if seconds > left_s:
-        remedy = "another job can resume it, or give more time or processes"
-        left = timedelta(seconds=round(left_s))
-        return [Finding("warning", "time", f"{text}; this job ends in {left} h: {remedy}")]
+        text += (
+            f"; this job ends in {timedelta(seconds=round(left_s))} h: another job can resume it"
+        )
+        return [Finding("warning", "time", f"{text}, or give more time or processes")]
     return [Finding("ok", "time", f"{text}, unless train.patience ends them sooner")]
 
 
@@ -235,10 +235,8 @@ def run_checks(
     if prepared is None or not is_open:
         yield Finding("skipped", "the rest", "data and weights must be opened first")
         return
-    kernels = attempt(
-        "kernels",
-        lambda: [Finding("ok", "kernels", "; ".join(try_kernels_of_run(engine, prepared)))],
-    )
+    try_all = partial(try_kernels_of_run, engine, prepared)
+    kernels = attempt("kernels", lambda: [Finding("ok", "kernels", line) for line in try_all()])
     yield from kernels
     if wrong & {"data", "digests"}:
         yield Finding("skipped", "step", "the data must be repaired first")

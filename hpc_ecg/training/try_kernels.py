@@ -47,7 +47,7 @@ def try_kernels_of_run(
     engine.kernels.apply(model)
     compiled = engine.kernels.kernels["compile"] == "compiled"
     lines = try_kernels(engine, model, padded, compiled, bool(training))
-    return [*engine.kernels.lines, *lines]
+    return [*engine.kernels.lines, "; ".join(lines)]
 
 
 def try_kernels(
