@@ -288,7 +288,7 @@ def test_what_was_planned_stands_beside_what_it_took(run, capsys, tmp_path):
     file = plan.Path(run.run_dir) / "plan.json"
     file.write_text(json.dumps({"step_s": 2 * read_measured(run.run_dir)["seconds"]}))
     assert main(["plan", f"{run.run_dir}/config.yaml"]) == 0
-    assert "s: the plan was off by 100.0 %" in capsys.readouterr().out
+    assert "s: 100.0 % off" in capsys.readouterr().out
     file.unlink()
 
 

@@ -28,12 +28,10 @@ if TYPE_CHECKING:
     from hpc_ecg.training.prepare import PreparedRun
 
 PLAN = "plan.json"
-HEAD = "processes records    fit      step    epoch        run     hours{}   MB/s{}"
-OF_GPUS = "     kWh", "   weak"
+HEAD = "processes records    fit      step    epoch        run     hours     kWh   MB/s   weak"
 LEGEND = """records, fit: of one process, and how many fit in a micro-batch; run: all epochs, with
 validations (train.patience may end it sooner); hours: processes x hours; MB/s: of the shards, in
-all (one process reads 1,600 from memory)"""
-WEAK = """; weak: %, the speed of a process if each had the whole
+all (one process reads 1,600 from memory); weak: %, the speed of a process if each had the whole
 batch, by that of one alone"""
 
 
@@ -154,7 +152,10 @@ def describe_run(planned: Planned) -> list[str]:
     micro = min(share, work.engine.micro_batch_size or share)
     parts, most = memory_gb(work, fewest, micro), largest_micro_batch(work, fewest)
     memory = ", ".join(f"{name} {gb:.2f}" for name, gb in parts.items())
-    head = HEAD.format(*OF_GPUS if work.device.is_gpu else ("", ""))
+    head, legend = HEAD, LEGEND
+    if not work.device.is_gpu:
+        head = head.replace("     kWh", "").replace("   weak", "")
+        legend = legend.split("; weak")[0]
     head += "  price" * bool(planned.cost(1)[1])
     advice = f"; too much, {most} records would fit (engine.micro_batch_size)" * (most < micro)
     return [
@@ -163,8 +164,7 @@ def describe_run(planned: Planned) -> list[str]:
         describe_basis(planned),
         *_outcome(Path(planned.config.run_dir)),
         f"{sum(parts.values()):.1f} GB with a micro-batch of {micro}: {memory}{advice}",
-        *("", head, *(_row(planned, number) for number in planned.asked.gpus)),
-        LEGEND + WEAK * work.device.is_gpu,
+        *("", head, *(_row(planned, number) for number in planned.asked.gpus), legend),
     ]
 
 
@@ -176,11 +176,9 @@ def describe_basis(planned: Planned) -> str:
         origin = f"a measured one, {planned.factor:.2f} x the formula"
     elif device.is_gpu:
         origin = "operations, memory traffic and the data sheet, not measured"
-    text = f"{device.name}, {device.memory_gb:.0f} GB"
-    if device.is_gpu:
-        text += f", {device.watts} W; {asked.network_gbit:g} Gbit/s between nodes of "
-        text += f"{asked.gpus_per_node}"
-    text += f"; a step from {origin}"
+    more = f", {device.watts} W; {asked.network_gbit:g} Gbit/s between nodes of "
+    more = f"{more}{asked.gpus_per_node}" * device.is_gpu
+    text = f"{device.name}, {device.memory_gb:.0f} GB{more}; a step from {origin}"
     if planned.knows_sizes:
         return text
     start = planned.config.init.checkpoint
@@ -195,8 +193,7 @@ def _outcome(run_dir: Path) -> list[str]:
     planned_s = read_record(run_dir / PLAN, {"step_s": float})["step_s"]
     took_s = step_time.step_of_run(RunFolder(run_dir))["seconds"]
     error = format_percent(planned_s / took_s - 1)
-    text = f"a step was planned to take {planned_s:.3g} s and took {took_s:.3g} s"
-    return [f"{text}: the plan was off by {error}"]
+    return [f"a step was planned to take {planned_s:.3g} s and took {took_s:.3g} s: {error} off"]
 
 
 def _row(planned: Planned, processes: int) -> str:
