@@ -454,6 +454,17 @@ def test_a_step_that_compiles_is_not_the_one_that_is_timed(
     assert len(taken) == steps
 
 
+@pytest.mark.parametrize(("every", "seconds"), [("null", 3.0), ("2", 4.5)])
+def test_steps_that_are_computed_twice_count_in_the_time(
+    shards, tmp_path, monkeypatch, every, seconds
+):
+    asked = []
+    monkeypatch.setattr(training_checks, "check_step", lambda *_: ([], 3.0))
+    monkeypatch.setattr(training_checks, "check_time", lambda _, s: asked.append(s) or [])
+    found(config_of(shards, tmp_path / "run", f"engine.verify_every={every}"))
+    assert asked == [seconds]
+
+
 def test_a_step_that_nearly_fills_the_memory_is_a_warning(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(training_checks, "memory_gb", lambda: 1e5)
     wrong = found(config_of(shards, tmp_path / "run"))

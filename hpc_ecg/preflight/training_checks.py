@@ -246,4 +246,5 @@ def run_checks(
         step_findings, seconds = check_step(engine, prepared)
         yield from step_findings
         if seconds is not None:
-            yield from check_time(prepared, seconds)
+            every = engine.config.verify_every
+            yield from check_time(prepared, seconds + (seconds / every if every else 0))
