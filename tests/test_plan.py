@@ -19,7 +19,7 @@ from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model, build_on_meta
 from hpc_ecg.preflight import plan
 from hpc_ecg.preflight.cluster_checks import advise_interface
-from hpc_ecg.preflight.devices import card_name, cpu_device, device_of
+from hpc_ecg.preflight.devices import card_name, cpu_device, device_of, with_convolution
 from hpc_ecg.preflight.footprint import (
     Workload,
     kept_bytes,
@@ -177,9 +177,33 @@ def test_a_step_is_products_and_traffic_at_the_rates_and_adam():
     device = cpu_device("fp32", 1e11, 1e11)._replace(bytes_per_s=1e10, adam_bytes_per_s=1e9)
     work = work_of(MIDDLE, device=device, freeze="stem")
     trained = sum(part_parameters(MIDDLE)[1:])
-    expected = 8 * (work.flops() / 1e11 + traffic_bytes(work) / 1e10) + 36 * trained / 1e9
-    assert compute_s(work, 8) == pytest.approx(expected)
+    records_s = 8 * (work.flops() / 1e11 + traffic_bytes(work) / 1e10)
+    assert compute_s(work, 8) == pytest.approx(records_s + (36 + 12) * trained / 1e9)
+    halves = work._replace(engine=EngineConfig(micro_batch_size=4))
+    assert compute_s(halves, 8) == pytest.approx(records_s + (36 + 2 * 12) * trained / 1e9)
     assert traffic_bytes(work, backward=False) < traffic_bytes(work)
+
+
+def test_bf16_on_a_cpu_speeds_up_products_and_casts_weights_but_moves_as_much():
+    half = cpu_device("bf16", 4e11, 1e11)
+    works = [work_of(MIDDLE, device=d) for d in (half, cpu_device("fp32", 1e11, 1e11))]
+    assert traffic_bytes(works[0]) == traffic_bytes(works[1])
+    below = works[0]._replace(sizes=replace(MIDDLE, encoder_layers=0)).flops()
+    assert 0 < below < works[0].flops()
+    slow = works[0]._replace(device=half._replace(conv_flops_per_s=1e11))
+    assert slow.products_s() - works[0].products_s() == pytest.approx(below * (1e-11 - 2.5e-12))
+    cast = 6 * sum(part_parameters(MIDDLE)) / half.adam_bytes_per_s
+    saved = 8 * (works[1].products_s() - works[0].products_s())
+    assert compute_s(works[1], 8) - compute_s(works[0], 8) == pytest.approx(saved - cast)
+
+
+def test_what_convolutions_gain_by_bf16_is_measured_on_a_cpu_alone():
+    half = cpu_device("bf16", 4e11, 1e11)
+    small = replace(MIDDLE, encoder_embed_dim=64)
+    assert with_convolution(half, small).conv_flops_per_s > 0
+    assert with_convolution(half, small)._replace(conv_flops_per_s=4e11) == half
+    for device in (cpu_device("fp32", 1e11, 1e11), device_of("h100", "bf16")):
+        assert with_convolution(device, small) is device
 
 
 def test_a_gpu_is_not_faster_than_it_starts_kernels():
@@ -399,11 +423,11 @@ def test_years_do_not_run_into_the_next_column(words, capsys):
 
 def test_steps_that_are_verified_cost_time(capsys):
     def hours(*words):
-        assert main(["plan", FULL, *RECORDS, "--gpu", "h100", *words]) == 0
+        records = ["--records", "4691970,1"]  # validation takes no time
+        assert main(["plan", FULL, *records, "--gpu", "h100", *words]) == 0
         return float(capsys.readouterr().out.splitlines()[5].split()[7])
 
-    train = hours() - hours("train.max_steps=1")
-    assert hours("engine.verify_every=4") - hours() == pytest.approx(train / 4, abs=0.02)
+    assert hours("engine.verify_every=4") == pytest.approx(1.25 * hours(), rel=0.005)
 
 
 def test_the_lines_of_a_plan(capsys):

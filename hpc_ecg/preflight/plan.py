@@ -14,7 +14,7 @@ from hpc_ecg.hashing import read_record
 from hpc_ecg.model.architecture import resolve_architecture
 from hpc_ecg.model.flops import peak_flops
 from hpc_ecg.preflight import step_time
-from hpc_ecg.preflight.devices import device_of
+from hpc_ecg.preflight.devices import device_of, with_convolution
 from hpc_ecg.preflight.footprint import Workload, largest_micro_batch, memory_gb, part_parameters
 from hpc_ecg.reporting.numbers import format_percent
 from hpc_ecg.training.run_folder import RunFolder
@@ -119,6 +119,7 @@ def open_planned(config: FinetuneConfig, asked: PlanConfig) -> Planned:
         records, samples = [len(train), len(valid)], shards.signal.num_samples
     stages = stages_of(config.train, config.optim, start != RANDOM)
     sizes = resolve_architecture(config.model, known), samples, max(1, len(labels))
+    device = with_convolution(device, sizes[0])
     common = Workload(*sizes, config.model, config.engine, device)
     work = _largest(common, stages)
     network = step_time.Network(asked.network_gbit, asked.gpus_per_node, device.link_gb_s)
