@@ -185,8 +185,15 @@ def test_a_run_that_cannot_be_reported_is_refused_with_what_to_do(
 def test_a_run_alone_is_named_by_its_folder(tmp_path, capsys):
     make_run(tmp_path / "alone", make_test_set(60), 1.0, 0)
     assert main(["report", str(tmp_path / "alone"), "--replicates", "200"]) == 0
-    assert "alone/seed-0: AUROC 0." in capsys.readouterr().out
+    assert "alone: AUROC 0." in capsys.readouterr().out
+    card = (tmp_path / "alone/report/cards/alone/MODEL_CARD.md").read_text()
     assert (tmp_path / "alone/report/cards/alone/RUN_CARD.md").is_file()
+    text = card + (tmp_path / "alone/report/index.html").read_text()
+    assert "seed-0" not in text and "# Model card: alone" in card
+    for words in ("mean over seeds", "single seeds", "selected models", "a line per run"):
+        assert words not in text.lower()
+    for words in ("seeds have the best", "this strategy's seeds", "compare it with", "no protocol"):
+        assert words not in card
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ how large the difference may be.
 """
 
 from hpc_ecg.comparison.comparison import Comparison
-from hpc_ecg.comparison.scoring import is_better, pairs_with
+from hpc_ecg.comparison.scoring import detectable, is_better, pairs_with
 from hpc_ecg.comparison.wording import format_estimate
 from hpc_ecg.evaluation.comparisons import Difference
-from hpc_ecg.evaluation.metrics import RANKING_METRICS
 from hpc_ecg.reporting.numbers import (
     format_number,
     format_p,
@@ -18,9 +17,6 @@ from hpc_ecg.reporting.numbers import (
     format_span,
     join_names,
 )
-
-LARGEST = 0.5
-"""No AUROC differs by more from that of chance."""
 
 
 def verdict(comparison: Comparison) -> str:
@@ -157,15 +153,16 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
 
 
 def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:
-    keys = [f"{pair.first} - {pair.second}" for pair in pairs]
-    keys += [f"{pair.second} - {pair.first}" for pair in pairs]
-    sizes = [comparison.detectable[key] for key in keys if key in comparison.detectable]
-    if not any(sizes):
-        return "On these patients they score exactly the same."
-    if comparison.metric in RANKING_METRICS and min(sizes) > LARGEST:
+    found = {pair.second: detectable(pair, comparison.metric) for pair in pairs}
+    sizes = [size for size in found.values() if size is not None]
+    if not sizes:
         return "These patients and seeds are too few to find any difference with 80 % power."
+    if not any(found.values()) and len(sizes) == len(found):
+        return "On these patients they score exactly the same."
+    unknown = [name for name, size in found.items() if size is None]
+    none = f"; against {join_names(unknown)}, none is" if unknown else ""
     size = format_span(min(sizes), max(sizes))
-    return f"With these patients and seeds, a difference of {size} is found with 80 % power."
+    return f"With these patients and seeds, a difference of {size} is found with 80 % power{none}."
 
 
 def _list(pairs: list[Difference]) -> str:
