@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from hpc_ecg.atomic_io import write_json
 from hpc_ecg.comparison.checklist import fill_checklists
 from hpc_ecg.comparison.compare import compare
+from hpc_ecg.comparison.headline import headline
 from hpc_ecg.comparison.results import read_results
 from hpc_ecg.comparison.scoring import is_better
 from hpc_ecg.comparison.terminal import format_table
@@ -199,7 +200,7 @@ def test_with_one_seed_nothing_is_called_better(tmp_path):
 
 def test_no_difference_is_found_that_is_larger_than_can_be(tmp_path):
     few = make_test_set(num_patients=24)
-    comparison = compare(make_sweep(tmp_path, {"a": 1.0, "b": 0.9}, (0, 1), few), REPLICATES)
+    comparison = compare(make_sweep(tmp_path, {"a": 1, "b": 0.9}, (0, 1), few, noise=4), 200)
     assert comparison.pairs[0].detectable > 0.5 and list(comparison.detectable.values()) == [None]
     assert "too few to find any difference with 80 % power" in verdict(comparison)
     rows = fill_checklists(comparison, "no flow")
@@ -536,7 +537,7 @@ def test_arms_of_a_grid_are_rows_and_one_chosen_on_validation_stands_for_them(tm
     (why,) = comparison.standing
     assert why.startswith("Of 2 arms of a, a,lr=2 stands for it on the test set: the highest AUROC")
     assert "Corrected for being the highest of 3" in verdict(comparison)
-    assert "One arm of a grid, chosen on validation" in verdict(comparison)
+    assert "One arm of a grid, chosen without the test set," in verdict(comparison)
 
 
 def test_of_label_fractions_the_largest_stands_for_the_strategy(tmp_path):
@@ -551,6 +552,15 @@ def test_of_label_fractions_the_largest_stands_for_the_strategy(tmp_path):
     comparison = compare(sweep, 50)
     assert [s.name for s in comparison.competing] == ["a,f=1", "b"]
     assert "the largest share of the labels (1)" in comparison.standing[0]
+    for seed in (0, 1):
+        (sweep / "b" / f"seed-{seed}" / "finished.json").unlink()
+    alone = compare(sweep, 50)
+    (sentence,) = headline(alone)
+    assert sentence.startswith("Only a,f=1 competes (AUROC 0.")
+    assert sentence.endswith(
+        "; the others are arms of its grid): there is nothing to compare it with."
+    )
+    assert verdict(alone).startswith(sentence)
 
 
 def test_few_events_in_validation_are_said_wherever_results_are(tmp_path):

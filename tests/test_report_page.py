@@ -142,6 +142,11 @@ def test_only_the_best_models_thresholds_are_open_and_one_that_flags_everybody_i
     assert text.rindex("<details>", 0, others) > text.rindex("</details>", 0, others)
 
 
+def test_the_card_says_which_threshold_flags_everybody(sweep):
+    card = (sweep / "report/cards/keep/MODEL_CARD.md").read_text()
+    assert re.findall(r"^\| ([^|]*), flags everybody \|", card, re.M) == ["Youden’s J"]
+
+
 def test_ensembles_are_folded_away_and_drawn_apart(sweep):
     text = (sweep / "report/index.html").read_text()
     strategies = re.search(r'<table id="strategies".*?</table>', text, re.S)[0]
@@ -190,7 +195,13 @@ def test_a_run_alone_is_named_by_its_folder(tmp_path, capsys):
     assert (tmp_path / "alone/report/cards/alone/RUN_CARD.md").is_file()
     text = card + (tmp_path / "alone/report/index.html").read_text()
     assert "seed-0" not in text and "# Model card: alone" in card
-    for words in ("mean over seeds", "single seeds", "selected models", "a line per run"):
+    for words in (
+        "selected seed",
+        "mean over seeds",
+        "single seeds",
+        "selected models",
+        "a line per run",
+    ):
         assert words not in text.lower()
     for words in ("seeds have the best", "this strategy's seeds", "compare it with", "no protocol"):
         assert words not in card

@@ -37,9 +37,13 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     best, *others = comparison.competing
     value = format_estimate(best.estimates[comparison.metric])
     if not others:
+        has_arms = len(comparison.strategies) > 1
+        what, arms = (
+            ("competes", "; the others are arms of its grid") if has_arms else ("is finished", "")
+        )
         return [
-            f"Only {best.name} is finished ({comparison.metric_name} {value}): there is nothing to "
-            "compare it with."
+            f"Only {best.name} {what} ({comparison.metric_name} {value}{arms}): there is nothing "
+            "to compare it with."
         ]
     pairs = pairs_with(comparison.pairs, best.name)
     alike = [pair for pair in pairs if pair.estimate.includes_seeds and not is_better(pair)]
@@ -48,7 +52,7 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     if alike:
         sentences.append(_detectable(comparison, alike))
     if comparison.standing:
-        sentences.append("One arm of a grid, chosen on validation, stands for its strategy.")
+        sentences.append("One arm of a grid, chosen without the test set, stands for its strategy.")
     if (num := sum(pair.estimate.includes_seeds for pair in comparison.pairs)) > 1:
         sentences.append(
             f"(Intervals of differences and p hold for all {num} comparisons at once.)"
@@ -85,9 +89,9 @@ def _corrected(comparison: Comparison) -> list[str]:
     """The highest of several values is too high on average; say by how much."""
     if comparison.best_corrected is None:
         return []
-    value = format_estimate(comparison.best_corrected)
-    num = len(comparison.competing)
-    return [f"Corrected for being the highest of {num}, its {comparison.metric_name} is {value}."]
+    value, first = format_estimate(comparison.best_corrected), comparison.competing[0].name
+    highest = f"Corrected for being the highest of {len(comparison.competing)}"
+    return [f"{highest}, {first} has {comparison.metric_name} {value}."]
 
 
 def sentences_on_baselines(comparison: Comparison) -> list[str]:
