@@ -558,7 +558,7 @@ def test_of_label_fractions_the_largest_stands_for_the_strategy(tmp_path):
     (sentence,) = headline(alone)
     assert sentence.startswith("Only a,f=1 competes (AUROC 0.")
     assert sentence.endswith(
-        "; the others are arms of its grid): there is nothing to compare it with."
+        "; the others are arms of its grid): there is no other strategy to compare it with."
     )
     assert verdict(alone).startswith(sentence)
 

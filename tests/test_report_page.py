@@ -446,6 +446,15 @@ def test_checklists_have_their_items_and_every_answer_is_a_fact(sweep):
     assert by_number["12g"]["is_known"] and not by_number["17"]["is_known"]
     assert not by_number["20a"]["is_known"]  # without shards, the flow is not known
     assert "afib_5y" in by_number["21"]["text"]
+    assert not by_number["18c"]["is_known"]  # there was no protocol
+    locked = replace(comparison, protocol={"text": "fixed", "is_warning": False})
+    flow = CohortFlow(
+        **{"in_table": 9, "left_out": {}, "splits": [], "labels": [], "flags": {}, "signal": ""},
+        index_sha256="",
+        on_censoring="264 ECGs left out",
+    )
+    by_number = {item["number"]: item["text"] for item in fill_checklists(locked, flow)}
+    assert by_number["18c"].startswith("protocol.json") and "264 ECGs" in by_number["11"]
 
 
 @pytest.mark.parametrize(("dates", "is_said"), [("shift", True), ("keep", False)])
@@ -457,3 +466,14 @@ def test_shifted_dates_are_said_beside_the_periods(sweep, dates, is_said):
     more = {"periods": [period], "errors": []}
     about = compare(sweep, 60), {}, sweep, replace(flow, dates=dates), {}, (), more
     assert ("neighbouring years mix" in render_report(*about)) == is_said
+
+
+def test_one_strategy_with_baselines_is_compared_with_them(tmp_path):
+    test_set = make_test_set(150)
+    make_sweep(tmp_path, {"keep": 2.5}, (0, 1), test_set)
+    make_baselines(tmp_path, test_set, 0.5)
+    sentences = headline(compare(tmp_path, 60))
+    assert sentences[0].endswith("there is no other strategy to compare it with.")
+    assert sentences[1].startswith(
+        "Compared with models that need no network, it beats age and sex"
+    )

@@ -55,6 +55,7 @@ def _facts(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
         facts |= {"preparation": f"{flow.signal}; see Cohort", "flow": "see Cohort"}
         facts |= {"splits": "see Cohort: age, sex and outcome by split"}
         facts |= {"poor_input": "the checks that left out or flagged recordings; see Cohort"}
+        facts["missing"] += f"; {flow.on_censoring}" * bool(flow.on_censoring)
         if flow.selection:
             facts |= {"eligibility": "see Cohort", "horizon": "see the flow of the cohort"}
     if "time" in models[0].run.test.groups:

@@ -18,7 +18,7 @@ def headline(comparison: Comparison) -> list[str]:
     pairs = pairs_with(comparison.pairs, best.name)
     value = f"{comparison.metric_name} {format_estimate(best.estimates[comparison.metric])}"
     if not pairs:
-        return verdict_sentences(comparison)
+        return verdict_sentences(comparison) + _against_baselines(comparison)
     if comparison.best_corrected:
         corrected = format_estimate(comparison.best_corrected)
         value += f"; corrected for being the highest of {len(pairs) + 1}: {corrected}"

@@ -37,14 +37,10 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     best, *others = comparison.competing
     value = format_estimate(best.estimates[comparison.metric])
     if not others:
-        has_arms = len(comparison.strategies) > 1
-        what, arms = (
-            ("competes", "; the others are arms of its grid") if has_arms else ("is finished", "")
-        )
-        return [
-            f"Only {best.name} {what} ({comparison.metric_name} {value}{arms}): there is nothing "
-            "to compare it with."
-        ]
+        one = ("is finished", ""), ("competes", "; the others are arms of its grid")
+        what, arms = one[len(comparison.strategies) > 1]
+        only = f"Only {best.name} {what} ({comparison.metric_name} {value}{arms})"
+        return [f"{only}: there is no other strategy to compare it with."]
     pairs = pairs_with(comparison.pairs, best.name)
     alike = [pair for pair in pairs if pair.estimate.includes_seeds and not is_better(pair)]
     sentences = rank_sentences(best.name, comparison.metric_name, value, pairs)
