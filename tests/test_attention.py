@@ -145,3 +145,15 @@ def test_a_kernel_that_cannot_run_is_refused_with_torchs_reason(kind, p, reason)
 def test_attention_by_lengths_refuses_attention_dropout():
     with pytest.raises(ValueError, match="varlen has no dropout"):
         ModelConfig(attention="varlen", attention_dropout=0.1)
+
+
+def test_the_plain_reference_leaves_the_chosen_flash_attention_active(monkeypatch):
+    """The kernels' check compares with the reference, and compiled layers choose nothing after."""
+    active = []
+    impls = torch.nn.attention
+    monkeypatch.setattr(impls, "current_flash_attention_impl", lambda: (active or [None])[0])
+    monkeypatch.setattr(impls, "activate_flash_attention_impl", active.append)
+    monkeypatch.setattr(impls, "restore_flash_attention_impl", active.clear)
+    for kind, expected in (("fa3", ["FA3"]), ("math", ["FA3"]), ("sdpa", []), ("math", [])):
+        attend(*random_qkv(), None, kind, OFF)
+        assert active == expected, kind

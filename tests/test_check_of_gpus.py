@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import gpu_check
 import pytest
-from gpu import parts
+import torch
+from gpu import costs, parts, speed
 from gpu.parts import PARTS, Clock, run_apart, seconds_for
 from gpu.speed import KERNELS
 from gpu.verdicts import TARGETS, UNKNOWN, verdicts
@@ -132,6 +134,44 @@ def test_what_a_part_measured_is_kept_however_it_ends(tmp_path, monkeypatch, how
     rows, clock = {}, Clock(1.0 if how == "hangs" else 30)
     assert run_apart("odd", clock, {"how": how}, rows.__setitem__) == status
     assert rows == {"first": {"value": 1.5}}
+
+
+def test_what_fails_for_want_of_memory_costs_only_its_row(monkeypatch):
+    class Bench:
+        batches, row_s = (128, 32), 1.0
+
+        def __init__(self, *_):
+            pass
+
+        @contextmanager
+        def prepared(self, *words):
+            yield words, None
+
+    def figures(_bench, _clock, words, _run, size, _kind):
+        if size == 32 and "model.attention=flash" in words:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to")
+        return {"ecg_per_s": 1.0}
+
+    rows, clock = {}, Clock(1000)
+    monkeypatch.setattr(speed, "Bench", Bench)
+    monkeypatch.setattr(speed, "start_training", lambda *_: None)
+    monkeypatch.setattr(speed, "_figures", figures)
+    speed.measure(rows.__setitem__, clock, {})
+    failed = {row: about for row, about in rows.items() if UNKNOWN in about}
+    assert set(failed) == {"flash, eager, 32", "flash, compiled, 32"}
+    assert set(map(str, failed.values())) == {
+        str({UNKNOWN: "OutOfMemoryError: CUDA out of memory."})
+    }
+
+    rows = {}
+    monkeypatch.setattr(costs, "Bench", Bench)
+    monkeypatch.setattr(costs, "ROWS", {"a": out_of_memory, "b": lambda _: {"share": 0.5}})
+    costs.measure(rows.__setitem__, clock, {})
+    assert rows == {"a": {UNKNOWN: "OutOfMemoryError: no room"}, "b": {"share": 0.5}}
+
+
+def out_of_memory(_bench):
+    raise torch.OutOfMemoryError("no room")
 
 
 class ShortClock:

@@ -10,11 +10,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from hpc_ecg.atomic_io import write_json
+from hpc_ecg.comparison.checklist import fill_checklists
 from hpc_ecg.comparison.compare import compare
+from hpc_ecg.comparison.headline import headline
 from hpc_ecg.comparison.results import read_results
 from hpc_ecg.comparison.scoring import is_better
 from hpc_ecg.comparison.terminal import format_table
-from hpc_ecg.comparison.verdict import verdict
+from hpc_ecg.comparison.verdict import _detectable, verdict
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
 from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
 from hpc_ecg.hashing import write_record
@@ -194,6 +196,34 @@ def test_with_one_seed_nothing_is_called_better(tmp_path):
     assert not any(test["is_non_inferior"] for test in comparison.non_inferior)
     assert comparison.detectable == {} and "80 % power" not in text
     assert comparison.best_corrected is None and "Probability of being the best" not in text
+
+
+def test_no_difference_is_found_that_is_larger_than_can_be(tmp_path):
+    few = make_test_set(num_patients=24)
+    comparison = compare(make_sweep(tmp_path, {"a": 1, "b": 0.9}, (0, 1), few, noise=4), 200)
+    assert comparison.pairs[0].detectable > 0.5 and list(comparison.detectable.values()) == [None]
+    assert "too few to find any difference with 80 % power" in verdict(comparison)
+    rows = fill_checklists(comparison, "no flow")
+    texts = {row["text"] for row in rows if row["topic"] == "Sample size"}
+    assert texts == {"as many patients as there were; see Cohort"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ((0.1, 0.3), "a difference of 0.100 to 0.300 is found with 80 % power."),
+        ((0.1, 0.6), "a difference of 0.100 is found with 80 % power; against c, none is."),
+        ((0.7, 0.6), "too few to find any difference"),
+        ((0.0, 0.0), "they score exactly the same"),
+    ],
+)
+def test_the_power_is_said_for_the_pairs_that_have_any(tmp_path, sizes, text):
+    comparison = compare(make_sweep(tmp_path, {"a": 1.0, "b": 1.0, "c": 1.0}), 20)
+    pairs = [
+        replace(comparison.pairs[0], first="a", second=name, detectable=size)
+        for name, size in zip("bc", sizes, strict=True)
+    ]
+    assert text in _detectable(comparison, pairs)
 
 
 def test_the_note_of_a_sweep_comes_before_all_warnings(tmp_path):
@@ -507,7 +537,7 @@ def test_arms_of_a_grid_are_rows_and_one_chosen_on_validation_stands_for_them(tm
     (why,) = comparison.standing
     assert why.startswith("Of 2 arms of a, a,lr=2 stands for it on the test set: the highest AUROC")
     assert "Corrected for being the highest of 3" in verdict(comparison)
-    assert "One arm of a grid, chosen on validation" in verdict(comparison)
+    assert "One arm of a grid, chosen without the test set," in verdict(comparison)
 
 
 def test_of_label_fractions_the_largest_stands_for_the_strategy(tmp_path):
@@ -522,6 +552,15 @@ def test_of_label_fractions_the_largest_stands_for_the_strategy(tmp_path):
     comparison = compare(sweep, 50)
     assert [s.name for s in comparison.competing] == ["a,f=1", "b"]
     assert "the largest share of the labels (1)" in comparison.standing[0]
+    for seed in (0, 1):
+        (sweep / "b" / f"seed-{seed}" / "finished.json").unlink()
+    alone = compare(sweep, 50)
+    (sentence,) = headline(alone)
+    assert sentence.startswith("Only a,f=1 competes (AUROC 0.")
+    assert sentence.endswith(
+        "; the others are arms of its grid): there is no other strategy to compare it with."
+    )
+    assert verdict(alone).startswith(sentence)
 
 
 def test_few_events_in_validation_are_said_wherever_results_are(tmp_path):

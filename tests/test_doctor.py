@@ -29,9 +29,11 @@ from hpc_ecg.preflight import cluster_checks, disk_checks, doctor, training_chec
 from hpc_ecg.preflight.cluster_checks import Finding, attempt, check_gpus, merged, raise_on_errors
 from hpc_ecg.preflight.doctor import _open, diagnose, doctor_before_training
 from hpc_ecg.preflight.training_checks import check_amplitude, check_time
+from hpc_ecg.training.choose_kernels import KernelChoice
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig, TrainConfig
+from hpc_ecg.training.step_result import StepResult
 from hpc_ecg.version import __version__
 
 pytestmark = pytest.mark.slow
@@ -428,6 +430,39 @@ def test_a_step_that_takes_too_much_memory_says_what_to_do(shards, tmp_path, mon
             training_checks.check_step(engine, prepared)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(("compile_as", "steps"), [("eager", 1), ("compiled", 2)])
+def test_a_step_that_compiles_is_not_the_one_that_is_timed(
+    shards, tmp_path, monkeypatch, compile_as, steps
+):
+    prepared, _ = _open(config_of(shards, tmp_path / "run"))
+    taken = []
+
+    def train_step(*_):
+        taken.append(1)
+        return StepResult(torch.zeros(4), torch.zeros(()), False)
+
+    monkeypatch.setattr(training_checks, "train_step", train_step)
+    monkeypatch.setattr(training_checks, "ENOUGH_S", 0.0)
+    engine = Engine(EngineConfig(device="cpu"))
+    engine.kernels = KernelChoice(kernels={"compile": compile_as})
+    try:
+        training_checks.check_step(engine, prepared)
+    finally:
+        engine.close()
+    assert len(taken) == steps
+
+
+@pytest.mark.parametrize(("every", "seconds"), [("null", 3.0), ("2", 4.5)])
+def test_steps_that_are_computed_twice_count_in_the_time(
+    shards, tmp_path, monkeypatch, every, seconds
+):
+    asked = []
+    monkeypatch.setattr(training_checks, "check_step", lambda *_: ([], 3.0))
+    monkeypatch.setattr(training_checks, "check_time", lambda _, s: asked.append(s) or [])
+    found(config_of(shards, tmp_path / "run", f"engine.verify_every={every}"))
+    assert asked == [seconds]
 
 
 def test_a_step_that_nearly_fills_the_memory_is_a_warning(shards, tmp_path, monkeypatch):

@@ -1,14 +1,18 @@
 """The engine: what it promises about processes, precision and devices."""
 
 import json
+import os
+from datetime import timedelta
 
 import numpy as np
 import pytest
+import torch
 from conftest import words_for
 from gpu_runs import allow_fp16_on_a_cpu, nan_at_step
 
 from hpc_ecg.config.load import load_config
 from hpc_ecg.distributed import process_group
+from hpc_ecg.distributed.ranks import Ranks
 from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import finetune
@@ -83,3 +87,15 @@ def test_a_step_that_is_skipped_in_fp16_is_known_to_the_loss_scale(shards, tmp_p
     saved = json.loads((tmp_path / "run/checkpoints/step-0000005/progress.json").read_text())
     assert saved["progress"]["skipped"] == 1
     assert saved["progress"]["scaler"]["scale"] == 2.0**15, "half of what it began with"
+
+
+@pytest.mark.parametrize(("visible", "number"), [(1, "0"), (4, "1"), (2, "1")])
+def test_a_task_takes_a_gpu_that_it_sees(monkeypatch, tmp_path, visible, number):
+    """With --gpus-per-task=1 the second task of a node sees one GPU, and it is number 0."""
+    ranks = Ranks(rank=1, local_rank=1, world_size=2, local_world_size=2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(process_group, "join_rendezvous", lambda *_: (ranks, None))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    process_group._init_process_group(tmp_path, timedelta(1), on_cpu=False, needs_group=False)
+    assert os.environ["LOCAL_RANK"] == number

@@ -16,8 +16,10 @@ from hpc_ecg.jobs.job import Job
 from hpc_ecg.jobs.local_jobs import run_locally
 from hpc_ecg.model.flops import peak_flops
 from hpc_ecg.preflight.cluster_checks import check_gpus, check_gpus_not_shared, check_ranks
+from hpc_ecg.preflight.devices import card_name
 from hpc_ecg.preflight.doctor import diagnose
 from hpc_ecg.safe_reading import read_json
+from hpc_ecg.sweep.dry_run import _gpu_of
 from hpc_ecg.sweep.local_runs import visible_gpus
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.meter import gpu_kwh, memory_gb
@@ -143,6 +145,11 @@ def test_a_sweep_deals_the_gpus_that_it_may_use(monkeypatch, gpu, variable, expe
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
     everything = list(range(torch.cuda.device_count()))
     assert visible_gpus() == (everything if expected is None else expected)
+
+
+def test_a_dry_run_plans_for_this_card_if_its_data_sheet_is_known(gpu):
+    name = torch.cuda.get_device_name(gpu) if gpu.type == "cuda" else "CPU"
+    assert card_name(_gpu_of(None)) == (card_name(name) or "H100")
 
 
 def note_gpus(path: str) -> None:

@@ -1,16 +1,20 @@
 """Whole runs on a GPU: resumed to the same bits, moved between devices, sharded, in fp16."""
 
 import copy
+import signal
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from faults import compute_wrongly
 from gpu_runs import CPU, SLOWLY, config_of, curve, events, nan_at_step, start, start_and_stop
 from safetensors.torch import load_file
 
 from hpc_ecg.data.loader import prefetch
+from hpc_ecg.distributed.step_check import CorruptedStep
+from hpc_ecg.distributed.stop_signals import Preempted
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 from hpc_ecg.safe_reading import read_json
@@ -75,6 +79,45 @@ def test_a_stopped_run_goes_on_to_the_same_bits(gpu, deterministic, shards, tmp_
         ours, theirs = (load_file(f.checkpoints / last / part) for f in (again, whole))
         assert ours.keys() == theirs.keys()
         assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def at_step(patch, step, action):
+    """Call `action` as the n-th step begins."""
+    real, seen = Engine.take_step, []
+
+    def take_step(self, *arguments, **named):
+        seen.append(1)
+        if len(seen) == step:
+            action()
+        return real(self, *arguments, **named)
+
+    patch.setattr(Engine, "take_step", take_step)
+
+
+def test_a_signal_is_read_from_the_device_and_the_run_goes_on_to_the_same_bits(
+    gpu, deterministic, shards, tmp_path
+):
+    whole = start(shards, tmp_path / "whole", gpu, "engine.precision=bf16")
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 3, partial(signal.raise_signal, signal.SIGUSR1))
+        with pytest.raises(Preempted, match="saved and stopped by SIGUSR1"):
+            start(shards, tmp_path / "run", gpu, "engine.precision=bf16")
+    again = start(shards, tmp_path / "run", gpu, "engine.precision=bf16")
+    assert [line["step"] for line in events(again, "resumed")] == [5], "asked in 4, read a step on"
+    assert np.array_equal(curve(again), curve(whole))
+
+
+def test_steps_that_are_computed_twice_change_nothing_and_a_wrong_one_is_refused(
+    gpu, deterministic, shards, tmp_path, monkeypatch
+):
+    words = ("engine.precision=fp32", "model.attention=math", "train.max_steps=4")
+    once = start(shards, tmp_path / "once", gpu, *words)
+    twice = start(shards, tmp_path / "twice", gpu, *words, "engine.verify_every=1")
+    assert np.array_equal(curve(twice), curve(once))
+    at_step(monkeypatch, 2, partial(compute_wrongly, "output"))
+    with pytest.raises(CorruptedStep, match="step 2 was computed twice with different") as error:
+        start(shards, tmp_path / "wrong", gpu, *words, "engine.verify_every=1")
+    assert ("GPU-" in str(error.value)) == (gpu.type == "cuda")
 
 
 @pytest.mark.parametrize("is_back", [False, True], ids=["gpu-to-cpu", "cpu-to-gpu"])

@@ -1,6 +1,7 @@
 """Sweeps that leave out one site at a time: who is trained on, what is refused, and the report."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -392,6 +393,12 @@ def test_page_and_cards_hold_the_comparison_of_strategies_and_baselines(tmp_path
     for text in ("Over 3 sites", "3 sites show little", "age and sex alone", "Synthetic"):
         assert text in page and text in card
     assert "good − poor" in page and "6 DeepECG-SSL transformers" in card
+    assert re.findall(r'href="([^"#]+)"', page) == [
+        *("across.csv", "across.json"),
+        *(f"cards/{name}/MODEL_CARD.md" for name in about["models"][:2]),
+    ]
+    headings = re.findall(r'<h2 id="([^"]+)"', page)
+    assert re.findall(r'href="#([^"]+)"', page) == headings and len(headings) == 5
     assert "| a new site |" in card and "good,left" not in card
     assert main(["report", str(folder), "--no-baselines"]) == 0
     assert read_json(folder / "report/across.json")["comparisons"]["afib_5y"]["models"] == [*PAIR]

@@ -19,7 +19,7 @@ from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model, build_on_meta
 from hpc_ecg.preflight import plan
 from hpc_ecg.preflight.cluster_checks import advise_interface
-from hpc_ecg.preflight.devices import card_name, cpu_device, device_of
+from hpc_ecg.preflight.devices import card_name, cpu_device, device_of, with_convolution
 from hpc_ecg.preflight.footprint import (
     Workload,
     kept_bytes,
@@ -177,9 +177,33 @@ def test_a_step_is_products_and_traffic_at_the_rates_and_adam():
     device = cpu_device("fp32", 1e11, 1e11)._replace(bytes_per_s=1e10, adam_bytes_per_s=1e9)
     work = work_of(MIDDLE, device=device, freeze="stem")
     trained = sum(part_parameters(MIDDLE)[1:])
-    expected = 8 * (work.flops() / 1e11 + traffic_bytes(work) / 1e10) + 36 * trained / 1e9
-    assert compute_s(work, 8) == pytest.approx(expected)
+    records_s = 8 * (work.flops() / 1e11 + traffic_bytes(work) / 1e10)
+    assert compute_s(work, 8) == pytest.approx(records_s + (36 + 12) * trained / 1e9)
+    halves = work._replace(engine=EngineConfig(micro_batch_size=4))
+    assert compute_s(halves, 8) == pytest.approx(records_s + (36 + 2 * 12) * trained / 1e9)
     assert traffic_bytes(work, backward=False) < traffic_bytes(work)
+
+
+def test_bf16_on_a_cpu_speeds_up_products_and_casts_weights_but_moves_as_much():
+    half = cpu_device("bf16", 4e11, 1e11)
+    works = [work_of(MIDDLE, device=d) for d in (half, cpu_device("fp32", 1e11, 1e11))]
+    assert traffic_bytes(works[0]) == traffic_bytes(works[1])
+    below = works[0]._replace(sizes=replace(MIDDLE, encoder_layers=0)).flops()
+    assert 0 < below < works[0].flops()
+    slow = works[0]._replace(device=half._replace(conv_flops_per_s=1e11))
+    assert slow.products_s() - works[0].products_s() == pytest.approx(below * (1e-11 - 2.5e-12))
+    cast = 6 * sum(part_parameters(MIDDLE)) / half.adam_bytes_per_s
+    saved = 8 * (works[1].products_s() - works[0].products_s())
+    assert compute_s(works[1], 8) - compute_s(works[0], 8) == pytest.approx(saved - cast)
+
+
+def test_what_convolutions_gain_by_bf16_is_measured_on_a_cpu_alone():
+    half = cpu_device("bf16", 4e11, 1e11)
+    small = replace(MIDDLE, encoder_embed_dim=64)
+    assert with_convolution(half, small).conv_flops_per_s > 0
+    assert with_convolution(half, small)._replace(conv_flops_per_s=4e11) == half
+    for device in (cpu_device("fp32", 1e11, 1e11), device_of("h100", "bf16")):
+        assert with_convolution(device, small) is device
 
 
 def test_a_gpu_is_not_faster_than_it_starts_kernels():
@@ -220,9 +244,15 @@ def test_a_step_waits_for_what_outlasts_the_backward_pass_and_at_least_for_the_l
     ],
 )
 def test_a_slow_all_reduce_names_the_fastest_interface(tmp_path, gb_s, advice):
-    for name, speed in {"eth0": "1000", "ib0": "100000", "down": "-1", "odd": "x"}.items():
+    speeds = {"eth0": "1000", "ib0": "100000", "down": "-1", "odd": "x", "veth1": "400000"}
+    for name, speed in (speeds | {"eth2": "400000", "bond0": "2000"}).items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "speed").write_text(f"{speed}\n")
+        kind = {"veth1": "ifalias", "bond0": "bonding"}.get(
+            name, "device"
+        )  # a container's has none
+        (tmp_path / name / kind).mkdir()
+    (tmp_path / "eth2" / "master").mkdir()  # a part of bond0, without an address
     assert advise_interface(gb_s, tmp_path).startswith(advice)
     assert bool(advise_interface(gb_s, tmp_path)) == bool(advice)
     assert advise_interface(0.01, tmp_path / "nowhere") == ""
@@ -282,7 +312,7 @@ def test_what_was_planned_stands_beside_what_it_took(run, capsys, tmp_path):
     file = plan.Path(run.run_dir) / "plan.json"
     file.write_text(json.dumps({"step_s": 2 * read_measured(run.run_dir)["seconds"]}))
     assert main(["plan", f"{run.run_dir}/config.yaml"]) == 0
-    assert "s: 100.0 %" in capsys.readouterr().out
+    assert "s: 100.0 % off" in capsys.readouterr().out
     file.unlink()
 
 
@@ -393,11 +423,11 @@ def test_years_do_not_run_into_the_next_column(words, capsys):
 
 def test_steps_that_are_verified_cost_time(capsys):
     def hours(*words):
-        assert main(["plan", FULL, *RECORDS, "--gpu", "h100", *words]) == 0
+        records = ["--records", "4691970,1"]  # validation takes no time
+        assert main(["plan", FULL, *records, "--gpu", "h100", *words]) == 0
         return float(capsys.readouterr().out.splitlines()[5].split()[7])
 
-    train = hours() - hours("train.max_steps=1")
-    assert hours("engine.verify_every=4") - hours() == pytest.approx(train / 4, abs=0.02)
+    assert hours("engine.verify_every=4") == pytest.approx(1.25 * hours(), rel=0.005)
 
 
 def test_the_lines_of_a_plan(capsys):
@@ -514,3 +544,28 @@ def test_a_dry_run_says_hours_before_the_first_run(shards, tmp_path):
 )
 def test_a_dry_run_plans_for_the_card_that_slurm_is_asked_for(asked, device):
     assert _gpu_of(SlurmConfig(gpus_per_node=asked)) == device
+
+
+def test_a_plan_for_a_cpu_has_no_columns_of_gpus(capsys):
+    assert main(["plan", FULL, *RECORDS, "--gpus", "1,2"]) == 0
+    printed = capsys.readouterr().out
+    assert not [word for word in ("kWh", "weak", "Gbit/s", " W;") if word in printed]
+    head, first, second = printed.splitlines()[4:7]
+    assert len(first.replace(" ms", "ms").split()) == len(second.split()) - 1 == len(head.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["init.checkpoint=typo.pt"],
+            "typo.pt (init.checkpoint) is not here, so the sizes of the ",
+        ),
+        ([], "no init.checkpoint is given, so the sizes of the published network are assumed"),
+        (["init.checkpoint=random"], ""),
+    ],
+)
+def test_a_plan_without_the_weights_says_which_network_it_assumes(words, said, capsys):
+    assert main(["plan", FULL, *RECORDS, "--gpu", "h100", *words]) == 0
+    printed = capsys.readouterr().out
+    assert said in printed and ("assumed" in printed) == bool(said)

@@ -109,6 +109,7 @@ def test_each_reason_and_flag_is_explained_and_unknown_ones_are_shown(tmp_path):
     facts = facts_of([*REASONS, "eaten"], [*FLAGS, "never_heard:of", ""])
     assert write_quality_report(tmp_path, facts) == tmp_path / "quality.html"
     page, _ = read(tmp_path)
+    assert "quality.html" not in (tmp_path / "quality.html").read_text()
     assert set(counts_of(page, "left-out")) == {*REASONS, "eaten"}
     assert set(counts_of(page, "flags")) == {f.partition(":")[0] for f in FLAGS} | {"never_heard"}
     for table, unknown in (("left-out", "eaten"), ("flags", "never_heard")):

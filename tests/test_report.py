@@ -109,6 +109,11 @@ def test_the_tables_hold_the_numbers_of_the_page(paths):
     assert set(table["kind"]) == {"strategy", "ensemble", "baseline"}
     assert pairs["metric"].value_counts().to_dict() == {"auroc": 3, "auprc": 3}
     assert (pairs["p_adjusted"] >= pairs["p_value"]).all()
+    by_metric = {m: rows["detectable"].tolist() for m, rows in pairs.groupby("metric")}
+    assert by_metric == {
+        metric: [pair["detectable"] for pair in found]
+        for metric, found in comparison["pairs_of"].items()
+    }
     assert len(tables["baselines"]) == 9  # 3 strategies against 2, and with age and sex
     assert len(tables["thresholds"]) == 9  # 3 models at 3 thresholds
     for value in tables["thresholds"]["sensitivity"]:

@@ -142,6 +142,11 @@ def test_only_the_best_models_thresholds_are_open_and_one_that_flags_everybody_i
     assert text.rindex("<details>", 0, others) > text.rindex("</details>", 0, others)
 
 
+def test_the_card_says_which_threshold_flags_everybody(sweep):
+    card = (sweep / "report/cards/keep/MODEL_CARD.md").read_text()
+    assert re.findall(r"^\| ([^|]*), flags everybody \|", card, re.M) == ["Youden’s J"]
+
+
 def test_ensembles_are_folded_away_and_drawn_apart(sweep):
     text = (sweep / "report/index.html").read_text()
     strategies = re.search(r'<table id="strategies".*?</table>', text, re.S)[0]
@@ -185,8 +190,21 @@ def test_a_run_that_cannot_be_reported_is_refused_with_what_to_do(
 def test_a_run_alone_is_named_by_its_folder(tmp_path, capsys):
     make_run(tmp_path / "alone", make_test_set(60), 1.0, 0)
     assert main(["report", str(tmp_path / "alone"), "--replicates", "200"]) == 0
-    assert "alone/seed-0: AUROC 0." in capsys.readouterr().out
+    assert "alone: AUROC 0." in capsys.readouterr().out
+    card = (tmp_path / "alone/report/cards/alone/MODEL_CARD.md").read_text()
     assert (tmp_path / "alone/report/cards/alone/RUN_CARD.md").is_file()
+    text = card + (tmp_path / "alone/report/index.html").read_text()
+    assert "seed-0" not in text and "# Model card: alone" in card
+    for words in (
+        "selected seed",
+        "mean over seeds",
+        "single seeds",
+        "selected models",
+        "a line per run",
+    ):
+        assert words not in text.lower()
+    for words in ("seeds have the best", "this strategy's seeds", "compare it with", "no protocol"):
+        assert words not in card
 
 
 @pytest.mark.parametrize(
@@ -428,6 +446,15 @@ def test_checklists_have_their_items_and_every_answer_is_a_fact(sweep):
     assert by_number["12g"]["is_known"] and not by_number["17"]["is_known"]
     assert not by_number["20a"]["is_known"]  # without shards, the flow is not known
     assert "afib_5y" in by_number["21"]["text"]
+    assert not by_number["18c"]["is_known"]  # there was no protocol
+    locked = replace(comparison, protocol={"text": "fixed", "is_warning": False})
+    flow = CohortFlow(
+        **{"in_table": 9, "left_out": {}, "splits": [], "labels": [], "flags": {}, "signal": ""},
+        index_sha256="",
+        on_censoring="264 ECGs left out",
+    )
+    by_number = {item["number"]: item["text"] for item in fill_checklists(locked, flow)}
+    assert by_number["18c"].startswith("protocol.json") and "264 ECGs" in by_number["11"]
 
 
 @pytest.mark.parametrize(("dates", "is_said"), [("shift", True), ("keep", False)])
@@ -439,3 +466,14 @@ def test_shifted_dates_are_said_beside_the_periods(sweep, dates, is_said):
     more = {"periods": [period], "errors": []}
     about = compare(sweep, 60), {}, sweep, replace(flow, dates=dates), {}, (), more
     assert ("neighbouring years mix" in render_report(*about)) == is_said
+
+
+def test_one_strategy_with_baselines_is_compared_with_them(tmp_path):
+    test_set = make_test_set(150)
+    make_sweep(tmp_path, {"keep": 2.5}, (0, 1), test_set)
+    make_baselines(tmp_path, test_set, 0.5)
+    sentences = headline(compare(tmp_path, 60))
+    assert sentences[0].endswith("there is no other strategy to compare it with.")
+    assert sentences[1].startswith(
+        "Compared with models that need no network, it beats age and sex"
+    )

@@ -38,6 +38,8 @@ def test_strategies_trained_on_other_data_are_refused(change):
 def test_settings_are_listed_where_they_differ_and_where_they_agree():
     rows, shared = compare_settings({"a": BASE, "b": BASE | {"init.head": "keep"}})
     assert rows == [("init.head", ["new", "keep"])]
-    staged, _ = compare_settings({"a": BASE, "b": BASE | {"train.stages.probe.lr": 0.1}})
+    staged, _ = compare_settings(
+        {"a": BASE | {"train.stages": {}}, "b": BASE | {"train.stages.probe.lr": 0.1}}
+    )
     assert staged == [("train.stages.probe.lr", ["–", "0.1"])]  # only the second one has it
     assert shared == ["data.batch_size = 8", "optim.lr = 0.1"]

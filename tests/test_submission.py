@@ -13,7 +13,13 @@ from hpc_ecg.jobs import slurm_jobs
 from hpc_ecg.jobs.job import Job
 from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable
 from hpc_ecg.jobs.sbatch_environment import sbatch_environment
-from hpc_ecg.jobs.settings import SlurmConfig, SlurmJobs, parse_minutes, time_limit_min
+from hpc_ecg.jobs.settings import (
+    SlurmConfig,
+    SlurmJobs,
+    parse_minutes,
+    parse_slurm,
+    time_limit_min,
+)
 from hpc_ecg.jobs.slurm_jobs import (
     SubmissionLimit,
     run_on_slurm,
@@ -22,7 +28,6 @@ from hpc_ecg.jobs.slurm_jobs import (
     submit_in_pieces,
     submit_to_slurm,
 )
-from hpc_ecg.shards.sharding_plan import parse_slurm
 from hpc_ecg.sweep import slurm_runs, submissions
 from hpc_ecg.sweep.settings import SweepConfig
 from hpc_ecg.sweep.slurm_runs import run_tasks_on_slurm, submit_missing
@@ -102,6 +107,14 @@ def test_an_array_of_shards_takes_the_same_forms_and_any_option_of_sbatch():
     assert "#SBATCH --exclusive\n" in script and "gpus" not in script and "wckey" not in script
     with pytest.raises(ValueError, match="cpus_per_task"):
         parse_slurm("cpus_per_task=many")
+
+
+@pytest.mark.parametrize(
+    "text", ["jobs=1,jobs=2", "mem=1G,mem=1G", "jobs=2,cpus-per-task=1,cpus_per_task=2"]
+)
+def test_an_option_of_the_array_that_is_given_twice_is_refused(text):
+    with pytest.raises(ValueError, match=f"^--slurm: give each word once, got '{text}'$"):
+        parse_slurm(text)
 
 
 # The environment

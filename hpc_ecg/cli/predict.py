@@ -97,7 +97,7 @@ def run(verb: str, words: list[str], share: tuple[int, int] | None = None) -> in
         return 0
     out, slurm = options.out, None
     if options.slurm is not None and not share:
-        from hpc_ecg.shards.sharding_plan import parse_slurm
+        from hpc_ecg.jobs.settings import parse_slurm
 
         slurm = parse_slurm(options.slurm)
     share = share or share_of(ranks.rank, ranks.world_size)

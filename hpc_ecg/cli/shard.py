@@ -135,8 +135,9 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     """The plan that the options describe; ValueError for options that do not fit together."""
     from hpc_ecg.cohort.privacy import Privacy
     from hpc_ecg.cohort.table import Columns
+    from hpc_ecg.jobs.settings import parse_slurm
     from hpc_ecg.shards.shard_task import Recordings
-    from hpc_ecg.shards.sharding_plan import ShardingPlan, parse_slurm
+    from hpc_ecg.shards.sharding_plan import ShardingPlan
 
     layout_given = tuple(n for n in ("axes", "leads", "unit") if getattr(options, n) is not None)
     fill_in(options)

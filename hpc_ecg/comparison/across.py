@@ -97,6 +97,7 @@ def write_left_out_sites(
     about = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])
     notes = [read_note(sweep_dir), about["text"], *(f"{p.name}: {p.reason}" for p in problems)]
     more = {"notes": [note for note in (*notes, *missing) if note], "comparisons": comparisons}
+    more["strategies"] = [*models]
     for base in models:
         mine = [run for run in runs if run.base == base]
         about = more | {"init": read_optional(mine[0].folder.init_report), "labels": labels}

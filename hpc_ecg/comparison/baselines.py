@@ -51,7 +51,7 @@ def write_baselines(config: FinetuneConfig, folder: Path, minutes: float = 10) -
     """Make all baselines of a run's data from all training records, also where the run itself used
     fewer; returns their names. Baselines of the same data are kept, unless the `minutes` for
     measuring ECGs were too few."""
-    shards, labels = open_shards(replace(config.data, label_fraction=1.0))
+    shards, labels = open_shards(replace(config.data, label_fraction=1.0, label_seed=None))
     task = config.data.task
     data: dict[str, Any] = {"data_index_sha256": shards.index_sha256, "labels": labels}
     data |= {"task": task, "fold": config.data.fold, "repeat": config.data.repeat}

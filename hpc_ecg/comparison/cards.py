@@ -17,11 +17,13 @@ from hpc_ecg.reporting.html import render_text
 from hpc_ecg.sweep.folder import read_optional
 
 
-def write_cards(comparison: Comparison, flow: CohortFlow | str, folder: Path) -> list[Path]:
-    """Write both cards into a folder per strategy; returns their paths."""
+def write_cards(
+    comparison: Comparison, flow: CohortFlow | str, folder: Path, single: bool = False
+) -> list[Path]:
+    """Write both cards into a folder per strategy; returns their paths. `single`: of one run."""
     paths = []
     for model in comparison.selected:
-        values = _values(comparison, model, flow)
+        values = _values(comparison, model, flow) | {"single": single}
         for name in ("MODEL_CARD", "RUN_CARD"):
             path = folder / model.strategy / f"{name}.md"
             write_text(path, render_text(f"{name.lower()}.md.jinja", **values))

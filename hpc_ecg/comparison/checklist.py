@@ -49,10 +49,13 @@ def _facts(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
         facts["warnings"] = "see the warnings at the top; the rest is for the authors"
     if comparison.baselines:
         facts["baselines"] = "see Is a network needed?"
+    if not comparison.protocol["is_warning"]:
+        facts["protocol"] = "protocol.json, fixed before the test; its SHA-256 is at the top"
     if isinstance(flow, CohortFlow):
         facts |= {"preparation": f"{flow.signal}; see Cohort", "flow": "see Cohort"}
         facts |= {"splits": "see Cohort: age, sex and outcome by split"}
         facts |= {"poor_input": "the checks that left out or flagged recordings; see Cohort"}
+        facts["missing"] += f"; {flow.on_censoring}" * bool(flow.on_censoring)
         if flow.selection:
             facts |= {"eligibility": "see Cohort", "horizon": "see the flow of the cohort"}
     if "time" in models[0].run.test.groups:
@@ -68,9 +71,9 @@ def _facts(comparison: Comparison, flow: CohortFlow | str) -> dict[str, str]:
 
 def _sample_size(comparison: Comparison) -> str:
     text = "as many patients as there were"
-    if not comparison.detectable:
+    sizes = [size for size in comparison.detectable.values() if size is not None]
+    if not sizes:
         return f"{text}; see Cohort"
-    sizes = comparison.detectable.values()
     return (
         f"{text}; with this test set and these seeds, a sweep has 80 % power to find a difference "
         f"of {format_span(min(sizes), max(sizes))} {comparison.metric_name}"

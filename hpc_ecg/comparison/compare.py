@@ -32,6 +32,7 @@ from hpc_ecg.comparison.report_warnings import collect_warnings
 from hpc_ecg.comparison.results import Problem, RunResult, by_strategy, read_results
 from hpc_ecg.comparison.scoring import (
     Scorer,
+    detectable,
     estimate_from,
     group_by_strategy,
     pairs_with,
@@ -130,7 +131,7 @@ def compare(
         margin=margin,
         non_inferior=_against_best(pairs_of[metric], order[0], margin),
         detectable={
-            f"{pair.first} - {pair.second}": pair.detectable
+            f"{pair.first} - {pair.second}": detectable(pair, metric)
             for pair in pairs_of[metric]
             if pair.estimate.includes_seeds
         },

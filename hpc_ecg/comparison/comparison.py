@@ -71,8 +71,8 @@ class Comparison:
     margin: float
     non_inferior: list[dict[str, Any]]
     """Each strategy against the highest."""
-    detectable: dict[str, float]
-    """By pair, "a - b": the difference that 80 % of such sweeps would find."""
+    detectable: dict[str, float | None]
+    """By pair, "a - b": what 80 % of such sweeps would find; None: no possible difference."""
     delong: list[dict[str, Any]]
     """Pairs of ensembles, by DeLong's test for clustered data."""
     efficiency: list[dict[str, Any]]

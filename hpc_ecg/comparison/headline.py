@@ -6,6 +6,7 @@ The rules are those of verdict.py, which says the same with every number.
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.scoring import is_better, pairs_with
+from hpc_ecg.comparison.verdict import verdict_sentences
 from hpc_ecg.comparison.wording import fitted_for, format_estimate, format_metric
 from hpc_ecg.evaluation.comparisons import Difference
 from hpc_ecg.reporting.numbers import count, format_number, join_names
@@ -17,12 +18,7 @@ def headline(comparison: Comparison) -> list[str]:
     pairs = pairs_with(comparison.pairs, best.name)
     value = f"{comparison.metric_name} {format_estimate(best.estimates[comparison.metric])}"
     if not pairs:
-        what = (
-            "competes (the others are arms of its grid)"
-            if comparison.strategies[1:]
-            else "is finished"
-        )
-        return [f"Only {best.name} {what} ({value}): there is nothing to compare it with."]
+        return verdict_sentences(comparison) + _against_baselines(comparison)
     if comparison.best_corrected:
         corrected = format_estimate(comparison.best_corrected)
         value += f"; corrected for being the highest of {len(pairs) + 1}: {corrected}"

@@ -125,7 +125,7 @@ def write_comparison(
         comparison=folder / "comparison.json",
         tables={name: folder / f"{name}.csv" for name in tables},
         figures=[folder / "figures" / f"{name}.svg" for name in figures],
-        cards=write_cards(comparison, flow, folder / "cards"),
+        cards=write_cards(comparison, flow, folder / "cards", is_run(sweep_dir)),
     )
     for path, svg in zip(paths.figures, figures.values(), strict=True):
         write_text(path, svg)

@@ -40,9 +40,10 @@ def _few_events(comparison: Comparison) -> list[str]:
         counts = comparison.validation.get(label, {})
         if counts.get("n_positive") and (few := scarce(counts)):
             low, high = rate_in_new_patients(0.9, counts["n_positive_patients"])
+            seed = " and the selected seed" * (len(comparison.runs) > 1)
             texts.append(
-                f"{label} has only {few} in validation: thresholds, calibration, the best step and "
-                "the selected seed rest on them. A threshold that flags 90 % of its positives has "
+                f"{label} has only {few} in validation: thresholds, calibration, the best step"
+                f"{seed} rest on them. A threshold that flags 90 % of its positives has "
                 f"a sensitivity of {format_percent(low)} to {format_percent(high)} in new patients."
             )
     return texts
@@ -63,7 +64,7 @@ def _few_seeds(comparison: Comparison) -> list[str]:
         )
     if double := [s.name for s in comparison.strategies if len(s.seeds) == 2]:
         risk = "where training is noisy, up to 1 in 10 such tests finds one that does not exist"
-        if len(comparison.strategies) > 2:
+        if len(comparison.competing) > 2:
             risk = "only a very large one could be found among more than two strategies"
         texts.append(
             f"Only two seeds for {_join(double, comparison)}: too few to judge a difference; "

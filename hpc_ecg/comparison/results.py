@@ -53,7 +53,10 @@ class RunResult:
 
     @property
     def name(self) -> str:
-        return f"{self.strategy}/seed-{self.seed}"
+        """Of a run without a sweep: its folder's name."""
+        seed = f"seed-{self.seed}"
+        is_cell = self.folder.path.absolute().name == seed
+        return f"{self.strategy}/{seed}" if is_cell else self.strategy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,9 +47,10 @@ def compare_settings(
     rows, shared = [], []
     for key in filter(lambda key: key.startswith(SHOWN), keys):
         values = [values.get(key) for values in settings.values()]
+        values = [None if value in ({}, []) else value for value in values]
         if any(value != values[0] for value in values):
             rows.append((key, ["–" if value is None else str(value) for value in values]))
-        elif values[0] not in (None, {}, []) and not key.startswith("init."):
+        elif values[0] is not None and not key.startswith("init."):
             shared.append(f"{key} = {values[0]}")
     return rows, shared
 

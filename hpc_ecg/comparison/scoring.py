@@ -25,6 +25,8 @@ Scores = tuple[dict[str, float], dict[str, FloatArray]]
 """By metric: the value, and its replicates [R]."""
 RunKey = tuple[str, int]
 """Strategy and seed."""
+LARGEST = {"auroc": 0.5, "auprc": 1.0}
+"""No AUROC differs by more from that of chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,13 @@ def put_first(pair: Difference, name: str) -> Difference:
         low=-pair.high,
         high=-pair.low,
     )
+
+
+def detectable(pair: Difference, metric: str) -> float | None:
+    """The true difference that is found with 80 % power; None from one seed, or if no difference in
+    this metric is so large."""
+    is_possible = pair.detectable <= LARGEST.get(metric, np.inf)
+    return pair.detectable if is_possible and pair.estimate.includes_seeds else None
 
 
 def is_better(pair: Difference) -> bool:

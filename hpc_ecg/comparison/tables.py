@@ -26,6 +26,7 @@ from hpc_ecg.comparison.model_tables import (
     threshold_rows,
     tuning_rows,
 )
+from hpc_ecg.comparison.scoring import detectable
 from hpc_ecg.evaluation.comparisons import Difference, Estimate
 
 
@@ -45,7 +46,7 @@ def build_tables(
         "pairs": [
             row
             for metric, pairs in comparison.pairs_of.items()
-            for row in _differences(pairs, metric, comparison.detectable)
+            for row in _differences(pairs, metric, with_power=True)
         ],
         "labels": [
             {"label": result.label, "strategy": name} | _estimates(estimates)
@@ -135,9 +136,7 @@ def _estimates(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     return row
 
 
-def _differences(
-    pairs: Iterable[Difference], metric: str, detectable: Mapping[str, float] | None = None
-) -> Rows:
+def _differences(pairs: Iterable[Difference], metric: str, with_power: bool = False) -> Rows:
     rows = []
     for pair in pairs:
         e = pair.estimate
@@ -146,8 +145,8 @@ def _differences(
         row |= {"standard_error": e.standard_error, "degrees_of_freedom": e.degrees_of_freedom}
         row |= {"low_simultaneous": pair.low, "high_simultaneous": pair.high}
         row |= {"p_value": e.p_value, "p_adjusted": pair.p_adjusted}
-        if detectable is not None:
-            row["detectable"] = detectable.get(f"{pair.first} - {pair.second}")
+        if with_power:
+            row["detectable"] = detectable(pair, metric)
         rows.append(row)
     return rows
 

@@ -6,10 +6,9 @@ how large the difference may be.
 """
 
 from hpc_ecg.comparison.comparison import Comparison
-from hpc_ecg.comparison.scoring import is_better, pairs_with
+from hpc_ecg.comparison.scoring import detectable, is_better, pairs_with
 from hpc_ecg.comparison.wording import format_estimate
 from hpc_ecg.evaluation.comparisons import Difference
-from hpc_ecg.evaluation.metrics import RANKING_METRICS
 from hpc_ecg.reporting.numbers import (
     format_number,
     format_p,
@@ -18,9 +17,6 @@ from hpc_ecg.reporting.numbers import (
     format_span,
     join_names,
 )
-
-LARGEST = 0.5
-"""No AUROC differs by more from that of chance."""
 
 
 def verdict(comparison: Comparison) -> str:
@@ -41,10 +37,10 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     best, *others = comparison.competing
     value = format_estimate(best.estimates[comparison.metric])
     if not others:
-        return [
-            f"Only {best.name} is finished ({comparison.metric_name} {value}): there is nothing to "
-            "compare it with."
-        ]
+        one = ("is finished", ""), ("competes", "; the others are arms of its grid")
+        what, arms = one[len(comparison.strategies) > 1]
+        only = f"Only {best.name} {what} ({comparison.metric_name} {value}{arms})"
+        return [f"{only}: there is no other strategy to compare it with."]
     pairs = pairs_with(comparison.pairs, best.name)
     alike = [pair for pair in pairs if pair.estimate.includes_seeds and not is_better(pair)]
     sentences = rank_sentences(best.name, comparison.metric_name, value, pairs)
@@ -52,7 +48,7 @@ def verdict_sentences(comparison: Comparison) -> list[str]:
     if alike:
         sentences.append(_detectable(comparison, alike))
     if comparison.standing:
-        sentences.append("One arm of a grid, chosen on validation, stands for its strategy.")
+        sentences.append("One arm of a grid, chosen without the test set, stands for its strategy.")
     if (num := sum(pair.estimate.includes_seeds for pair in comparison.pairs)) > 1:
         sentences.append(
             f"(Intervals of differences and p hold for all {num} comparisons at once.)"
@@ -89,9 +85,9 @@ def _corrected(comparison: Comparison) -> list[str]:
     """The highest of several values is too high on average; say by how much."""
     if comparison.best_corrected is None:
         return []
-    value = format_estimate(comparison.best_corrected)
-    num = len(comparison.competing)
-    return [f"Corrected for being the highest of {num}, its {comparison.metric_name} is {value}."]
+    value, first = format_estimate(comparison.best_corrected), comparison.competing[0].name
+    highest = f"Corrected for being the highest of {len(comparison.competing)}"
+    return [f"{highest}, {first} has {comparison.metric_name} {value}."]
 
 
 def sentences_on_baselines(comparison: Comparison) -> list[str]:
@@ -157,15 +153,16 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
 
 
 def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:
-    keys = [f"{pair.first} - {pair.second}" for pair in pairs]
-    keys += [f"{pair.second} - {pair.first}" for pair in pairs]
-    sizes = [comparison.detectable[key] for key in keys if key in comparison.detectable]
-    if not any(sizes):
-        return "On these patients they score exactly the same."
-    if comparison.metric in RANKING_METRICS and min(sizes) > LARGEST:
+    found = {pair.second: detectable(pair, comparison.metric) for pair in pairs}
+    sizes = [size for size in found.values() if size is not None]
+    if not sizes:
         return "These patients and seeds are too few to find any difference with 80 % power."
+    if not any(found.values()) and len(sizes) == len(found):
+        return "On these patients they score exactly the same."
+    unknown = [name for name, size in found.items() if size is None]
+    none = f"; against {join_names(unknown)}, none is" if unknown else ""
     size = format_span(min(sizes), max(sizes))
-    return f"With these patients and seeds, a difference of {size} is found with 80 % power."
+    return f"With these patients and seeds, a difference of {size} is found with 80 % power{none}."
 
 
 def _list(pairs: list[Difference]) -> str:

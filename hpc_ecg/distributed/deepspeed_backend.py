@@ -131,7 +131,7 @@ def _import_deepspeed(stage: int, on_cpu: bool) -> ModuleType:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
-    except ImportError as error:
+    except Exception as error:  # before 0.18 also where CUDA's compiler is missing
         raise ValueError(
             f"engine.parallel=zero{stage} needs DeepSpeed ({error}); pip install deepspeed, or use "
             "engine.parallel=fsdp2"
@@ -139,8 +139,8 @@ def _import_deepspeed(stage: int, on_cpu: bool) -> ModuleType:
     message = ".*torch.distributed.* is deprecated.*"
     warnings.filterwarnings("ignore", message=message, category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # This op would compile for minutes on a CPU; gloo does its work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_cpu:  # this op would compile for minutes; gloo does its work
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # It imports transformers, for models that are sharded while they are built, which ours is not.
     DeepSpeedPlugin.set_deepspeed_weakref = lambda self: None
     return deepspeed

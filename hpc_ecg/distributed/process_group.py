@@ -124,6 +124,8 @@ def _init_process_group(
     if ranks.world_size == 1:
         store = HashStore()
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    elif not on_cpu:  # with --gpus-per-task=1 every task sees its GPU as number 0
+        os.environ["LOCAL_RANK"] = str(ranks.local_rank % torch.cuda.device_count())
     backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
     rank, size = (-1, -1) if store is None else (ranks.rank, ranks.world_size)
     torch.distributed.init_process_group(

@@ -125,3 +125,18 @@ class SlurmJobs:
         known = SlurmConfig.__dataclass_fields__
         words = [f"{'' if k in known else 'options.'}{k}={value}" for k, value in stated.items()]
         return load_config(SlurmConfig, [], words)
+
+
+def parse_slurm(text: str) -> SlurmJobs:
+    """`jobs=8,partition=cpu`: the size of the array, and what each job asks for."""
+    words = re.split(r",(?=[\w-]+=)", text)  # a value may be a list: partition=a,b
+    pairs = [word.partition("=")[::2] for word in words]
+    options = {name.replace("-", "_"): value for name, value in pairs}
+    if len(options) < len(pairs):
+        raise ValueError(f"--slurm: give each word once, got {text!r}")
+    jobs = options.pop("jobs", "8")
+    if not jobs.isdecimal() or int(jobs) < 1 or not all(options.values()):
+        raise ValueError(f"--slurm: expected words like jobs=8,partition=cpu,time=60, got {text!r}")
+    slurm = SlurmJobs(jobs=int(jobs), parameters=options)
+    slurm.config()
+    return slurm

@@ -41,10 +41,10 @@ def attend(
     p = dropout.p if dropout.training else 0.0
     if kind == "auto":
         kind, _ = choose_kind(q_BHTE.device, q_BHTE.dtype, p > 0 and seeds_BT is not None)
+    if kind == "math":  # leaves alone which flash attention a model beside it has chosen
+        return _attend_plainly(q_BHTE, k_BHTE, v_BHTE, mask_BT, dropout, seeds_BT)
     if not torch.compiler.is_compiling():  # a run has tried its kernels before
         _choose_flash(kind)
-    if kind == "math":
-        return _attend_plainly(q_BHTE, k_BHTE, v_BHTE, mask_BT, dropout, seeds_BT)
     if kind == "varlen" and mask_BT is not None:
         return _attend_by_lengths(q_BHTE, k_BHTE, v_BHTE, mask_BT)
     keep_B11T = None if mask_BT is None else ~mask_BT[:, None, None, :]

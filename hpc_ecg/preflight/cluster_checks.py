@@ -207,7 +207,9 @@ def advise_interface(gb_s: float, interfaces: Path = Path("/sys/class/net")) -> 
     speeds = {}
     for file in interfaces.glob("*/speed"):
         with contextlib.suppress(OSError, ValueError):  # one that is down cannot be read
-            speeds[file.parent.name] = int(file.read_text()) / 1000
+            about = {path.name for path in file.parent.iterdir()}
+            if about & {"device", "bonding"} and "master" not in about:  # no container's, no part
+                speeds[file.parent.name] = int(file.read_text()) / 1000
     name = max(speeds, key=lambda name: speeds[name], default="")
     if not name or 8 * gb_s > FAR_BELOW * speeds[name]:
         return ""

@@ -6,6 +6,7 @@ input of q, k and v three times), a layer keeps T D (6 e, or 8 e with casts, + 2
 of a byte, and 4 H T for fused attention or H T^2 (4, or 6 in half precision) for the plain one.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from hpc_ecg.distributed.settings import EngineConfig
@@ -56,6 +57,12 @@ class Workload(NamedTuple):
         training = training_flops(self.sizes, self.num_samples, self.freeze, self.freeze_layers)
         return training + forward * self.engine.activation_checkpointing if backward else forward
 
+    def products_s(self, backward: bool = True) -> float:
+        """Seconds per record of these operations; what is below the layers is convolutions."""
+        below = self._replace(sizes=replace(self.sizes, encoder_layers=0)).flops(backward)
+        layers_s = (self.flops(backward) - below) / self.device.flops_per_s
+        return layers_s + below / self.device.conv_flops_per_s
+
 
 def part_parameters(sizes: Architecture, num_labels: int = 1) -> list[int]:
     """Parameters of the stem, of what lies before the encoder layers, of each layer, of the head;
@@ -102,8 +109,12 @@ def kept_bytes(work: Workload) -> int:
 
 
 def traffic_bytes(work: Workload, backward: bool = True) -> int:
-    """Bytes per record that a step, or its forward pass alone, moves outside of products."""
-    parts, layers = part_bytes(work), part_bytes(work)[max(2, work.lowest) : -1]
+    """Bytes per record that a step, or its forward pass alone, moves outside of products. On a CPU,
+    values in bf16 cost as much as in fp32, in which they are computed."""
+    if not work.device.is_gpu:
+        work = work._replace(device=work.device._replace(precision="fp32"))
+    parts = part_bytes(work)
+    layers = parts[max(2, work.lowest) : -1]
     if not backward:
         return FORWARD_PASSES * sum(parts)
     again = sum(layers) * work.engine.activation_checkpointing

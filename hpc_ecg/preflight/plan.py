@@ -14,7 +14,7 @@ from hpc_ecg.hashing import read_record
 from hpc_ecg.model.architecture import resolve_architecture
 from hpc_ecg.model.flops import peak_flops
 from hpc_ecg.preflight import step_time
-from hpc_ecg.preflight.devices import device_of
+from hpc_ecg.preflight.devices import device_of, with_convolution
 from hpc_ecg.preflight.footprint import Workload, largest_micro_batch, memory_gb, part_parameters
 from hpc_ecg.reporting.numbers import format_percent
 from hpc_ecg.training.run_folder import RunFolder
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 PLAN = "plan.json"
 HEAD = "processes records    fit      step    epoch        run     hours     kWh   MB/s   weak"
-ASSUMED_SIZES = "no init.checkpoint is here, so the published network is assumed"
 LEGEND = """records, fit: of one process, and how many fit in a micro-batch; run: all epochs, with
 validations (train.patience may end it sooner); hours: processes x hours; MB/s: of the shards, in
 all (one process reads 1,600 from memory); weak: %, the speed of a process if each had the whole
@@ -120,6 +119,7 @@ def open_planned(config: FinetuneConfig, asked: PlanConfig) -> Planned:
         records, samples = [len(train), len(valid)], shards.signal.num_samples
     stages = stages_of(config.train, config.optim, start != RANDOM)
     sizes = resolve_architecture(config.model, known), samples, max(1, len(labels))
+    device = with_convolution(device, sizes[0])
     common = Workload(*sizes, config.model, config.engine, device)
     work = _largest(common, stages)
     network = step_time.Network(asked.network_gbit, asked.gpus_per_node, device.link_gb_s)
@@ -153,30 +153,38 @@ def describe_run(planned: Planned) -> list[str]:
     micro = min(share, work.engine.micro_batch_size or share)
     parts, most = memory_gb(work, fewest, micro), largest_micro_batch(work, fewest)
     memory = ", ".join(f"{name} {gb:.2f}" for name, gb in parts.items())
-    head = HEAD + "  price" * bool(planned.cost(1)[1])
+    head, legend = HEAD, LEGEND
+    if not work.device.is_gpu:
+        head = head.replace("     kWh", "").replace("   weak", "")
+        legend = legend.split("; weak")[0]
+    head += "  price" * bool(planned.cost(1)[1])
     advice = f"; too much, {most} records would fit (engine.micro_batch_size)" * (most < micro)
     return [
         f"{sum(part_parameters(work.sizes)) / 1e6:.1f} million parameters, {train:,} records to "
-        f"train and {valid:,} to validate on, {work.device.precision}, {work.engine.parallel}"
-        + ("" if planned.knows_sizes else f"; {ASSUMED_SIZES}"),
+        f"train and {valid:,} to validate on, {work.device.precision}, {work.engine.parallel}",
         describe_basis(planned),
         *_outcome(Path(planned.config.run_dir)),
         f"{sum(parts.values()):.1f} GB with a micro-batch of {micro}: {memory}{advice}",
-        *("", head, *(_row(planned, number) for number in planned.asked.gpus), LEGEND),
+        *("", head, *(_row(planned, number) for number in planned.asked.gpus), legend),
     ]
 
 
 def describe_basis(planned: Planned) -> str:
-    """What the device is, and where the seconds of a step come from."""
+    """What the device is, where the seconds of a step come from, and which network is assumed."""
     device, asked = planned.work.device, planned.asked
     origin = f"a product measured here, {device.flops_per_s / 1e9:.3g} GFLOP/s"
     if asked.measured:
         origin = f"a measured one, {planned.factor:.2f} x the formula"
     elif device.is_gpu:
         origin = "operations, memory traffic and the data sheet, not measured"
-    text = f"{device.name}, {device.memory_gb:.0f} GB{f', {device.watts} W' * device.is_gpu}; "
-    between = f"{asked.network_gbit:g} Gbit/s between nodes of {asked.gpus_per_node}"
-    return f"{text}{between}; a step from {origin}"
+    more = f", {device.watts} W; {asked.network_gbit:g} Gbit/s between nodes of "
+    more = f"{more}{asked.gpus_per_node}" * device.is_gpu
+    text = f"{device.name}, {device.memory_gb:.0f} GB{more}; a step from {origin}"
+    if planned.knows_sizes:
+        return text
+    start = planned.config.init.checkpoint
+    given = f"{start} (init.checkpoint) is not here" if start else "no init.checkpoint is given"
+    return f"{text}; {given}, so the sizes of the published network are assumed"
 
 
 def _outcome(run_dir: Path) -> list[str]:
@@ -186,7 +194,7 @@ def _outcome(run_dir: Path) -> list[str]:
     planned_s = read_record(run_dir / PLAN, {"step_s": float})["step_s"]
     took_s = step_time.step_of_run(RunFolder(run_dir))["seconds"]
     error = format_percent(planned_s / took_s - 1)
-    return [f"a step was planned to take {planned_s:.3g} s and took {took_s:.3g} s: {error}"]
+    return [f"a step was planned to take {planned_s:.3g} s and took {took_s:.3g} s: {error} off"]
 
 
 def _row(planned: Planned, processes: int) -> str:
@@ -195,10 +203,11 @@ def _row(planned: Planned, processes: int) -> str:
     seconds, most = planned.seconds(processes), largest_micro_batch(work, processes)
     kwh, price = planned.cost(processes * seconds / 3600)
     mb_s = work.sizes.in_d * work.num_samples * 2 * batch / step / 1e6
+    of_gpus = (f" {kwh:>7.2f}", f" {weak:>6.1f}") if work.device.is_gpu else ("", "")
     return (
         f"{processes:<10} {-(-batch // processes):>6} {most:>6} {1000 * step:>6.0f} ms"
         f" {duration(planned.epoch_steps * step):>8} {duration(seconds):>10}"
-        f" {processes * seconds / 3600:>9.2f} {kwh:>7.2f} {mb_s:>6.0f} {weak:>6.1f}{price}"
+        f" {processes * seconds / 3600:>9.2f}{of_gpus[0]} {mb_s:>6.0f}{of_gpus[1]}{price}"
     )
 
 

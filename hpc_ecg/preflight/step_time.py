@@ -18,8 +18,10 @@ from hpc_ecg.preflight.footprint import Workload, part_parameters, traffic_bytes
 from hpc_ecg.safe_reading import parse_json, read_json
 from hpc_ecg.training.run_folder import RunFolder
 
-ADAM_BYTES = 36
-"""For each weight: it and its moments are read and written, its gradient read, clipped, zeroed."""
+ADAM_BYTES, WEIGHT_BYTES, HALF_BYTES = 36, 12, 18
+"""For each weight, in AdamW: it and its moments are read and written, its gradient read, clipped,
+zeroed. In each micro-batch: it is read twice and its gradient is written; in half precision it is
+cast first, and its gradient last."""
 BACKWARD, BUCKET_BYTES, LINK_SHARE = 2 / 3, 25 * 2**20, 0.8
 """Of a step's computation; of DDP; share of a link's rate that an all-reduce reaches."""
 KINDS: dict[str, Any] = {"seconds": float | int, "records": int, "processes": int}
@@ -41,17 +43,18 @@ class Network(NamedTuple):
 def compute_s(work: Workload, records: int) -> float:
     """Seconds of a step of one process over `records` records, without waiting for others."""
     device, trained = work.device, sum(part_parameters(work.sizes, work.num_labels)[work.lowest :])
-    per_record = work.flops() / device.flops_per_s + traffic_bytes(work) / device.bytes_per_s
+    per_record = work.products_s() + traffic_bytes(work) / device.bytes_per_s
     micro_batches = -(-records // (work.engine.micro_batch_size or max(records, 1)))
     launches = micro_batches * KERNELS_PER_LAYER * (work.sizes.encoder_layers + 1)
-    adam = ADAM_BYTES * trained / device.adam_bytes_per_s
-    return max(records * per_record, launches * LAUNCH_S * device.is_gpu) + adam
+    weight_bytes = ADAM_BYTES + micro_batches * (HALF_BYTES if work.is_half else WEIGHT_BYTES)
+    weights = weight_bytes * trained / device.adam_bytes_per_s
+    return max(records * per_record, launches * LAUNCH_S * device.is_gpu) + weights
 
 
 def forward_s(work: Workload) -> float:
     """Seconds of a forward pass, per record."""
     moved = traffic_bytes(work, backward=False) / work.device.bytes_per_s
-    return work.flops(backward=False) / work.device.flops_per_s + moved
+    return work.products_s(backward=False) + moved
 
 
 def step_s(

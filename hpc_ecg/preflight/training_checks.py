@@ -122,9 +122,8 @@ def check_step(engine: Engine, prepared: PreparedRun) -> tuple[list[Finding], fl
         remedy = "look at the weights, and at the amplitude of the data"
         return [Finding("error", "step", f"{text}: loss or gradient is not finite; {remedy}")], None
     level, more = ("warning", LESS_MEMORY) if used > FULL * limit else ("ok", "")
-    return [
-        Finding(level, "step", text + more, _measured(engine, prepared, batch, seconds))
-    ], seconds
+    finding = Finding(level, "step", text + more, _measured(engine, prepared, batch, seconds))
+    return [finding], seconds
 
 
 def _measured(
@@ -150,7 +149,7 @@ def _stage_of_most(prepared: PreparedRun) -> Stage:
 
 
 def _take_steps(engine: Engine, prepared: PreparedRun, batch: StepBatch) -> tuple[float, float]:
-    """The loss and seconds of the last step (the first one warms up)."""
+    """The loss and seconds of the last step."""
     data, start, stage = prepared.data, prepared.start, _stage_of_most(prepared)
     start.model.freeze(stage.freeze, stage.train.freeze_layers)
     build = partial(build_optimizer, config=stage.optim, device=engine.device)
@@ -158,7 +157,9 @@ def _take_steps(engine: Engine, prepared: PreparedRun, batch: StepBatch) -> tupl
     for group in backend.optimizer.param_groups:
         group["lr"] = 0.0
     seconds: list[float] = []
-    while len(seconds) < MAX_STEPS and sum(seconds) < ENOUGH_S:
+    compiles = engine.kernels and engine.kernels.kernels["compile"] == "compiled"
+    least = 2 if compiles or engine.device.type == "cuda" else 1  # the first one warms up
+    while len(seconds) < least or (len(seconds) < MAX_STEPS and sum(seconds) < ENOUGH_S):
         began = time.monotonic()
         result = train_step(engine, prepared, data.train, batch)
         loss = float(result.loss)
@@ -187,9 +188,10 @@ def check_time(prepared: PreparedRun, step_s: float) -> list[Finding]:
     text = f"{count(steps, 'step')} ({epoch} an epoch) with validations in about {hours} h"
     left_s = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - time.time()
     if seconds > left_s:
-        remedy = "another job can resume it, or give more time or processes"
-        left = timedelta(seconds=round(left_s))
-        return [Finding("warning", "time", f"{text}; this job ends in {left} h: {remedy}")]
+        text += (
+            f"; this job ends in {timedelta(seconds=round(left_s))} h: another job can resume it"
+        )
+        return [Finding("warning", "time", f"{text}, or give more time or processes")]
     return [Finding("ok", "time", f"{text}, unless train.patience ends them sooner")]
 
 
@@ -233,10 +235,8 @@ def run_checks(
     if prepared is None or not is_open:
         yield Finding("skipped", "the rest", "data and weights must be opened first")
         return
-    kernels = attempt(
-        "kernels",
-        lambda: [Finding("ok", "kernels", "; ".join(try_kernels_of_run(engine, prepared)))],
-    )
+    try_all = partial(try_kernels_of_run, engine, prepared)
+    kernels = attempt("kernels", lambda: [Finding("ok", "kernels", line) for line in try_all()])
     yield from kernels
     if wrong & {"data", "digests"}:
         yield Finding("skipped", "step", "the data must be repaired first")
@@ -246,4 +246,5 @@ def run_checks(
         step_findings, seconds = check_step(engine, prepared)
         yield from step_findings
         if seconds is not None:
-            yield from check_time(prepared, seconds)
+            every = engine.config.verify_every
+            yield from check_time(prepared, seconds + (seconds / every if every else 0))

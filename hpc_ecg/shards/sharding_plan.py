@@ -3,7 +3,6 @@ read back from there, so that a damaged shard can be made again.
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -152,18 +151,6 @@ def shard_rows(
         )
         for row, file, patient, rate_hz in zip(rows, files, patients, rates_hz, strict=True)
     ]
-
-
-def parse_slurm(text: str) -> SlurmJobs:
-    """`jobs=8,partition=cpu`: the size of the array, and what each job asks for."""
-    words = re.split(r",(?=[\w-]+=)", text)  # a value may be a list: partition=a,b
-    options = dict(word.partition("=")[::2] for word in words)
-    jobs = options.pop("jobs", "8")
-    if not jobs.isdecimal() or int(jobs) < 1 or not all(options.values()):
-        raise ValueError(f"--slurm: expected words like jobs=8,partition=cpu,time=60, got {text!r}")
-    slurm = SlurmJobs(jobs=int(jobs), parameters=options)
-    slurm.config()
-    return slurm
 
 
 def describe_plan(plan: ShardingPlan) -> dict[str, Any]:

@@ -112,7 +112,8 @@ def describe_cost(sweep: Sweep, asked: PlanConfig) -> list[str]:
     runs += runs[:: len(config.seeds)] * (trials if config.tune else 0)
     hours = sum(run.seconds(1) for run in runs) / 3600
     kwh, price = runs[0].cost(hours)
-    lines = [f"{count(len(runs), 'run')}: {hours:.2f} hours of one device, {kwh:.1f} kWh{price}"]
+    energy = f", {kwh:.1f} kWh" * runs[0].work.device.is_gpu
+    lines = [f"{count(len(runs), 'run')}: {hours:.2f} hours of one device{energy}{price}"]
     lines.append(describe_basis(runs[0]))
     for gpus in asked.gpus:
         seconds, each = best_shape(runs, gpus)

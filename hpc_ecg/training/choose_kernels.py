@@ -103,7 +103,7 @@ def describe(measured: dict[str, Any]) -> list[str]:
     """A line for each kernel that was measured: what was taken, and how all candidates did."""
     text = "{ms:.3g} ms ({ratio:.2f} of the reference's, error {error:.1g})"
     return [
-        f"{name} on {measured['device']}: {measured['chosen'][name]}, of "
+        f"{name} on {measured['device']}: {measured['chosen'][name]} is taken; "
         + "; ".join(f"{k} {f.get('out') or text.format(**f)}" for k, f in candidates.items())
         for name, candidates in measured["candidates"].items()
     ]

@@ -233,7 +233,8 @@ class Engine:
             self._accelerator.log(dict(values), step=step)
 
     def barrier(self) -> None:
-        self._accelerator.wait_for_everyone()
+        if torch.distributed.is_initialized():  # Accelerate's own takes a GPU also on CPUs
+            torch.distributed.barrier()
 
     def close(self) -> None:
         """Leave the process group, so that this process can make another engine."""

@@ -186,9 +186,10 @@ def _evaluate(run: Run, state: StageState, progress: Progress) -> Progress:
     run.record("eval", step=progress.step, epoch=epoch, best=is_best, **scores)
     engine.run_on_rank_zero(lambda: update_progress(run.folder.checkpoints, progress))
     engine.track({f"valid_{name}": value for name, value in scores.items()}, progress.step)
+    best = f", the best {tracker.metric} so far" if is_best else ""
     logger.info(
         f"step {progress.step} of {state.schedule.end}: validation loss {scores['loss']:.4f}, "
-        f"{tracker.metric} {scores['score']:.4f}{', the best so far' if is_best else ''}"
+        f"{tracker.metric} {scores['score']:.4f}{best}"
     )
     return progress
 

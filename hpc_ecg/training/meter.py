@@ -19,6 +19,8 @@ from hpc_ecg.training.checkpoint import Progress
 
 SECONDS_BETWEEN_FAILURES = 24 * 3600.0
 JOULES_PER_KWH = 3.6e6
+ENERGY_EVERY_S = 1.0
+"""How often the driver is asked for its counter, which may take milliseconds of a step."""
 
 
 class Meter:
@@ -34,7 +36,8 @@ class Meter:
     def start_from(self, before: Progress) -> None:
         """Start the clock, and count the time and energy of earlier starts."""
         self._before, self._began = before, time.monotonic()
-        self._kwh_at_start = gpu_kwh(self._device)
+        self._kwh_at_start = self._kwh = gpu_kwh(self._device)
+        self._kwh_read = self._began
         self.restart()
 
     def set_workload(self, flops_per_ecg: float, peak_flops: float | None) -> None:
@@ -43,9 +46,12 @@ class Meter:
 
     def at_step(self, step: int, progress: Progress) -> Progress:
         """The progress at this step, with the time and energy used so far."""
-        seconds, energy = time.monotonic() - self._began, None
-        if self._kwh_at_start is not None and (now := gpu_kwh(self._device)) is not None:
-            used = (now - self._kwh_at_start) * self._processes
+        now, energy = time.monotonic(), None
+        seconds = now - self._began
+        if self._kwh_at_start is not None and now - self._kwh_read >= ENERGY_EVERY_S:
+            self._kwh, self._kwh_read = gpu_kwh(self._device), now
+        if self._kwh_at_start is not None and self._kwh is not None:
+            used = (self._kwh - self._kwh_at_start) * self._processes
             energy = (self._before.energy_kwh or 0) + used
         return replace(
             progress,

@@ -39,13 +39,13 @@ def try_kernels_of_run(
     num_records = min(records, config.engine.micro_batch_size or records, most)
     load = _load(engine, model, padded, num_records=num_records, backward=bool(training))
     if engine.kernels is None:
-        engine.kernels = engine.run_on_rank_zero(
-            lambda: choose_kernels(config, model, load, steps, sweep_dir)
-        )
+        choose = lambda: choose_kernels(config, model, load, steps, sweep_dir)  # noqa: E731
+        engine.kernels = engine.run_on_rank_zero(choose)
         keep_what_runs(engine, config, model, load)
     engine.kernels.apply(model)
     compiled = engine.kernels.kernels["compile"] == "compiled"
-    return [*engine.kernels.lines, *try_kernels(engine, model, padded, load, compiled)]
+    lines = try_kernels(engine, model, padded, load, compiled)
+    return [*engine.kernels.lines, "; ".join(lines)]
 
 
 def try_kept_kernels(

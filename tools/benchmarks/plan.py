@@ -20,7 +20,7 @@ from hpc_ecg.distributed.settings import EngineConfig
 from hpc_ecg.model.architecture import Architecture
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
-from hpc_ecg.preflight.devices import cpu_device, device_of, measure_product
+from hpc_ecg.preflight.devices import cpu_device, device_of, measure_product, with_convolution
 from hpc_ecg.preflight.footprint import Workload
 from hpc_ecg.preflight.step_time import compute_s
 from hpc_ecg.training.optimizer import build_optimizer
@@ -40,6 +40,15 @@ SIZES = {
     "half": (512, 3, 6, 2500, "bf16", "none", False),
     "batch_1": (512, 3, 1, 2500, "fp32", "none", False),
     "batch_24": (256, 3, 24, 2500, "fp32", "none", False),
+    "one_of_wide": (640, 2, 1, 2500, "fp32", "none", False),
+    "one_of_deep": (384, 6, 1, 2500, "fp32", "none", False),
+    "half_wide": (768, 2, 3, 2500, "bf16", "none", False),
+    "half_narrow": (256, 4, 16, 2500, "bf16", "none", False),
+    "half_one": (512, 4, 1, 2500, "bf16", "stem", False),
+    "half_long": (384, 3, 4, 5000, "bf16", "none", False),
+    "half_few": (640, 3, 2, 2500, "bf16", "none", False),
+    "half_many": (384, 4, 20, 2500, "bf16", "none", False),
+    "half_again": (768, 4, 4, 1250, "bf16", "stem", True),
     "published_sizes": (768, 12, 4, 2500, "fp32", "stem", False),
 }
 TARGETS = {f"{name}_error_percent": 20.0 for name in [*SIZES, "published"]}
@@ -63,7 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             began = time.process_time()
             step()
             measured.append(time.process_time() - began)
-            device = cpu_device(work.device.precision, rate, plain)
+            device = with_convolution(cpu_device(work.device.precision, rate, plain), work.sizes)
             ratios.append(compute_s(work._replace(device=device), SIZES[name][2]) / measured[-1])
         numbers[f"{name}_ms"] = 1000 * median(measured)
         numbers[f"{name}_computed_by_measured"] = median(ratios)

@@ -82,6 +82,10 @@ class Bench:
         return (time.perf_counter() - began) / size
 
 
+def reason_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
 def start_training(engine: Engine, run: PreparedRun, moments: Any = None) -> DDPBackend:
     optim = run.config.optim
     build = partial(build_optimizer, config=optim, device=engine.device)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from _loops import PairedTimer, host_steps, make_batches, make_model, run_ours
 
-from gpu.bench import Bench, start_training
+from gpu.bench import Bench, reason_of, start_training
 from gpu.parts import Clock, Emit
 from gpu.verdicts import UNKNOWN
 from hpc_ecg.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -24,7 +24,10 @@ def measure(emit: Emit, clock: Clock, options: Mapping[str, Any]) -> None:
     bench = Bench(options, "costs")
     for row, figures_of in ROWS.items():
         is_late = clock.left_s < 2 * bench.row_s
-        emit(row, {UNKNOWN: "out of time"} if is_late else figures_of(bench))
+        try:
+            emit(row, {UNKNOWN: "out of time"} if is_late else figures_of(bench))
+        except (ValueError, RuntimeError) as error:  # such as too little memory; the others go on
+            emit(row, {UNKNOWN: reason_of(error)})
 
 
 def bare_steps(bench: Bench, config: FinetuneConfig) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpu.bench import Bench, start_training
+from gpu.bench import Bench, reason_of, start_training
 from gpu.parts import Clock, Emit
 from gpu.verdicts import UNKNOWN
 from hpc_ecg.data.loader import StepBatch, collate_step
@@ -38,10 +38,11 @@ COMPILE_S = 45.0
 
 
 def measure(emit: Emit, clock: Clock, options: Mapping[str, Any]) -> None:
-    bench, best = Bench(options, "speed"), dict[str, float]()
+    bench, best, seen = Bench(options, "speed"), dict[str, float](), set[str]()
 
     def keep_best(row: str, figures: dict[str, Any], name: str) -> None:
         emit(row, figures)
+        seen.add(row)
         if figures.get("ecg_per_s", 0) > best.get(name, 0):
             best[name] = figures["ecg_per_s"]
             emit(name, figures | {"of": row})
@@ -61,10 +62,11 @@ def measure(emit: Emit, clock: Clock, options: Mapping[str, Any]) -> None:
                         if kernels == "auto" and (not compiled or size == bench.batches[0]):
                             figures = _figures(bench, clock, engine, run, size, _forward)
                             keep_best(f"forward, {row}", figures, "forward")
-        except ValueError as error:  # a kernel that this machine lacks
-            obstacle = str(error)[:200]
-        for size in bench.batches if obstacle else ():
-            emit(f"{mode}, {size}", {UNKNOWN: obstacle})
+        except (ValueError, RuntimeError) as error:  # a kernel that this machine lacks, or memory
+            obstacle = reason_of(error)
+        for row in (f"{mode}, {size}" for size in bench.batches):
+            if row not in seen:
+                emit(row, {UNKNOWN: obstacle})
 
 
 def _figures(
@@ -75,13 +77,17 @@ def _figures(
         return {UNKNOWN: "out of time"}
     config, train = run.config, run.data.train
     sampler = EpochSampler.for_split(train, replace(config.data, batch_size=size), config.seed)
-    step, flops_of = kind(engine, run, collate_step(train, 0, sampler, RankSlice()))
+    batch = collate_step(train, 0, sampler, RankSlice())
     try:
+        step, flops_of = kind(engine, run, batch)
         if bench.on_gpu:
             torch.cuda.reset_peak_memory_stats(bench.device)
         seconds = bench.seconds_of(step)
     except (ValueError, RuntimeError) as error:
-        return {UNKNOWN: f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        return {UNKNOWN: reason_of(error)}
+    finally:  # what an interrupted step left, and what the next size has no use for
+        run.start.model.zero_grad()
+        torch.cuda.empty_cache()
     rate, peak = size / seconds, peak_flops(engine.device_name, engine.precision)
     per_ecg = flops_of(bench.architecture, run.data.shards.signal.num_samples)
     flops = rate * per_ecg
