@@ -39,7 +39,8 @@ TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 PROPORTIONS = ("sensitivity", "specificity", "ppv", "npv", "f1", "observed")
 METHODS = dict.fromkeys((*PROPORTIONS, "auroc", "brier"), "Wilson, bounded near 0 and 1")
 METHODS |= {"auprc": "t on the logit scale, bounded near 1"}
-METHODS |= {"log_loss": "t on the log scale", "intercept": "t", "slope": "t"}
+METHODS |= dict.fromkeys(("log_loss", "o_e"), "t on the log scale")
+METHODS |= {"intercept": "t", "slope": "t"}
 FEW_PIECES = 4.0
 LEAST_FOR_LOG_LOSS = 5
 """Patients of the smaller class; with 2, t limits on the log scale go to tens of thousands."""
@@ -78,6 +79,8 @@ def bootstrap_interval(
         low, high = np.quantile(used_R, TAILS)
     elif method == "t":
         low, high = value - quantile * error, value + quantile * error
+    elif metric == "o_e":
+        low, high = value * np.exp(quantile * error / value * np.array([-1, 1]))
     elif metric == "log_loss":
         error = growth * float(np.std(np.log(used_R), ddof=1))
         skew = max(float(stats.skew(used_R)), 0.0)
