@@ -63,7 +63,7 @@ def test_a_curve_that_flattens_gives_a_lower_bound_and_no_factor(rng):
     (found,) = label_efficiency(*sample(rng, 0.002, sd_patients=0.001, bend=-0.006), 200)
     assert found["slope"]["low"] > 0 and found["factor"] is None
     least = 2 ** (0.01 / found["slope"]["high"])
-    assert f"+0.01 needs more than {least:.3f} times those of the largest" in found["text"]
+    assert f"+0.01 needs more than {least:.3f} times the largest share" in found["text"]
 
 
 @pytest.mark.parametrize(("keep", "seeds"), [(2, 3), (3, 1)])

@@ -3,8 +3,7 @@
 The slope of a straight line over log2 of the share, fitted for each seed (which draws shares of its
 own); the mean over seeds has the interval of evaluation/comparisons.py, for the chance of test
 patients and of seeds. Beyond the largest share, the line promises too much where the curve
-flattens: its bend is tested (the quadratic part beside the line), and the text says what it rests
-on.
+flattens, so its bend is tested (the quadratic part beside the line).
 """
 
 # F shares, S seeds, R replicates
@@ -15,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.comparison.comparison import StrategyResult
-from hpc_ecg.evaluation.comparisons import Estimate, SeedScores, estimate_mean
-from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.comparisons import SeedScores, estimate_mean
 from hpc_ecg.reporting.numbers import format_number, format_with_interval
 
 FRACTION = "data.label_fraction"
@@ -40,13 +38,19 @@ def label_efficiency(
         scores_F = [scores[s.name].arrays(seeds) for s in arms]
         square_F = x_F**2 - (x_F**2).mean()
         bend_F = square_F - x_F * (x_F @ square_F) / (x_F @ x_F)
-        e, bend = (_fit(of_F, scores_F, num_patients) for of_F in (x_F, bend_F))
+        fits = []
+        for of_F in (x_F, bend_F):
+            value_S, replicate_SR = (
+                np.tensordot(of_F / (of_F @ of_F), np.stack(part), 1)
+                for part in zip(*scores_F, strict=True)
+            )
+            fits.append(estimate_mean(value_S, replicate_SR, num_patients))
+        e, bend = fits
         slope, factor = {"value": e.value, "low": e.low, "high": e.high}, None
         needs = f"how many more patients +{GAIN} needs cannot be said"
         if e.low > 0 and bend.high < 0:
             least = format_number(2 ** min(GAIN / e.high, 1000))
-            needs = f"the gain shrinks with more of them, and +{GAIN} needs more than {least} times"
-            needs += " those of the largest share"
+            needs = f"the gain shrinks, and +{GAIN} needs more than {least} times the largest share"
         elif e.low > 0:
             gains = {"value": e.value, "low": e.high, "high": e.low}
             factor = {end: float(2 ** min(GAIN / gain, 1000)) for end, gain in gains.items()}
@@ -57,14 +61,3 @@ def label_efficiency(
             {"strategy": base, "slope": slope, "factor": factor, "text": f"{text}; {needs}"}
         )
     return found
-
-
-def _fit(
-    of_F: FloatArray, scores_F: list[tuple[FloatArray, FloatArray]], num_patients: int
-) -> Estimate:
-    """The coefficient of a part that is orthogonal to the others, as a mean over seeds."""
-    value_S, replicate_SR = (
-        np.tensordot(of_F / (of_F @ of_F), np.stack(part), 1)
-        for part in zip(*scores_F, strict=True)
-    )
-    return estimate_mean(value_S, replicate_SR, num_patients)

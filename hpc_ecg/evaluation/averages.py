@@ -53,8 +53,9 @@ def mean_replicates(value_LR: FloatArray, num_L: FloatArray) -> FloatArray:
 
 def joint_patients(num_L: FloatArray) -> float:
     """For how many patients a mean over labels stands: 1 + Satterthwaite's degrees of freedom
-    (1946) for labels of one variance, with n - 1 each."""
-    return 1 + len(num_L) ** 2 / max(float(np.sum(1 / np.maximum(num_L - 1, 1))), 1e-300)
+    (1946) for labels of one variance, with n - 1 each; a label without patients has no part."""
+    num_L = num_L[num_L > 0]
+    return 1 + len(num_L) ** 2 / max(float(np.sum(1 / np.maximum(num_L - 1, 1))), 1e-9)
 
 
 def micro(samples: Mapping[str, LabelSample]) -> dict:
@@ -70,27 +71,23 @@ def averages_at_thresholds(
     """`macro` and `micro` rates by method, with each label at its own threshold."""
     result: dict[str, dict[str, dict]] = {"macro": {}, "micro": {}}
     for method in dict.fromkeys(method for by_method in points.values() for method in by_method):
-        above = [  # what probabilities lie above each label's threshold: 0 is that of all
+        above = [  # by how much probabilities exceed each label's threshold
             replace(s, probabilities_N=s.probabilities_N - points[name][method]["threshold"])
             for name, s in samples.items()
             if method in points.get(name, {})
         ]
-        counted = [confusion_counts(sample, 0.0) for sample in above]
-        behind = [patients_behind(sample, 0.0) for sample in above]
-        of_rate = {rate: np.array([num[rate] for num in behind]) for rate in behind[0]}
-        joint = {rate: joint_patients(num_L[num_L > 0]) for rate, num_L in of_rate.items()}
-        counts_L4 = np.stack([counts for counts, _ in counted])
-        counts_LR4 = np.stack([counts_R for _, counts_R in counted])
+        counted = zip(*[confusion_counts(sample, 0.0) for sample in above], strict=True)
+        counts_L4, counts_LR4 = (np.stack(part) for part in counted)
         mean, mean_R = (
             {rate: mean_over_labels(values) for rate, values in rates(counts).items()}
             for counts in (counts_L4, counts_LR4)
         )
+        behind = [patients_behind(sample, 0.0) for sample in above]
+        joint = {rate: joint_patients(np.array([n[rate] for n in behind])) for rate in behind[0]}
         result["macro"][method] = rate_intervals(mean, mean_R, joint)
-        result["micro"][method] = rate_intervals(
-            rates(counts_L4.sum(axis=0)),
-            rates(counts_LR4.sum(axis=0)),
-            patients_behind(pooled(above), 0.0),
-        )
+        total, total_R = rates(counts_L4.sum(axis=0)), rates(counts_LR4.sum(axis=0))
+        pool = patients_behind(pooled(above), 0.0)
+        result["micro"][method] = rate_intervals(total, total_R, pool)
     return result
 
 

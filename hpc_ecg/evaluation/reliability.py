@@ -49,8 +49,8 @@ def assess_calibration(sample: LabelSample) -> dict:
     ratio_R = positive_RB.sum(axis=1) / predicted_RB.sum(axis=1)
     few = sample.patients_in_smaller_class()
     ratio = bootstrap_interval(positive_B.sum() / predicted_B.sum(), ratio_R, "o_e", few)
-    ece = _ece(gap_B, gap_RB, few)
-    return _slope_and_intercept(sample) | {"o_e": ratio, "ece": ece, "curve": curve}
+    more = {"o_e": ratio, "ece": _ece(gap_B, gap_RB, few), "curve": curve}
+    return _slope_and_intercept(sample) | more
 
 
 def quantile_bins(probabilities_N: FloatArray) -> NDArray[np.intp]:
