@@ -147,7 +147,8 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
     if within:
         sentences.append(
             f"Not worse than {comparison.strategies[0].name} by more than {comparison.margin:g} "
-            f"{comparison.metric_name} (non-inferior, one-sided p < 0.025): {join_names(within)}."
+            f"{comparison.metric_name} (non-inferior, one-sided p < 0.025 each): "
+            f"{join_names(within)}."
         )
     return sentences
 
