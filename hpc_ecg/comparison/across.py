@@ -1,7 +1,8 @@
 """What to expect at the next site: one model at several sites (`hpc-ecg report --across`), or the
 strategies of a sweep that leaves out one site at a time (`hpc-ecg report SWEEP`).
 
-In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json and across.csv.
+In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json and across.csv; of
+several strategies, also non_inferiority.csv.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, write_json, write_text
+from hpc_ecg.comparison.non_inferiority import against_best, margin_of, non_inferior_sentences
 from hpc_ecg.comparison.reference_models import read_site_baselines
 from hpc_ecg.comparison.results import Problem, RunResult
 from hpc_ecg.comparison.verdict import baseline_sentence, rank_sentences
@@ -40,12 +42,12 @@ from hpc_ecg.reporting.plots import ForestRow, forest_plot
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.sweep.arms import LEFT_OUT_SITE
 from hpc_ecg.sweep.folder import read_note, read_optional
-from hpc_ecg.sweep.protocol import locked_content, protocol_note, read_protocol
+from hpc_ecg.sweep.protocol import protocol_note
 
 MEASURES = {"auroc": "AUROC", "slope": "calibration slope"}
 MEASURES |= {"observed_expected": "observed/expected"}
 OF_SUMMARY = {"": "mean over sites", "new_": "a new site"}
-FEW_SITES = 5
+FEW_SITES, TESTS = 5, "non_inferiority.csv"
 PERFECT = {"value": 1.0, "low": None, "high": None}
 BLACK = 6
 SiteTests = dict[str, dict[str, list[Predictions]]]
@@ -64,12 +66,16 @@ def write_across(folders: Sequence[Path], out: Path) -> Path:
 
 
 def write_left_out_sites(
-    sweep_dir: Path, runs: Sequence[RunResult], problems: Sequence[Problem], with_baselines: bool
+    sweep_dir: Path,
+    runs: Sequence[RunResult],
+    problems: Sequence[Problem],
+    with_baselines: bool,
+    margin: float | None = None,
 ) -> Path:
     """Summarize each strategy and baseline over the sites that were left out, as the mean over its
     seeds, compare them, and write page and cards into the sweep's report/; returns the page's path.
-    ValueError as `write_across`."""
-    out = sweep_dir / "report"
+    The margin of non-inferiority is by default the protocol's. ValueError as `write_across`."""
+    out, margin = sweep_dir / "report", margin_of(sweep_dir, margin)
     if out.is_symlink():
         raise ValueError(f"{out} is a link: nothing is replaced in the folder that it leads to")
     _check_folder(out)
@@ -92,11 +98,14 @@ def write_left_out_sites(
         families = [_compare(every, p, k, seeds, num_labels) for p in pairs]
         rows = [asdict(pair) | more for family in families for pair, more in family]
         comparisons[label] = {"models": [*order, *baselines], "pairs": rows}
-        comparisons[label]["verdict"] = _sentences(auroc, *families)
-    margin = locked_content(protocol)["margin"] if (protocol := read_protocol(sweep_dir)) else 0.0
+        ranked = [pair for pair, _ in families[0]]
+        tests = against_best(ranked, ranked[0].first, margin) if ranked else []
+        verdict = _sentences(auroc, *families) + non_inferior_sentences(tests, "mean AUROC")
+        comparisons[label] |= {"verdict": verdict, "non_inferior": tests}
     about = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])
     notes = [read_note(sweep_dir), about["text"], *(f"{p.name}: {p.reason}" for p in problems)]
-    more = {"notes": [note for note in (*notes, *missing) if note], "comparisons": comparisons}
+    notes = [note for note in (*notes, *missing) if note]
+    more = {"notes": notes, "comparisons": comparisons, "margin": margin}
     for base in models:
         mine = [run for run in runs if run.base == base]
         about = more | {"init": read_optional(mine[0].folder.init_report), "labels": labels}
@@ -109,17 +118,22 @@ def write_left_out_sites(
 def _check_folder(out: Path) -> None:
     """ValueError if it holds files of others."""
     is_ours = "sites" in read_optional(out / "across.json")
-    for name in ("index.html", "across.csv", "across.json"):
+    for name in ("index.html", "across.csv", "across.json", TESTS):
         check_may_write(out / name, is_ours)
 
 
 def _write(out: Path, sites: list[str], labels: dict, more: dict[str, Any] | None = None) -> Path:
-    """`more` of a sweep: `notes` for the top, and `comparisons` by label."""
+    """`more` of a sweep: `notes` for the top, `comparisons` by label, and the `margin`."""
     rows = [{"label": name} | row for name, label in labels.items() for row in label["table"]]
     values = {"sites": sites, "labels": labels} | (more or {})
     about = values | {"measures": MEASURES, "of_prior": OF_PRIOR, "draw": _draw}
     write_text(out / "index.html", render_page("across.html.jinja", **about, **FORMATS))
     write_text(out / "across.csv", csv_text(pd.DataFrame(rows, dtype=object)))
+    found = values.get("comparisons", {}).items()
+    if tests := [{"label": name} | test for name, of in found for test in of["non_inferior"]]:
+        write_text(out / TESTS, csv_text(pd.DataFrame(tests, dtype=object)))
+    else:
+        (out / TESTS).unlink(missing_ok=True)
     write_json(out / "across.json", values)
     return out / "index.html"
 

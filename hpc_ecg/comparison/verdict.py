@@ -6,6 +6,7 @@ how large the difference may be.
 """
 
 from hpc_ecg.comparison.comparison import Comparison
+from hpc_ecg.comparison.non_inferiority import non_inferior_sentences
 from hpc_ecg.comparison.scoring import is_better, pairs_with
 from hpc_ecg.comparison.wording import format_estimate
 from hpc_ecg.evaluation.comparisons import Difference
@@ -147,13 +148,7 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
     chances = ", ".join(f"{name} {format_probability(p)}" for name, p in ranked[:3])
     more = " …" if len(ranked) > 3 else "."
     sentences = [f"Probability of being the best of these: {chances}{more}"]
-    within = [test["strategy"] for test in comparison.non_inferior if test["is_non_inferior"]]
-    if within:
-        sentences.append(
-            f"Not worse than {comparison.strategies[0].name} by more than {comparison.margin:g} "
-            f"{comparison.metric_name} (non-inferior, one-sided p < 0.025): {join_names(within)}."
-        )
-    return sentences
+    return sentences + non_inferior_sentences(comparison.non_inferior, comparison.metric_name)
 
 
 def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:
