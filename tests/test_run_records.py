@@ -18,6 +18,7 @@ from hpc_ecg.evaluation.covariates import LOGIT
 from hpc_ecg.hashing import DIGESTS, SHA256, sha256_of_value, write_record
 from hpc_ecg.inference import audit
 from hpc_ecg.inference.audit import read_audit
+from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.run_folder import WEIGHTS, RunFolder
 
 WRONG = (None, "x", 3, [True], {"x": True})
@@ -104,7 +105,7 @@ READ = {
     "calibration.json": (
         {"*": dict},
         lambda: {"af": {"slope": 1.2, "kind": "platt"}},
-        run_records.read_calibration,
+        lambda run: read_optional(run / "calibration.json", {"*": dict}),
     ),
     "baselines.json": (
         baselines.NOTE,
@@ -196,7 +197,7 @@ def used(monkeypatch):
     def compare(folder, replicates, margin):
         found.update(replicates=replicates, margin=margin)
 
-    def left_out(folder, runs, problems, with_baselines, margin):
+    def left_out(folder, read, with_baselines, margin):
         found.update(margin=margin)
 
     def write_baselines(config, folder, minutes):
@@ -260,5 +261,5 @@ def test_without_options_the_defaults_hold(folders, used, form):
     assert main(["report", *map(str, folders[form])]) == 0
     assert used.pop("minutes", 10) == pytest.approx(10, abs=0.1)
     assert used.pop("out", None) == (Path(folders[form][-1]) if form == "across" else None)
-    expected = {"replicates": 2000, "margin": None, "allow_pipe": False}
+    expected = {"replicates": 2000, "margin": 0.02, "allow_pipe": False}
     assert used == {name: expected[name] for name in used}

@@ -3,24 +3,15 @@
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hpc_ecg.cli.parser import Verbs, check_effects
 
-if TYPE_CHECKING:
-    from hpc_ecg.comparison.results import RunResult
-
 MIN_REPLICATES, MAX_REPLICATES = 200, 100_000
-OF_SITES, OF_RUN, ACROSS = "a sweep with sites=leave_one_out", "one run", "--across"
-ONE_TEST_SET = "a sweep with one test set"
-EFFECTS = {
-    "margin": [ONE_TEST_SET, OF_SITES],
-    "replicates": [ONE_TEST_SET, OF_RUN],
-    "no_baselines": [ONE_TEST_SET, OF_SITES],
-    "baseline_minutes": [ONE_TEST_SET, OF_SITES],
-    "allow_pipe": [ONE_TEST_SET, OF_SITES, OF_RUN],
-}
-"""Of what a report must be for an option to have an effect; --out is checked apart."""
+ONE_TEST_SET, OF_SITES = SWEEPS = "a sweep with one test set", "a sweep with sites=leave_one_out"
+EFFECTS: dict[str, Any] = dict.fromkeys(("margin", "no_baselines", "baseline_minutes"), SWEEPS)
+EFFECTS |= {"replicates": (ONE_TEST_SET, "one run"), "allow_pipe": (*SWEEPS, "one run")}
+"""Of what a report must be for an option to have an effect."""
 
 
 def add_report(verbs: Verbs) -> None:
@@ -35,24 +26,18 @@ def add_report(verbs: Verbs) -> None:
         help="worse by less than this is non-inferior, in the deciding metric (default: the "
         "protocol's, else 0.02)",
     )
-    report.add_argument(
-        "--replicates",
-        type=int,
-        help="bootstrap replicates, where there is one test set (default 2000)",
-    )
+    report.add_argument("--replicates", type=int, help="bootstrap replicates (default 2000)")
     report.add_argument(
         "--no-baselines",
-        action="store_true",
-        default=None,
+        action="store_const",
+        const=True,
         help="of a sweep: do not compute age and sex, irregularity, measurements of the ECG",
     )
-    report.add_argument(
-        "--baseline-minutes", type=float, help="time limit of baselines (default 10)"
-    )
+    report.add_argument("--baseline-minutes", type=float, help="limit of baselines (default 10)")
     report.add_argument(
         "--allow-pipe",
-        action="store_true",
-        default=None,
+        action="store_const",
+        const=True,
         help="run the command in data.shards=pipe:… of the sweep's runs, with your rights",
     )
     report.set_defaults(verb=_report)
@@ -75,19 +60,17 @@ def _check_replicates(report: Path, replicates: int) -> None:
 
 def _check_given(options: argparse.Namespace, form: str) -> None:
     """ValueError for an option that has no effect on a report of this."""
-    check_effects(
-        options,
-        *[(name, " or ".join(forms), form in forms) for name, forms in EFFECTS.items()],
-        ("baseline_minutes", "baselines, without --no-baselines", not options.no_baselines),
-        ("allow_pipe", "baselines", form != OF_SITES or not options.no_baselines),
-    )
+    needs = [(name, " or ".join(forms), form in forms) for name, forms in EFFECTS.items()]
+    kept, has_baselines = "baselines, without --no-baselines", not options.no_baselines
+    check_effects(options, *needs, ("baseline_minutes", kept, has_baselines))
+    check_effects(options, ("allow_pipe", kept, has_baselines or form != OF_SITES))
 
 
 def _report(options: argparse.Namespace) -> int:
     if bool(options.sweep_dir) == bool(options.across) or bool(options.across) != bool(options.out):
         raise ValueError("report: give SWEEP_DIR, or --across EVALUATION … --out FOLDER")
     if options.across:
-        _check_given(options, ACROSS)
+        _check_given(options, "--across")
         from hpc_ecg.comparison.across import write_across
         from hpc_ecg.log import say
 
@@ -97,13 +80,15 @@ def _report(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that a sweep made")
     from hpc_ecg.comparison.results import is_run, read_results
+    from hpc_ecg.sweep.protocol import read_margin
 
-    _check_given(options, OF_RUN if is_run(folder) else ONE_TEST_SET)
+    _check_given(options, "one run" if is_run(folder) else ONE_TEST_SET)
     replicates = 2000 if options.replicates is None else options.replicates
     minutes = 10.0 if options.baseline_minutes is None else options.baseline_minutes
     _check_replicates(folder / "report", replicates)
     if not minutes >= 0:
         raise ValueError(f"--baseline-minutes must be 0 or more, got {minutes:g}")
+    margin = read_margin(folder, options.margin)
 
     from hpc_ecg.comparison.across import write_left_out_sites
     from hpc_ecg.comparison.compare import compare
@@ -120,19 +105,17 @@ def _report(options: argparse.Namespace) -> int:
     if not options.no_baselines and not is_run(folder):
         _write_baselines(folder, runs, minutes, bool(options.allow_pipe))
     if over_sites:
-        about = runs, problems, not options.no_baselines, options.margin
+        about = (runs, problems), not options.no_baselines, margin
         say(f"report: {write_left_out_sites(folder, *about)}")
         return 0
-    comparison = compare(folder, replicates, margin=options.margin)
+    comparison = compare(folder, replicates, margin=margin)
     paths = write_comparison(comparison, folder, bool(options.allow_pipe))
     single = "\n".join(run_sentences(comparison)) if is_run(folder) else ""
     say(single or format_table(comparison), "", f"report: {paths.page}")
     return 0
 
 
-def _write_baselines(
-    folder: Path, runs: "list[RunResult]", minutes: float, allow_pipe: bool
-) -> None:
+def _write_baselines(folder: Path, runs: list[Any], minutes: float, allow_pipe: bool) -> None:
     from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.reference_models import baseline_folders
     from hpc_ecg.log import describe_error, logger

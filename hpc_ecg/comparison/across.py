@@ -1,8 +1,7 @@
 """What to expect at the next site: one model at several sites (`hpc-ecg report --across`), or the
 strategies of a sweep that leaves out one site at a time (`hpc-ecg report SWEEP`).
 
-In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json and across.csv; of
-several strategies, also non_inferiority.csv.
+In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json and two tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from hpc_ecg.atomic_io import check_may_write, write_json, write_text
-from hpc_ecg.comparison.non_inferiority import against_best, margin_of, non_inferior_sentences
 from hpc_ecg.comparison.reference_models import read_site_baselines
 from hpc_ecg.comparison.results import Problem, RunResult
-from hpc_ecg.comparison.verdict import baseline_sentence, rank_sentences
+from hpc_ecg.comparison.scoring import against_best
+from hpc_ecg.comparison.verdict import baseline_sentence, non_inferior_sentences, rank_sentences
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.evaluation.comparisons import Difference, SeedScores
 from hpc_ecg.evaluation.events import MIN_EVENTS, count_events, scarce
@@ -47,9 +46,9 @@ from hpc_ecg.sweep.protocol import protocol_note
 MEASURES = {"auroc": "AUROC", "slope": "calibration slope"}
 MEASURES |= {"observed_expected": "observed/expected"}
 OF_SUMMARY = {"": "mean over sites", "new_": "a new site"}
-FEW_SITES, TESTS = 5, "non_inferiority.csv"
+FEW_SITES, BLACK, TESTS = 5, 6, "non_inferiority.csv"
 PERFECT = {"value": 1.0, "low": None, "high": None}
-BLACK = 6
+Results = tuple[Sequence[RunResult], Sequence[Problem]]
 SiteTests = dict[str, dict[str, list[Predictions]]]
 SiteDifferences = list[tuple[Difference, dict[str, Any]]]
 """The mean, and what `mean_difference` has beside it."""
@@ -66,16 +65,12 @@ def write_across(folders: Sequence[Path], out: Path) -> Path:
 
 
 def write_left_out_sites(
-    sweep_dir: Path,
-    runs: Sequence[RunResult],
-    problems: Sequence[Problem],
-    with_baselines: bool,
-    margin: float | None = None,
+    sweep_dir: Path, read: Results, with_baselines: bool, margin: float
 ) -> Path:
     """Summarize each strategy and baseline over the sites that were left out, as the mean over its
     seeds, compare them, and write page and cards into the sweep's report/; returns the page's path.
-    The margin of non-inferiority is by default the protocol's. ValueError as `write_across`."""
-    out, margin = sweep_dir / "report", margin_of(sweep_dir, margin)
+    ValueError as `write_across`."""
+    (runs, problems), out = read, sweep_dir / "report"
     if out.is_symlink():
         raise ValueError(f"{out} is a link: nothing is replaced in the folder that it leads to")
     _check_folder(out)
@@ -87,32 +82,29 @@ def write_left_out_sites(
         models[run.base].setdefault(run.varied[LEFT_OUT_SITE], []).append(run.test)
         seeds[run.base].value[run.seed] = 0.0
     every, num_labels = models | baselines, len(runs[0].test.labels)
-    labels: dict[str, Any] = {}
-    comparisons: dict[str, Any] = {}
+    labels, comparisons, tests = dict[str, Any](), dict[str, Any](), list[dict[str, Any]]()
     for k, label in enumerate(runs[0].test.labels):
-        found = {name: _summarize(tests, k, MIN_EVENTS) for name, tests in every.items()}
-        labels |= {f"{name}, {label}": summary for name, summary in found.items()}
-        auroc = {m: about["summary"].get("auroc", PERFECT) for m, about in found.items()}
+        of = {name: _summarize(sites, k, MIN_EVENTS) for name, sites in every.items()}
+        labels |= {f"{name}, {label}": summary for name, summary in of.items()}
+        auroc = {m: about["summary"].get("auroc", PERFECT) for m, about in of.items()}
         order = sorted(models, key=lambda name: -auroc[name]["value"])
         pairs = [*combinations(order, 2)], [(a, b) for b in baselines for a in order]
         families = [_compare(every, p, k, seeds, num_labels) for p in pairs]
         rows = [asdict(pair) | more for family in families for pair, more in family]
-        comparisons[label] = {"models": [*order, *baselines], "pairs": rows}
-        ranked = [pair for pair, _ in families[0]]
-        tests = against_best(ranked, ranked[0].first, margin) if ranked else []
-        verdict = _sentences(auroc, *families) + non_inferior_sentences(tests, "mean AUROC")
-        comparisons[label] |= {"verdict": verdict, "non_inferior": tests}
+        found = against_best([pair for pair, _ in families[0]], margin)
+        tests += [{"label": label} | test for test in found]
+        verdict = _sentences(auroc, *families) + non_inferior_sentences(found, "mean AUROC")
+        comparisons[label] = {"models": [*order, *baselines], "pairs": rows, "verdict": verdict}
     about = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])
     notes = [read_note(sweep_dir), about["text"], *(f"{p.name}: {p.reason}" for p in problems)]
-    notes = [note for note in (*notes, *missing) if note]
-    more = {"notes": notes, "comparisons": comparisons, "margin": margin}
+    more: dict[str, Any] = {"margin": margin, "non_inferior": tests, "comparisons": comparisons}
+    more["notes"] = [note for note in (*notes, *missing) if note]
     for base in models:
         mine = [run for run in runs if run.base == base]
         about = more | {"init": read_optional(mine[0].folder.init_report), "labels": labels}
         card = render_text("site_card.md.jinja", strategy=base, runs=mine, **about, **FORMATS)
         write_text(out / "cards" / base / "MODEL_CARD.md", card)
-    names = [*dict.fromkeys(name for tests in models.values() for name in tests)]
-    return _write(out, names, labels, more)
+    return _write(out, [*dict.fromkeys(s for at in models.values() for s in at)], labels, more)
 
 
 def _check_folder(out: Path) -> None:
@@ -120,20 +112,18 @@ def _check_folder(out: Path) -> None:
     is_ours = "sites" in read_optional(out / "across.json")
     for name in ("index.html", "across.csv", "across.json", TESTS):
         check_may_write(out / name, is_ours)
+    (out / TESTS).unlink(missing_ok=True)
 
 
 def _write(out: Path, sites: list[str], labels: dict, more: dict[str, Any] | None = None) -> Path:
-    """`more` of a sweep: `notes` for the top, `comparisons` by label, and the `margin`."""
+    """`more` of a sweep: `notes` for the top, `comparisons` by label, `margin` and its tests."""
     rows = [{"label": name} | row for name, label in labels.items() for row in label["table"]]
     values = {"sites": sites, "labels": labels} | (more or {})
     about = values | {"measures": MEASURES, "of_prior": OF_PRIOR, "draw": _draw}
     write_text(out / "index.html", render_page("across.html.jinja", **about, **FORMATS))
-    write_text(out / "across.csv", csv_text(pd.DataFrame(rows, dtype=object)))
-    found = values.get("comparisons", {}).items()
-    if tests := [{"label": name} | test for name, of in found for test in of["non_inferior"]]:
-        write_text(out / TESTS, csv_text(pd.DataFrame(tests, dtype=object)))
-    else:
-        (out / TESTS).unlink(missing_ok=True)
+    for name, table in (("across.csv", rows), (TESTS, values.get("non_inferior"))):
+        if table:
+            write_text(out / name, csv_text(pd.DataFrame(table, dtype=object)))
     write_json(out / "across.json", values)
     return out / "index.html"
 

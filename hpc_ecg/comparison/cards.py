@@ -8,7 +8,7 @@ from hpc_ecg.atomic_io import write_text
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.cost import plain_text
 from hpc_ecg.comparison.flow import CohortFlow
-from hpc_ecg.comparison.run_records import read_calibration, read_combined, read_update
+from hpc_ecg.comparison.run_records import read_combined, read_update
 from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.comparison.verdict import verdict_sentences
 from hpc_ecg.comparison.wording import FORMATS
@@ -38,7 +38,7 @@ def _values(comparison: Comparison, model: SelectedModel, flow: CohortFlow | str
         "run": model.run,
         "init": init_report,
         "combined": read_combined(folder.path),
-        "calibration": read_calibration(folder.best),
+        "calibration": read_optional(folder.best / "calibration.json", {"*": dict}),
         "update": read_update(folder),
         "labels": {name: model.label(name) for name in comparison.labels},
         "signal": init_report.get("signal") or {},

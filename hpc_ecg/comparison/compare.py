@@ -19,7 +19,6 @@ from hpc_ecg.comparison.comparison import Comparison, StrategyResult
 from hpc_ecg.comparison.cost import total_costs
 from hpc_ecg.comparison.grid_arms import choose_arms, validation_events
 from hpc_ecg.comparison.label_efficiency import label_efficiency
-from hpc_ecg.comparison.non_inferiority import against_best, margin_of
 from hpc_ecg.comparison.reference_models import (
     average_seeds,
     compare_with_baselines,
@@ -31,7 +30,7 @@ from hpc_ecg.comparison.reference_models import (
 )
 from hpc_ecg.comparison.report_warnings import collect_warnings
 from hpc_ecg.comparison.results import Problem, RunResult, by_strategy, read_results
-from hpc_ecg.comparison.scoring import Scorer, estimate_from, group_by_strategy
+from hpc_ecg.comparison.scoring import Scorer, against_best, estimate_from, group_by_strategy
 from hpc_ecg.comparison.selected import select_models
 from hpc_ecg.evaluation.comparisons import SeedScores
 from hpc_ecg.evaluation.delong import delong_difference
@@ -41,7 +40,7 @@ from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.log import logger
 from hpc_ecg.sweep.arms import LEFT_OUT_SITE
 from hpc_ecg.sweep.folder import read_note
-from hpc_ecg.sweep.protocol import protocol_note
+from hpc_ecg.sweep.protocol import protocol_note, read_margin
 from hpc_ecg.training.open_run import UNVERIFIED
 
 
@@ -55,7 +54,7 @@ def compare(
     """
     # 1. read the finished runs, and the reasons why others are left out
     sweep_dir = Path(sweep_dir)
-    margin = margin_of(sweep_dir, margin)
+    margin = read_margin(sweep_dir, margin)
     runs, problems = _read_finished(sweep_dir)
 
     # 2. score every run on the same draws of patients
@@ -116,7 +115,7 @@ def compare(
         baselines_left_out=baselines.left_out,
         probability_best=probability_best(ranked[metric], scorer.num_patients),
         margin=margin,
-        non_inferior=against_best(pairs_of[metric], order[0], margin),
+        non_inferior=against_best(pairs_of[metric], margin),
         detectable={
             f"{pair.first} - {pair.second}": pair.detectable
             for pair in pairs_of[metric]

@@ -23,9 +23,8 @@ def read_evaluation(run: RunResult) -> dict[str, Any]:
     """The content of evaluation.json; {} if there is none. ValueError: the run is of version 0.1,
     which wrote no digests, and some value or name is not what its predictions give."""
     found = read_optional(run.folder.evaluation)
-    if run.is_verified and found:
-        check_evaluation(run.folder.evaluation, found)
     if run.is_verified or not found:
+        check_evaluation(run.folder.evaluation, found)
         return found
     points, fits = fitted_on_validation(run.folder.best)
     task = str(run.settings.get("data.task"))

@@ -148,10 +148,8 @@ def _read_finished(folder: RunFolder, strategy: str, seed: int) -> RunResult:
     index = read_record(folder.environment, {"data_index_sha256": str})["data_index_sha256"]
     settings["data_index_sha256"] = index
     report = read_record(folder.init_report, INIT_REPORT)
-    for part, kinds in (
-        (report["checkpoint"], CHECKPOINT),
-        (report.get("signal", {}).get("spec"), SPEC),
-    ):
+    signal = report.get("signal", {}).get("spec")
+    for part, kinds in ((report["checkpoint"], CHECKPOINT), (signal, SPEC)):
         check_kinds(folder.init_report, part or {}, kinds if part else {})
     arm = _read_arm(folder, strategy, settings)
     return RunResult(

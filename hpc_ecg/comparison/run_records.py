@@ -1,6 +1,5 @@
-"""The JSON files that verbs leave in a run's folder, each with the type of every field that a
-report uses: one that was edited and sealed again is refused by its name.
-"""
+"""The JSON files in a run's folder, with the type of every field that a report uses: one that was
+edited and sealed again is refused by its name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,48 +14,34 @@ Kinds = dict[str, Any]
 ABSTENTION, UPDATE = "abstention.json", "update.json"
 NUMBER, MAYBE = int | float, int | float | None
 VALUE: Kinds = {"value": MAYBE, "low": MAYBE, "high": MAYBE}
-INTERVAL: Kinds = dict.fromkeys(VALUE, NUMBER)
-METRICS = ("auroc", "auprc", "brier", "log_loss", "mae", "rmse", "r2", "pearson")
-RATES = ("sensitivity", "specificity", "ppv", "npv", "f1?", "nns?")
+INTERVAL, ESTIMATE = dict.fromkeys(VALUE, NUMBER), VALUE | {"value": NUMBER}
 POINT: Kinds = {"threshold": NUMBER, "counts?": dict.fromkeys(("tp", "fp", "fn", "tn"), int)}
-POINT |= dict.fromkeys(RATES, VALUE)
-BIN: Kinds = dict.fromkeys(("predicted", "observed", "low", "high"), NUMBER) | {"n": int}
+POINT |= dict.fromkeys(("sensitivity", "specificity", "ppv", "npv", "f1?", "nns?"), VALUE)
+BIN = dict.fromkeys(("predicted", "observed", "low", "high"), NUMBER) | {"n": int}
 CURVE = ("threshold", "net_benefit", "low", "high", "treat_all")
-GROUP: Kinds = {"group": str, "level": str, "n": int, "n_positive": int, "auroc?": INTERVAL}
-GROUP |= {"reason?": str, "interaction_p?": MAYBE, "interaction_p_holm?": MAYBE}
-LABEL: Kinds = dict.fromkeys(("n", "n_missing", "n_patients", "n_positive?"), int)
-LABEL |= {"prevalence?": NUMBER, **{f"{metric}?": VALUE for metric in METRICS}}
-LABEL |= {
-    "at_threshold?": {"*": POINT},
-    "calibration?": dict.fromkeys(("slope", "intercept", "ece"), VALUE) | {"curve": [BIN]},
-    "decision_curve?": {name: [NUMBER] for name in CURVE},
-    "subgroups?": [GROUP],
-    "one_ecg_per_patient?": {"auroc?": VALUE, "auprc?": VALUE},
-    "recalibrated?": dict,
-}
-EVALUATION: Kinds = {"labels": {"*": LABEL}}
-KEPT: Kinds = {"label": str, "score": str, "coverage": NUMBER, "kept": NUMBER, "n": int}
-KEPT |= {"reason?": str, "prevalence?": MAYBE, "auroc?": INTERVAL, "auroc_gain?": INTERVAL}
+RANKED: Kinds = {"auroc?": INTERVAL, "auprc?": VALUE, "reason?": str}
+GROUP: Kinds = RANKED | {"group": str, "level": str, "n": int, "n_positive": int}
+GROUP |= {"interaction_p?": MAYBE, "interaction_p_holm?": MAYBE}
+LABEL: Kinds = RANKED | dict.fromkeys(("n", "n_missing", "n_patients", "n_positive?"), int)
+LABEL |= dict.fromkeys(("brier?", "log_loss?", "mae?", "rmse?", "r2?", "pearson?"), VALUE)
+LABEL |= {"prevalence?": NUMBER, "at_threshold?": {"*": POINT}, "one_ecg_per_patient?": RANKED}
+LABEL |= {"decision_curve?": {name: [NUMBER] for name in CURVE}, "subgroups?": [GROUP]}
+LABEL["calibration?"] = dict.fromkeys(("slope", "intercept", "ece"), VALUE) | {"curve": [BIN]}
+EVALUATION: Kinds = {"labels?": {"*": LABEL}}
+KEPT: Kinds = RANKED | {"label": str, "score": str, "coverage": NUMBER, "kept": NUMBER, "n": int}
+KEPT |= {"prevalence?": MAYBE, "auroc_gain?": INTERVAL}
 KEPT |= dict.fromkeys(("brier?", "sensitivity?", "ppv?"), VALUE)
 LEVELS: Kinds = {"name": str, "levels": [str]}
 NUMERIC: Kinds = {"name": str, "mean": NUMBER, "sd": NUMBER}
+COUNTS = dict.fromkeys(("n_positive_patients", "n_negative_patients"), int)
 SCORE: Kinds = {"split": str, "metric": str, "n": int, "risk": MAYBE}
-SCORE |= dict.fromkeys((*MODELS, "over_network", "over_covariates"), VALUE | {"value": NUMBER})
-COUNTS: Kinds = dict.fromkeys(
-    ("n", "n_positive_patients", "n_negative_patients", "num_lacking"), int
-)
-FIT: Kinds = {"intercept": NUMBER, "terms": [NUMERIC | {"per_sd": VALUE | {"value": NUMBER}}]}
-FIT |= {"scores": [SCORE], "warnings": [str], "counts": COUNTS}
+SCORE |= dict.fromkeys((*MODELS, "over_network", "over_covariates"), ESTIMATE)
+FIT: Kinds = {"intercept": NUMBER, "terms": [NUMERIC | {"per_sd": ESTIMATE}], "scores": [SCORE]}
+FIT |= {"warnings": [str], "counts": COUNTS | {"n": int, "num_lacking": int}}
 COMBINED: Kinds = {"covariates": [{"name": str}], "labels": {"*": FIT}, "left_out": {"*": str}}
 COMBINED |= {"status": str, "fixed": str | None}
-TEST: Kinds = {
-    "method": str,
-    "made": str,
-    "p_values": {"*": NUMBER},
-    "slope": NUMBER,
-    "offset": NUMBER,
-}
-TEST |= {"n_positive_patients": int, "n_negative_patients": int, "warning?": str}
+TEST: Kinds = {"method": str, "made": str, "p_values": {"*": NUMBER}, "warning?": str}
+TEST |= COUNTS | {"slope": NUMBER, "offset": NUMBER}
 UPDATED: Kinds = dict.fromkeys(("from", "shards", "strangers", "run"), str) | {"held_out": MAYBE}
 UPDATED |= {"measures": {"*": str}, "tests": {"*": dict}}
 UPDATED |= {when: {"*": {"*": VALUE}} for when in ("before", "after", "gained")}
@@ -65,15 +50,14 @@ UPDATED |= {when: {"*": {"*": VALUE}} for when in ("before", "after", "gained")}
 def check_evaluation(path: Path, content: Mapping[str, Any]) -> None:
     """ValueError: a field of evaluation.json is of another type, or a curve's lists differ."""
     check_kinds(path, content, EVALUATION)
-    for label in content["labels"].values():
+    for label in content.get("labels", {}).values():
         curve = label.get("decision_curve", {})
         if len({len(curve[name]) for name in CURVE if curve}) > 1:
             raise ValueError(f"{path} is damaged: lists of decision_curve differ in length")
 
 
 def read_abstention(run: Path) -> list[dict[str, Any]] | None:
-    """The curve of abstention.json; None without one. ValueError: it, or its source, has changed,
-    or it is of another shape."""
+    """Its curve, None without one. ValueError: it, or its source, has changed, or another shape."""
     path = run / ABSTENTION
     if not path.exists():
         return None
@@ -86,16 +70,9 @@ def read_abstention(run: Path) -> list[dict[str, Any]] | None:
     return list(content["curve"])
 
 
-def read_calibration(best: Path) -> dict[str, Any]:
-    """What was fitted on validation by label, {} if nothing was. ValueError: of another shape."""
-    path = best / "calibration.json"
-    return read_record(path, {"*": dict}) if path.exists() else {}
-
-
 def read_update(run: RunFolder) -> dict[str, Any]:
     """The record in a run's folder, {} without one. ValueError as `read_abstention`."""
-    path, content = run.path / UPDATE, run.read_about(UPDATE)
-    check_kinds(path, content, UPDATED if content else {})
+    path, content = run.path / UPDATE, run.read_about(UPDATE, UPDATED)
     for name, test in content.get("tests", {}).items():
         check_kinds(path, {name: test}, {name: {"reason": str} if "reason" in test else TEST})
     for name, after in content.get("after", {}).items():

@@ -5,8 +5,9 @@ Fixed rules choose each sentence. "Better" means an adjusted p below 0.05, from 
 how large the difference may be.
 """
 
+from typing import Any
+
 from hpc_ecg.comparison.comparison import Comparison
-from hpc_ecg.comparison.non_inferiority import non_inferior_sentences
 from hpc_ecg.comparison.scoring import is_better, pairs_with
 from hpc_ecg.comparison.wording import format_estimate
 from hpc_ecg.evaluation.comparisons import Difference
@@ -149,6 +150,14 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
     more = " …" if len(ranked) > 3 else "."
     sentences = [f"Probability of being the best of these: {chances}{more}"]
     return sentences + non_inferior_sentences(comparison.non_inferior, comparison.metric_name)
+
+
+def non_inferior_sentences(tests: list[dict[str, Any]], metric: str) -> list[str]:
+    """One on the strategies that passed, or none."""
+    if not (passed := [test["strategy"] for test in tests if test["is_non_inferior"]]):
+        return []
+    margin = f"{tests[0]['to']} by more than {tests[0]['margin']:g} {metric}"
+    return [f"Not worse than {margin} (non-inferior, one-sided p < 0.025): {join_names(passed)}."]
 
 
 def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:

@@ -101,8 +101,7 @@ def _points(record: Path, stored: dict[str, Any], label: str, labels: list[str])
     points = (
         points_by_method(stored, label, labels) if isinstance(stored.get(label, {}), dict) else {}
     )
-    for point in points.values():
-        check_kinds(record, point, {"threshold": float})
+    check_kinds(record, points, {"*": {"threshold": float}})
     return points
 
 
