@@ -142,7 +142,7 @@ def true_values(sites_V2: np.ndarray) -> dict[str, np.ndarray]:
     """AUROC, slope and observed/expected [V] of a model that is right at the usual distance and
     prevalence, at sites with these (`draw`)."""
     shift_V, share_V = sites_V2[:, 0], special.expit(sites_V2[:, 1])
-    cases_VQ, others_Q = special.expit(_logits(POINTS_Q + shift_V[:, None])), _logits(POINTS_Q)
+    cases_VQ, others_Q = special.expit(logits_of(POINTS_Q + shift_V[:, None])), logits_of(POINTS_Q)
     weights_Q = WEIGHTS_Q / WEIGHTS_Q.sum()
     expected_V = share_V * (cases_VQ @ weights_Q)
     expected_V += (1 - share_V) * (special.expit(others_Q) @ weights_Q)
@@ -151,7 +151,7 @@ def true_values(sites_V2: np.ndarray) -> dict[str, np.ndarray]:
     return {"auroc": auroc_V, "slope": shift_V / SHIFT, "observed_expected": ratio_V}
 
 
-def _logits(score: np.ndarray) -> np.ndarray:
+def logits_of(score: np.ndarray) -> np.ndarray:
     """Log-odds of the outcome for a score of SD 1 in each class, `SHIFT` apart."""
     return SHIFT * score - SHIFT**2 / 2 + special.logit(PREVALENCE)
 
@@ -163,7 +163,7 @@ def _values_at(rng: np.random.Generator, draw: Callable[..., np.ndarray]) -> Val
         design = Design(patients=int(rng.choice(SIZES)), prevalence=float(special.expit(odds)))
         label_N, patient_N, smaller = design.draw(rng)
         if smaller >= MIN_EVENTS:
-            logit_N = _logits(shift * label_N + noise(rng, patient_N, 1.0))
+            logit_N = logits_of(shift * label_N + noise(rng, patient_N, 1.0))
             return site_values(label_N, logit_N, special.expit(logit_N), patient_N)
 
 
