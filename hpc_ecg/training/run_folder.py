@@ -179,7 +179,7 @@ class RunFolder:
         )
 
     def read_about(self, name: str, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What a verb noted about the weights, or {}. ValueError: of others, or as `read_record`."""
+        """What a verb noted about the weights, or {}. ValueError: of others, or `read_record`."""
         path = self.path / name
         if path.exists() and not check_file(self.path / WEIGHTS, path):
             raise ValueError(f"{path} does not say which weights it is about; make it again")
