@@ -9,8 +9,9 @@ from contextlib import closing
 from typing import Any
 
 from hpc_ecg.cohort.table import WEIGHT_PREFIX
+from hpc_ecg.comparison.run_records import read_combined
 from hpc_ecg.config.suggestions import did_you_mean
-from hpc_ecg.evaluation.covariates import COMBINE, combine_label, learn_covariate, read_combined
+from hpc_ecg.evaluation.covariates import COMBINE, combine_label, learn_covariate
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import write_record

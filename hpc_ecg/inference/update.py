@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpc_ecg.comparison.run_records import UPDATE
 from hpc_ecg.data.dataset import open_shards
 from hpc_ecg.data.settings import AugmentConfig
 from hpc_ecg.evaluation.closed_testing import METHODS, UpdateSample, choose_update
@@ -41,7 +42,7 @@ from hpc_ecg.training.settings import TrainConfig
 from hpc_ecg.weights.reading import read_checkpoint, resolve_file
 from hpc_ecg.weights.settings import InitConfig
 
-UPDATE, WHERE = "update.json", "the part to update on"
+WHERE = "the part to update on"
 MEASURES = {"auroc": "AUROC", "brier": "Brier score", "log_loss": "log loss"}
 MEASURES |= {"net_benefit": "net benefit", "slope": "calibration slope"}
 MEASURES |= {"intercept": "calibration intercept", "o_e": "observed / expected"}
