@@ -46,7 +46,7 @@ class DDPBackend:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def no_sync(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """A context without all-reduce of gradients, except for the last micro-batch of a step."""
+        """A context without DDP's all-reduce of gradients, except for a step's last micro-batch."""
         return contextlib.nullcontext() if is_last else self._accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:

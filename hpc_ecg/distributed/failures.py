@@ -16,7 +16,7 @@ from torch.distributed import Store
 
 from hpc_ecg.distributed.ranks import Ranks
 from hpc_ecg.distributed.watchdog import EXIT_PEER_LOST
-from hpc_ecg.log import describe_error, logger
+from hpc_ecg.log import describe_error, first_line, logger
 
 POLL_S = 1.0
 GRACE_S = (30.0, 2.0)
@@ -57,10 +57,8 @@ def share_failures(ranks: Ranks, store: Store | None) -> Iterator[None]:
             raise
         if failure := exchange.read():
             raise ValueError(failure) from None
-        first_line = str(error).partition("\n")[0]
-        raise PeerLost(f"process {ranks.rank} has lost the others ({first_line})") from error
+        raise PeerLost(f"process {ranks.rank} has lost the others ({first_line(error)})") from error
     finally:
-        exchange.stop()
         exchange.leave()
 
 
@@ -80,12 +78,8 @@ class _Exchange:
     def start(self) -> None:
         threading.Thread(target=self._watch, name="failures", daemon=True).start()
 
-    def stop(self) -> None:
-        """The main thread sees to the rest."""
-        self._stopped.set()
-
     def report(self, failure: str) -> None:
-        self.stop()
+        self._stopped.set()  # the main thread sees to the rest
         with suppress(RuntimeError):  # the process that held the store is gone
             if not self.read():  # the first failure is the cause
                 self._store.set(self._failure, f"process {self._ranks.rank}: {failure}")
@@ -103,6 +97,7 @@ class _Exchange:
 
     def leave(self) -> None:
         """This process needs the store no more; after a failure rank 0 stays until none does."""
+        self._stopped.set()
         with suppress(RuntimeError):  # rank 0 is gone, or a process was killed
             self._store.set(self._left[self._ranks.rank], "")
             if self._failed and self._ranks.rank == 0:

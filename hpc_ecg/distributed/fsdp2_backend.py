@@ -5,7 +5,6 @@ each other. It works on a copy, so that the caller's module stays unsharded; `ga
 the weights back. Mixed precision is done by autocast, as under DDP, so their numbers agree.
 """
 
-import contextlib
 import copy
 from collections.abc import Mapping
 
@@ -27,10 +26,6 @@ class FSDP2Backend(DDPBackend):
         assert isinstance(self.module, FSDPModule)
         self.wrapped = self.module
         self.optimizer = self._accelerator.prepare_optimizer(build_optimizer(self.module))
-
-    def no_sync(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: `backward` itself controls the synchronization."""
-        return contextlib.nullcontext()
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         self.wrapped.set_requires_gradient_sync(is_last)
