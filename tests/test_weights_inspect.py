@@ -96,7 +96,7 @@ def test_our_files_state_labels_signal_and_provenance(tmp_path):
     facts = inspect(tmp_path)
     assert (facts["kind"], facts["labels"]) == ("hpc_ecg", ["af"])
     assert facts["signal"]["sample_rate_hz"] == 500
-    assert "2500 samples at 500 Hz, in mV, amplitude calibrated" in table(tmp_path)
+    assert "5 s at 500 Hz in mV, calibrated" in table(tmp_path)
     reset_head(path, tmp_path / "reset.pt", seed=5)
     (step,) = inspect(tmp_path / "reset.pt")["provenance"]
     assert step["seed"] == 5 and '"action": "reset-head"' in table(tmp_path / "reset.pt")

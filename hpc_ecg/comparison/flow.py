@@ -14,10 +14,9 @@ from hpc_ecg.cohort.censoring import describe_censoring
 from hpc_ecg.cohort.rules import Count, Flow
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.data.views import as_split
-from hpc_ecg.ecg.signal import SignalSpec
+from hpc_ecg.ecg.signal import describe_signal
 from hpc_ecg.hashing import read_record
 from hpc_ecg.log import describe_error
-from hpc_ecg.reporting.numbers import count
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.remote import open_shard_set
@@ -88,15 +87,6 @@ def _read_selection(description: Mapping[str, Any]) -> Flow | None:
 
 def _count(value: Mapping[str, Any]) -> Count:
     return Count(**{name: value[name] for name in COUNT})
-
-
-def describe_signal(signal: SignalSpec) -> str:
-    seconds = signal.num_samples / signal.sample_rate_hz
-    return (
-        f"{count(len(signal.leads), 'lead')} ({', '.join(signal.leads)}), {seconds:g} s at "
-        f"{signal.sample_rate_hz} Hz in {signal.unit}, {signal.amplitude}, {signal.preprocessing}, "
-        f"window: {signal.window}"
-    )
 
 
 def _split(shards: ShardSet, split: str, labels: list[str], has_classes: bool) -> dict[str, Any]:

@@ -8,6 +8,8 @@ refuses a mismatch.
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from hpc_ecg.reporting.numbers import count
+
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 PREPROCESSING = "resample_poly/2"
 MAX_SAMPLES = 2**24
@@ -38,6 +40,15 @@ class SignalSpec:
 def millivolts_per(unit: str) -> float | None:
     """Millivolts in one `unit`, in any case and with either µ; None if it is no voltage."""
     return _MILLIVOLTS.get(unit.strip().lower())
+
+
+def describe_signal(signal: SignalSpec) -> str:
+    seconds = signal.num_samples / signal.sample_rate_hz
+    return (
+        f"{count(len(signal.leads), 'lead')} ({', '.join(signal.leads)}), {seconds:g} s at "
+        f"{signal.sample_rate_hz} Hz in {signal.unit}, {signal.amplitude}, {signal.preprocessing}, "
+        f"window: {signal.window}"
+    )
 
 
 def check_same_signal(ours: SignalSpec, theirs: SignalSpec, our_name: str, their_name: str) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from hpc_ecg.atomic_io import write_text
 from hpc_ecg.cohort.splits import SPLITS
+from hpc_ecg.ecg.signal import SignalSpec, describe_signal
 from hpc_ecg.reporting.ecg_paper import draw_ecg
 from hpc_ecg.reporting.html import inline_svg, render_page
 from hpc_ecg.reporting.numbers import format_percent
@@ -82,7 +83,8 @@ def inspect_shards(
 
 def describe_inspection(facts: dict[str, Any]) -> list[str]:
     """The numbers as lines for a terminal."""
-    lines = [f"{facts['folder']}: {facts['shards']} shards; {_format_signal(facts['signal'])}"]
+    signal = describe_signal(SignalSpec(**facts["signal"]))
+    lines = [f"{facts['folder']}: {facts['shards']} shards; {signal}"]
     for people in facts["splits"]:
         parts = [f"{people['split']}: {people['records']} records of {people['patients']} patients"]
         if "age" in people:
@@ -118,7 +120,7 @@ def write_page(out: Path, inspection: Inspection, num_plots: int, seed: int = 0)
         written=f", {date.fromtimestamp(path.stat().st_mtime)}" if path.is_file() else "",
         histogram=draw_amplitudes(inspection.index["amplitude_mv"]),
         pictures=_draw_sample(inspection, num_plots, seed),
-        format_signal=_format_signal,
+        signal=describe_signal(inspection.shards.signal),
         format_label=_format_label,
         format_quantiles=_format_quantiles,
         format_counts=_format_counts,
@@ -163,14 +165,6 @@ def _quantiles(values: pd.Series) -> dict[str, Any] | None:
         return None
     low, median, high = np.percentile(known, [5, 50, 95]).tolist()
     return {"median": median, "low": low, "high": high, "missing": len(values) - len(known)}
-
-
-def _format_signal(signal: dict[str, Any]) -> str:
-    return (
-        f"{len(signal['leads'])} leads, {signal['num_samples']} samples at "
-        f"{signal['sample_rate_hz']} Hz, {signal['unit']}, {signal['amplitude']}, "
-        f"{signal['preprocessing']}, window {signal['window']}"
-    )
 
 
 def _format_label(label: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc_ecg.ecg.signal import SignalSpec, describe_signal
 from hpc_ecg.model.architecture import SIZE_NAMES, architecture_to_settings, show_value
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.weights import original
@@ -128,7 +129,9 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "", f"{name} = {deduced}{note}"
     unnamed = f"{facts['num_labels']}, not named" if facts["num_labels"] else "none: no head"
     yield "labels", ", ".join(facts["labels"] or [unnamed])
-    yield "signal", _describe_signal(facts["signal"])
+    unstated = "not stated; DeepECG-SSL saw 12 leads, 10 s at 250 Hz (2500 samples), in mV"
+    signal = facts["signal"] and describe_signal(SignalSpec(**facts["signal"]))
+    yield "signal", signal or unstated
     for step in facts["provenance"]:
         yield "made by", json.dumps(step)
     if facts["optimizer_tensors"]:
@@ -142,13 +145,3 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "PRIVACY", f"{len(paths)} paths of the training's machine: {key}={path} …"
     problem = f"cannot be used to start a run: {facts['problem']}"
     yield "start a run", "yes" if facts["can_start_a_run"] else problem
-
-
-def _describe_signal(signal: Mapping[str, Any] | None) -> str:
-    if signal is None:
-        return "not stated; DeepECG-SSL saw 12 leads, 10 s at 250 Hz (2500 samples), in mV"
-    return (
-        f"{len(signal['leads'])} leads ({', '.join(signal['leads'])}), {signal['num_samples']} "
-        f"samples at {signal['sample_rate_hz']} Hz, in {signal['unit']}, amplitude "
-        f"{signal['amplitude']}, {signal['preprocessing']}"
-    )
