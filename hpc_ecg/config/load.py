@@ -23,7 +23,7 @@ from omegaconf.errors import (
 )
 
 from hpc_ecg.config.built_in import find_config
-from hpc_ecg.config.describe import KINDS, describe_kind, describe_settings, show_value
+from hpc_ecg.config.describe import describe_kind, describe_settings, show_value
 from hpc_ecg.config.dotted_keys import flatten, nest
 from hpc_ecg.config.schema import is_misshapen, rules_by_key, section_of, without_none
 from hpc_ecg.config.suggestions import RENAMED, did_you_mean
@@ -194,7 +194,7 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
         kind, is_optional = without_none(declared)
         section = section_of(kind)
         entry = section_of((typing.get_args(kind) or (None,))[-1])
-        if is_misshapen(value, kind):
+        if is_misshapen(value, kind) or (kind is int and isinstance(value, bool)):
             must = f"{key} must be {describe_kind(kind)}"
             raise ValueError(f"{must}, got {show_value(value)} ({source})")
         if section and not (value is None and is_optional):
@@ -202,8 +202,6 @@ def _check_keys_and_text(values: Any, schema: type, prefix: str, source: str) ->
         elif entry:
             for part, inner in value.items() if isinstance(value, dict) else ():
                 _check_section(inner, entry, f"{key}.{part}", source)
-        elif kind is int and isinstance(value, bool):
-            raise ValueError(f"{key} must be {KINDS[int]}, got {show_value(value)} ({source})")
         else:
             _check_text(value, kind, is_optional, key, source)
 
