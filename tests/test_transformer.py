@@ -177,7 +177,7 @@ def test_gelu_in_float16_is_the_fp32_gelu_within_one_rounding():
 
 
 def test_the_channel_norm_is_computed_in_fp32_under_autocast():
-    norm, x_BCT = ChannelNorm(4), torch.randn(2, 4, 100).bfloat16()
+    norm, x_BCT = ChannelNorm(4, 4), torch.randn(2, 4, 100).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out_BCT = norm(x_BCT)
     assert torch.equal(out_BCT, F.group_norm(x_BCT.float(), 4).bfloat16())

@@ -73,8 +73,7 @@ def measure(ecg_CS: FloatArray, leads: Sequence[str], beats: Beats, rate_hz: flo
         rr = np.diff(beats)
         found["heart rate"] = 60 * rate_hz / rr.mean()
         names = [name for name in INDEPENDENT if name in leads]
-        ecg_CS = sosfiltfilt(_band(0.5, 40, rate_hz), ecg_CS[[leads.index(n) for n in names]])
-        beats_BCW = _similar_beats(ecg_CS, beats, rate_hz)
+        beats_BCW = _similar_beats(ecg_CS[[leads.index(n) for n in names]], beats, rate_hz)
         if len(beats_BCW) >= MIN_BEATS:
             waves = _waves(beats_BCW, rate_hz, float(np.median(rr)))
             found |= {k: v for k, v in waves.items() if names[:2] == ["I", "II"] or "axis" not in k}
@@ -89,7 +88,7 @@ def segment(
     MIN_BEATS similar beats."""
     beats = find_beats(ecg_CS, leads, rate_hz)
     rows = [leads.index(name) for name in INDEPENDENT if name in leads]
-    similar_BCW = _similar_beats(sosfiltfilt(_band(0.5, 40, rate_hz), ecg_CS[rows]), beats, rate_hz)
+    similar_BCW = _similar_beats(ecg_CS[rows], beats, rate_hz)
     if len(similar_BCW) < MIN_BEATS:
         raise ValueError(f"it has {len(similar_BCW)} similar heartbeats, {MIN_BEATS} are needed")
     found = dict(zip(MEASUREMENTS, measure(ecg_CS, leads, beats, rate_hz), strict=True))
@@ -106,7 +105,8 @@ def segment(
 
 
 def _similar_beats(ecg_CS: FloatArray, beats: Beats, rate_hz: float) -> FloatArray:
-    """Beats [B, C, W] whose QRS resembles the median beat's."""
+    """Beats [B, C, W], filtered, whose QRS resembles the median beat's."""
+    ecg_CS = sosfiltfilt(_band(0.5, 40, rate_hz), ecg_CS)
     before, after, half = (round(seconds * rate_hz) for seconds in (BEFORE_S, AFTER_S, 0.08))
     beats = beats[(beats >= before) & (beats + after <= ecg_CS.shape[1])]
     beats_BCW = ecg_CS[:, beats[:, None] + np.arange(-before, after)].swapaxes(0, 1)

@@ -20,6 +20,7 @@ from hpc_ecg.ecg.signal import SignalSpec
 
 MICROVOLTS_PER_COUNT = 1.0
 MIN_RATE_HZ, MAX_RATE_HZ = 50.0, 10_000.0
+RATES = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
 MIN_WINDOW_S, MAX_WINDOW_S = 1.0, 600.0
 WINDOWS = ("first", "centre", "all")
 PADDED = "+padded"
@@ -54,8 +55,7 @@ def prepare(
     """
     steps, rate_hz = parse_preprocessing(spec.preprocessing), recording.sample_rate_hz
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
-        raise RecordError("rate", f"the sampling rate must be {allowed}, got {rate_hz:g}")
+        raise RecordError("rate", f"the sampling rate must be {RATES}, got {rate_hz:g}")
     signal_LS, lead_flags = complete_leads(recording, spec.leads, missing_leads)
     lead_flags += recording.flags
     check_finite(signal_LS, spec.leads)
@@ -98,8 +98,7 @@ def check_spec(spec: SignalSpec) -> None:
     if policy not in WINDOWS:
         raise ValueError(f"the window must be one of {', '.join(WINDOWS)}, got {policy!r}")
     if not MIN_RATE_HZ <= spec.sample_rate_hz <= MAX_RATE_HZ:
-        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
-        raise ValueError(f"the rate of the shards must be {allowed}, got {spec.sample_rate_hz:g}")
+        raise ValueError(f"the rate of the shards must be {RATES}, got {spec.sample_rate_hz:g}")
     seconds = spec.num_samples / spec.sample_rate_hz
     if not MIN_WINDOW_S <= seconds <= MAX_WINDOW_S:
         allowed = f"{MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s"

@@ -142,8 +142,7 @@ def parse_single_node(shown: str) -> str:
 
 def allow_nodes(job_id: str, still_excluded: str) -> None:
     """Let a pending job, unless it has started, run on all nodes but those `still_excluded`."""
-    command = ["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={still_excluded}"]
-    subprocess.run(command, capture_output=True, check=False)
+    ask_scontrol("update", f"JobId={job_id}", f"ExcNodeList={still_excluded}")
 
 
 def cancel_jobs(job_ids: list[str]) -> None:

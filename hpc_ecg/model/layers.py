@@ -75,7 +75,7 @@ class ConvStem(nn.Module):
         for channels, kernel, stride in architecture.conv_feature_layers:
             layer = nn.ModuleDict({"0": Conv1d(channels_in, channels, kernel, stride, bias=False)})
             if not self.conv_layers:
-                layer["2"] = ChannelNorm(channels)
+                layer["2"] = ChannelNorm(channels, channels)
             self.conv_layers.append(layer)
             channels_in = channels
 
@@ -89,10 +89,7 @@ class ConvStem(nn.Module):
 
 
 class ChannelNorm(nn.GroupNorm):
-    """GroupNorm with one channel per group, computed in fp32 whatever the input, and cast back."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, eps=1e-5)
+    """GroupNorm, here with one channel per group, in fp32 whatever the input, and cast back."""
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         weight, bias = self.weight.float(), self.bias.float()

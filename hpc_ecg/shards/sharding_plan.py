@@ -16,7 +16,7 @@ from hpc_ecg.cohort.splits import Assignment, SplitPlan
 from hpc_ecg.cohort.table import NO_PATIENT, Cohort, Columns
 from hpc_ecg.ecg.files import ArrayLayout, needs_layout
 from hpc_ecg.ecg.leads import order_rows
-from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, check_spec
+from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ, RATES, check_spec
 from hpc_ecg.ecg.recording import RecordError
 from hpc_ecg.jobs.settings import SlurmJobs
 from hpc_ecg.shards.description import COLUMNS, FOLD_PREFIX, LABEL_PREFIX, OPTIONAL
@@ -68,8 +68,7 @@ def check_plan(plan: ShardingPlan) -> None:
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if plan.rate_hz is not None and not MIN_RATE_HZ <= plan.rate_hz <= MAX_RATE_HZ:
-        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
-        raise ValueError(f"--rate must be {allowed}, or name a column, got {plan.rate_hz:g}")
+        raise ValueError(f"--rate must be {RATES}, or name a column, got {plan.rate_hz:g}")
     try:
         order_rows(recordings.layout.leads, recordings.signal.leads)
     except RecordError as error:

@@ -133,8 +133,7 @@ class StoredTensor:
 
     def drop_pages(self) -> None:
         """Free the memory of the file's pages read so far; they are read again when needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.storage.file.madvise(mmap.MADV_DONTNEED)
+        self.storage.file.madvise(mmap.MADV_DONTNEED)
 
     def _raw(self) -> NDArray[Any]:
         dtype = DTYPES[self.dtype]
