@@ -87,11 +87,8 @@ def _recorded(backend: DDPBackend, bitwise: bool) -> Iterator[Signatures]:
         number = sum(key.startswith(f"{name}#") for key in seen) if f"{name}#0" in seen else 0
         seen[f"{name}#{number}"] = _signature(tensor, bitwise)
 
-    def see_output(_module: object, _inputs: object, output: Tensor) -> None:
-        see(OUTPUT, output)
-
     parameters = backend.trainable_parameters()
-    hooks = [backend.wrapped.register_forward_hook(see_output)]
+    hooks = [backend.wrapped.register_forward_hook(lambda *call: see(OUTPUT, call[-1]))]
     for name, parameter in parameters.items():
         hook = parameter.register_hook(lambda grad, name=name: see(f"the gradient of {name}", grad))
         hooks.append(hook)

@@ -78,10 +78,8 @@ class SeedScores:
     def arrays(self, seeds: Sequence[int] | None = None) -> tuple[FloatArray, FloatArray]:
         """`value_S` and `replicate_SR`, of these seeds or all."""
         chosen = list(self.value if seeds is None else seeds)
-        values, replicates = zip(
-            *[(self.value[s], self.replicate_R[s]) for s in chosen], strict=True
-        )
-        return np.array(values), np.stack(replicates)
+        value_S = np.array([self.value[s] for s in chosen])
+        return value_S, np.stack([self.replicate_R[s] for s in chosen])
 
 
 @dataclass(frozen=True, kw_only=True)

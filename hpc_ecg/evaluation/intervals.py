@@ -12,17 +12,9 @@ a value (one class only) are left out; `replicates` counts the others.
   slope and intercept of the calibration: t
   others        percentiles
 
-Measured by tools/coverage_tables.py (95 % intervals, 1 to 5 ECGs per patient). AUROC and AUPRC, 20
-or more positive patients among 200 to 5,000, AUROC 0.75 and 0.9 (2,000 cohorts a cell): 92.5–98.2 %
-and 93.6–96.4 %; with 2 to 19, 94–100 %, where percentiles of AUROC cover 46–82 %. AUROC 0.97 to
-0.9998 with 5 to 50 positive patients, also if 3 % of them look healthy: 94–100 %. Table `edges`
-(200 to 600 patients, 3 to 20 % positive, AUROC 0.8 to 0.99, slope 1 and 1.5, 250 cohorts a cell,
-standard error 1.4), lowest cell of 18 to 90: sensitivity 91.2 %, PPV and NPV 91.6, specificity
-92.4, Brier score 92.4, net benefit 92.8, slope 91.6, intercept 92.4, ECE 92.0, AUPRC 94.4; means
-over 5 labels with 7 to 20 positive patients 93.2. Before: 89.2, 89.6, 90.0, 92.4, 88.4, 0 (where
-nobody is flagged), 87.2, 88.0, 69.2, 94.4; 89.6. Log loss (600 and 1,000 cohorts, standard error
-0.9, 0.7): 94.0–99.2 %, without skewness 93.4–97.7 (percentiles 84–94). O/E (1,000 cohorts, with
-heavy tails and ties): 94.4–98.3 %, percentiles 89.2–95.4.
+What each covers, and in which settings, was measured by tools/coverage_tables.py; the figures stand
+in docs/explanation/statistics.md. Percentiles cover less: of AUROC 46–82 % with 2 to 19 positive
+patients, of log loss 84–94 %, of O/E 89–95 %.
 """
 
 # R replicates

@@ -72,7 +72,8 @@ def draw_ecg(
     others = [name for name in leads if name not in sum(LAYOUT, ())]
     header = title + (f"; not drawn: {', '.join(others)}" if others else "")
     scale = f"{paper.mm_per_s:g} mm/s, {paper.mm_per_mv:g} mm/mV"
-    lines = wrap(header, int((width - 2) / (EM * paper.text_mm)) - len(scale) - 2)
+    room = int((width - 2) / (EM * paper.text_mm))
+    lines = wrap(header, room - len(scale) - 2)
     top = 1.4 * paper.text_mm * max(len(lines), 1) + 1
     first_y = top + 5 / 6 * paper.row_mm
     height = first_y + (strips[-1][1] + 2 / 3) * paper.row_mm
@@ -98,10 +99,7 @@ def draw_ecg(
         notes[note] = len(curve)
     pairs = np.concatenate([np.stack([curve[:-1], curve[1:]]) for curve in curves], axis=1)
     body += [_label(*label, pairs, paper) for label in labels]
-    for line in wrap(
-        "; ".join(note for note, drawn in notes.items() if note and drawn),
-        int((width - 2) / (EM * paper.text_mm)),
-    ):
+    for line in wrap("; ".join(note for note, drawn in notes.items() if note and drawn), room):
         height += 1.4 * paper.text_mm
         body.append(_text(1, height - 0.4 * paper.text_mm, line))
     body.insert(0, _grid(width, height, margin, paper))
