@@ -5,6 +5,7 @@ import argparse
 
 import numpy as np
 import pytest
+from coverage_errors import type_1_error
 from coverage_tables import (
     Design,
     main,
@@ -12,7 +13,6 @@ from coverage_tables import (
     sensitivities,
     true_auprc,
     two_models,
-    type_1_error,
 )
 from sklearn.metrics import average_precision_score, roc_auc_score
 

@@ -19,7 +19,7 @@ class Before(NamedTuple):
     setting: str
 
 
-WIDTH = 9  # of a figure
+WIDTH = 11  # of a figure
 OWN = "its own table"
 COHORTS = "cohorts of 200–600 patients"
 SIX_HUNDRED = "whole cohorts of 600 patients"
@@ -33,6 +33,11 @@ VERSION_0_1: dict[Hashable, Before] = {
     ("sweeps", 4, 3, 1.5): Before("10", "600 patients"),
     ("sweeps", 6, 5, 1.5): Before("3.8", "600 patients"),
     ("best", 6, 0): Before("90", f"{COHORTS}; an AUROC 0.024–0.036 too high"),
+    ("power", 2): Before("79", "a difference of 0.094 in one sweep"),
+    ("power", 6): Before("43", "a difference of 0.094 in one sweep"),
+    ("jumps", 0): Before(".832–1", "20 positive patients"),
+    ("jumps", 1): Before(".999–1", "20 positive patients, 0.9998"),
+    ("jumps", 10): Before(".949–1", "20 positive patients, 0.9982"),
     ("interaction", 0.98): Before("9.9–13", "AUROC of 0.98 or more"),
     ("interaction", 0.995): Before("9.9–13", "AUROC of 0.98 or more"),
     ("edges", "npv"): Before("88–90", COHORTS),
@@ -81,14 +86,16 @@ def _published() -> dict[Hashable, Before]:
 VERSION_0_1 |= _published()
 
 
-def beside(now: float, key: Hashable = None, computed: float | None = None, digits: int = 1) -> str:
+def beside(
+    now: float | str, key: Hashable = None, computed: float | None = None, digits: int = 1
+) -> str:
     """`before 14  now 4.2`: what the old method gives here, or else is quoted, and what is found
     now; no `before` where version 0.1 has no figure."""
     figure = VERSION_0_1[key].figure if key in VERSION_0_1 else ""
     if computed is not None:
         figure = f"{computed:.{digits}f}"
-    before = f"before {figure:>{WIDTH}}  " if figure else " " * (WIDTH + 9)
-    return f"{before}now {now:5.{digits}f}"
+    before = f"before {figure:>{WIDTH}}  " if figure else " " * len(f"before {figure:>{WIDTH}}  ")
+    return f"{before}now {now if isinstance(now, str) else f'{now:5.{digits}f}'}"
 
 
 def quoted(*keys: Hashable, figures: bool = False) -> str:

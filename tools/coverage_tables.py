@@ -4,7 +4,7 @@
 Cohorts have 1 to 4 ECGs per patient, labels by patient, and normal scores; half of their variance
 is between patients. The true values are those of the population. Tables:
 
-  censoring   coverage_censoring.py
+  censoring   coverage_censoring.py; power, jumps: coverage_claims.py
   intervals   coverage of 95 % intervals of AUROC and AUPRC, by number of patients and prevalence
   few         the same for a fixed small number of positive patients among 300; `missed`: the share
               of them that looks healthy
@@ -29,6 +29,7 @@ from itertools import product
 import numpy as np
 from coverage_before import NEAR_1, beside, quoted
 from coverage_censoring import censoring_table
+from coverage_claims import jumps_table, power_table
 from coverage_edges import edges_table, interaction_table, update_table
 from coverage_errors import error_table
 from coverage_families import best_table, family_table, sweeps_table
@@ -60,6 +61,8 @@ def main(arguments: list[str]) -> int:
         "shares": shares_table,
         "difference": difference_table,
         "censoring": censoring_table,
+        "power": power_table,
+        "jumps": jumps_table,
         "error": error_table,
         "family": family_table,
         "sweeps": sweeps_table,
