@@ -41,7 +41,7 @@ ROWS = {  # of each table: parts that name a row, and what stands in it
         (("2 strategies", "spread 0.0"), "found before 79 now"),
         (("6 strategies", "spread 0.0"), "found before 43 now"),
     ],
-    "jumps": [(("below 1 of",), "before .999–1 now 0.8"), (("below 2 of",), "0.9996 now 0.8")],
+    "jumps": [(("below 1 of",), "before 0.999–1 now 0.8"), (("below 2 of",), "0.9996 now 0.8")],
     "censoring": [
         (("1000 patients", "by risk", "O/E"), "[version 0.1: 1.67 (4,055 ECGs left out)]"),
         (("1000 patients", "by risk", "AUROC"), "[version 0.1: 0.79 (for 0.73; 4,055"),
