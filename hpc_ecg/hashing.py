@@ -69,20 +69,30 @@ def read_record(path: Path, kinds: Mapping[str, Any] | None = None) -> dict[str,
     stated = record.pop(SHA256, None)
     if (stated is not None or DIGESTS in record) and stated != sha256_of_value(record):
         raise ValueError(f"{path} {CHANGED}")
-    check_kinds(path, {DIGESTS: {}} | record, {DIGESTS: dict, **(kinds or {})})
+    check_kinds(path, record, {f"{DIGESTS}?": dict, **(kinds or {})})
     return record
 
 
 def check_kinds(path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """ValueError unless each of these fields of a file is there and of its type."""
-    for name, kind in kinds.items():
-        value: Any = values.get(name)
-        is_nested = isinstance(kind, Mapping)
-        fits = isinstance(value, dict if is_nested else kind) and not isinstance(value, bool)
-        if name not in values or not fits:
+    """ValueError unless each of these fields of a file is there and of its type. A kind is a type,
+    `[kind]` for a list, or the kinds of an object's fields: `*` is any of them, and one whose name
+    ends with ? may be absent."""
+    for key, kind in kinds.items():
+        for name in values if key == "*" else [key.removesuffix("?")]:
+            if name in values or not key.endswith("?"):
+                _check_kind(path, name, [values[name]] if name in values else [], kind)
+
+
+def _check_kind(path: Path, name: str, values: list[Any], kind: Any) -> None:
+    """`values`: all that stand under this name; [] if the name is absent."""
+    type_of: Any = dict if isinstance(kind, Mapping) else list if isinstance(kind, list) else kind
+    for value in values or [None]:
+        if not values or not isinstance(value, type_of) or isinstance(value, bool):
             raise ValueError(f"{path} is damaged: {name} cannot be {str(value)[:40]!r}; restore it")
-        if is_nested:
+        if isinstance(kind, Mapping):
             check_kinds(path, value, kind)
+        elif isinstance(kind, list) and value:
+            _check_kind(path, name, value, kind[0])
 
 
 def check_file(file: Path, record: Path) -> bool:

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -138,8 +138,8 @@ def progress_bar(
         yield advance
 
 
-def tracked(title: str, items: Iterable[Item], total: int) -> Iterator[Item]:
-    """Yield the `total` items under a progress bar."""
+def tracked(title: str, items: Iterable[Item], total: int) -> Generator[Item]:
+    """Yield the `total` items under a progress bar, which ends with them or with `close`."""
     with progress_bar(title, total) as advance:
         for item in items:
             yield item

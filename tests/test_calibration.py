@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy import stats
 from scipy.special import expit
 from sklearn import calibration as sk
 from sklearn.isotonic import IsotonicRegression
@@ -165,6 +166,17 @@ def test_the_curve_is_that_of_scikit_learn(rng, tied):
     assert count.sum() == 1000 and (tied or set(count) == {100})
     error = np.sum(count * np.abs(known[0] - known[1])) / 1000
     assert result["ece"]["value"] == pytest.approx(error)
+
+
+@pytest.mark.parametrize("positive", [6, 60])
+def test_the_interval_of_observed_over_expected_is_symmetric_on_the_log_scale(rng, positive):
+    labels = (np.arange(400) < positive).astype(float)
+    found = assess_calibration(label_sample(labels, labels + rng.normal(size=400) - 2))["o_e"]
+    assert found["method"] == "t on the log scale"
+    assert found["low"] * found["high"] == pytest.approx(found["value"] ** 2)
+    # the relative error of a count of so many, for the t quantile of their number
+    spread = np.log(found["high"] / found["value"]) / stats.t.ppf(0.975, positive - 1)
+    assert spread == pytest.approx(1 / np.sqrt(positive), rel=0.25)
 
 
 def test_slope_and_intercept_are_those_of_statsmodels(rng):

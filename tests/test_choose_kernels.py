@@ -1,17 +1,20 @@
 """Kernels are chosen by measurement: what is wrong is out, the fastest is kept, wishes stand."""
 
 import json
+import platform
 import re
+from contextlib import closing
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from conftest import TINY, words_for
 
+from hpc_ecg import log
 from hpc_ecg.cli import main
 from hpc_ecg.config.load import load_config
 from hpc_ecg.distributed.settings import EngineConfig
-from hpc_ecg.model import attention, layers, measure_kernels
+from hpc_ecg.model import attention, dropout, layers, measure_kernels
 from hpc_ecg.model.layers import PositionalConv
 from hpc_ecg.model.measure_kernels import KernelLoad, measure_kernel
 from hpc_ecg.model.settings import ModelConfig
@@ -19,9 +22,11 @@ from hpc_ecg.model.transformer import build_model
 from hpc_ecg.preflight.doctor import diagnose
 from hpc_ecg.training import choose_kernels as choosing
 from hpc_ecg.training.choose_kernels import ENOUGH_STEPS, choose_kernels, kept_kernels, seconds_won
+from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.evaluate import evaluate
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
+from hpc_ecg.training.try_kernels import keep_what_runs
 
 CPU = torch.device("cpu")
 LOAD = KernelLoad(num_tokens=31, device=CPU, dtype=torch.float32)
@@ -255,8 +260,9 @@ def test_a_sweep_measures_once_for_each_kind_of_device_and_size(monkeypatch, tmp
 
 def test_a_run_keeps_its_kernels_and_evaluates_with_them(monkeypatch, shards, tmp_path, caplog):
     config = load_config(FinetuneConfig, [], words_for(shards, tmp_path / "run", *MEASURE))
-    seconds_of(monkeypatch, *[1, 2, 1, 0.5, 2])  # attention math, sdpa; then the convolutions
-    finetune(config)
+    with monkeypatch.context() as patch:
+        seconds_of(patch, *[1, 2, 1, 0.5, 2])  # attention math, sdpa; then the convolutions
+        finetune(config)
     kept = json.loads((tmp_path / "run" / "kernels.json").read_text())
     assert kept["chosen"] == {"attention": "math", "positional_conv": "fft"}
     assert "kernels.json" in json.loads((tmp_path / "run" / "finished.json").read_text())["digests"]
@@ -274,6 +280,138 @@ def test_a_run_keeps_its_kernels_and_evaluates_with_them(monkeypatch, shards, tm
     finetune(replace(config, engine=replace(config.engine, kernels="auto")))
     reference = replace(config, engine=replace(config.engine, kernels="reference"))
     assert kept_kernels(reference, CPU).kernels["positional_conv"] == "auto"
+
+
+def keep(run_dir, **chosen):
+    """A file of kernels of this device, as a run leaves it."""
+    run_dir.mkdir(exist_ok=True)
+    about = {"device": choosing.device_kind(CPU), "torch": str(torch.__version__)}
+    path = run_dir / "kernels.json"
+    path.write_text(json.dumps(about | {"chosen": chosen, "candidates": {}}))
+    return path
+
+
+def lose(monkeypatch, name, kind):
+    """Let this machine lack what the kernel needs."""
+    real_attend, real_kernel = attention.attend, dropout._kernel
+    if name == "attention":
+        monkeypatch.setattr(
+            attention, "attend", lambda *a: (fails if a[4] == kind else real_attend)(*a)
+        )
+    elif name == "positional_conv":
+        monkeypatch.setitem(layers.CONVOLUTIONS, kind, fails)
+    elif name == "record_dropout":
+        monkeypatch.setattr(dropout, "_kernel", lambda k: fails() if k == kind else real_kernel(k))
+    else:
+        monkeypatch.setattr(torch, "compile", fails)
+
+
+@pytest.fixture
+def engine():
+    with closing(Engine(EngineConfig(device="cpu"))) as engine:
+        yield engine
+
+
+OTHERS = [(name, kind) for name, kinds in choosing.KINDS.items() for kind in kinds[1:]]
+
+
+@pytest.mark.parametrize("from_sweep", [False, True])
+@pytest.mark.parametrize(("name", "kind"), OTHERS)
+def test_a_kept_kernel_that_cannot_run_here_gives_way_and_one_line_says_so(
+    monkeypatch, tmp_path, engine, name, kind, from_sweep
+):
+    config, model = config_of(tmp_path, kernels="measure"), tiny()
+    if from_sweep:
+        fake_measure(monkeypatch, **{name: kind})
+        choose_kernels(config, model, LOAD, ENOUGH_STEPS, tmp_path)
+        [path] = tmp_path.glob("kernels-*.json")
+    else:
+        path = keep(tmp_path / "run", **{name: kind})
+    before = path.read_bytes()
+    lose(monkeypatch, name, kind)
+    if from_sweep:  # what else it holds is not of interest
+        kept = json.loads(before) | {"chosen": {name: kind}, "candidates": {}}
+        path.write_text(json.dumps(kept))
+        before = path.read_bytes()
+    engine.kernels = choose_kernels(config, model, LOAD, ENOUGH_STEPS, tmp_path)
+    assert engine.kernels.kernels[name] == kind
+    keep_what_runs(engine, config, model, LOAD)
+    assert engine.kernels.kernels == dict.fromkeys(choosing.KINDS, "auto")
+    assert re.fullmatch(
+        f"{path} has {name}={kind}: cannot run: no such kernel, on cpu of {platform.node()}; the "
+        "usual kernel is taken, so numbers differ by rounding, and a resumed run does not repeat "
+        "bit for bit",
+        engine.kernels.lines[-1],
+    )
+    assert path.read_bytes() == before, "a machine that has it takes it again"
+
+
+@pytest.mark.parametrize(("name", "kind"), OTHERS)
+def test_a_kept_kernel_that_can_run_is_used_exactly(monkeypatch, tmp_path, engine, name, kind):
+    config, model = config_of(tmp_path), tiny()
+    path = keep(tmp_path / "run", **{name: kind})
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(dropout, "_kernel", lambda kind: dropout.drop_plainly)
+    right = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *a: right(*a[:4], "math", *a[5:]))
+    engine.kernels = choose_kernels(config, model, LOAD, 10, None)
+    keep_what_runs(engine, config, model, LOAD)
+    assert engine.kernels.kernels == dict.fromkeys(choosing.KINDS, "auto") | {name: kind}
+    assert engine.kernels.lines == (f"kernels as in {path}: {{'{name}': '{kind}'}}",)
+
+
+def test_a_kernel_that_another_node_lacks_or_computes_wrongly_gives_way_on_all(
+    monkeypatch, tmp_path, engine
+):
+    config, model = config_of(tmp_path), tiny()
+    keep(tmp_path / "run", positional_conv="fft", attention="sdpa")
+    theirs = iter(["cannot run: no library, on cpu of b", ""])
+    monkeypatch.setattr(engine, "gather_objects", lambda mine: [*mine, next(theirs)])
+    right = layers.CONVOLUTIONS["fft"]
+    monkeypatch.setitem(layers.CONVOLUTIONS, "fft", lambda *x: 2 * right(*x))
+    engine.kernels = choose_kernels(config, model, LOAD, 10, None)
+    keep_what_runs(engine, config, model, LOAD)
+    assert engine.kernels.kernels == dict.fromkeys(choosing.KINDS, "auto")
+    _, attention_line, conv_line = engine.kernels.lines
+    assert "has attention=sdpa: cannot run: no library, on cpu of b; the usual" in attention_line
+    assert re.search(r"has positional_conv=fft: wrong: \S+ % off the reference", conv_line)
+
+
+def test_an_explicit_setting_is_not_replaced_though_the_file_names_the_same_kernel(
+    tmp_path, engine
+):
+    wish = replace(config_of(tmp_path), model=ModelConfig(attention="fa3"))
+    keep(tmp_path / "run", attention="fa3")
+    engine.kernels = choose_kernels(wish, tiny(), LOAD, 10, None)
+    keep_what_runs(engine, wish, tiny(), LOAD)
+    assert engine.kernels.kernels["attention"] == "fa3" and len(engine.kernels.lines) == 1
+
+
+def test_kernels_of_another_torch_are_kept_and_that_is_said(tmp_path):
+    path = keep(tmp_path / "run", positional_conv="fft")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch": "2.8.0"}))
+    kept = kept_kernels(config_of(tmp_path), CPU)
+    assert kept.kernels["positional_conv"] == "fft"
+    assert kept.lines[0].endswith(
+        f", measured with torch 2.8.0; numbers of torch {torch.__version__} may differ"
+    )
+
+
+def test_a_run_resumes_and_is_evaluated_where_its_kept_attention_is_missing(
+    monkeypatch, shards, tmp_path, caplog
+):
+    monkeypatch.setattr(log.logger, "propagate", True)
+    caplog.set_level("INFO", "hpc_ecg")
+    words = words_for(shards, tmp_path / "run", "train.max_epochs=1")
+    config = load_config(FinetuneConfig, [], words)
+    finetune(config)
+    (tmp_path / "run" / "finished.json").unlink()
+    path = keep(tmp_path / "run", attention="fa3", positional_conv="fft")
+    finetune(config)
+    evaluate(config)
+    lines = [line for line in caplog.messages if "has attention=fa3: cannot run: " in line]
+    assert len(lines) == 2 and all(line.startswith(f"{path} ") for line in lines)
+    assert json.loads(path.read_text())["chosen"] == {"attention": "fa3", "positional_conv": "fft"}
 
 
 def test_kernels_of_another_device_are_measured_anew_and_that_is_said(monkeypatch, tmp_path):

@@ -14,9 +14,10 @@ from simulate_covariates import simulate
 
 import hpc_ecg
 from hpc_ecg.cli.command import main
+from hpc_ecg.comparison.run_records import read_combined
 from hpc_ecg.config.load import load_config
 from hpc_ecg.evaluation import covariates as covariates_module
-from hpc_ecg.evaluation.covariates import combine_label, encode, learn_covariate, read_combined
+from hpc_ecg.evaluation.covariates import combine_label, encode, learn_covariate
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.hashing import SHA256, sha256_of_value
 from hpc_ecg.training.evaluate import evaluate

@@ -13,6 +13,7 @@ from hpc_ecg.atomic_io import write_json
 from hpc_ecg.comparison.checklist import fill_checklists
 from hpc_ecg.comparison.compare import compare
 from hpc_ecg.comparison.headline import headline
+from hpc_ecg.comparison.report import write_report
 from hpc_ecg.comparison.results import read_results
 from hpc_ecg.comparison.scoring import is_better
 from hpc_ecg.comparison.terminal import format_table
@@ -224,6 +225,30 @@ def test_the_power_is_said_for_the_pairs_that_have_any(tmp_path, sizes, text):
         for name, size in zip("bc", sizes, strict=True)
     ]
     assert text in _detectable(comparison, pairs)
+
+
+def test_with_one_seed_the_page_prints_no_p(tmp_path):
+    test_set = make_test_set()
+    make_baselines(make_sweep(tmp_path, {"good": 3.0, "poor": 0.2}, (0,), test_set), test_set, 1.0)
+    page = write_report(tmp_path, 50).page.read_text()
+    assert page.count('<span class="p">one seed</span>') == 2 + 6  # two metrics, six to baselines
+    assert '<span class="p">p' not in page and "adjusted p &lt;" not in page
+    assert page.count("without the chance of training, as there is one seed") == 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("lost", "risk"),
+    [
+        (["b"], "up to 1 in 10 such tests finds one that does not exist"),
+        (["a", "b", "c"], "only a very large one could be found among more than two strategies"),
+    ],
+)
+def test_two_seeds_are_too_few_in_another_way_beside_strategies_with_more(tmp_path, lost, risk):
+    make_sweep(tmp_path, {"a": 1.5, "b": 1.0, "c": 0.5})
+    for name in lost:
+        shutil.rmtree(tmp_path / name / "seed-2")
+    (text,) = [t for t in compare(tmp_path, 50).warnings if t.startswith("Only two seeds")]
+    assert text.endswith(f"{risk}.")
 
 
 def test_the_note_of_a_sweep_comes_before_all_warnings(tmp_path):

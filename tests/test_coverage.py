@@ -6,6 +6,7 @@ import argparse
 import numpy as np
 import pytest
 from coverage_errors import type_1_error
+from coverage_sites import SITE_TABLES, differences, judge, logits_of, true_values
 from coverage_tables import (
     Design,
     main,
@@ -14,7 +15,10 @@ from coverage_tables import (
     true_auprc,
     two_models,
 )
+from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from hpc_ecg.evaluation.sites import site_values
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +72,41 @@ def test_equal_strategies_are_found_to_differ_one_time_in_twenty(num_seeds, spre
     wrong = type_1_error(num_seeds, spread, options(800, seed=1))
     for rate in wrong.values():
         assert 0.015 <= rate <= 0.073
+
+
+def test_equal_strategies_are_found_to_differ_over_sites_only_where_all_share_luck():
+    """In the Gaussian limit, 10 sites with errors of 0.003 to 0.01."""
+    found = {}
+    for luck in (0.0, 0.005):
+        rng, rows = np.random.default_rng(3), []
+        for _ in range(250):
+            error_k = rng.uniform(0.003, 0.01, 10)
+            value_k = rng.normal(differences(rng, 10, 0.02, luck), error_k)
+            rows.append(judge(rng, 0.02, [*zip(value_k, error_k**2, strict=True)]))
+        found[luck] = 100 * np.array(rows)[:, :3].mean(axis=0)
+    wrong, mean, new_site = found[0.0]
+    assert wrong <= 9.5 and mean == 100 - wrong and 90 <= new_site <= 99
+    assert found[0.005][0] > wrong
+
+
+def test_the_true_values_of_sites_are_those_of_a_very_large_one():
+    design = Design(patients=150_000, prevalence=0.3, auroc=0.9)
+    rng = np.random.default_rng(0)
+    label_N, patient_N, _ = design.draw(rng)
+    logit_N = logits_of(design.shift * label_N + rng.normal(size=len(label_N)))
+    found = site_values(label_N, logit_N, expit(logit_N), patient_N)
+    true = true_values(np.array([[design.shift, logit(0.3)]]))
+    for name, (value, _) in found.items():
+        assert value == pytest.approx(true[name][0], rel=0.02), name
+
+
+@pytest.mark.parametrize("name", SITE_TABLES)
+def test_the_tables_of_sites_have_a_row_for_each_case(capsys, name):
+    main([name, "--simulations", "2", "--sites", "3"])
+    title, *lines = capsys.readouterr().out.split("\n")[1:-1]
+    expected = {"sites": 6, "sites_gaussian": 8, "new_site": 9, "new_site_gaussian": 16}
+    assert title == f"{name}: 2 simulations per row" and len(lines) == expected[name]
+    assert all(" sites, " in line and "nan" not in line for line in lines)
 
 
 def test_the_script_prints_a_line_per_row(capsys):

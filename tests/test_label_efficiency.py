@@ -17,14 +17,14 @@ pytestmark = pytest.mark.slow
 SHARES = (0.1, 0.3, 1.0)
 
 
-def sample(rng, slope, seeds=5, sd_patients=0.01, sd_seeds=0.003):
+def sample(rng, slope, seeds=5, sd_patients=0.01, sd_seeds=0.003, bend=0.0):
     """Arms of three shares: patients shift all of them alike in part, seeds each on its own."""
     common, strategies, scores = rng.normal(0, sd_patients), [], {}
     draws_R = rng.normal(0, sd_patients, 400)
     for share in SHARES:
         own = rng.normal(0, sd_patients / 3)
         own_R = rng.normal(0, sd_patients / 3, 400)
-        truth = 0.8 + slope * np.log2(share) + common + own
+        truth = 0.8 + slope * np.log2(share) + bend * np.log2(share) ** 2 + common + own
         value = {s: truth + rng.normal(0, sd_seeds) for s in range(seeds)}
         replicate = {s: value[s] + draws_R + own_R for s in value}
         name = f"a,label_fraction={share}"
@@ -52,10 +52,18 @@ def test_a_steep_slope_says_how_many_more_and_a_flat_one_that_it_cannot_be_said(
     assert factor["value"] == pytest.approx(2 ** (0.01 / slope["value"]))
     assert factor["low"] == pytest.approx(2 ** (0.01 / slope["high"]))
     assert factor["low"] < factor["value"] < factor["high"]
-    assert "times those of the largest share" in steep["text"]
+    assert steep["text"].endswith("if the line goes on, and more if the curve flattens")
     (flat,) = label_efficiency(*sample(rng, 0.0), num_patients=200)
     assert flat["slope"]["low"] < 0 < flat["slope"]["high"] and flat["factor"] is None
     assert flat["text"].endswith("how many more patients +0.01 needs cannot be said")
+
+
+def test_a_curve_that_flattens_gives_a_lower_bound_and_no_factor(rng):
+    """Along 0.8 + 0.002 x - 0.006 x² of x = log2 of the share, no number of patients gains 0.01."""
+    (found,) = label_efficiency(*sample(rng, 0.002, sd_patients=0.001, bend=-0.006), 200)
+    assert found["slope"]["low"] > 0 and found["factor"] is None
+    least = 2 ** (0.01 / found["slope"]["high"])
+    assert f"+0.01 needs more than {least:.3f} times the largest share" in found["text"]
 
 
 @pytest.mark.parametrize(("keep", "seeds"), [(2, 3), (3, 1)])

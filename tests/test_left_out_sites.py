@@ -38,7 +38,7 @@ from hpc_ecg.evaluation.sites import (
     site_differences,
     site_values,
 )
-from hpc_ecg.hashing import write_record
+from hpc_ecg.hashing import SHA256, write_record
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.format import read_shard_set
 from hpc_ecg.sweep.folder import expected_cells
@@ -464,3 +464,59 @@ def test_a_new_site_is_no_surer_than_the_mean(num_sites):
     for _ in range(5):
         found = random_effects(rng.normal(1, 0.1, num_sites), rng.uniform(0.01, 0.1, num_sites))
         assert found["new_low"] <= found["low"] and found["high"] <= found["new_high"]
+
+
+def test_non_inferiority_over_sites_is_a_one_sided_t_test_with_the_given_margin(tmp_path):
+    sites, qualities = dict.fromkeys("ABCD", (90, 0.3)), {"net": 1.5, "like": 1.45, "poor": 0.1}
+    folder = fake_sweep(tmp_path / "sweep", sites, qualities=MappingProxyType(qualities))
+    for margin in (None, 0.25):
+        given = [] if margin is None else ["--margin", str(margin)]
+        assert main(["report", str(folder), "--no-baselines", *given]) == 0
+        found = read_json(folder / "report/across.json")
+        of_label = found["comparisons"]["afib_5y"]
+        best = of_label["models"][0]
+        pairs = {p["second"]: p["estimate"] for p in of_label["pairs"] if p["first"] == best}
+        tests = {test["strategy"]: test for test in found["non_inferior"]}
+        assert tests.keys() == pairs.keys() == qualities.keys() - {best}
+        assert found["margin"] == (margin or 0.02)
+        for name, test in tests.items():
+            e = pairs[name]
+            t = (found["margin"] - e["value"]) / e["standard_error"]
+            assert test["p_value"] == pytest.approx(stats.t.sf(t, 3)) and test["to"] == best
+            assert test["is_non_inferior"] == (e["high"] < found["margin"])
+    passed = [name for name, test in tests.items() if test["is_non_inferior"]]
+    assert passed and "poor" not in passed and not tests["poor"]["is_non_inferior"]
+    sentence = f"Not worse than {best} by more than 0.25 mean AUROC (non-inferior, one-sided"
+    assert sentence in of_label["verdict"][-1] and of_label["verdict"][-1].endswith(f"{passed[0]}.")
+    page = (folder / "report/index.html").read_text()
+    assert sentence.replace("<", "&lt;") in page
+    assert f"poor is not shown to be non-inferior to {best} (margin 0.250; one-sided p" in page
+    table = pd.read_csv(folder / "report/non_inferiority.csv")
+    assert table["strategy"].tolist() == [*tests] and set(table["label"]) == {"afib_5y"}
+    assert sentence in (folder / f"report/cards/{best}/MODEL_CARD.md").read_text()
+    for name in {*qualities} - {best}:
+        for arm in folder.glob(f"{name},*"):
+            shutil.rmtree(arm)
+    assert main(["report", str(folder), "--no-baselines"]) == 0
+    assert not (folder / "report/non_inferiority.csv").exists()
+
+
+def test_the_margin_over_sites_is_the_protocols_and_another_one_is_exploratory(tmp_path):
+    folder = fake_sweep(
+        tmp_path / "sweep",
+        dict.fromkeys("AB", (60, 0.4)),
+        qualities=MappingProxyType({"a": 1.5, "b": 1.0}),
+    )
+    runs = [f"{s},left_out_site={p}/seed-{k}" for s in "ab" for p in "AB" for k in (0, 1)]
+    strategies = {name.split("/")[0]: {SHA256: "x"} for name in runs}
+    content = {"strategies": strategies, "seeds": [0, 1], "margin": 0.05, "metric": "auroc"}
+    version = {"version": 1, "time": "1 May", "before": "", "content": content, SHA256: "x"}
+    opened = {"time": "2 May", "version": 1, "runs": runs, "early": []}
+    protocol = {"versions": [version], "opened": opened, "predictions": {}}
+    (folder / "protocol.json").write_text(json.dumps(protocol))
+    for given, margin in (([], 0.05), (["--margin", "0.1"], 0.1)):
+        assert main(["report", str(folder), "--no-baselines", *given]) == 0
+        found = read_json(folder / "report/across.json")
+        assert found["margin"] == found["non_inferior"][0]["margin"] == margin
+        notes = " ".join(found["notes"])
+        assert ("margin: 0.1 (locked: 0.05)" in notes) == (margin == 0.1)

@@ -1,11 +1,18 @@
 """Words while it works: what long work says, when, and that every long verb says it."""
 
+import fcntl
 import io
 import json
+import os
+import pty
+import re
 import socket
+import struct
 import subprocess
 import sys
-from contextlib import contextmanager
+import termios
+import threading
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +29,7 @@ from hpc_ecg.cli.sweep import _run
 from hpc_ecg.log import EVERY_S, Steps, progress_bar, repeat, tracked, waiting_for
 from hpc_ecg.sweep import launch, live_runs
 from hpc_ecg.sweep.grid import Sweep
+from hpc_ecg.sweep.run_progress import CellStatus, RunProgress, table_of
 from hpc_ecg.sweep.settings import SweepConfig
 from hpc_ecg.sweep.status import read_status
 from hpc_ecg.training.run_folder import RunFolder
@@ -133,6 +141,24 @@ def test_only_the_innermost_block_reports(said, monkeypatch):
         while "outer" not in seen:
             pass
     assert log._reporting == []
+
+
+def test_a_bar_ends_with_a_loop_that_fails_though_its_traceback_is_kept():
+    with pytest.raises(ZeroDivisionError) as kept, closing(tracked("x", [1, 0], 2)) as items:
+        for item in items:
+            1 / item
+    assert kept.tb and log._reporting == []
+    with pytest.raises(ZeroDivisionError) as kept:
+        list(tracked("x", (1 / item for item in (1, 0)), 2))
+    assert kept.tb and log._reporting == []
+
+
+def test_every_loop_over_a_bar_whose_body_may_fail_closes_it():
+    package = Path(hpc_ecg.__file__).parent
+    loops = re.compile(r"\bfor\b[^:\n]*\bin\b[^:\n]*\btracked\(")
+    found = [path.name for path in package.rglob("*.py") if loops.search(path.read_text())]
+    assert found == []
+    assert loops.search('    for k, x in enumerate(tracked("x", y, 1)):')
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +331,65 @@ def test_a_local_sweep_logs_a_line_per_change_and_draws_one_table(sweep, said, m
     cells = [part.strip() for part in row.split("│")[1:-1]]
     assert cells[:2] == ["a/seed-0", "running"] and cells[2] == "20 of 80 (25 %)"
     assert cells[3] == f"{int(cells[3][:-2])} s" and cells[4] == "AUROC 0.900 at step 20"
+
+
+PROGRESS = RunProgress(
+    "1,200 of 12,000 (10 %)", 754.0, 8000.0, "1203 ECG/s, 12 s ago", "AUROC 0.913 at step 1200", "x"
+)
+
+
+def drawn(cells, width):
+    """The lines of a table in a pseudo-terminal of this width, and the cells of its header."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    parts = []
+
+    def read():  # while it is drawn: the terminal holds no more than 4 kB
+        with suppress(OSError):
+            while part := os.read(ours, 1 << 16):
+                parts.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(theirs, "w", encoding="utf-8") as screen:
+        size = os.get_terminal_size(theirs)
+        console = Console(file=screen, width=size.columns, height=size.lines)
+        console.print(table_of(cells, "title", *console.size))
+    reader.join()
+    os.close(ours)
+    text = b"".join(parts).decode()
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "").splitlines()
+    return lines, [c.strip() for c in next(x for x in lines if "┃ run" in x).split("┃")[1:-1]]
+
+
+@pytest.mark.parametrize(
+    ("width", "header"),
+    [
+        (40, ["run", "state"]),
+        (60, ["run", "state", "ETA", ""]),
+        (80, ["run", "state", "step", "ETA", ""]),
+        (120, ["run", "state", "step", "ETA", "best", ""]),
+    ],
+)
+def test_a_table_drops_the_columns_of_least_use_and_shows_whole_names(width, header):
+    names = ["fine-tune-wcr/seed-0", "fine-tune-wcr/seed-1", "linear-probe/seed-0"]
+    cells = [
+        CellStatus(names[0], "running", "x", PROGRESS),
+        CellStatus(names[1], "failed", "ValueError: no shards (see /home/u/a/error.txt)"),
+        CellStatus(names[2], "waiting", "not started"),
+    ]
+    lines, found = drawn(cells, width)
+    assert found == header
+    assert max(map(len, lines)) <= width
+    assert all(any(f"│ {name} " in line for line in lines) for name in names)
+    assert ("13 min" in "".join(lines)) == ("ETA" in header)
+
+
+def test_a_name_wider_than_the_terminal_is_broken_not_cut():
+    name = "fine-tune-with-a-grid-of-optim.lr-0.0001-and-0.001/seed-12"
+    lines, _ = drawn([CellStatus(name, "running", "", PROGRESS)], 40)
+    column = "".join(line.split("│")[1].strip() for line in lines if "│" in line)
+    assert column == name and max(map(len, lines)) <= 40
 
 
 @pytest.mark.parametrize("bad", ["x", [1], {"a": 1}])

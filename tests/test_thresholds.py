@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.special import expit
 from sklearn import metrics as sk
 from test_metrics import make_predictions
 
 from hpc_ecg.evaluation.events import rate_in_new_patients
 from hpc_ecg.evaluation.label_sample import LabelSample
+from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
 from hpc_ecg.evaluation.thresholds import confusion_counts, fit_thresholds, rates
@@ -152,6 +155,34 @@ def test_averages_over_labels_are_those_of_scikit_learn():
         assert average["log_loss"]["value"] == pytest.approx(known)
         for metric in ("auroc", "auprc", "brier", "log_loss"):
             assert average[metric]["low"] < average[metric]["value"] < average[metric]["high"]
+
+
+@pytest.mark.parametrize("rate", ["sensitivity", "specificity"])
+def test_a_mean_rate_of_1_has_the_limits_of_the_few_patients_behind_it(rate):
+    """The bootstrap sees no error there; Wilson's lower limit of n of n is n / (n + t²)."""
+    few, patients = 12, 60
+    label_NK = np.zeros((patients, 2))
+    label_NK[:few, 0] = label_NK[few : 2 * few, 1] = 1
+    if rate == "specificity":
+        label_NK = 1 - label_NK
+    logit_NK = np.where(label_NK == 1, 2.0, -2.0) + np.linspace(0, 0.1, patients)[:, None]
+    names = np.arange(patients).astype(str)
+    predictions = Predictions(
+        record_N=names,
+        patient_N=names,
+        labels=["a", "b"],
+        label_NK=label_NK,
+        logit_NK=logit_NK,
+        probability_NK=expit(logit_NK),
+    )
+    points = {name: {"t": {"threshold": 0.5, "fitted_on": "valid"}} for name in "ab"}
+    result = evaluate_predictions(predictions, "multilabel", points, replicates=50)
+    behind = {"macro": 1 + 2 * (few - 1), "micro": 2 * few}
+    for kind, num in behind.items():
+        found = result[kind]["at_threshold"]["t"][rate]
+        low = num / (num + stats.t.ppf(0.975, num - 1) ** 2)
+        assert (found["value"], found["high"]) == (1, 1)
+        assert found["low"] == pytest.approx(low)
 
 
 def test_a_label_without_the_method_is_not_in_the_average():

@@ -66,14 +66,14 @@ def _rejected(
     drawn_RM = np.abs(drawn_RK[:, pairs_M2[:, 0]] - drawn_RK[:, pairs_M2[:, 1]]) / error_M
     limit = np.quantile(drawn_RM.max(axis=1), 0.95)
     found, known = [], []
-    for means in simulate_means(rng, training_K, seeds, lead * error_M[0], options.simulations):
+    for means in _simulate(rng, training_K, seeds, lead * error_M[0], options.simulations):
         family = judge_family(means, pairs_M2)
         found.append(family.p_M < 0.05)
         known.append(np.abs(family.value_M) / error_M > limit)
     return np.array(found), np.array(known)
 
 
-def simulate_means(
+def _simulate(
     rng: np.random.Generator, training_K: np.ndarray, seeds: int, lead: float, simulations: int
 ) -> Iterator[Means]:
     num = len(training_K)
@@ -142,7 +142,7 @@ def _best(
     training_K = np.full(num, spread**2 / 2)
     true_error = np.sqrt(2 * PATIENTS + 2 * (BY_SEED + training_K[0]) / 3)
     rows = []
-    for means in simulate_means(rng, training_K, 3, lead * true_error, options.simulations):
+    for means in _simulate(rng, training_K, 3, lead * true_error, options.simulations):
         best = int(np.argmax(means.value_K))
         alone = judge_family(
             replace(

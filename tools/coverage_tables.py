@@ -12,7 +12,8 @@ is between patients. The true values are those of the population. Tables:
   difference  coverage of the difference between two models that truly differ, on the same patients
   error       how often p < 0.05 for strategies that do not differ, by number of seeds and by the
               spread of true values over seeds, in multiples of the difference's sampling error
-  family, sweeps, best: coverage_families.py; edges, interaction, update: coverage_edges.py
+  family, sweeps, best: coverage_families.py; edges, interaction, update: coverage_edges.py;
+  sites, sites_gaussian, new_site, new_site_gaussian: coverage_sites.py
 
 Columns: `ours` is bootstrap_interval (hpc_ecg/evaluation/intervals.py) or compare_strategies;
 `percentile` is the plain patient bootstrap; `DeLong` is DeLong's clustered variance on the logit
@@ -33,6 +34,7 @@ from coverage_claims import jumps_table, power_table
 from coverage_edges import edges_table, interaction_table, update_table
 from coverage_errors import error_table
 from coverage_families import best_table, family_table, sweeps_table
+from coverage_sites import SITE_TABLES
 from scipy import special, stats
 from simulated_cohorts import (
     Design,
@@ -70,26 +72,24 @@ def main(arguments: list[str]) -> int:
         "edges": edges_table,
         "interaction": interaction_table,
         "update": update_table,
+        **SITE_TABLES,
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tables", nargs="*", default=[*tables], metavar="TABLE")
-    parser.add_argument(
-        "--simulations", type=int, default=2000, help="per row of a table (default 2000)"
-    )
-    parser.add_argument(
-        "--replicates", type=int, default=500, help="bootstrap replicates (default 500)"
-    )
+    parser.add_argument("--simulations", type=int, default=2000, help="per row (default 2000)")
+    parser.add_argument("--replicates", type=int, default=500, help="of a bootstrap (default 500)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patients", type=int, nargs="*", default=[200, 1000, 5000])
     parser.add_argument("--seeds", type=int, nargs="*", default=[3, 5, 10], help="numbers of seeds")
+    parser.add_argument("--sites", type=int, nargs="*", default=[3, 5, 10], help="numbers of sites")
     parser.add_argument("--small", action="store_true", help="one size, 200 simulations (a minute)")
     options = parser.parse_args(arguments)
     if unknown := set(options.tables) - set(tables):
         parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(tables)}")
     if options.small:
-        options.simulations, options.patients, options.seeds = 200, [200], [3]
+        options.simulations, options.patients, options.seeds, options.sites = 200, [200], [3], [3]
     for name in options.tables:
         print(f"\n{name}: {options.simulations} simulations per row")
         for line in tables[name](options):

@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from hpc_ecg.cli.parser import Parser, Verbs
+from hpc_ecg.cli.parser import Parser, Verbs, check_effects
 from hpc_ecg.reporting.numbers import count, format_percent, format_with_interval
 
 WIDTH = 80
@@ -71,6 +71,8 @@ def _evaluate(command: argparse.Namespace) -> int:
     config = load_run(run_dir, options.settings)
     if shards is not None:
         config = load_run_for(run_dir, shards, options.settings)
+    has_risks = config.data.task != "regression"
+    check_effects(options, *[(kind, "yes/no labels", has_risks) for kind in kinds])
     if not finished_run(run_dir).check_unchanged():
         logger.warning(UNVERIFIED, run_dir)
 

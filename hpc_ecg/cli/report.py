@@ -3,10 +3,15 @@
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
-from hpc_ecg.cli.parser import Verbs
+from hpc_ecg.cli.parser import Verbs, check_effects
 
 MIN_REPLICATES, MAX_REPLICATES = 200, 100_000
+ONE_TEST_SET, OF_SITES = SWEEPS = "a sweep with one test set", "a sweep with sites=leave_one_out"
+EFFECTS: dict[str, Any] = dict.fromkeys(("margin", "no_baselines", "baseline_minutes"), SWEEPS)
+EFFECTS |= {"replicates": (ONE_TEST_SET, "one run"), "allow_pipe": (*SWEEPS, "one run")}
+"""Of what a report must be for an option to have an effect."""
 
 
 def add_report(verbs: Verbs) -> None:
@@ -21,20 +26,18 @@ def add_report(verbs: Verbs) -> None:
         help="worse by less than this is non-inferior, in the deciding metric (default: the "
         "protocol's, else 0.02)",
     )
-    report.add_argument(
-        "--replicates", type=int, default=2000, help="bootstrap replicates (default 2000)"
-    )
+    report.add_argument("--replicates", type=int, help="bootstrap replicates (default 2000)")
     report.add_argument(
         "--no-baselines",
-        action="store_true",
+        action="store_const",
+        const=True,
         help="of a sweep: do not compute age and sex, irregularity, measurements of the ECG",
     )
-    report.add_argument(
-        "--baseline-minutes", type=float, default=10.0, help="time limit of baselines (default 10)"
-    )
+    report.add_argument("--baseline-minutes", type=float, help="limit of baselines (default 10)")
     report.add_argument(
         "--allow-pipe",
-        action="store_true",
+        action="store_const",
+        const=True,
         help="run the command in data.shards=pipe:… of the sweep's runs, with your rights",
     )
     report.set_defaults(verb=_report)
@@ -55,10 +58,19 @@ def _check_replicates(report: Path, replicates: int) -> None:
         raise ValueError(f"--replicates must be at least {least}, got {replicates}: {why}")
 
 
+def _check_given(options: argparse.Namespace, form: str) -> None:
+    """ValueError for an option that has no effect on a report of this."""
+    needs = [(name, " or ".join(forms), form in forms) for name, forms in EFFECTS.items()]
+    kept, has_baselines = "baselines, without --no-baselines", not options.no_baselines
+    check_effects(options, *needs, ("baseline_minutes", kept, has_baselines))
+    check_effects(options, ("allow_pipe", kept, has_baselines or form != OF_SITES))
+
+
 def _report(options: argparse.Namespace) -> int:
     if bool(options.sweep_dir) == bool(options.across) or bool(options.across) != bool(options.out):
         raise ValueError("report: give SWEEP_DIR, or --across EVALUATION … --out FOLDER")
     if options.across:
+        _check_given(options, "--across")
         from hpc_ecg.comparison.across import write_across
         from hpc_ecg.log import say
 
@@ -67,40 +79,56 @@ def _report(options: argparse.Namespace) -> int:
     folder = Path(options.sweep_dir)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that a sweep made")
-    _check_replicates(folder / "report", options.replicates)
-    if not options.baseline_minutes >= 0:
-        raise ValueError(f"--baseline-minutes must be 0 or more, got {options.baseline_minutes:g}")
+    from hpc_ecg.comparison.results import is_run, read_results
+    from hpc_ecg.sweep.protocol import read_margin
+
+    _check_given(options, "one run" if is_run(folder) else ONE_TEST_SET)
+    replicates = 2000 if options.replicates is None else options.replicates
+    minutes = 10.0 if options.baseline_minutes is None else options.baseline_minutes
+    _check_replicates(folder / "report", replicates)
+    if not minutes >= 0:
+        raise ValueError(f"--baseline-minutes must be 0 or more, got {minutes:g}")
+    margin = read_margin(folder, options.margin)
 
     from hpc_ecg.comparison.across import write_left_out_sites
-    from hpc_ecg.comparison.baselines import write_baselines
     from hpc_ecg.comparison.compare import compare
     from hpc_ecg.comparison.headline import run_sentences
-    from hpc_ecg.comparison.reference_models import baseline_folders
     from hpc_ecg.comparison.report import write_comparison
-    from hpc_ecg.comparison.results import is_run, read_results
     from hpc_ecg.comparison.terminal import format_table
-    from hpc_ecg.log import describe_error, logger, say
+    from hpc_ecg.log import say
     from hpc_ecg.sweep.arms import LEFT_OUT_SITE
-    from hpc_ecg.training.open_run import load_run
 
     runs, problems = read_results(folder)
+    over_sites = any(LEFT_OUT_SITE in run.varied for run in runs)
+    if over_sites:
+        _check_given(options, OF_SITES)
     if not options.no_baselines and not is_run(folder):
-        permission = ["data.allow_pipe=true"] if options.allow_pipe else []
-        end = time.monotonic() + 60 * options.baseline_minutes
-        for name, run in baseline_folders(runs).items():
-            try:
-                left = max(end - time.monotonic(), 0.0) / 60
-                write_baselines(load_run(str(run.folder.path), permission), folder / name, left)
-            except (ValueError, OSError) as error:
-                logger.warning(f"no {name}: {describe_error(error)}")
-    if any(LEFT_OUT_SITE in run.varied for run in runs):
-        say(f"report: {write_left_out_sites(folder, runs, problems, not options.no_baselines)}")
+        _write_baselines(folder, runs, minutes, bool(options.allow_pipe))
+    if over_sites:
+        about = (runs, problems), not options.no_baselines, margin
+        say(f"report: {write_left_out_sites(folder, *about)}")
         return 0
-    comparison = compare(folder, options.replicates, margin=options.margin)
-    paths = write_comparison(comparison, folder, options.allow_pipe)
+    comparison = compare(folder, replicates, margin=margin)
+    paths = write_comparison(comparison, folder, bool(options.allow_pipe))
     single = "\n".join(run_sentences(comparison)) if is_run(folder) else ""
     say(single or format_table(comparison), "", f"report: {paths.page}")
     return 0
+
+
+def _write_baselines(folder: Path, runs: list[Any], minutes: float, allow_pipe: bool) -> None:
+    from hpc_ecg.comparison.baselines import write_baselines
+    from hpc_ecg.comparison.reference_models import baseline_folders
+    from hpc_ecg.log import describe_error, logger
+    from hpc_ecg.training.open_run import load_run
+
+    permission = ["data.allow_pipe=true"] if allow_pipe else []
+    end = time.monotonic() + 60 * minutes
+    for name, run in baseline_folders(runs).items():
+        try:
+            left = max(end - time.monotonic(), 0.0) / 60
+            write_baselines(load_run(str(run.folder.path), permission), folder / name, left)
+        except (ValueError, OSError) as error:
+            logger.warning(f"no {name}: {describe_error(error)}")
 
 
 def add_protocol(verbs: Verbs) -> None:

@@ -1,7 +1,7 @@
 """What to expect at the next site: one model at several sites (`hpc-ecg report --across`), or the
 strategies of a sweep that leaves out one site at a time (`hpc-ecg report SWEEP`).
 
-In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json and across.csv.
+In: folders of `hpc-ecg evaluate --out`, or runs. Out: index.html, across.json and two tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ import pandas as pd
 from hpc_ecg.atomic_io import check_may_write, write_json, write_text
 from hpc_ecg.comparison.reference_models import read_site_baselines
 from hpc_ecg.comparison.results import Problem, RunResult
-from hpc_ecg.comparison.verdict import baseline_sentence, rank_sentences
+from hpc_ecg.comparison.scoring import against_best
+from hpc_ecg.comparison.verdict import baseline_sentence, non_inferior_sentences, rank_sentences
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.evaluation.comparisons import Difference, SeedScores
 from hpc_ecg.evaluation.events import MIN_EVENTS, count_events, scarce
@@ -40,14 +41,14 @@ from hpc_ecg.reporting.plots import ForestRow, forest_plot
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.sweep.arms import LEFT_OUT_SITE
 from hpc_ecg.sweep.folder import read_note, read_optional
-from hpc_ecg.sweep.protocol import locked_content, protocol_note, read_protocol
+from hpc_ecg.sweep.protocol import protocol_note
 
 MEASURES = {"auroc": "AUROC", "slope": "calibration slope"}
 MEASURES |= {"observed_expected": "observed/expected"}
 OF_SUMMARY = {"": "mean over sites", "new_": "a new site"}
-FEW_SITES = 5
+FEW_SITES, BLACK, TESTS = 5, 6, "non_inferiority.csv"
 PERFECT = {"value": 1.0, "low": None, "high": None}
-BLACK = 6
+Results = tuple[Sequence[RunResult], Sequence[Problem]]
 SiteTests = dict[str, dict[str, list[Predictions]]]
 SiteDifferences = list[tuple[Difference, dict[str, Any]]]
 """The mean, and what `mean_difference` has beside it."""
@@ -64,12 +65,12 @@ def write_across(folders: Sequence[Path], out: Path) -> Path:
 
 
 def write_left_out_sites(
-    sweep_dir: Path, runs: Sequence[RunResult], problems: Sequence[Problem], with_baselines: bool
+    sweep_dir: Path, read: Results, with_baselines: bool, margin: float
 ) -> Path:
     """Summarize each strategy and baseline over the sites that were left out, as the mean over its
     seeds, compare them, and write page and cards into the sweep's report/; returns the page's path.
     ValueError as `write_across`."""
-    out = sweep_dir / "report"
+    (runs, problems), out = read, sweep_dir / "report"
     if out.is_symlink():
         raise ValueError(f"{out} is a link: nothing is replaced in the folder that it leads to")
     _check_folder(out)
@@ -81,46 +82,49 @@ def write_left_out_sites(
         models[run.base].setdefault(run.varied[LEFT_OUT_SITE], []).append(run.test)
         seeds[run.base].value[run.seed] = 0.0
     every, num_labels = models | baselines, len(runs[0].test.labels)
-    labels: dict[str, Any] = {}
-    comparisons: dict[str, Any] = {}
+    labels, comparisons, tests = dict[str, Any](), dict[str, Any](), list[dict[str, Any]]()
     for k, label in enumerate(runs[0].test.labels):
-        found = {name: _summarize(tests, k, MIN_EVENTS) for name, tests in every.items()}
-        labels |= {f"{name}, {label}": summary for name, summary in found.items()}
-        auroc = {m: about["summary"].get("auroc", PERFECT) for m, about in found.items()}
+        of = {name: _summarize(sites, k, MIN_EVENTS) for name, sites in every.items()}
+        labels |= {f"{name}, {label}": summary for name, summary in of.items()}
+        auroc = {m: about["summary"].get("auroc", PERFECT) for m, about in of.items()}
         order = sorted(models, key=lambda name: -auroc[name]["value"])
         pairs = [*combinations(order, 2)], [(a, b) for b in baselines for a in order]
         families = [_compare(every, p, k, seeds, num_labels) for p in pairs]
         rows = [asdict(pair) | more for family in families for pair, more in family]
-        comparisons[label] = {"models": [*order, *baselines], "pairs": rows}
-        comparisons[label]["verdict"] = _sentences(auroc, *families)
-    margin = locked_content(protocol)["margin"] if (protocol := read_protocol(sweep_dir)) else 0.0
+        found = against_best([pair for pair, _ in families[0]], margin)
+        tests += [{"label": label} | test for test in found]
+        verdict = _sentences(auroc, *families) + non_inferior_sentences(found, "mean AUROC")
+        comparisons[label] = {"models": [*order, *baselines], "pairs": rows, "verdict": verdict}
     about = protocol_note(sweep_dir, margin, "auroc", [run.name for run in runs])
     notes = [read_note(sweep_dir), about["text"], *(f"{p.name}: {p.reason}" for p in problems)]
-    more = {"notes": [note for note in (*notes, *missing) if note], "comparisons": comparisons}
+    more: dict[str, Any] = {"margin": margin, "non_inferior": tests, "comparisons": comparisons}
     more["strategies"] = [*models]
+    more["notes"] = [note for note in (*notes, *missing) if note]
     for base in models:
         mine = [run for run in runs if run.base == base]
         about = more | {"init": read_optional(mine[0].folder.init_report), "labels": labels}
         card = render_text("site_card.md.jinja", strategy=base, runs=mine, **about, **FORMATS)
         write_text(out / "cards" / base / "MODEL_CARD.md", card)
-    names = [*dict.fromkeys(name for tests in models.values() for name in tests)]
-    return _write(out, names, labels, more)
+    return _write(out, [*dict.fromkeys(s for at in models.values() for s in at)], labels, more)
 
 
 def _check_folder(out: Path) -> None:
     """ValueError if it holds files of others."""
     is_ours = "sites" in read_optional(out / "across.json")
-    for name in ("index.html", "across.csv", "across.json"):
+    for name in ("index.html", "across.csv", "across.json", TESTS):
         check_may_write(out / name, is_ours)
+    (out / TESTS).unlink(missing_ok=True)
 
 
 def _write(out: Path, sites: list[str], labels: dict, more: dict[str, Any] | None = None) -> Path:
-    """`more` of a sweep: `notes` for the top, and `comparisons` by label."""
+    """`more` of a sweep: `notes` for the top, `comparisons` by label, `margin` and its tests."""
     rows = [{"label": name} | row for name, label in labels.items() for row in label["table"]]
     values = {"sites": sites, "labels": labels} | (more or {})
     about = values | {"measures": MEASURES, "of_prior": OF_PRIOR, "draw": _draw}
     write_text(out / "index.html", render_page("across.html.jinja", **about, **FORMATS))
-    write_text(out / "across.csv", csv_text(pd.DataFrame(rows, dtype=object)))
+    for name, table in (("across.csv", rows), (TESTS, values.get("non_inferior"))):
+        if table:
+            write_text(out / name, csv_text(pd.DataFrame(table, dtype=object)))
     write_json(out / "across.json", values)
     return out / "index.html"
 

@@ -36,7 +36,7 @@ from hpc_ecg.training.settings import FinetuneConfig
 
 CONSTANTS = ("prevalence", "training_mean")
 """They predict the same for everybody, so they have no AUROC and no R²."""
-SPLITS = ("valid", "test")
+SPLITS, NOTE = ("valid", "test"), {"made": [str], "left_out": {"*": str}}
 REPLICATES = 2000
 MAX_AGE = 90.0
 """Ages above count as this: data sets write all ages over 89 as one number, such as 300."""
@@ -57,7 +57,7 @@ def write_baselines(config: FinetuneConfig, folder: Path, minutes: float = 10) -
     data |= {"task": task, "fold": config.data.fold, "repeat": config.data.repeat}
     data |= {k: v for k in ("left_out_site", "site_column") if (v := getattr(config.data, k))}
     note_path = folder / "baselines.json"
-    earlier = read_record(note_path) if note_path.exists() else {}
+    earlier = read_record(note_path, NOTE) if note_path.exists() else {}
     if earlier.get("data") == data and "ecg_measurements" in earlier["made"]:
         return list(earlier["made"])
     made: list[str] = []

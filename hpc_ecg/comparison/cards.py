@@ -8,10 +8,10 @@ from hpc_ecg.atomic_io import write_text
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.cost import plain_text
 from hpc_ecg.comparison.flow import CohortFlow
+from hpc_ecg.comparison.run_records import read_combined, read_update
 from hpc_ecg.comparison.selected import SelectedModel
 from hpc_ecg.comparison.verdict import verdict_sentences
 from hpc_ecg.comparison.wording import FORMATS
-from hpc_ecg.evaluation.covariates import read_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.reporting.html import render_text
 from hpc_ecg.sweep.folder import read_optional
@@ -40,8 +40,8 @@ def _values(comparison: Comparison, model: SelectedModel, flow: CohortFlow | str
         "run": model.run,
         "init": init_report,
         "combined": read_combined(folder.path),
-        "calibration": read_optional(folder.best / "calibration.json"),
-        "update": folder.read_about("update.json"),
+        "calibration": read_optional(folder.best / "calibration.json", {"*": dict}),
+        "update": read_update(folder),
         "labels": {name: model.label(name) for name in comparison.labels},
         "signal": init_report.get("signal") or {},
         "settings": sorted((k, v) for k, v in settings.items() if v not in (None, {}, [])),

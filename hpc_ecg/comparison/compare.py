@@ -32,14 +32,13 @@ from hpc_ecg.comparison.report_warnings import collect_warnings
 from hpc_ecg.comparison.results import Problem, RunResult, by_strategy, read_results
 from hpc_ecg.comparison.scoring import (
     Scorer,
+    against_best,
     detectable,
     estimate_from,
     group_by_strategy,
-    pairs_with,
-    put_first,
 )
 from hpc_ecg.comparison.selected import select_models
-from hpc_ecg.evaluation.comparisons import Difference, SeedScores, non_inferior
+from hpc_ecg.evaluation.comparisons import SeedScores
 from hpc_ecg.evaluation.delong import delong_difference
 from hpc_ecg.evaluation.families import compare_strategies, correct_best, probability_best
 from hpc_ecg.evaluation.metrics import RANKING_METRICS, is_weighted
@@ -47,11 +46,8 @@ from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.log import logger
 from hpc_ecg.sweep.arms import LEFT_OUT_SITE
 from hpc_ecg.sweep.folder import read_note
-from hpc_ecg.sweep.protocol import locked_content, protocol_note, read_protocol
+from hpc_ecg.sweep.protocol import protocol_note, read_margin
 from hpc_ecg.training.open_run import UNVERIFIED
-
-MARGIN = 0.02
-"""The usual margin of non-inferiority, in the deciding metric."""
 
 
 def compare(
@@ -64,11 +60,7 @@ def compare(
     """
     # 1. read the finished runs, and the reasons why others are left out
     sweep_dir = Path(sweep_dir)
-    if margin is None:
-        protocol = read_protocol(sweep_dir)
-        margin = locked_content(protocol)["margin"] if protocol else MARGIN
-    if not 0 < margin < 1:
-        raise ValueError(f"the margin must be between 0 and 1, got {margin}; {MARGIN} is usual")
+    margin = read_margin(sweep_dir, margin)
     runs, problems = _read_finished(sweep_dir)
 
     # 2. score every run on the same draws of patients
@@ -129,7 +121,7 @@ def compare(
         baselines_left_out=baselines.left_out,
         probability_best=probability_best(ranked[metric], scorer.num_patients),
         margin=margin,
-        non_inferior=_against_best(pairs_of[metric], order[0], margin),
+        non_inferior=against_best(pairs_of[metric], margin),
         detectable={
             f"{pair.first} - {pair.second}": detectable(pair, metric)
             for pair in pairs_of[metric]
@@ -183,14 +175,6 @@ def _summarize(
         },
         per_seed={metric: seeds[name].value for metric, seeds in scores.items()},
     )
-
-
-def _against_best(pairs: list[Difference], best: str, margin: float) -> list[dict[str, Any]]:
-    """Test each other strategy for non-inferiority to the one with the highest value."""
-    return [
-        {"strategy": pair.second, "to": best} | non_inferior(put_first(pair, pair.second), margin)
-        for pair in pairs_with(pairs, best)
-    ]
 
 
 def _compare_by_delong(

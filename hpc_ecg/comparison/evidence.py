@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hpc_ecg.comparison.results import RunResult
+from hpc_ecg.comparison.run_records import check_evaluation
 from hpc_ecg.evaluation.scores import evaluate_predictions
 from hpc_ecg.sweep.folder import read_optional
 from hpc_ecg.training.evaluate import fitted_on_validation
@@ -23,6 +24,7 @@ def read_evaluation(run: RunResult) -> dict[str, Any]:
     which wrote no digests, and some value or name is not what its predictions give."""
     found = read_optional(run.folder.evaluation)
     if run.is_verified or not found:
+        check_evaluation(run.folder.evaluation, found)
         return found
     points, fits = fitted_on_validation(run.folder.best)
     task = str(run.settings.get("data.task"))

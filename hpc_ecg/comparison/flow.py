@@ -15,12 +15,15 @@ from hpc_ecg.cohort.rules import Count, Flow
 from hpc_ecg.cohort.splits import SPLITS
 from hpc_ecg.data.views import as_split
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.hashing import check_kinds, read_record
+from hpc_ecg.hashing import read_record
 from hpc_ecg.log import describe_error
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.safe_reading import sha256_of
 from hpc_ecg.shards.format import LABEL_PREFIX, ShardSet
 from hpc_ecg.shards.remote import open_shard_set
+
+COUNT = {"text": str, "ecgs": int, "patients": int}
+FLOW = {"start": COUNT, "left_out": [COUNT], "labelled": COUNT, "labels": [COUNT]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +78,16 @@ def _read_selection(description: Mapping[str, Any]) -> Flow | None:
     path = table.with_suffix(".flow.json") if table.name else table
     if not (path.is_file() and table.is_file()):
         return None
-    about = read_record(path, {"table": dict, "flow": dict})
+    about = read_record(path, {"table": dict, "flow": FLOW})
     if about["table"].get("sha256") != sha256_of(table):
         return None
     flow = about["flow"]
-    check_kinds(path, flow, {"start": dict, "left_out": list, "labelled": dict, "labels": list})
-    return Flow(
-        start=_count(path, flow["start"]),
-        left_out=[_count(path, part) for part in flow["left_out"]],
-        labelled=_count(path, flow["labelled"]),
-        labels=[_count(path, part) for part in flow["labels"]],
-    )
+    lists = {part: [*map(_count, flow[part])] for part in ("left_out", "labels")}
+    return Flow(start=_count(flow["start"]), labelled=_count(flow["labelled"]), **lists)
 
 
-def _count(path: Path, value: Any) -> Count:
-    kinds = {"text": str, "ecgs": int, "patients": int}
-    check_kinds(path, {"count": value}, {"count": kinds})
-    return Count(**{name: value[name] for name in kinds})
+def _count(value: Mapping[str, Any]) -> Count:
+    return Count(**{name: value[name] for name in COUNT})
 
 
 def describe_signal(signal: SignalSpec) -> str:

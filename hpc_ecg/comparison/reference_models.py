@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_ecg.comparison.baselines import CONSTANTS, combine_with_age_sex
+from hpc_ecg.comparison.baselines import CONSTANTS, NOTE, combine_with_age_sex
 from hpc_ecg.comparison.results import RunResult, by_strategy
 from hpc_ecg.comparison.scoring import Scorer, Scores, estimate_from, group_by_strategy
 from hpc_ecg.evaluation.comparisons import Difference, Estimate, SeedScores
@@ -62,7 +62,7 @@ def read_baselines(folder: Path, test: Predictions) -> Baselines:
     if not (folder / "baselines.json").exists():
         return Baselines(test={}, valid={}, left_out={})
     check_record(folder / "baselines.json")
-    note = read_record(folder / "baselines.json", {"left_out": dict, "made": list})
+    note = read_record(folder / "baselines.json", NOTE)
     baselines = Baselines(test={}, valid={}, left_out=dict(note["left_out"]))
     for name in (name for name in BASELINES if name in note["made"]):
         predictions = read_predictions(folder / name / "test.parquet").sorted()

@@ -36,6 +36,7 @@ from hpc_ecg.comparison.reference_models import BASELINES
 from hpc_ecg.comparison.results import RunResult, by_strategy, is_run
 from hpc_ecg.comparison.risk import describe_risks, draw_risks
 from hpc_ecg.comparison.risk_coverage import describe_abstention
+from hpc_ecg.comparison.run_records import read_combined, read_update
 from hpc_ecg.comparison.run_settings import compare_settings
 from hpc_ecg.comparison.tables import as_json, build_tables
 from hpc_ecg.comparison.verdict import (
@@ -44,7 +45,6 @@ from hpc_ecg.comparison.verdict import (
     verdict_sentences,
 )
 from hpc_ecg.comparison.wording import FORMATS
-from hpc_ecg.evaluation.covariates import read_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.hashing import read_record
 from hpc_ecg.reporting.escape import csv_text
@@ -173,7 +173,7 @@ def render_report(
         title=sweep_dir.resolve().name,
         comparison=comparison,
         single=single,
-        update=comparison.runs[0].folder.read_about("update.json"),
+        update=read_update(comparison.runs[0].folder),
         headline=run_sentences(comparison) if single else headline(comparison),
         sentences=verdict_sentences(comparison),
         on_baselines=sentences_on_baselines(comparison),

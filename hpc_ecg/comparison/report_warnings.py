@@ -64,7 +64,7 @@ def _few_seeds(comparison: Comparison) -> list[str]:
         )
     if double := [s.name for s in comparison.strategies if len(s.seeds) == 2]:
         risk = "where training is noisy, up to 1 in 10 such tests finds one that does not exist"
-        if len(comparison.competing) > 2:
+        if len(comparison.competing) > 2 and all(len(s.seeds) == 2 for s in comparison.competing):
             risk = "only a very large one could be found among more than two strategies"
         texts.append(
             f"Only two seeds for {_join(double, comparison)}: too few to judge a difference; "

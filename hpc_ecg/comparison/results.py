@@ -25,9 +25,13 @@ NUMBER = int | float
 FINISHED = {"metric": str, "steps": int, "best_step": int | None, "best_score": NUMBER | None}
 FINISHED |= {"stopped": str, "device": str, "processes": int}
 FINISHED |= {"train_seconds": NUMBER, "process_seconds": NUMBER}
+FINISHED |= dict.fromkeys(("energy_kwh?", "ecg_per_s?"), NUMBER | None)
 TENSORS = {f"tensors_{kind}": int for kind in ("loaded", "fresh", "frozen")}
-INIT_REPORT = {"checkpoint": dict | None, "head": {"taken": str}, "counts": TENSORS}
+INIT_REPORT: dict[str, Any] = {"head": {"taken": str, "reason?": str}, "checkpoint": dict | None}
+INIT_REPORT |= {"counts": TENSORS, "signal?": {"spec": dict | None}}
 CHECKPOINT = {"path": str, "sha256": str}
+SPEC: dict[str, Any] = {"leads": [str], "num_samples": int, "sample_rate_hz": NUMBER}
+SPEC |= dict.fromkeys(("unit", "amplitude", "preprocessing", "window"), str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +151,9 @@ def _read_finished(folder: RunFolder, strategy: str, seed: int) -> RunResult:
     index = read_record(folder.environment, {"data_index_sha256": str})["data_index_sha256"]
     settings["data_index_sha256"] = index
     report = read_record(folder.init_report, INIT_REPORT)
-    check_kinds(
-        folder.init_report, report["checkpoint"] or {}, CHECKPOINT if report["checkpoint"] else {}
-    )
+    signal = report.get("signal", {}).get("spec")
+    for part, kinds in ((report["checkpoint"], CHECKPOINT), (signal, SPEC)):
+        check_kinds(folder.init_report, part or {}, kinds if part else {})
     arm = _read_arm(folder, strategy, settings)
     return RunResult(
         strategy=strategy,

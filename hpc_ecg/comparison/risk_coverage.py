@@ -14,14 +14,11 @@ import numpy as np
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.model_tables import Rows, flatten
 from hpc_ecg.comparison.reference_models import mean_prediction
+from hpc_ecg.comparison.run_records import ABSTENTION, read_abstention
 from hpc_ecg.evaluation.abstention import curve_rows, fit_rule, spreads
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.evaluation.scores import fit_operating_points
-from hpc_ecg.hashing import check_record, read_record
 from hpc_ecg.reporting.plots import Group, line_plot
-
-ABSTENTION = "abstention.json"
-"""In a run's folder: its rule, and the curve on its test set."""
 
 
 def describe_abstention(
@@ -30,8 +27,7 @@ def describe_abstention(
     """The curve's rows, or why there is none, and figures. `labels`: label → suffix of its name."""
     best = comparison.selected[0].strategy
     runs = [run for run in comparison.runs if run.strategy == best]
-    record = runs[0].folder.path / ABSTENTION
-    rows: Rows = []
+    record, rows = runs[0].folder.path / ABSTENTION, list[dict[str, Any]]()
     if not labels:
         return "it is for yes/no labels", {}
     if len(runs) > 1:
@@ -44,9 +40,8 @@ def describe_abstention(
             data = mean_prediction([r.test for r in runs]), labels, doubts[rule["score"]], rule
             points = fit_operating_points(mean_prediction(valid))
             rows = curve_rows(*data, points, comparison.replicates, comparison.seed)
-    elif record.exists():
-        check_record(record)
-        rows = read_record(record, {"curve": list})["curve"]
+    elif (found := read_abstention(record.parent)) is not None:
+        rows = found
     else:
         return f"measure it: hpc-ecg predict {record.parent} --fit-abstention", {}
     figures = {}

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.evaluation.averages import joint_patients, mean_replicates
-from hpc_ecg.evaluation.comparisons import ALPHA, Difference, Estimate, SeedScores, estimate_mean
+from hpc_ecg.evaluation.comparisons import (
+    ALPHA,
+    Difference,
+    Estimate,
+    SeedScores,
+    estimate_mean,
+    non_inferior,
+)
 from hpc_ecg.evaluation.metrics import FloatArray, count_label
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.resampling import Resamples, draw_resamples
@@ -153,6 +160,14 @@ def detectable(pair: Difference, metric: str) -> float | None:
     this metric is so large."""
     is_possible = pair.detectable <= LARGEST.get(metric, np.inf)
     return pair.detectable if is_possible and pair.estimate.includes_seeds else None
+
+
+def against_best(pairs: Sequence[Difference], margin: float) -> list[dict[str, Any]]:
+    """Test each other strategy for non-inferiority to the best, the first one of the first pair."""
+    best = [pair for pair in pairs if pair.first == pairs[0].first]
+    tests = [non_inferior(put_first(pair, pair.second), margin) for pair in best]
+    about = [{"strategy": pair.second, "to": pair.first} for pair in best]
+    return [one | test for one, test in zip(about, tests, strict=True)]
 
 
 def is_better(pair: Difference) -> bool:

@@ -5,6 +5,8 @@ Fixed rules choose each sentence. "Better" means an adjusted p below 0.05, from 
 how large the difference may be.
 """
 
+from typing import Any
+
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.scoring import detectable, is_better, pairs_with
 from hpc_ecg.comparison.wording import format_estimate
@@ -143,13 +145,18 @@ def sentences_on_chance(comparison: Comparison) -> list[str]:
     chances = ", ".join(f"{name} {format_probability(p)}" for name, p in ranked[:3])
     more = " …" if len(ranked) > 3 else "."
     sentences = [f"Probability of being the best of these: {chances}{more}"]
-    within = [test["strategy"] for test in comparison.non_inferior if test["is_non_inferior"]]
-    if within:
-        sentences.append(
-            f"Not worse than {comparison.strategies[0].name} by more than {comparison.margin:g} "
-            f"{comparison.metric_name} (non-inferior, one-sided p < 0.025): {join_names(within)}."
-        )
-    return sentences
+    return sentences + non_inferior_sentences(comparison.non_inferior, comparison.metric_name)
+
+
+def non_inferior_sentences(tests: list[dict[str, Any]], metric: str) -> list[str]:
+    """One on the strategies that passed, or that none did; nothing where none was tested."""
+    if not tests:
+        return []
+    best, margin = tests[0]["to"], f"{tests[0]['margin']:g} {metric}"
+    if not (passed := [test["strategy"] for test in tests if test["is_non_inferior"]]):
+        return [f"No other strategy is shown to be non-inferior to {best} (margin {margin})."]
+    how = "(non-inferior, one-sided p < 0.025 each)"
+    return [f"Not worse than {best} by more than {margin} {how}: {join_names(passed)}."]
 
 
 def _detectable(comparison: Comparison, pairs: list[Difference]) -> str:

@@ -7,13 +7,14 @@ has counts once.
 # L labels, R replicates; 4 counts at a threshold
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from hpc_ecg.evaluation.intervals import bootstrap_interval
 from hpc_ecg.evaluation.label_sample import LabelSample, metric_intervals, pooled
 from hpc_ecg.evaluation.metrics import FloatArray
-from hpc_ecg.evaluation.thresholds import confusion_counts, rate_intervals, rates
+from hpc_ecg.evaluation.thresholds import confusion_counts, patients_behind, rate_intervals, rates
 from hpc_ecg.reporting.numbers import count
 
 
@@ -52,8 +53,9 @@ def mean_replicates(value_LR: FloatArray, num_L: FloatArray) -> FloatArray:
 
 def joint_patients(num_L: FloatArray) -> float:
     """For how many patients a mean over labels stands: 1 + Satterthwaite's degrees of freedom
-    (1946) for labels of one variance, with n - 1 each."""
-    return 1 + len(num_L) ** 2 / float(np.sum(1 / np.maximum(num_L - 1, 1)))
+    (1946) for labels of one variance, with n - 1 each; a label without patients has no part."""
+    num_L = num_L[num_L > 0]
+    return 1 + len(num_L) ** 2 / max(float(np.sum(1 / np.maximum(num_L - 1, 1))), 1e-9)
 
 
 def micro(samples: Mapping[str, LabelSample]) -> dict:
@@ -69,21 +71,23 @@ def averages_at_thresholds(
     """`macro` and `micro` rates by method, with each label at its own threshold."""
     result: dict[str, dict[str, dict]] = {"macro": {}, "micro": {}}
     for method in dict.fromkeys(method for by_method in points.values() for method in by_method):
-        counted = [
-            confusion_counts(samples[name], by_method[method]["threshold"])
-            for name, by_method in points.items()
-            if method in by_method
+        above = [  # by how much probabilities exceed each label's threshold
+            replace(s, probabilities_N=s.probabilities_N - points[name][method]["threshold"])
+            for name, s in samples.items()
+            if method in points.get(name, {})
         ]
-        counts_L4 = np.stack([counts for counts, _ in counted])
-        counts_LR4 = np.stack([counts_R for _, counts_R in counted])
+        counted = zip(*[confusion_counts(sample, 0.0) for sample in above], strict=True)
+        counts_L4, counts_LR4 = (np.stack(part) for part in counted)
         mean, mean_R = (
             {rate: mean_over_labels(values) for rate, values in rates(counts).items()}
             for counts in (counts_L4, counts_LR4)
         )
-        result["macro"][method] = rate_intervals(mean, mean_R)
-        result["micro"][method] = rate_intervals(
-            rates(counts_L4.sum(axis=0)), rates(counts_LR4.sum(axis=0))
-        )
+        behind = [patients_behind(sample, 0.0) for sample in above]
+        joint = {rate: joint_patients(np.array([n[rate] for n in behind])) for rate in behind[0]}
+        result["macro"][method] = rate_intervals(mean, mean_R, joint)
+        total, total_R = rates(counts_L4.sum(axis=0)), rates(counts_LR4.sum(axis=0))
+        pool = patients_behind(pooled(above), 0.0)
+        result["micro"][method] = rate_intervals(total, total_R, pool)
     return result
 
 

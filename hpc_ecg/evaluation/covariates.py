@@ -16,7 +16,6 @@ AUROC 0.048 with one, found in 84 %, and without one -0.003 (noise costs), claim
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,6 @@ from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.evaluation.reliability import recalibration
 from hpc_ecg.evaluation.resampling import draw_resamples
 from hpc_ecg.evaluation.subgroups import MAX_LEVELS
-from hpc_ecg.hashing import check_kinds, check_record, read_record
 
 LOGIT = "logit of the network"
 MODELS = {"network": slice(0, 1), "covariates": slice(1, None), "combined": slice(None)}
@@ -44,16 +42,6 @@ COMBINE, FOLDS, REPLICATES, REFITS = "combine.json", 5, 2000, 500
 MOST_MISSING = 0.2  # of validation
 FAR = 10  # SDs from validation's mean: a mistake, or another unit
 PER_COEFFICIENT = 10  # patients of the rarer outcome (Peduzzi et al. 1996)
-NUMBER = int | float
-INTERVAL = {"value": NUMBER, "low": NUMBER | None, "high": NUMBER | None}
-LEVELS: dict[str, Any] = {"name": str, "levels": list}
-NUMERIC: dict[str, Any] = {"name": str, "mean": NUMBER, "sd": NUMBER}
-TERM = NUMERIC | {"per_sd": INTERVAL}
-SCORE: dict[str, Any] = {"split": str, "metric": str, "n": int, "risk": NUMBER | None}
-SCORE |= dict.fromkeys((*MODELS, "over_network", "over_covariates"), INTERVAL)
-COUNTS = dict.fromkeys(("n", "n_positive_patients", "n_negative_patients", "num_lacking"), int)
-FIT = {"intercept": NUMBER, "terms": list, "scores": list, "warnings": list, "counts": COUNTS}
-KINDS = {"covariates": list, "labels": dict, "left_out": dict, "status": str, "fixed": str | None}
 
 
 def learn_covariate(name: str, values: Any) -> dict[str, Any]:
@@ -152,35 +140,6 @@ def combine_label(
         scores += _compare("test", sample, logits, risk_at)
     fit = {"intercept": float(fits["combined"][0]), "terms": terms.to_dict("records")}
     return fit | {"warnings": warnings, "counts": counts, "scores": scores}
-
-
-def read_combined(run: Path) -> dict[str, Any]:
-    """The record in a run's folder, {} without one. ValueError: it, or its source, has changed."""
-    path = run / COMBINE
-    if not path.exists():
-        return {}
-    check_record(path)
-    return check_combined(path, read_record(path))
-
-
-def check_combined(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a record of `combine`. ValueError: another type or length than it writes."""
-    check_kinds(path, content, KINDS)
-    covariates = content["covariates"]
-    for c in covariates:
-        has_levels = isinstance(c, dict) and bool(c.get("levels"))
-        check_kinds(path, {"covariate": c}, {"covariate": LEVELS if has_levels else NUMERIC})
-        for level in c.get("levels", []):
-            check_kinds(path, {"level": level}, {"level": str})
-    names = [LOGIT, *encode(covariates, {c["name"]: [""] for c in covariates})[0]]
-    for label, fit in content["labels"].items():
-        check_kinds(path, content["labels"], {label: FIT})
-        for kinds, parts in ((TERM, fit["terms"]), (SCORE, fit["scores"])):
-            for part in parts:
-                check_kinds(path, {"part": part}, {"part": kinds})
-        if [t["name"] for t in fit["terms"] if t["sd"] > 0] != names or not fit["scores"]:
-            raise ValueError(f"{path} is damaged: {label} has other terms than its covariates")
-    return {name: content[name] for name in KINDS}
 
 
 def _fit(z_NF: FloatArray, y_N: FloatArray, weight_N: FloatArray) -> FloatArray:

@@ -47,9 +47,10 @@ def assess_calibration(sample: LabelSample) -> dict:
     gap_B = (positive_B - predicted_B) / count_B.sum()
     gap_RB = (positive_RB - predicted_RB) / count_RB.sum(axis=1, keepdims=True)
     ratio_R = positive_RB.sum(axis=1) / predicted_RB.sum(axis=1)
-    ratio = bootstrap_interval(positive_B.sum() / predicted_B.sum(), ratio_R, "o_e")
-    ece = _ece(gap_B, gap_RB, sample.patients_in_smaller_class())
-    return _slope_and_intercept(sample) | {"o_e": ratio, "ece": ece, "curve": curve}
+    few = sample.patients_in_smaller_class()
+    ratio = bootstrap_interval(positive_B.sum() / predicted_B.sum(), ratio_R, "o_e", few)
+    more = {"o_e": ratio, "ece": _ece(gap_B, gap_RB, few), "curve": curve}
+    return _slope_and_intercept(sample) | more
 
 
 def quantile_bins(probabilities_N: FloatArray) -> NDArray[np.intp]:

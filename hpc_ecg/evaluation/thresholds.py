@@ -115,6 +115,14 @@ def rates(counts_X4: FloatArray) -> dict[str, FloatArray]:
         }
 
 
+def patients_behind(sample: LabelSample, threshold: float) -> dict[str, float]:
+    """The effective number of patients in the denominator of each rate."""
+    positive_N, flagged_N = sample.labels_N == 1, sample.probabilities_N >= threshold
+    denominators = {"sensitivity": positive_N, "specificity": ~positive_N, "ppv": flagged_N}
+    denominators |= {"npv": ~flagged_N, "f1": positive_N | flagged_N}
+    return {rate: sample.effective_patients(n) for rate, n in denominators.items()}
+
+
 def rate_intervals(
     values: dict[str, FloatArray],
     values_R: dict[str, FloatArray],
@@ -135,10 +143,7 @@ def apply_operating_point(sample: LabelSample, point: dict) -> dict:
     """Rates at a frozen threshold (from `points_by_method`), with intervals, and the counts behind
     them."""
     counts_4, counts_R4 = confusion_counts(sample, point["threshold"])
-    positive_N, flagged_N = sample.labels_N == 1, sample.probabilities_N >= point["threshold"]
-    denominators = {"sensitivity": positive_N, "specificity": ~positive_N, "ppv": flagged_N}
-    denominators |= {"npv": ~flagged_N, "f1": positive_N | flagged_N}
-    num_patients = {rate: sample.effective_patients(n) for rate, n in denominators.items()}
+    num_patients = patients_behind(sample, point["threshold"])
     more = ("n_positive", "n_positive_patients", "in_new_patients", "warning")
     return (
         {key: point.get(key) for key in ("threshold", "fitted_on", "method")}

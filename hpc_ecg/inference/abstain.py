@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from sklearn.covariance import ledoit_wolf
 
 from hpc_ecg.atomic_io import write_atomically
-from hpc_ecg.comparison.risk_coverage import ABSTENTION
+from hpc_ecg.comparison.run_records import ABSTENTION
 from hpc_ecg.data.dataset import Dataset, open_split
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.evaluation import abstention

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc_ecg.comparison.run_records import INTERVAL
 from hpc_ecg.data.dataset import open_shards, open_split
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.evaluation.membership import ATTACKS, FALSE_POSITIVE_RATES, membership
@@ -22,6 +23,9 @@ from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import resolve_file
 
 AUDIT = "audit.json"
+AT = {"not_measured?": str} | dict.fromkeys(("value?", "low?", "high?"), int | float)
+ATTACKED = {"auroc": INTERVAL, "found_at": {f"{rate:g}": AT for rate in FALSE_POSITIVE_RATES}}
+FOUND = {"members": int, "non_members": int} | dict.fromkeys(ATTACKS, ATTACKED)
 WARN_AUROC, WARN_FOUND = 0.6, 0.05
 """A lower limit above these is reported before release: an attack ranks a member above another
 patient in 6 of 10 pairs, or finds one in twenty at a false-positive rate of 1 % (chance: one in a
@@ -41,10 +45,9 @@ def audit(run_dir: str) -> dict[str, Any]:
     logit_NK = np.concatenate(logits)
     patient_N = np.concatenate([np.array(dataset.patients, dtype=str) for dataset in datasets])
     is_member_N = np.arange(len(label_NK)) < len(datasets[0])
-    found = {
-        name: membership(label_NK[:, k], logit_NK[:, k], patient_N, is_member_N)
-        for k, name in enumerate(tracked("labels attacked", labels, len(labels)))
-    }
+    columns = zip(label_NK.T, logit_NK.T, strict=True)
+    attacks = (membership(*both, patient_N, is_member_N) for both in columns)
+    found = dict(zip(labels, tracked("labels attacked", attacks, len(labels)), strict=True))
     if engine.is_rank_zero:
         write_record(folder.path / AUDIT, {"labels": found}, [resolve_file(folder.best)])
     return found
@@ -95,4 +98,4 @@ def warnings_of(labels: dict[str, Any]) -> list[str]:
 
 def read_audit(run: Path) -> dict[str, Any]:
     """The labels of a run's audit.json; {} if it was not audited."""
-    return RunFolder(run).read_about(AUDIT).get("labels", {})
+    return RunFolder(run).read_about(AUDIT, {"labels": {"*": FOUND}}).get("labels", {})

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.atomic_io import write_atomically, write_text
+from hpc_ecg.comparison.run_records import check_combined, read_update
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.config.load import load_config
 from hpc_ecg.ecg.array_files import ArrayLayout
 from hpc_ecg.evaluation.abstention import DISTANCE, check_rule
-from hpc_ecg.evaluation.covariates import check_combined
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import check_file, check_kinds, read_record, write_record
@@ -101,8 +101,7 @@ def _points(record: Path, stored: dict[str, Any], label: str, labels: list[str])
     points = (
         points_by_method(stored, label, labels) if isinstance(stored.get(label, {}), dict) else {}
     )
-    for point in points.values():
-        check_kinds(record, point, {"threshold": float})
+    check_kinds(record, points, {"*": {"threshold": float}})
     return points
 
 
@@ -161,7 +160,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "risks_by_outcome": risks_by_outcome(model),
         "combined": model.combined,
         "audit": [read_audit(run.path) for run in runs],
-        "update": runs[0].read_about("update.json"),
+        "update": read_update(runs[0]),
         "test": _test_of(runs[0]) if len(runs) == 1 else {},
         "provenance": {
             "data_index_sha256": environment.get("data_index_sha256"),

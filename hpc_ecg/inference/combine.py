@@ -5,11 +5,13 @@ the gain to report is that on the test split, which the record has once the test
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from hpc_ecg.cohort.table import WEIGHT_PREFIX
+from hpc_ecg.comparison.run_records import read_combined
 from hpc_ecg.config.suggestions import did_you_mean
-from hpc_ecg.evaluation.covariates import COMBINE, combine_label, learn_covariate, read_combined
+from hpc_ecg.evaluation.covariates import COMBINE, combine_label, learn_covariate
 from hpc_ecg.evaluation.predictions import read_predictions
 from hpc_ecg.evaluation.thresholds import points_by_method
 from hpc_ecg.hashing import write_record
@@ -42,13 +44,14 @@ def combine(run_dir: str, names: Sequence[str]) -> dict[str, Any]:
     points = read_optional(folder.best / "operating_point.json") or None
     fits, left_out = {}, {}
     labels = splits[0].labels
-    for k, label in enumerate(tracked("labels combined", labels, len(labels))):
-        found = points_by_method(points, label, labels).items()
-        thresholds = {m: p["threshold"] for m, p in found if 0 < p["threshold"] < 1}
-        try:
-            fits[label] = combine_label(splits, k, covariates, thresholds)
-        except ValueError as error:
-            left_out[label] = str(error)
+    with closing(tracked("labels combined", labels, len(labels))) as counted:
+        for k, label in enumerate(counted):
+            found = points_by_method(points, label, labels).items()
+            thresholds = {m: p["threshold"] for m, p in found if 0 < p["threshold"] < 1}
+            try:
+                fits[label] = combine_label(splits, k, covariates, thresholds)
+            except ValueError as error:
+                left_out[label] = str(error)
     if not fits:
         raise ValueError("; ".join(left_out.values()))
     earlier = read_optional(path)

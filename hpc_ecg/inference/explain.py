@@ -53,8 +53,7 @@ def open_explainer(path: Path, strategy: str | None, label: str | None, seed: in
     label, percentiles = label or model.labels[0], {}
     if is_bundle(path):
         percentiles = read_record(path / MODEL).get("risks_by_outcome", {}).get(label, {})
-        kinds = {outcome: {"patients": int, "risks": list} for outcome in percentiles}
-        check_kinds(path / MODEL, percentiles, kinds)
+        check_kinds(path / MODEL, percentiles, {"*": {"patients": int, "risks": list}})
     elif model.is_run:
         percentiles = cohort_context.risks_by_outcome(model, behind=1).get(label, {})
         if path in model.files[0].parents[3:4]:  # a sweep

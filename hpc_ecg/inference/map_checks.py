@@ -45,12 +45,13 @@ def check_maps(
     deletion curves of the first ECG, by its map and by random orders."""
     rng, ecgs = np.random.default_rng(seed), [ecg for ecg, _ in maps]
     orders, (gap, curves) = int(BOUNDS["orders"]), _delete(network, maps)
-    random = [
+    deleted = (
         _delete(network, [(ecg, rng.permutation(map_LP.size)) for ecg, map_LP in maps])
-        for _ in tracked("random orders of deletion", range(orders), orders)
-    ]
+        for _ in range(orders)
+    )
+    random = list(tracked("random orders of deletion", deleted, orders))
     others = [_shuffle(network, seed + n) for n in range(int(BOUNDS["shuffles"]))]
-    shuffled = [_explain(o, ecgs) for o in tracked("shuffled models", others, len(others))]
+    shuffled = list(tracked("shuffled models", (_explain(o, ecgs) for o in others), len(others)))
     strongest = max(_delete(*pair)[0] for pair in zip(others, shuffled, strict=True))
     similarity = max((_agreement(maps, other) for other in shuffled), key=abs)
     # the reverse of a random order has the area with the other sign

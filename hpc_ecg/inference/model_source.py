@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.comparison.risk_coverage import rule_of_ensemble
+from hpc_ecg.comparison.run_records import read_combined
 from hpc_ecg.comparison.selected import validation_score
 from hpc_ecg.config.suggestions import did_you_mean
 from hpc_ecg.ecg.signal import SignalSpec
-from hpc_ecg.evaluation.covariates import read_combined
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
 from hpc_ecg.evaluation.scores import fit_operating_points
 from hpc_ecg.evaluation.thresholds import points_by_method

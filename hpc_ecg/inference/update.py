@@ -8,6 +8,7 @@ the comparison sees the patients that are held out.
 
 # N records, K labels, D features
 
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpc_ecg.comparison.run_records import UPDATE
 from hpc_ecg.data.dataset import open_shards
 from hpc_ecg.data.settings import AugmentConfig
 from hpc_ecg.evaluation.closed_testing import METHODS, UpdateSample, choose_update
@@ -40,7 +42,7 @@ from hpc_ecg.training.settings import TrainConfig
 from hpc_ecg.weights.reading import read_checkpoint, resolve_file
 from hpc_ecg.weights.settings import InitConfig
 
-UPDATE, WHERE = "update.json", "the part to update on"
+WHERE = "the part to update on"
 MEASURES = {"auroc": "AUROC", "brier": "Brier score", "log_loss": "log loss"}
 MEASURES |= {"net_benefit": "net benefit", "slope": "calibration slope"}
 MEASURES |= {"intercept": "calibration intercept", "o_e": "observed / expected"}
@@ -88,8 +90,8 @@ def update(
         about |= {"run": run.path.name, "after": _values(evaluate(load_run(str(run.path), [])))}
         files = folder / "predictions.parquet", run.predictions / "test.parquet"
         before, after = (read_predictions(path).sorted() for path in files)
-        names = tracked("labels compared", about["after"], len(about["after"]))
-        about["gained"] = {name: _gained(before, after, name) for name in names}
+        with closing(tracked("labels compared", about["after"], len(about["after"]))) as names:
+            about["gained"] = {name: _gained(before, after, name) for name in names}
         write_record(run.path / UPDATE, about, [resolve_file(run.best), files[1]])
         written.append(about.copy())
     return written
@@ -118,20 +120,21 @@ def _change_head(
     logits = dict(zip(known.record_N, known.logit_NK, strict=True)) if known else {}
     tuned_NK = np.array([logits.get(record, unknown_K) for record in valid.records])
     found: dict[str, dict[str, Any]] = {}
-    for k, name in enumerate(tracked("labels tested", valid.label_names, len(bias_K))):
-        columns = label_NK[:, k], logit_NK[:, k], np.array(valid.patients), w_NK[:, k]
-        rows = has_label(label_NK[:, k])
-        sample = UpdateSample(*(a[rows] for a in (*columns, features_ND, tuned_NK[:, k])))
-        counts = count_events(sample.labels_N, sample.patient_N)
-        try:
-            check_enough_events(counts, name, "an update", WHERE)
-            chosen, change_D = choose_update(sample, up_to, name)
-        except ValueError as error:
-            found[name] = {"method": "none", "made": "none", "reason": str(error)}
-            continue
-        found[name] = chosen | counts | warn_of_few_events(counts, "the update", WHERE)
-        weight_KD[k] = chosen["slope"] * weight_KD[k] + (0.0 if change_D is None else change_D)
-        bias_K[k] = chosen["slope"] * bias_K[k] + chosen["offset"]
+    with closing(tracked("labels tested", valid.label_names, len(bias_K))) as names:
+        for k, name in enumerate(names):
+            columns = label_NK[:, k], logit_NK[:, k], np.array(valid.patients), w_NK[:, k]
+            rows = has_label(label_NK[:, k])
+            sample = UpdateSample(*(a[rows] for a in (*columns, features_ND, tuned_NK[:, k])))
+            counts = count_events(sample.labels_N, sample.patient_N)
+            try:
+                check_enough_events(counts, name, "an update", WHERE)
+                chosen, change_D = choose_update(sample, up_to, name)
+            except ValueError as error:
+                found[name] = {"method": "none", "made": "none", "reason": str(error)}
+                continue
+            found[name] = chosen | counts | warn_of_few_events(counts, "the update", WHERE)
+            weight_KD[k] = chosen["slope"] * weight_KD[k] + (0.0 if change_D is None else change_D)
+            bias_K[k] = chosen["slope"] * bias_K[k] + chosen["offset"]
     if all("reason" in of for of in found.values()):
         raise ValueError("; ".join(of["reason"] for of in found.values()))
     for parameter, values in zip(model.head.parameters(), (weight_KD, bias_K), strict=True):

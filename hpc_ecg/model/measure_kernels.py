@@ -63,7 +63,7 @@ def measure_kernel(
     if (name == "attention" and part.dropout.p) or (name == "record_dropout" and not part.p):
         return {}  # attention dropout by record has only the plain kernel
     module = copy.deepcopy(part).to(load.device).train().requires_grad_(load.backward)
-    compiled = torch.compile(module) if name == "compile" else module
+    compiled = functools.cache(lambda: torch.compile(module) if name == "compile" else module)
     shape, fc1 = (load.num_records, load.num_tokens), layer.fc1
     width = fc1.out_features if name == "record_dropout" else fc1.in_features
     generator = torch.Generator(load.device).manual_seed(0)
@@ -79,7 +79,7 @@ def measure_kernel(
         x_BTD = x_BTD.detach().requires_grad_(load.backward)
         with torch.set_grad_enabled(load.backward):
             with torch.autocast(load.device.type, load.dtype if is_half else None, is_half):
-                run = compiled if kind in COMPILED else module
+                run = compiled() if kind in COMPILED else module
                 out = run(x_BTD, *others.get(name, (mask_BT, seeds_BT)))
             out = out if mask_BT is None else out.masked_fill(mask_BT[..., None], 0.0)
             if not load.backward:
@@ -138,10 +138,8 @@ def _try(run: Callable[[], list[Tensor]], expected: list[Tensor], limit: float) 
     return {"error": max(errors)}
 
 
-def check_dropout(model: ECGClassifier, load: KernelLoad) -> None:
-    """ValueError if model.record_dropout cannot run on this machine, or gives other numbers."""
-    name, kind = "record_dropout", model.final_dropout.kind
-    found = measure_kernel(name, model, load, [kind]) if kind in COMPILED else {}
-    if reason := found and found["candidates"][kind].get("out"):
-        host = f"{load.device.type} of {platform.node()}"
-        raise ValueError(f"model.{name}={kind} {reason}, on {host}; use model.{name}=plain")
+def fault_of(name: str, kind: str, model: ECGClassifier, load: KernelLoad) -> str:
+    """Why this kind cannot run on this machine, or how wrong it is; "" if it is right."""
+    found = measure_kernel(name, model, load, [kind])
+    out = found and found["candidates"][kind].get("out")
+    return f"{out}, on {load.device.type} of {platform.node()}" if out else ""

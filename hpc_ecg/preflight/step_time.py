@@ -118,8 +118,7 @@ def step_of_run(folder: RunFolder) -> dict[str, Any]:
     """The median step that a finished run logged. ValueError: not finished, or none."""
     lines = folder.metrics.read_text().splitlines() if folder.is_finished() else []
     events = [parse_json(line) for line in lines]
-    for event in events:
-        check_kinds(folder.metrics, {"line": event}, {"line": {"event": str}})
+    check_kinds(folder.metrics, {"lines": events}, {"lines": [{"event": str}]})
     steps = [event for event in events if event["event"] == "step" and event.get("tflops_per_s")]
     if not steps:
         raise ValueError(f"--measured {folder.path}: no finished run that logged a step")

@@ -5,6 +5,7 @@ for byte. If it is not, the sources have changed, and nothing is replaced.
 """
 
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from hpc_ecg.cohort.splits import assign_splits
@@ -44,13 +45,14 @@ def repair(folder: Path, table: Path | None = None, signals: Path | None = None)
         for name in ("shards", "notes"):
             (Path(work) / name).mkdir()
         tasks = shard_tasks(cohort, assignment, plan, Path(work), damaged)
-        for task in tracked("shards made again", tasks, len(damaged)):
-            write_shard(task)
-            path = shards.shard_path(task.shard)
-            if sha256_of(task.tar) != shards.description["shards"][task.shard]["sha256"]:
-                raise ValueError(
-                    f"{path} cannot be made again: {plan.table} or the recordings in "
-                    f"{plan.recordings.signals} have changed; write the shards again"
-                )
-            task.tar.replace(path)
+        with closing(tracked("shards made again", tasks, len(damaged))) as counted:
+            for task in counted:
+                write_shard(task)
+                path = shards.shard_path(task.shard)
+                if sha256_of(task.tar) != shards.description["shards"][task.shard]["sha256"]:
+                    raise ValueError(
+                        f"{path} cannot be made again: {plan.table} or the recordings in "
+                        f"{plan.recordings.signals} have changed; write the shards again"
+                    )
+                task.tar.replace(path)
     return [shards.shard_path(number).name for number in damaged]

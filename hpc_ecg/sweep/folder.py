@@ -1,6 +1,7 @@
 """A sweep's folder on disk: which cells it should hold, and readers of its small files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from hpc_ecg.sweep.arms import arm_name, arms_of
 ONE_RUN = "one run stands for all seeds, because nothing is trained"
 LOG, ENDED_LOG = "log: ", "ended from outside, log: "
 """First words of error.txt, before the log's path."""
-EVENT = {"step": int, "epoch": int | float | None}
-SWEEP = {"strategies": list | None, "seeds": list | None, "grid": dict | None, "note": str | None}
+EVENT = {"event": str, "step?": int, "epoch?": int | float | None}
+SWEEP: dict[str, Any] = {"strategies?": list | None, "seeds?": list | None, "grid?": dict | None}
+SWEEP |= {"note?": str | None}
+TRIAL = {"values": dict, "score": int | float | None}
 
 
 def expected_cells(sweep_dir: Path) -> list[tuple[str, int]]:
@@ -62,8 +65,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             continue
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        check_kinds(path, {"line": event}, {"line": {"event": str}})
-        check_kinds(path, event, {key: EVENT[key] for key in event.keys() & EVENT.keys()})
+        check_kinds(path, {"line": event}, {"line": EVENT})
         if event["event"] in ("started", "resumed"):
             events = [e for e in events if e.get("step", 0) <= event.get("step", 0)]
         elif event["event"] == "eval":
@@ -73,20 +75,17 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def read_optional(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; {} if there is none."""
-    return read_record(path) if path.exists() else {}
+def read_optional(path: Path, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The content of a JSON file, as `read_record`; {} if there is none."""
+    return read_record(path, kinds) if path.exists() else {}
 
 
 def read_tuning(sweep_dir: Path) -> dict[str, Any]:
     """What each strategy chose and tried, of tuning.json; {} if there is none."""
     path = sweep_dir / "tuning.json"
-    entries = read_optional(path)
+    entries = read_optional(path, {"*": {"chosen": dict, "trials": [TRIAL]}})
     for name in entries:
-        check_kinds(path, entries, {name: {"chosen": dict, "trials": list}})
         for trial in entries[name]["trials"]:
-            kinds = {"values": dict, "score": int | float | None}
-            check_kinds(path, {"trial": trial}, {"trial": kinds})
             folder = check_name(path, f"{name}/{arm_name('', trial['values']).lstrip(',')}")
             finished = read_optional(sweep_dir / "tuning" / folder / "finished.json")
             if finished.get("best_score", trial["score"]) != trial["score"]:
@@ -113,5 +112,5 @@ def has_killed_runs(sweep_dir: Path) -> bool:
 def _read_sweep(sweep_dir: Path) -> dict[str, Any]:
     path = sweep_dir / "sweep.yaml"
     config = read_settings_file(path) if path.exists() and path.stat().st_size else {}
-    check_kinds(path, config, {key: SWEEP[key] for key in SWEEP.keys() & config.keys()})
+    check_kinds(path, config, SWEEP)
     return config

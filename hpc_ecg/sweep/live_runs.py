@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 
 from hpc_ecg.log import EVERY_S, console, logger, repeating
-from hpc_ecg.sweep.run_progress import RunProgress, read_progress
-from hpc_ecg.sweep.status import CellStatus, cell_status, describe_counts, table_of
+from hpc_ecg.sweep.run_progress import CellStatus, RunProgress, read_progress, table_of
+from hpc_ecg.sweep.status import cell_status, describe_counts
 from hpc_ecg.training.run_folder import RunFolder
 
 POLL_S, POLL_SHARE = 2.0, 20
@@ -50,7 +50,7 @@ class LiveRuns:
 
     def table(self) -> Table:
         cells = [self._cell(name) for name in self._names]
-        return table_of(cells, describe_counts(cells, self._at_once), console.height)
+        return table_of(cells, describe_counts(cells, self._at_once), *console.size)
 
     def _cell(self, name: str) -> CellStatus:
         try:

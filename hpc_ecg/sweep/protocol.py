@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from hpc_ecg.sweep.grid import Sweep
     from hpc_ecg.sweep.task import Task
 
-FILE = "protocol.json"
-KINDS = {"versions": list, "opened": dict | None, "predictions": dict}
-CONTENT = {"strategies": dict, "seeds": list, "margin": int | float}
+FILE, MARGIN = "protocol.json", 0.02  # the usual one
+CONTENT = {"strategies": {"*": {SHA256: str}}, "seeds": list, "margin": int | float}
 VERSION = {"version": int, "time": str, "before": str, "content": CONTENT, SHA256: str}
+KINDS = {"versions": [VERSION], "opened": dict | None, "predictions": dict}
 OPENED = {"time": str, "version": int, "runs": list, "early": list}
 FAMILIES = (
     "all pairs of strategies on the metric; strategies against baselines; gains over age and sex; "
@@ -51,15 +51,21 @@ def read_protocol(sweep_dir: Path) -> dict[str, Any] | None:
         return None
     protocol = read_record(path, KINDS)
     versions, opened = protocol["versions"], protocol["opened"]
-    for entry in versions:
-        check_kinds(path, {"version": entry}, {"version": VERSION})
-        strategies = entry["content"]["strategies"]
-        check_kinds(path, strategies, {name: {SHA256: str} for name in strategies})
     if opened is not None:
         check_kinds(path, opened, OPENED)
     if not versions or (opened and not 0 < opened["version"] <= len(versions)):
         raise ValueError(f"{path} is damaged: it lacks a version; restore it")
     return protocol
+
+
+def read_margin(sweep_dir: Path, margin: float | None) -> float:
+    """This margin, else the protocol's or the usual one. ValueError: not between 0 and 1."""
+    if margin is None:
+        protocol = read_protocol(sweep_dir)
+        margin = locked_content(protocol)["margin"] if protocol else MARGIN
+    if not 0 < margin < 1:
+        raise ValueError(f"the margin must be between 0 and 1, got {margin}; {MARGIN} is usual")
+    return margin
 
 
 def lock_protocol(sweep: "Sweep") -> None:

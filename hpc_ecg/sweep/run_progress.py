@@ -6,9 +6,12 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from rich.table import Table
+from rich.text import Text
+
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
 from hpc_ecg.hashing import check_kinds
-from hpc_ecg.log import describe_seconds
+from hpc_ecg.log import describe_seconds, printable
 from hpc_ecg.reporting.numbers import format_number
 from hpc_ecg.sweep.folder import read_events
 from hpc_ecg.training.run_folder import RunFolder
@@ -17,6 +20,12 @@ OVERDUE_AFTER_S, OVERDUE_FACTOR = 60.0, 5
 """A step is overdue after so long, and so many times the last interval."""
 RECENT = 20
 """Lines of metrics.jsonl over which the speed is taken."""
+AROUND = 8
+"""Lines of a terminal that a table leaves for its title and the log."""
+COLUMNS, LEAST_USEFUL = ("run", "state", "step", "ETA", "best", ""), ("best", "step", "ETA", "")
+"""Of a table, and those that it lacks on a narrow terminal, the first one first."""
+FOLDED = {"step": 12, "best": 12, "": 12}
+"""Columns whose text takes several lines where it must, and how narrow they may be."""
 
 
 class RunProgress(NamedTuple):
@@ -34,6 +43,17 @@ class RunProgress(NamedTuple):
         best = f"best {self.best}" if self.best else ""
         at = "" if best and not self.steps else f"at step {self.steps or 0}"
         return ", ".join(filter(None, (at, eta, best, self.pace)))
+
+
+class CellStatus(NamedTuple):
+    """`kind`: done, failed, running, queued, stopped or waiting (not started yet); `seconds`: how
+    long it trained, once it is done."""
+
+    name: str
+    kind: str
+    text: str
+    progress: RunProgress | None = None
+    seconds: float | None = None
 
 
 def read_progress(run: RunFolder) -> RunProgress | None:
@@ -93,3 +113,29 @@ def _time_of(event: Mapping[str, Any]) -> float | None:
     with suppress(KeyError, TypeError, ValueError):
         return datetime.fromisoformat(event["time"]).timestamp()
     return None
+
+
+def table_of(cells: Sequence[CellStatus], title: str, width: int, height: int) -> Table:
+    """What of it fits on a terminal: cells that run or failed come first, and columns of least use
+    are left out."""
+    if len(cells) > (most := max(height - AROUND, 1)):
+        order = ("running", "failed", "done", "queued", "stopped", "waiting")
+        cells = sorted(cells, key=lambda cell: order.index(cell.kind))[:most]
+    rows = list[tuple[str, ...]]()
+    for cell in cells:
+        p = cell.progress or RunProgress()
+        eta = "" if p.eta_s is None else describe_seconds(p.eta_s)
+        text = p.pace if cell.kind == "running" else cell.text
+        rows.append((cell.name, cell.kind, p.steps, eta, p.best, text))
+    texts = {n: [*map(printable, column)] for n, *column in zip(COLUMNS, *rows, strict=True)}
+    needs = {n: 3 + min(max(map(len, (n, *c))), FOLDED.get(n, 1000)) for n, c in texts.items()}
+    for name in LEAST_USEFUL:
+        if sum(needs.values()) >= width:
+            del needs[name]
+    table = Table(title=title)
+    for name in needs:
+        is_whole = name not in FOLDED and sum(needs.values()) < width
+        table.add_column(name, overflow="fold", no_wrap=is_whole)
+    for row in zip(*(texts[name] for name in needs), strict=True):
+        table.add_row(*map(Text, row))
+    return table

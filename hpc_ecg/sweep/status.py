@@ -12,12 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from hpc_ecg.distributed.stop_signals import STOP
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES
@@ -34,24 +32,13 @@ from hpc_ecg.sweep.folder import (
     read_optional,
 )
 from hpc_ecg.sweep.protocol import TO_OPEN, read_protocol
-from hpc_ecg.sweep.run_progress import RunProgress, read_progress
+from hpc_ecg.sweep.run_progress import CellStatus, read_progress, table_of
 from hpc_ecg.sweep.submissions import Submission, last_submissions, queued_jobs
 from hpc_ecg.training.run_folder import RunFolder
 
-WATCH_S, AROUND = 5.0, 8
-"""Between two looks; lines of a terminal that the table leaves for its title and the log."""
+WATCH_S = 5.0
+"""Between two looks."""
 HOLDER = re.compile(r"process (\d+) on (.*)\n?")
-
-
-class CellStatus(NamedTuple):
-    """`kind`: done, failed, running, queued, stopped or waiting (not started yet); `seconds`: how
-    long it trained, once it is done."""
-
-    name: str
-    kind: str
-    text: str
-    progress: RunProgress | None = None
-    seconds: float | None = None
 
 
 def print_status(sweep_dir: Path, watch: bool) -> None:
@@ -61,7 +48,7 @@ def print_status(sweep_dir: Path, watch: bool) -> None:
         while True:
             cells = read_status(sweep_dir)
             if live is not None:
-                live.update(table_of(cells, describe_counts(cells), console.height))
+                live.update(table_of(cells, describe_counts(cells), *console.size))
             if not (watch and any(cell.kind in ("queued", "running") for cell in cells)):
                 break
             time.sleep(WATCH_S)
@@ -227,20 +214,3 @@ def _eta_of_all(cells: Sequence[CellStatus], at_once: int) -> float | None:
         return None
     mean_s = sum(whole) / len(whole)
     return max([*left, (sum(left) + (todo - len(left)) * mean_s) / at_once])
-
-
-def table_of(cells: Sequence[CellStatus], title: str, height: int) -> Table:
-    """Where not all fit on a terminal of this height: those that run or failed come first."""
-    if len(cells) > (most := max(height - AROUND, 1)):
-        order = ("running", "failed", "done", "queued", "stopped", "waiting")
-        cells = sorted(cells, key=lambda cell: order.index(cell.kind))[:most]
-    table = Table(title=title)
-    for column in ("run", "state", "step", "ETA", "best", ""):
-        table.add_column(column, overflow="fold")
-    for cell in cells:
-        p = cell.progress or RunProgress()
-        eta = "" if p.eta_s is None else describe_seconds(p.eta_s)
-        text = p.pace if cell.kind == "running" else cell.text
-        row = (cell.name, cell.kind, p.steps, eta, p.best, text)
-        table.add_row(*(Text(printable(part)) for part in row))
-    return table

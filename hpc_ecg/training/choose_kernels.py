@@ -28,11 +28,13 @@ KINDS_OF_BATCHES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class KernelChoice:
-    """One of each of KINDS, or auto; the content of kernels.json, if any; lines for the log."""
+    """One of each of KINDS, or auto; the content of kernels.json, if any, and the file that it was
+    read from; lines for the log."""
 
     kernels: dict[str, str]
     measured: dict[str, Any] | None = None
     lines: tuple[str, ...] = ()
+    file: Path | None = None
 
     def apply(self, model: ECGClassifier) -> None:
         model.use_kernels(*(self.kernels[name] for name in KINDS if name != "compile"))
@@ -58,14 +60,16 @@ def kept_kernels(
     this kind; its attention for padded records only if measured with them. ValueError: damaged."""
     path, kind = RunFolder(config.run_dir).kernels, device_kind(device)
     if config.engine.kernels == "reference" or not path.exists():
-        return KernelChoice(kernels=_kernels(config, {}))
+        return KernelChoice(kernels=kernels_of(config, {}))
     kept, line = _read(path), f"{path} is not for {kind}: it is of "
     if kept["device"] != kind:
-        return KernelChoice(kernels=_kernels(config, {}), lines=(line + kept["device"],))
+        return KernelChoice(kernels=kernels_of(config, {}), lines=(line + kept["device"],))
     fits = not has_mask or kept["sizes"].get("has_mask") == "True"
     chosen = {name: kind for name, kind in kept["chosen"].items() if fits or name != "attention"}
-    lines = (f"kernels as in {path}: {chosen}",)
-    return KernelChoice(kernels=_kernels(config, chosen), measured=kept, lines=lines)
+    now, line = str(torch.__version__), f"kernels as in {path}: {chosen}"
+    if (torch_then := kept.get("torch", now)) != now:
+        line += f", measured with torch {torch_then}; numbers of torch {now} may differ"
+    return KernelChoice(kernels=kernels_of(config, chosen), measured=kept, lines=(line,), file=path)
 
 
 def choose_kernels(
@@ -76,7 +80,7 @@ def choose_kernels(
     sweep_dir: Path | None,
 ) -> KernelChoice:
     """The kernels of a run of so many training steps, on rank 0, before its folder is claimed."""
-    kept, asked = kept_kernels(config, load.device, load.has_mask), _kernels(config, {})
+    kept, asked = kept_kernels(config, load.device, load.has_mask), kernels_of(config, {})
     began_without = RunFolder(config.run_dir).config.exists() and not kept.lines
     is_worth_it = load.device.type == "cuda" and steps >= ENOUGH_STEPS and not began_without
     measures = {"auto": is_worth_it, "measure": True, "reference": False}[config.engine.kernels]
@@ -87,11 +91,12 @@ def choose_kernels(
     about |= {"sizes": asdict(model.architecture) | sizes | {"steps": steps}}
     path = sweep_dir and sweep_dir / f"kernels-{sha256_of_value(about)[:16]}.json"
     with FileLock(f"{path}.lock") if path else nullcontext():  # other runs of the sweep wait
-        found = _read(path) if path and path.exists() else _measure(about, model, load, steps)
-        if path and not path.exists():
+        file = path if path and path.exists() else None
+        found = _read(file) if file else _measure(about, model, load, steps)
+        if path and not file:
             write_json(path, found)
-    kernels, lines = _kernels(config, found["chosen"]), (*kept.lines, *describe(found))
-    return KernelChoice(kernels=kernels, measured=found, lines=lines)
+    kernels, lines = kernels_of(config, found["chosen"]), (*kept.lines, *describe(found))
+    return KernelChoice(kernels=kernels, measured=found, lines=lines, file=file)
 
 
 def describe(measured: dict[str, Any]) -> list[str]:
@@ -104,7 +109,7 @@ def describe(measured: dict[str, Any]) -> list[str]:
     ]
 
 
-def _kernels(config: FinetuneConfig, chosen: dict[str, str]) -> dict[str, str]:
+def kernels_of(config: FinetuneConfig, chosen: dict[str, str]) -> dict[str, str]:
     """The kernels of the settings, and for those on auto the chosen ones."""
     compiles = {None: "auto", False: "eager", True: "compiled"}[config.engine.compile]
     asked = {name: getattr(config.model, name, compiles) for name in KINDS}

@@ -192,7 +192,7 @@ class Engine:
 
     @torch.no_grad()
     def infer(self, micro: MicroBatch, millivolts_per_count: float) -> Tensor:
-        """Outputs [n, K] in eval mode, float32, on the CPU."""
+        """Outputs [n, K] in eval mode, float32, on the device, which may still compute them."""
         assert self._model is not None
         self._watchdog.beat()
         is_replicated = self._backend is not None and not self.collective_forward
@@ -200,7 +200,7 @@ class Engine:
         model.eval()
         with self._autocast():
             logits_nK = model(*model_inputs(micro, self.device, millivolts_per_count))
-        return logits_nK.float().cpu()
+        return logits_nK.float()
 
     def gather(self, rows: Tensor) -> Tensor:
         """All ranks' rows, in the order of the ranks; each rank must give the same number."""

@@ -28,7 +28,6 @@ from hpc_ecg.hashing import read_record, write_record
 from hpc_ecg.reporting.numbers import count, format_with_interval
 from hpc_ecg.safe_reading import read_json
 from hpc_ecg.shards.format import ShardSet
-from hpc_ecg.training.choose_kernels import kept_kernels
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.features import FeatureCache, choose_stage_inputs
 from hpc_ecg.training.open_run import finished_run, load_run, with_start
@@ -36,7 +35,7 @@ from hpc_ecg.training.predict import as_predictions, predict
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.stages import stages_of, trains_head_only
-from hpc_ecg.training.try_kernels import try_kernels
+from hpc_ecg.training.try_kernels import try_kept_kernels
 from hpc_ecg.weights import load_model
 from hpc_ecg.weights.reading import Checkpoint, read_checkpoint
 
@@ -69,8 +68,7 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
     with _inference_engine(config, folder.path) as engine:
         test = open_split(shards, SPLIT, labels, ShardSource(shards, config.data))
         model = load_model(folder.best, model_config=config.model)
-        kept_kernels(config, engine.device, test.is_padded).apply(model)
-        try_kernels(engine, model, test)
+        try_kept_kernels(engine, config, model, test)
         model.to(engine.device)
         cache = FeatureCache(
             engine=engine,
@@ -121,8 +119,7 @@ def evaluate_weights(
     with _inference_engine(config, out) as engine, closing(ShardSource(opened, data)) as source:
         dataset = open_split(opened, split, columns, source)
         model = load_model(weights, model_config=config.model)
-        kept_kernels(config, engine.device, dataset.is_padded).apply(model)
-        try_kernels(engine, model, dataset)
+        try_kept_kernels(engine, config, model, dataset)
         _predict(engine, model, dataset, data, names or columns, path)
         fitted_in = weights if weights.is_dir() else weights.parent
         return engine.run_on_rank_zero(

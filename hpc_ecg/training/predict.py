@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
@@ -21,6 +22,9 @@ from hpc_ecg.model.settings import LossConfig
 from hpc_ecg.shards.description import COLUMNS, FOLD_PREFIX, LABEL_PREFIX
 from hpc_ecg.training.engine import Engine
 
+AT_ONCE = 16
+"""Batches whose outputs are copied together: a copy waits until a GPU has computed them."""
+
 
 def predict(
     engine: Engine, dataset: Dataset, batch_size: int, width: int | None = None
@@ -32,19 +36,20 @@ def predict(
     mine = slice_of_rank(len(dataset), engine.rank, engine.world_size)
     per_count = dataset.millivolts_per_count
     batches = prefetch_in_order(dataset, mine, batch_size)
-    outputs, title = [], f"ECGs of {dataset.split}"
+    outputs, waiting, title = list[Tensor](), list[Tensor](), f"ECGs of {dataset.split}"
     with progress_bar(title, mine.stop - mine.start, 0, engine.is_rank_zero, 1) as advance:
         for micro in batches:
-            outputs.append(engine.infer(fill_up(micro, batch_size), per_count))
-            outputs[-1] = outputs[-1][: len(micro.positions)]
+            waiting.append(engine.infer(fill_up(micro, batch_size), per_count))
+            if len(waiting) == AT_ONCE or micro.positions[-1] + 1 == mine.stop:
+                outputs, waiting = [*outputs, torch.cat(waiting).cpu()], []
             advance(len(micro.positions))
     rows = -(-len(dataset) // engine.world_size)
     if engine.collective_forward:  # a rank with fewer batches must join the others' last ones
         blank, no_positions = empty_rows(dataset, 1), np.zeros(0, np.int64)
-        for _ in range(-(-rows // batch_size) - len(outputs)):
+        for _ in range(-(-rows // batch_size) - -(-(mine.stop - mine.start) // batch_size)):
             engine.infer(collate(dataset, no_positions, blank, dataset), per_count)
     empty = torch.zeros(0, width or len(dataset.label_names))
-    local_nK = torch.cat(outputs) if outputs else empty
+    local_nK = torch.cat(outputs)[: mine.stop - mine.start] if outputs else empty
     if engine.world_size == 1:
         return local_nK.numpy()
     gathered = engine.gather(F.pad(local_nK, (0, 0, 0, rows - len(local_nK))))

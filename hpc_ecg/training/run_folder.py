@@ -8,6 +8,7 @@ import json
 import math
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +178,12 @@ class RunFolder:
             is_evaluated or not self.evaluation.exists()
         )
 
-    def read_about(self, name: str) -> dict[str, Any]:
-        """What a verb noted about the weights, or {}. ValueError: about others, or changed."""
+    def read_about(self, name: str, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What a verb noted about the weights, or {}. ValueError: of others, or `read_record`."""
         path = self.path / name
         if path.exists() and not check_file(self.path / WEIGHTS, path):
             raise ValueError(f"{path} does not say which weights it is about; make it again")
-        return read_record(path) if path.exists() else {}
+        return read_record(path, kinds) if path.exists() else {}
 
     def append_event(self, event: str, **values: Any) -> None:
         """Append a line to metrics.jsonl; numbers that are not finite become null.
