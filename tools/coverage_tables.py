@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--patients", type=int, nargs="*", default=[200, 1000, 5000])
     parser.add_argument("--seeds", type=int, nargs="*", default=[3, 5, 10], help="numbers of seeds")
     parser.add_argument("--sites", type=int, nargs="*", default=[3, 5, 10], help="numbers of sites")
-    parser.add_argument("--small", action="store_true", help="one size, 200 simulations (a minute)")
+    parser.add_argument("--small", action="store_true", help="one size, 200 simulations (minutes)")
     options = parser.parse_args(arguments)
     if unknown := set(options.tables) - set(tables):
         parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(tables)}")
