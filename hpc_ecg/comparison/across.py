@@ -130,7 +130,6 @@ def _write(out: Path, sites: list[str], labels: dict, more: dict[str, Any] | Non
 
 
 def _read_sites(folders: Sequence[Path]) -> dict[str, Predictions]:
-    """Predictions by the folder of each site."""
     sites: dict[str, Predictions] = {}
     digests: dict[str, str] = {}
     for name, folder in zip(map(str, folders), folders, strict=True):
@@ -174,11 +173,10 @@ def _summarize(sites: dict[str, list[Predictions]], k: int, least: int = 0) -> d
             values.setdefault(measure, []).append((value, variance))
     summary = {m: summarize_sites(m, v) | {"sites": len(v)} for m, v in values.items()}
     for prefix, name in OF_SUMMARY.items():
-        row: dict[str, Any] = {"site": name}
+        table.append({"site": name})
         for m, mean in summary.items():
-            row |= {m: mean["value"], f"{m}_low": mean[f"{prefix}low"]}
-            row |= {f"{m}_high": mean[f"{prefix}high"]}
-        table.append(row)
+            ends = {f"{m}_{end}": mean[prefix + end] for end in ("low", "high")}
+            table[-1] |= {m: mean["value"]} | ends
     return {"table": table, "summary": summary}
 
 

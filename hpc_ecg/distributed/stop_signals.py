@@ -55,7 +55,6 @@ class StopSignals:
         self._signal = signal.Signals(number).name
 
     def poll(self) -> Requests:
-        """This rank's requests."""
         now = time.monotonic()
         if self._files and now - self._polled_at >= POLL_FILES_EVERY_S:
             self._polled_at = now

@@ -38,7 +38,6 @@ class Watchdog:
             self._thread.start()
 
     def beat(self) -> None:
-        """Report progress."""
         self._last_beat = time.monotonic()
 
     def stop(self) -> None:

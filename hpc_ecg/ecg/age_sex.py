@@ -38,7 +38,6 @@ class ReadColumn:
     values: pd.Series
     """Text, '' where it is missing."""
     remark: str
-    """How many cells were understood, how many were not, and the first of these."""
     capped_rows: list[int] = field(default_factory=list)
     """Of ages: which say no more than `90 or older`."""
 

@@ -107,7 +107,6 @@ def resample(signal_LS: np.ndarray, from_hz: float, to_hz: float) -> np.ndarray:
 
 
 def apply_filters(signal_LS: np.ndarray, rate_hz: float, steps: Preprocessing) -> np.ndarray:
-    """Filter the whole recording, forwards and backwards in time."""
     num_samples = signal_LS.shape[1]
     if steps.highpass_hz is not None:
         sections = butter(HIGHPASS_ORDER, steps.highpass_hz, "highpass", fs=rate_hz, output="sos")

@@ -2,9 +2,11 @@
 
 import logging
 import resource
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 
@@ -12,17 +14,14 @@ from pathlib import Path
 def listening() -> Iterator[list[str]]:
     """Collect what libraries warn of, and what pydicom logs; complete when the block has ended."""
     messages: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    handler, logger = Listener(logging.WARNING), logging.getLogger("pydicom")
+    handler, logger = BufferingHandler(sys.maxsize), logging.getLogger("pydicom")
+    handler.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield messages
+            messages += [record.getMessage() for record in handler.buffer]
             messages += [str(warning.message) for warning in caught]
     finally:
         logger.removeHandler(handler)

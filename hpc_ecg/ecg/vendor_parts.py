@@ -36,8 +36,6 @@ _DICOM_GROUPS, _WAVEFORMS = (b"\x02\x00", b"\x08\x00"), b"\x00\x54\x00\x01"
 
 
 class PartFile(NamedTuple):
-    """One part of a recording."""
-
     content: bytes | None = None
     """As a file; None: the whole file is one part."""
     start: object = 0.0

@@ -65,7 +65,6 @@ class LabelSample:
         return replace(self, **arrays, groups=groups)
 
     def num_patients(self, is_in_N: NDArray) -> int:
-        """Number of patients behind the records of a mask."""
         return int(np.count_nonzero(np.bincount(self.patient_N[is_in_N])))
 
     def effective_patients(self, is_in_N: NDArray | None = None) -> float:
@@ -80,17 +79,14 @@ class LabelSample:
         return min(self.num_patients(self.labels_N == 1), self.num_patients(self.labels_N == 0))
 
     def rankings(self) -> dict[str, float]:
-        """AUROC and AUPRC."""
         data = self.labels_N, self.logits_N, self.weights_N
         return {"auroc": metrics.auroc(*data), "auprc": metrics.auprc(*data)}
 
     def losses(self) -> dict[str, float]:
-        """Brier score and log loss."""
         data = self.labels_N, self.probabilities_N, self.weights_N
         return {"brier": metrics.brier(*data), "log_loss": metrics.log_loss(*data)}
 
     def replicates(self) -> dict[str, FloatArray]:
-        """AUROC, AUPRC, Brier score and log loss in every replicate."""
         return self.ranking_replicates() | self.loss_replicates()
 
     def ranking_replicates(self) -> dict[str, FloatArray]:

@@ -35,7 +35,9 @@ def last_words(log: Path) -> str:
         lines.append(line)
     causes = [line for line in lines if not EFFECT.match(line)]
     found = [line for line in causes if OF_SLURM.match(line)]
-    found += [_describe_kill(match) for match in map(KILLED.match, reversed(lines)) if match]
+    for node, how in (match.groups() for match in map(KILLED.match, reversed(lines)) if match):
+        memory = f", {OFTEN_MEMORY}" * (how == "Killed")
+        found.append(f"a process on {node} ended: {how}{memory}")
     found += [line for line in causes if CAUSE.search(line)] + causes
     return found[0] if found else ""
 
@@ -46,11 +48,6 @@ def killed_on(log: Path) -> str:
     lines = _end_of(log)
     matches = [*map(SUSPECTS.match, reversed(lines)), *map(KILLED.match, lines)]
     return next((match[1] for match in matches if match), "")
-
-
-def _describe_kill(match: re.Match[str]) -> str:
-    how = f"{match[2]}, {OFTEN_MEMORY}" if match[2] == "Killed" else match[2]
-    return f"a process on {match[1]} ended: {how}"
 
 
 def _end_of(log: Path) -> list[str]:

@@ -39,7 +39,6 @@ class DamagedError(ValueError):
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a file into memory, read-only."""
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     watch_map(str(path), data)
