@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -105,11 +106,9 @@ class NodeCache:
         """Copy what is missing, as soon as no other process is copying."""
         lock = _lock(self._folder / "copying.lock")
         while not self._stop.is_set():
-            try:
+            with suppress(Timeout):
                 lock.acquire(timeout=0.2)
                 break
-            except Timeout:
-                continue
         try:
             for shard in self._first_use:
                 if self._stop.is_set() or not self._stage(shard):
@@ -188,8 +187,6 @@ def _delete_unused(folder: Path) -> None:
 def _size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with suppress(FileNotFoundError):  # another process has just deleted it
             total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # another process has just deleted it
-            continue
     return total

@@ -6,8 +6,7 @@ above 0 there are more cases than predicted. Bins hold equally many records, and
 share one.
 
 Replicates of slope and intercept are one Newton step from the whole sample's fit, which differs
-from fitting each replicate by less than its own error (a test holds this). For what the intervals
-cover see intervals.py.
+from fitting each replicate by less than its own error (a test holds this).
 """
 
 # N records, B bins, R replicates
