@@ -91,7 +91,8 @@ class _LocalJob:
         self.name, self._timeout_min = job.name, timeout_min
         # a job is a run of its own, not a rank of the process that starts it
         environment = without_ranks(os.environ) | {"CUDA_VISIBLE_DEVICES": gpu}
-        arguments = (job, folder, environment, 60 * timeout_min)
+        limit_s = 60 * timeout_min
+        arguments = (job, folder, environment, limit_s, limit_s - SAVE_S)
         self.process: ForkServerProcess = FORKS.Process(target=_run, args=arguments)
         self.process.start()
         assert self.process.pid is not None
@@ -153,7 +154,9 @@ def _start_fork_server(log: Path, modules: list[str]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _run(job: Job, folder: Path, environment: dict[str, str], limit_s: float) -> None:
+def _run(
+    job: Job, folder: Path, environment: dict[str, str], limit_s: float, save_after_s: float
+) -> None:
     """Run the job in its process, a fork of the server."""
     gc.freeze()  # collections then skip the thousands of modules that the server imported
     log = job_log(folder, job.name, os.getpid())
@@ -161,7 +164,7 @@ def _run(job: Job, folder: Path, environment: dict[str, str], limit_s: float) ->
     _redirect_output(log)
     os.environ.clear()
     os.environ.update(environment)
-    _set_signals(limit_s)
+    _set_signals(limit_s, save_after_s)
     devices = environment["CUDA_VISIBLE_DEVICES"]
     sys.stderr.write(f"{job.name}: process {os.getpid()}, CUDA_VISIBLE_DEVICES={devices}\n")
     try:
@@ -185,13 +188,13 @@ def _redirect_output(log: Path) -> None:
     os.dup2(sys.stderr.fileno(), 2)
 
 
-def _set_signals(limit_s: float) -> None:
+def _set_signals(limit_s: float, save_after_s: float) -> None:
     # a job ignores these until it handles them; programs that it starts would inherit SIG_IGN
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and &
-    save = threading.Timer(limit_s - SAVE_S, os.kill, (os.getpid(), signal.SIGUSR2))
+    save = threading.Timer(save_after_s, os.kill, (os.getpid(), signal.SIGUSR2))
     save.daemon = True
     save.start()
     # at the limit the log gets the stacks of all threads, and SIGALRM ends the process
