@@ -7,11 +7,10 @@ Spread between sites: restricted maximum likelihood. Mean: Hartung and Knapp's i
 k - 1 for k sites, with a factor of at least 1 (Röver, Knapp & Friede 2015), so that it is never
 narrower than that of a common value. New site, from three sites on: the confidence distribution of
 the spread (Nagashima, Noma & Furukawa 2019), no narrower than the mean's; the usual t of k - 2
-(Higgins, Thompson & Spiegelhalter 2009) is given beside it. In tools/coverage_tables.py the mean
-holds 94-100 %, new site 93-100 %, usual t 84-100 %. One or two sites cannot tell how much they
-differ: AUROCs, new ones and the mean of two, then take the spread of 469 prediction models (SDs of
-mean 0.055 and SD 0.015 on the AUROC scale; van Leeuwen et al. 2025, Stat Med 44:e70011), as a
-log-normal prior.
+(Higgins, Thompson & Spiegelhalter 2009) is given beside it. One or two sites cannot tell how much
+they differ: AUROCs, new ones and the mean of two, then take the spread of 469 prediction models
+(SDs of mean 0.055 and SD 0.015 on the AUROC scale; van Leeuwen et al. 2025, Stat Med 44:e70011), as
+a log-normal prior. For what each covers see docs/explanation/statistics.md.
 """
 
 # N records, S seeds, k sites, T and J variances between sites, P patients, V columns
