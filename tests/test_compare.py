@@ -17,7 +17,8 @@ from hpc_ecg.comparison.report import write_report
 from hpc_ecg.comparison.results import read_results
 from hpc_ecg.comparison.scoring import is_better
 from hpc_ecg.comparison.terminal import format_table
-from hpc_ecg.comparison.verdict import _detectable, verdict
+from hpc_ecg.comparison.verdict import _detectable, baseline_sentence, verdict
+from hpc_ecg.evaluation.intervals import t_quantile
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions, write_predictions
 from hpc_ecg.evaluation.scores import evaluate_predictions, fit_operating_points
 from hpc_ecg.hashing import write_record
@@ -450,7 +451,49 @@ def test_the_verdict_says_if_no_network_beats_a_baseline(tmp_path):
     test_set = make_test_set()
     make_sweep(tmp_path, {"a": 1.0, "b": 0.9}, test_set=test_set)
     make_baselines(tmp_path, test_set, 4.0)
-    assert "No network is shown to beat beat-to-beat irregularity" in verdict(compare(tmp_path, 50))
+    comparison = compare(tmp_path, 200)
+    assert "Every network is shown to be worse than beat-to-beat irregularity alone" in verdict(
+        comparison
+    )
+    assert "it is worse than beat-to-beat irregularity (" in headline(comparison)[-1]
+
+
+@pytest.mark.parametrize(
+    ("signs", "text"),
+    [
+        ((1, 1), "Every network beats B."),
+        ((-1, -1), "Every network is shown to be worse than B."),
+        ((1, -1), "a beats B; b is not shown to. b is shown to be worse."),
+        ((0, -1), "B; a, the best, differs by +0.000 (95 % interval -0.050 to 0.050). b is shown"),
+        ((0, 0), "No network is shown to beat B; a, the best, differs by +0.000 "),
+    ],
+)
+def test_the_sentence_on_a_baseline_says_who_wins(tmp_path, signs, text):
+    (pair,) = compare(make_sweep(tmp_path, {"a": 1.0, "b": 0.9}), 20).pairs
+    pairs = [
+        replace(
+            pair,
+            first=name,
+            second="B",
+            p_adjusted=0.001 if sign else 0.9,
+            low=0.1 * sign - 0.05,
+            high=0.1 * sign + 0.05,
+            estimate=replace(pair.estimate, value=0.1 * sign),
+        )
+        for name, sign in zip("ab", signs, strict=True)
+    ]
+    assert text in baseline_sentence("B", pairs).replace("−", "-")
+
+
+def test_intervals_of_differences_of_a_ranking_metric_end_at_1(tmp_path):
+    few = make_test_set(num_patients=12)
+    comparison = compare(make_sweep(tmp_path, {"a": 1, "b": 0.9}, (0, 1), few, noise=6), 200)
+    for pair in (*comparison.pairs, *comparison.baselines):
+        e = pair.estimate
+        assert -1 <= pair.low <= e.low <= e.value <= e.high <= pair.high <= 1
+    (pair,) = comparison.pairs
+    half = t_quantile(pair.estimate.degrees_of_freedom) * pair.estimate.standard_error
+    assert pair.estimate.value + half > 1, "else nothing was cut"
 
 
 def test_baselines_of_another_test_set_are_not_used(tmp_path):

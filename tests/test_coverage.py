@@ -5,6 +5,7 @@ import argparse
 
 import numpy as np
 import pytest
+from coverage_errors import type_1_error
 from coverage_sites import SITE_TABLES, differences, judge, logits_of, true_values
 from coverage_tables import (
     Design,
@@ -13,7 +14,6 @@ from coverage_tables import (
     sensitivities,
     true_auprc,
     two_models,
-    type_1_error,
 )
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, roc_auc_score

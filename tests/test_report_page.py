@@ -25,6 +25,7 @@ from hpc_ecg.comparison.headline import headline
 from hpc_ecg.comparison.model_tables import scaled_brier
 from hpc_ecg.comparison.report import render_report, write_report
 from hpc_ecg.comparison.risk import describe_risks
+from hpc_ecg.comparison.wording import whom_it_flags
 from hpc_ecg.evaluation.predictions import Predictions
 from hpc_ecg.reporting.html import render_page
 from hpc_ecg.reporting.numbers import format_number, format_p, format_percent, format_threshold
@@ -145,6 +146,17 @@ def test_only_the_best_models_thresholds_are_open_and_one_that_flags_everybody_i
 def test_the_card_says_which_threshold_flags_everybody(sweep):
     card = (sweep / "report/cards/keep/MODEL_CARD.md").read_text()
     assert re.findall(r"^\| ([^|]*), flags everybody \|", card, re.M) == ["Youden’s J"]
+    page = (sweep / "report/index.html").read_text()
+    assert set(re.findall(r"\(([^()]*) on validation; it flags everybody\): ", page)) == {
+        "Youden’s J"
+    }
+
+
+def test_a_threshold_may_flag_everybody_or_nobody():
+    counts = {"tp": 3, "fp": 7, "tn": 0, "fn": 0}
+    assert whom_it_flags({"counts": counts}) == "flags everybody"
+    assert whom_it_flags({"counts": {"tp": 0, "fp": 0, "tn": 7, "fn": 3}}) == "flags nobody"
+    assert whom_it_flags({"counts": counts | {"fn": 1}}) == whom_it_flags({}) == ""
 
 
 def test_ensembles_are_folded_away_and_drawn_apart(sweep):

@@ -126,6 +126,8 @@ def test_with_few_sites_only_the_auroc_has_a_prior_for_their_spread(measure):
             [0.8 - half, 0.8 + half], abs=5e-3
         )
         assert one["new_high"] > two["new_high"] > 0.8 + 1.96 * 0.055
+        half = stats.norm.ppf(0.975) * np.sqrt((PRIOR_J.mean() + 0.0004) / 2)
+        assert [two["low"], two["high"]] == pytest.approx([0.8 - half, 0.8 + half], abs=5e-3)
         top = summarize_sites(measure, [(0.97, 1e-4 / (0.97 * 0.03) ** 2)])
         assert top["new_high"] == 1.0
     else:

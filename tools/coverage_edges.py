@@ -1,8 +1,9 @@
 """Tables of tools/coverage_tables.py where intervals and tests are hardest (1 to 5 ECGs a patient).
 
 edges        coverage of 95 % intervals, before (rates: Wilson's with the bootstrap's variance;
-             others: percentiles, as before but for AUPRC and ECE) and now. Logits are those of the
-             true risk, times 1 at AUROC 0.8 and 1.5 above
+             others: percentiles, as before but for AUPRC and ECE) and now; at the end the lowest
+             row of each metric. Logits are those of the true risk, times 1 at AUROC 0.8 and 1.5
+             above
 interaction  p < 0.05 where the levels of a subgroup do not differ, before (on the logit scale, no
              bound near 1) and now
 update       updates that closed testing makes (evaluation/closed_testing.py) of a model that is
@@ -16,6 +17,7 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
+from coverage_before import beside, quoted
 from scipy import special, stats
 from simulated_cohorts import noise
 
@@ -34,6 +36,7 @@ from hpc_ecg.evaluation.thresholds import apply_operating_point, confusion_count
 
 DESIGNS = ((200, 0.05), (200, 0.2), (400, 0.03), (400, 0.1), (600, 0.03), (600, 0.2))
 ACT = np.array([0.1, 0.5, 0.8])
+Row = tuple[str, str, float, float]
 Found = dict[str, tuple[Sequence[float] | np.ndarray, dict]]
 LOGITS, RISKS = {"auroc": auroc, "auprc": auprc}, {"brier": brier, "log_loss": log_loss}
 
@@ -56,6 +59,7 @@ def draw(
 
 
 def edges_table(options: argparse.Namespace) -> Iterator[str]:
+    rows: list[Row] = []
     for (patients, prevalence), area in product(DESIGNS, (0.8, 0.95, 0.99)):
         big = draw(np.random.default_rng(9), 100_000, prevalence, area)
         p_N, y_N = big.probabilities_N, big.labels_N
@@ -68,20 +72,35 @@ def edges_table(options: argparse.Namespace) -> Iterator[str]:
             _measure(draw(rng, *design, options.replicates), cuts)
             for _ in range(options.simulations)
         ]
-        yield from _lines(f"{patients} patients, {prevalence:3.0%}, AUROC {area}", truth, found)
+        rows += _rows(f"{patients} patients, {prevalence:3.0%}, AUROC {area}", truth, found)
+        yield from _lines(rows[-len(truth) :])
     for positives in (7, 10, 20):
         rng, share = np.random.default_rng(options.seed), positives / 300
         truth = {k: now["value"] for k, (_, now) in _means(rng, 30_000, share, 2).items()}
         found = [_means(rng, 300, share, options.replicates) for _ in range(options.simulations)]
-        yield from _lines(f"300 patients, 5 labels, {positives} positive", truth, found)
+        rows += _rows(f"300 patients, 5 labels, {positives} positive", truth, found)
+        yield from _lines(rows[-len(truth) :])
+    metrics = [name.split(" at ")[0] for _, name, *_ in rows]
+    for metric in dict.fromkeys(metrics):
+        same = [row for row, name in zip(rows, metrics, strict=True) if name == metric]
+        yield from _lines(
+            [("lowest of all", metric, *np.nanmin([row[2:] for row in same], axis=0))]
+        )
 
 
-def _lines(design: str, truth: dict[str, float], found: list[Found]) -> Iterator[str]:
+def _lines(rows: list[Row]) -> Iterator[str]:
+    for design, name, before, now in rows:
+        old = quoted(("edges", name), figures=True) if design == "lowest of all" else ""
+        yield f"{design}, {name:22s} {beside(now, computed=before)}{old}"
+
+
+def _rows(design: str, truth: dict[str, float], found: list[Found]) -> Iterator[Row]:
+    """Design, metric, and the coverage before and now of the intervals that are not withheld."""
     for name, true in truth.items():
-        pairs = [one[name] for one in found if name in one and one[name][1]["value"] is not None]
+        pairs = [one[name] for one in found if name in one and one[name][1]["low"] is not None]
         before = 100 * np.mean([low <= true <= high for (low, high), _ in pairs])
         now = 100 * np.mean([now["low"] <= true <= now["high"] for _, now in pairs])
-        yield f"{design}, {name:22s} before {before:5.1f}  now {now:5.1f}"
+        yield design, name, float(before), float(now)
 
 
 def _measure(sample: LabelSample, cuts: dict[str, float]) -> Found:
@@ -153,7 +172,8 @@ def interaction_table(options: argparse.Namespace) -> Iterator[str]:
                 p.append([_on_logit_scale(value_L, value_LR), now])
         before, now = 100 * (np.array(p) < 0.05).mean(axis=0)
         design = f"AUROC {area:5.3f}, {patients:4d} patients, levels {shares!s:16s}"
-        yield f"{design} before {before:4.1f}  now {now:4.1f}"
+        old = quoted(("interaction", area), figures=True)
+        yield f"{design} {beside(now, computed=before)}{old}"
 
 
 def _on_logit_scale(value_L: np.ndarray, replicate_LR: np.ndarray) -> float:

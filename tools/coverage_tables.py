@@ -4,8 +4,10 @@
 Cohorts have 1 to 4 ECGs per patient, labels by patient, and normal scores; half of their variance
 is between patients. The true values are those of the population. Tables:
 
+  censoring   coverage_censoring.py; power, jumps: coverage_claims.py
   intervals   coverage of 95 % intervals of AUROC and AUPRC, by number of patients and prevalence
-  few         the same for a fixed small number of positive patients among 300
+  few         the same for a fixed small number of positive patients among 300; `missed`: the share
+              of them that looks healthy
   shares      coverage for sensitivity at three thresholds, by number of positive patients
   difference  coverage of the difference between two models that truly differ, on the same patients
   error       how often p < 0.05 for strategies that do not differ, by number of seeds and by the
@@ -15,8 +17,9 @@ is between patients. The true values are those of the population. Tables:
 
 Columns: `ours` is bootstrap_interval (hpc_ecg/evaluation/intervals.py) or compare_strategies;
 `percentile` is the plain patient bootstrap; `DeLong` is DeLong's clustered variance on the logit
-scale; `old` takes percentiles over repeated draws of 70 % of the ECGs without replacement. All
-values are percentages; with 2,000 simulations, a coverage of 95 % has a standard error of 0.5.
+scale; `old` takes percentiles over repeated draws of 70 % of the ECGs without replacement; `before`
+is version 0.1 (coverage_before.py), in the setting that the end of the row names. All values are
+percentages; with 2,000 simulations, a coverage of 95 % has a standard error of 0.5.
 """
 
 import argparse
@@ -25,7 +28,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 import numpy as np
+from coverage_before import NEAR_1, beside, quoted
+from coverage_censoring import censoring_table
+from coverage_claims import jumps_table, power_table
 from coverage_edges import edges_table, interaction_table, update_table
+from coverage_errors import error_table
 from coverage_families import best_table, family_table, sweeps_table
 from coverage_sites import SITE_TABLES
 from scipy import special, stats
@@ -33,10 +40,7 @@ from simulated_cohorts import (
     Design,
     cohorts,
     noise,
-    sampling_error,
-    shift_sd,
     true_auprc,
-    two_strategies,
 )
 
 from hpc_ecg.evaluation.comparisons import SeedScores
@@ -58,6 +62,9 @@ def main(arguments: list[str]) -> int:
         "few": few_table,
         "shares": shares_table,
         "difference": difference_table,
+        "censoring": censoring_table,
+        "power": power_table,
+        "jumps": jumps_table,
         "error": error_table,
         "family": family_table,
         "sweeps": sweeps_table,
@@ -77,7 +84,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--patients", type=int, nargs="*", default=[200, 1000, 5000])
     parser.add_argument("--seeds", type=int, nargs="*", default=[3, 5, 10], help="numbers of seeds")
     parser.add_argument("--sites", type=int, nargs="*", default=[3, 5, 10], help="numbers of sites")
-    parser.add_argument("--small", action="store_true", help="one size, 200 simulations (a minute)")
+    parser.add_argument("--small", action="store_true", help="one size, 200 simulations (minutes)")
     options = parser.parse_args(arguments)
     if unknown := set(options.tables) - set(tables):
         parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(tables)}")
@@ -93,35 +100,29 @@ def main(arguments: list[str]) -> int:
 def intervals_table(options: argparse.Namespace) -> Iterator[str]:
     combinations = product(options.patients, (0.75, 0.9), (0.02, 0.05, 0.1, 0.2, 0.5))
     designs = [Design(patients=n, auroc=a, prevalence=p) for n, a, p in combinations]
-    yield from _rows(designs, one_model, options)
+    yield from _rows("intervals", designs, one_model, options)
 
 
 def few_table(options: argparse.Namespace) -> Iterator[str]:
     combinations = product((0.75, 0.9, 0.98), (2, 3, 5, 7, 10, 15, 20, 40))
     designs = [Design(patients=300, auroc=a, positives=m) for a, m in combinations]
-    yield from _rows(designs, one_model, options)
+    designs += [Design(patients=300, auroc=0.998, positives=m, missed=s) for m, s, _ in NEAR_1]
+    yield from _rows("few", designs, one_model, options)
 
 
 def shares_table(options: argparse.Namespace) -> Iterator[str]:
     designs = [Design(patients=300, auroc=0.9, positives=m) for m in (5, 10, 20, 40, 100)]
-    yield from _rows(designs, sensitivities, options)
+    yield from _rows("shares", designs, sensitivities, options)
 
 
 def difference_table(options: argparse.Namespace) -> Iterator[str]:
     combinations = product(options.patients, (0.75, 0.9), (0.02, 0.05, 0.1, 0.2, 0.5))
     designs = [Design(patients=n, auroc=a, prevalence=p) for n, a, p in combinations]
-    yield from _rows(designs, two_models, options)
-
-
-def error_table(options: argparse.Namespace) -> Iterator[str]:
-    for num_seeds, spread in product(options.seeds, (0, 1, 2)):
-        rate = type_1_error(num_seeds, spread, options)
-        text = "  ".join(f"{metric} {100 * rate[metric]:5.1f}" for metric in METRICS)
-        yield f"{num_seeds:3d} seeds, spread {spread}  {text}"
+    yield from _rows("difference", designs, two_models, options)
 
 
 def _rows(
-    designs: list[Design], simulate: Callable[..., Hits], options: argparse.Namespace
+    table: str, designs: list[Design], simulate: Callable[..., Hits], options: argparse.Namespace
 ) -> Iterator[str]:
     """Yield a line per design: how often each interval covered the true value. Samples with fewer
     than 2 patients in a class have no interval and are redrawn."""
@@ -130,20 +131,30 @@ def _rows(
         positives = (
             f"{design.share:6.1%}" if design.positives is None else f"{design.positives:4d} pos"
         )
-        text = "  ".join(f"{name} {100 * np.mean(hit):5.1f}" for name, hit in hits.items())
-        yield f"{design.patients:5d} patients, {positives}, AUROC {design.auroc:.2f}  {text}"
+        keys = {name: (table, name, design) for name in hits}
+        found = {name: float(100 * np.mean(hit)) for name, hit in hits.items()}
+        text = "  ".join(
+            f"{name} {beside(now, keys[name]) if 'ours' in name else f'{now:5.1f}'}"
+            for name, now in found.items()
+        )
+        missed = f", missed {design.missed:.0%}" if design.missed else ""
+        cell = f"{design.patients:5d} patients, {positives}, AUROC {design.auroc:.3g}{missed}"
+        yield f"{cell:40s} {text}{quoted(*keys.values())}"
 
 
 def one_model(design: Design, options: argparse.Namespace) -> Hits:
     hits: Hits = {}
-    truth = {"auroc": design.auroc, "auprc": true_auprc(design.shift, design.share)}
+    missed, shift = design.missed, design.shift
+    area = (1 - missed) * design.auroc + missed / 2
+    truth = {"auroc": area, "auprc": true_auprc(shift, design.share, missed)}
     num_ecgs = int(MEAN_ECGS * design.patients)
     rng = np.random.default_rng(options.seed + 2)
     subsample_RN = np.zeros((options.replicates, num_ecgs), dtype=np.uint8)
     subsample_RN[:, : round(0.7 * num_ecgs)] = 1
     subsample_RN = rng.permuted(subsample_RN, axis=1)
     for rng, labels_N, patient_N, smaller, draws_RP in cohorts(design, options):
-        scores_N = design.shift * labels_N + noise(rng, patient_N, 1.0)
+        seen_N = (rng.random(design.patients) >= missed)[patient_N] if missed else 1.0
+        scores_N = shift * labels_N * seen_N + noise(rng, patient_N, 1.0)
         by_patient = ranking_replicates(labels_N, scores_N, patient_N, draws_RP)
         by_ecg = ranking_replicates(labels_N, scores_N, np.arange(num_ecgs), subsample_RN)
         for metric in METRICS:
@@ -209,34 +220,6 @@ def two_models(design: Design, options: argparse.Namespace) -> Hits:
         inside = exact["low"] <= truth["auroc"] <= exact["high"]
         hits.setdefault("auroc DeLong", []).append(inside)
     return hits
-
-
-def type_1_error(num_seeds: int, spread: float, options: argparse.Namespace) -> dict[str, float]:
-    """How often two strategies with the same mean over seeds differ at p < 0.05, by metric.
-
-    All models share 50 % of the noise variance; 20 % is specific to a strategy and 30 % to a seed.
-    A seed also changes the distance between the classes.
-    """
-    design = Design(patients=200, prevalence=0.3, auroc=0.8)
-    error = sampling_error(design, options)
-    spread_sd = shift_sd(design.shift, spread * error)
-    errors: Hits = {metric: [] for metric in METRICS}
-    for rng, labels_N, patient_N, smaller, draws_RP in cohorts(design, options):
-        replicates = [
-            [ranking_replicates(labels_N, scores_N, patient_N, draws_RP) for scores_N in row]
-            for row in two_strategies(rng, design, labels_N, patient_N, num_seeds, spread_sd)
-        ]
-        for metric in METRICS:
-            pair = {
-                name: SeedScores(
-                    value={s: float(r[metric][0]) for s, r in enumerate(row)},
-                    replicate_R={s: r[metric][1:] for s, r in enumerate(row)},
-                )
-                for name, row in zip("ab", replicates, strict=True)
-            }
-            (comparison,) = compare_strategies(pair, smaller)
-            errors[metric].append(comparison.estimate.p_value < 0.05)
-    return {metric: float(np.mean(hit)) for metric, hit in errors.items()}
 
 
 def _delong_limits(value: float, error: float, patients: int) -> tuple[float, float]:

@@ -22,6 +22,8 @@ class Design:
     prevalence: float = 0.0
     positives: int | None = None
     auroc: float = 0.75
+    missed: float = 0.0
+    """The share of positive patients that scores as the negative ones do; AUROC is without them."""
 
     @property
     def share(self) -> float:
@@ -116,10 +118,11 @@ def shift_sd(shift: float, target_sd: float) -> float:
     return float(optimize.brentq(excess, 0, 10)) if target_sd else 0.0
 
 
-def true_auprc(shift: float, prevalence: float) -> float:
+def true_auprc(shift: float, prevalence: float, missed: float = 0.0) -> float:
     """Average precision for normal scores: the integral of precision over recall."""
     threshold = np.linspace(-9, 9 + shift, 100_001)
-    recall, false_positive_rate = stats.norm.sf(threshold - shift), stats.norm.sf(threshold)
+    false_positive_rate = stats.norm.sf(threshold)
+    recall = (1 - missed) * stats.norm.sf(threshold - shift) + missed * false_positive_rate
     true_positives = prevalence * recall
     precision = true_positives / (true_positives + (1 - prevalence) * false_positive_rate)
     return float(-np.trapezoid(precision, recall))

@@ -20,7 +20,7 @@ from hpc_ecg.comparison.verdict import baseline_sentence, non_inferior_sentences
 from hpc_ecg.comparison.wording import FORMATS
 from hpc_ecg.evaluation.comparisons import Difference, SeedScores
 from hpc_ecg.evaluation.events import MIN_EVENTS, count_events, scarce
-from hpc_ecg.evaluation.families import Pair, judge_estimates
+from hpc_ecg.evaluation.families import Pair, judge_estimates, within_bounds
 from hpc_ecg.evaluation.intervals import t_quantile
 from hpc_ecg.evaluation.metrics import count_label, has_label
 from hpc_ecg.evaluation.predictions import Predictions, read_predictions
@@ -205,7 +205,8 @@ def _compare(
         if len(values) > 1
     }
     judged = judge_estimates(seeds, [*means], [mean for mean, _ in means.values()], families)
-    return [(pair, more) for pair, (_, more) in zip(judged, means.values(), strict=True)]
+    more = [about for _, about in means.values()]
+    return list(zip(map(within_bounds, judged), more, strict=True))
 
 
 def _sentences(

@@ -53,7 +53,7 @@ def _compare_on_label(
 ) -> LabelResult:
     num_patients = scorer.num_patients_for([label])
     scores = group_by_strategy(scorer.metrics, scored, scorer.fixed)
-    deciding = scores[scorer.metrics[0]]
+    metric = scorer.metrics[0]
     return LabelResult(
         label=label,
         estimates={
@@ -61,6 +61,9 @@ def _compare_on_label(
             for name in order
         },
         pairs=compare_strategies(
-            {name: deciding[name] for name in order}, num_patients, len(scorer.label_names)
+            {name: scores[metric][name] for name in order},
+            num_patients,
+            len(scorer.label_names),
+            metric,
         ),
     )

@@ -83,7 +83,9 @@ def compare(
     strategies.sort(key=lambda s: ([*competing.values()].index(s.base), not s.competes))
     order = [s.name for s in strategies]
     ranked = {m: {name: scores[m][name] for name in competing} for m in scorer.metrics}
-    pairs_of = {m: compare_strategies(ranked[m], scorer.num_patients) for m in scorer.metrics}
+    pairs_of = {
+        m: compare_strategies(ranked[m], scorer.num_patients, metric=m) for m in scorer.metrics
+    }
     in_order = sorted(runs, key=lambda run: order.index(run.strategy))
 
     # 4. compare with ensembles, soups and baselines

@@ -5,9 +5,9 @@ The rules are those of verdict.py, which says the same with every number.
 """
 
 from hpc_ecg.comparison.comparison import Comparison
-from hpc_ecg.comparison.scoring import is_better, pairs_with
+from hpc_ecg.comparison.scoring import is_better, pairs_with, put_first
 from hpc_ecg.comparison.verdict import verdict_sentences
-from hpc_ecg.comparison.wording import fitted_for, format_estimate, format_metric
+from hpc_ecg.comparison.wording import fitted_for, format_estimate, format_metric, whom_it_flags
 from hpc_ecg.evaluation.comparisons import Difference
 from hpc_ecg.reporting.numbers import count, format_number, join_names
 
@@ -47,10 +47,12 @@ def _against_baselines(comparison: Comparison) -> list[str]:
     known = {name: e[comparison.metric].value for name, e in values.items()}
     names = {p.second: f"{p.second} ({format_number(known[p.second])})" for p in pairs}
     beaten = [names[pair.second] for pair in pairs if is_better(pair)]
-    others = [names[pair.second] for pair in pairs if not is_better(pair)]
+    losses = [pair.second for pair in pairs if is_better(put_first(pair, pair.second))]
+    others = [n for name, n in names.items() if n not in beaten and name not in losses]
     parts = [f"beats {join_names(beaten)}"] if beaten else []
+    parts += [f"is worse than {join_names([names[name] for name in losses])}"] if losses else []
     parts += [f"is not shown to beat {join_names(others)}"] if others else []
-    return [f"Compared with models that need no network, it {', but '.join(parts)}."] * bool(parts)
+    return [f"Compared with models that need no network, it {'; it '.join(parts)}."] * bool(parts)
 
 
 def run_sentences(comparison: Comparison) -> list[str]:
@@ -68,7 +70,9 @@ def run_sentences(comparison: Comparison) -> list[str]:
         sentences.append(f"Calibration on the test set: {', '.join(parts)} (1 and 0 are perfect).")
     for method, point in list(run.at_thresholds(label).items())[: len(sentences) - 1]:
         rates = [f"{key} {format_metric(point[key])}" for key in ("sensitivity", "specificity")]
+        flags = f" It {text}." if (text := whom_it_flags(point)) else ""
         sentences.append(
             f"At the threshold for {fitted_for(method)}, set on validation: {', '.join(rates)}."
+            + flags
         )
     return sentences

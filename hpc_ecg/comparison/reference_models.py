@@ -155,7 +155,8 @@ def compare_with_baselines(
         if kind == "baseline"
     }
     pairs = [(strategy, baseline) for baseline in baselines for strategy in strategies]
-    return compare_family({**strategies, **baselines}, pairs, scorer.num_patients)
+    models = {**strategies, **baselines}
+    return compare_family(models, pairs, scorer.num_patients, metric=metric)
 
 
 def gains_over_age_sex(
@@ -178,10 +179,11 @@ def gains_over_age_sex(
     keys = [(f"{run.strategy} + age and sex", run.seed) for run in runs]
     scored_runs = dict(zip(keys, scorer.score(combined), strict=True))
     fixed = {f"{run.strategy} + age and sex" for run in runs if run.is_fixed}
-    networks = group_by_strategy(scorer.metrics, scored_runs, fixed)[scorer.metrics[0]]
-    age_sex = _fixed(scored["baseline", "age_sex"], scorer.metrics[0])
-    pairs = [(name, "age and sex") for name in networks]
-    return compare_family(networks | {"age and sex": age_sex}, pairs, scorer.num_patients), ""
+    metric = scorer.metrics[0]
+    models = group_by_strategy(scorer.metrics, scored_runs, fixed)[metric]
+    pairs = [(name, "age and sex") for name in models]
+    models["age and sex"] = _fixed(scored["baseline", "age_sex"], metric)
+    return compare_family(models, pairs, scorer.num_patients, metric=metric), ""
 
 
 def _with_age_sex(scorer: Scorer, run: RunResult, baselines: Baselines) -> Predictions:

@@ -8,7 +8,7 @@ how large the difference may be.
 from typing import Any
 
 from hpc_ecg.comparison.comparison import Comparison
-from hpc_ecg.comparison.scoring import detectable, is_better, pairs_with
+from hpc_ecg.comparison.scoring import detectable, is_better, pairs_with, put_first
 from hpc_ecg.comparison.wording import format_estimate
 from hpc_ecg.evaluation.comparisons import Difference
 from hpc_ecg.reporting.numbers import (
@@ -118,16 +118,25 @@ def baseline_sentence(name: str, pairs: list[Difference]) -> str:
     others = [pair.first for pair in pairs if not is_better(pair)]
     if not others:
         return f"Every network beats {name}."
+    losers = [pair.first for pair in pairs if is_better(put_first(pair, pair.second))]
+    if len(losers) == len(pairs) > 1:
+        return f"Every network is shown to be worse than {name}."
     if not winners:
         best = max(pairs, key=lambda pair: pair.estimate.value)
         seeds = "" if best.estimate.includes_seeds else ", from one seed"
         return (
             f"No network is shown to beat {name}; {best.first}, the best, differs by "
-            f"{_gain(best)}{seeds}."
+            f"{_gain(best)}{seeds}.{_worse(losers)}"
         )
     beat = "beats" if len(winners) == 1 else "beat"
     are = "is" if len(others) == 1 else "are"
-    return f"{join_names(winners)} {beat} {name}; {join_names(others)} {are} not shown to."
+    text = f"{join_names(winners)} {beat} {name}; {join_names(others)} {are} not shown to."
+    return text + _worse(losers)
+
+
+def _worse(networks: list[str]) -> str:
+    are = "is" if len(networks) == 1 else "are"
+    return f" {join_names(networks)} {are} shown to be worse." if networks else ""
 
 
 def _gain(pair: Difference) -> str:

@@ -43,6 +43,15 @@ def fitted_for(method: str) -> str:
     return f"{kind} ≥ {percent} %" if percent else "Youden’s J"
 
 
+def whom_it_flags(at_threshold: Mapping[str, Any]) -> str:
+    """Says of a threshold if it flags everybody or nobody, and nothing of others."""
+    counts = at_threshold.get("counts", {})
+    for text, others in (("flags everybody", ("tn", "fn")), ("flags nobody", ("tp", "fp"))):
+        if counts and not any(counts[name] for name in others):
+            return text
+    return ""
+
+
 FORMATS: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
@@ -56,6 +65,7 @@ FORMATS: dict[str, Callable[..., str]] = {
         format_metric,
         fitted_for,
         format_threshold,
+        whom_it_flags,
         count,
     )
 }

@@ -32,18 +32,21 @@ from hpc_ecg.evaluation.comparisons import (
 )
 from hpc_ecg.evaluation.intervals import LEVEL, t_quantile
 from hpc_ecg.evaluation.max_t import Means, bias_of_best, judge_family, variance_of
-from hpc_ecg.evaluation.metrics import FloatArray
+from hpc_ecg.evaluation.metrics import RANKING_METRICS, FloatArray
 
 Pair = tuple[str, str]
 
 
 def compare_strategies(
-    scores: Mapping[str, SeedScores], num_patients: int, num_families: int = 1
+    scores: Mapping[str, SeedScores],
+    num_patients: int,
+    num_families: int = 1,
+    metric: str | None = None,
 ) -> list[Difference]:
     """All pairs, the strategy with the higher mean first. For `num_patients` see estimate_mean."""
     mean = {name: np.mean(list(one.value.values())) for name, one in scores.items()}
     pairs = [(a, b) if mean[a] >= mean[b] else (b, a) for a, b in combinations(scores, 2)]
-    return compare_family(scores, pairs, num_patients, num_families)
+    return compare_family(scores, pairs, num_patients, num_families, metric)
 
 
 def compare_family(
@@ -51,6 +54,7 @@ def compare_family(
     pairs: Sequence[Pair],
     num_patients: int,
     num_families: int = 1,
+    metric: str | None = None,
 ) -> list[Difference]:
     """Each pair's first minus its second, as one of so many families of the same question (such as
     one for each label), over which Bonferroni's correction is made.
@@ -58,6 +62,7 @@ def compare_family(
     A strategy with a single seed is compared apart, on the chance of the patients alone
     (`includes_seeds` is False). Two strategies with the same seeds, or one with fixed models, are
     paired by seed, with Holm's correction and Bonferroni's intervals if there are several pairs.
+    Intervals for a ranking `metric` end at -1 and 1.
     """
     known = [pair for pair in pairs if all(scores[name].includes_seeds for name in pair)]
     unknown = [pair for pair in pairs if pair not in known]
@@ -67,7 +72,16 @@ def compare_family(
     judge = _judge_paired if is_paired else _judge_means
     judged = judge(scores, known, num_patients, num_families) if known else []
     judged += _judge_paired(scores, unknown, num_patients, num_families)
+    if metric in RANKING_METRICS:
+        judged = [within_bounds(one) for one in judged]
     return sorted(judged, key=lambda one: pairs.index((one.first, one.second)))
+
+
+def within_bounds(pair: Difference) -> Difference:
+    """Of a metric between 0 and 1: its intervals, cut at what a difference can be."""
+    e = pair.estimate
+    estimate = replace(e, low=max(e.low, -1.0), high=min(e.high, 1.0))
+    return replace(pair, estimate=estimate, low=max(pair.low, -1.0), high=min(pair.high, 1.0))
 
 
 def correct_best(

@@ -9,8 +9,9 @@ narrower than that of a common value. New site, from three sites on: the confide
 the spread (Nagashima, Noma & Furukawa 2019), no narrower than the mean's; the usual t of k - 2
 (Higgins, Thompson & Spiegelhalter 2009) is given beside it. In tools/coverage_tables.py the mean
 holds 94-100 %, new site 93-100 %, usual t 84-100 %. One or two sites cannot tell how much they
-differ: AUROCs then take the spread of 469 prediction models (SDs of mean 0.055 and SD 0.015 on the
-AUROC scale; van Leeuwen et al. 2025, Stat Med 44:e70011), as a log-normal prior.
+differ: AUROCs, new ones and the mean of two, then take the spread of 469 prediction models (SDs of
+mean 0.055 and SD 0.015 on the AUROC scale; van Leeuwen et al. 2025, Stat Med 44:e70011), as a
+log-normal prior.
 """
 
 # N records, S seeds, k sites, T and J variances between sites, P patients, V columns
@@ -183,6 +184,7 @@ def random_effects(
     total, mean, q, _ = (float(part[0]) for part in fit(np.array([tau2])))
     error = np.sqrt(max(q / (k - 1), 1.0) / total) if k > 1 else np.nan
     half, usual = t_quantile(k - 1) * error if k > 1 else None, None
+    both: tuple[Any, ...] = (None, None) if half is None else (mean - half, mean + half)
     new: tuple[Any, ...] = (None, None)
     if k > OF_PRIOR:
         usual = t_quantile(k - 2) * np.hypot(error, np.sqrt(tau2))
@@ -191,13 +193,15 @@ def random_effects(
     if prior_J is not None:
         total_J, mean_J, *_ = fit(prior_J)
         new = _mixture_quantiles(mean_J, np.sqrt(prior_J + 1 / total_J))
-        if half is not None and k > OF_PRIOR:
-            new = min(new[0], mean - half), max(new[1], mean + half)
+        if k > OF_PRIOR:
+            new = min(new[0], both[0]), max(new[1], both[1])
+        elif k > 1:
+            both = _mixture_quantiles(mean_J, np.sqrt(1 / total_J))
+    by_t = (None, None) if usual is None else (mean - usual, mean + usual)
     result: dict[str, float | None] = {"value": mean, "sd_between": float(np.sqrt(tau2))}
-    for name, width in (("", half), ("t_", usual)):
-        ends = (None, None) if width is None else (mean - width, mean + width)
-        result |= {f"{name}low": ends[0], f"{name}high": ends[1]}
-    return result | {"new_low": new[0], "new_high": new[1]}
+    for name, (low, high) in {"": both, "t_": by_t, "new_": new}.items():
+        result |= {f"{name}low": low, f"{name}high": high}
+    return result
 
 
 def _mixture_quantiles(mean_J: FloatArray, sd_J: FloatArray) -> tuple[float, ...]:
