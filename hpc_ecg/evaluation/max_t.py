@@ -119,7 +119,7 @@ def moderate(variance_K: FloatArray, freedom_K: NDArray) -> tuple[FloatArray, Fl
     if excess > special.polygamma(1, MOST_FREEDOM / 2):
         prior = 2 * optimize.brentq(lambda x: special.polygamma(1, x) - excess, 1e-3, MOST_FREEDOM)
         common = np.exp(np.mean(log_U) + special.digamma(prior / 2) - np.log(prior / 2))
-    as_few_K = np.array([freedom_K[used_K & (freedom_K <= own)].sum() for own in freedom_K])
+    as_few_K = np.array([freedom_K[used_K & (freedom_K <= freedom)].sum() for freedom in freedom_K])
     most_K = (1 - 1 / used_K.sum()) * np.maximum(as_few_K, 2)
     prior_K = np.where(freedom_K < freedom_K[used_K].max(), np.minimum(prior, most_K), prior)
     moderated_K = (prior_K * common + freedom_K * variance_K) / (prior_K + freedom_K)
