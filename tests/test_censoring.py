@@ -314,6 +314,7 @@ def weighted_shards(cohort, tmp_path_factory):
     lost = {"text": "missing, censored: x", "ecgs": 7, "patients": 7}
     flow = {"rules": {"censored": "ipcw"}, "sources": {"label": "af"}, "weights": weights}
     flow |= {"table": {"file": table.name}, "flow": {"left_out": [], "labels": [lost]}}
+    flow["flow"] |= {"start": lost, "labelled": lost}
     table.with_suffix(".flow.json").write_text(json.dumps(flow))
     out = table.with_name("set")
     shard_ecgs(plan_for(table, out, signals=cohort.parent))

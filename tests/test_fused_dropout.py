@@ -1,6 +1,7 @@
 """Dropout by torch.compile and by Triton makes the plain masks, and keeps none for backward."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ import torch
 from conftest import TINY
 
 from hpc_ecg.model.dropout import RecordDropout, token_seeds
-from hpc_ecg.model.measure_kernels import KernelLoad, check_dropout
+from hpc_ecg.model.measure_kernels import KernelLoad, fault_of
 from hpc_ecg.model.settings import ModelConfig
 from hpc_ecg.model.transformer import build_model
 
@@ -109,11 +110,9 @@ def test_the_compiled_kernel_makes_the_plain_masks_and_keeps_none(fresh_compiler
     assert [x.dtype for x in kept] == [torch.int64, torch.float32]
 
 
-def test_an_explicit_kernel_that_cannot_run_is_one_line():
-    model = build_model(TINY, 1, ModelConfig(record_dropout="triton"))
+def test_a_kernel_that_cannot_run_is_said_in_one_line():
+    model = build_model(TINY, 1, ModelConfig())
     load = KernelLoad(num_tokens=9, device=torch.device("cpu"), dtype=torch.float32)
-    with pytest.raises(
-        ValueError,
-        match=r"^model.record_dropout=triton cannot run: .*; use model.record_dropout=plain$",
-    ):
-        check_dropout(model, load)
+    fault = fault_of("record_dropout", "triton", model, load)
+    assert re.fullmatch(r"cannot run: .+, on cpu of \S+", fault)
+    assert fault_of("record_dropout", "plain", model, load) == ""

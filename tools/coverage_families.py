@@ -3,14 +3,15 @@
 family  normal scores (the limit of many patients). Each row: strategies, seeds, spread over seeds
         (in multiples of the patients' part of a difference; `half`: every second strategy has
         none), how often any p < 0.05 where all strategies are equal, and the power where the
-        first leads by 4 standard errors, beside that of an oracle that knows all spreads
+        first leads by 4 standard errors, beside that of an oracle that knows all spreads. Last,
+        one strategy with fewer seeds than the others (`UNEQUAL`), `--seeds` or not
 sweeps  how often any p < 0.05 among equal strategies, from cohorts, scores and bootstrap
 best    the best of several strategies: its error in standard errors and the coverage of its
         interval, as it is and corrected for having been chosen
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from itertools import combinations, product
 
@@ -24,11 +25,26 @@ from hpc_ecg.evaluation.families import compare_strategies
 from hpc_ecg.evaluation.max_t import Means, bias_of_best, judge_family
 from hpc_ecg.evaluation.resampling import ranking_replicates
 
-# K strategies, S seeds, M pairs
+# K strategies, S seeds (absent ones NaN), M pairs
 
 PATIENTS, BY_SEED = 0.5, 0.25  # variances: a strategy's patients' part, how a seed fits patients
 FREEDOM = 200  # of the patients' part: that many patients in the smaller class
 SPREADS = (0, 0.5, 1, 1.5, 2)
+UNEQUAL = (
+    (2, 3, 7, 3, 0),
+    (2, 3, 10, 2, 0),
+    (4, 3, 10, 2, 0.3),
+    (6, 3, 7, 2, 0.5),
+    (8, 3, 10, 2, 0.5),
+    (2, 2, 10, 2, 0.3),
+    (3, 2, 5, 2, 0.3),
+    (4, 2, 10, 2, 0.5),
+    (6, 2, 5, 2, 0.3),
+    (4, 3, 10, 3, 0.3),
+    (4, 2, 10, 3, 0.3),
+    (2, 2, 7, 3, 0),
+)
+"""Strategies, seeds of the first and of each other, spread of the first and of the others."""
 
 
 def family_table(options: argparse.Namespace) -> Iterator[str]:
@@ -36,37 +52,48 @@ def family_table(options: argparse.Namespace) -> Iterator[str]:
     for num, seeds, spread, is_half in product((2, 4, 6, 8), options.seeds, SPREADS, (False, True)):
         if spread == 0 and is_half:
             continue
-        wrong, _ = _rejected(num, seeds, spread, is_half, 0.0, options)
-        found, known = _rejected(num, seeds, spread, is_half, 4.0, options)
-        key = "family", num, seeds, spread, "half" if is_half else "all"
+        spread_K = np.full(num, float(spread))
+        spread_K[1::2] *= not is_half
+        kind = "half" if is_half else "all"
+        row = _family(spread_K, np.full(num, seeds), ("family", num, seeds, spread, kind), options)
+        yield f"{num} strategies, {seeds:2d} seeds, spread {spread:3.1f} {kind:4s}  {row}"
+    for num, few, more, spread, others in UNEQUAL:
+        spread_K, seeds_K = np.full(num, float(others)), np.full(num, more)
+        spread_K[0], seeds_K[0] = spread, few
+        row = _family(spread_K, seeds_K, None, options)
         yield (
-            f"{num} strategies, {seeds:2d} seeds, spread {spread:3.1f} {key[-1]:4s}  any error "
-            f"{beside(100 * wrong.any(1).mean(), key)}  "
-            f"power {100 * found[:, : num - 1].mean():3.0f} "
-            f"(oracle {100 * known[:, : num - 1].mean():3.0f}){quoted(key)}"
+            f"{num} strategies, {few} seeds and spread {spread:3.1f} in one, {more} and "
+            f"{others:3.1f} in others  {row}"
         )
 
 
+def _family(
+    spread_K: np.ndarray, seeds_K: np.ndarray, key: Hashable, options: argparse.Namespace
+) -> str:
+    others = len(seeds_K) - 1  # pairs of the first with one of these come first
+    wrong, _ = _rejected(spread_K, seeds_K, 0.0, options)
+    found, known = _rejected(spread_K, seeds_K, 4.0, options)
+    return (
+        f"any error {beside(100 * wrong.any(1).mean(), key)}  "
+        f"power {100 * found[:, :others].mean():3.0f} "
+        f"(oracle {100 * known[:, :others].mean():3.0f}){quoted(key)}"
+    )
+
+
 def _rejected(
-    num: int,
-    seeds: int,
-    spread: float,
-    is_half: bool,
-    lead: float,
-    options: argparse.Namespace,
+    spread_K: np.ndarray, seeds_K: np.ndarray, lead: float, options: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which pairs differ at 5 % in each simulation, by `judge_family` and by the oracle."""
     rng = np.random.default_rng(options.seed)
-    training_K = np.full(num, spread**2 / 2)
-    training_K[1::2] *= not is_half
+    num, training_K = len(spread_K), spread_K**2 / 2
     pairs_M2 = np.array(list(combinations(range(num), 2)))
-    true_KK = np.diag(PATIENTS + (BY_SEED + training_K) / seeds)
+    true_KK = np.diag(PATIENTS + (BY_SEED + training_K) / seeds_K)
     error_M = np.sqrt(max_t.variance_of(true_KK, pairs_M2))
     drawn_RK = rng.multivariate_normal(np.zeros(num), true_KK, 20_000)
     drawn_RM = np.abs(drawn_RK[:, pairs_M2[:, 0]] - drawn_RK[:, pairs_M2[:, 1]]) / error_M
     limit = np.quantile(drawn_RM.max(axis=1), 0.95)
     found, known = [], []
-    for means in _simulate(rng, training_K, seeds, lead * error_M[0], options.simulations):
+    for means in _simulate(rng, training_K, seeds_K, lead * error_M[0], options.simulations):
         family = judge_family(means, pairs_M2)
         found.append(family.p_M < 0.05)
         known.append(np.abs(family.value_M) / error_M > limit)
@@ -74,21 +101,27 @@ def _rejected(
 
 
 def _simulate(
-    rng: np.random.Generator, training_K: np.ndarray, seeds: int, lead: float, simulations: int
+    rng: np.random.Generator,
+    training_K: np.ndarray,
+    seeds_K: np.ndarray,
+    lead: float,
+    simulations: int,
 ) -> Iterator[Means]:
-    num = len(training_K)
+    num, most = len(training_K), int(seeds_K.max())
+    is_absent_KS = np.arange(most) >= seeds_K[:, None]
     for _ in range(simulations):
         score_KS = rng.normal(size=(num, 1)) * np.sqrt(PATIENTS)
-        score_KS = score_KS + rng.normal(size=(num, seeds)) * np.sqrt(BY_SEED + training_K)[:, None]
+        score_KS = score_KS + rng.normal(size=(num, most)) * np.sqrt(BY_SEED + training_K)[:, None]
         score_KS[0] += lead
+        score_KS[is_absent_KS] = np.nan
         seen = rng.chisquare(FREEDOM) / FREEDOM
         yield Means(
-            value_K=score_KS.mean(axis=1),
-            patients_KK=np.eye(num) * (PATIENTS + BY_SEED / seeds) * seen,
+            value_K=np.nanmean(score_KS, axis=1),
+            patients_KK=np.diag(PATIENTS + BY_SEED / seeds_K) * seen,
             patient_freedom=FREEDOM,
-            seed_variance_K=score_KS.var(axis=1, ddof=1),
+            seed_variance_K=np.nanvar(score_KS, axis=1, ddof=1),
             known_K=np.full(num, BY_SEED * seen),
-            num_seeds_K=np.full(num, seeds),
+            num_seeds_K=seeds_K,
         )
 
 
@@ -142,7 +175,9 @@ def _best(
     training_K = np.full(num, spread**2 / 2)
     true_error = np.sqrt(2 * PATIENTS + 2 * (BY_SEED + training_K[0]) / 3)
     rows = []
-    for means in _simulate(rng, training_K, 3, lead * true_error, options.simulations):
+    for means in _simulate(
+        rng, training_K, np.full(num, 3), lead * true_error, options.simulations
+    ):
         best = int(np.argmax(means.value_K))
         alone = judge_family(
             replace(

@@ -17,9 +17,12 @@ Measured (tools/coverage_tables.py family, normal scores, 5,000 sweeps a case): 
 strategies, 3, 5 and 10 seeds, spread over seeds 0 to 2 times the patients' part, in all strategies
 or in every second one: any difference is found in 2.2–6.1 %; a leader by 4 standard errors in at
 most 10 of 100 sweeps less often than by a test that knows all spreads. From cohorts, scores and the
-bootstrap (table sweeps, 1,000 a case, 4 and 6 strategies, 3 and 5 seeds): 3.0–5.0 %. Where it ends:
-at a spread of 3 in half of the strategies, three seeds err in about 7 % (1,000 sweeps); the value
-of the best, corrected, is off by up to 0.6 of its standard error where one of 8 leads by 2. Its
+bootstrap (table sweeps, 1,000 a case, 4 and 6 strategies, 3 and 5 seeds): 3.0–5.0 %. One strategy
+with 2 or 3 seeds and a spread of 2 among others with 5 to 10 and less (`UNEQUAL` of table family):
+3.3–5.0 %; its lead is found in up to 8 of 100 sweeps less often, with two seeds in 3–18. Where it
+ends: at a spread of 3 in half of the strategies, three seeds err in about 7 % (1,000 sweeps), in
+one that has fewer than the others in 5.5–6.5 %, two seeds there in up to 8.7 %; the value of the
+best, corrected, is off by up to 0.6 of its standard error where one of 8 leads by 2. Its
 interval covers 92–99 % (table best, 400 sweeps a case, 2 to 8 strategies, lead 0 to 4; 97 % there).
 """
 
@@ -101,7 +104,9 @@ def moderate(variance_K: FloatArray, freedom_K: NDArray) -> tuple[FloatArray, Fl
     """Moderated variances and their degrees of freedom (Smyth 2004, section 6.2).
 
     Each variance is averaged with a prior that is fitted to all of them. Variances of 0 (equal
-    seeds, so nothing was trained) and those without degrees of freedom take no part.
+    seeds, so nothing was trained) and those without degrees of freedom take no part. For a strategy
+    with fewer seeds than others, which may hide that it spreads more, the prior counts for at most
+    1 − 1/K times the freedom of itself and all with no more seeds (at least 2): by simulation.
     """
     used_K = (freedom_K > 0) & (variance_K > 0)
     if used_K.sum() < 2:
@@ -114,8 +119,11 @@ def moderate(variance_K: FloatArray, freedom_K: NDArray) -> tuple[FloatArray, Fl
     if excess > special.polygamma(1, MOST_FREEDOM / 2):
         prior = 2 * optimize.brentq(lambda x: special.polygamma(1, x) - excess, 1e-3, MOST_FREEDOM)
         common = np.exp(np.mean(log_U) + special.digamma(prior / 2) - np.log(prior / 2))
-    moderated_K = (prior * common + freedom_K * variance_K) / (prior + freedom_K)
-    joint_K = np.minimum(prior + freedom_K, freedom_K[used_K].sum())
+    as_few_K = np.array([freedom_K[used_K & (freedom_K <= freedom)].sum() for freedom in freedom_K])
+    most_K = (1 - 1 / used_K.sum()) * np.maximum(as_few_K, 2)
+    prior_K = np.where(freedom_K < freedom_K[used_K].max(), np.minimum(prior, most_K), prior)
+    moderated_K = (prior_K * common + freedom_K * variance_K) / (prior_K + freedom_K)
+    joint_K = np.minimum(prior_K + freedom_K, freedom_K[used_K].sum())
     return np.where(used_K, moderated_K, variance_K), np.where(used_K, joint_K, 1.0)
 
 
