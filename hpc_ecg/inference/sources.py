@@ -126,10 +126,8 @@ def _within(word: str, layout: ArrayLayout) -> Iterator[Source]:
 
 
 def _is_recording(path: Path) -> bool:
-    """Whether a file of a folder is taken: by its ending, once for each WFDB record."""
+    """Whether a file of a folder is taken: by its ending."""
     ending = path.suffix.lower()
     if path.name.startswith(".") or not path.is_file():
-        return False
-    if ending in (".dat", ".mat") and path.with_suffix(".hea").exists():
         return False
     return ending in READERS or (not ending and is_dicom(path))
