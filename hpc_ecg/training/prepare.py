@@ -61,13 +61,7 @@ def prepare_data(config: FinetuneConfig) -> PreparedData:
         train=train,
         valid=valid,
         sampler=EpochSampler.for_split(train, config.data, config.seed),
-        best_tracker=BestTracker(
-            valid,
-            config.data.task,
-            config.train.best_metric,
-            config.loss,
-            config.train.best_decimals,
-        ),
+        best_tracker=BestTracker(valid, config),
     )
 
 
