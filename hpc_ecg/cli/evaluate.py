@@ -84,7 +84,7 @@ def _evaluate(command: argparse.Namespace) -> int:
         name = "own" if shards is None else Path(shards.rstrip("/")).name
         written = out or Path(run_dir) / "evaluations" / f"{name}-{options.split}"
         weights = Path(run_dir) / "best"
-        result = evaluate_weights(config, weights, written, None, options.split, targets)
+        result = evaluate_weights(config, weights, written, options.split, targets)
     if read_ranks(os.environ).rank == 0:
         say(*table_of(result), f"written: {written}/evaluation.json")
     return 0

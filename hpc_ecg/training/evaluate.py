@@ -88,14 +88,13 @@ def evaluate_weights(
     config: FinetuneConfig,
     weights: Path,
     out: Path,
-    shards: str | None = None,
     split: str = SPLIT,
     targets: Targets = (),
 ) -> dict[str, Any]:
-    """Predict with any weights (a file, or a folder like best/) on `shards`, and score.
+    """Predict with any weights (a file, or a folder like best/), and score.
 
-    `shards` default to those of `config`; its data.labels are columns of the shards, in the order
-    of the weights' labels. `targets` are more thresholds to fit on validation, such as
+    data.labels of `config` are columns of its shards, in the order of the weights' labels.
+    `targets` are more thresholds to fit on validation, such as
     ("sensitivity", 0.95). Writes predictions.parquet and evaluation.json into `out`, and returns
     the content of the latter. ValueError for signals of another kind, missing labels, or records
     that the run was trained on.
@@ -103,10 +102,9 @@ def evaluate_weights(
     check_evaluation_folder(out)
     if split not in SPLITS:
         raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}")
-    data = config.data if shards is None else replace(config.data, shards=shards)
     checkpoint = read_checkpoint(weights)
-    names = checkpoint.labels or data.labels
-    data = replace(data, labels=data.labels or names)
+    names = checkpoint.labels or config.data.labels
+    data = replace(config.data, labels=config.data.labels or names)
     opened, columns = open_shards(data)
     _check_fits_weights(opened, columns, checkpoint, names, weights)
     renamed = {f"ipcw.{a}": f"ipcw.{b}" for a, b in zip(columns, names, strict=False)}
