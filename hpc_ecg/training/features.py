@@ -55,10 +55,8 @@ class Extractor(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
-    ) -> Tensor:
-        return self.model.features(ecg_BCS, padding_mask, seeds_B)
+    def forward(self, ecg_BCS: Tensor, *others: Tensor | None) -> Tensor:
+        return self.model.features(ecg_BCS, *others)
 
 
 class FeatureDataset(Dataset):
