@@ -62,20 +62,15 @@ class Extractor(nn.Module):
 class FeatureDataset(Dataset):
     """A split whose records are features, float32 [D] each."""
 
+    millivolts_per_count = 1.0
+    streams = False
+
     def __init__(self, dataset: Dataset, features_ND: np.ndarray) -> None:
         vars(self).update(vars(dataset))
         self._path = str(getattr(features_ND, "filename", ""))
         watch_map(self._path, features_ND.base)
         self._features_ND = features_ND
         self.record_shape, self.dtype = features_ND.shape[1:], np.float32
-
-    @property
-    def millivolts_per_count(self) -> float:
-        return 1.0
-
-    @property
-    def streams(self) -> bool:
-        return False
 
     def samples(self, positions: np.ndarray) -> None:
         """None: the padding was masked when the features were computed."""
