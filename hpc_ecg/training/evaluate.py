@@ -70,12 +70,7 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
         model = load_model(folder.best, model_config=config.model)
         try_kept_kernels(engine, config, model, test)
         model.to(engine.device)
-        cache = FeatureCache(
-            engine=engine,
-            setting=config.train.feature_cache,
-            batch_size=config.data.batch_size,
-            run_dir=folder.path,
-        )
+        cache = FeatureCache(engine=engine, config=config, setting=config.train.feature_cache)
         head_only = trains_head_only(stages, stages[-1])
         inputs = choose_stage_inputs(cache, model, test, test, head_only, trains=False)
         _predict(engine, inputs.module, inputs.valid, config.data, labels, path)
