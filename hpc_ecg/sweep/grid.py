@@ -176,7 +176,6 @@ def _refuse_settings_of_runs(keys: Iterable[Any], place: str) -> None:
 
 
 def _take_run_section(source: SettingsSource) -> DictConfig:
-    """Remove the `run` section of a sweep's file and return it."""
     section = source.values.pop(RUN, None)
     if section is not None and not isinstance(section, DictConfig):
         raise ValueError(f"{RUN} must be a section, got {section!r} ({source.name})")
