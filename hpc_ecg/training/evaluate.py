@@ -89,10 +89,9 @@ def evaluate_weights(
     """Predict with any weights (a file, or a folder like best/), and score.
 
     data.labels of `config` are columns of its shards, in the order of the weights' labels.
-    `targets` are more thresholds to fit on validation, such as
-    ("sensitivity", 0.95). Writes predictions.parquet and evaluation.json into `out`, and returns
-    the content of the latter. ValueError for signals of another kind, missing labels, or records
-    that the run was trained on.
+    `targets` are more thresholds to fit on validation, such as ("sensitivity", 0.95). Writes
+    predictions.parquet and evaluation.json into `out`, and returns the content of the latter.
+    ValueError for signals of another kind, missing labels, or records that the run was trained on.
     """
     check_evaluation_folder(out)
     if split not in SPLITS:
