@@ -80,11 +80,7 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def evaluate_weights(
-    config: FinetuneConfig,
-    weights: Path,
-    out: Path,
-    split: str = SPLIT,
-    targets: Targets = (),
+    config: FinetuneConfig, weights: Path, out: Path, split: str = SPLIT, targets: Targets = ()
 ) -> dict[str, Any]:
     """Predict with any weights (a file, or a folder like best/), and score.
 

@@ -132,7 +132,6 @@ def train_step(
 def _log(
     run: Run, schedule: StageSchedule, progress: Progress, lr: float, result: StepResult
 ) -> float:
-    """Record the step, and return its loss."""
     _check_finite(run)
     values = {
         "lr": lr,
