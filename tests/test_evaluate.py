@@ -186,7 +186,7 @@ def test_more_thresholds_are_fitted_on_validation(finished, tmp_path):
 def test_what_does_not_fit_the_run_is_refused(finished, elsewhere, other_hospital, tmp_path):
     def scored(*words, split="all", shards=elsewhere):
         config = load_run_for(str(finished.path), str(shards), list(words))
-        return evaluate_weights(config, finished.best, tmp_path / "out", None, split)
+        return evaluate_weights(config, finished.best, tmp_path / "out", split)
 
     with pytest.raises(ValueError, match=r"data\.labels: af not in .*, which has fib"):
         scored()

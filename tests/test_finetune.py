@@ -414,8 +414,9 @@ def test_patience_stops_a_run_that_no_longer_gains(shards, tmp_path):
 
 
 def test_a_prediction_that_is_not_a_number_fails_the_validation(shards):
-    opened, names = open_shards(DataConfig(shards=str(shards)))
-    best_tracker = BestTracker(open_split(opened, "valid", names), "binary", "auto", LossConfig())
+    config = FinetuneConfig(run_dir="run", data=DataConfig(shards=str(shards)))
+    opened, names = open_shards(config.data)
+    best_tracker = BestTracker(open_split(opened, "valid", names), config)
     logits_NK = np.zeros((len(best_tracker.valid), 1), np.float32)
     logits_NK[3] = np.nan
     with pytest.raises(ValueError, match="predicts NaN or infinity on validation"):
@@ -430,7 +431,8 @@ def test_labels_that_a_new_head_is_far_from_are_warned_of(caplog, rng, mean, spr
     label_N = mean + spread * rng.normal(size=200)
     label_N[:9] = np.nan
     valid = SimpleNamespace(label_names=["lvef"], labels_NK=label_N[:, None])
-    BestTracker(valid, "regression", "auto", LossConfig(name="mse"))
+    data = DataConfig(shards="set", task="regression")
+    BestTracker(valid, FinetuneConfig(run_dir="run", data=data, loss=LossConfig(name="mse")))
     assert ("lvef is" in caplog.text and "standardized" in caplog.text) == is_warned
 
 

@@ -419,7 +419,8 @@ def test_all_real_formats_have_the_risks_of_their_shards(run, real_data, tmp_pat
     config = load_config(FinetuneConfig, [str(run / "config.yaml")], [])
     result = tmp_path / "evaluated"
     shards = str(tmp_path / "set")
-    evaluate_weights(config, run / "best", result, shards=shards, split="test")
+    data = replace(config.data, shards=shards)
+    evaluate_weights(replace(config, data=data), run / "best", result, split="test")
     expected = pd.read_parquet(result / "predictions.parquet").set_index("record")["af.logit"]
     out = tmp_path / "risks.parquet"
     assert command(run, table, "--signals", folder, "--out", out) in (0, 3)

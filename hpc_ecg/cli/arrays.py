@@ -57,3 +57,11 @@ def fill_in(options: argparse.Namespace) -> None:
         raise ValueError("--signals must be given: the folder of the recordings")
     if options.patient is None and not options.one_patient_per_record:
         raise ValueError("one of --patient COLUMN and --one-patient-per-record must be given")
+
+
+def as_number(text: str | None) -> float | None:
+    """The number that an option states; None for other text, or none."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

@@ -7,12 +7,8 @@ from hpc_ecg.cli.parser import Verbs
 
 
 def add_audit(verbs: Verbs) -> None:
-    audit = verbs.add_parser(
-        "audit",
-        help="measure what weights reveal about training patients",
-        description="Attack a finished run's weights by membership inference, with its own "
-        "training and test patients, and write RUN/audit.json; a bundle's card quotes it.",
-    )
+    text = "measure what weights reveal about training patients"
+    audit = verbs.add_parser("audit", help=text)
     audit.add_argument("run_dir", metavar="RUN")
     audit.set_defaults(verb=_audit)
 

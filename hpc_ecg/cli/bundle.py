@@ -7,12 +7,8 @@ from hpc_ecg.cli.parser import Verbs
 
 
 def add_bundle(verbs: Verbs) -> None:
-    bundle = verbs.add_parser(
-        "bundle",
-        help="write a folder with all that a colleague needs to use a model",
-        description="Write weights, thresholds, card and self-test, without data of people, into "
-        "one folder. Upload it as it is, for instance with `hf upload NAME OUT`.",
-    )
+    text = "write a folder with all that a colleague needs to use a model"
+    bundle = verbs.add_parser("bundle", help=text)
     bundle.add_argument("model", type=Path, metavar="MODEL", help="a run, or a sweep")
     bundle.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     bundle.add_argument("--strategy", metavar="NAME", help="of a sweep")

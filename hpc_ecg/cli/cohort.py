@@ -151,15 +151,12 @@ def _weight_plan(options: argparse.Namespace) -> "WeightPlan | None":
     from hpc_ecg.cohort.censoring import WeightPlan
     from hpc_ecg.cohort.splits import parse_fractions
 
+    is_ipcw = options.censored == "ipcw"
+    check_effects(options, *[(name, "--censored ipcw", is_ipcw) for name in WEIGHT_OPTIONS])
     given = {n: v for n in WEIGHT_OPTIONS if (v := getattr(options, n)) is not None}
-    if options.censored == "ipcw":
-        if "fractions" in given:
-            given["fractions"] = parse_fractions(given["fractions"])
-        return WeightPlan(**given)
-    if given:
-        flag = "--" + next(iter(given)).replace("_", "-")
-        raise ValueError(f"{flag} is for --censored ipcw; here it would do nothing")
-    return None
+    if "fractions" in given:
+        given["fractions"] = parse_fractions(given["fractions"])
+    return WeightPlan(**given) if is_ipcw else None
 
 
 def _sources(options: argparse.Namespace) -> "SourceTables":

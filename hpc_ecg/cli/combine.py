@@ -6,12 +6,8 @@ from hpc_ecg.cli.parser import Verbs
 
 
 def add_combine(verbs: Verbs) -> None:
-    combine = verbs.add_parser(
-        "combine",
-        help="join a run's network and clinical data in one model",
-        description="Fit, on validation, a logistic model of a run's logit and columns of its "
-        "shards: RUN/combine.json, for report, cards, bundle and predict.",
-    )
+    text = "join a run's network and clinical data in one model"
+    combine = verbs.add_parser("combine", help=text)
     combine.add_argument("run_dir", metavar="RUN")
     combine.add_argument("--covariates", metavar="A,B,…", required=True, help="such as age,sex")
     combine.set_defaults(verb=_combine)

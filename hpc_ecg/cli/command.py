@@ -10,28 +10,15 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from hpc_ecg.cli.audit import add_audit
-from hpc_ecg.cli.bundle import add_bundle
-from hpc_ecg.cli.cohort import add_cohort
-from hpc_ecg.cli.combine import add_combine
-from hpc_ecg.cli.completion import add_completion
-from hpc_ecg.cli.config import add_config
-from hpc_ecg.cli.data import add_data
-from hpc_ecg.cli.doctor import add_doctor
-from hpc_ecg.cli.evaluate import add_evaluate
-from hpc_ecg.cli.explain import add_explain
-from hpc_ecg.cli.finetune import add_finetune
 from hpc_ecg.cli.parser import Parser
-from hpc_ecg.cli.plan import add_plan
-from hpc_ecg.cli.predict import add_embed, add_predict
-from hpc_ecg.cli.report import add_protocol, add_report
-from hpc_ecg.cli.strategies import add_strategies
-from hpc_ecg.cli.sweep import add_sweep
-from hpc_ecg.cli.update import add_update
-from hpc_ecg.cli.weights import add_weights
 from hpc_ecg.version import __version__
 
+VERBS = "cohort data weights finetune doctor plan evaluate predict bundle embed explain audit "
+VERBS += "combine update sweep strategies report protocol config completion"
+"""In the order of the help; the file of each has a function add_VERB."""
+SHARES_FILE = {"embed": "predict", "protocol": "report"}
 FIRST_LINE_S, QUICK = 0.5, ("completion", "config", "strategies", "protocol")
 """A verb that has said nothing after so long says that it is at work, except these."""
 
@@ -70,27 +57,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for add_verb in (
-        add_cohort,
-        add_data,
-        add_weights,
-        add_finetune,
-        add_doctor,
-        add_plan,
-        add_evaluate,
-        add_predict,
-        add_bundle,
-        add_embed,
-        add_explain,
-        add_audit,
-        add_combine,
-        add_update,
-        add_sweep,
-        add_strategies,
-        add_report,
-        add_protocol,
-        add_config,
-        add_completion,
-    ):
-        add_verb(verbs)
+    for verb in VERBS.split():
+        module = import_module(f"hpc_ecg.cli.{SHARES_FILE.get(verb, verb)}")
+        getattr(module, f"add_{verb}")(verbs)
     return parser

@@ -21,7 +21,6 @@ def add_config(verbs: Verbs) -> None:
 
 
 def _config(options: argparse.Namespace) -> int:
-    """Print the settings. ValueError if none has that name or word."""
     from hpc_ecg.config.suggestions import did_you_mean
     from hpc_ecg.log import say
 

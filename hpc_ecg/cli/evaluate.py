@@ -84,7 +84,7 @@ def _evaluate(command: argparse.Namespace) -> int:
         name = "own" if shards is None else Path(shards.rstrip("/")).name
         written = out or Path(run_dir) / "evaluations" / f"{name}-{options.split}"
         weights = Path(run_dir) / "best"
-        result = evaluate_weights(config, weights, written, None, options.split, targets)
+        result = evaluate_weights(config, weights, written, options.split, targets)
     if read_ranks(os.environ).rank == 0:
         say(*table_of(result), f"written: {written}/evaluation.json")
     return 0
@@ -101,15 +101,10 @@ def table_of(result: dict[str, Any]) -> list[str]:
         parts |= {f"{kind} average": result[kind] for kind in ("macro", "micro") if kind in result}
     for name, label in parts.items():
         lines += ["", f"{name}{_counts(label)}"]
-        lines += [
-            f"  {text:<16}{format_with_interval(label[m])}"
-            for m, text in METRIC_NAMES.items()
-            if m in label
-        ]
-        calibration = label.get("calibration", {})
-        for part, text in CALIBRATION.items():
-            if part in calibration:
-                lines.append(f"  {text:<16}{format_with_interval(calibration[part])}")
+        shown = (METRIC_NAMES, label), (CALIBRATION, label.get("calibration", {}))
+        for names, values in shown:
+            found = {text: values[key] for key, text in names.items() if key in values}
+            lines += [f"  {text:<16}{format_with_interval(of)}" for text, of in found.items()]
         lines += _thresholds(label.get("at_threshold", {}))
         lines += _wrapped(label.get("auroc", {}).get("warning", ""), "  ")
     for name, reason in result["not_scored"].items():

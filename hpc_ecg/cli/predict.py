@@ -1,12 +1,11 @@
 """`hpc-ecg predict MODEL FILES… --out risks.csv`: risks of recordings without labels."""
 
 import argparse
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_ecg.cli.arrays import add_layout_options, layout_of
+from hpc_ecg.cli.arrays import add_layout_options, as_number, layout_of
 from hpc_ecg.cli.parser import Parser, Verbs, check_effects
 
 if TYPE_CHECKING:
@@ -217,11 +216,8 @@ def _self_test(options: argparse.Namespace) -> int:
 def rate_of(text: str | None) -> float | None:
     from hpc_ecg.ecg.preprocess import MAX_RATE_HZ, MIN_RATE_HZ
 
-    try:
-        rate_hz = None if text is None else float(text)
-    except ValueError:
-        rate_hz = math.nan
-    if rate_hz is not None and not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+    rate_hz = as_number(text)
+    if text is not None and not (rate_hz and MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ):
         allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
         raise ValueError(f"--rate must be {allowed}, got {text}")
     return rate_hz

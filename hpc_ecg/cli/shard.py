@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_ecg.cli.arrays import add_array_options, fill_in, layout_of
+from hpc_ecg.cli.arrays import add_array_options, as_number, fill_in, layout_of
 from hpc_ecg.cli.parser import Verbs, check_effects, check_table
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def sharding_plan(options: argparse.Namespace) -> "ShardingPlan":
     layout_given = tuple(n for n in ("axes", "leads", "unit") if getattr(options, n) is not None)
     fill_in(options)
     _check_together(options)
-    rate_hz = _as_number(options.rate)
+    rate_hz = as_number(options.rate)
     if rate_hz is None and re.match(r"[\d.]+[\s,]*[\d.]*\s*k?(hz)?$", options.rate or "", re.I):
         raise ValueError(f"--rate {options.rate}: give Hz as a plain number, such as 500 or 499.98")
     named = ["patient", "file", "record", "split", "keep", "array", "array_row", "array_id"]
@@ -215,10 +215,3 @@ def _signal(options: argparse.Namespace) -> "SignalSpec":
         preprocessing=steps.name,
         window=options.window + (PADDED if options.pad_short else ""),
     )
-
-
-def _as_number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None

@@ -7,7 +7,7 @@ table = model.predict(["a.xml", "folder"])
 # L leads, S samples, K labels
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,7 +39,7 @@ from hpc_ecg.training.evaluate import evaluate_weights
 from hpc_ecg.training.open_run import load_run, load_run_for
 
 
-class Predictor:
+class Predictor(AbstractContextManager["Predictor"]):
     """A model in memory. Close it, or use it in a `with` statement, to free its memory."""
 
     def __init__(self, model: ModelSource) -> None:
@@ -100,9 +100,6 @@ class Predictor:
         ]
         labels = f"{self._model.name} predicts {', '.join(self.labels)}"
         return html_table(labels, ["label", "threshold fitted for", "at"], rows)
-
-    def __enter__(self) -> "Predictor":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

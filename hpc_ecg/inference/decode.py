@@ -5,6 +5,7 @@ Needs no torch, so that a worker starts quickly.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from hpc_ecg.ecg.preprocess import PreparedECG
@@ -28,14 +29,6 @@ class Decoded:
     message: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Chunk:
-    numbers: Sequence[int]
-    sources: Sequence[Source]
-    recordings: Recordings
-    rate_hz: float | None
-
-
 def decode(
     sources: Sequence[Source],
     numbers: Sequence[int],
@@ -45,30 +38,23 @@ def decode(
 ) -> Iterator[Decoded]:
     """The sources of these numbers, in the order in which workers finish them; only a few chunks
     are in memory at a time."""
-    chunks = (
-        _Chunk(
-            numbers=some,
-            sources=[sources[number] for number in some],
-            recordings=recordings,
-            rate_hz=rate_hz,
-        )
-        for some in (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
-    )
-    for decoded in map_in_processes(_decode_chunk, chunks, workers):
+    wanted = [(number, sources[number]) for number in numbers]
+    chunks = (wanted[start : start + CHUNK] for start in range(0, len(wanted), CHUNK))
+    decode_some = partial(_decode_chunk, recordings=recordings, rate_hz=rate_hz)
+    for decoded in map_in_processes(decode_some, chunks, workers):
         yield from decoded
 
 
-def _decode_chunk(chunk: _Chunk) -> list[Decoded]:
-    return [
-        _decode_one(number, source, chunk)
-        for number, source in zip(chunk.numbers, chunk.sources, strict=True)
-    ]
-
-
-def _decode_one(number: int, source: Source, chunk: _Chunk) -> Decoded:
-    row = ShardRow(row=number, file=source.file, rate_hz=chunk.rate_hz)
-    recordings = replace(chunk.recordings, signals=Path(source.folder))
-    try:
-        return Decoded(number=number, windows=prepare_row(row, recordings))
-    except RecordError as error:
-        return Decoded(number=number, windows=[], reason=error.reason, message=str(error))
+def _decode_chunk(
+    chunk: Sequence[tuple[int, Source]], recordings: Recordings, rate_hz: float | None
+) -> list[Decoded]:
+    found = []
+    for number, source in chunk:
+        row = ShardRow(row=number, file=source.file, rate_hz=rate_hz)
+        try:
+            windows = prepare_row(row, replace(recordings, signals=Path(source.folder)))
+            found.append(Decoded(number=number, windows=windows))
+        except RecordError as error:
+            about = {"reason": error.reason, "message": str(error)}
+            found.append(Decoded(number=number, windows=[], **about))
+    return found

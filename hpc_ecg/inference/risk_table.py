@@ -22,19 +22,9 @@ from hpc_ecg.reporting.escape import csv_text
 FEATURES = "features"
 
 
-def columns_of(model: ModelSource) -> list[str]:
-    """The columns of the risks, in their order; of features, the one column."""
-    if model.layer is not None:
-        return [FEATURES]
-    names = []
-    for label in model.labels:
-        if model.is_regression:
-            names.append(f"{label}_value")
-        else:
-            names += [f"{label}_probability", f"{label}_logit"]
-        names += [f"{label}_sd"] * (len(model.files) > 1)
-        names += [f"{label}_at_{method}" for method in model.points.get(label, {})]
-    return names + ["abstained"] * model.abstains
+def columns_of(model: ModelSource) -> dict[str, NDArray[Any]]:
+    """The columns of the risks without rows, in their order; of features, the one column."""
+    return risks(model, np.empty((0, len(model.files), len(model.labels)), np.float32))
 
 
 def risks(model: ModelSource, logits_NMK: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -78,9 +68,9 @@ def write_table(path: Path, parts: Sequence[pd.DataFrame], model: ModelSource) -
     """Join the parts in the order of the sources, and write them as CSV or Parquet."""
     table = pd.concat(parts, ignore_index=True).sort_values(["source", "window"], kind="stable")
     table = table.drop(columns=["source", "window"]).reset_index(drop=True)
-    at = [f"{n}_at_{method}" for n in model.labels for method in model.points.get(n, {})]
-    for name in at + ["abstained"] * model.abstains:
-        table[name] = table[name].astype("Int64")
+    for name, empty in columns_of(model).items():
+        if empty.dtype == np.int64:
+            table[name] = table[name].astype("Int64")
 
     def write(partial: Path) -> object:
         if path.suffix == ".parquet":

@@ -35,7 +35,6 @@ class Source:
 
 
 def is_shards(word: str) -> bool:
-    """Whether this argument is a folder of shards."""
     return (Path(word) / DESCRIPTION).is_file()
 
 
@@ -126,10 +125,7 @@ def _within(word: str, layout: ArrayLayout) -> Iterator[Source]:
 
 
 def _is_recording(path: Path) -> bool:
-    """Whether a file of a folder is taken: by its ending, once for each WFDB record."""
     ending = path.suffix.lower()
     if path.name.startswith(".") or not path.is_file():
-        return False
-    if ending in (".dat", ".mat") and path.with_suffix(".hea").exists():
         return False
     return ending in READERS or (not ending and is_dicom(path))

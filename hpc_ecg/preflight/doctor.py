@@ -27,7 +27,7 @@ from hpc_ecg.preflight.training_checks import (
 from hpc_ecg.reporting.numbers import count
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.finetune import BeforeTraining
-from hpc_ecg.training.prepare import PreparedRun, prepare_data, prepare_weights
+from hpc_ecg.training.prepare import PreparedRun, describe_weights, prepare_data, prepare_weights
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.settings import FinetuneConfig
 
@@ -106,12 +106,7 @@ def _open(config: FinetuneConfig) -> tuple[PreparedRun | None, list[Finding]]:
         prepared = prepare_weights(config, data)
     except Exception as error:
         return None, [*findings, Finding("error", "weights", reason(error))]
-    counts, head = prepared.start.report["counts"], prepared.start.report["head"]
-    text = (
-        f"{count(counts['tensors_loaded'], 'tensor')} loaded, {counts['tensors_fresh']} new, "
-        f"{counts['tensors_ignored']} of the file ignored; head: {head['taken']} ({head['reason']})"
-    )
-    findings.append(Finding("ok", "weights", text))
+    findings.append(Finding("ok", "weights", describe_weights(prepared)))
     return prepared, [*findings, *check_disk(Path(config.run_dir), prepared)]
 
 

@@ -143,7 +143,6 @@ def _measured(
 
 
 def _stage_of_most(prepared: PreparedRun) -> Stage:
-    """The stage that trains the most tensors."""
     trained = prepared.start.report["stages"]
     return max(prepared.stages, key=lambda stage: trained[stage.name]["tensors_trained"])
 

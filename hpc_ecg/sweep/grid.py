@@ -65,21 +65,13 @@ class Sweep:
 
     def with_cells(self, tuned: Mapping[str, Mapping[str, Any]]) -> "Sweep":
         """Build all cells. `tuned`: what tuning chose for each strategy, by dotted key."""
-        config = self.config
-        cells = [
-            Cell(
-                arm=arm,
-                seed=seed,
-                run=self.run_of(
-                    arm.base,
-                    {**tuned.get(arm.base, {}), **arm.varied},
-                    seed,
-                    f"{config.sweep_dir}/{arm.name}/seed-{seed}",
-                ),
-            )
-            for arm in arms_of(config.strategies, config.grid)
-            for seed in config.seeds
-        ]
+        cells = []
+        for arm in arms_of(self.config.strategies, self.config.grid):
+            values = {**tuned.get(arm.base, {}), **arm.varied}
+            for seed in self.config.seeds:
+                folder = f"{self.config.sweep_dir}/{arm.name}/seed-{seed}"
+                run = self.run_of(arm.base, values, seed, folder)
+                cells.append(Cell(arm=arm, seed=seed, run=run))
         return replace(self, cells=[cell for cell in cells if self._is_needed(cell)])
 
     def _is_needed(self, cell: Cell) -> bool:
@@ -184,7 +176,6 @@ def _refuse_settings_of_runs(keys: Iterable[Any], place: str) -> None:
 
 
 def _take_run_section(source: SettingsSource) -> DictConfig:
-    """Remove the `run` section of a sweep's file and return it."""
     section = source.values.pop(RUN, None)
     if section is not None and not isinstance(section, DictConfig):
         raise ValueError(f"{RUN} must be a section, got {section!r} ({source.name})")

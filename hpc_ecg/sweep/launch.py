@@ -159,7 +159,7 @@ def _check_runs(runs: Sequence[tuple[str, FinetuneConfig]]) -> None:
                 check_left_out_site(shards, labels[data], run.data)
                 check_classes(shards, labels[data], run.data, run.train.trains)
                 opened = {split: open_split(shards, split, labels[data]) for split in SPLITS}
-                BestTracker(opened["valid"], run.data.task, run.train.best_metric, run.loss)
+                BestTracker(opened["valid"], run)
             if (start := repr((run.init, labels[data]))) not in seen:
                 seen.add(start)
                 open_start(run.init, labels[data])

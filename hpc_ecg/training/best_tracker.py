@@ -8,24 +8,19 @@ import numpy as np
 from hpc_ecg.data.dataset import Dataset
 from hpc_ecg.log import logger
 from hpc_ecg.model.losses import check_loss
-from hpc_ecg.model.settings import LOSSES, REGRESSION_LOSSES, LossConfig
+from hpc_ecg.model.settings import LOSSES, REGRESSION_LOSSES
 from hpc_ecg.training.checkpoint import Progress
 from hpc_ecg.training.predict import score_validation
+from hpc_ecg.training.settings import FinetuneConfig
 
 FAR_FROM_ZERO = 3
 """Mean of a regression label, in standard deviations, beyond which a new head starts too far."""
 
 
 class BestTracker:
-    def __init__(
-        self,
-        valid: Dataset,
-        task: str,
-        best_metric: str,
-        loss: LossConfig,
-        decimals: int | None = None,
-    ) -> None:
+    def __init__(self, valid: Dataset, config: FinetuneConfig) -> None:
         """Raise ValueError if loss, metric, task and validation labels do not fit together."""
+        task, loss, best_metric = config.data.task, config.loss, config.train.best_metric
         check_loss(loss, len(valid.label_names))
         suitable = [n for n in LOSSES if (n in REGRESSION_LOSSES) == (task == "regression")]
         if loss.name not in suitable:
@@ -42,7 +37,7 @@ class BestTracker:
         elif task == "regression" and best_metric != "loss":
             raise ValueError(f"train.best_metric={best_metric} needs classes; use loss")
         self.valid, self.task, self.metric, self._loss = valid, task, best_metric, loss
-        self._decimals = decimals
+        self._decimals = config.train.best_decimals
         if task == "regression":
             self._warn_about_units()
 

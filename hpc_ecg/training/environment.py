@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ecg.distributed.ranks import slurm_job_facts
+from hpc_ecg.hashing import check_kinds
 
 PACKAGES = (
     "hpc-ecg",
@@ -57,11 +58,9 @@ def base_folders(folder: Path, environment: dict[str, Any]) -> list[Path]:
     recorded = environment.get("working_directory")
     if not isinstance(recorded, dict):
         return []
-    for key in {"path", "from_this_folder"} - recorded.keys():
-        file = folder / "environment.json"
-        raise ValueError(f"{file} is damaged: working_directory has no {key}; restore the file")
-    moved = Path(os.path.normpath(folder.resolve() / str(recorded["from_this_folder"])))
-    return list(dict.fromkeys([moved, Path(str(recorded["path"]))]))
+    check_kinds(folder / "environment.json", recorded, {"path": str, "from_this_folder": str})
+    moved = Path(os.path.normpath(folder.resolve() / recorded["from_this_folder"]))
+    return list(dict.fromkeys([moved, Path(recorded["path"])]))
 
 
 def _version(name: str) -> str | None:

@@ -70,12 +70,7 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
         model = load_model(folder.best, model_config=config.model)
         try_kept_kernels(engine, config, model, test)
         model.to(engine.device)
-        cache = FeatureCache(
-            engine=engine,
-            setting=config.train.feature_cache,
-            batch_size=config.data.batch_size,
-            run_dir=folder.path,
-        )
+        cache = FeatureCache(engine=engine, config=config, setting=config.train.feature_cache)
         head_only = trains_head_only(stages, stages[-1])
         inputs = choose_stage_inputs(cache, model, test, test, head_only, trains=False)
         _predict(engine, inputs.module, inputs.valid, config.data, labels, path)
@@ -85,28 +80,21 @@ def evaluate(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def evaluate_weights(
-    config: FinetuneConfig,
-    weights: Path,
-    out: Path,
-    shards: str | None = None,
-    split: str = SPLIT,
-    targets: Targets = (),
+    config: FinetuneConfig, weights: Path, out: Path, split: str = SPLIT, targets: Targets = ()
 ) -> dict[str, Any]:
-    """Predict with any weights (a file, or a folder like best/) on `shards`, and score.
+    """Predict with any weights (a file, or a folder like best/), and score.
 
-    `shards` default to those of `config`; its data.labels are columns of the shards, in the order
-    of the weights' labels. `targets` are more thresholds to fit on validation, such as
-    ("sensitivity", 0.95). Writes predictions.parquet and evaluation.json into `out`, and returns
-    the content of the latter. ValueError for signals of another kind, missing labels, or records
-    that the run was trained on.
+    data.labels of `config` are columns of its shards, in the order of the weights' labels.
+    `targets` are more thresholds to fit on validation, such as ("sensitivity", 0.95). Writes
+    predictions.parquet and evaluation.json into `out`, and returns the content of the latter.
+    ValueError for signals of another kind, missing labels, or records that the run was trained on.
     """
     check_evaluation_folder(out)
     if split not in SPLITS:
         raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}")
-    data = config.data if shards is None else replace(config.data, shards=shards)
     checkpoint = read_checkpoint(weights)
-    names = checkpoint.labels or data.labels
-    data = replace(data, labels=data.labels or names)
+    names = checkpoint.labels or config.data.labels
+    data = replace(config.data, labels=config.data.labels or names)
     opened, columns = open_shards(data)
     _check_fits_weights(opened, columns, checkpoint, names, weights)
     renamed = {f"ipcw.{a}": f"ipcw.{b}" for a, b in zip(columns, names, strict=False)}

@@ -30,6 +30,7 @@ from hpc_ecg.model.transformer import ECGClassifier
 from hpc_ecg.safe_reading import check_map, read_json, sha256_of, watch_map
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.predict import predict
+from hpc_ecg.training.settings import FinetuneConfig
 from hpc_ecg.training.user_key import sign
 
 VERSION = 1
@@ -55,14 +56,15 @@ class Extractor(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, ecg_BCS: Tensor, padding_mask: Tensor | None = None, seeds_B: Tensor | None = None
-    ) -> Tensor:
-        return self.model.features(ecg_BCS, padding_mask, seeds_B)
+    def forward(self, ecg_BCS: Tensor, *others: Tensor | None) -> Tensor:
+        return self.model.features(ecg_BCS, *others)
 
 
 class FeatureDataset(Dataset):
     """A split whose records are features, float32 [D] each."""
+
+    millivolts_per_count = 1.0
+    streams = False
 
     def __init__(self, dataset: Dataset, features_ND: np.ndarray) -> None:
         vars(self).update(vars(dataset))
@@ -70,14 +72,6 @@ class FeatureDataset(Dataset):
         watch_map(self._path, features_ND.base)
         self._features_ND = features_ND
         self.record_shape, self.dtype = features_ND.shape[1:], np.float32
-
-    @property
-    def millivolts_per_count(self) -> float:
-        return 1.0
-
-    @property
-    def streams(self) -> bool:
-        return False
 
     def samples(self, positions: np.ndarray) -> None:
         """None: the padding was masked when the features were computed."""
@@ -95,10 +89,9 @@ class FeatureCache:
     """Where features are kept, and what computes them."""
 
     engine: Engine
+    config: FinetuneConfig
     setting: str | None
-    """train.feature_cache."""
-    batch_size: int
-    run_dir: Path
+    """train.feature_cache, or None."""
 
     def load_or_compute(
         self, model: ECGClassifier, backbone_sha256: str, dataset: Dataset
@@ -107,13 +100,13 @@ class FeatureCache:
 
         ValueError if the folder of the cache cannot be written.
         """
-        engine = self.engine
+        engine, batch_size = self.engine, self.config.data.batch_size
         inputs = _inputs_of(model, dataset) | {
             "backbone_sha256": backbone_sha256,
             "precision": engine.precision,
             "device": engine.device_name,
             "processes": engine.world_size,
-            "batch_size": self.batch_size,
+            "batch_size": batch_size,
         }
         digest = sign(json.dumps(inputs, sort_keys=True))  # that of the first process counts
         name = f"{digest[:32]}-{dataset.split}.npy"
@@ -124,7 +117,7 @@ class FeatureCache:
                 logger.info(f"features of split {dataset.split}: computed once, into {path}")
                 engine.prepare_inference(Extractor(model))
                 width = model.head.in_features
-                features_ND = predict(engine, dataset, self.batch_size, width)
+                features_ND = predict(engine, dataset, batch_size, width)
                 engine.run_on_rank_zero(lambda: write_signed(path, features_ND, inputs, digest))
         finally:
             lock.release()
@@ -134,7 +127,7 @@ class FeatureCache:
     def _folder_for(self, dataset: Dataset) -> Path:
         if self.setting != "auto":
             return make_writable(Path(self.setting or ""), "train.feature_cache=")
-        prefix, in_run = "train.feature_cache=auto: ", self.run_dir / "features"
+        prefix, in_run = "train.feature_cache=auto: ", Path(self.config.run_dir) / "features"
         if not dataset.shards.url:
             try:
                 return make_writable(dataset.shards.folder / "features", prefix)

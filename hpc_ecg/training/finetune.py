@@ -14,7 +14,7 @@ from hpc_ecg.distributed.stop_signals import StopSignals
 from hpc_ecg.log import logger
 from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.loop import train_stage
-from hpc_ecg.training.prepare import PreparedRun, log_weights, prepare_run
+from hpc_ecg.training.prepare import PreparedRun, describe_weights, prepare_run
 from hpc_ecg.training.run_folder import RunFolder
 from hpc_ecg.training.run_state import finish_run, restore_progress, start_run
 from hpc_ecg.training.settings import FinetuneConfig
@@ -47,7 +47,7 @@ def finetune(
 
     # 2. Open data and weights. Whatever does not fit together fails here.
     prepared = prepare_run(config)
-    log_weights(prepared.start, prepared.config.init.checkpoint)
+    logger.info(f"weights: {describe_weights(prepared)}")
 
     with _joined_engine(folder, prepared) as (engine, signals):
         # 3. All processes have joined: try the kernels, run the doctor, claim the folder.

@@ -132,7 +132,6 @@ def train_step(
 def _log(
     run: Run, schedule: StageSchedule, progress: Progress, lr: float, result: StepResult
 ) -> float:
-    """Record the step, and return its loss."""
     _check_finite(run)
     values = {
         "lr": lr,
@@ -156,16 +155,9 @@ def _save(run: Run, state: StageState, progress: Progress) -> Progress:
     backend.gather_weights()
     moments = backend.moments()
     average = backend.full_tensors(state.average.state())
-    run.engine.run_on_rank_zero(
-        lambda: save_checkpoint(
-            run.folder.checkpoints,
-            progress,
-            state.inputs.saved_module,
-            moments,
-            keep=state.stage.train.keep_checkpoints,
-            average=average,
-        )
-    )
+    folder, keep = run.folder.checkpoints, state.stage.train.keep_checkpoints
+    content = progress, state.inputs.saved_module, moments
+    run.engine.run_on_rank_zero(lambda: save_checkpoint(folder, *content, keep, average))
     run.signals.clear_save()
     return progress
 

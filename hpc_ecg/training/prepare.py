@@ -7,6 +7,7 @@ from hpc_ecg.data.sampler import EpochSampler
 from hpc_ecg.data.source import ShardSource
 from hpc_ecg.ecg.signal import check_same_signal
 from hpc_ecg.log import logger
+from hpc_ecg.reporting.numbers import count
 from hpc_ecg.shards.format import ShardSet
 from hpc_ecg.training.best_tracker import BestTracker
 from hpc_ecg.training.open_run import with_start
@@ -61,13 +62,7 @@ def prepare_data(config: FinetuneConfig) -> PreparedData:
         train=train,
         valid=valid,
         sampler=EpochSampler.for_split(train, config.data, config.seed),
-        best_tracker=BestTracker(
-            valid,
-            config.data.task,
-            config.train.best_metric,
-            config.loss,
-            config.train.best_decimals,
-        ),
+        best_tracker=BestTracker(valid, config),
     )
 
 
@@ -102,10 +97,10 @@ def _check_fits_data(start: Initialized, shards: ShardSet, checkpoint: str | Non
         raise ValueError(f"model.in_d={in_d}, but {shards_name} has {leads} leads")
 
 
-def log_weights(start: Initialized, checkpoint: str | None) -> None:
-    counts, head = start.report["counts"], start.report["head"]
-    logger.info(
-        f"weights: {counts['tensors_loaded']} tensors from {checkpoint}, "
+def describe_weights(run: PreparedRun) -> str:
+    counts, head = run.start.report["counts"], run.start.report["head"]
+    return (
+        f"{count(counts['tensors_loaded'], 'tensor')} from {run.config.init.checkpoint}, "
         f"{counts['tensors_fresh']} new, {counts['tensors_ignored']} ignored, "
         f"{counts['tensors_frozen']} frozen; head: {head['taken']} ({head['reason']})"
     )

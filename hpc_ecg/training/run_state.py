@@ -85,13 +85,9 @@ def start_run(
     engine.start_trackers(flatten(yaml.safe_load(config_yaml)))
     start.model.backbone.encoder.checkpoint_layers = config.engine.activation_checkpointing
     start.model.to(engine.device)
-    features = FeatureCache(
-        engine=engine,
-        # an augmented record has other features each time
-        setting=None if config.augment.is_on else config.train.feature_cache,
-        batch_size=config.data.batch_size,
-        run_dir=folder.path,
-    )
+    # an augmented record has other features each time
+    setting = None if config.augment.is_on else config.train.feature_cache
+    features = FeatureCache(engine=engine, config=config, setting=setting)
     return Run(
         prepared=prepared,
         folder=folder,
