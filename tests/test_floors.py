@@ -18,22 +18,22 @@ FLOORS = {
     "config": 600,
     "reporting": 640,
     "ecg": 2330,
-    "model": 1670,
-    "distributed": 1200,
-    "jobs": 1010,
+    "model": 1660,
+    "distributed": 1190,
+    "jobs": 1020,
     "cohort": 1880,
-    "shards": 2120,
-    "weights": 2620,
-    "evaluation": 3390,
+    "shards": 2100,
+    "weights": 2590,
+    "evaluation": 3360,
     "data": 1570,
     "training": 3270,
-    "preflight": 1310,
-    "sweep": 2580,
-    "comparison": 3890,
-    "inference": 2550,
-    "cli": 2130,
+    "preflight": 1360,
+    "sweep": 2600,
+    "comparison": 4040,
+    "inference": 2530,
+    "cli": 2100,
 }
-MOST_LINES = 35_400
+MOST_LINES = 35_490
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
 BANNED |= {"meeting", "alone", "places", "heard", "rivals", "caveats"}
 """Names that hid standard ideas in version 0.1; tied scores are called so in prose."""
