@@ -17,7 +17,7 @@ from itertools import combinations, product
 
 import numpy as np
 from coverage_before import beside, quoted
-from simulated_cohorts import Design, cohorts, noise, sampling_error, shift_sd
+from simulated_cohorts import Design, cohorts, fewer_draws, noise, sampling_error, shift_sd
 
 from hpc_ecg.evaluation import max_t
 from hpc_ecg.evaluation.comparisons import SeedScores
@@ -48,7 +48,6 @@ UNEQUAL = (
 
 
 def family_table(options: argparse.Namespace) -> Iterator[str]:
-    max_t.DRAWS = 2000  # of the package's 20,000: for speed
     for num, seeds, spread, is_half in product((2, 4, 6, 8), options.seeds, SPREADS, (False, True)):
         if spread == 0 and is_half:
             continue
@@ -80,6 +79,7 @@ def _family(
     )
 
 
+@fewer_draws
 def _rejected(
     spread_K: np.ndarray, seeds_K: np.ndarray, lead: float, options: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,6 @@ def _sweeps(
 
 
 def best_table(options: argparse.Namespace) -> Iterator[str]:
-    max_t.DRAWS = 2000
     for num, spread, lead in product((2, 4, 6, 8), (0, 1.5), (0, 1, 2, 4)):
         rows = _best(num, spread, lead, options)
         held = {
@@ -168,6 +167,7 @@ def best_table(options: argparse.Namespace) -> Iterator[str]:
         )
 
 
+@fewer_draws
 def _best(
     num: int, spread: float, lead: float, options: argparse.Namespace
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:

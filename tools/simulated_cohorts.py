@@ -4,6 +4,7 @@ labels by patient, and normal scores; half of their variance is between patients
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import numpy as np
 from scipy import optimize, stats
@@ -11,6 +12,10 @@ from scipy import optimize, stats
 from hpc_ecg.evaluation.resampling import draw_multiplicities, ranking_replicates
 
 # N records, P patients, R replicates; row 0 of the draws is the sample itself
+
+
+fewer_draws = patch("hpc_ecg.evaluation.max_t.DRAWS", 2000)
+"""Of the package's 20,000, while a decorated function runs: for speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
