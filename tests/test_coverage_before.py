@@ -10,6 +10,8 @@ import pytest
 from coverage_before import VERSION_0_1, Before, beside, quoted
 from coverage_tables import main
 
+pytestmark = [pytest.mark.slow, pytest.mark.docs]
+
 METRICS, SHARES, COLUMNS = ("auroc", "auprc"), (0.7, 0.9, 0.95), ("before", "now")
 ROWS = {  # of each table: parts that name a row, and what stands in it
     "few": [
