@@ -24,7 +24,7 @@ FLOORS = {
     "cohort": 1880,
     "shards": 2100,
     "weights": 2590,
-    "evaluation": 3360,
+    "evaluation": 3370,
     "data": 1570,
     "training": 3270,
     "preflight": 1360,
@@ -33,7 +33,7 @@ FLOORS = {
     "inference": 2530,
     "cli": 2100,
 }
-MOST_LINES = 35_490
+MOST_LINES = 35_500
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
 BANNED |= {"meeting", "alone", "places", "heard", "rivals", "caveats"}
 """Names that hid standard ideas in version 0.1; tied scores are called so in prose."""

@@ -10,7 +10,8 @@ the spread (Nagashima, Noma & Furukawa 2019), no narrower than the mean's; the u
 (Higgins, Thompson & Spiegelhalter 2009) is given beside it. One or two sites cannot tell how much
 they differ: AUROCs, new ones and the mean of two, then take the spread of 469 prediction models
 (SDs of mean 0.055 and SD 0.015 on the AUROC scale; van Leeuwen et al. 2025, Stat Med 44:e70011), as
-a log-normal prior. For what each covers see docs/explanation/statistics.md.
+a log-normal prior. Measured (tools/coverage_tables.py new_site, new_site_gaussian): mean 94–100 %,
+new site 93–100 %, usual t 84–100 %; of skewed or heavy-tailed sites 90 and 91 % at least.
 """
 
 # N records, S seeds, k sites, T and J variances between sites, P patients, V columns

@@ -5,8 +5,10 @@ AUROCs (`heterogeneity`). Correlations are those of the patient bootstrap, as a 
 two levels correlates them. AUROC needs ten patients of each class; smaller levels give the reason
 instead of a number.
 
-How often it errs where levels do not differ, and where it ends: docs/explanation/statistics.md
-(tools/coverage_tables.py interaction).
+Measured where levels do not differ (tools/coverage_tables.py interaction: 1,000 cohorts a case of
+300 and 1,000 patients, 30 % positive, two and three levels of 15 to 85 %), p < 0.05 in: AUROC 0.7
+4.0–6.5 %, 0.9 2.2–7.0, 0.98 0.2–6.2, 0.995 0–0.6. Where it ends: near 1 with few misranked patients
+it finds only large differences.
 """
 
 # N records, L levels, R replicates
