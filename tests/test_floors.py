@@ -28,12 +28,12 @@ FLOORS = {
     "data": 1570,
     "training": 3270,
     "preflight": 1360,
-    "sweep": 2600,
+    "sweep": 2610,
     "comparison": 4040,
     "inference": 2530,
     "cli": 2100,
 }
-MOST_LINES = 35_500
+MOST_LINES = 35_510
 BANNED = {"ties", "called", "own", "here", "there", "told", "said", "heed", "wish", "wishes"}
 BANNED |= {"meeting", "alone", "places", "heard", "rivals", "caveats"}
 """Names that hid standard ideas in version 0.1; tied scores are called so in prose."""

@@ -13,6 +13,7 @@ MEMORY = "slurmstepd: error: Exceeded memory limit at some point. Job may have b
 TIME = (
     "slurmstepd: error: *** JOB 4 ON node1 CANCELLED AT 2026-11-30T04:11:45 DUE TO TIME LIMIT ***"
 )
+STOPPED = "hpc_ecg.distributed.stop_signals.Preempted: saved and stopped by SIGTERM"
 IMPORT = "ModuleNotFoundError: No module named 'submitit'"
 TRACEBACK = f'Traceback (most recent call last):\n  File "x.py", line 3, in fail\n{IMPORT}\n'
 
@@ -43,6 +44,7 @@ def left(code: str, node: str = "node1", task: int = 0) -> str:
             "a process on node1 ended: Segmentation fault (core dumped)",
         ),
         (TRACEBACK + left("Exited with exit code 1"), IMPORT),
+        (f'Traceback:\n  File "x.py", line 3\n    raise error\n{STOPPED}\n', STOPPED),
         (
             TRAINS + "terminate called without an active exception",
             "terminate called without an active exception",

@@ -3,6 +3,8 @@
 import os
 import pickle
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -358,6 +360,34 @@ def test_a_sweep_larger_than_the_limit_of_submitted_jobs_goes_on_as_runs_end(tmp
     assert failures == [] and max(in_queue) == 3
     assert queue.names == [task.name for task in tasks]
     assert sorted(task.name for task in done) == queue.names
+
+
+def test_a_job_that_slurm_is_ending_is_waited_for_and_its_run_gets_another(tmp_path, monkeypatch):
+    """`sweep cancel`, and at once the sweep again."""
+    queue, tasks = Queue(monkeypatch), tasks_in(tmp_path, 2)
+    assert submit_missing(tasks, tmp_path, SlurmConfig()) == []
+    queue.jobs[0] = replace(queue.jobs[0], state="CG")
+    pauses = []
+
+    def a_second(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            del queue.jobs[0]
+
+    monkeypatch.setattr(submissions.time, "sleep", a_second)
+    assert run_tasks_on_slurm(tasks, tmp_path, SlurmConfig(), False, print) == []
+    assert pauses == [1, 1, 1] and queue.names == [*(t.name for t in tasks), tasks[0].name]
+
+
+def test_a_node_that_does_not_end_a_job_holds_nobody_up_for_long(tmp_path, monkeypatch):
+    queue, tasks = Queue(monkeypatch), tasks_in(tmp_path, 1)
+    assert submit_missing(tasks, tmp_path, SlurmConfig()) == []
+    queue.jobs[0] = replace(queue.jobs[0], state="CG")
+    clock = count(0, 30)
+    monkeypatch.setattr(submissions.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(submissions.time, "sleep", lambda _: None)
+    assert run_tasks_on_slurm(tasks, tmp_path, SlurmConfig(), False, print) == []
+    assert queue.names == [tasks[0].name]
 
 
 def test_a_sweep_waits_where_other_jobs_fill_the_limit_and_says_so_again_and_again(

@@ -56,4 +56,5 @@ def _end_of(log: Path) -> list[str]:
     with log.open("rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - LAST_BYTES, 0))
         text = file.read().decode(errors="replace")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # a traceback's code is indented
+    return [line.strip() for line in text.splitlines() if line.strip() and line[:2] != "  "]

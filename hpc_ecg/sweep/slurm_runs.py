@@ -32,6 +32,7 @@ from hpc_ecg.sweep.submissions import (
     Tries,
     describe_changes,
     last_submissions,
+    let_jobs_end,
     link_log,
     queued_jobs,
     submission_lock,
@@ -58,6 +59,7 @@ def run_tasks_on_slurm(
 ) -> list[str]:
     """Submit the tasks that are not done; with `wait`, returns a line for each that failed."""
     waiting = todo = [task for task in tasks if not task.is_done()]
+    let_jobs_end(folder, [task.name for task in todo])
     try:
         waiting = submit_missing(todo, folder, config)
     except SubmissionLimit as error:

@@ -6,6 +6,7 @@ which tasks have a job, and nothing is submitted twice. This file imports no tor
 """
 
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from hpc_ecg.jobs.queue import QueuedJob, SlurmUnavailable, read_queue
 from hpc_ecg.log import waiting_for
 from hpc_ecg.sweep.folder import check_name
 
-LOCK_PATIENCE_S = 60
+LOCK_PATIENCE_S, ENDING_S = 60, 60
 OF_RETRIES = ("slurm.options.begin", "slurm.options.exclude")
 """What the launcher states for jobs of runs that were lost."""
 
@@ -109,6 +110,18 @@ def queued_jobs(folder: Path, task_names: Collection[str]) -> dict[str, QueuedJo
     jobs = {(job.name, job.index): job for job in queue}
     keys = {name: (submission.job_name, submission.index) for name, submission in submitted.items()}
     return {name: jobs[key] for name, key in keys.items() if key in jobs}
+
+
+def let_jobs_end(folder: Path, task_names: Collection[str]) -> None:
+    """Wait, for seconds, for jobs of these tasks that Slurm is ending, as after `sweep cancel`:
+    their runs need new jobs."""
+    end = time.monotonic() + ENDING_S
+    with waiting_for("waiting for jobs that Slurm is ending"):
+        while time.monotonic() < end:
+            jobs = (queued_jobs(folder, task_names) or {}).values()
+            if not any(job.state == "CG" for job in jobs):
+                return
+            time.sleep(1)
 
 
 def describe_changes(
