@@ -33,6 +33,7 @@ from hpc_ecg.inference.pictures import SweepComparison
 from hpc_ecg.inference.prediction_job import PredictionJob, load_forward, predict_files
 from hpc_ecg.inference.sources import find_sources
 from hpc_ecg.shards.shard_task import Recordings
+from hpc_ecg.training.engine import Engine
 from hpc_ecg.training.evaluate import evaluate, evaluate_weights
 from hpc_ecg.training.finetune import finetune
 from hpc_ecg.training.settings import FinetuneConfig
@@ -719,3 +720,25 @@ def test_a_name_from_a_file_is_never_markup(sweep, run, shards, cohort):
     assert_is_text(SweepComparison(renamed)._repr_html_())
     ecg = hpc_ecg.read_recording(next((cohort.parent / "records").glob("*.hea")))
     assert_is_text(replace(ecg, name=HOSTILE)._repr_svg_())
+
+
+class OnGPU(torch.Tensor):
+    """As a tensor of a GPU, it must be copied before NumPy can read it."""
+
+    def numpy(self, *, force=False):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("verb", ["predict", "embed"])
+def test_outputs_of_a_device_are_copied_before_they_are_read(
+    run, cohort, tmp_path, monkeypatch, verb
+):
+    real = Engine.infer
+    monkeypatch.setattr(Engine, "infer", lambda *given: real(*given).as_subclass(OnGPU))
+    name = next((cohort.parent / "records").glob("*.hea"))
+    out = tmp_path / "out.parquet"
+    assert main([verb, str(run), str(name), "--out", str(out), "--workers", "1"]) == 0
+    assert len(pd.read_parquet(out)) == 1

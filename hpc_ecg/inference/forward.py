@@ -103,7 +103,7 @@ class TorchForward:
             positions=np.zeros(len(counts_BCS), np.int64),
             labels_nK=np.empty((len(counts_BCS), 0), np.float32),
         )
-        logits = self._engine.infer(micro, MV_PER_COUNT).numpy()
+        logits = self._engine.infer(micro, MV_PER_COUNT).cpu().numpy()
         logits = far_from_training(logits, self._gaussian) if self._gaussian else logits
         return logits if logits.ndim == 3 else logits[:, None, self._skip :]
 
