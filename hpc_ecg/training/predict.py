@@ -35,13 +35,13 @@ def predict(
     """
     mine = slice_of_rank(len(dataset), engine.rank, engine.world_size)
     per_count = dataset.millivolts_per_count
-    batches = prefetch_in_order(dataset, mine, batch_size)
     outputs, waiting, title = list[Tensor](), list[Tensor](), f"ECGs of {dataset.split}"
     with progress_bar(title, mine.stop - mine.start, 0, engine.is_rank_zero, 1) as advance:
-        for micro in batches:
+        for micro in prefetch_in_order(dataset, mine, batch_size):
             waiting.append(engine.infer(fill_up(micro, batch_size), per_count))
             if len(waiting) == AT_ONCE or micro.positions[-1] + 1 == mine.stop:
-                outputs, waiting = [*outputs, torch.cat(waiting).cpu()], []
+                outputs.append(torch.cat(waiting).cpu())
+                waiting = []
             advance(len(micro.positions))
     rows = -(-len(dataset) // engine.world_size)
     if engine.collective_forward:  # a rank with fewer batches must join the others' last ones

@@ -1,6 +1,7 @@
 """Before anything is written: do the kernels of a model run on every process, and rightly?"""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,12 @@ def try_kernels_of_run(
     num_records = min(records, config.engine.micro_batch_size or records, most)
     load = _load(engine, model, padded, num_records=num_records, backward=bool(training))
     if engine.kernels is None:
-        choose = lambda: choose_kernels(config, model, load, steps, sweep_dir)  # noqa: E731
+        choose = partial(choose_kernels, config, model, load, steps, sweep_dir)
         engine.kernels = engine.run_on_rank_zero(choose)
         keep_what_runs(engine, config, model, load)
     engine.kernels.apply(model)
     compiled = engine.kernels.kernels["compile"] == "compiled"
-    lines = try_kernels(engine, model, padded, load, compiled)
-    return [*engine.kernels.lines, "; ".join(lines)]
+    return [*engine.kernels.lines, "; ".join(try_kernels(engine, model, padded, load, compiled))]
 
 
 def try_kept_kernels(
@@ -53,8 +53,8 @@ def try_kept_kernels(
 ) -> None:
     """Let `model` predict by the kernels that its run has kept, and `try_kernels`. Collective."""
     kept = kept_kernels(config, engine.device, dataset.is_padded)
-    used = kept.kernels | {"record_dropout": "auto", "compile": "auto"}
-    engine.kernels = replace(kept, kernels=used)
+    of_training = dict.fromkeys(("record_dropout", "compile"), "auto")
+    engine.kernels = replace(kept, kernels=kept.kernels | of_training)
     load = _load(engine, model, dataset, backward=False)
     keep_what_runs(engine, config, model, load)
     for line in engine.kernels.lines:
