@@ -11,7 +11,7 @@ import numpy as np
 
 from hpc_ecg.comparison.comparison import Comparison
 from hpc_ecg.comparison.curve_figures import Curves, draw_curves
-from hpc_ecg.comparison.label_efficiency import FRACTION
+from hpc_ecg.comparison.grid_arms import FRACTION
 from hpc_ecg.comparison.results import RunResult
 from hpc_ecg.evaluation.comparisons import Estimate
 from hpc_ecg.evaluation.metric_names import METRIC_NAMES

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from hpc_ecg.comparison.comparison import StrategyResult
+from hpc_ecg.comparison.grid_arms import FRACTION
 from hpc_ecg.evaluation.comparisons import SeedScores, estimate_mean
 from hpc_ecg.reporting.numbers import format_number, format_with_interval
 
-FRACTION = "data.label_fraction"
 GAIN, LEAST_SHARES = 0.01, 3
 
 
